@@ -1,0 +1,12 @@
+"""The names of the plain values that every room passes about (protocol.md section 2)."""
+
+from typing import TypeAlias
+
+#: A named, ordered log of rows, for instance ``typing``.
+StreamName: TypeAlias = str
+#: A named process that writes streams, for instance ``master``.
+InstanceName: TypeAlias = str
+#: A place in a stream of one instance; never decreasing; 0 is before the first row.
+Token: TypeAlias = int
+#: The name of a homeserver, for instance ``example.com``.
+ServerName: TypeAlias = str

@@ -1,0 +1,235 @@
+"""The log of a stream: what every store promises (protocol.md section 7).
+
+A stream is a log. Per (stream, instance) there is an ordered sequence of *(token, row)*;
+tokens only grow, across restarts too; rows that share a token are a *batch* and are never
+parted. Intervals are half-open: ``(after, upto]``.
+
+Rows enter as JSON bytes and are rendered once, on append, into the very lines that go out
+on the wire in the newest dialect (``RDATA stream instance token row``). A `Block` is what
+one append made; the hub fans the same bytes out to everybody, and reading back is slicing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tcprepl.ids import InstanceName, StreamName, Token
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+
+class Block:
+    """The rows of one append, rendered: immutable, and shared by everybody who sends it.
+
+    Attributes:
+        stream: Name of the stream.
+        instance: Name of the instance that wrote it.
+        tokens: The token of each row, ascending; the rows of a batch repeat theirs.
+        lines: All RDATA lines, each ended by LF.
+        ends: For each row the offset in *lines* just past its LF.
+        longest_line_bytes: Length of the longest line, LF excluded.
+        written_ms: Wall-clock time of the append in ms since 1970.
+    """
+
+    __slots__ = (
+        "ends",
+        "instance",
+        "lines",
+        "longest_line_bytes",
+        "stream",
+        "tokens",
+        "written_ms",
+    )
+
+    def __init__(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        tokens: Sequence[Token],
+        lines: bytes,
+        ends: Sequence[int],
+        longest_line_bytes: int,
+        written_ms: int,
+    ) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.tokens = tokens
+        self.lines = lines
+        self.ends = ends
+        self.longest_line_bytes = longest_line_bytes
+        self.written_ms = written_ms
+
+    @property
+    def first(self) -> Token:
+        """Token of the first row."""
+        return self.tokens[0]
+
+    @property
+    def last(self) -> Token:
+        """Token of the last row."""
+        return self.tokens[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append answers: the tokens that its rows got."""
+
+    stream: StreamName
+    instance: InstanceName
+    first: Token
+    last: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a read answers.
+
+    Attributes:
+        tokens: The token of each row, ascending.
+        lines: The RDATA lines of these rows, each ended by LF (newest dialect).
+        ends: For each row the offset in *lines* just past its LF.
+        upto: The token reached; read on from here.
+        limited: Whether rows up to the asked-for token remain.
+        longest_line_bytes: An upper bound of the longest line, LF excluded.
+    """
+
+    tokens: Sequence[Token]
+    lines: bytes
+    ends: Sequence[int]
+    upto: Token
+    limited: bool
+    longest_line_bytes: int
+
+    def rows(self) -> Iterator[tuple[Token, bytes]]:
+        """Yield (token, row as JSON bytes) of each row."""
+        start = 0
+        for token, end in zip(self.tokens, self.ends, strict=True):
+            yield token, self.lines[start : end - 1].split(b" ", 4)[4]
+            start = end
+
+
+class Log(Protocol):
+    """Every stream of one data directory; all calls are made in the reactor's thread.
+
+    `read` may touch the disk; it is bounded by its limits.
+    """
+
+    def pairs(self) -> list[tuple[StreamName, InstanceName]]:
+        """Return every (stream, instance) that the log knows, in a stable order."""
+        ...
+
+    def ensure(self, stream: StreamName, instance: InstanceName) -> None:
+        """Make (stream, instance) known, at position 0 unless the log remembers better."""
+        ...
+
+    def position(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the newest published token; 0 for a pair that the log does not know."""
+        ...
+
+    def floor(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the oldest token from which a read is complete (everything after it is held)."""
+        ...
+
+    def restart_point(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return where a reader that cannot be resumed starts anew.
+
+        That is 0 for a keyed ephemeral stream (typing, presence), which keeps the newest
+        row of each key: such a reader forgets its state and reads with ``compacted=True``.
+        For every other stream it is the floor.
+        """
+        ...
+
+    def append(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        rows: Sequence[bytes],
+        *,
+        batch: bool = False,
+        tokens: Sequence[Token] | None = None,
+        transaction_id: str | None = None,
+    ) -> Deferred[Appended]:
+        """Append rows that are JSON already, and give each a token.
+
+        The answer comes, and the listeners hear of it, once the rows are safe: on disk for
+        a durable stream, at once for an ephemeral one. Tokens are given out in call order.
+
+        Args:
+            stream: Name of the stream.
+            instance: Name of the writing instance.
+            rows: Rows as JSON bytes without raw line ends; at least one.
+            batch: Whether all rows share one token.
+            tokens: The tokens to use, ascending and all above the position, for a relay;
+                equal neighbours are a batch. By default the next ones are taken.
+            transaction_id: Makes the call safe to retry: the same id on the same stream is
+                answered with the first call's tokens, after a restart too.
+
+        Raises:
+            TokenOrder: *tokens* go backwards.
+            LogUnavailable: (in the Deferred) the disk refused; nothing was published.
+        """
+        ...
+
+    def advance(
+        self, stream: StreamName, instance: InstanceName, token: Token
+    ) -> Deferred[None]:
+        """Move the position to *token* without rows (a no-op when it is there already)."""
+        ...
+
+    def read(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        after: Token,
+        upto: Token,
+        *,
+        limit_rows: int = 1_000,
+        limit_bytes: int = 262_144,
+        compacted: bool = False,
+    ) -> Page:
+        """Return the rows in ``(after, upto]``, oldest first, as the lines that went out.
+
+        Rows sharing a token are never split across calls; both limits are exceeded only to
+        finish a token.
+
+        Args:
+            stream: Name of the stream.
+            instance: Name of the writing instance.
+            after: Exclusive lower bound.
+            upto: Inclusive upper bound; taken as the position when it is above it.
+            limit_rows: Most rows to return.
+            limit_bytes: Most bytes of lines to return.
+            compacted: The reader started at the restart point and knows that rows which
+                were superseded below the floor are gone.
+
+        Raises:
+            TokenTooOld: *after* is below the floor (and not *compacted*).
+            TokenFromFuture: *after* is above the position.
+            LogCorrupt: a stored block does not match its checksum.
+        """
+        ...
+
+    def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
+        """Forget rows whose token is at most *upto* (acknowledged by everybody)."""
+        ...
+
+    def add_listener(self, listener: Callable[[Block], None]) -> None:
+        """Call *listener* with each block, in order, the moment it is safe to publish."""
+        ...
+
+    def add_position_listener(
+        self, listener: Callable[[StreamName, InstanceName, Token, Token], None]
+    ) -> None:
+        """Call *listener* (stream, instance, before, now) when a position moves without rows."""
+        ...
+
+    def flush(self) -> Deferred[None]:
+        """Fire once everything appended so far is safe."""
+        ...
+
+    def close(self) -> Deferred[None]:
+        """Flush, release the lock and the files."""
+        ...
