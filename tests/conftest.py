@@ -1,0 +1,49 @@
+"""Set-up that all tests share: Hypothesis profiles, markers, coverage floors.
+
+``HYPOTHESIS_PROFILE`` chooses how long the random tests look: *dev* (the default) is fast,
+*ci* is thorough, *deep* is for a night.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "dev",
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "ci",
+    settings.get_profile("dev"),
+    max_examples=200,
+    stateful_step_count=60,
+    print_blob=True,
+)
+settings.register_profile(
+    "deep", settings.get_profile("ci"), max_examples=5_000, stateful_step_count=200
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+pytest_plugins = [
+    name
+    for name in ("tests.unhandled", "tests.floors")
+    if importlib.util.find_spec(name) is not None
+]
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lives in ``interop/``, except the tests of our own command line."""
+    for item in items:
+        room, *rest = item.path.relative_to(TESTS).parts
+        if room == "interop" and not rest[-1].startswith("test_cli"):
+            item.add_marker(pytest.mark.interop)
