@@ -1,0 +1,321 @@
+"""The metrics of this process, and the names they go by.
+
+Dashboards that were made for Synapse keep working: what Synapse measures too has Synapse's
+name (``synapse_...``); what only tcprepl has is called ``tcprepl_...``. Everything lives in
+`REGISTRY`, not in prometheus_client's global registry.
+
+Two kinds of metric are used:
+
+* Plain counters and histograms for what happens seldom (a transaction, a failure).
+* `Live` metrics for state and for what happens often. Nothing is written to them: whoever
+  holds the number registers a *source*, and the number is asked for when somebody scrapes.
+  So a hot path only adds to an integer that it owns, and several servers in one process
+  (as in the tests) add up instead of overwriting each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeAlias
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+logger = structlog.get_logger()
+
+#: Every metric of this process.
+REGISTRY = CollectorRegistry()
+
+#: The ``Content-Type`` of what `render` returns.
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+#: Asked at each scrape: the label values of each sample, and its value.
+Source: TypeAlias = Callable[[], Iterable[tuple[Sequence[str], float]]]
+
+
+class Live(Collector):
+    """A gauge or a counter that is asked for at each scrape.
+
+    Samples of several sources with equal labels are added up. A counter does not go back
+    when a source leaves: what it had counted is kept.
+
+    Attributes:
+        name: The name that is exposed (``_total`` is added to a counter's).
+        labels: The names of the labels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        *,
+        kind: Literal["gauge", "counter"] = "gauge",
+        labels: Sequence[str] = (),
+        registry: CollectorRegistry | None = REGISTRY,
+    ) -> None:
+        self.name = name
+        self.labels = tuple(labels)
+        self._documentation = documentation
+        self._kind = kind
+        self._sources: list[Source] = []
+        self._kept: dict[tuple[str, ...], float] = {}
+        if registry is not None:
+            registry.register(self)
+
+    def add_source(self, source: Source) -> Source:
+        """Ask *source* at each scrape from now on; returns it, for `remove_source`."""
+        self._sources.append(source)
+        return source
+
+    def remove_source(self, source: Source) -> None:
+        """Stop asking *source*; a counter keeps what it had counted. Unknown ones are ignored."""
+        if source not in self._sources:
+            return
+        self._sources.remove(source)
+        if self._kind == "counter":
+            self._add_up(source, self._kept)
+
+    def samples(self) -> dict[tuple[str, ...], float]:
+        """Return the present value for each combination of labels."""
+        totals = dict(self._kept)
+        for source in tuple(self._sources):
+            self._add_up(source, totals)
+        return totals
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the empty family, so that a second metric of this name is refused."""
+        yield self._family()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family with its samples."""
+        family = self._family()
+        for labels, value in self.samples().items():
+            family.add_metric(labels, value)
+        yield family
+
+    def _family(self) -> GaugeMetricFamily | CounterMetricFamily:
+        family = GaugeMetricFamily if self._kind == "gauge" else CounterMetricFamily
+        return family(self.name, self._documentation, labels=self.labels)
+
+    def _add_up(self, source: Source, totals: dict[tuple[str, ...], float]) -> None:
+        try:
+            for labels, value in source():
+                key = tuple(labels)
+                totals[key] = totals.get(key, 0.0) + value
+        except Exception:
+            # One broken source must not hide all other metrics from the operator.
+            logger.exception("metrics.source_failed", metric=self.name)
+
+
+def render() -> bytes:
+    """Return every metric in the Prometheus text format (`CONTENT_TYPE`)."""
+    return generate_latest(REGISTRY)
+
+
+# -- Replication: connections ---------------------------------------------------------------
+
+INBOUND_COMMANDS = Live(
+    "synapse_replication_tcp_protocol_inbound_commands",
+    "Commands received, by command and by the name of the peer",
+    kind="counter",
+    labels=("command", "name"),
+)
+OUTBOUND_COMMANDS = Live(
+    "synapse_replication_tcp_protocol_outbound_commands",
+    "Commands sent, by command and by the name of the peer",
+    kind="counter",
+    labels=("command", "name"),
+)
+INBOUND_RDATA = Live(
+    "synapse_replication_tcp_protocol_inbound_rdata_count",
+    "Rows received, by stream",
+    kind="counter",
+    labels=("stream_name",),
+)
+CLOSE_REASON = Counter(
+    "synapse_replication_tcp_protocol_close_reason",
+    "Connections ended, by the reason",
+    ["reason_type"],
+    registry=REGISTRY,
+)
+PENDING_COMMANDS = Live(
+    "synapse_replication_tcp_protocol_pending_commands",
+    "Commands that wait to be sent, by the name of the peer",
+    labels=("name",),
+)
+TRANSPORT_SEND_BUFFER = Live(
+    "synapse_replication_tcp_protocol_transport_send_buffer",
+    "Bytes that wait in the transport, by the name of the peer",
+    labels=("name",),
+)
+TOTAL_CONNECTIONS = Live(
+    "synapse_replication_tcp_resource_total_connections",
+    "Replication connections open now",
+)
+STREAM_UPDATES = Live(
+    "synapse_replication_tcp_resource_stream_updates",
+    "Rows published, by stream",
+    kind="counter",
+    labels=("stream_name",),
+)
+USER_SYNC = Counter(
+    "synapse_replication_tcp_resource_user_sync", "USER_SYNC received", registry=REGISTRY
+)
+FEDERATION_ACK = Counter(
+    "synapse_replication_tcp_resource_federation_ack", "FEDERATION_ACK received", registry=REGISTRY
+)
+USER_IP_CACHE = Counter(
+    "synapse_replication_tcp_resource_user_ip_cache", "USER_IP received", registry=REGISTRY
+)
+COMMAND_QUEUE = Live(
+    "synapse_replication_tcp_command_queue",
+    "Batches received that wait for their handler, by stream",
+    labels=("stream_name",),
+)
+CURRENT_POSITION = Live(
+    "synapse_storage_stream_current_position",
+    "The newest token, by stream",
+    labels=("stream_name",),
+)
+STREAM_POSITION = Live(
+    "tcprepl_stream_position",
+    "The newest token, by stream and instance",
+    labels=("stream", "instance"),
+)
+PEER_BEHIND_ROWS = Live(
+    "tcprepl_peer_behind_rows",
+    "Rows that a peer has not been sent yet",
+    labels=("peer", "stream"),
+)
+PEER_BEHIND_BYTES = Live(
+    "tcprepl_peer_behind_bytes",
+    "Bytes that a peer has not been sent yet",
+    labels=("peer", "stream"),
+)
+PEER_BEHIND_SECONDS = Live(
+    "tcprepl_peer_behind_seconds",
+    "Age of the oldest row that a peer has not been sent yet",
+    labels=("peer", "stream"),
+)
+PEER_PAUSED_SECONDS = Live(
+    "tcprepl_peer_paused_seconds",
+    "Time for which a peer's socket took no more",
+    kind="counter",
+    labels=("peer",),
+)
+DROPPED = Counter(
+    "tcprepl_dropped",
+    "What was thrown away: rows, EDUs, lines; and why",
+    ["what", "why"],
+    registry=REGISTRY,
+)
+GAPS = Counter(
+    "tcprepl_gaps",
+    "Times a reader could not be resumed from the log and had to start anew",
+    ["stream"],
+    registry=REGISTRY,
+)
+
+# -- Federation -----------------------------------------------------------------------------
+
+SENT_TRANSACTIONS = Counter(
+    "synapse_federation_client_sent_transactions",
+    "Transactions that a destination accepted",
+    registry=REGISTRY,
+)
+SENT_EDUS = Counter(
+    "synapse_federation_client_sent_edus", "EDUs that a destination accepted", registry=REGISTRY
+)
+SENT_EDUS_BY_TYPE = Counter(
+    "synapse_federation_client_sent_edus_by_type",
+    "EDUs that a destination accepted, by type",
+    ["type"],
+    registry=REGISTRY,
+)
+PENDING_DESTINATIONS = Live(
+    "synapse_federation_transaction_queue_pending_destinations",
+    "Destinations with something to send",
+)
+PENDING_PDUS = Live(
+    "synapse_federation_transaction_queue_pending_pdus", "PDUs that wait to be sent"
+)
+PENDING_EDUS = Live(
+    "synapse_federation_transaction_queue_pending_edus", "EDUs that wait to be sent"
+)
+SEND_QUEUE_SIZES = {
+    name: Live(
+        f"synapse_federation_send_queue_{name}_size",
+        f"Entries in the writer's send queue: {name}",
+    )
+    for name in (
+        "presence_map",
+        "keyed_edu",
+        "keyed_edu_changed",
+        "edus",
+        "pos_time",
+        "presence_destinations",
+    )
+}
+EVENT_PROCESSING_POSITIONS = Live(
+    "synapse_event_processing_positions",
+    "The last token a consumer has dealt with",
+    labels=("name",),
+)
+EVENT_PROCESSING_LAG = Histogram(
+    "synapse_event_processing_lag_by_event",
+    "Seconds from a row's publication until it was dealt with",
+    ["name"],
+    registry=REGISTRY,
+)
+OUTBOX_ROWS = Live(
+    "tcprepl_outbox_rows", "EDUs on disk that wait to be sent, by lane", labels=("lane",)
+)
+OUTBOX_OLDEST_SECONDS = Live(
+    "tcprepl_outbox_oldest_seconds", "Age of the oldest EDU on disk, by lane", labels=("lane",)
+)
+
+# -- State in memory ------------------------------------------------------------------------
+
+TYPING_USERS = Live("tcprepl_typing_users", "Users typing now, counted once for each room")
+TYPING_ROOMS = Live("tcprepl_typing_rooms", "Rooms held in memory for typing")
+PRESENCE_USERS = Live(
+    "tcprepl_presence_users", "Users held in memory, by presence", labels=("state",)
+)
+TIMERS_PENDING = Live(
+    "tcprepl_timers_pending", "Entries in the wheel timers, by kind", labels=("kind",)
+)
+EPHEMERAL_CHANGES = Live(
+    "tcprepl_ephemeral_changes",
+    "Changes of state in memory that were published, by stream",
+    kind="counter",
+    labels=("stream",),
+)
+
+# -- Background work ------------------------------------------------------------------------
+
+BACKGROUND_STARTED = Live(
+    "synapse_background_process_start_count",
+    "Background processes started, by name",
+    kind="counter",
+    labels=("name",),
+)
+BACKGROUND_IN_FLIGHT = Live(
+    "synapse_background_process_in_flight_count",
+    "Background processes running now, by name",
+    labels=("name",),
+)
+BACKGROUND_SECONDS = Live(
+    "tcprepl_background_process_seconds",
+    "Time from start to end of background processes, by name",
+    kind="counter",
+    labels=("name",),
+)
+BACKGROUND_FAILED = Counter(
+    "tcprepl_background_failed",
+    "Background work that failed, by name",
+    ["name"],
+    registry=REGISTRY,
+)
