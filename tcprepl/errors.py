@@ -7,7 +7,7 @@
         LocalProtocolError      our caller asked for something illegal here: a bug
         RemoteProtocolError     the peer did
           LineTooLong  MalformedCommand  UnknownCommand  UnexpectedCommand  BadEncoding
-          WrongProtocol  WrongServer  TooManyErrors
+          WrongProtocol  WrongServer  TooManyErrors  LostRow
       ConnectionFailed          .transient drives the reconnect
       StreamError
         UnknownStream  BadRow  TokenTooOld  TokenFromFuture  TokenOrder
@@ -19,7 +19,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
+
+#: Characters of an offending value that `BadRow` shows.
+_SHOWN_CHARS = 80
 
 
 class TcpreplError(Exception):
@@ -43,6 +47,8 @@ class CloseReason(Enum):
     UNEXPECTED_COMMAND = "unexpected_command"
     #: More bad lines than a connection is allowed.
     TOO_MANY_ERRORS = "too_many_errors"
+    #: A row or position from the server that cannot be read or kept: resume on a new connection.
+    LOST_ROW = "lost_row"
     #: HTTP, TLS or RESP spoken to this port.
     WRONG_PROTOCOL = "wrong_protocol"
     #: SERVER named another homeserver.
@@ -57,3 +63,202 @@ class CloseReason(Enum):
     ABORTED = "aborted"
     #: Our side broke a rule: a bug.
     LOCAL_ERROR = "local_error"
+
+
+class ProtocolError(TcpreplError):
+    """A rule of the wire was broken.
+
+    Attributes:
+        close_reason: Why the connection has to end, or None where it may go on.
+        text: What was wrong, and what was expected; holds no secrets.
+        snippet: The offending bytes as they may be shown: escaped, at most a few.
+        line_number: Which line of the connection it was, counted from 1; None if unknown.
+    """
+
+    close_reason: CloseReason | None = None
+
+    def __init__(self, text: str, *, snippet: str = "", line_number: int | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.snippet = snippet
+        self.line_number = line_number
+
+    @property
+    def wire_text(self) -> str:
+        """What an ERROR line says about it."""
+        if self.line_number is None:
+            return self.text
+        return f"line {self.line_number}: {self.text}"
+
+    def __str__(self) -> str:
+        return self.wire_text
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own caller asked for something that is illegal here: a bug."""
+
+    close_reason = CloseReason.LOCAL_ERROR
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke a rule."""
+
+
+class LineTooLong(RemoteProtocolError):
+    """A line, ended or not, exceeds the limit; the rest of the input is lost."""
+
+    close_reason = CloseReason.LINE_TOO_LONG
+
+
+class MalformedCommand(RemoteProtocolError):
+    """A known word with arguments that do not fit it."""
+
+
+class UnknownCommand(RemoteProtocolError):
+    """A line whose first word is no command."""
+
+
+class UnexpectedCommand(RemoteProtocolError):
+    """A command that only the other side may send, or not at this point."""
+
+    close_reason = CloseReason.UNEXPECTED_COMMAND
+
+
+class BadEncoding(RemoteProtocolError):
+    """A line that is not UTF-8."""
+
+    close_reason = CloseReason.BAD_ENCODING
+
+
+class WrongProtocol(RemoteProtocolError):
+    """HTTP, TLS or RESP where replication was expected."""
+
+    close_reason = CloseReason.WRONG_PROTOCOL
+
+
+class WrongServer(RemoteProtocolError):
+    """SERVER named another homeserver than the configured one."""
+
+    close_reason = CloseReason.WRONG_SERVER
+
+
+class TooManyErrors(RemoteProtocolError):
+    """More bad lines than one connection is allowed."""
+
+    close_reason = CloseReason.TOO_MANY_ERRORS
+
+
+class LostRow(RemoteProtocolError):
+    """A row or a position from the server that cannot be read, or kept until its token comes.
+
+    Going on would lose it silently, so the connection ends and a new one resumes.
+    """
+
+    close_reason = CloseReason.LOST_ROW
+
+
+class ConnectionFailed(TcpreplError):
+    """A connection could not be made, or ended.
+
+    Attributes:
+        reason: Which way it ended.
+        transient: Whether trying again may help; drives the reconnect.
+    """
+
+    def __init__(self, text: str, *, reason: CloseReason, transient: bool = True) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.transient = transient
+
+
+class StreamError(TcpreplError):
+    """A stream or a row was not usable as asked."""
+
+
+class UnknownStream(StreamError):
+    """A stream that the registry does not know."""
+
+    def __init__(self, stream: str, known: Iterable[str] = ()) -> None:
+        names = ", ".join(sorted(known))
+        super().__init__(f"unknown stream {stream!r}" + (f"; known: {names}" if names else ""))
+        self.stream = stream
+
+
+class BadRow(StreamError):
+    """A row that does not fit its stream.
+
+    Attributes:
+        stream: Name of the stream.
+        field: Which part of the row, for instance ``room_id`` or ``row``.
+        value: What stood there, shortened.
+        expected: What should stand there.
+    """
+
+    def __init__(self, stream: str, field: str, value: object, expected: str) -> None:
+        shown = repr(value)
+        if len(shown) > _SHOWN_CHARS:
+            shown = shown[:_SHOWN_CHARS] + "..."
+        super().__init__(f"stream {stream}: {field} is {shown}, expected {expected}")
+        self.stream = stream
+        self.field = field
+        self.value = shown
+        self.expected = expected
+
+
+class _PositionError(StreamError):
+    """A token that a stream cannot serve; *held* is the nearest one it can."""
+
+    _relation = ""
+
+    def __init__(self, stream: str, instance: str, token: int, held: int) -> None:
+        super().__init__(f"stream {stream} of {instance}: token {token} {self._relation} {held}")
+        self.stream = stream
+        self.instance = instance
+        self.token = token
+        self.held = held
+
+
+class TokenTooOld(_PositionError):
+    """Rows after the asked token were trimmed; *held* is the oldest complete token."""
+
+    _relation = "is older than what is held; the oldest complete token is"
+
+
+class TokenFromFuture(_PositionError):
+    """The asked token was never given out; *held* is the position."""
+
+    _relation = "is ahead of the position"
+
+
+class TokenOrder(_PositionError):
+    """Tokens to append that do not ascend from *held*, the position."""
+
+    _relation = "does not come after the position"
+
+
+class LogError(StreamError):
+    """The store of the log failed."""
+
+
+class LogUnavailable(LogError):
+    """The disk refused an append; nothing was published, and trying again may help."""
+
+
+class LogLocked(LogError):
+    """Another process holds the data directory."""
+
+
+class LogCorrupt(LogError):
+    """What was read back is not what was written."""
+
+
+class LogTooNew(LogError):
+    """The data directory was written by a newer tcprepl."""
+
+
+class FederationError(TcpreplError):
+    """A federation request failed; the rooms above refine it."""
+
+
+class ConfigError(TcpreplError):
+    """The configuration is not usable; the command line exits with 2."""
