@@ -20,7 +20,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Collection
 from enum import Enum
+
+from tcprepl.limits import MAX_TOKEN
 
 #: Characters of an offending value that `BadRow` shows.
 _SHOWN_CHARS = 80
@@ -262,3 +265,183 @@ class FederationError(TcpreplError):
 
 class ConfigError(TcpreplError):
     """The configuration is not usable; the command line exits with 2."""
+
+
+class StreamError(TcpreplError):
+    """Base of what can go wrong with a stream, its rows or its log."""
+
+
+class UnknownStream(StreamError):
+    """A stream that the registry does not know.
+
+    Attributes:
+        stream: The name that was asked for.
+        known: The names that there are.
+    """
+
+    def __init__(self, stream: str, known: Collection[str] = ()) -> None:
+        self.stream = stream
+        self.known = tuple(known)
+        text = f"unknown stream {stream!r}"
+        if self.known:
+            text += f"; known: {' '.join(self.known)}"
+        super().__init__(text)
+
+
+class BadRow(StreamError):
+    """A row that does not fit its stream.
+
+    Attributes:
+        stream: Name of the stream.
+        field: Where in the row, by name (``user_ids[2]``); empty for the row as a whole.
+        snippet: The beginning of the offending value, as JSON.
+        expected: What should be there.
+        index: Place of the row in its call, from 0.
+    """
+
+    def __init__(
+        self, stream: str, field: str, snippet: str, expected: str, index: int | None = None
+    ) -> None:
+        self.stream = stream
+        self.field = field
+        self.snippet = snippet
+        self.expected = expected
+        self.index = index
+        row = "row" if index is None else f"row {index}"
+        place = f", field {field}" if field else ""
+        super().__init__(f"stream {stream}, {row}{place}: expected {expected}, got {snippet}")
+
+
+class TokenTooOld(StreamError):
+    """A read from before what the log retains.
+
+    Attributes:
+        stream: Name of the stream.
+        instance: Name of the instance.
+        token: The token that was asked for.
+        floor: The oldest token that can be asked for.
+        bound: The setting that bounds what is retained, or what else made the rows go.
+    """
+
+    def __init__(self, stream: str, instance: str, token: int, floor: int, bound: str) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.token = token
+        self.floor = floor
+        self.bound = bound
+        super().__init__(
+            f"stream {stream} of {instance}: token {token} is too old: rows up to {floor} "
+            f"are gone ({bound})"
+        )
+
+
+class TokenFromFuture(StreamError):
+    """A read from above the position.
+
+    Attributes:
+        stream: Name of the stream.
+        instance: Name of the instance.
+        token: The token that was asked for.
+        position: The newest token that there is.
+    """
+
+    def __init__(self, stream: str, instance: str, token: int, position: int) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.token = token
+        self.position = position
+        super().__init__(
+            f"stream {stream} of {instance}: token {token} has not been written; "
+            f"the position is {position}"
+        )
+
+
+class TokenOrder(StreamError):
+    """Tokens that do not ascend, or are not above the position, or exceed the maximum.
+
+    Attributes:
+        stream: Name of the stream.
+        instance: Name of the instance.
+        token: The first token out of order.
+        position: What it has to be above.
+    """
+
+    def __init__(self, stream: str, instance: str, token: int, position: int) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.token = token
+        self.position = position
+        super().__init__(
+            f"stream {stream} of {instance}: token {token} cannot follow {position}; "
+            f"tokens ascend up to {MAX_TOKEN}"
+        )
+
+
+class LogError(StreamError):
+    """Base of what can go wrong with the log as a store."""
+
+
+class LogUnavailable(LogError):
+    """The log could not do it now; nothing was published, and a later try may succeed."""
+
+
+class LogLocked(LogError):
+    """Another process has the data directory open.
+
+    Attributes:
+        directory: The data directory.
+        pid: The process that holds it; None when it left no trace.
+    """
+
+    def __init__(self, directory: str, pid: int | None) -> None:
+        self.directory = directory
+        self.pid = pid
+        owner = "another process" if pid is None else f"process {pid}"
+        super().__init__(
+            f"{directory} is in use by {owner}: stop that one, or choose another directory"
+        )
+
+
+class LogCorrupt(LogError):
+    """What is stored is not what was written.
+
+    Attributes:
+        table: Table of the database; empty when the file as a whole cannot be read.
+        stream: Name of the stream; empty when it cannot be told.
+        instance: Name of the instance; empty when it cannot be told.
+        token: The last token of the damaged block; None when it cannot be told.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        table: str = "",
+        stream: str = "",
+        instance: str = "",
+        token: int | None = None,
+    ) -> None:
+        self.table = table
+        self.stream = stream
+        self.instance = instance
+        self.token = token
+        super().__init__(text)
+
+
+class LogTooNew(LogError):
+    """The database was written by a newer version of tcprepl.
+
+    Attributes:
+        path: The database.
+        version: Version of its schema.
+        supported: The newest version that this program reads.
+    """
+
+    def __init__(self, path: str, version: int, supported: int) -> None:
+        self.path = path
+        self.version = version
+        self.supported = supported
+        super().__init__(
+            f"{path} has schema version {version} and this program reads up to {supported}: "
+            f"run the newer tcprepl that wrote it, or start with an empty directory"
+        )
