@@ -1,0 +1,162 @@
+"""Private servers on loopback for the interop tests and the benchmarks.
+
+Each runs as a child process with its files in a directory of its own, listens on a free
+port, and is gone after `stop`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.interop.environments import SetupError, find_program
+from tests.interop.processes import Child, accepts, free_port
+
+
+class Server:
+    """A server process with a directory of its own; a context manager that stops it."""
+
+    def __init__(self, directory: Path, port: int, child: Child) -> None:
+        self.directory = directory
+        self.port = port
+        self.child = child
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self.child.pid
+
+    def stop(self) -> None:
+        """Stop the process and remove its directory."""
+        self.child.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Redis(Server):
+    """A Redis server that keeps nothing on disk."""
+
+    @classmethod
+    def start(cls) -> Self:
+        """Start one and wait until it answers."""
+        program = find_program("redis-server", "redis-server")
+        directory = Path(tempfile.mkdtemp(prefix="tcprepl-redis-"))
+        port = free_port()
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        child = Child([*command, "--appendonly", "no", "--dir", directory], directory / "log")
+        server = cls(directory, port, child)
+        child.wait_ready("Redis accepts connections", lambda: accepts(port) or None)
+        return server
+
+
+class Nats(Server):
+    """A NATS server without JetStream."""
+
+    @classmethod
+    def start(cls) -> Self:
+        """Start one and wait until it answers."""
+        program = find_program("nats-server", "nats-server")
+        directory = Path(tempfile.mkdtemp(prefix="tcprepl-nats-"))
+        port = free_port()
+        child = Child([program, "-a", "127.0.0.1", "-p", str(port)], directory / "log")
+        server = cls(directory, port, child)
+        child.wait_ready("NATS accepts connections", lambda: accepts(port) or None)
+        return server
+
+
+class Postgres(Server):
+    """A PostgreSQL cluster of one's own that trusts everybody on loopback."""
+
+    user = "postgres"
+
+    @classmethod
+    def start(cls, *, fsync: bool = False) -> Self:
+        """Make a cluster, start it and wait until it answers."""
+        initdb = find_program("initdb", "postgresql")
+        program = find_program("postgres", "postgresql")
+        find_program("psql", "postgresql-client")
+        # PostgreSQL refuses to run as root: the packages bring an account for it.
+        account = cls.user if os.geteuid() == 0 else None
+        directory = Path(tempfile.mkdtemp(prefix="tcprepl-postgres-"))
+        if account is not None:
+            try:
+                shutil.chown(directory, account, account)
+            except LookupError as error:
+                raise SetupError(
+                    "run as root, the interop tests need the account postgres "
+                    "(Debian: apt install postgresql)"
+                ) from error
+        data = directory / "data"
+        made = subprocess.run(
+            [initdb, "-A", "trust", "-U", cls.user, "-E", "UTF8", "--locale=C", "-D", data],
+            user=account,
+            group=account,
+            extra_groups=None if account is None else [],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode != 0:
+            raise SetupError(f"initdb failed:\n{made.stdout[-1000:]}{made.stderr[-1000:]}")
+        port = free_port()
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(directory),
+            "fsync": "on" if fsync else "off",
+            "max_connections": "100",
+        }
+        command: list[str | Path] = [program, "-D", data, "-p", str(port)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        child = Child(
+            command, directory / "log", cwd=directory, user=account, stop_signal=signal.SIGINT
+        )
+        server = cls(directory, port, child)
+        child.wait_ready("PostgreSQL answers", lambda: server._answers() or None)
+        return server
+
+    def make_database(self, name: str) -> None:
+        """Make an empty database with the settings that Synapse asks for."""
+        self.sql(
+            "postgres",
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' "
+            "LC_COLLATE 'C' LC_CTYPE 'C'",
+        )
+
+    def sql(self, database: str, statement: str) -> list[list[str]]:
+        """Run *statement* and return its rows as text."""
+        shown = subprocess.run(
+            [*self._psql(database), "-c", statement],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [line.split("\x1f") for line in shown.stdout.splitlines()]
+
+    def _psql(self, database: str) -> list[str]:
+        program = find_program("psql", "postgresql-client")
+        address = ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user, "-d", database]
+        return [program, *address, "-X", "-q", "-t", "-A", "-F", "\x1f", "-v", "ON_ERROR_STOP=1"]
+
+    def _answers(self) -> bool:
+        asked = subprocess.run(
+            [*self._psql("postgres"), "-c", "SELECT 1"], capture_output=True, check=False
+        )
+        return asked.returncode == 0
