@@ -19,14 +19,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Collection
 from enum import Enum
 
 from tcprepl.limits import MAX_TOKEN
-
-#: Characters of an offending value that `BadRow` shows.
-_SHOWN_CHARS = 80
 
 
 class TcpreplError(Exception):
@@ -175,99 +171,6 @@ class ConnectionFailed(TcpreplError):
 
 
 class StreamError(TcpreplError):
-    """A stream or a row was not usable as asked."""
-
-
-class UnknownStream(StreamError):
-    """A stream that the registry does not know."""
-
-    def __init__(self, stream: str, known: Iterable[str] = ()) -> None:
-        names = ", ".join(sorted(known))
-        super().__init__(f"unknown stream {stream!r}" + (f"; known: {names}" if names else ""))
-        self.stream = stream
-
-
-class BadRow(StreamError):
-    """A row that does not fit its stream.
-
-    Attributes:
-        stream: Name of the stream.
-        field: Which part of the row, for instance ``room_id`` or ``row``.
-        value: What stood there, shortened.
-        expected: What should stand there.
-    """
-
-    def __init__(self, stream: str, field: str, value: object, expected: str) -> None:
-        shown = repr(value)
-        if len(shown) > _SHOWN_CHARS:
-            shown = shown[:_SHOWN_CHARS] + "..."
-        super().__init__(f"stream {stream}: {field} is {shown}, expected {expected}")
-        self.stream = stream
-        self.field = field
-        self.value = shown
-        self.expected = expected
-
-
-class _PositionError(StreamError):
-    """A token that a stream cannot serve; *held* is the nearest one it can."""
-
-    _relation = ""
-
-    def __init__(self, stream: str, instance: str, token: int, held: int) -> None:
-        super().__init__(f"stream {stream} of {instance}: token {token} {self._relation} {held}")
-        self.stream = stream
-        self.instance = instance
-        self.token = token
-        self.held = held
-
-
-class TokenTooOld(_PositionError):
-    """Rows after the asked token were trimmed; *held* is the oldest complete token."""
-
-    _relation = "is older than what is held; the oldest complete token is"
-
-
-class TokenFromFuture(_PositionError):
-    """The asked token was never given out; *held* is the position."""
-
-    _relation = "is ahead of the position"
-
-
-class TokenOrder(_PositionError):
-    """Tokens to append that do not ascend from *held*, the position."""
-
-    _relation = "does not come after the position"
-
-
-class LogError(StreamError):
-    """The store of the log failed."""
-
-
-class LogUnavailable(LogError):
-    """The disk refused an append; nothing was published, and trying again may help."""
-
-
-class LogLocked(LogError):
-    """Another process holds the data directory."""
-
-
-class LogCorrupt(LogError):
-    """What was read back is not what was written."""
-
-
-class LogTooNew(LogError):
-    """The data directory was written by a newer tcprepl."""
-
-
-class FederationError(TcpreplError):
-    """A federation request failed; the rooms above refine it."""
-
-
-class ConfigError(TcpreplError):
-    """The configuration is not usable; the command line exits with 2."""
-
-
-class StreamError(TcpreplError):
     """Base of what can go wrong with a stream, its rows or its log."""
 
 
@@ -294,86 +197,85 @@ class BadRow(StreamError):
     Attributes:
         stream: Name of the stream.
         field: Where in the row, by name (``user_ids[2]``); empty for the row as a whole.
-        snippet: The beginning of the offending value, as JSON.
+        value: The beginning of the offending value, as JSON.
         expected: What should be there.
         index: Place of the row in its call, from 0.
     """
 
     def __init__(
-        self, stream: str, field: str, snippet: str, expected: str, index: int | None = None
+        self, stream: str, field: str, value: str, expected: str, index: int | None = None
     ) -> None:
         self.stream = stream
         self.field = field
-        self.snippet = snippet
+        self.value = value
         self.expected = expected
         self.index = index
         row = "row" if index is None else f"row {index}"
         place = f", field {field}" if field else ""
-        super().__init__(f"stream {stream}, {row}{place}: expected {expected}, got {snippet}")
+        super().__init__(f"stream {stream}, {row}{place}: expected {expected}, got {value}")
 
 
-class TokenTooOld(StreamError):
-    """A read from before what the log retains.
+class PositionError(StreamError):
+    """Base: a token that does not fit where its stream is.
 
     Attributes:
         stream: Name of the stream.
         instance: Name of the instance.
-        token: The token that was asked for.
-        floor: The oldest token that can be asked for.
+        token: The token in question.
+        held: The nearest token that the stream can serve, or has.
+    """
+
+    def __init__(self, stream: str, instance: str, token: int, held: int, text: str) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.token = token
+        self.held = held
+        super().__init__(f"stream {stream} of {instance}: {text}")
+
+
+class TokenTooOld(PositionError):
+    """A read from before what the log retains; *held* is the oldest token to read from.
+
+    Attributes:
         bound: The setting that bounds what is retained, or what else made the rows go.
     """
 
-    def __init__(self, stream: str, instance: str, token: int, floor: int, bound: str) -> None:
-        self.stream = stream
-        self.instance = instance
-        self.token = token
-        self.floor = floor
+    def __init__(
+        self, stream: str, instance: str, token: int, held: int, bound: str = "retention"
+    ) -> None:
         self.bound = bound
         super().__init__(
-            f"stream {stream} of {instance}: token {token} is too old: rows up to {floor} "
-            f"are gone ({bound})"
+            stream,
+            instance,
+            token,
+            held,
+            f"token {token} is too old: rows up to {held} are gone ({bound})",
         )
 
 
-class TokenFromFuture(StreamError):
-    """A read from above the position.
+class TokenFromFuture(PositionError):
+    """A read from above the position, which is *held*."""
 
-    Attributes:
-        stream: Name of the stream.
-        instance: Name of the instance.
-        token: The token that was asked for.
-        position: The newest token that there is.
-    """
-
-    def __init__(self, stream: str, instance: str, token: int, position: int) -> None:
-        self.stream = stream
-        self.instance = instance
-        self.token = token
-        self.position = position
+    def __init__(self, stream: str, instance: str, token: int, held: int) -> None:
         super().__init__(
-            f"stream {stream} of {instance}: token {token} has not been written; "
-            f"the position is {position}"
+            stream,
+            instance,
+            token,
+            held,
+            f"token {token} has not been written; the position is {held}",
         )
 
 
-class TokenOrder(StreamError):
-    """Tokens that do not ascend, or are not above the position, or exceed the maximum.
+class TokenOrder(PositionError):
+    """A token to write that is not above *held*, or exceeds the largest token."""
 
-    Attributes:
-        stream: Name of the stream.
-        instance: Name of the instance.
-        token: The first token out of order.
-        position: What it has to be above.
-    """
-
-    def __init__(self, stream: str, instance: str, token: int, position: int) -> None:
-        self.stream = stream
-        self.instance = instance
-        self.token = token
-        self.position = position
+    def __init__(self, stream: str, instance: str, token: int, held: int) -> None:
         super().__init__(
-            f"stream {stream} of {instance}: token {token} cannot follow {position}; "
-            f"tokens ascend up to {MAX_TOKEN}"
+            stream,
+            instance,
+            token,
+            held,
+            f"token {token} cannot follow {held}; tokens ascend, up to {MAX_TOKEN}",
         )
 
 
@@ -445,3 +347,11 @@ class LogTooNew(LogError):
             f"{path} has schema version {version} and this program reads up to {supported}: "
             f"run the newer tcprepl that wrote it, or start with an empty directory"
         )
+
+
+class FederationError(TcpreplError):
+    """A federation request failed; the rooms above refine it."""
+
+
+class ConfigError(TcpreplError):
+    """The configuration is not usable; the command line exits with 2."""
