@@ -1,0 +1,576 @@
+"""The configuration: YAML in, typed and validated settings out.
+
+`load` reads a file and reports *all* its faults at once, each with the path of the key, the
+value found and what was expected. Synapse's names are understood where they mean the same
+thing; a warning shows our spelling. Defaults are safe: everything listens on loopback, and a
+listener that other machines can reach has to have TLS or a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from tcprepl import limits
+from tcprepl.errors import ConfigError
+
+DEFAULT_REPLICATION = "127.0.0.1:9092"
+DEFAULT_HTTP = "127.0.0.1:9093"
+DEFAULT_DATA = "./tcprepl-data"
+
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
+_ENDPOINT = re.compile(r"[a-z][a-z0-9]*:\S")
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_UNITS_BYTES = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen or to connect: HOST:PORT, or a Twisted endpoint string.
+
+    Attributes:
+        text: As it was written.
+        host: The host, without brackets; None for an endpoint string.
+        port: The port; None for an endpoint string.
+    """
+
+    text: str
+    host: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the endpoint string itself asks for TLS."""
+        return self.host is None and self.text.removeprefix("haproxy:").startswith(("ssl:", "tls:"))
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether a listener here can be reached from other machines."""
+        if self.host is not None:
+            return not _is_loopback(self.host)
+        kind, *words = re.split(r"(?<!\\):", self.text.removeprefix("haproxy:"))
+        if kind not in {"tcp", "tcp6", "ssl", "tls"}:
+            return False
+        interfaces = [word.partition("=")[2] for word in words if word.startswith("interface=")]
+        return not (interfaces and _is_loopback(interfaces[0].replace("\\", "")))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def parse_address(text: str) -> Address:
+    """Return what an ADDR means.
+
+    Raises:
+        ValueError: it is neither HOST:PORT nor an endpoint string.
+    """
+    found = _HOST_PORT.fullmatch(text)
+    if found and int(found["port"]) < 65_536:
+        return Address(text, found["host"].strip("[]"), int(found["port"]))
+    if not found and _ENDPOINT.match(text):
+        return Address(text)
+    raise ValueError("expected HOST:PORT or a Twisted endpoint string")
+
+
+def _addresses(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return tuple(parse_address(item) if isinstance(item, str) else item for item in value)
+    return value
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)", value)
+        if not found:
+            raise ValueError("no unit")
+        return float(found[1]) * _UNITS_S[found[2]]
+    return value
+
+
+def _size(value: object) -> object:
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]+)\s*([BKMGT]?)(?:i?B)?", value)
+        if not found:
+            raise ValueError("no size")
+        return int(found[1]) * _UNITS_BYTES[found[2]]
+    return value
+
+
+def _version(value: object) -> object:
+    """Let 1.13 be written without quotes."""
+    return str(value) if isinstance(value, float) else value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value) or len(value) > limits.MAX_NAME_CHARS:
+        raise ValueError("not a name")
+    return value
+
+
+Addresses: TypeAlias = Annotated[tuple[Address, ...], BeforeValidator(_addresses)]
+Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Size: TypeAlias = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+
+_NAME_IS = f"a name without spaces, at most {limits.MAX_NAME_CHARS} characters"
+_ADDRESS_IS = "HOST:PORT or a Twisted endpoint string, or a list of them"
+_AGE_IS = "a number of seconds above 0, or a text such as 30s, 10m, 12h, 7d"
+_SIZE_IS = "a number of bytes above 0, or a text such as 64M or 2G"
+_TEXT_IS = "a text; better read from a file that only the server may read"
+
+
+class Settings(BaseModel):
+    """A section: immutable, and without room for misspelt keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class TlsSettings(Settings):
+    """Certificates of a listener."""
+
+    certificate: Path = Field(description="the path of a PEM file with the certificate chain")
+    private_key: Path = Field(description="the path of a PEM file with the private key")
+    client_ca: Path | None = Field(
+        default=None, description="the path of a PEM file; only clients it vouches for may connect"
+    )
+
+
+class ReplicationSettings(Settings):
+    """The line protocol's listener."""
+
+    tls: TlsSettings | None = Field(
+        default=None, description="a section with certificate and private_key"
+    )
+    listen: Addresses = Field(
+        default=(parse_address(DEFAULT_REPLICATION),), description=_ADDRESS_IS
+    )
+    dialect: Annotated[Literal["auto", "1.13", "1.22"], BeforeValidator(_version)] = Field(
+        default="auto", description="auto, 1.13 or 1.22"
+    )
+    max_connections: int = Field(default=10_000, ge=1, description="a whole number above 0")
+
+    @field_validator("listen")
+    @classmethod
+    def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        for address in value:
+            if address.is_exposed and not address.is_encrypted and not info.data.get("tls", True):
+                raise ValueError(
+                    "other machines can reach it, and the line protocol has no password; "
+                    "expected a loopback address, a unix: or ssl: endpoint, or replication.tls"
+                )
+        return value
+
+
+class HttpSettings(Settings):
+    """The HTTP listener."""
+
+    tls: TlsSettings | None = Field(
+        default=None, description="a section with certificate and private_key"
+    )
+    token: SecretStr | None = Field(default=None, min_length=1, description=_TEXT_IS)
+    replication_secret: SecretStr | None = Field(default=None, min_length=1, description=_TEXT_IS)
+    listen: Addresses = Field(default=(parse_address(DEFAULT_HTTP),), description=_ADDRESS_IS)
+    max_body_bytes: Size = Field(default=64 * 2**20, description=_SIZE_IS)
+
+    @field_validator("listen")
+    @classmethod
+    def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        guarded = info.data.get("tls", True) or info.data.get("token", True)
+        for address in value:
+            if address.is_exposed and not address.is_encrypted and not guarded:
+                raise ValueError(
+                    "other machines can reach it; "
+                    "expected a loopback address, a unix: or ssl: endpoint, http.tls or http.token"
+                )
+        return value
+
+
+class RetentionSettings(Settings):
+    """How much of a stream is kept; whatever is reached first counts."""
+
+    age: Seconds | None = Field(default=None, description=_AGE_IS)
+    bytes: Size | None = Field(default=None, description=_SIZE_IS)
+    rows: int | None = Field(default=None, gt=0, description="a whole number above 0")
+
+
+class ExtraStream(Settings):
+    """A stream of opaque JSON rows that is not built in."""
+
+    name: Name = Field(description=_NAME_IS)
+    durable: bool = Field(default=True, description="true (kept on disk) or false (kept in memory)")
+
+
+def _extra_streams(value: object) -> object:
+    if isinstance(value, list):
+        return tuple({"name": item} if isinstance(item, str) else item for item in value)
+    return value
+
+
+class StreamSettings(Settings):
+    """What is replicated and for how long it is kept."""
+
+    retention: RetentionSettings = Field(
+        default=RetentionSettings(age=7 * 86400.0, bytes=2**30),
+        description="a section with age, bytes, rows",
+    )
+    retention_of: Mapping[Name, RetentionSettings] = Field(
+        default_factory=dict, description="a section per stream with age, bytes, rows"
+    )
+    extra: Annotated[tuple[ExtraStream, ...], BeforeValidator(_extra_streams)] = Field(
+        default=(), description="a list of stream names, or of sections with name and durable"
+    )
+
+    def retention_for(self, stream: str) -> RetentionSettings:
+        """Return the settings of one stream."""
+        return self.retention_of.get(stream, self.retention)
+
+
+class FederationSettings(Settings):
+    """Who sends EDUs to other servers, and with which key."""
+
+    senders: tuple[Name, ...] = Field(
+        default=(), description="a list with the name of each federation sender"
+    )
+    signing_key: Path | None = Field(default=None, description="the path of a signedjson key file")
+    ca: Path | None = Field(
+        default=None, description="the path of a PEM file to trust besides the system"
+    )
+    resolve: Mapping[str, str] = Field(
+        default_factory=dict, description="HOST:PORT for each server name that is not looked up"
+    )
+    allow_private_addresses: bool = Field(default=False, description="true or false")
+
+
+class RedisSettings(Settings):
+    """The Redis server whose channels carry the streams as well."""
+
+    url: SecretStr = Field(description="redis://[:PASSWORD@]HOST:PORT[/DB], rediss:// or unix:")
+
+
+class LogSettings(Settings):
+    """What is logged on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    format: Literal["auto", "console", "logfmt", "json"] = Field(
+        default="auto", description="auto, console, logfmt or json"
+    )
+
+
+class Config(Settings):
+    """Everything that can be set; each default is what ``tcprepl serve`` uses without a file."""
+
+    server_name: Name = Field(default="localhost", description=_NAME_IS + "; the homeserver's")
+    instance: Name = Field(default="master", description=_NAME_IS)
+    data_directory: Path | None = Field(
+        default=Path(DEFAULT_DATA), description="a path, or null to keep everything in memory only"
+    )
+    replication: ReplicationSettings = Field(
+        default=ReplicationSettings(),
+        description="a section with listen, tls, dialect, max_connections",
+    )
+    http: HttpSettings = Field(
+        default=HttpSettings(), description="a section with listen, tls, token, replication_secret"
+    )
+    streams: StreamSettings = Field(
+        default=StreamSettings(), description="a section with retention, retention_of, extra"
+    )
+    federation: FederationSettings = Field(
+        default=FederationSettings(), description="a section with senders, signing_key, ca, resolve"
+    )
+    redis: RedisSettings | None = Field(default=None, description="a section with url")
+    instances: Mapping[Name, str] = Field(
+        default_factory=dict, description="the HTTP URL of each writer, for catching up"
+    )
+    log: LogSettings = Field(default=LogSettings(), description="a section with level and format")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and what should be written differently in its file."""
+
+    config: Config
+    warnings: tuple[str, ...] = ()
+
+
+class BadConfig(ConfigError):
+    """A configuration that is not valid.
+
+    Attributes:
+        faults: One line each: key path, value found, expectation.
+    """
+
+    def __init__(self, source: str, faults: list[str]) -> None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__("\n  ".join([f"{source}: {count}", *faults]))
+        self.faults = faults
+
+
+def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Read a file; see `build` for *overrides*.
+
+    Raises:
+        BadConfig: the file cannot be read, is not YAML, or has faults; all are named.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise BadConfig(str(path), [f"cannot be read: {reason}"]) from None
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Validate YAML text; *source* names it in errors; see `build` for *overrides*.
+
+    Raises:
+        BadConfig: it is not YAML, or has faults; all are named.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise BadConfig(source, [f"{place}not YAML: {error.problem}"]) from None
+    except yaml.YAMLError as error:
+        raise BadConfig(source, [f"not YAML: {error}"]) from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise BadConfig(source, [f"found {_shown(raw)}; expected a section with keys"])
+    return build(raw, source, overrides)
+
+
+def build(
+    raw: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None
+) -> Loaded:
+    """Validate settings that are already in memory.
+
+    Args:
+        raw: The settings, as YAML gives them.
+        source: What to call them in errors.
+        overrides: Dotted key -> value, stronger than *raw*; None values do not count.
+
+    Raises:
+        BadConfig: there are faults; all are named.
+    """
+    settings, warnings, faults = translate_synapse(raw)
+    for path, value in (overrides or {}).items():
+        if value is not None:
+            _put(settings, path, value)
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        faults += [_fault(detail) for detail in error.errors(include_url=False)]
+        raise BadConfig(source, faults) from None
+    if faults:
+        raise BadConfig(source, faults)
+    return Loaded(config, tuple(warnings))
+
+
+def _put(settings: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        inner = settings.get(section)
+        settings[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        settings = settings[section]
+    settings[key] = value
+
+
+# Faults, in plain words.
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _expectation(loc: tuple[int | str, ...]) -> tuple[str, list[str], bool]:
+    """Return (what is expected at *loc*, the keys known beside it, whether it is a secret)."""
+    model: type[BaseModel] | None = Config
+    expected, beside, secret = "a section with keys", list(Config.model_fields), False
+    for part in loc:
+        field = model.model_fields.get(str(part)) if model is not None else None
+        if model is not None:
+            beside = list(model.model_fields)
+        if field is None:
+            continue
+        expected = field.description or expected
+        secret = SecretStr in (field.annotation, *get_args(field.annotation))
+        model = next(_models(field.annotation), None)
+    return expected, beside, secret
+
+
+def _shown(value: object) -> str:
+    text = repr(str(value) if isinstance(value, Path | Address) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fault(detail: ErrorDetails) -> str:
+    loc = tuple(part for part in detail["loc"] if part != "[key]")
+    path = ".".join(str(part) for part in loc)
+    expected, beside, secret = _expectation(loc)
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(loc[-1]), beside, n=1)
+        return f"{path}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    if detail["type"] == "missing":
+        return f"{path}: is missing; expected {expected}"
+    found = "a value that is not shown" if secret else _shown(detail["input"])
+    reason = str(detail.get("ctx", {}).get("error", ""))
+    if "; expected " in reason:
+        return f"{path}: found {found}; {reason}"
+    return f"{path}: found {found}; expected {expected}"
+
+
+# Synapse's names.
+
+#: Keys of Synapse that say nothing to us; they are passed over with a warning.
+IGNORED_OF_SYNAPSE = frozenset(
+    {
+        "daemonize",
+        "database",
+        "form_secret",
+        "log_config",
+        "macaroon_secret_key",
+        "media_store_path",
+        "pid_file",
+        "presence",
+        "public_baseurl",
+        "pusher_instances",
+        "registration_shared_secret",
+        "report_stats",
+        "send_federation",
+        "signing_key_path",
+        "soft_file_limit",
+        "start_pushers",
+        "stream_writers",
+        "suppress_key_server_warning",
+        "tls_certificate_path",
+        "tls_private_key_path",
+        "trusted_key_servers",
+        "use_presence",
+        "web_client_location",
+        "worker_app",
+        "worker_daemonize",
+        "worker_log_config",
+        "worker_main_http_uri",
+        "worker_pid_file",
+        "worker_replication_host",
+        "worker_replication_http_port",
+        "worker_replication_http_tls",
+        "worker_replication_port",
+    }
+)
+
+
+def translate_synapse(
+    raw: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return (settings in our spelling, warnings, faults) of settings that may use Synapse's."""
+    settings = dict(raw)
+    warnings: list[str] = []
+    faults: list[str] = []
+
+    def move(old: str, new: str, value: Any) -> None:
+        _put(settings, new, value)
+        warnings.append(f"{old}: understood as {new}; write {new} instead")
+
+    for old, new in (
+        ("worker_name", "instance"),
+        ("worker_replication_secret", "http.replication_secret"),
+        ("federation_sender_instances", "federation.senders"),
+    ):
+        if old in settings:
+            move(old, new, settings.pop(old))
+    for old in ("listeners", "worker_listeners"):
+        if old in settings:
+            _translate_listeners(old, settings.pop(old), move, faults)
+    redis = settings.get("redis")
+    if isinstance(redis, Mapping) and "url" not in redis:
+        del settings["redis"]
+        if redis.get("enabled"):
+            move("redis.enabled", "redis.url", _redis_url(redis))
+    if "instance_map" in settings:
+        instances = settings.pop("instance_map") or {}
+        if not isinstance(instances, Mapping):
+            faults.append(f"instance_map: found {_shown(instances)}; expected a section per worker")
+        else:
+            urls = {}
+            for name, value in instances.items():
+                place = value if isinstance(value, Mapping) else {}
+                scheme = "https" if place.get("tls") else "http"
+                our_name = "master" if name == "main" else str(name)
+                urls[our_name] = f"{scheme}://{place.get('host')}:{place.get('port')}"
+            move("instance_map", "instances", urls)
+    for old in sorted(IGNORED_OF_SYNAPSE & settings.keys()):
+        del settings[old]
+        warnings.append(f"{old}: a setting of Synapse that means nothing here; leave it out")
+    return settings, warnings, faults
+
+
+def _translate_listeners(old: str, value: Any, move: Any, faults: list[str]) -> None:
+    found: dict[str, list[str]] = {}
+    for index, listener in enumerate(value if isinstance(value, list) else [value]):
+        path = f"{old}.{index}"
+        if not isinstance(listener, Mapping):
+            faults.append(
+                f"{path}: found {_shown(listener)}; expected a section with port and type"
+            )
+            continue
+        kind = "replication" if listener.get("type") == "replication" else "http"
+        if listener.get("path"):
+            mode = str(listener.get("mode", "666")).removeprefix("0o")
+            found.setdefault(kind, []).append(f"unix:{listener['path']}:mode={mode}")
+            continue
+        port = listener.get("port")
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port < 65_536:
+            faults.append(f"{path}.port: found {_shown(port)}; expected a number from 0 to 65535")
+            continue
+        hosts = listener.get("bind_addresses") or [listener.get("bind_address") or "127.0.0.1"]
+        for host in hosts:
+            bracketed = f"[{host}]" if ":" in str(host) else host
+            found.setdefault(kind, []).append(f"{bracketed}:{port}")
+    for kind, addresses in found.items():
+        move(old, f"{kind}.listen", addresses)
+
+
+def _redis_url(redis: Mapping[str, Any]) -> str:
+    if redis.get("path"):
+        return f"unix:{redis['path']}"
+    scheme = "rediss" if redis.get("use_tls") else "redis"
+    password = f":{redis['password']}@" if redis.get("password") else ""
+    database = f"/{redis['dbid']}" if redis.get("dbid") is not None else ""
+    host, port = redis.get("host", "localhost"), redis.get("port", 6379)
+    return f"{scheme}://{password}{host}:{port}{database}"
