@@ -1,0 +1,99 @@
+"""What a person types: arguments, printing, exit codes.
+
+The only room that imports the global reactor. Rows and answers go to stdout, logs and
+complaints to stderr; the exit code is 0 for done, 1 for failed and 2 for a wrong command line
+or configuration. A user's mistake never shows a traceback. Each command lives in its own
+module, which is imported when the command is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+import tcprepl
+from tcprepl.errors import ConfigError, TcpreplError
+
+#: Command -> (module that has it as ``command``, what the list of commands says about it).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("tcprepl.cli.serve", "Run a server: streams over TCP, and the HTTP API."),
+    "publish": ("tcprepl.cli.publish", "Append rows to a stream."),
+    "tail": ("tcprepl.cli.tail", "Follow streams and print their rows."),
+    "positions": ("tcprepl.cli.positions", "Print where every stream is."),
+    "record": ("tcprepl.cli.record", "Write what a server sends into a file."),
+    "replay": ("tcprepl.cli.replay", "Publish the rows of a recording again."),
+    "check-config": ("tcprepl.cli.check_config", "Check a configuration file."),
+    "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """The group of all commands; a module is imported when its command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, so that help imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tcprepl.__version__, message="tcprepl %(version)s")
+def cli() -> None:
+    """Replicate the streams of a Matrix-style homeserver.
+
+    \b
+    Example:
+      tcprepl serve &
+      tcprepl tail --since start &
+      tcprepl publish typing '["!room:example.com", ["@alice:example.com"]]'
+    """
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        code = cli.main(
+            args=None if args is None else list(args), prog_name="tcprepl", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ConfigError as error:
+        return _complain(error, 2)
+    except BrokenPipeError:
+        # Whoever read our rows has had enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (TcpreplError, OSError) as error:
+        return _complain(error, 1)
+    except (click.Abort, KeyboardInterrupt):
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _complain(error: Exception, code: int) -> int:
+    click.echo(f"tcprepl: {error}", err=True)
+    return code
+
+
+def main() -> NoReturn:
+    """Run the command line of this process."""
+    sys.exit(run())

@@ -1,0 +1,82 @@
+"""Logs: structlog events on stderr, Twisted's among them.
+
+On a terminal they are for eyes; elsewhere each is one line of logfmt, or of JSON when asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import structlog
+from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
+from twisted.python.failure import Failure
+from zope.interface import provider
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Send every log of this process to *stream* (stderr) in one form.
+
+    Args:
+        level: The least level that is shown.
+        form: console, logfmt, json, or auto (console on a terminal, else logfmt).
+        stream: Where to write.
+    """
+    out = stream if stream is not None else sys.stderr
+    if form == "auto":
+        form = "console" if out.isatty() else "logfmt"
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *_rendering(form, out),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=LEVELS["warning"], stream=out, force=True)
+    globalLogBeginner.beginLoggingTo(
+        [forward_twisted_event], discardBuffer=True, redirectStandardIO=False
+    )
+
+
+def _rendering(form: str, out: TextIO) -> list[Any]:
+    if form == "console":
+        return [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+    if form == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "event"], drop_missing=True
+        ),
+    ]
+
+
+@provider(ILogObserver)
+def forward_twisted_event(event: dict[str, Any]) -> None:
+    """Log a Twisted event with structlog: failures as errors, chatter as debug."""
+    log = structlog.get_logger("twisted")
+    failure = event.get("log_failure")
+    if isinstance(failure, Failure):
+        log.error(
+            "twisted.failure",
+            namespace=event.get("log_namespace"),
+            exc_info=failure.value,
+        )
+        return
+    text = event.get("log_text")
+    if text is None:
+        form = event.get("log_format") or event.get("format") or ""
+        try:
+            text = form.format(**event) if event.get("log_format") else form % event
+        except (KeyError, ValueError, TypeError, IndexError):
+            text = form
+    level = event.get("log_level", LogLevel.info)
+    method = log.debug if level in {LogLevel.debug, LogLevel.info} else log.warning
+    method("twisted.message", namespace=event.get("log_namespace"), text=text)
