@@ -24,3 +24,52 @@ SNIPPET_BYTES = 32
 MAX_NAME_CHARS = 255
 #: A token has to fit a signed 64-bit integer.
 MAX_TOKEN = 2**63 - 1
+
+# -- HTTP -----------------------------------------------------------------------------------
+
+#: Longest body of an HTTP request.
+MAX_HTTP_BODY_BYTES = 16 * 2**20
+#: Bodies of all HTTP requests that are held at once.
+MAX_HTTP_BODIES_BYTES = 128 * 2**20
+#: Request line and headers of an HTTP request.
+MAX_HTTP_HEADER_BYTES = 16_384
+#: Header lines of an HTTP request.
+MAX_HTTP_HEADERS = 100
+#: HTTP connections at once; a blocked long poll is one.
+MAX_HTTP_CONNECTIONS = 20_000
+#: From being ready for a request until all of it has come.
+HTTP_REQUEST_TIMEOUT_S = 60.0
+#: How long a refused HTTP client may take to read why.
+HTTP_CLOSE_TIMEOUT_S = 15.0
+#: Rows that one POST may publish.
+MAX_INGEST_ROWS = 100_000
+#: Bytes of rows that were posted and are not on disk yet; above it a POST gets 429.
+MAX_INGEST_PENDING_BYTES = 32 * 2**20
+#: What Retry-After says when the log cannot keep up.
+INGEST_RETRY_S = 1
+#: Characters in a transaction id of a client.
+MAX_TRANSACTION_ID_CHARS = 255
+#: How long a long poll waits by default, in ms as its parameter.
+POLL_TIMEOUT_MS = 10_000
+#: How long a long poll waits at most.
+MAX_POLL_TIMEOUT_MS = 600_000
+#: Rows of one table in an answer to a long poll, by default.
+POLL_LIMIT_ROWS = 100
+#: Rows of one table in an answer to a long poll, at most.
+MAX_POLL_LIMIT_ROWS = 10_000
+#: Rows in one answer of the catch-up endpoint; exceeded only to finish a token.
+CATCH_UP_ROWS = 1_000
+#: People who watch the status page live at once.
+MAX_STATUS_VIEWERS = 100
+#: Connections a server holds at a time; the oldest that said nothing makes room for a new one.
+MAX_CONNECTIONS = 10_000
+#: First delay before a client connects again; doubled for each failure, and jittered.
+RECONNECT_MIN_S = 0.1
+#: Longest delay before a client connects again.
+RECONNECT_MAX_S = 5.0
+#: How long a client waits for a connection and for the greeting on it.
+HANDSHAKE_TIMEOUT_S = 15.0
+#: First delay before a handler that failed is called again with the same batch.
+HANDLER_RETRY_MIN_S = 0.5
+#: Longest delay before a handler that failed is called again.
+HANDLER_RETRY_MAX_S = 30.0
