@@ -1,0 +1,421 @@
+"""Rows to JSON and back: in bulk and fast, refusing what does not fit (protocol.md section 7).
+
+The fast way encodes all rows in one call and decodes the same bytes in one typed call, which
+validates them. Only what that refuses is looked at row by row: texts with lone surrogates,
+which JSON as other servers write it may contain, go through the standard library; historical
+shapes and unknown type words have readers of their own; the rest is a `BadRow` that says
+where, what, and what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
+from typing import Any, NoReturn, TypeAlias, get_args, overload
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from tcprepl.errors import BadRow
+from tcprepl.ids import StreamName
+from tcprepl.limits import MAX_ROW_BYTES
+
+#: Characters of an offending value that an error shows.
+SNIPPET_CHARS = 64
+
+#: Reads a shape that the typed decoder refused; raises `msgspec.ValidationError` if it cannot.
+Reader: TypeAlias = Callable[[Any], Any]
+
+_encoder = msgspec.json.Encoder()
+_opaque_decoder = msgspec.json.Decoder(Any)
+_PATH = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_SEGMENT = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[]+)")
+
+
+class RowCodec:
+    """JSON in and out for the rows of one stream.
+
+    Attributes:
+        stream: Name of the stream, for errors.
+        row_type: Type of a row; `typing.Any` for opaque JSON.
+    """
+
+    __slots__ = ("_decoder", "_reader", "_short", "row_type", "stream")
+
+    def __init__(self, stream: StreamName, row_type: Any, reader: Reader | None = None) -> None:
+        self.stream = stream
+        self.row_type = row_type
+        self._reader = reader
+        self._decoder = _opaque_decoder if row_type is Any else msgspec.json.Decoder(row_type)
+        # whether rows may end in UNSET fields, which the encoder does not leave out by itself
+        self._short = any(
+            UNSET in (field.default for field in msgspec.structs.fields(struct))
+            for struct in _structs(row_type)
+        )
+
+    def encode(self, rows: Sequence[object]) -> list[bytes]:
+        """Return each row as one line of JSON.
+
+        Args:
+            rows: Rows of the stream's type, or lists, or whatever the shape is in Python.
+
+        Raises:
+            BadRow: one of them does not fit.
+        """
+        if self._short:
+            rows = [_without_unset(row) for row in rows]
+        try:
+            together = _encoder.encode_lines(rows)
+            self._decoder.decode_lines(together)
+        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+            return [self._encode_one(row, index) for index, row in enumerate(rows)]
+        lines = together.split(b"\n")
+        lines.pop()
+        if len(lines) != len(rows):
+            return [self._encode_one(row, index) for index, row in enumerate(rows)]
+        if b"null" in together:
+            for index, line in enumerate(lines):
+                if b"null" in line and _has_nan(rows[index]):
+                    self._refuse_nan(index)
+        if len(together) > MAX_ROW_BYTES:
+            self._check_sizes(lines)
+        return lines
+
+    def check(self, rows: Sequence[bytes | Raw]) -> list[bytes]:
+        """Return rows that are JSON already as single lines, after validating them.
+
+        Raises:
+            BadRow: one of them does not fit.
+        """
+        lines = [row if type(row) is bytes else bytes(row) for row in rows]
+        together = b"\n".join(lines)
+        try:
+            together.decode()
+            found = self._decoder.decode_lines(together)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            found = []
+        if len(found) != len(lines) or together.count(b"\n") != len(lines) - 1 or b"\r" in together:
+            lines = [self._check_one(line, index) for index, line in enumerate(lines)]
+        if len(together) > MAX_ROW_BYTES:
+            self._check_sizes(lines)
+        return lines
+
+    def decode(self, row: bytes | Raw) -> Any:
+        """Return one row as its type.
+
+        Fields beyond those that the type has are dropped, so that rows of newer versions can
+        be read.
+
+        Raises:
+            BadRow: it does not fit.
+        """
+        try:
+            return self._decoder.decode(row)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return self._read(bytes(row), None, longer=True)
+
+    def decode_all(self, rows: Sequence[bytes]) -> list[Any]:
+        """Return many rows as their type, in one go.
+
+        Raises:
+            BadRow: one does not fit; *index* says which.
+        """
+        try:
+            found: list[Any] = self._decoder.decode_lines(b"\n".join(rows))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            found = []
+        if len(found) == len(rows):
+            return found
+        found = []
+        for index, row in enumerate(rows):
+            try:
+                found.append(self._decoder.decode(row))
+            except (msgspec.MsgspecError, UnicodeError, RecursionError):
+                found.append(self._read(row, index, longer=True))
+        return found
+
+    def _encode_one(self, row: object, index: int) -> bytes:
+        try:
+            if _has_nan(row):
+                self._refuse_nan(index)
+            try:
+                line = _encoder.encode(row)
+            except UnicodeEncodeError:  # lone surrogates
+                line = json.dumps(
+                    msgspec.to_builtins(row), allow_nan=False, separators=(",", ":")
+                ).encode()
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise BadRow(
+                self.stream, "", _snippet(row), f"values that JSON has ({error})", index
+            ) from None
+        return self._check_one(line, index)
+
+    def _check_one(self, line: bytes, index: int) -> bytes:
+        try:
+            line.decode()
+            self._decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            self._read(line, index, longer=False)
+        if b"\n" in line or b"\r" in line:
+            # raw line ends can stand only between the values
+            line = line.replace(b"\r", b" ").replace(b"\n", b" ")
+        if len(line) > MAX_ROW_BYTES:
+            self._check_sizes([line], index)
+        return line
+
+    def _check_sizes(self, lines: Sequence[bytes], first: int = 0) -> None:
+        for index, line in enumerate(lines, first):
+            if len(line) > MAX_ROW_BYTES:
+                raise BadRow(
+                    self.stream,
+                    "",
+                    f"{len(line)} bytes: {line[:SNIPPET_CHARS].decode(errors='replace')}...",
+                    f"at most {MAX_ROW_BYTES} bytes",
+                    index,
+                )
+
+    def _refuse_nan(self, index: int) -> NoReturn:
+        raise BadRow(self.stream, "", "NaN or Infinity", "numbers that JSON has", index)
+
+    def _read(self, line: bytes, index: int | None, *, longer: bool) -> Any:
+        """Read what the typed decoder refused, or say what is wrong with it."""
+        try:
+            value = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(
+                self.stream, "", _cut(line.decode(errors="replace")), f"JSON ({error})", index
+            ) from None
+        try:
+            return self._convert(value)
+        except msgspec.ValidationError as error:
+            if longer and (cut := _without_surplus(self.row_type, value)) is not value:
+                try:
+                    return self._convert(cut)
+                except msgspec.ValidationError:
+                    pass
+            self._refuse(value, index, error)
+
+    def _convert(self, value: Any) -> Any:
+        try:
+            return msgspec.convert(value, self.row_type)
+        except msgspec.ValidationError:
+            if self._reader is None:
+                raise
+            try:
+                return self._reader(value)
+            except msgspec.ValidationError:
+                pass
+            raise
+
+    def _refuse(self, value: Any, index: int | None, error: msgspec.ValidationError) -> NoReturn:
+        match = _PATH.match(str(error))
+        assert match is not None
+        expected = match["text"].partition(", got")[0].removeprefix("Expected ").replace("`", "")
+        field, value = _place(self.row_type, value, match["path"] or "", match["text"])
+        raise BadRow(self.stream, field, _snippet(value), expected, index) from None
+
+
+class Rows(Sequence[Any]):
+    """The rows of one batch, decoded only when somebody looks.
+
+    Attributes:
+        raw: The rows as they came, JSON bytes.
+    """
+
+    __slots__ = ("_codec", "_decoded", "raw")
+
+    def __init__(self, codec: RowCodec, raw: Sequence[bytes]) -> None:
+        self.raw = raw
+        self._codec = codec
+        self._decoded: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return Rows(self._codec, self.raw[index])
+        if self._decoded is not None:
+            return self._decoded[index]
+        return self._codec.decode(self.raw[index])
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._decoded is None:
+            self._decoded = self._codec.decode_all(self.raw)
+        return iter(self._decoded)
+
+    def __repr__(self) -> str:
+        return f"<Rows {self._codec.stream} n={len(self.raw)}>"
+
+    def sift(self) -> tuple[Rows, list[BadRow]]:
+        """Part the rows that fit their stream from those that do not.
+
+        Returns:
+            The good rows (this very object when all are good), and an error for each bad one.
+        """
+        try:
+            iter(self)
+        except BadRow:
+            pass
+        else:
+            return self, []
+        good: list[bytes] = []
+        bad: list[BadRow] = []
+        for index, row in enumerate(self.raw):
+            try:
+                self._codec.decode(row)
+            except BadRow as error:
+                bad.append(BadRow(error.stream, error.field, error.value, error.expected, index))
+            else:
+                good.append(row)
+        return Rows(self._codec, good), bad
+
+
+def _structs(row_type: Any) -> tuple[type[Struct], ...]:
+    """Return the structs of a row type: itself, or the members of a union."""
+    members = get_args(row_type) or (row_type,)
+    return tuple(t for t in members if isinstance(t, type) and issubclass(t, Struct))
+
+
+def _without_unset(row: object) -> object:
+    if isinstance(row, Struct):
+        values = list(msgspec.structs.astuple(row))
+        while values and values[-1] is UNSET:
+            values.pop()
+        return values
+    return row
+
+
+def _without_surplus(row_type: Any, value: Any) -> Any:
+    """Return *value* without what follows the fields of its type, one level down too."""
+    struct = _struct_for(row_type, value)
+    if struct is None:
+        return value
+    fields = msgspec.structs.fields(struct)
+    tagged = _is_tagged(struct)
+    width = len(fields) + tagged
+    cut = value[:width]
+    if tagged and len(cut) == width:
+        cut = [value[0], _without_surplus(fields[0].type, value[1])]
+    return cut if cut != value else value
+
+
+def _is_tagged(struct: type[Struct]) -> bool:
+    return struct.__struct_config__.tag is not None
+
+
+def _struct_for(row_type: Any, value: Any) -> type[Struct] | None:
+    """Return the array-like struct that *value* was meant to be, if that can be told."""
+    if not isinstance(value, list):
+        return None
+    for struct in _structs(row_type):
+        if struct.__struct_config__.array_like and (
+            not _is_tagged(struct) or (value and struct.__struct_config__.tag == value[0])
+        ):
+            return struct
+    return None
+
+
+def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any]:
+    """Follow a path of msgspec's into a row; return it by field names, and what stands there."""
+    names: list[str] = []
+    for match in _SEGMENT.finditer(path):
+        number, key = match.groups()
+        if key is not None:
+            field = _field_type(row_type, key)
+            names.append(f".{key}")
+            value = value.get(key) if isinstance(value, dict) else value
+            row_type = field
+        elif number == "...":
+            index = _first_of_kind(value, text)
+            names.append(f"[{index}]" if isinstance(index, int) else f".{index}")
+            value = value[index]
+            row_type = Any
+        else:
+            name, row_type = _element(row_type, value, int(number))
+            names.append(name)
+            value = value[int(number)]
+    return "".join(names).removeprefix("."), value
+
+
+def _element(row_type: Any, value: Any, index: int) -> tuple[str, Any]:
+    struct = _struct_for(row_type, value)
+    if struct is not None:
+        fields = msgspec.structs.fields(struct)
+        place = index - _is_tagged(struct)
+        if place < 0:
+            return ".type", Any
+        if place < len(fields):
+            return f".{fields[place].name}", fields[place].type
+    return f"[{index}]", Any
+
+
+def _field_type(row_type: Any, key: str) -> Any:
+    for struct in _structs(row_type):
+        for field in msgspec.structs.fields(struct):
+            if field.encode_name == key:
+                return field.type
+    return Any
+
+
+#: What msgspec calls the kinds of JSON values.
+_KINDS: dict[type, str] = {
+    str: "str",
+    int: "int",
+    float: "float",
+    bool: "bool",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
+
+
+def _first_of_kind(value: Any, text: str) -> Any:
+    """Return the index or key of the first element of the kind that *text* complains of."""
+    got = text.rpartition("got `")[2].rstrip("`")
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for index, item in items:
+        if _KINDS.get(type(item)) == got:
+            return index
+    return items[0][0]
+
+
+#: Types of values that hold no number with a fraction.
+_PLAIN = frozenset({str, int, bool, type(None), bytes, Raw})
+
+
+def _has_nan(value: object) -> bool:
+    """Whether a NaN or an infinity hides in *value*, which the encoder would write as null."""
+    if isinstance(value, float):
+        return not isfinite(value)
+    if isinstance(value, Struct):
+        value = msgspec.structs.astuple(value)
+    if isinstance(value, dict):
+        return any(map(_has_nan, value.values())) or any(map(_has_nan, value))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return not _PLAIN.issuperset(map(type, value)) and any(map(_has_nan, value))
+    return False
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SNIPPET_CHARS else text[:SNIPPET_CHARS] + "..."
+
+
+def _snippet(value: object) -> str:
+    try:
+        text = json.dumps(msgspec.to_builtins(value))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        text = repr(value)
+    return _cut(text)
