@@ -1,0 +1,531 @@
+"""Lines to commands and commands to lines (protocol.md sections 4 and 6).
+
+Reading is tolerant wherever the arguments tell the forms apart; writing is exactly what the
+dialect says. What an error quotes is escaped, short and never from a command that carries
+secrets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Final, cast
+
+from tcprepl.errors import BadEncoding, LocalProtocolError, MalformedCommand, UnknownCommand
+from tcprepl.limits import MAX_TOKEN, SNIPPET_BYTES
+from tcprepl.protocol.commands import (
+    COMMANDS,
+    CacheKey,
+    CancelTaskCommand,
+    ClearUserSyncCommand,
+    Command,
+    ErrorCommand,
+    FederationAckCommand,
+    HelpCommand,
+    InfoCommand,
+    InvalidateCacheCommand,
+    LockReleasedCommand,
+    NameCommand,
+    NewActiveTaskCommand,
+    PingCommand,
+    PositionCommand,
+    RdataCommand,
+    RemoteServerUpCommand,
+    RemovePusherCommand,
+    ReplicateCommand,
+    ServerCommand,
+    StatusCommand,
+    SyncCommand,
+    UserIpCommand,
+    UserSyncCommand,
+)
+from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
+from tcprepl.protocol.grammar import LABEL_SHAPE, NAME_SHAPE, PATTERNS, TOKEN_RANGE
+
+_LF: Final = b"\n"
+_SP: Final = b" "
+_BATCH: Final = "batch"
+_EVERY: Final = "*"
+_is_name = PATTERNS["name"].fullmatch
+_is_label = PATTERNS["label"].fullmatch
+_is_token = PATTERNS["token"].fullmatch
+_is_time = PATTERNS["time"].fullmatch
+#: Characters of an offending part that are looked at for a snippet.
+_SCANNED_CHARS: Final = 1_024
+#: Access tokens are recognised by what issues them, wherever they stand.
+_SECRETS = re.compile(r"(?i)(?:syt_|mat_|mct_|mcr_|MDAx)\S+|(?<=access_token=)[^&\s]+")
+
+
+# -- what people may see ---------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Return *text* as one line without control characters, access tokens blotted out."""
+    text = _SECRETS.sub("<redacted>", text)
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def snippet(part: str | bytes) -> str:
+    """Return the beginning of *part* as an ERROR may quote it: escaped, SNIPPET_BYTES at most."""
+    text = part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else part
+    # Blot out before cutting: half a token is still a secret.
+    shown = printable(text[:_SCANNED_CHARS]).encode()
+    if len(shown) <= SNIPPET_BYTES and len(text) <= _SCANNED_CHARS:
+        return shown.decode()
+    return shown[: SNIPPET_BYTES - 3].decode("utf-8", "ignore") + "..."
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+class _Arguments:
+    """The arguments of one line; raises errors that say which, what, and what was expected."""
+
+    __slots__ = ("_expected", "_secret", "_word", "rest", "values")
+
+    def __init__(self, word: str, rest: str) -> None:
+        spec = COMMANDS[word]
+        self._word = word
+        self._secret = spec.secret
+        self._expected = spec.syntax
+        self.rest = rest
+        self.values: list[str] = []
+
+    def wrong(self, what: str, value: str | None = None) -> MalformedCommand:
+        """Return the error for *what*, quoting *value* unless the command is secret."""
+        quoted = "" if value is None or self._secret else f' "{snippet(value)}"'
+        return MalformedCommand(
+            f"{self._word}: {what.format(quoted)}; expected {self._expected}", snippet=quoted[2:-1]
+        )
+
+    def split(self, *counts: int) -> int:
+        """Split into words, one of *counts*; spaces at the end do not count."""
+        stripped = self.rest.rstrip(" ")
+        self.values = stripped.split(" ") if stripped else []
+        return self._check(counts)
+
+    def split_at_most(self, count: int) -> int:
+        """Split into exactly *count* arguments, of which the last may hold spaces."""
+        self.values = self.rest.split(" ", count - 1)
+        return self._check((count,))
+
+    def _check(self, counts: tuple[int, ...]) -> int:
+        found = len(self.values)
+        if found not in counts:
+            wanted = " or ".join(map(str, counts))
+            raise self.wrong(f"{found} argument{'s' * (found != 1)}, not {wanted}")
+        return found
+
+    def name(self, index: int, what: str) -> str:
+        """Return argument *index* as a name."""
+        value = self.values[index]
+        if not _is_name(value):
+            raise self.wrong(f"{what}{{}} is not {NAME_SHAPE}", value)
+        return value
+
+    def token(self, index: int, what: str = "token") -> int:
+        """Return argument *index* as a token."""
+        value = self.values[index]
+        token = int(value) if _is_token(value) else MAX_TOKEN + 1
+        if token > MAX_TOKEN:
+            raise self.wrong(f"{what}{{}} is not {TOKEN_RANGE}", value)
+        return token
+
+    def asked_token(self, index: int) -> int:
+        """Return argument *index* as a token that a client names.
+
+        Synapse's senders begin with -1, which means before everything, as 0 does.
+        """
+        value = self.values[index]
+        if value.startswith("-") and _is_token(value[1:]):
+            return 0
+        return self.token(index)
+
+    def time_ms(self, index: int) -> int:
+        """Return argument *index* as ms since 1970."""
+        value = self.values[index]
+        if not _is_time(value):
+            raise self.wrong("time{} is not a whole number of milliseconds", value)
+        return int(value)
+
+    def json(self, index: int) -> list[object]:
+        """Return argument *index*, a JSON array."""
+        try:
+            value = json.loads(self.values[index], parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise self.wrong("the last argument is not valid JSON") from None
+        if not isinstance(value, list):
+            raise self.wrong("the last argument is not a JSON array")
+        return value
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+def _server(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(1)
+    return ServerCommand(arguments.name(0, "server name"))
+
+
+def _rdata(arguments: _Arguments, dialect: Dialect) -> Command:
+    count = 4 if dialect.rdata_instance else 3
+    arguments.split_at_most(count)
+    stream = arguments.name(0, "stream")
+    instance = arguments.name(1, "instance") if dialect.rdata_instance else DEFAULT_INSTANCE
+    token = None if arguments.values[-2] == _BATCH else arguments.token(count - 2)
+    row = arguments.values[-1]
+    if not row:
+        raise arguments.wrong("the row is empty")
+    return RdataCommand(stream, instance, token, row.encode())
+
+
+def _position(arguments: _Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(2, 3, 4)
+    stream = arguments.name(0, "stream")
+    instance = arguments.name(1, "instance") if count > 2 else DEFAULT_INSTANCE
+    prev = arguments.token(2, "prev") if count > 3 else None
+    return PositionCommand(stream, instance, prev, arguments.token(count - 1))
+
+
+def _error(arguments: _Arguments, dialect: Dialect) -> Command:
+    return ErrorCommand(arguments.rest)
+
+
+def _ping(arguments: _Arguments, dialect: Dialect) -> Command:
+    return PingCommand(arguments.rest)
+
+
+def _name(arguments: _Arguments, dialect: Dialect) -> Command:
+    name = arguments.rest.strip(" ")
+    if not _is_label(name):
+        raise arguments.wrong(f"name{{}} is not {LABEL_SHAPE}", name)
+    return NameCommand(name)
+
+
+def _replicate(arguments: _Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(0, 2, 3)
+    if count == 0:
+        return ReplicateCommand()
+    stream = arguments.name(0, "stream")
+    if count == 2 and stream.upper() == "ALL":
+        stream = _EVERY
+    instance = arguments.name(1, "instance") if count == 3 else None
+    if arguments.values[-1].upper() == "NOW":
+        return ReplicateCommand(stream, instance, None, now=True)
+    return ReplicateCommand(stream, instance, arguments.asked_token(count - 1))
+
+
+def _user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(3, 4, 5)
+    last_sync_ms = arguments.time_ms(count - 1)
+    edge = arguments.values[count - 2]
+    if edge.lower() not in ("start", "end"):
+        raise arguments.wrong("{} is neither start nor end", edge)
+    device_id = arguments.name(2, "device") if count == 5 else None
+    return UserSyncCommand(
+        arguments.name(0, "instance id") if count > 3 else None,
+        arguments.name(1 if count > 3 else 0, "user"),
+        None if device_id == "None" else device_id,
+        edge.lower() == "start",
+        last_sync_ms,
+    )
+
+
+def _clear_user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(1)
+    return ClearUserSyncCommand(arguments.name(0, "instance id"))
+
+
+def _federation_ack(arguments: _Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(1, 2)
+    instance = arguments.name(0, "instance") if count == 2 else None
+    return FederationAckCommand(instance, arguments.asked_token(count - 1))
+
+
+def _remove_pusher(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(3)
+    return RemovePusherCommand(
+        arguments.name(0, "app id"), arguments.name(1, "push key"), arguments.name(2, "user")
+    )
+
+
+def _invalidate_cache(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split_at_most(2)
+    cache_func = arguments.name(0, "cache")
+    keys = arguments.json(1)
+    if not all(key is None or isinstance(key, str | int) for key in keys):
+        raise arguments.wrong("a key is neither a string, a whole number, a boolean nor null")
+    return InvalidateCacheCommand(cache_func, cast(tuple[CacheKey, ...], tuple(keys)))
+
+
+def _user_ip(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split_at_most(2)
+    user_id = arguments.name(0, "user")
+    if not arguments.values[1].startswith("["):
+        # 0.22 only: access token, address, device, time and then the user agent.
+        arguments.split_at_most(6)
+        return UserIpCommand(
+            user_id,
+            arguments.name(1, "access token"),
+            arguments.name(2, "address"),
+            arguments.values[5],
+            arguments.name(3, "device"),
+            arguments.time_ms(4),
+        )
+    match arguments.json(1):
+        case [
+            str(access_token),
+            str(ip),
+            str(user_agent),
+            str() | None as device_id,
+            int(last_seen_ms),
+        ] if not isinstance(last_seen_ms, bool):
+            return UserIpCommand(user_id, access_token, ip, user_agent, device_id, last_seen_ms)
+    raise arguments.wrong("the array is not 3 strings, a string or null, and a whole number")
+
+
+def _remote_server_up(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(1)
+    return RemoteServerUpCommand(arguments.name(0, "server"))
+
+
+def _sync(arguments: _Arguments, dialect: Dialect) -> Command:
+    return SyncCommand(arguments.rest)
+
+
+def _lock_released(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split_at_most(1)
+    match arguments.json(0):
+        case [str(instance), str(lock_name), str(lock_key)]:
+            return LockReleasedCommand(instance, lock_name, lock_key)
+    raise arguments.wrong("the array is not 3 strings")
+
+
+def _new_active_task(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(1)
+    return NewActiveTaskCommand(arguments.name(0, "task id"))
+
+
+def _cancel_task(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(1)
+    return CancelTaskCommand(arguments.name(0, "task id"))
+
+
+def _help(arguments: _Arguments, dialect: Dialect) -> Command:
+    return HelpCommand(arguments.rest.strip(" "))
+
+
+def _status(arguments: _Arguments, dialect: Dialect) -> Command:
+    arguments.split(0)
+    return StatusCommand()
+
+
+def _info(arguments: _Arguments, dialect: Dialect) -> Command:
+    return InfoCommand(arguments.rest)
+
+
+_PARSERS: Final[dict[str, Callable[[_Arguments, Dialect], Command]]] = {
+    "SERVER": _server,
+    "RDATA": _rdata,
+    "POSITION": _position,
+    "ERROR": _error,
+    "PING": _ping,
+    "NAME": _name,
+    "REPLICATE": _replicate,
+    "USER_SYNC": _user_sync,
+    "CLEAR_USER_SYNC": _clear_user_sync,
+    "FEDERATION_ACK": _federation_ack,
+    "REMOVE_PUSHER": _remove_pusher,
+    "INVALIDATE_CACHE": _invalidate_cache,
+    "USER_IP": _user_ip,
+    "REMOTE_SERVER_UP": _remote_server_up,
+    "SYNC": _sync,
+    "LOCK_RELEASED": _lock_released,
+    "NEW_ACTIVE_TASK": _new_active_task,
+    "CANCEL_TASK": _cancel_task,
+    "HELP": _help,
+    "STATUS": _status,
+    "INFO": _info,
+}
+
+
+def word_of(line: bytes) -> str | None:
+    """Return the command word that *line* starts with, in upper case; None if there is none."""
+    word = line.partition(_SP)[0].upper().decode("utf-8", "replace")
+    return word if word in _PARSERS else None
+
+
+def parse_line(line: bytes, dialect: Dialect) -> Command:
+    """Return the command that *line*, without its delimiter, stands for.
+
+    Args:
+        line: One line; blank ones are the caller's to skip.
+        dialect: Decides how RDATA is read; every other command is told by its arguments.
+
+    Raises:
+        BadEncoding: It is not UTF-8.
+        UnknownCommand: Its first word is no command.
+        MalformedCommand: The arguments do not fit the word.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        word = word_of(line)
+        raise BadEncoding(
+            f"{f'{word}: ' if word else ''}byte {error.start + 1} of the line "
+            f"(0x{line[error.start]:02x}) is not UTF-8"
+        ) from None
+    word, _, rest = text.partition(" ")
+    # Only ASCII letters change their case: U+017F would become an S.
+    name = word.upper() if word.isascii() else word
+    parser = _PARSERS.get(name)
+    if parser is None:
+        shown = snippet(word)
+        raise UnknownCommand(
+            f'unknown command "{shown}"; HELP lists the commands'
+            if word
+            else "a space where a command should stand; HELP lists the commands",
+            snippet=shown,
+        )
+    return parser(_Arguments(name, rest), dialect)
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def _word(value: str) -> str:
+    """Return *value*, which has to be one word, lest the line mean something else."""
+    if not _is_name(value):
+        raise LocalProtocolError(f'"{snippet(value)}" is not {NAME_SHAPE}')
+    return value
+
+
+def _number(token: int) -> int:
+    """Return *token*, which has to be in range."""
+    if not 0 <= token <= MAX_TOKEN:
+        raise LocalProtocolError(f"{token} is not {TOKEN_RANGE}")
+    return token
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _replicate_arguments(command: ReplicateCommand, dialect: Dialect) -> str:
+    if command.stream is None:
+        if dialect.in_band_resume and not dialect.rdata_instance:
+            raise LocalProtocolError(f"dialect {dialect.name} has no bare REPLICATE")
+        return ""
+    if not dialect.in_band_resume:
+        raise LocalProtocolError(f"dialect {dialect.name} has no REPLICATE of a stream")
+    stream = _word(command.stream)
+    token = "NOW" if command.now or command.token is None else _number(command.token)
+    if dialect.rdata_instance:
+        return f"{stream} {_word(command.instance or _EVERY)} {token}"
+    return f"{'ALL' if stream == _EVERY else stream} {token}"
+
+
+def _user_sync_arguments(command: UserSyncCommand, dialect: Dialect) -> str:
+    user_id = _word(command.user_id)
+    tail = f"{'start' if command.syncing else 'end'} {command.last_sync_ms}"
+    if dialect.user_sync_arguments == 3:
+        return f"{user_id} {tail}"
+    if command.instance_id is None:
+        raise LocalProtocolError(f"USER_SYNC of dialect {dialect.name} needs an instance id")
+    instance_id = _word(command.instance_id)
+    if dialect.user_sync_arguments == 4:
+        return f"{instance_id} {user_id} {tail}"
+    return f"{instance_id} {user_id} {_word(command.device_id or 'None')} {tail}"
+
+
+def _position_arguments(command: PositionCommand, dialect: Dialect) -> str:
+    stream, token = _word(command.stream), _number(command.token)
+    if not dialect.rdata_instance:
+        return f"{stream} {token}"
+    instance = _word(command.instance)
+    if dialect.position_tokens == 1:
+        return f"{stream} {instance} {token}"
+    return f"{stream} {instance} {token if command.prev is None else _number(command.prev)} {token}"
+
+
+def _arguments(command: Command, dialect: Dialect) -> str:
+    """Return everything after the word and its space; RDATA's row is not part of it."""
+    match command:
+        case RdataCommand(stream, instance, token):
+            place = _word(stream) + (f" {_word(instance)}" if dialect.rdata_instance else "")
+            return f"{place} {_BATCH if token is None else _number(token)} "
+        case PositionCommand():
+            return _position_arguments(command, dialect)
+        case ErrorCommand(text) | PingCommand(text) | SyncCommand(text) | InfoCommand(text):
+            return text
+        case NameCommand(name):
+            if not _is_label(name) or name != name.strip(" "):
+                raise LocalProtocolError(f'"{snippet(name)}" is not {LABEL_SHAPE}')
+            return name
+        case (
+            ServerCommand(name)
+            | RemoteServerUpCommand(name)
+            | ClearUserSyncCommand(name)
+            | NewActiveTaskCommand(name)
+            | CancelTaskCommand(name)
+        ):
+            return _word(name)
+        case ReplicateCommand():
+            return _replicate_arguments(command, dialect)
+        case UserSyncCommand():
+            return _user_sync_arguments(command, dialect)
+        case FederationAckCommand(instance, token):
+            if not dialect.ack_instance:
+                return str(_number(token))
+            if instance is None:
+                raise LocalProtocolError(
+                    f"FEDERATION_ACK of dialect {dialect.name} needs an instance"
+                )
+            return f"{_word(instance)} {_number(token)}"
+        case RemovePusherCommand(app_id, push_key, user_id):
+            return f"{_word(app_id)} {_word(push_key)} {_word(user_id)}"
+        case InvalidateCacheCommand(cache_func, keys):
+            return f"{_word(cache_func)} {_compact(keys)}"
+        case UserIpCommand(user_id, access_token, ip, user_agent, device_id, last_seen_ms):
+            seen = (access_token, ip, user_agent, device_id, last_seen_ms)
+            return f"{_word(user_id)} {_compact(seen)}"
+        case LockReleasedCommand(instance, lock_name, lock_key):
+            return _compact((instance, lock_name, lock_key))
+        case HelpCommand(topic):
+            return topic
+        case StatusCommand():
+            return ""
+    raise LocalProtocolError(f"{type(command).__name__} is no command of the wire")
+
+
+def serialize(command: Command, dialect: Dialect) -> bytes:
+    """Return the line of *command*, LF included, exactly as *dialect* writes it.
+
+    Raises:
+        LocalProtocolError: The dialect has no such command, a value does not fit on a line,
+            or the line is longer than the peer accepts.
+    """
+    word = command.NAME
+    if word in COMMANDS and dialect.name not in COMMANDS[word].dialects:
+        raise LocalProtocolError(f"dialect {dialect.name} has no {word}")
+    try:
+        line = f"{word} {_arguments(command, dialect)}".encode()
+    except UnicodeEncodeError:
+        raise LocalProtocolError(f"{word}: a lone surrogate cannot be written") from None
+    if isinstance(command, RdataCommand):
+        line += command.row
+    if _LF in line or line.endswith(b"\r"):
+        raise LocalProtocolError(f"{word}: a line break cannot be written")
+    if len(line) > dialect.max_line_bytes:
+        raise LocalProtocolError(
+            f"{word}: a line of {len(line)} bytes; dialect {dialect.name} "
+            f"takes {dialect.max_line_bytes}"
+        )
+    return line + _LF

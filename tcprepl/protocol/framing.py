@@ -1,0 +1,82 @@
+"""Bytes to lines: linear in the input whatever its fragmentation, bounded in memory.
+
+protocol.md section 3. Twisted's own line receiver is quadratic on long lines and goes on
+delivering after a pause; so framing is done here.
+"""
+
+from __future__ import annotations
+
+_LF = b"\n"
+_CR = b"\r"
+
+
+class LineBuffer:
+    """Cuts a stream of bytes at LF, and drops one CR before it.
+
+    It never holds more than the longest line and a delimiter. Once a line exceeded the
+    limit, `overlong` has its beginning and everything after it is thrown away.
+
+    Attributes:
+        max_line_bytes: Longest line, delimiter excluded.
+        overlong: The first *max_line_bytes* bytes of the line that was too long, or None.
+    """
+
+    __slots__ = ("_tail", "max_line_bytes", "overlong")
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self.max_line_bytes = max_line_bytes
+        self.overlong: bytes | None = None
+        self._tail = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes held of a line that has not ended."""
+        return len(self._tail)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that *data* completes, without delimiters.
+
+        The lines before one that is too long are still returned; look at `overlong` after
+        each call.
+        """
+        if self.overlong is not None:
+            return []
+        tail = self._tail
+        # The shortest input that can hold a line over the limit is longer than the limit.
+        may_exceed = len(tail) + len(data) > self.max_line_bytes
+        if not tail:
+            lines = data.split(_LF)
+            has_cr = _CR in data
+        else:
+            end = data.find(_LF)
+            if end < 0:
+                tail += data
+                if may_exceed:
+                    self._check_tail()
+                return []
+            tail += data[:end]
+            has_cr = _CR in data or tail.endswith(_CR)
+            lines = data[end + 1 :].split(_LF)
+            lines.insert(0, bytes(tail))
+            tail.clear()
+        tail += lines.pop()
+        if has_cr:
+            lines = [line[:-1] if line.endswith(_CR) else line for line in lines]
+        if may_exceed:
+            longest = self.max_line_bytes
+            for index, line in enumerate(lines):
+                if len(line) > longest:
+                    self._overflow(line)
+                    return lines[:index]
+            self._check_tail()
+        return lines
+
+    def _check_tail(self) -> None:
+        """Give up on an unended line as soon as no delimiter can make it fit."""
+        excess = len(self._tail) - self.max_line_bytes
+        if excess > 1 or (excess == 1 and not self._tail.endswith(_CR)):
+            self._overflow(bytes(self._tail))
+
+    def _overflow(self, line: bytes) -> None:
+        self.overlong = line[: self.max_line_bytes]
+        self._tail.clear()

@@ -1,0 +1,80 @@
+"""The grammar of a line: each rule as ABNF and, where the codec needs it, as a pattern.
+
+The ABNF (RFC 5234) is over the characters of a line after UTF-8 decoding, and protocol.md
+section 4 prints exactly `ABNF`. Quoted strings match in any case, as the words of a
+command do. `PATTERNS` has the terminals under the same names; the tests hold the two
+together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tcprepl.limits import MAX_NAME_CHARS, MAX_TOKEN
+
+#: The whole grammar, the newest form first; the historical forms are alternatives.
+ABNF: Final = """\
+line              = [ command ] [ CR ] LF
+command           = server / rdata / position / error / ping / name-command / replicate
+                  / user-sync / clear-user-sync / federation-ack / remove-pusher
+                  / invalidate-cache / user-ip / remote-server-up / sync
+                  / lock-released / new-active-task / cancel-task / help / status / info
+
+server            = "SERVER" SP name
+rdata             = "RDATA" SP stream SP [ instance SP ] ( token / batch ) SP row
+position          = "POSITION" SP stream SP [ instance SP [ token SP ] ] token
+error             = "ERROR" [ SP text ]
+ping              = "PING" [ SP text ]
+name-command      = "NAME" SP label
+replicate         = "REPLICATE" [ SP ]
+                  / "REPLICATE" SP stream SP [ instance SP ] ( token / now )
+user-sync         = "USER_SYNC" SP [ name SP ] name SP [ name SP ] ( "start" / "end" ) SP time
+clear-user-sync   = "CLEAR_USER_SYNC" SP name
+federation-ack    = "FEDERATION_ACK" SP [ instance SP ] token
+remove-pusher     = "REMOVE_PUSHER" SP name SP name SP name
+invalidate-cache  = "INVALIDATE_CACHE" SP name SP json
+user-ip           = "USER_IP" SP name SP json
+                  / "USER_IP" SP name SP name SP name SP name SP time SP text
+remote-server-up  = "REMOTE_SERVER_UP" SP name
+sync              = "SYNC" [ SP text ]
+lock-released     = "LOCK_RELEASED" SP json
+new-active-task   = "NEW_ACTIVE_TASK" SP name
+cancel-task       = "CANCEL_TASK" SP name
+help              = "HELP" [ SP text ]
+status            = "STATUS" [ SP ]
+info              = "INFO" [ SP text ]
+
+stream            = name                    ; "*" and "ALL" in REPLICATE: every stream
+instance          = name                    ; "*" in REPLICATE: every instance
+token             = 1*19DIGIT               ; at most 9223372036854775807
+batch             = %s"batch"               ; the row shares the next row's token
+now               = "NOW"
+time              = [ "-" ] 1*19DIGIT       ; milliseconds since 1970
+name              = 1*255name-char
+name-char         = %x21-7E / %xA1-D7FF / %xE000-10FFFF
+label             = 1*255text-char
+text              = *any
+row               = 1*any                   ; JSON
+json              = 1*any                   ; JSON
+text-char         = %x20-7E / %xA1-D7FF / %xE000-10FFFF
+any               = %x00-09 / %x0B-D7FF / %xE000-10FFFF
+"""
+
+_NAME_CHARS = "\\x21-\\x7e\\xa1-\\ud7ff\\ue000-\\U0010ffff"
+
+#: The terminals that the codec checks, by the name of their rule.
+PATTERNS: Final = {
+    "token": re.compile(r"[0-9]{1,19}"),
+    "time": re.compile(r"-?[0-9]{1,19}"),
+    "name": re.compile(f"[{_NAME_CHARS}]{{1,{MAX_NAME_CHARS}}}"),
+    "label": re.compile(f"[ {_NAME_CHARS}]{{1,{MAX_NAME_CHARS}}}"),
+    "text": re.compile(r"[^\n]*"),
+}
+
+#: What an ERROR says a token should have been.
+TOKEN_RANGE: Final = f"a whole number from 0 to {MAX_TOKEN}"
+#: What an ERROR says a name should have been.
+NAME_SHAPE: Final = f"1 to {MAX_NAME_CHARS} characters without spaces or control characters"
+#: What an ERROR says the text of NAME should have been.
+LABEL_SHAPE: Final = f"1 to {MAX_NAME_CHARS} printable characters"
