@@ -1,0 +1,258 @@
+"""The edge of the HTTP server: what a connection may cost before a handler sees it.
+
+twisted.web takes bodies of any size, lets a client dribble for ever, and writes query strings
+(with their access tokens) to the log. Here a request has a deadline from the moment the
+connection is ready for it until its last byte, a size, and a share of a total; connections
+are counted; and the access log has the path only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import msgspec
+import structlog
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.http import Request as HTTPRequest
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+from tcprepl import limits
+from tcprepl.metrics import Live
+
+logger = structlog.get_logger()
+
+CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
+
+
+class LimitedRequest(Request):
+    """A request whose body is bounded and kept in memory.
+
+    Attributes:
+        body: What has come of the body.
+    """
+
+    channel: LimitedChannel
+
+    def __init__(self, channel: LimitedChannel, *args: Any, **kwargs: Any) -> None:
+        kwargs["parsePOSTFormSubmission"] = False
+        super().__init__(channel, *args, **kwargs)
+        self.body = BytesIO()
+
+    def gotLength(self, length: int | None) -> None:
+        """Prepare for a body; twisted.web would write a large one to a temporary file."""
+        self.content = self.body
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self.channel.admit(self.body.tell() + len(data), len(data)):
+            self.body.write(data)
+
+
+class LimitedChannel(HTTPChannel):
+    """One HTTP connection, within its limits.
+
+    Attributes:
+        site: The site, which counts.
+    """
+
+    site: LimitedSite
+    transport: Any
+    totalHeadersSize = limits.MAX_HTTP_HEADER_BYTES
+    maxHeaders = limits.MAX_HTTP_HEADERS
+    _deadline: IDelayedCall | None = None
+    _refused = False
+    _held_bytes = 0
+
+    def connectionMade(self) -> None:
+        """Start waiting for the first request."""
+        self.site.open_channels.add(self)
+        super().connectionMade()
+        self._arm()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Give back what this connection held."""
+        self.site.open_channels.discard(self)
+        self._disarm()
+        self._release()
+        super().connectionLost(reason)
+
+    def allHeadersReceived(self) -> None:
+        """Refuse a declared body that is too large before its first byte."""
+        if self.length is None or self.admit(self.length, 0):
+            super().allHeadersReceived()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take bytes of a body, unless it was refused."""
+        if not self._refused:
+            super().rawDataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of the head, unless the request was refused."""
+        if not self._refused:
+            super().lineReceived(line)
+
+    def allContentReceived(self) -> None:
+        """Hand over the request, which has no deadline any more."""
+        if not self._refused:
+            self._disarm()
+            super().allContentReceived()
+
+    def requestDone(self, request: HTTPRequest) -> None:
+        """Wait for the next request."""
+        self._release()
+        self._arm()
+        super().requestDone(request)
+
+    def admit(self, body_bytes: int, new_bytes: int) -> bool:
+        """Account for a body of *body_bytes* so far; answer and close when it is too much."""
+        if self._refused:
+            return False
+        site = self.site
+        if body_bytes > site.max_body_bytes:
+            self.refuse(
+                413,
+                "M_TOO_LARGE",
+                f"the body has more than {site.max_body_bytes} bytes: send fewer rows at a time",
+            )
+            return False
+        if site.held_bytes + new_bytes > site.max_bodies_bytes:
+            self.refuse(
+                429, "M_LIMIT_EXCEEDED", "other requests fill the server's memory: come back"
+            )
+            return False
+        self._held_bytes += new_bytes
+        site.held_bytes += new_bytes
+        return True
+
+    def refuse(self, status: int, errcode: str, message: str) -> None:
+        """Answer what has not been read to its end, and close."""
+        self._refused = True
+        body = msgspec.json.encode({"errcode": errcode, "error": message})
+        reason = {408: "Request Timeout", 413: "Content Too Large", 429: "Too Many Requests"}
+        head = (
+            f"HTTP/1.1 {status} {reason[status]}\r\nServer: tcprepl\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"{'Retry-After: 1' + chr(13) + chr(10) if status == 429 else ''}"
+            "Connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.loseConnection()
+        self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
+        logger.info("http.request.refused", peer=str(self.getPeer()), reason=message)
+
+    def _late(self) -> None:
+        self._deadline = None
+        if self._refused:
+            self.transport.abortConnection()
+        elif self.requests:
+            self.refuse(
+                408,
+                "M_LIMIT_EXCEEDED",
+                f"the request was not complete after {self.site.request_timeout_s:g} s",
+            )
+        else:
+            self._refused = True
+            self.loseConnection()
+            self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
+
+    def _arm(self, delay_s: float | None = None) -> None:
+        self._disarm()
+        self._deadline = self.callLater(
+            self.site.request_timeout_s if delay_s is None else delay_s, self._late
+        )
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _release(self) -> None:
+        self.site.held_bytes -= self._held_bytes
+        self._held_bytes = 0
+
+
+class LimitedSite(Site):
+    """A site that bounds its connections and their requests, and can be drained.
+
+    Attributes:
+        max_body_bytes: Longest request body.
+        max_bodies_bytes: Bytes of all bodies held at once.
+        max_connections: Connections admitted at once; more are closed at once.
+        request_timeout_s: From being ready for a request to having read all of it.
+        held_bytes: Bytes of bodies held now.
+        open_channels: The connections open now.
+    """
+
+    requestFactory = LimitedRequest
+
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        *,
+        max_body_bytes: int = limits.MAX_HTTP_BODY_BYTES,
+        max_bodies_bytes: int = limits.MAX_HTTP_BODIES_BYTES,
+        max_connections: int = limits.MAX_HTTP_CONNECTIONS,
+        request_timeout_s: float = limits.HTTP_REQUEST_TIMEOUT_S,
+    ) -> None:
+        super().__init__(resource, reactor=reactor, timeout=None)
+        self.max_body_bytes = max_body_bytes
+        self.max_bodies_bytes = max_bodies_bytes
+        self.max_connections = max_connections
+        self.request_timeout_s = request_timeout_s
+        self.held_bytes = 0
+        self.open_channels: set[LimitedChannel] = set()
+        self._stop_hooks: list[Callable[[], None]] = []
+        CONNECTIONS.add_source(self._count)
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Return the protocol of a new connection; None closes it."""
+        if len(self.open_channels) >= self.max_connections:
+            logger.warning("http.too_many_connections", limit=self.max_connections)
+            return None
+        channel: Any = LimitedChannel()
+        channel.factory = self
+        channel.requestFactory = self.requestFactory
+        channel.site = self
+        channel.callLater = self.reactor.callLater
+        channel.timeOut = None
+        return channel
+
+    def startFactory(self) -> None:
+        """Do without twisted.web's access log and its clock."""
+
+    def stopFactory(self) -> None:
+        """Leave the metrics; connections that are open go on."""
+        CONNECTIONS.remove_source(self._count)
+
+    def log(self, request: HTTPRequest) -> None:
+        """Note an answered request; never its query, which may hold an access token."""
+        logger.debug(
+            "http.request",
+            method=request.method.decode("ascii", "replace"),
+            path=request.path.decode("utf-8", "replace"),
+            status=request.code,
+            sent_bytes=request.sentLength,
+        )
+
+    def on_drain(self, hook: Callable[[], None]) -> None:
+        """Call *hook* when the site is drained: what waits has to answer now."""
+        self._stop_hooks.append(hook)
+
+    def drain(self) -> None:
+        """Let what waits answer now, and close every connection once it has."""
+        for hook in self._stop_hooks:
+            hook()
+        for channel in tuple(self.open_channels):
+            channel.persistent = 0
+            if not channel.requests:
+                channel.loseConnection()
+
+    def _count(self) -> list[tuple[tuple[str, ...], float]]:
+        return [((), float(len(self.open_channels)))]

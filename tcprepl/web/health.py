@@ -1,0 +1,43 @@
+"""``GET /health`` and ``GET /metrics``, for machines that watch."""
+
+from __future__ import annotations
+
+from tcprepl import metrics
+from tcprepl.errors import TcpreplError
+from tcprepl.web.http import Call, Response, json_response
+from tcprepl.web.services import WebServices
+
+
+class Health:
+    """Says whether this process lives and can serve.
+
+    Args:
+        services: The ports; uses *log* and *ready*.
+    """
+
+    def __init__(self, services: WebServices) -> None:
+        self._services = services
+
+    def get_health(self, call: Call) -> Response:
+        """Answer 200 when positions are known and the log can be written, else 503."""
+        reason = self.reason()
+        body: dict[str, object] = {"live": True, "ready": reason is None}
+        if reason is not None:
+            body["reason"] = reason
+        return json_response(body, status=200 if reason is None else 503)
+
+    def reason(self) -> str | None:
+        """Return why this process cannot serve, or None."""
+        ready = self._services.ready
+        try:
+            reason = ready() if ready is not None else None
+            if reason is None:
+                for stream, instance in self._services.log.pairs():
+                    self._services.log.position(stream, instance)
+        except TcpreplError as error:
+            return str(error)
+        return reason
+
+    def get_metrics(self, call: Call) -> Response:
+        """Answer every metric of this process."""
+        return Response(200, metrics.render(), metrics.CONTENT_TYPE)

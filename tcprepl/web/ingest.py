@@ -1,0 +1,184 @@
+"""Rows in: ``POST /_tcprepl/v1/streams/{stream}/rows`` (protocol.md section 13).
+
+A request is atomic: all of its rows are published, or none. They are answered once they are
+safe, as the log understands it. A request with a transaction id may be sent again, also
+after a restart, and is answered with the tokens of the first.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+from tcprepl import limits
+from tcprepl.errors import BadRow, LogUnavailable, UnknownStream
+from tcprepl.metrics import Live
+from tcprepl.streams.log import Appended
+from tcprepl.web.http import ApiError, Call, Response, invalid, json_response
+from tcprepl.web.services import WebServices
+
+if TYPE_CHECKING:
+    from tcprepl.streams.registry import Registry
+
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
+
+PENDING_BYTES = Live(
+    "tcprepl_http_ingest_pending_bytes", "Bytes of posted rows that are not safe yet"
+)
+
+
+class Ingest:
+    """Takes rows over HTTP, as fast as the log does.
+
+    Args:
+        services: The ports; uses *registry*, *publisher* and *limits*.
+    """
+
+    def __init__(self, services: WebServices) -> None:
+        self._registry = services.registry
+        self._publisher = services.publisher
+        self._max_pending_bytes = services.limits.max_pending_bytes
+        self._pending_bytes = 0
+        PENDING_BYTES.add_source(lambda: [((), float(self._pending_bytes))])
+
+    async def post_rows(self, call: Call) -> Response:
+        """Publish the rows of the body."""
+        stream = call.path_args["stream"]
+        check_stream(self._registry, stream)
+        transaction_id = transaction_id_of(call)
+        instance = call.param("instance")
+        if instance is not None:
+            check_name("instance", instance)
+        batch = call.flag("batch")
+        rows = call.json(list[msgspec.Raw])
+        if not rows:
+            raise ApiError(
+                400, "M_BAD_JSON", "the body is an empty array: expected at least one row"
+            )
+        if len(rows) > limits.MAX_INGEST_ROWS:
+            raise ApiError(
+                413,
+                "M_TOO_LARGE",
+                f"the body has {len(rows)} rows: expected at most {limits.MAX_INGEST_ROWS}",
+            )
+        appended = await self.publish(
+            stream,
+            [bytes(row) for row in rows],
+            batch=batch,
+            instance=instance,
+            transaction_id=transaction_id,
+        )
+        return json_response(
+            {
+                "stream": appended.stream,
+                "instance": appended.instance,
+                "first": appended.first,
+                "last": appended.last,
+            }
+        )
+
+    async def publish(
+        self,
+        stream: str,
+        rows: list[bytes],
+        *,
+        batch: bool = False,
+        instance: str | None = None,
+        transaction_id: str | None = None,
+    ) -> Appended:
+        """Publish *rows* and return their tokens.
+
+        Raises:
+            ApiError: a row does not fit, the log cannot do it now, or too much waits for the
+                disk already.
+        """
+        size = sum(map(len, rows))
+        if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
+            raise busy(429, "rows that were posted before are not on disk yet")
+        outcome: Deferred[Appended] = Deferred()
+
+        def settle(result: Appended | Failure) -> None:
+            self._pending_bytes -= size
+            if not outcome.called:  # it is when the client went away: that unpublishes nothing
+                outcome.callback(cast("Appended", result))
+
+        self._pending_bytes += size
+        _ = maybeDeferred(
+            self._publisher.publish_json,
+            stream,
+            rows,
+            batch=batch,
+            instance=instance,
+            transaction_id=transaction_id,
+        ).addBoth(settle)
+        try:
+            return await outcome
+        except BadRow as error:
+            extra = {"stream": error.stream, "row": error.index, "field": error.field}
+            raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None
+        except UnknownStream as error:
+            raise unknown_stream(error, 404) from None
+        except LogUnavailable as error:
+            raise busy(503, str(error)) from error
+
+
+def check_stream(registry: Registry, stream: str) -> None:
+    """Refuse a path that names no stream.
+
+    Raises:
+        ApiError: 404.
+    """
+    try:
+        registry.get(stream)
+    except UnknownStream as error:
+        raise unknown_stream(error, 404) from None
+
+
+def unknown_stream(error: UnknownStream, status: int) -> ApiError:
+    """Return the refusal of a stream that the registry does not know."""
+    return ApiError(status, "TCPREPL_UNKNOWN_STREAM", str(error), extra={"stream": error.stream})
+
+
+def busy(status: int, why: str) -> ApiError:
+    """Return the refusal of a request that may be sent again a little later."""
+    return ApiError(
+        status,
+        "M_LIMIT_EXCEEDED" if status == 429 else "TCPREPL_LOG_UNAVAILABLE",
+        f"not now: {why}",
+        headers={"Retry-After": str(limits.INGEST_RETRY_S)},
+        extra={"retry_after_ms": limits.INGEST_RETRY_S * 1000},
+    )
+
+
+def transaction_id_of(call: Call) -> str | None:
+    """Return the transaction id that a request has in its query or its header."""
+    given = {
+        name: value
+        for name, value in (
+            ("txn_id", call.param("txn_id")),
+            ("Idempotency-Key", call.header("Idempotency-Key")),
+        )
+        if value is not None
+    }
+    for name, value in given.items():
+        if not 0 < len(value) <= limits.MAX_TRANSACTION_ID_CHARS:
+            raise invalid(name, value, f"1 to {limits.MAX_TRANSACTION_ID_CHARS} characters")
+    if len(set(given.values())) > 1:
+        raise invalid("txn_id", given["txn_id"], "the same as the header Idempotency-Key")
+    return next(iter(given.values()), None)
+
+
+def check_name(parameter: str, name: str) -> None:
+    """Refuse what cannot be a word of the line protocol.
+
+    Raises:
+        ApiError: 400.
+    """
+    if not _NAME.fullmatch(name) or len(name) > limits.MAX_NAME_CHARS:
+        raise invalid(
+            parameter, name, f"a name without spaces, at most {limits.MAX_NAME_CHARS} characters"
+        )

@@ -1,0 +1,34 @@
+"""The site: every face on its path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tcprepl.web.channel import LimitedSite
+from tcprepl.web.health import Health
+from tcprepl.web.http import Root, Route, Router
+from tcprepl.web.ingest import Ingest
+from tcprepl.web.security import Gate
+from tcprepl.web.services import WebServices
+
+
+def build_site(services: WebServices) -> LimitedSite:
+    """Return the site that serves *services*; ``listenTCP`` takes it."""
+    gate = Gate(services.secrets, services.hosts)
+    ingest = Ingest(services)
+    health = Health(services)
+
+    def routes() -> Iterator[Route]:
+        yield Route("GET", "/health", health.get_health, gate.open)
+        yield Route("GET", "/metrics", health.get_metrics, gate.person)
+        yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
+
+    bounds = services.limits
+    return LimitedSite(
+        Root(Router(tuple(routes())), services.mounts),
+        services.reactor,
+        max_body_bytes=bounds.max_body_bytes,
+        max_bodies_bytes=bounds.max_bodies_bytes,
+        max_connections=bounds.max_connections,
+        request_timeout_s=bounds.request_timeout_s,
+    )
