@@ -1,0 +1,147 @@
+"""A small HTTP client for the commands: one connection, answers in JSON, errors in words.
+
+It blocks, which a command that does one thing after the other may do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from tcprepl.errors import TcpreplError
+
+#: How long one request may take.
+TIMEOUT_S = 60.0
+#: The pauses between two tries of a request grow from the first to the second.
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
+
+
+class ApiFailed(TcpreplError):
+    """A request that was refused, or that nobody answered."""
+
+
+class Api:
+    """The HTTP side of a server.
+
+    Args:
+        url: Its base, without a slash at the end.
+        token: The bearer token, where it wants one.
+        retry_s: For how long a request is repeated while the server is away or busy.
+    """
+
+    def __init__(self, url: str, token: str | None = None, retry_s: float = 0.0) -> None:
+        self.url = url
+        self.retry_s = retry_s
+        parts = urlsplit(url)
+        self._base = parts.path
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            self._connection = http.client.HTTPSConnection(
+                parts.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context()
+            )
+        else:
+            self._connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
+        self._pause = threading.Event()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON answer of a GET."""
+        return self.request("GET", path, query)
+
+    def post_rows(
+        self,
+        stream: str,
+        rows: list[bytes],
+        *,
+        batch: bool,
+        instance: str | None,
+        transaction_id: str,
+    ) -> tuple[str, list[int]]:
+        """Publish rows that are JSON; safe to repeat with the same transaction id.
+
+        Returns:
+            The instance that they went to, and the token of each.
+        """
+        query = {"txn_id": transaction_id}
+        if batch:
+            query["batch"] = "1"
+        if instance is not None:
+            query["instance"] = instance
+        answer = self.request(
+            "POST",
+            f"/_tcprepl/v1/streams/{quote(stream, safe='')}/rows",
+            query,
+            b"[" + b",".join(rows) + b"]",
+        )
+        first, last = answer["first"], answer["last"]
+        tokens = [last] * len(rows) if batch else list(range(first, last + 1))
+        return answer["instance"], tokens
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> Any:
+        """Make a request and return the JSON of its answer.
+
+        Raises:
+            ApiFailed: refused, or not answered within *retry_s*.
+        """
+        target = self._base + path + (f"?{urlencode(query)}" if query else "")
+        deadline = time.monotonic() + self.retry_s
+        pause = FIRST_PAUSE_S
+        while True:
+            wait = pause
+            try:
+                self._connection.request(method, target, body, self._headers)
+                response = self._connection.getresponse()
+                text = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                failure = ApiFailed(f"{self.url} does not answer: {_reason(error)}")
+            else:
+                if response.status == 200:
+                    return json.loads(text)
+                failure = ApiFailed(f"{self.url} answered {response.status}: {_refusal(text)}")
+                if response.status not in {429, 503}:
+                    raise failure
+                wait = max(wait, _seconds(response.getheader("Retry-After")))
+            if time.monotonic() + wait > deadline:
+                raise failure from None
+            self._pause.wait(wait)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _seconds(value: str | None) -> float:
+    try:
+        return float(value or 0)
+    except ValueError:
+        return 0.0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused; is `tcprepl serve` running there?"
+    return str(error) or type(error).__name__
+
+
+def _refusal(text: bytes) -> str:
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return text.decode("utf-8", "replace")[:200].strip() or "nothing more"

@@ -1,0 +1,174 @@
+"""``tcprepl publish``: append rows to a stream, from the command line or from stdin."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+
+import click
+import msgspec
+
+from tcprepl.cli.api import Api
+from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.errors import TcpreplError
+
+#: Most rows and bytes that go into one request; what a pipe holds at the moment goes at once.
+CHUNK_ROWS = 2_000
+CHUNK_BYTES = 4 * 2**20
+READ_BYTES = 2**20
+
+
+class NotJson(TcpreplError):
+    """A row that is not JSON: says which and where."""
+
+
+def check_row(text: bytes, place: str) -> bytes:
+    """Return *text* when it is one JSON value, on one line.
+
+    Raises:
+        NotJson: it is not; the message says where the fault is.
+    """
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        # The other parser takes more (lone surrogates), and says where a fault is.
+        _check_slowly(text, place)
+    if b"\n" in text or b"\r" in text:
+        return b" ".join(line.strip() for line in text.splitlines())
+    return text
+
+
+def _check_slowly(text: bytes, place: str) -> None:
+    def refuse(word: str) -> None:
+        raise NotJson(f"{place}: {word} is not JSON")
+
+    try:
+        json.loads(text, parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise NotJson(f"{place}: not UTF-8 at byte {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        line = error.doc.split("\n")[error.lineno - 1]
+        start = max(0, error.colno - 60)
+        raise NotJson(
+            f"{place}: not JSON at column {error.colno}: {error.msg}\n"
+            f"  {line[start : start + 100]}\n  {' ' * (error.colno - 1 - start)}^"
+        ) from None
+
+
+def read_lines(descriptor: int) -> Iterator[list[bytes]]:
+    """Yield the lines of a file descriptor as they come, those at hand together.
+
+    Blank lines are passed over; a last line without its LF counts.
+    """
+    parts: list[bytes] = []
+    while piece := os.read(descriptor, READ_BYTES):
+        head, line_end, tail = piece.rpartition(b"\n")
+        if line_end:
+            parts.append(head)
+            yield [line for line in map(bytes.strip, b"".join(parts).split(b"\n")) if line]
+            parts = []
+        parts.append(tail)
+    last = b"".join(parts).strip()
+    yield [last] if last else []
+
+
+def as_they_come(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """Yield chunks of at most the bounds; what is at hand does not wait for more."""
+    for group in groups:
+        yield from in_full([group])
+
+
+def in_full(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """Yield chunks up to the bounds, which depend on the rows alone and not on when they came."""
+    chunk: list[bytes] = []
+    size = 0
+    for group in groups:
+        for line in group:
+            if chunk and (len(chunk) >= CHUNK_ROWS or size + len(line) > CHUNK_BYTES):
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(line)
+            size += len(line)
+    if chunk:
+        yield chunk
+
+
+def all_in_one(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """Yield everything as one chunk."""
+    together = [line for group in groups for line in group]
+    if together:
+        yield together
+
+
+@click.command("publish")
+@click.argument("stream")
+@click.argument("row", nargs=-1)
+@to_options
+@click.option("--batch", is_flag=True, help="Give all rows one token; they travel together.")
+@click.option("--instance", help="The instance to publish as; the server's own by default.")
+@click.option(
+    "--transaction-id",
+    help="Makes the whole call safe to repeat: rows that were taken are not taken again.",
+)
+@click.option(
+    "--retry",
+    "retry_s",
+    type=SECONDS,
+    help="Try again for this long while the server is away or busy. "
+    "By default 10, once it has answered.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing for each row.")
+def command(
+    stream: str,
+    row: tuple[str, ...],
+    url: str,
+    token: str | None,
+    batch: bool,
+    instance: str | None,
+    transaction_id: str | None,
+    retry_s: float | None,
+    quiet: bool,
+) -> None:
+    """Append each ROW, a JSON value, to STREAM.
+
+    Without a ROW the rows are read from stdin, one to a line. Each row that is safe is
+    answered by a line "STREAM INSTANCE TOKEN".
+
+    \b
+    Example:
+      $ tcprepl publish typing '["!room:example.com", ["@alice:example.com"]]'
+      typing master 1
+      $ tcprepl publish caches --batch < rows.jsonl
+    """
+    transaction = transaction_id or str(uuid.uuid4())
+    api = Api(url, token, retry_s or 0.0)
+    if not row and sys.stdin.isatty():
+        raise click.UsageError("no ROW given, and stdin is a terminal")
+    groups: Iterable[list[bytes]] = (
+        [[text.encode() for text in row]] if row else read_lines(sys.stdin.fileno())
+    )
+    if batch:
+        chunks = all_in_one(groups)
+    elif transaction_id is not None:
+        chunks = in_full(groups)
+    else:
+        chunks = as_they_come(groups)
+    count = 0
+    for number, chunk in enumerate(chunks):
+        rows = [check_row(text, f"row {count + n}") for n, text in enumerate(chunk, 1)]
+        count += len(rows)
+        answered_by, tokens = api.post_rows(
+            stream,
+            rows,
+            batch=batch,
+            instance=instance,
+            transaction_id=f"{transaction}.{number}",
+        )
+        if retry_s is None:
+            api.retry_s = 10.0
+        if not quiet:
+            sys.stdout.write("".join(f"{stream} {answered_by} {token}\n" for token in tokens))
+            sys.stdout.flush()
