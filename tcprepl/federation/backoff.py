@@ -1,0 +1,112 @@
+"""When to try a destination again (protocol.md section 14).
+
+First a few quick tries, for a restart or a hiccup of the remote must not cost ten minutes; then
+intervals that double up to a cap. Each wait is spread by a random factor, so that destinations
+that died together are not tried together. Pure: time and chance are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MINUTE_MS = 60_000
+DAY_MS = 24 * 60 * MINUTE_MS
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffPolicy:
+    """How long to wait after the n-th failure in a row.
+
+    Attributes:
+        quick_ms: The waits after the first failures.
+        first_ms: The wait after those.
+        factor: What each further wait is longer by.
+        cap_ms: The longest wait.
+        jitter: Least and most of the random factor on each wait.
+    """
+
+    quick_ms: tuple[int, ...] = (4_000, 16_000, *[MINUTE_MS] * 8)
+    first_ms: int = 10 * MINUTE_MS
+    factor: float = 2.0
+    cap_ms: int = 7 * DAY_MS
+    jitter: tuple[float, float] = (0.8, 1.4)
+
+    def __post_init__(self) -> None:
+        if self.first_ms <= 0 or self.cap_ms <= 0 or self.factor < 1:
+            raise ValueError("expected waits above 0 and a factor of at least 1")
+
+    def wait_ms(self, failures: int, uniform: Callable[[float, float], float]) -> int:
+        """Return how long to wait after *failures* failures in a row (at least 1)."""
+        quick = len(self.quick_ms)
+        if failures <= quick:
+            wait: float = self.quick_ms[failures - 1]
+        else:
+            exponent = min(failures - quick - 1, 64)
+            wait = min(self.first_ms * self.factor**exponent, self.cap_ms)
+        return max(1, min(int(wait * uniform(*self.jitter)), self.cap_ms))
+
+
+@dataclass(slots=True)
+class Backoff:
+    """The back-off of one destination: what is kept on disk.
+
+    Attributes:
+        failures: Failures in a row.
+        failure_ms: When the first of them was; 0 if there is none.
+        last_ms: When the last of them was.
+        interval_ms: How long to wait from then on.
+        reason: What the last of them was, for people.
+    """
+
+    failures: int = 0
+    failure_ms: int = 0
+    last_ms: int = 0
+    interval_ms: int = 0
+    reason: str = ""
+
+    @property
+    def next_ms(self) -> int:
+        """When the next try is due; 0 for at once."""
+        return self.last_ms + self.interval_ms if self.interval_ms else 0
+
+    def failed(
+        self,
+        now_ms: int,
+        policy: BackoffPolicy,
+        uniform: Callable[[float, float], float],
+        reason: str,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        """Note a failure.
+
+        Args:
+            now_ms: Wall-clock time.
+            policy: How long to wait.
+            uniform: Source of chance (`random.Random.uniform`).
+            reason: What went wrong.
+            retry_after_ms: What the remote asked for: waited for at least, up to the cap, and
+                spread above it, never below.
+        """
+        self.failures += 1
+        if not self.failure_ms:
+            self.failure_ms = now_ms
+        self.last_ms = now_ms
+        self.reason = reason
+        wait = policy.wait_ms(self.failures, uniform)
+        if retry_after_ms is not None:
+            asked = int(max(retry_after_ms, 100) * uniform(1.0, 1.2))
+            wait = min(asked, policy.cap_ms)
+        self.interval_ms = wait
+
+    def cleared(self) -> bool:
+        """Forget every failure; returns whether there was one."""
+        if not self.failures:
+            return False
+        self.failures = self.failure_ms = self.last_ms = self.interval_ms = 0
+        self.reason = ""
+        return True
+
+    def due_now(self) -> None:
+        """Let the next try be at once, without forgetting that there were failures."""
+        self.interval_ms = 0
