@@ -176,7 +176,9 @@ class ReplicationSettings(Settings):
     dialect: Annotated[Literal["auto", "1.13", "1.22"], BeforeValidator(_version)] = Field(
         default="auto", description="auto, 1.13 or 1.22"
     )
-    max_connections: int = Field(default=10_000, ge=1, description="a whole number above 0")
+    max_connections: int = Field(
+        default=limits.MAX_CONNECTIONS, ge=1, description="a whole number above 0"
+    )
 
     @field_validator("listen")
     @classmethod
@@ -190,6 +192,17 @@ class ReplicationSettings(Settings):
         return value
 
 
+class ClientToken(Settings):
+    """Somebody who may use the Matrix client paths."""
+
+    token: SecretStr = Field(min_length=1, description=_TEXT_IS)
+    user_id: str | None = Field(
+        default=None,
+        pattern="^@[^:]*:.+$",
+        description="@user:server, or null for one that says on each request for whom it speaks",
+    )
+
+
 class HttpSettings(Settings):
     """The HTTP listener."""
 
@@ -199,7 +212,13 @@ class HttpSettings(Settings):
     token: SecretStr | None = Field(default=None, min_length=1, description=_TEXT_IS)
     replication_secret: SecretStr | None = Field(default=None, min_length=1, description=_TEXT_IS)
     listen: Addresses = Field(default=(parse_address(DEFAULT_HTTP),), description=_ADDRESS_IS)
-    max_body_bytes: Size = Field(default=64 * 2**20, description=_SIZE_IS)
+    client_tokens: tuple[ClientToken, ...] = Field(
+        default=(), description="a list of sections with token and user_id"
+    )
+    hosts: tuple[str, ...] = Field(
+        default=(), description="a list of host names under which browsers reach the server"
+    )
+    max_body_bytes: Size = Field(default=limits.MAX_HTTP_BODY_BYTES, description=_SIZE_IS)
 
     @field_validator("listen")
     @classmethod

@@ -1,0 +1,282 @@
+"""The configuration: defaults, all faults at once, Synapse's names, safe listeners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcprepl.config import (
+    IGNORED_OF_SYNAPSE,
+    BadConfig,
+    Config,
+    build,
+    load,
+    parse,
+    parse_address,
+)
+
+TLS = {"certificate": "chain.pem", "private_key": "key.pem"}
+
+
+def faults(raw: dict[str, Any]) -> list[str]:
+    """Return the faults of settings that have some."""
+    with pytest.raises(BadConfig) as caught:
+        build(raw, "test.yaml")
+    return caught.value.faults
+
+
+def test_defaults_are_loopback_and_embedded() -> None:
+    """Without a file everything stays on this machine."""
+    config = build({}, "none").config
+    assert [str(a) for a in config.replication.listen] == ["127.0.0.1:9092"]
+    assert [str(a) for a in config.http.listen] == ["127.0.0.1:9093"]
+    assert config.data_directory == Path("tcprepl-data")
+    assert config == Config()
+
+
+def test_a_full_file_is_read() -> None:
+    """Every section has its place, and units are understood."""
+    config = parse(
+        """
+        server_name: example.com
+        instance: worker1
+        data_directory: null
+        replication:
+          listen: ["unix:/run/tcprepl.sock:mode=660", "[::1]:9092"]
+          dialect: 1.13
+          max_connections: 10
+        http: {listen: "localhost:0", token: s3cret, max_body_bytes: 2M,
+               client_tokens: [{token: t0ken, user_id: "@a:example.com"}], hosts: [box]}
+        streams:
+          retention: {age: 12h, bytes: 3GiB, rows: 1000}
+          retention_of: {typing: {age: 90}}
+          extra: [mine, {name: loud, durable: false}]
+        federation: {senders: [fed1, fed2], signing_key: signing.key}
+        redis: {url: "redis://127.0.0.1:6379"}
+        instances: {master: "http://127.0.0.1:9093"}
+        log: {level: debug, format: json}
+        """,
+        "full.yaml",
+    ).config
+    assert config.data_directory is None
+    assert config.replication.dialect == "1.13"
+    assert config.replication.listen[1].host == "::1"
+    assert config.http.token is not None
+    assert config.http.token.get_secret_value() == "s3cret"
+    assert config.http.max_body_bytes == 2 * 2**20
+    assert config.streams.retention.age == 12 * 3600
+    assert config.streams.retention.bytes == 3 * 2**30
+    assert config.streams.retention_for("typing").age == 90
+    assert config.streams.retention_for("events") == config.streams.retention
+    assert [(s.name, s.durable) for s in config.streams.extra] == [("mine", True), ("loud", False)]
+    assert config.http.client_tokens[0].user_id == "@a:example.com"
+    assert "s3cret" not in repr(config)
+    assert "t0ken" not in repr(config)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    """Each fault has its key path, the value found and what was expected."""
+    found = faults(
+        {
+            "server_nam": "example.com",
+            "instance": "a b",
+            "replication": {"dialect": "2.0", "listen": 5},
+            "http": {"token": 5, "listen": "nonsense", "tls": {"certificate": "x"}},
+            "streams": {
+                "retention": {"age": "soon", "bytes": "much", "rows": 0},
+                "extra": [{"name": "b", "durabel": True}],
+            },
+            "log": {"level": "loud"},
+        }
+    )
+    assert sorted(found) == [
+        "http.listen: found 'nonsense'; expected HOST:PORT or a Twisted endpoint string, "
+        "or a list of them",
+        "http.tls.private_key: is missing; expected the path of a PEM file with the private key",
+        "http.token: found a value that is not shown; expected a text; better read from a file "
+        "that only the server may read",
+        "instance: found 'a b'; expected a name without spaces, at most 255 characters",
+        "log.level: found 'loud'; expected debug, info, warning or error",
+        "replication.dialect: found '2.0'; expected auto, 1.13 or 1.22",
+        "replication.listen: found 5; expected HOST:PORT or a Twisted endpoint string, "
+        "or a list of them",
+        "server_nam: unknown key; did you mean server_name?",
+        "streams.extra.0.durabel: unknown key; did you mean durable?",
+        "streams.retention.age: found 'soon'; expected a number of seconds above 0, or a text "
+        "such as 30s, 10m, 12h, 7d",
+        "streams.retention.bytes: found 'much'; expected a number of bytes above 0, or a text "
+        "such as 64M or 2G",
+        "streams.retention.rows: found 0; expected a whole number above 0",
+    ]
+
+
+def test_error_text_names_the_file_and_counts() -> None:
+    """The whole message is what check-config prints."""
+    with pytest.raises(BadConfig) as caught:
+        parse("zzz: 1\n", "x.yaml")
+    assert str(caught.value) == "x.yaml: 1 fault\n  zzz: unknown key"
+
+
+def test_long_values_are_shortened() -> None:
+    """A fault stays readable whatever was in the file."""
+    (fault,) = faults({"log": {"level": "x" * 500}})
+    assert len(fault) < 160
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "line 1, column 5: not YAML"),
+        ("a: \x00", "not YAML"),
+        ("- a\n", "expected a section with keys"),
+        ("", None),
+    ],
+)
+def test_what_is_not_a_section_is_refused(text: str, expected: str | None) -> None:
+    """YAML errors give the place; an empty file is all defaults."""
+    if expected is None:
+        assert parse(text, "x").config == Config()
+        return
+    with pytest.raises(BadConfig, match=expected):
+        parse(text, "x")
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A missing file and one that is not text are errors of the configuration."""
+    with pytest.raises(BadConfig, match="No such file"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(BadConfig, match="not UTF-8"):
+        load(tmp_path / "binary.yaml")
+
+
+def test_overrides_are_stronger_than_the_file(tmp_path: Path) -> None:
+    """Options of the command line win; those not given do not count."""
+    path = tmp_path / "x.yaml"
+    path.write_text("server_name: a\nreplication: {listen: '127.0.0.1:1'}\n", encoding="utf-8")
+    config = load(
+        path, {"server_name": "b", "replication.dialect": "1.13", "http.listen": None}
+    ).config
+    assert config.server_name == "b"
+    assert config.replication.dialect == "1.13"
+    assert str(config.replication.listen[0]) == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize("section", ["replication", "http"])
+@pytest.mark.parametrize(
+    ("address", "exposed"),
+    [
+        ("127.0.0.1:1", False),
+        ("localhost:1", False),
+        ("[::1]:1", False),
+        ("0.0.0.0:1", True),
+        ("[::]:1", True),
+        ("example.com:1", True),
+        ("tcp:1", True),
+        ("tcp:1:interface=127.0.0.1", False),
+        (r"tcp6:1:interface=\:\:1", False),
+        ("tcp:1:interface=10.0.0.1", True),
+        ("haproxy:tcp:1", True),
+        ("unix:/tmp/x:mode=600", False),
+        ("systemd:domain=INET:index=0", False),
+        ("ssl:1:privateKey=key.pem", False),
+    ],
+)
+def test_listeners_others_can_reach_are_refused(section: str, address: str, exposed: bool) -> None:
+    """Off loopback there has to be TLS, or for HTTP a token."""
+    raw: dict[str, Any] = {section: {"listen": address}}
+    if not exposed:
+        build(raw, "x")
+        return
+    (fault,) = faults(raw)
+    assert fault.startswith(f"{section}.listen: found '{address}'; other machines can reach it")
+    build({section: {"listen": address, "tls": TLS}}, "x")
+    if section == "http":
+        build({section: {"listen": address, "token": "secret"}}, "x")
+
+
+def test_a_broken_guard_is_told_once() -> None:
+    """A tls section with a fault is not reported as missing as well."""
+    (fault,) = faults({"replication": {"listen": "0.0.0.0:1", "tls": {**TLS, "x": 1}}})
+    assert fault == "replication.tls.x: unknown key"
+
+
+@pytest.mark.parametrize("text", ["9092", ":9092", "a b:1", "host:99999", "", "host:port x"])
+def test_what_is_no_address(text: str) -> None:
+    """Neither HOST:PORT nor an endpoint string."""
+    if text == "host:port x":  # an endpoint string as far as we can tell; Twisted decides
+        assert parse_address(text).host is None
+        return
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        parse_address(text)
+
+
+def test_synapse_names_are_understood() -> None:
+    """The names people have in their files work, with a warning that shows ours."""
+    loaded = build(
+        {
+            "server_name": "example.com",
+            "worker_name": "fed1",
+            "worker_app": "synapse.app.generic_worker",
+            "worker_replication_secret": "s",
+            "federation_sender_instances": ["fed1"],
+            "listeners": [
+                {"type": "replication", "port": 9092, "bind_addresses": ["127.0.0.1", "::1"]},
+                {"type": "http", "port": 9093, "bind_address": "127.0.0.1", "resources": []},
+                {"type": "http", "path": "/run/x.sock", "mode": "660"},
+            ],
+            "redis": {"enabled": True, "host": "r", "password": "p", "dbid": 2, "use_tls": True},
+            "instance_map": {
+                "main": {"host": "h", "port": 1},
+                "w": {"host": "i", "port": 2, "tls": True},
+            },
+        },
+        "synapse.yaml",
+    )
+    config = loaded.config
+    assert config.instance == "fed1"
+    assert config.federation.senders == ("fed1",)
+    assert [str(a) for a in config.replication.listen] == ["127.0.0.1:9092", "[::1]:9092"]
+    assert [str(a) for a in config.http.listen] == ["127.0.0.1:9093", "unix:/run/x.sock:mode=660"]
+    assert config.redis is not None
+    assert config.redis.url.get_secret_value() == "rediss://:p@r:6379/2"
+    assert config.instances == {"master": "http://h:1", "w": "https://i:2"}
+    assert config.http.replication_secret is not None
+    assert "worker_name: understood as instance; write instance instead" in loaded.warnings
+    assert any(w.startswith("worker_app: a setting of Synapse") for w in loaded.warnings)
+    assert not any("rediss" in w for w in loaded.warnings)
+
+
+def test_synapse_redis_by_path_and_switched_off() -> None:
+    """A socket path becomes unix:, and what is switched off is no setting."""
+    by_path = build({"redis": {"enabled": True, "path": "/run/r.sock"}}, "x").config
+    assert by_path.redis is not None
+    assert by_path.redis.url.get_secret_value() == "unix:/run/r.sock"
+    assert build({"redis": {"enabled": False}}, "x").config.redis is None
+
+
+def test_faults_in_synapse_names_are_told_with_the_rest() -> None:
+    """A bad listener has a path of its own."""
+    found = faults(
+        {
+            "listeners": [{"port": "x"}, 7],
+            "worker_listeners": {"port": 70_000},
+            "instance_map": 3,
+            "zzz": 1,
+        }
+    )
+    assert found == [
+        "listeners.0.port: found 'x'; expected a number from 0 to 65535",
+        "listeners.1: found 7; expected a section with port and type",
+        "worker_listeners.0.port: found 70000; expected a number from 0 to 65535",
+        "instance_map: found 3; expected a section per worker",
+        "zzz: unknown key",
+    ]
+    assert faults({"instance_map": 3}) == ["instance_map: found 3; expected a section per worker"]
+
+
+def test_ignored_names_do_not_hide_ours() -> None:
+    """No name of ours is passed over as Synapse's."""
+    assert not IGNORED_OF_SYNAPSE & Config.model_fields.keys()
