@@ -1,0 +1,328 @@
+"""protocol.md as data: its sections, tables and blocks, and what the code would write there.
+
+The tests compare the two. A table may have more columns than the code knows: those are for
+people, and are not compared.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from msgspec import UNSET
+
+from tcprepl.protocol.commands import COMMANDS
+from tcprepl.protocol.dialects import DIALECTS, Dialect
+from tcprepl.protocol.grammar import ABNF
+from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
+from tcprepl.streams.registry import StreamDef
+
+ROOT = Path(__file__).parent.parent
+PROTOCOL_MD = ROOT / "protocol.md"
+
+_HEADING = re.compile(r"(#{1,6}) (.+)")
+_FENCE = re.compile(r"```(.*)")
+_OPEN_STATES = (State.CONNECTED, State.GREETED, State.REPLICATING)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        info: What stands behind the opening fence.
+        lines: Its lines.
+        number: Line of the document on which it begins, from 1.
+        caption: The bold words of the paragraph before it; empty without any.
+    """
+
+    info: str
+    lines: tuple[str, ...]
+    number: int
+    caption: str
+
+    @property
+    def kind(self) -> str:
+        """The first word of the info string."""
+        return self.info.split()[0] if self.info else ""
+
+    @property
+    def text(self) -> str:
+        """The lines, each ended by LF."""
+        return "".join(f"{line}\n" for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: cells are text without the blanks around them."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def column(self, name: str) -> list[str]:
+        """Return the cells below *name*."""
+        index = self.header.index(name)
+        return [row[index] for row in self.rows]
+
+    def by_first(self) -> dict[str, tuple[str, ...]]:
+        """Return the rows by their first cell, which has to be unique."""
+        rows = {row[0]: row for row in self.rows}
+        assert len(rows) == len(self.rows), f"repeated first cells below {self.header}"
+        return rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands between one heading and the next."""
+
+    number: str
+    title: str
+    lines: tuple[str, ...]
+    first: int
+
+    def blocks(self, kind: str | None = None) -> list[Block]:
+        """Return the fenced blocks, or those of one kind."""
+        found = []
+        info: str | None = None
+        body: list[str] = []
+        start = 0
+        caption = ""
+        for offset, line in enumerate(self.lines):
+            fence = _FENCE.fullmatch(line)
+            if info is not None:
+                if line == "```":
+                    found.append(Block(info, tuple(body), start, caption))
+                    info = None
+                else:
+                    body.append(line)
+            elif fence:
+                info, body, start = fence.group(1).strip(), [], self.first + offset
+            elif bold := re.match(r"\*\*(.+?)\*\*", line):
+                caption = bold.group(1).rstrip(".")
+        assert info is None, f"unclosed block in section {self.number}"
+        return [block for block in found if kind in (None, block.kind)]
+
+    def tables(self) -> list[Table]:
+        """Return the tables."""
+        tables = []
+        group: list[str] = []
+        for line in (*self.lines, ""):
+            if line.startswith("|"):
+                group.append(line)
+            elif group:
+                header, _, *rows = (_cells(row) for row in group)
+                assert all(len(row) == len(header) for row in rows), group
+                tables.append(Table(header, tuple(rows)))
+                group = []
+        return tables
+
+    def table(self, first_header: str) -> Table:
+        """Return the table whose first column is *first_header*."""
+        (found,) = [table for table in self.tables() if table.header[0] == first_header]
+        return found
+
+
+def _cells(row: str) -> tuple[str, ...]:
+    parts = re.split(r"(?<!\\)\|", row.strip().strip("|"))
+    return tuple(part.strip().replace("\\|", "|") for part in parts)
+
+
+class Document:
+    """A Markdown file with numbered headings."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sections = {section.number: section for section in _sections(text)}
+
+    @classmethod
+    def load(cls) -> Document:
+        """Read protocol.md."""
+        return cls(PROTOCOL_MD.read_text(encoding="utf-8"))
+
+    def under(self, number: str) -> list[Section]:
+        """Return section *number* and those below it, in order."""
+        return [
+            section
+            for key, section in self.sections.items()
+            if key == number or key.startswith(f"{number}.")
+        ]
+
+    def blocks(self, kind: str) -> list[Block]:
+        """Return every block of one kind."""
+        return [block for section in self.sections.values() for block in section.blocks(kind)]
+
+
+def _sections(text: str) -> Iterator[Section]:
+    number, title, first = "", "", 1
+    body: list[str] = []
+    fenced = False
+    for count, line in enumerate(text.splitlines(), 1):
+        fenced ^= line.startswith("```")
+        heading = None if fenced else _HEADING.fullmatch(line)
+        if heading is None:
+            body.append(line)
+            continue
+        yield Section(number, title, tuple(body), first)
+        words = heading.group(2)
+        numbered = re.match(r"([0-9]+(?:\.[0-9]+)*) (.+)", words)
+        number, title = numbered.groups() if numbered else ("", words)
+        body, first = [], count + 1
+    yield Section(number, title, tuple(body), first)
+
+
+def plain(cell: str) -> str:
+    """Return a cell without the marks of code and emphasis."""
+    return cell.replace("`", "").replace("**", "")
+
+
+# -- what the code would write ---------------------------------------------------------
+
+
+def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def abnf() -> list[str]:
+    """Return the grammar."""
+    return ABNF.splitlines()
+
+
+def diagram(role: Role) -> list[str]:
+    """Return the state diagram of one end: every way from a state to another one."""
+    edges: dict[tuple[State, State], list[str]] = {}
+    for (end, state, way, word), after in TRANSITIONS.items():
+        if end is role and after is not state:
+            label = word if way is Way.INCIDENT else f"{way.value} {word}"
+            edges.setdefault((state, after), []).append(label)
+    lines = ["stateDiagram-v2", f"    [*] --> {State.CONNECTED.value}"]
+    lines += [
+        f"    {before.value} --> {after.value} : {', '.join(labels)}"
+        for (before, after), labels in edges.items()
+    ]
+    return [*lines, f"    {State.CLOSED.value} --> [*]"]
+
+
+def loops(role: Role) -> list[tuple[str, str, str]]:
+    """Return (state, what it sends, what it receives) of the words that change no state."""
+    rows = []
+    for state in _OPEN_STATES:
+        words: dict[Way, list[str]] = {Way.SENT: [], Way.RECEIVED: []}
+        for (end, before, way, word), after in TRANSITIONS.items():
+            if end is role and before is after is state:
+                words[way].append(f"`{word}`")
+        rows.append(
+            (f"`{state.value}`", " ".join(words[Way.SENT]) or "-", " ".join(words[Way.RECEIVED]) or "-")
+        )
+    return rows
+
+
+def _legal(role: Role, word: str) -> str:
+    states = [state for state in _OPEN_STATES if (role, state, Way.SENT, word) in TRANSITIONS]
+    names = [f"`{state.value}`" for state in states]
+    if states == list(_OPEN_STATES[-len(states) :]) and len(states) > 1:
+        return f"{names[0]} on"
+    return ", ".join(names) or "-"
+
+
+def command_row(word: str) -> tuple[str, str, str, str]:
+    """Return name, sent by, legal in, and dialects of a command."""
+    spec = COMMANDS[word]
+    ends = [role for role in Role if role in spec.sent_by]
+    legal = {role: _legal(role, word) for role in ends}
+    where = (
+        legal[ends[0]]
+        if len(set(legal.values())) == 1
+        else "; ".join(f"{role.value[0].upper()} {text}" for role, text in legal.items())
+    )
+    names = [name for name in DIALECTS if name in spec.dialects]
+    missing = [name for name in DIALECTS if name not in spec.dialects]
+    if not missing:
+        dialects = "all"
+    elif len(missing) < len(names):
+        dialects = "all but " + ", ".join(missing)
+    else:
+        dialects = ", ".join(names)
+    return f"`{word}`", " ".join(role.value[0].upper() for role in ends), where, dialects
+
+
+class _Probe:
+    """Answers every attribute with its name: tells which field a key function looks at."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+def row_shape(row: Any) -> str:
+    """Return the fields of a row type, or of each of its alternatives."""
+    if get_origin(row) in (Union, types.UnionType):
+        return " ".join(f"`{_shape(kind)}`" for kind in get_args(row))
+    return f"`{_shape(row)}`"
+
+
+def _shape(row: Any) -> str:
+    hints = get_type_hints(row)
+    fields = [
+        name + _mark(hints[name], optional=default is UNSET)
+        for name, default in zip(row.__struct_fields__, _defaults(row), strict=True)
+    ]
+    if row.__struct_config__.tag:
+        fields.insert(0, f'"{row.__struct_config__.tag}"')
+    return f"[{', '.join(fields)}]"
+
+
+def _defaults(row: Any) -> list[object]:
+    given = list(row.__struct_defaults__)
+    return [None] * (len(row.__struct_fields__) - len(given)) + given
+
+
+def _mark(hint: Any, *, optional: bool) -> str:
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if any(get_origin(kind) is list for kind in kinds):
+        text = "[...]"
+    elif any(get_origin(kind) is dict for kind in kinds) or hasattr(hint, "__struct_fields__"):
+        text = "{...}" if not _is_array(hint) else "[...]"
+    else:
+        text = ""
+    if type(None) in kinds:
+        text += "?"
+    return text + ("*" if optional else "")
+
+
+def _is_array(hint: Any) -> bool:
+    config = getattr(hint, "__struct_config__", None)
+    return config is not None and bool(config.array_like)
+
+
+def stream_row(stream: StreamDef) -> tuple[str, str, str, str, str]:
+    """Return name, row, kind, key and whether it is offered, of a stream."""
+    key = stream.key(_Probe()) if stream.key is not None else "-"
+    return (
+        f"`{stream.name}`",
+        row_shape(stream.row_type),
+        "durable" if stream.durable else "ephemeral",
+        f"`{key}`" if stream.key is not None else "-",
+        "yes" if stream.offered_by_default else "no",
+    )
+
+
+def dialect_row(dialect: Dialect) -> tuple[str, ...]:
+    """Return what the code knows of a dialect."""
+    if dialect.in_band_resume:
+        asks = "stream, instance, token" if dialect.rdata_instance else "stream, token"
+    else:
+        asks = "bare"
+    return (
+        f"`{dialect.name}`",
+        asks,
+        "yes" if dialect.rdata_instance else "no",
+        str(dialect.position_tokens),
+        str(dialect.user_sync_arguments),
+        "yes" if dialect.ack_instance else "no",
+        str(dialect.max_line_bytes),
+    )
