@@ -173,9 +173,7 @@ class Log(Protocol):
         """
         ...
 
-    def advance(
-        self, stream: StreamName, instance: InstanceName, token: Token
-    ) -> Deferred[None]:
+    def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows (a no-op when it is there already)."""
         ...
 

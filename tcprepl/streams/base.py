@@ -1,0 +1,160 @@
+"""What the stores of the log share: listeners, transaction ids, the periodic clean-up."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from tcprepl.errors import LogUnavailable
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.registry import Registry, StreamDef, check_name
+from tcprepl.streams.retention import Retention
+
+logger = structlog.get_logger()
+
+#: How often old rows are looked for when nothing is appended.
+EXPIRE_INTERVAL_S = 60.0
+
+T = TypeVar("T")
+
+
+class Transactions:
+    """Transaction ids in memory, with the answers that they got, for a while."""
+
+    def __init__(self, max_age_s: float) -> None:
+        self._max_age_ms = max_age_s * 1000
+        self._answers: dict[tuple[StreamName, str], tuple[int, Appended]] = {}
+
+    def get(self, stream: StreamName, transaction_id: str, now_ms: int) -> Appended | None:
+        """Return what was answered to this id, unless that was too long ago."""
+        found = self._answers.get((stream, transaction_id))
+        if found is None or now_ms - found[0] > self._max_age_ms:
+            return None
+        return found[1]
+
+    def put(self, stream: StreamName, transaction_id: str, appended: Appended, now_ms: int) -> None:
+        """Remember an answer."""
+        self._answers.pop((stream, transaction_id), None)
+        self._answers[stream, transaction_id] = (now_ms, appended)
+        self.expire(now_ms)
+
+    def expire(self, now_ms: int) -> None:
+        """Forget what was answered too long ago."""
+        while self._answers:
+            key = next(iter(self._answers))
+            if now_ms - self._answers[key][0] <= self._max_age_ms:
+                return
+            del self._answers[key]
+
+
+class BaseLog:
+    """Listeners, in order and safe from each other, and the periodic clean-up.
+
+    What is announced while listeners are being called waits until they have all heard of
+    what came before, so that every listener hears everything in the same order.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        clock_ms: Callable[[], int],
+        retention: Retention,
+        reactor: IReactorTime | None,
+    ) -> None:
+        self._registry = registry
+        self._clock_ms = clock_ms
+        self._retention = retention
+        self._listeners: list[Callable[[Block], None]] = []
+        self._position_listeners: list[
+            Callable[[StreamName, InstanceName, Token, Token], None]
+        ] = []
+        self._outbox: deque[Callable[[], None]] = deque()
+        self._announcing = False
+        self._closed = False
+        self._reactor = reactor
+        self._expiry: IDelayedCall | None = None
+        if reactor is not None:
+            self._expiry = reactor.callLater(EXPIRE_INTERVAL_S, self._expire_again, reactor)
+
+    def add_listener(self, listener: Callable[[Block], None]) -> None:
+        """Call *listener* with each block, in order, the moment it is safe to publish."""
+        self._listeners.append(listener)
+
+    def add_position_listener(
+        self, listener: Callable[[StreamName, InstanceName, Token, Token], None]
+    ) -> None:
+        """Call *listener* (stream, instance, before, now) when a position moves without rows."""
+        self._position_listeners.append(listener)
+
+    def expire(self) -> None:
+        """Let go of what is beyond retention."""
+        raise NotImplementedError
+
+    def _expire_again(self, reactor: IReactorTime) -> None:
+        self._expiry = reactor.callLater(EXPIRE_INTERVAL_S, self._expire_again, reactor)
+        self.expire()
+
+    def _definition(self, stream: StreamName, instance: InstanceName) -> StreamDef:
+        check_name("instance", instance)
+        return self._registry.get(stream)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LogUnavailable("the log is closed")
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._expiry is not None and self._expiry.active():
+            self._expiry.cancel()
+
+    def _announce_block(self, block: Block) -> None:
+        def tell() -> None:
+            for listener in self._listeners:
+                try:
+                    listener(block)
+                except Exception:
+                    logger.exception(
+                        "streams.listener.failed",
+                        stream=block.stream,
+                        instance=block.instance,
+                        token=block.last,
+                    )
+
+        self._outbox.append(tell)
+
+    def _announce_position(
+        self, stream: StreamName, instance: InstanceName, before: Token, token: Token
+    ) -> None:
+        def tell() -> None:
+            for listener in self._position_listeners:
+                try:
+                    listener(stream, instance, before, token)
+                except Exception:
+                    logger.exception(
+                        "streams.listener.failed", stream=stream, instance=instance, token=token
+                    )
+
+        self._outbox.append(tell)
+
+    def _announced(self, answer: T) -> Deferred[T]:
+        """Return a Deferred that fires once everything announced so far was heard."""
+        answered: Deferred[T] = Deferred()
+        self._outbox.append(lambda: answered.callback(answer))
+        self._drain()
+        return answered
+
+    def _drain(self) -> None:
+        if self._announcing:
+            return
+        self._announcing = True
+        try:
+            while self._outbox:
+                self._outbox.popleft()()
+        finally:
+            self._announcing = False

@@ -1,0 +1,252 @@
+"""Streams in memory: the log of tests and of processes without a disk, and ephemeral streams.
+
+`MemoryStream` is one (stream, instance) held in memory; the SQLite log uses it too, for
+ephemeral streams. `MemoryLog` is the whole `Log` made of them; nothing outlives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from tcprepl.errors import TokenFromFuture, TokenOrder, TokenTooOld
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.limits import MAX_TOKEN
+from tcprepl.streams.base import BaseLog, Transactions
+from tcprepl.streams.blocks import assign_tokens, cut_page, empty_page, render
+from tcprepl.streams.log import Appended, Block, Page
+from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.streams.ring import Kept, Ring, drain_until
+
+#: Why the rows of an ephemeral stream from before the start are gone.
+RESTARTED = "kept in memory, and the process was restarted"
+
+
+class MemoryStream:
+    """One (stream, instance) in memory.
+
+    Attributes:
+        stream: What is known of the stream.
+        instance: Name of the instance.
+        position: The newest token.
+        floor: The oldest token from which a read is complete.
+        bound: What made the rows up to the floor go.
+    """
+
+    __slots__ = ("_bounds", "_kept", "_ring", "bound", "floor", "instance", "position", "stream")
+
+    def __init__(
+        self, stream: StreamDef, instance: InstanceName, bounds: Bounds, start: Token = 0
+    ) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.position = start
+        self.floor = start
+        self.bound = RESTARTED
+        self._bounds = bounds
+        self._ring = Ring()
+        self._kept = Kept(stream) if stream.keyed and not stream.durable else None
+
+    @property
+    def restart_point(self) -> Token:
+        """Where a reader that cannot be resumed starts anew."""
+        return 0 if self._kept is not None else self.floor
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Rows and bytes held, states beyond retention not counted."""
+        return self._ring.rows, self._ring.size_bytes
+
+    def add(self, tokens: Sequence[Token], rows: Sequence[bytes], now_ms: int) -> Block:
+        """Add rows, let go of what is beyond the bounds, and return the new block."""
+        block = render(self.stream.name, self.instance, tokens, rows, now_ms)
+        self._ring.append(block)
+        self.position = block.last
+        self.expire(now_ms)
+        return block
+
+    def expire(self, now_ms: int) -> None:
+        """Let go of what is beyond the bounds."""
+        ring = self._ring
+        while len(ring):
+            bound = self._bounds.excess(ring.oldest.written_ms, ring.size_bytes, ring.rows, now_ms)
+            if bound is None:
+                return
+            self._forget(ring.evict())
+            self.bound = bound
+
+    def trim(self, upto: Token) -> None:
+        """Let go of the rows up to *upto*."""
+        upto = min(upto, self.position)
+        if upto <= self.floor:
+            return
+        for block in drain_until(self._ring, upto):
+            self._forget(block)
+        self.floor = upto
+        self.bound = "acknowledged"
+
+    def _forget(self, block: Block) -> None:
+        self.floor = max(self.floor, block.last)
+        if self._kept is not None:
+            self._kept.fold(block)
+
+    def read(
+        self, after: Token, upto: Token, limit_rows: int, limit_bytes: int, compacted: bool
+    ) -> Page:
+        """Return a page, as `Log.read` says."""
+        name, instance, kept = self.stream.name, self.instance, self._kept
+        if after > self.position:
+            raise TokenFromFuture(name, instance, after, self.position)
+        upto = min(upto, self.position)
+        if after >= self.floor:
+            blocks = self._ring.after(after)
+        elif not compacted or kept is None:
+            raise TokenTooOld(name, instance, after, self.floor, self.bound)
+        elif 0 < after < kept.blank_floor:
+            raise TokenTooOld(
+                name, instance, after, self.floor, "states that went blank are forgotten"
+            )
+        else:
+            blocks = chain(kept.after(after, instance), self._ring.after(after))
+        if after >= upto:
+            return empty_page(max(upto, after))
+        return cut_page(blocks, after, upto, limit_rows, limit_bytes)
+
+
+class MemoryLog(BaseLog):
+    """Every stream in memory, safe at once; nothing outlives the object."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        clock_ms: Callable[[], int],
+        retention: Retention | None = None,
+        reactor: IReactorTime | None = None,
+    ) -> None:
+        """Start with no streams.
+
+        Args:
+            registry: What streams there are.
+            clock_ms: Gives wall-clock time in ms since 1970.
+            retention: What to keep; the defaults by default.
+            reactor: Lets go of old rows now and then; without, only appends do.
+        """
+        super().__init__(registry, clock_ms, retention or Retention(), reactor)
+        self._streams: dict[tuple[StreamName, InstanceName], MemoryStream] = {}
+        self._transactions = Transactions(self._retention.transaction_age_s)
+
+    def pairs(self) -> list[tuple[StreamName, InstanceName]]:
+        """Return every (stream, instance), in the order in which they became known."""
+        return list(self._streams)
+
+    def ensure(self, stream: StreamName, instance: InstanceName) -> None:
+        """Make (stream, instance) known."""
+        self._get(stream, instance)
+
+    def _get(self, stream: StreamName, instance: InstanceName) -> MemoryStream:
+        found = self._streams.get((stream, instance))
+        if found is None:
+            definition = self._definition(stream, instance)
+            bounds = self._retention.bounds(stream, durable=definition.durable)
+            found = self._streams[stream, instance] = MemoryStream(definition, instance, bounds)
+        return found
+
+    def position(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the newest token; 0 for a pair that is not known."""
+        found = self._streams.get((stream, instance))
+        return found.position if found else 0
+
+    def floor(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the oldest token from which a read is complete."""
+        found = self._streams.get((stream, instance))
+        return found.floor if found else 0
+
+    def restart_point(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return where a reader that cannot be resumed starts anew."""
+        found = self._streams.get((stream, instance))
+        return found.restart_point if found else 0
+
+    def append(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        rows: Sequence[bytes],
+        *,
+        batch: bool = False,
+        tokens: Sequence[Token] | None = None,
+        transaction_id: str | None = None,
+    ) -> Deferred[Appended]:
+        """Append rows, as `Log.append` says; the answer is there at once."""
+        self._check_open()
+        now = self._clock_ms()
+        if transaction_id is not None:
+            known = self._transactions.get(stream, transaction_id, now)
+            if known is not None:
+                return succeed(known)
+        found = self._get(stream, instance)
+        given = assign_tokens(
+            stream, instance, found.position, len(rows), batch=batch, tokens=tokens
+        )
+        appended = Appended(stream, instance, given[0], given[-1])
+        if transaction_id is not None:
+            self._transactions.put(stream, transaction_id, appended, now)
+        self._announce_block(found.add(given, rows, now))
+        return self._announced(appended)
+
+    def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
+        """Move the position to *token* without rows."""
+        self._check_open()
+        found = self._get(stream, instance)
+        before = found.position
+        if token < before or token > MAX_TOKEN:
+            raise TokenOrder(stream, instance, token, before)
+        if token == before:
+            return succeed(None)
+        found.position = token
+        self._announce_position(stream, instance, before, token)
+        return self._announced(None)
+
+    def read(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        after: Token,
+        upto: Token,
+        *,
+        limit_rows: int = 1_000,
+        limit_bytes: int = 262_144,
+        compacted: bool = False,
+    ) -> Page:
+        """Return a page, as `Log.read` says."""
+        found = self._streams.get((stream, instance))
+        if found is None:
+            if after > 0:
+                raise TokenFromFuture(stream, instance, after, 0)
+            return empty_page(0)
+        return found.read(after, upto, limit_rows, limit_bytes, compacted)
+
+    def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
+        """Forget rows whose token is at most *upto*."""
+        found = self._streams.get((stream, instance))
+        if found is not None:
+            found.trim(upto)
+
+    def expire(self) -> None:
+        """Let go of what is beyond retention."""
+        now = self._clock_ms()
+        for found in self._streams.values():
+            found.expire(now)
+        self._transactions.expire(now)
+
+    def flush(self) -> Deferred[None]:
+        """Fire at once: what is appended is as safe as it gets."""
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        """Take no more rows; what is there can still be read."""
+        self._close()
+        return succeed(None)

@@ -1,0 +1,176 @@
+"""Where a reader keeps its positions: in memory, or in SQLite beside its own data."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.ids import InstanceName, StreamName, Token
+
+#: Token by (stream, instance).
+Positions: TypeAlias = Mapping[tuple[StreamName, InstanceName], Token]
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS tcprepl_positions (
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID
+"""
+_SAVE = (
+    "INSERT INTO tcprepl_positions (stream, instance, token) VALUES (?, ?, ?)"
+    " ON CONFLICT (stream, instance) DO UPDATE SET token = excluded.token"
+)
+
+
+class PositionStore(Protocol):
+    """Keeps the token up to which each (stream, instance) has been applied."""
+
+    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+        """Return every saved position."""
+        ...
+
+    def save(self, positions: Positions) -> None:
+        """Save positions, all of them or none; they may be lower than before, after a reset."""
+        ...
+
+    def close(self) -> None:
+        """Release what the store holds."""
+        ...
+
+
+class MemoryPositionStore:
+    """Positions that do not outlive the process."""
+
+    def __init__(self, positions: Positions | None = None) -> None:
+        self._positions = dict(positions or {})
+
+    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+        """Return every saved position."""
+        return dict(self._positions)
+
+    def save(self, positions: Positions) -> None:
+        """Save positions."""
+        self._positions.update(positions)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class SqlitePositionStore:
+    """Positions in SQLite, which survive the death of the process.
+
+    With a path the store has a database of its own (WAL, ``synchronous=NORMAL``): a saved
+    position survives ``kill -9``, and at worst a power cut brings back an earlier one, after
+    which rows come twice, never not at all.
+
+    **Exactly once.** Give the store the connection that the rows are written with. `save`
+    then commits on it, so that what the handler wrote and the position that covers it
+    become true in one transaction, or not at all::
+
+        connection = sqlite3.connect("worker.db")
+        store = SqlitePositionStore(connection)
+
+        def handler(stream, instance, token, rows):
+            with undone_on_failure(connection):
+                for row in rows:
+                    connection.execute("INSERT INTO typing VALUES (?, ?)", ...)
+            # no commit here: the client calls store.save, which commits both
+
+        @contextmanager
+        def undone_on_failure(connection):
+            try:
+                yield
+            except BaseException:
+                connection.rollback()
+                raise
+
+    The connection must not be in autocommit mode (`isolation_level` None), and nobody else
+    may commit on it between the handler and `save`. Set `synchronous=FULL` on it if the rows
+    have to survive a power cut.
+    """
+
+    def __init__(self, database: Path | str | sqlite3.Connection) -> None:
+        """Open the store, and create its table if need be.
+
+        Args:
+            database: Path of a database of its own, or the caller's connection, which the
+                caller goes on owning.
+
+        Raises:
+            LogUnavailable: the database cannot be opened.
+            LogCorrupt: the file is not a database.
+            ValueError: the connection is in autocommit mode.
+        """
+        self._owned = not isinstance(database, sqlite3.Connection)
+        if isinstance(database, sqlite3.Connection):
+            if database.isolation_level is None:
+                raise ValueError("the connection is in autocommit mode: it cannot commit both")
+            self._connection = database
+            self._where = "the caller's database"
+        else:
+            self._where = str(database)
+            self._connection = self._connect()
+        try:
+            self._connection.execute(_CREATE)
+            self._connection.commit()
+        except sqlite3.Error as error:
+            self.close()
+            raise self._explained(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(self._where)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+        except sqlite3.Error as error:
+            connection.close()
+            raise self._explained(error) from error
+        return connection
+
+    def _explained(self, error: sqlite3.Error) -> LogCorrupt | LogUnavailable:
+        if isinstance(error, sqlite3.OperationalError):
+            return LogUnavailable(f"positions in {self._where}: {error}")
+        return LogCorrupt(
+            f"positions in {self._where}: {error}; move the file away to begin anew",
+            table="tcprepl_positions",
+        )
+
+    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+        """Return every saved position."""
+        try:
+            found = self._connection.execute(
+                "SELECT stream, instance, token FROM tcprepl_positions ORDER BY stream, instance"
+            )
+            return {(stream, instance): token for stream, instance, token in found}
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def save(self, positions: Positions) -> None:
+        """Save positions, and commit what else was written on the connection.
+
+        Raises:
+            LogUnavailable: the disk refused; everything since the last commit is undone.
+        """
+        try:
+            self._connection.executemany(
+                _SAVE, [(*pair, token) for pair, token in positions.items()]
+            )
+            self._connection.commit()
+        except sqlite3.Error as error:
+            with suppress(sqlite3.Error):
+                self._connection.rollback()
+            raise self._explained(error) from error
+
+    def close(self) -> None:
+        """Close the store's own connection; the caller's stays open."""
+        if self._owned:
+            self._connection.close()

@@ -1,0 +1,170 @@
+"""Blocks in memory: the newest of a stream, and the newest state of each key.
+
+A `Ring` holds the newest blocks of one (stream, instance). A `Kept` holds, of a stream of
+states, what the newest evicted row of each key said, for readers that start anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+from tcprepl.errors import BadRow
+from tcprepl.ids import Token
+from tcprepl.streams.blocks import render, rows_of
+from tcprepl.streams.log import Block
+from tcprepl.streams.registry import StreamDef
+
+#: Blank rows that are kept at least, so that a reader in the middle of the states sees them.
+BLANKS_KEPT = 1_024
+#: Rows that are rendered at once when states are read.
+_CHUNK_ROWS = 500
+
+
+class Ring:
+    """The newest blocks, in token order; the caller decides when the oldest goes.
+
+    Attributes:
+        rows: Rows held.
+        size_bytes: Bytes of lines held.
+    """
+
+    __slots__ = ("_blocks", "_head", "_lasts", "rows", "size_bytes")
+
+    def __init__(self) -> None:
+        self._blocks: list[Block] = []
+        self._lasts: list[Token] = []
+        self._head = 0
+        self.rows = 0
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._blocks) - self._head
+
+    @property
+    def oldest(self) -> Block:
+        """The oldest block; there has to be one."""
+        return self._blocks[self._head]
+
+    def append(self, block: Block) -> None:
+        """Add the newest block."""
+        self._blocks.append(block)
+        self._lasts.append(block.last)
+        self.rows += len(block.tokens)
+        self.size_bytes += len(block.lines)
+
+    def evict(self) -> Block:
+        """Remove the oldest block and return it."""
+        block = self._blocks[self._head]
+        self._head += 1
+        self.rows -= len(block.tokens)
+        self.size_bytes -= len(block.lines)
+        if self._head >= 64 and self._head * 2 >= len(self._blocks):
+            del self._blocks[: self._head]
+            del self._lasts[: self._head]
+            self._head = 0
+        else:
+            # let go of the bytes now; the slot goes with the next clean-up
+            self._blocks[self._head - 1] = _NOTHING
+        return block
+
+    def after(self, token: Token) -> Iterator[Block]:
+        """Yield the blocks that hold rows after *token*."""
+        for index in range(bisect_right(self._lasts, token, self._head), len(self._blocks)):
+            yield self._blocks[index]
+
+
+_NOTHING = Block("", "", (0,), b"", (0,), 0, 0)
+
+
+class Kept:
+    """The newest evicted row of each key, in token order.
+
+    A row that is blank is kept too, for a while: a reader that is in the middle of the
+    states, and got an earlier row of the key, has to hear of it.
+
+    Attributes:
+        blank_floor: A reader that began before and is still below this token has missed
+            that a key went blank, and has to begin again.
+    """
+
+    def __init__(self, stream: StreamDef) -> None:
+        assert stream.key is not None
+        self._stream = stream
+        self._key = stream.key
+        self._tokens: list[Token] = []
+        self._rows: list[bytes | None] = []
+        self._blank: list[bool] = []
+        self._slots: dict[object, int] = {}
+        self._live = 0
+        self.blank_floor: Token = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    def fold(self, block: Block) -> None:
+        """Take in the rows of an evicted block; each replaces what its key said before."""
+        rows = list(rows_of(block))
+        try:
+            values = self._stream.codec.decode_all(rows)
+        except BadRow:
+            values = [None] * len(rows)
+        for token, row, value in zip(block.tokens, rows, values, strict=True):
+            if value is None:
+                continue
+            key = self._key(value)
+            before = self._slots.get(key)
+            if before is not None:
+                self._rows[before] = None
+                self._live -= not self._blank[before]
+            blank = self._stream.blank(value)
+            self._slots[key] = len(self._tokens)
+            self._tokens.append(token)
+            self._rows.append(row)
+            self._blank.append(blank)
+            self._live += not blank
+        if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Let go of superseded rows, and of the older half of the blank ones."""
+        keys: list[object] = [None] * len(self._tokens)
+        for key, slot in self._slots.items():
+            keys[slot] = key
+        alive = [index for index, row in enumerate(self._rows) if row is not None]
+        blanks = [index for index in alive if self._blank[index]]
+        gone = set(blanks[:-BLANKS_KEPT])
+        if gone:
+            self.blank_floor = self._tokens[blanks[-BLANKS_KEPT - 1]]
+            alive = [index for index in alive if index not in gone]
+        self._tokens = [self._tokens[index] for index in alive]
+        self._rows = [self._rows[index] for index in alive]
+        self._blank = [self._blank[index] for index in alive]
+        self._slots = {keys[index]: slot for slot, index in enumerate(alive)}
+
+    def after(self, token: Token, instance: str) -> Iterator[Block]:
+        """Yield the states newer than *token* as blocks, rendered for this call.
+
+        The blank rows are left out for a reader that begins.
+        """
+        tokens: list[Token] = []
+        rows: list[bytes] = []
+        for index in range(bisect_right(self._tokens, token), len(self._tokens)):
+            row = self._rows[index]
+            if row is None or (self._blank[index] and not token):
+                continue
+            if len(rows) >= _CHUNK_ROWS and self._tokens[index] != tokens[-1]:
+                yield render(self._stream.name, instance, tokens, rows, 0)
+                tokens, rows = [], []
+            tokens.append(self._tokens[index])
+            rows.append(row)
+        if rows:
+            yield render(self._stream.name, instance, tokens, rows, 0)
+
+
+def drain_until(ring: Ring, token: Token) -> Iterable[Block]:
+    """Evict the blocks whose rows are all at most *token*, and return them."""
+    gone = []
+    while len(ring) and ring.oldest.last <= token:
+        gone.append(ring.evict())
+    return gone
