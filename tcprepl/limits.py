@@ -73,3 +73,11 @@ HANDSHAKE_TIMEOUT_S = 15.0
 HANDLER_RETRY_MIN_S = 0.5
 #: Longest delay before a handler that failed is called again.
 HANDLER_RETRY_MAX_S = 30.0
+#: Rows that a client holds for want of their batch's token, all streams together.
+MAX_BATCH_ROWS = 100_000
+#: Bytes of such rows.
+MAX_BATCH_BYTES = 67_108_864
+#: Pairs of stream and instance that one connection may name to a client.
+MAX_PAIRS = 10_000
+#: A client waits this long for SERVER and PING.
+HANDSHAKE_TIMEOUT_S = 25.0

@@ -33,6 +33,7 @@ class Dialect:
         announced: Whether RDATA counts only after a POSITION of its stream.
         user_sync_arguments: How many arguments USER_SYNC has.
         ack_instance: Whether FEDERATION_ACK names the instance.
+        over_tcp: Whether it is spoken on a connection of our own.
         max_line_bytes: Longest line the peer accepts, delimiter excluded.
     """
 
@@ -43,6 +44,7 @@ class Dialect:
     announced: bool
     user_sync_arguments: int
     ack_instance: bool
+    over_tcp: bool
     max_line_bytes: int
 
 
@@ -55,6 +57,7 @@ def _dialect(
     announced: bool = True,
     user_sync_arguments: int = 4,
     ack_instance: bool = True,
+    over_tcp: bool = True,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Dialect:
     return Dialect(
@@ -65,6 +68,7 @@ def _dialect(
         announced,
         user_sync_arguments,
         ack_instance,
+        over_tcp,
         max_line_bytes,
     )
 
@@ -87,7 +91,12 @@ DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
             _dialect("1.14", position_tokens=1, ack_instance=False),
             _dialect("1.18", position_tokens=1),
             _dialect("1.22"),
-            _dialect("redis", user_sync_arguments=5, max_line_bytes=MAX_NATIVE_LINE_BYTES),
+            _dialect(
+                "redis",
+                user_sync_arguments=5,
+                over_tcp=False,
+                max_line_bytes=MAX_NATIVE_LINE_BYTES,
+            ),
             _dialect(
                 "tcprepl",
                 in_band_resume=True,
