@@ -234,7 +234,7 @@ class HttpSettings(Settings):
 
 
 class RetentionSettings(Settings):
-    """How much of a stream is kept; whatever is reached first counts."""
+    """How much of a stream is kept; what is reached first counts, what is left out is default."""
 
     age: Seconds | None = Field(default=None, description=_AGE_IS)
     bytes: Size | None = Field(default=None, description=_SIZE_IS)
@@ -258,8 +258,10 @@ class StreamSettings(Settings):
     """What is replicated and for how long it is kept."""
 
     retention: RetentionSettings = Field(
-        default=RetentionSettings(age=7 * 86400.0, bytes=2**30),
-        description="a section with age, bytes, rows",
+        default=RetentionSettings(), description="a section with age, bytes, rows"
+    )
+    retention_ephemeral: RetentionSettings = Field(
+        default=RetentionSettings(), description="a section with age, bytes, rows"
     )
     retention_of: Mapping[Name, RetentionSettings] = Field(
         default_factory=dict, description="a section per stream with age, bytes, rows"
@@ -267,10 +269,6 @@ class StreamSettings(Settings):
     extra: Annotated[tuple[ExtraStream, ...], BeforeValidator(_extra_streams)] = Field(
         default=(), description="a list of stream names, or of sections with name and durable"
     )
-
-    def retention_for(self, stream: str) -> RetentionSettings:
-        """Return the settings of one stream."""
-        return self.retention_of.get(stream, self.retention)
 
 
 class FederationSettings(Settings):

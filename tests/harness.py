@@ -68,7 +68,7 @@ def program(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a child: ours, with unbuffered output and the checkout on the path."""
+    """Return the environment of a child: ours, unbuffered, with the checkout importable."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
 
@@ -154,13 +154,13 @@ class Running:
         except subprocess.TimeoutExpired:
             raise AssertionError(self._story(f"still running after {timeout_s:g} s")) from None
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self.process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = WAIT_S) -> int:
         """Ask it to end and return its exit code."""
-        self.signal(number)
+        self.send_signal(number)
         return self.wait(timeout_s)
 
     def kill(self) -> None:
@@ -354,7 +354,7 @@ class Terminal:
         os.close(self.master)
 
     def type(self, text: str) -> None:
-        """Type *text* as it is; RETURN is ``\\n``."""
+        """Type *text* as it is; a line feed is the RETURN key."""
         os.write(self.master, text.encode())
 
     def _read(self, timeout_s: float) -> bool:

@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Whoever read our rows has had enough."""
+
+
 class LazyGroup(click.Group):
     """The group of all commands; a module is imported when its command is used."""
 
@@ -46,6 +50,13 @@ class LazyGroup(click.Group):
         command = importlib.import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; click would make a failure of a closed pipe."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGoneError from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, so that help imports none of them."""
@@ -78,8 +89,8 @@ def run(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except ConfigError as error:
         return _complain(error, 2)
-    except BrokenPipeError:
-        # Whoever read our rows has had enough. Python would complain once more at exit.
+    except (_ReaderGoneError, BrokenPipeError):
+        # That is how `tcprepl tail | head` ends. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (TcpreplError, OSError) as error:

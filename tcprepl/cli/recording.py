@@ -5,8 +5,8 @@ The file is UTF-8 text, one line of the wire to a line::
     # tcprepl recording 1
     # from 127.0.0.1:9092
     # started 2026-11-23T01:30:00.000Z
-    0 7c9e1c5f SERVER example.com
-    1520 a01b33d4 RDATA typing master 1 ["!r:example.com",["@a:example.com"]]
+    0 8e318c19 SERVER example.com
+    1520 d0dddc49 RDATA typing master 1 ["!r:example.com",["@a:example.com"]]
 
 A line is the time in ms since the start, the CRC-32 (IEEE, eight hex digits) of the time, a
 space and the line, and then the line as it was received, without its LF. A recording that

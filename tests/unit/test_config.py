@@ -68,8 +68,7 @@ def test_a_full_file_is_read() -> None:
     assert config.http.max_body_bytes == 2 * 2**20
     assert config.streams.retention.age == 12 * 3600
     assert config.streams.retention.bytes == 3 * 2**30
-    assert config.streams.retention_for("typing").age == 90
-    assert config.streams.retention_for("events") == config.streams.retention
+    assert config.streams.retention_of["typing"].age == 90
     assert [(s.name, s.durable) for s in config.streams.extra] == [("mine", True), ("loud", False)]
     assert config.http.client_tokens[0].user_id == "@a:example.com"
     assert "s3cret" not in repr(config)

@@ -1,0 +1,134 @@
+"""The group of commands: lazy, helpful, and exact in its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import NoReturn
+
+import click
+import pytest
+
+from tcprepl import cli
+from tcprepl.errors import ConfigError, TcpreplError
+from tests.harness import environment
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Make the command ``check-config`` raise *error*."""
+
+    @click.command()
+    def failing() -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("tcprepl.cli.check_config.command", failing)
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    """The list comes from the table: a broken command does not break help."""
+    code = (
+        "import sys; from tcprepl.cli import run; code = run(['--help']);"
+        "print(*[m for m in sys.modules if m.startswith(('twisted', 'tcprepl.cli.'))]);"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
+    *help_text, modules = done.stdout.splitlines()
+    assert modules == ""
+    for name, (_, summary) in cli.COMMANDS.items():
+        assert any(line.split() == [name, *summary.split()] for line in help_text), name
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command explains itself and shows itself in use."""
+    assert cli.run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: tcprepl {name}" in text
+    assert "Example:" in text or "Commands:" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--version`` says the package's."""
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("tcprepl ")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["frobnicate"], ["serve", "--dialect", "9"], ["publish"], ["tail", "--from", "x"]],
+)
+def test_wrong_command_line_exits_with_2(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Usage errors go to stderr, with what was wrong."""
+    assert cli.run(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Error: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ConfigError("bad key"), 2, "tcprepl: bad key\n"),
+        (TcpreplError("no such stream"), 1, "tcprepl: no such stream\n"),
+        (PermissionError(13, "Permission denied"), 1, "tcprepl: [Errno 13] Permission denied\n"),
+        (click.ClickException("no"), 1, "Error: no\n"),
+        (KeyboardInterrupt(), 1, "\n"),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A user's mistake never shows a traceback."""
+    planted(monkeypatch, error)
+    assert cli.run(["check-config"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is our own mistake is not dressed up."""
+    planted(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["check-config"])
+
+
+def test_main_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console script hands the code to the shell."""
+    monkeypatch.setattr(sys, "argv", ["tcprepl", "frobnicate"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+
+
+def test_a_closed_pipe_is_no_failure() -> None:
+    """``tcprepl ... | head`` ends quietly."""
+    code = (
+        "import click, sys, tcprepl.cli.check_config as m; from tcprepl.cli import main\n"
+        "@click.command()\n"
+        "def command():\n"
+        "    while True: print('x' * 1000)\n"
+        "m.command = command\n"
+        "sys.argv = ['tcprepl', 'check-config']; main()"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert writer.stdout is not None
+    assert writer.stderr is not None
+    assert writer.stdout.readline().startswith(b"x")
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    writer.stderr.close()
+    assert writer.wait(30) == 0
