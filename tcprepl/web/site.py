@@ -8,6 +8,7 @@ from tcprepl.web.channel import LimitedSite
 from tcprepl.web.health import Health
 from tcprepl.web.http import Root, Route, Router
 from tcprepl.web.ingest import Ingest
+from tcprepl.web.longpoll import LongPoll
 from tcprepl.web.security import Gate
 from tcprepl.web.services import WebServices
 
@@ -17,14 +18,16 @@ def build_site(services: WebServices) -> LimitedSite:
     gate = Gate(services.secrets, services.hosts)
     ingest = Ingest(services)
     health = Health(services)
+    polls = LongPoll(services)
 
     def routes() -> Iterator[Route]:
         yield Route("GET", "/health", health.get_health, gate.open)
         yield Route("GET", "/metrics", health.get_metrics, gate.person)
+        yield Route("GET", "/_synapse/replication", polls.get_replication, gate.machine)
         yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
 
     bounds = services.limits
-    return LimitedSite(
+    site = LimitedSite(
         Root(Router(tuple(routes())), services.mounts),
         services.reactor,
         max_body_bytes=bounds.max_body_bytes,
@@ -32,3 +35,5 @@ def build_site(services: WebServices) -> LimitedSite:
         max_connections=bounds.max_connections,
         request_timeout_s=bounds.request_timeout_s,
     )
+    site.on_drain(polls.drain)
+    return site

@@ -1,0 +1,323 @@
+"""``GET /_synapse/replication``: follow streams by asking again (protocol.md section 13).
+
+A request names streams and a position in each. It is answered as soon as one of them has a
+row beyond that position, or when its timeout is over. It subscribes before it looks, so that
+nothing is missed in between; it is woken only for the streams that it names; and when many
+clients wait at one position, the answer is read and encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.python.failure import Failure
+
+from tcprepl import limits
+from tcprepl.errors import TokenFromFuture, TokenTooOld
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.metrics import Live
+from tcprepl.web.encoding import Encoder, Fragment, choose_encoder
+from tcprepl.web.http import ApiError, Call, Response, excerpt, invalid
+from tcprepl.web.services import WebServices
+from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
+from tcprepl.web.vector import START, Vector, format_vector, parse_vector
+
+logger = structlog.get_logger()
+
+WAITING = Live("tcprepl_http_polls_waiting", "Long polls that wait for a row")
+
+#: Parameters that name no stream.
+CONTROLS = ("streams", "timeout", "limit", "federation_ack", "format")
+#: Rows of one table that are looked at in vain (they belong to the other table of their
+#: stream) before a poll is answered with nothing but a newer position, in pages.
+_MAX_PAGES = 20
+#: Answers that are kept for the next client at the same position.
+_CACHED_ANSWERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request asks for.
+
+    Attributes:
+        feeds: Each feed, its position as written, and as understood (None is the start).
+        streams: The places of the ``streams`` token, empty for -1; None when not asked.
+        limit: Most rows of a table.
+        timeout_s: How long to wait for a row.
+        encoder: How to write the answer.
+    """
+
+    feeds: tuple[tuple[Feed, str, Vector | None], ...]
+    streams: tuple[int, ...] | None
+    limit: int
+    timeout_s: float
+    encoder: Encoder
+
+    @property
+    def wakers(self) -> frozenset[StreamName] | None:
+        """The streams whose rows matter; None is all of them."""
+        if self.streams is not None:
+            return None
+        return frozenset(feed.stream for feed, _, _ in self.feeds)
+
+
+class LongPoll:
+    """Answers long polls.
+
+    Args:
+        services: The ports; uses *log*, *registry*, *notifier*, *reactor*, *instance* and
+            *acknowledge*.
+    """
+
+    def __init__(self, services: WebServices) -> None:
+        self._log = services.log
+        self._notifier = services.notifier
+        self._reactor = services.reactor
+        self._own = services.instance
+        self._acknowledge = services.acknowledge
+        self._feeds = feeds(services.registry)
+        self._slots = slots(services.registry)
+        self._cache: dict[object, Fragment] = {}
+        self._waiting: set[Deferred[None]] = set()
+        self._draining = False
+        WAITING.add_source(lambda: [((), float(len(self._waiting)))])
+
+    @property
+    def parameters(self) -> Mapping[str, Feed]:
+        """Every query parameter that names rows."""
+        return self._feeds
+
+    def drain(self) -> None:
+        """Answer everybody who waits, now and from now on."""
+        self._draining = True
+        for news in tuple(self._waiting):
+            news.cancel()
+
+    async def get_replication(self, call: Call) -> Response:
+        """Answer with rows, or after the timeout with what there is."""
+        ask = self._parse(call)
+        wakers = ask.wakers
+        deadline = self._reactor.seconds() + ask.timeout_s
+        while True:
+            news = self._notifier.wait(wakers)
+            try:
+                fragments = self._look(ask)
+                left_s = deadline - self._reactor.seconds()
+                if left_s <= 0 or self._draining or any(part.urgent for part in fragments):
+                    return ask.encoder.response(fragments)
+                self._waiting.add(news)
+                await news.addTimeout(left_s, self._reactor)
+            except TimeoutError:
+                continue
+            except CancelledError:
+                if not self._draining:
+                    raise
+            finally:
+                self._waiting.discard(news)
+                _abandon(news)
+
+    def _parse(self, call: Call) -> Ask:
+        asked: list[tuple[Feed, str, Vector | None]] = []
+        for name, _ in call.query:
+            if name in CONTROLS:
+                continue
+            feed = self._feeds.get(name)
+            if feed is None and name != "state":
+                raise ApiError(
+                    400,
+                    "TCPREPL_UNKNOWN_STREAM",
+                    f"there is no stream or table {excerpt(name)}; there are "
+                    f"{', '.join(self._feeds)}",
+                )
+            text = call.param(name) or ""
+            try:
+                vector = parse_vector(text, self._own)
+            except ValueError:
+                raise invalid(
+                    name, text, "-1, a position, or instance~position,instance~position"
+                ) from None
+            if feed is not None:
+                asked.append((feed, text, vector))
+        token = call.param("streams")
+        if not asked and token is None:
+            raise ApiError(
+                400,
+                "M_MISSING_PARAM",
+                "nothing is asked for: expected streams=-1, or a stream with a position, "
+                "as in ?typing=-1",
+            )
+        self._take_acknowledgement(call)
+        return Ask(
+            tuple(asked),
+            None if token is None else self._parse_streams(token),
+            call.integer("limit", limits.POLL_LIMIT_ROWS, low=1, high=limits.MAX_POLL_LIMIT_ROWS),
+            call.integer("timeout", limits.POLL_TIMEOUT_MS, high=limits.MAX_POLL_TIMEOUT_MS) / 1000,
+            choose_encoder(call),
+        )
+
+    def _take_acknowledgement(self, call: Call) -> None:
+        if call.param("federation_ack") is None:
+            return
+        token = call.integer("federation_ack")
+        if self._acknowledge is not None:
+            self._acknowledge(None, token)
+
+    def _parse_streams(self, token: str) -> tuple[int, ...]:
+        if token == str(START):
+            return ()
+        parts = token.split("_")
+        if len(parts) > len(self._slots) or not all(
+            part.isascii() and part.isdigit() and len(part) < 20 for part in parts
+        ):
+            raise invalid(
+                "streams", token, f"-1, or at most {len(self._slots)} numbers joined by _"
+            )
+        numbers = [int(part) for part in parts]
+        return (*numbers, *[0] * (len(self._slots) - len(numbers)))
+
+    def _look(self, ask: Ask) -> list[Fragment]:
+        """Return what there is for *ask* now."""
+        fragments = []
+        heads = self._heads()
+        if ask.streams is not None:
+            fragments.append(self._look_at_streams(ask.streams, heads, ask.encoder))
+        for feed, text, vector in ask.feeds:
+            positions = heads.get(feed.stream, {})
+            key = (feed.parameter, text, ask.limit, ask.encoder, tuple(positions.items()))
+            fragment = self._cache.get(key)
+            if fragment is None:
+                fragment = self._read(feed, vector, positions, ask)
+                self._remember(key, fragment)
+            fragments.append(fragment)
+        return fragments
+
+    def _remember(self, key: object, fragment: Fragment) -> None:
+        if len(self._cache) >= _CACHED_ANSWERS:
+            self._cache.clear()
+        self._cache[key] = fragment
+
+    def _heads(self) -> dict[StreamName, dict[InstanceName, Token]]:
+        """Return the position of each instance that has written, by stream."""
+        heads: dict[StreamName, dict[InstanceName, Token]] = {}
+        for stream, instance in self._log.pairs():
+            token = self._log.position(stream, instance)
+            if token:
+                heads.setdefault(stream, {})[instance] = token
+        return heads
+
+    def _look_at_streams(
+        self,
+        known: tuple[int, ...],
+        heads: Mapping[StreamName, Mapping[InstanceName, Token]],
+        encoder: Encoder,
+    ) -> Fragment:
+        # A place counts what all writers of its streams have written: it moves when any does.
+        counts = [
+            sum(sum(heads.get(stream, {}).values()) for stream in slot) for slot in self._slots
+        ]
+        token = "_".join(map(str, counts))
+        rows = []
+        for slot, count, before in zip(
+            self._slots, counts, known or [None] * len(counts), strict=True
+        ):
+            if count == before:
+                continue
+            rows += [
+                [parameter, format_vector(heads.get(stream, {}), self._own)]
+                for parameter, stream in listed_as(slot)
+            ]
+        return encoder.meta("streams", token, ("name", "position"), rows)
+
+    def _read(
+        self,
+        feed: Feed,
+        vector: Vector | None,
+        positions: Mapping[InstanceName, Token],
+        ask: Ask,
+    ) -> Fragment:
+        """Read what *feed* has beyond *vector* (None: from the start), in whole tokens."""
+        if vector is not None:
+            for instance, token in vector.items():
+                if token and instance not in positions:
+                    raise from_future(TokenFromFuture(feed.stream, instance, token, 0))
+        several = positions.keys() - {self._own}
+        share = max(1, ask.limit // max(1, len(positions)))
+        reached: dict[InstanceName, Token] = {}
+        limited = False
+        rows: list[list[list[Cell]]] = [[] for _ in feed.tables]
+        for instance, position in positions.items():
+            name = ask.encoder.cell_of_text(instance) if several else None
+            restart = self._log.restart_point(feed.stream, instance)
+            after = restart if vector is None else vector.get(instance, 0)
+            compacted = after == restart
+            found = 0
+            for _ in range(_MAX_PAGES):
+                try:
+                    page = self._log.read(
+                        feed.stream,
+                        instance,
+                        after,
+                        position,
+                        limit_rows=share,
+                        compacted=compacted,
+                    )
+                except TokenTooOld as error:
+                    raise too_old(error) from None
+                except TokenFromFuture as error:
+                    raise from_future(error) from None
+                for token, row in page.rows():
+                    placed = feed.place(row)
+                    if placed is None:
+                        continue
+                    table, cells = placed
+                    found += 1
+                    rows[table].append(
+                        [b"%d" % token, *cells] if name is None else [b"%d" % token, *cells, name]
+                    )
+                after = page.upto
+                if found or not page.limited:
+                    break
+            limited = limited or page.limited
+            reached[instance] = after
+        return ask.encoder.tables(
+            feed,
+            format_vector(reached, self._own),
+            rows,
+            ("instance",) if several else (),
+            moved=vector is None or {k: v for k, v in vector.items() if v} != reached,
+            limited=limited,
+        )
+
+
+def too_old(error: TokenTooOld) -> ApiError:
+    """Return the refusal of a position whose following rows are gone."""
+    return ApiError(
+        410,
+        "TCPREPL_TOKEN_TOO_OLD",
+        f"{error}; read on from {error.held}, or from -1",
+        extra={"stream": error.stream, "instance": error.instance, "held": error.held},
+    )
+
+
+def from_future(error: TokenFromFuture) -> ApiError:
+    """Return the refusal of a position that was never written."""
+    return ApiError(
+        409,
+        "TCPREPL_TOKEN_FROM_FUTURE",
+        f"{error}; this log is not the one the position came from: start anew from -1",
+        extra={"stream": error.stream, "instance": error.instance, "held": error.held},
+    )
+
+
+def _abandon(news: Deferred[None]) -> None:
+    """Stop waiting; nobody minds how that ends."""
+    _ = news.addErrback(_ignore)
+    if not news.called:
+        news.cancel()
+
+
+def _ignore(failure: Failure) -> None:
+    failure.trap(CancelledError, TimeoutError)
