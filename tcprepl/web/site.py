@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tcprepl.web.catchup import CatchUp
 from tcprepl.web.channel import LimitedSite
 from tcprepl.web.health import Health
 from tcprepl.web.http import Root, Route, Router
@@ -19,11 +20,18 @@ def build_site(services: WebServices) -> LimitedSite:
     ingest = Ingest(services)
     health = Health(services)
     polls = LongPoll(services)
+    catch_up = CatchUp(services)
 
     def routes() -> Iterator[Route]:
         yield Route("GET", "/health", health.get_health, gate.open)
         yield Route("GET", "/metrics", health.get_metrics, gate.person)
         yield Route("GET", "/_synapse/replication", polls.get_replication, gate.machine)
+        yield Route(
+            "GET",
+            "/_synapse/replication/get_repl_stream_updates/{stream}/{txn}",
+            catch_up.get_updates,
+            gate.machine,
+        )
         yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
 
     bounds = services.limits

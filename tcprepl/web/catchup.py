@@ -1,0 +1,129 @@
+"""``GET /_synapse/replication/get_repl_stream_updates/{stream}/{txn}`` (protocol.md section 13).
+
+What a Synapse worker (1.13 and newer) asks when POSITION tells it that it missed rows. The
+answer is whole tokens of ``(from_token, upto_token]`` of one instance, as they went out.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import structlog
+from msgspec import Raw
+
+from tcprepl import limits
+from tcprepl.errors import TokenTooOld, UnknownStream
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.metrics import DROPPED
+from tcprepl.streams.log import Page
+from tcprepl.web.http import Call, Response, invalid, missing
+from tcprepl.web.ingest import unknown_stream
+from tcprepl.web.services import WebServices
+
+logger = structlog.get_logger()
+
+_EXPECTED = "an integer from 0 to 2^63-1"
+
+
+class CatchUp:
+    """Serves what a reader missed.
+
+    Args:
+        services: The ports; uses *log*, *registry* and *instance*.
+    """
+
+    def __init__(self, services: WebServices) -> None:
+        self._log = services.log
+        self._registry = services.registry
+        self._own = services.instance
+
+    def get_updates(self, call: Call) -> Response:
+        """Answer ``{"updates": [[token, row], ...], "upto_token", "limited"}``.
+
+        A reader of these has no way to be told to start anew, and an error would only make it
+        ask again for ever: what is past retention is left out, and ``missing`` says which
+        tokens that concerns.
+        """
+        stream = call.path_args["stream"]
+        try:
+            self._registry.get(stream)
+        except UnknownStream as error:
+            raise unknown_stream(error, 400) from None
+        after = _token(call, "from_token")
+        upto = _token(call, "upto_token")
+        instance = self._instance(stream, call.param("instance"))
+        position = self._log.position(stream, instance)
+        if after >= min(upto, position):  # also when the writer had to start anew
+            return _answer([], upto, limited=False, gap=None)
+        page, gap = self._read(stream, instance, after, min(upto, position))
+        rows = [(token, Raw(row)) for token, row in page.rows()]
+        return _answer(rows, page.upto, limited=page.limited, gap=gap)
+
+    def _instance(self, stream: StreamName, asked: str | None) -> InstanceName:
+        if asked is not None:
+            return asked
+        writers = [
+            instance
+            for name, instance in self._log.pairs()
+            if name == stream and self._log.position(name, instance)
+        ]
+        if self._own in writers or not writers:
+            return self._own
+        if len(writers) > 1:
+            raise missing("instance", f"one of {', '.join(writers)}, who all write {stream}")
+        return writers[0]
+
+    def _read(
+        self, stream: StreamName, instance: InstanceName, after: Token, upto: Token
+    ) -> tuple[Page, tuple[Token, Token] | None]:
+        """Return the page, and the (after, upto] of which rows are gone, if any are."""
+        gap = None
+        floor = self._log.floor(stream, instance)
+        restart = self._log.restart_point(stream, instance)
+        compacted = False
+        if after < floor:
+            # A keyed stream in memory still knows the newest row of each key below its floor.
+            compacted = restart < floor
+            if not compacted:
+                gap = (after, min(floor, upto))
+                after = min(floor, upto)
+                DROPPED.labels("rows", "asked for past retention").inc()
+                logger.warning(
+                    "http.catch_up.gap", stream=stream, instance=instance, after=gap[0], upto=gap[1]
+                )
+        try:
+            page = self._log.read(
+                stream,
+                instance,
+                after,
+                upto,
+                limit_rows=limits.CATCH_UP_ROWS,
+                compacted=compacted,
+            )
+        except TokenTooOld:  # rows of keys that went blank are forgotten: tell every state
+            page = self._log.read(
+                stream, instance, restart, upto, limit_rows=limits.CATCH_UP_ROWS, compacted=True
+            )
+        return page, gap
+
+
+def _token(call: Call, name: str) -> Token:
+    text = call.param(name)
+    if text is None:
+        raise missing(name, _EXPECTED)
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        raise invalid(name, text, _EXPECTED)
+    return min(max(0, int(text)), limits.MAX_TOKEN)
+
+
+def _answer(
+    rows: list[tuple[Token, Raw]],
+    upto: Token,
+    *,
+    limited: bool,
+    gap: tuple[Token, Token] | None,
+) -> Response:
+    body: dict[str, object] = {"updates": rows, "upto_token": upto, "limited": limited}
+    if gap is not None:
+        body["missing"] = gap
+    return Response(200, msgspec.json.encode(body))
