@@ -1,10 +1,10 @@
 """The two ends of a connection, sans-I/O (protocol.md sections 5, 9 and 12).
 
 A session turns bytes into events and commands into bytes, keeps the connection alive and
-ends it when a rule is broken. Its adapter owns the socket: it says `connection_made`, feeds
-what it read, writes `data_to_send`, calls `tick` by `next_deadline`, and closes after a
-`Closing` event. *now* is seconds of one clock that never goes back; *wall_ms*, which only
-PING shows, is ms since 1970.
+ends it when a rule is broken. Its adapter owns the socket: it feeds what it read, writes
+`data_to_send`, keeps one timer on `next_deadline`, and closes after a `Closing` event.
+Times are seconds of one clock that never goes back; *epoch_s* is what to add to them to get
+seconds since 1970.
 """
 
 from __future__ import annotations
@@ -88,7 +88,14 @@ class Session:
 
     role: ClassVar[Role]
 
-    def __init__(self, dialect: Dialect, max_line_bytes: int) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        max_line_bytes: int,
+        now: float,
+        epoch_s: float,
+        handshake_timeout_s: float | None,
+    ) -> None:
         self.state = State.CONNECTED
         self.dialect = dialect
         self.dialect_chosen = False
@@ -97,24 +104,17 @@ class Session:
         self.bad_lines = 0
         self._buffer = LineBuffer(max_line_bytes)
         self._out: list[bytes] = []
+        self._epoch_s = epoch_s
         self._line_number = 0
         self._began = False
-        self._last_sent = 0.0
-        self._last_received = 0.0
+        self._last_sent = now
+        self._last_received = now
         self._armed = False
-        self._handshake_timeout_s: float | None = None
-        self._handshake_deadline: float | None = None
-        self._close_deadline = 0.0
-
-    def connection_made(self, now: float, wall_ms: int) -> None:
-        """Queue what this end says first; call it once, before anything else."""
-        self._last_sent = self._last_received = now
-        if self._handshake_timeout_s is not None:
-            self._handshake_deadline = now + self._handshake_timeout_s
-        self._greet(now, wall_ms)
-
-    def _greet(self, now: float, wall_ms: int) -> None:
-        raise NotImplementedError
+        self._handshake_timeout_s = handshake_timeout_s
+        self._handshake_deadline = (
+            None if handshake_timeout_s is None else now + handshake_timeout_s
+        )
+        self._close_deadline = now
 
     # -- in ------------------------------------------------------------------------------
 
@@ -145,16 +145,14 @@ class Session:
         return events
 
     def receive_eof(self, now: float, reason: CloseReason = CloseReason.PEER_CLOSED) -> list[Event]:
-        """Note that the connection is gone; *reason* tells an orderly end from a failure.
-
-        Nothing follows from it: a line that did not end, and rows whose batch did not, were
-        never said, and the next connection resumes before them.
-        """
+        """Note that the connection is gone; *reason* tells an orderly end from a failure."""
+        events: list[Event] = []
         if self._open:
             self.close_reason = reason
+            events.append(Closing(reason, ""))
         self._incident("eof")
         self._out.clear()
-        return []
+        return events
 
     def _receive_lines(
         self, lines: list[bytes], data: bytes, now: float, events: list[Event]
@@ -219,12 +217,12 @@ class Session:
         text = printable(error.wire_text)[:_ERROR_CHARS]
         answer = error.answer if isinstance(error, _ForeignProtocolError) else None
         if answer is None:
-            events += self.close(reason, text, now)
+            self.close(reason, text, now)
         else:
             self.close(reason, "", now)
             self.close_text = text
             self._out.append(answer)
-            events.append(Closing(reason, text))
+        events.append(Closing(reason, text))
 
     # -- out -----------------------------------------------------------------------------
 
@@ -247,21 +245,8 @@ class Session:
         self._last_sent = now
 
     def not_reading(self, now: float) -> None:
-        """Note that the adapter is not reading just now: silence is ours, not the peer's."""
+        """Note that the adapter has stopped reading: silence is not the peer's fault."""
         self._last_received = now
-
-    def received_elsewhere(self, now: float) -> None:
-        """Note that silence is not the peer's fault: the adapter has stopped reading."""
-        self._last_received = now
-
-    def reject(self, text: str, now: float) -> None:
-        """Answer a command that was legal here but asks for what there is not.
-
-        It counts as a bad line; the connection stays open.
-        """
-        if self._open:
-            self.bad_lines += 1
-            self._write(ErrorCommand(printable(text)[:_ERROR_CHARS]), now)
 
     def data_to_send(self) -> bytes:
         """Return what has to be written, and forget it."""
@@ -269,25 +254,23 @@ class Session:
         self._out.clear()
         return out
 
-    def close(self, reason: CloseReason, text: str, now: float) -> list[Event]:
-        """Begin the end: queue ERROR with *text*, unless it is empty, and ignore all input.
-
-        Returns:
-            The `Closing` event; nothing if the end had begun already.
-        """
+    def close(self, reason: CloseReason, text: str, now: float) -> None:
+        """Begin the end: queue ERROR with *text*, unless it is empty, and ignore all input."""
         if not self._open:
-            return []
+            return
         if text:
             self._write(ErrorCommand(printable(text)[:_ERROR_CHARS]), now)
         self.close_reason = reason
         self.close_text = text
         self._close_deadline = now + CLOSE_TIMEOUT_S
         self._incident("close")
-        return [Closing(reason, text)]
 
     def _write(self, command: Command, now: float) -> None:
         self._out.append(serialize(command, self.dialect))
         self._last_sent = now
+
+    def _ping_text(self, now: float) -> str:
+        return str(int((now + self._epoch_s) * 1000))
 
     # -- time ----------------------------------------------------------------------------
 
@@ -304,7 +287,7 @@ class Session:
             deadline = min(deadline, self._handshake_deadline)
         return deadline
 
-    def tick(self, now: float, wall_ms: int) -> list[Event]:
+    def tick(self, now: float) -> list[Event]:
         """Do what is due at *now*: keep alive, give up on the silent, abort the stuck."""
         events: list[Event] = []
         if self.state is State.CLOSING:
@@ -316,14 +299,15 @@ class Session:
             return events
         if self._armed and now >= self._last_received + PING_TIMEOUT_S:
             text = f"ping timeout: nothing came for {PING_TIMEOUT_S:g} seconds"
-            events += self.close(CloseReason.PING_TIMEOUT, text, now)
+            self.close(CloseReason.PING_TIMEOUT, text, now)
+            events.append(Closing(CloseReason.PING_TIMEOUT, text))
         elif self._handshake_deadline is not None and now >= self._handshake_deadline:
-            text = (
-                f"handshake timeout: no {self._awaited()} in {self._handshake_timeout_s:g} seconds"
-            )
-            events += self.close(CloseReason.HANDSHAKE_TIMEOUT, text, now)
+            waited = self._handshake_timeout_s
+            text = f"handshake timeout: no {self._awaited()} in {waited:g} seconds"
+            self.close(CloseReason.HANDSHAKE_TIMEOUT, text, now)
+            events.append(Closing(CloseReason.HANDSHAKE_TIMEOUT, text))
         elif now >= self._last_sent + PING_INTERVAL_S:
-            self._write(PingCommand(str(wall_ms)), now)
+            self._write(PingCommand(self._ping_text(now)), now)
         return events
 
     def _awaited(self) -> str:
@@ -361,13 +345,12 @@ class ServerSession(Session):
 
     Args:
         server_name: Name of the homeserver, for SERVER.
-        listener_dialect: What a REPLICATE without arguments means; ``auto`` is ``1.22``.
+        now: The time.
+        dialect: What a REPLICATE without arguments means; ``auto`` is ``1.22``.
+        epoch_s: What to add to *now* to get seconds since 1970.
         max_line_bytes: Longest line taken, delimiter excluded.
         handshake_timeout_s: Close a connection that asked for nothing in this time; None,
             the default, lets a person think.
-
-    Attributes:
-        peer_name: What the peer calls itself; empty until NAME.
     """
 
     role = Role.SERVER
@@ -375,23 +358,22 @@ class ServerSession(Session):
     def __init__(
         self,
         server_name: ServerName,
+        now: float,
         *,
-        listener_dialect: str = "auto",
+        dialect: str = "auto",
+        epoch_s: float = 0.0,
         max_line_bytes: int = MAX_LINE_BYTES,
         handshake_timeout_s: float | None = None,
     ) -> None:
-        bare = DIALECTS["1.22" if listener_dialect == "auto" else listener_dialect]
+        bare = DIALECTS["1.22" if dialect == "auto" else dialect]
         if bare.in_band_resume or not bare.over_tcp:
-            raise ValueError(f"dialect {listener_dialect} has no bare REPLICATE over TCP")
-        super().__init__(bare, max_line_bytes)
-        self.peer_name = ""
+            raise ValueError(f"dialect {dialect} has no REPLICATE without arguments over TCP")
+        super().__init__(bare, max_line_bytes, now, epoch_s, handshake_timeout_s)
         self._bare = bare
-        self._server_name = server_name
-        self._handshake_timeout_s = handshake_timeout_s
-
-    def _greet(self, now: float, wall_ms: int) -> None:
-        self.send(ServerCommand(self._server_name), now)
-        self.send(PingCommand(f"{wall_ms} {NATIVE_TAG}"), now)
+        #: What the peer calls itself.
+        self.peer_name = ""
+        self.send(ServerCommand(server_name), now)
+        self.send(PingCommand(f"{self._ping_text(now)} {NATIVE_TAG}"), now)
 
     def _receive_command(self, command: Command, now: float, events: list[Event]) -> None:
         if isinstance(command, ReplicateCommand):
@@ -425,9 +407,11 @@ class ClientSession(Session):
     """The client's end: names itself, checks the server, assembles batches.
 
     Args:
+        now: The time.
         name: What to call us, for NAME; None sends none.
         server_name: The homeserver that has to be there; None takes any.
         dialect: ``auto`` learns it from the greeting; else the name of a dialect.
+        epoch_s: What to add to *now* to get seconds since 1970.
         max_line_bytes: Longest line taken, delimiter excluded.
         handshake_timeout_s: How long to wait for the greeting.
 
@@ -441,30 +425,28 @@ class ClientSession(Session):
 
     def __init__(
         self,
+        now: float,
         *,
         name: str | None = None,
         server_name: ServerName | None = None,
         dialect: str = "auto",
+        epoch_s: float = 0.0,
         max_line_bytes: int = MAX_NATIVE_LINE_BYTES,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
         spoken = DIALECTS["1.22" if dialect == "auto" else dialect]
         if not spoken.over_tcp:
             raise ValueError(f"dialect {dialect} is not spoken over TCP")
-        super().__init__(spoken, max_line_bytes)
+        super().__init__(spoken, max_line_bytes, now, epoch_s, handshake_timeout_s)
         self._auto = dialect == "auto"
         self._expected_server = server_name
         self.server_name: ServerName | None = None
         self.replicate_refused = False
         self._awaiting_answer = False
         self._batches = BatchAssembler(spoken)
-        self._handshake_timeout_s = handshake_timeout_s
-        self._name = name
-
-    def _greet(self, now: float, wall_ms: int) -> None:
-        if self._name is not None:
-            self.send(NameCommand(self._name), now)
-        self.send(PingCommand(str(wall_ms)), now)
+        if name is not None:
+            self.send(NameCommand(name), now)
+        self.send(PingCommand(self._ping_text(now)), now)
 
     @property
     def dropped_rows(self) -> int:
