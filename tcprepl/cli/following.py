@@ -1,0 +1,300 @@
+"""What the commands that read have in common: where to connect, what to print, when to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
+
+from tcprepl.config import Address
+from tcprepl.errors import ConfigError, ConnectionFailed
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.protocol.codec import serialize
+from tcprepl.protocol.commands import (
+    Command,
+    InfoCommand,
+    PositionCommand,
+    ReplicateCommand,
+    StatusCommand,
+    UserIpCommand,
+)
+from tcprepl.protocol.dialects import DIALECTS, Dialect
+from tcprepl.replication.client import ReplicationClient
+from tcprepl.replication.connection import ClientConnection, Ended, connect
+from tcprepl.streams.codec import Rows
+from tcprepl.streams.position_store import MemoryPositionStore
+
+Pair = tuple[StreamName, InstanceName]
+
+#: What stands for an access token on a screen or in a file.
+REDACTED = "<redacted>"
+#: A server that does not know STATUS has told all positions when it was silent for this long.
+QUIET_S = 0.5
+
+_NEWEST = DIALECTS["1.22"]
+
+
+def client_endpoint(reactor: Any, address: Address) -> IStreamClientEndpoint:
+    """Return the endpoint to connect to.
+
+    Raises:
+        ConfigError: Twisted does not understand the endpoint string.
+    """
+    if address.host is not None and address.port is not None:
+        return HostnameEndpoint(reactor, address.host.encode(), address.port)
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
+    return endpoint
+
+
+def redact_row(stream: StreamName, row: bytes) -> bytes:
+    """Return *row* without access tokens: some caches have them for keys."""
+    if stream == "caches" and b"access_token" in row:
+        value = json.loads(row)
+        if isinstance(value, list) and len(value) > 1 and isinstance(value[1], list):
+            value[1] = [REDACTED] * len(value[1])
+            return json.dumps(value, separators=(",", ":")).encode()
+    return row
+
+
+def command_line(command: Command) -> bytes:
+    """Return a command as a line of the wire, LF included and access tokens left out."""
+    if isinstance(command, UserIpCommand):
+        command = replace(command, access_token=REDACTED)
+    return serialize(command, _NEWEST)
+
+
+def row_lines(
+    stream: StreamName, instance: InstanceName, token: Token, rows: Sequence[bytes]
+) -> list[bytes]:
+    """Return the RDATA line of each row, without LF; all but the last of a batch say so."""
+    start = f"RDATA {stream} {instance} ".encode()
+    last = len(rows) - 1
+    return [
+        b"%s%s %s" % (start, b"batch" if n < last else b"%d" % token, redact_row(stream, row))
+        for n, row in enumerate(rows)
+    ]
+
+
+def row_objects(
+    stream: StreamName, instance: InstanceName, token: Token, rows: Sequence[bytes]
+) -> list[bytes]:
+    """Return each row as one JSON object on a line, without LF."""
+    start = json.dumps({"stream": stream, "instance": instance, "token": token})[:-1].encode()
+    return [b'%s, "row": %s}' % (start, redact_row(stream, row)) for row in rows]
+
+
+async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
+    """Ask a server for the position of every stream and instance.
+
+    Raises:
+        ConnectionFailed: nobody answered, or what answered is no replication server.
+    """
+    found: dict[Pair, Token] = {}
+    done: Deferred[None] = Deferred()
+    heard = [0]
+
+    def ready(connection: ClientConnection, dialect: Dialect) -> None:
+        if not dialect.in_band_resume:
+            connection.send(ReplicateCommand())
+        elif dialect.rdata_instance:
+            connection.send(ReplicateCommand("*", "*", now=True))
+            connection.send(StatusCommand())
+        else:
+            connection.send(ReplicateCommand("ALL", now=True))
+
+    def deliver(events: Sequence[object]) -> None:
+        for event in events:
+            if isinstance(event, PositionCommand):
+                found[event.stream, event.instance] = event.token
+                heard[0] += 1
+            elif isinstance(event, InfoCommand) and not done.called:
+                done.callback(None)
+
+    def end(ended: Ended) -> None:
+        if done.called:
+            return
+        if ended.established:
+            done.callback(None)
+        else:
+            done.errback(ConnectionFailed(f"{address}: {ended.text}", reason=ended.reason))
+
+    connection = await connect(
+        reactor,
+        client_endpoint(reactor, address),
+        worker_name="tcprepl-positions",
+        server_name=None,
+        dialect="auto",
+        deliver=deliver,
+        ready=ready,
+    )
+
+    async def silence() -> None:
+        before = -1
+        while not done.called and (not heard[0] or heard[0] != before):
+            before = heard[0]
+            await deferLater(reactor, QUIET_S)
+        if not done.called:
+            done.callback(None)
+
+    quiet = Deferred.fromCoroutine(silence())
+    _ = connection.lost.addCallback(end)
+    await done
+    quiet.cancel()
+    if connection.ready:
+        connection.close("done")
+        await connection.lost
+    return found
+
+
+class Follower:
+    """Follows streams and hands on lines, until there is a reason to end.
+
+    Args:
+        reactor: The reactor.
+        address: The server.
+        streams: The streams; None for all.
+        write: Called with each group of lines (ended by LF) that one turn brought.
+        since: ``now``, ``start`` or a token.
+        instances: Whose token that is.
+        render: Makes lines of rows.
+        commands: Whether to hand on lines of other commands, too.
+        count: End after this many rows.
+        for_s: End after this many seconds.
+        until_head: End when everything is there that was there at the start.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        address: Address,
+        streams: Collection[StreamName] | None,
+        write: Callable[[bytes], object],
+        *,
+        since: str | int = "now",
+        instances: Collection[InstanceName] = ("master",),
+        render: Callable[[StreamName, InstanceName, Token, Sequence[bytes]], list[bytes]],
+        commands: bool = False,
+        count: int | None = None,
+        for_s: float | None = None,
+        until_head: bool = False,
+        name: str = "tcprepl-tail",
+    ) -> None:
+        self._reactor = reactor
+        self._address = address
+        self._streams = streams
+        self._write = write
+        self._since = since
+        self._instances = instances
+        self._render = render
+        self._commands = commands
+        self._left = count
+        self._for_s = for_s
+        self._until_head = until_head
+        self._name = name
+        self._goal: dict[Pair, Token] = {}
+        self._pending: list[bytes] = []
+        self._flushing = False
+        self._done: Deferred[None] = Deferred()
+
+    async def run(self) -> None:
+        """Follow until the end; cancelling is an end as well."""
+        reactor = self._reactor
+        if self._until_head:
+            heads = await positions_of(reactor, self._address)
+            self._goal = {
+                pair: token
+                for pair, token in heads.items()
+                if token > 0 and (self._streams is None or pair[0] in self._streams)
+            }
+            if not self._goal:
+                return
+        numbered = isinstance(self._since, int)
+        known = (
+            {(s, i): int(self._since) for s in self._streams or () for i in self._instances}
+            if numbered
+            else {}
+        )
+        client = ReplicationClient(
+            reactor,
+            client_endpoint(reactor, self._address),
+            self._streams,
+            self._on_rows,
+            positions=MemoryPositionStore(known),
+            name=self._name,
+            since="now" if numbered else str(self._since),
+            on_position=self._on_position,
+            on_command=self._on_command if self._commands else None,
+        )
+        timer = None
+        if self._for_s is not None:
+            timer = reactor.callLater(self._for_s, self._end)
+        client.startService()
+        try:
+            await self._done
+        finally:
+            if timer is not None and timer.active():
+                timer.cancel()
+            await client.stopService()
+            self._flush()
+
+    def _on_rows(
+        self, stream: StreamName, instance: InstanceName, token: Token, rows: Rows
+    ) -> None:
+        if self._done.called:
+            return
+        lines = self._render(stream, instance, token, rows.raw)
+        if self._left is not None:
+            lines = lines[: self._left]
+            self._left -= len(lines)
+        self._put(lines)
+        if self._left == 0:
+            self._end()
+        self._reached((stream, instance), token)
+
+    def _on_position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
+        if self._commands and not self._done.called:
+            self._put([command_line(PositionCommand(stream, instance, token, token))[:-1]])
+        self._reached((stream, instance), token)
+
+    def _on_command(self, command: Command) -> None:
+        if not self._done.called:
+            self._put([command_line(command)[:-1]])
+
+    def _reached(self, pair: Pair, token: Token) -> None:
+        if self._goal and token >= self._goal.get(pair, token + 1):
+            del self._goal[pair]
+            if not self._goal:
+                self._end()
+
+    def _put(self, lines: list[bytes]) -> None:
+        self._pending += lines
+        if not self._flushing:
+            self._flushing = True
+            self._reactor.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        """Write what one turn brought; whoever reads slowly stops our reading by it."""
+        self._flushing = False
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        pending.append(b"")
+        try:
+            self._write(b"\n".join(pending))
+        except OSError as error:
+            if self._done.called:
+                raise
+            self._done.errback(error)
+
+    def _end(self) -> None:
+        if not self._done.called:
+            self._done.callback(None)
