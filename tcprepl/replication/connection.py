@@ -1,0 +1,261 @@
+"""One connection of a client: its transport, its session, its end (protocol.md section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IAddress, IProtocol, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from tcprepl import limits
+from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.ids import ServerName
+from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand
+from tcprepl.protocol.dialects import Dialect
+from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen
+from tcprepl.protocol.session import ClientSession
+from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.transport import Outlet, make_outlet
+
+#: How often the deadlines of a connection are looked at.
+SWEEP_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a connection ended.
+
+    Attributes:
+        reason: Which way.
+        text: In words; what the server's last ERROR said, if it said one.
+        established: Whether the greeting was over: a server of ours was there.
+        speaks_2017: Whether the server turned out to speak the dialect of 2017 only.
+    """
+
+    reason: CloseReason
+    text: str
+    established: bool
+    speaks_2017: bool
+
+
+@implementer(IProtocol)
+class ClientConnection:
+    """Feeds a session, hands on its events, keeps its deadlines.
+
+    Attributes:
+        lost: Fires with `Ended` when the connection is gone.
+        ready: Whether the greeting is over.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        make_session: Callable[[], ClientSession],
+        deliver: Callable[[Sequence[object]], None],
+        ready: Callable[[ClientConnection, Dialect], None],
+    ) -> None:
+        self.lost: Deferred[Ended] = Deferred()
+        self.ready = False
+        self.transport: Any = None
+        self._reactor = reactor
+        self._make_session = make_session
+        self._session: ClientSession = make_session()
+        self._deliver = deliver
+        self._on_ready = ready
+        self._outlet: Outlet | None = None
+        self._sweeper: LoopingProcess | None = None
+        self._closing: Closing | None = None
+        self._paused = False
+        self._last_error = ""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect that is spoken."""
+        return self._session.dialect
+
+    # -- IProtocol ---------------------------------------------------------------------
+
+    def makeConnection(self, transport: Any) -> None:
+        """Introduce ourselves (Twisted calls this)."""
+        self.transport = transport
+        self._outlet = make_outlet(transport, self._drained)
+        self._session = self._make_session()
+        self._pump()
+        self._sweeper = looping_background_process(
+            self._reactor, "replication_client_sweep", SWEEP_INTERVAL_S, self._sweep
+        )
+
+    def connectionMade(self) -> None:
+        """Do nothing: `makeConnection` did it all (Twisted never calls this itself)."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Do what *data* says (Twisted calls this)."""
+        now = self._reactor.seconds()
+        self._take(self._session.receive_data(data, now))
+        self._pump()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Say how it ended (Twisted calls this)."""
+        if self._sweeper is not None:
+            _ = self._sweeper.stop()
+        self._session.receive_eof(self._reactor.seconds())
+        closing = self._closing
+        why = closing.reason if closing is not None else close_reason_of(reason)
+        text = closing.text if closing is not None else self._last_error or reason.getErrorMessage()
+        established = self.ready
+        self.ready = False
+        self.lost.callback(
+            Ended(
+                reason=why,
+                text=text,
+                established=established,
+                speaks_2017=self._session.replicate_refused,
+            )
+        )
+
+    # -- what the session says ---------------------------------------------------------
+
+    def _take(self, events: Sequence[object]) -> None:
+        """Hand on rows and commands; keep what concerns the connection."""
+        own: list[object] = []
+        for event in events:
+            kind = type(event)
+            if kind is CommandReceived:
+                command = event.command  # type: ignore[attr-defined]  # narrowed by its type
+                if type(command) is PingCommand:
+                    continue
+                if type(command) is ErrorCommand:
+                    self._last_error = command.text
+                own.append(command)
+            elif kind is DialectChosen:
+                if not self.ready:
+                    self.ready = True
+                    self._on_ready(self, self._session.dialect)
+            elif isinstance(event, Closing):
+                self._shut(event)
+            else:
+                own.append(event)
+        if own:
+            self._deliver(own)
+
+    def _shut(self, closing: Closing) -> None:
+        if closing.reason is CloseReason.ABORTED:
+            self.transport.abortConnection()
+        elif self._closing is None:
+            self._closing = closing
+            self._session.close(closing.reason, "", self._reactor.seconds())
+            self._pump()
+            if self._paused:
+                # A transport that is not read does not notice the other end's close.
+                self.resume()
+            self.transport.loseConnection()
+
+    # -- what we do --------------------------------------------------------------------
+
+    def send(self, command: Command) -> None:
+        """Send *command*."""
+        if self._closing is None:
+            self._session.send(command, self._reactor.seconds())
+            self._pump()
+
+    def close(self, text: str) -> None:
+        """Close, without an ERROR: it is we who leave."""
+        if self._closing is None and self.transport is not None:
+            self._shut(Closing(CloseReason.SHUTDOWN, text))
+
+    def pause(self) -> None:
+        """Stop reading from the socket."""
+        if not self._paused:
+            self._paused = True
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            self.transport.resumeProducing()
+
+    def _pump(self) -> None:
+        out = self._session.data_to_send()
+        if out and self._outlet is not None:
+            self._outlet.write(out)
+
+    def _drained(self) -> None:
+        """Nothing waits for the socket to drain: commands are few."""
+
+    def _sweep(self) -> None:
+        now = self._reactor.seconds()
+        if self._paused:
+            # We do not read, so the silence is ours; the server must still hear us.
+            self._session.not_reading(now)
+        deadline = self._session.next_deadline()
+        if deadline is not None and now >= deadline:
+            self._take(self._session.tick(now))
+            self._pump()
+
+
+class _Factory(Factory):
+    noisy = False
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        return self._connection
+
+
+async def connect(
+    reactor: Any,
+    endpoint: IStreamClientEndpoint,
+    *,
+    worker_name: str,
+    server_name: ServerName | None,
+    dialect: str,
+    deliver: Callable[[Sequence[object]], None],
+    ready: Callable[[ClientConnection, Dialect], None],
+    epoch_s: float = 0.0,
+) -> ClientConnection:
+    """Connect to *endpoint* and return the connection.
+
+    Args:
+        reactor: The reactor.
+        endpoint: Where the server is.
+        worker_name: What NAME says.
+        server_name: The homeserver that SERVER has to name; None takes any.
+        dialect: ``auto`` or the name of a dialect.
+        deliver: Called with the events of each read.
+        ready: Called once the greeting is over, with the connection and its dialect.
+        epoch_s: What to add to the reactor's time to get seconds since 1970, for PING.
+
+    Raises:
+        ConnectionFailed: Nobody answered.
+    """
+
+    def make_session() -> ClientSession:
+        return ClientSession(
+            reactor.seconds(),
+            name=worker_name,
+            server_name=server_name,
+            dialect=dialect,
+            epoch_s=epoch_s,
+        )
+
+    connection = ClientConnection(reactor, make_session, deliver, ready)
+    attempt = endpoint.connect(_Factory(connection))
+    try:
+        await attempt.addTimeout(limits.HANDSHAKE_TIMEOUT_S, reactor)
+    except (CancelledError, DeferredTimeout) as error:
+        raise ConnectionFailed(
+            f"no connection within {limits.HANDSHAKE_TIMEOUT_S:.0f} s",
+            reason=CloseReason.HANDSHAKE_TIMEOUT,
+        ) from error
+    except Exception as error:
+        raise ConnectionFailed(str(error), reason=CloseReason.CONNECTION_LOST) from error
+    return connection

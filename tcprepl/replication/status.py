@@ -1,0 +1,129 @@
+"""What a server tells of itself: streams, peers, lag (protocol.md sections 6 and 10).
+
+One snapshot serves the STATUS command, the HTTP status page and the metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tcprepl.ids import InstanceName, StreamName, Token
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """One (stream, instance): its position and what of it is held.
+
+    Attributes:
+        stream: Name of the stream.
+        instance: Name of the writing instance.
+        position: Newest published token.
+        floor: Oldest token that can be resumed from.
+        rows: Rows published since the server started.
+        bytes: Bytes of lines published since the server started.
+    """
+
+    stream: StreamName
+    instance: InstanceName
+    position: Token
+    floor: Token
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One connection.
+
+    Attributes:
+        conn_id: Its number, counted from 1 since the server started.
+        name: What NAME said; empty when it was not sent.
+        address: Where it comes from.
+        dialect: The dialect it speaks.
+        state: ``new``, ``head`` (it has everything), ``behind`` or ``closing``.
+        behind_rows: Rows not yet written to it (a lower bound for what predates the server).
+        behind_bytes: Bytes of these rows (a lower bound likewise).
+        behind_seconds: Age of the oldest of these rows.
+        behind_stream: The stream of the oldest; None when it is behind in none.
+        paused_seconds: Time in all for which its socket took no more.
+        buffered_bytes: Bytes that wait in this process for its socket.
+        sent_bytes: Bytes of rows written to it.
+        gaps: How often it was told that rows are past retention.
+        connected_seconds: Age of the connection.
+        acked: The newest FEDERATION_ACK; None when it sent none.
+    """
+
+    conn_id: int
+    name: str
+    address: str
+    dialect: str
+    state: str
+    behind_rows: int
+    behind_bytes: int
+    behind_seconds: float
+    behind_stream: StreamName | None
+    paused_seconds: float
+    buffered_bytes: int
+    sent_bytes: int
+    gaps: int
+    connected_seconds: float
+    acked: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """A server at one moment.
+
+    Attributes:
+        server_name: Name of the homeserver.
+        instance: Name of our own instance.
+        uptime_seconds: Time since the server started to listen.
+        streams: Every stream that it holds.
+        peers: Every connection.
+        closed: How many connections have ended, by reason.
+    """
+
+    server_name: str
+    instance: InstanceName
+    uptime_seconds: float
+    streams: list[StreamStatus] = field(default_factory=list)
+    peers: list[PeerStatus] = field(default_factory=list)
+    closed: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the snapshot as plain values that JSON can hold."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the snapshot in words, a line each, for the STATUS command."""
+        behind = [peer for peer in self.peers if peer.state == "behind"]
+        lines = [
+            f"server {self.server_name}, instance {self.instance}, up "
+            f"{self.uptime_seconds:.0f} s, {_count(len(self.peers), 'peer')}, "
+            f"{len(behind)} behind"
+        ]
+        lines += [
+            f"stream {s.stream} of {s.instance}: position {s.position}, held from {s.floor}, "
+            f"{_count(s.rows, 'row')} since start"
+            for s in self.streams
+        ]
+        lines += [_peer_line(peer) for peer in self.peers]
+        return lines
+
+
+def _peer_line(peer: PeerStatus) -> str:
+    who = f"peer {peer.conn_id} {peer.name or '(no name)'} {peer.address} {peer.dialect}"
+    if peer.state == "behind":
+        return (
+            f"{who}: behind by {_count(peer.behind_rows, 'row')}, {peer.behind_bytes} bytes, "
+            f"{peer.behind_seconds:.1f} s (oldest: {peer.behind_stream}), paused "
+            f"{peer.paused_seconds:.1f} s in all"
+        )
+    if peer.state == "head":
+        return f"{who}: has everything, paused {peer.paused_seconds:.1f} s in all"
+    return f"{who}: {peer.state}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
