@@ -148,7 +148,7 @@ class BatchAssembler:
     def _read_run(
         self, pair: _Pair, lines: list[bytes], index: int, line_number: int, events: list[Event]
     ) -> int:
-        """Read the neighbouring lines of one live pair; return the index after them."""
+        """Read neighbouring lines of known live pairs; return the index after them."""
         stream, instance, prefix = pair.stream, pair.instance, pair.prefix
         skip = len(prefix)
         end = len(lines)
@@ -158,7 +158,13 @@ class BatchAssembler:
         while index < end:
             line = lines[index]
             if not line.startswith(prefix):
-                break
+                other = self._known_pair(line)
+                if other is None:
+                    break
+                pair = other
+                stream, instance, prefix = pair.stream, pair.instance, pair.prefix
+                skip = len(prefix)
+                pending = pair.pending
             token, _, row = line[skip:].partition(b" ")
             if token.isdigit() and row and len(token) <= _TOKEN_DIGITS:
                 value = int(token)
@@ -179,6 +185,14 @@ class BatchAssembler:
                 raise self._unreadable(line, skip, line_number + index)
             index += 1
         return index
+
+    def _known_pair(self, line: bytes) -> _Pair | None:
+        """Return the pair of *line* if it was seen before and is live."""
+        cut = line.find(b" ", len(_WORD))
+        if self.dialect.rdata_instance:
+            cut = line.find(b" ", cut + 1)
+        pair = self._pairs.get(line[: cut + 1])
+        return pair if pair is not None and pair.stream in self._live else None
 
     def _read_one(self, pair: _Pair, line: bytes, line_number: int, events: list[Event]) -> None:
         """Read a line of the 2017 catch-up, where neighbours repeat the token they share."""
