@@ -208,7 +208,8 @@ class LimitedSite(Site):
         self.request_timeout_s = request_timeout_s
         self.held_bytes = 0
         self.open_channels: set[LimitedChannel] = set()
-        self._stop_hooks: list[Callable[[], None]] = []
+        self._start_hooks: list[Callable[[], None]] = []
+        self._drain_hooks: list[Callable[[], None]] = []
         CONNECTIONS.add_source(self._count)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -225,11 +226,14 @@ class LimitedSite(Site):
         return channel
 
     def startFactory(self) -> None:
-        """Do without twisted.web's access log and its clock."""
+        """Start what runs while the site listens; twisted.web's access log does not."""
+        for hook in self._start_hooks:
+            hook()
 
     def stopFactory(self) -> None:
-        """Leave the metrics; connections that are open go on."""
+        """Leave the metrics and answer what waits; connections that are open go on."""
         CONNECTIONS.remove_source(self._count)
+        self.drain()
 
     def log(self, request: HTTPRequest) -> None:
         """Note an answered request; never its query, which may hold an access token."""
@@ -241,13 +245,17 @@ class LimitedSite(Site):
             sent_bytes=request.sentLength,
         )
 
+    def on_start(self, hook: Callable[[], None]) -> None:
+        """Call *hook* when the site starts to listen."""
+        self._start_hooks.append(hook)
+
     def on_drain(self, hook: Callable[[], None]) -> None:
         """Call *hook* when the site is drained: what waits has to answer now."""
-        self._stop_hooks.append(hook)
+        self._drain_hooks.append(hook)
 
     def drain(self) -> None:
         """Let what waits answer now, and close every connection once it has."""
-        for hook in self._stop_hooks:
+        for hook in self._drain_hooks:
             hook()
         for channel in tuple(self.open_channels):
             channel.persistent = 0

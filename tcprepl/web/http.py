@@ -404,7 +404,7 @@ def write_response(request: Request, response: Response) -> None:
         headers.setRawHeaders("Content-Type", [response.content_type])
     for name, value in response.headers.items():
         headers.setRawHeaders(name, [value])
-    if response.stream is not None:
+    if response.stream is not None and request.method != b"HEAD":
         response.stream(request)
         return
     if response.status != 204:

@@ -12,6 +12,7 @@ from twisted.web.resource import IResource
 
 from tcprepl import limits
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.replication.status import ServerStatus
 from tcprepl.streams.log import Appended, Log
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class PublisherPort(Protocol):
         ...
 
 
-class PeersPort(Protocol):
+class StatusPort(Protocol):
     """Who is connected to the line protocol (`tcprepl.replication.server`)."""
 
-    def peers(self) -> Iterable[Any]:
-        """Return the status of each peer."""
+    def status(self) -> ServerStatus:
+        """Return what is held and who is connected."""
         ...
 
 
@@ -114,15 +115,15 @@ class WebServices:
         notifier: Wakes what waits for a stream; whoever builds it connects it to the log.
         server_name: The homeserver's name.
         instance: The name under which this process writes.
-        replication: The line protocol's server, for the page and the status.
+        replication_server: The line protocol's server, for the page and the status.
         typing: Takes typing; without it the path answers 404. The same holds for
             *presence*, *receipts* and *edus*.
         presence: Takes presence.
         receipts: Takes receipts.
         edus: Takes EDUs for other servers.
         destinations: Returns a mapping per destination of the federation sender:
-            ``destination``, ``queued_edus``, ``oldest_seconds``, ``next_try_ms``,
-            ``failing_since_ms``, ``last_error``; what is not known may be left out.
+            ``destination``, ``queued_edus``, ``oldest_seconds``, ``next_try_seconds``,
+            ``last_error`` and more; what is not known may be left out.
         acknowledge: Hears ``federation_ack`` of a long poll: (instance or None, token).
         ready: Returns why this process cannot serve yet, or None.
         mounts: Resources of other rooms, by path prefix.
@@ -141,7 +142,7 @@ class WebServices:
     notifier: Notifier
     server_name: ServerName
     instance: InstanceName = "master"
-    replication: PeersPort | None = None
+    replication_server: StatusPort | None = None
     typing: TypingPort | None = None
     presence: PresencePort | None = None
     receipts: ReceiptsPort | None = None

@@ -12,6 +12,7 @@ from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
 from tcprepl.web.security import Gate
 from tcprepl.web.services import WebServices
+from tcprepl.web.status import Board
 
 
 def build_site(services: WebServices) -> LimitedSite:
@@ -21,10 +22,14 @@ def build_site(services: WebServices) -> LimitedSite:
     health = Health(services)
     polls = LongPoll(services)
     catch_up = CatchUp(services)
+    board = Board(services, health.reason)
 
     def routes() -> Iterator[Route]:
         yield Route("GET", "/health", health.get_health, gate.open)
         yield Route("GET", "/metrics", health.get_metrics, gate.person)
+        yield Route("GET", "/", board.get_page, gate.person)
+        yield Route("GET", "/_tcprepl/v1/status", board.get_status, gate.person)
+        yield Route("GET", "/_tcprepl/v1/events", board.get_events, gate.person)
         yield Route("GET", "/_synapse/replication", polls.get_replication, gate.machine)
         yield Route(
             "GET",
@@ -43,5 +48,7 @@ def build_site(services: WebServices) -> LimitedSite:
         max_connections=bounds.max_connections,
         request_timeout_s=bounds.request_timeout_s,
     )
+    site.on_start(board.start)
     site.on_drain(polls.drain)
+    site.on_drain(board.stop)
     return site

@@ -1,0 +1,245 @@
+"""What the server does now, and did in the last two minutes: for people and for programs.
+
+The `Board` takes a sample every second while the site listens. ``GET /_tcprepl/v1/status`` is
+its newest state as JSON, ``GET /`` the same as a page (`tcprepl.web.page`), and
+``GET /_tcprepl/v1/events`` goes on sending the parts of the page as server-sent events: the
+page has one renderer, and a sample is rendered once for all who watch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from twisted.internet.interfaces import IPushProducer
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from tcprepl import __version__, limits
+from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.ids import InstanceName, StreamName
+from tcprepl.replication.status import ServerStatus, StreamStatus
+from tcprepl.streams.log import Block
+from tcprepl.web import page
+from tcprepl.web.http import ApiError, Call, Response, json_response
+from tcprepl.web.services import WebServices
+
+#: Time between samples.
+SAMPLE_INTERVAL_S = 1.0
+#: Samples that the plots show.
+HISTORY = 120
+
+
+class Series:
+    """The newest `HISTORY` values of something that is sampled."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: deque[float] = deque(maxlen=HISTORY)
+
+    @property
+    def last(self) -> float:
+        """The newest value; 0 before the first sample."""
+        return self.values[-1] if self.values else 0.0
+
+
+class Board:
+    """Samples the server and keeps two minutes of it.
+
+    Args:
+        services: The ports; uses *log*, *replication_server*, *destinations*, *reactor*.
+        why_not_ready: Returns why the process cannot serve, or None.
+    """
+
+    def __init__(self, services: WebServices, why_not_ready: Callable[[], str | None]) -> None:
+        self._services = services
+        self._why_not_ready = why_not_ready
+        self._reactor = services.reactor
+        self._started = self._reactor.seconds()
+        self._rows: dict[tuple[StreamName, InstanceName], int] = {}
+        self._bytes: dict[tuple[StreamName, InstanceName], int] = {}
+        self._sampled: dict[tuple[StreamName, InstanceName], int] = {}
+        self._sampled_at = self._started
+        self.row_rates: dict[tuple[StreamName, InstanceName], Series] = {}
+        self.total_rate = Series()
+        self.lags: dict[int, Series] = {}
+        self._viewers: dict[Viewer, None] = {}
+        self._loop: LoopingProcess | None = None
+        services.log.add_listener(self._count)
+
+    def start(self) -> None:
+        """Take samples from now on."""
+        self._sampled_at = self._reactor.seconds()
+        self._loop = looping_background_process(
+            self._reactor, "web_status", SAMPLE_INTERVAL_S, self.sample
+        )
+
+    def stop(self) -> None:
+        """Take no more samples and say goodbye to who watches."""
+        if self._loop is not None:
+            _ = self._loop.stop()
+            self._loop = None
+        for viewer in tuple(self._viewers):
+            viewer.end()
+
+    def _count(self, block: Block) -> None:
+        pair = (block.stream, block.instance)
+        self._rows[pair] = self._rows.get(pair, 0) + len(block.tokens)
+        self._bytes[pair] = self._bytes.get(pair, 0) + len(block.lines)
+
+    def sample(self) -> None:
+        """Take a sample and show it to who watches."""
+        now = self._reactor.seconds()
+        elapsed = max(now - self._sampled_at, 0.001)
+        self._sampled_at = now
+        total = 0.0
+        for pair, rows in self._rows.items():
+            rate = (rows - self._sampled.get(pair, 0)) / elapsed
+            self._sampled[pair] = rows
+            self.row_rates.setdefault(pair, Series()).values.append(rate)
+            total += rate
+        self.total_rate.values.append(total)
+        status = self.server_status()
+        for peer in status.peers:
+            self.lags.setdefault(peer.conn_id, Series()).values.append(peer.behind_rows)
+        for gone in self.lags.keys() - {peer.conn_id for peer in status.peers}:
+            del self.lags[gone]
+        if self._viewers:
+            event = b"data: %b\n\n" % msgspec.json.encode(self.parts(status))
+            for viewer in tuple(self._viewers):
+                viewer.send(event)
+
+    def server_status(self) -> ServerStatus:
+        """Return who is connected and what is held."""
+        services = self._services
+        if services.replication_server is not None:
+            return services.replication_server.status()
+        streams = [
+            StreamStatus(
+                stream,
+                instance,
+                services.log.position(stream, instance),
+                services.log.floor(stream, instance),
+                self._rows.get((stream, instance), 0),
+                self._bytes.get((stream, instance), 0),
+            )
+            for stream, instance in services.log.pairs()
+        ]
+        return ServerStatus(
+            services.server_name,
+            services.instance,
+            self._reactor.seconds() - self._started,
+            streams,
+        )
+
+    def destinations(self) -> Sequence[Mapping[str, Any]]:
+        """Return what the federation sender says of each destination."""
+        found = self._services.destinations
+        return list(found()) if found is not None else []
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        status = self.server_status()
+        reason = self._why_not_ready()
+        streams = [
+            {
+                **asdict(stream),
+                "rows_per_second": self._rate(stream.stream, stream.instance),
+            }
+            for stream in status.streams
+        ]
+        return {
+            **status.as_dict(),
+            "version": __version__,
+            "ready": reason is None,
+            "reason": reason,
+            "rows_per_second": self.total_rate.last,
+            "streams": streams,
+            "destinations": self.destinations(),
+        }
+
+    def _rate(self, stream: StreamName, instance: InstanceName) -> float:
+        series = self.row_rates.get((stream, instance))
+        return series.last if series is not None else 0.0
+
+    def parts(self, status: ServerStatus) -> dict[str, str]:
+        """Return the changing parts of the page, by the id of their element."""
+        return page.parts(
+            page.View(
+                status=status,
+                reason=self._why_not_ready(),
+                destinations=self.destinations(),
+                rates={pair: list(series.values) for pair, series in self.row_rates.items()},
+                total_rate=list(self.total_rate.values),
+                lags={peer: list(series.values) for peer, series in self.lags.items()},
+            )
+        )
+
+    def get_status(self, call: Call) -> Response:
+        """Answer the state as JSON."""
+        return json_response(self.snapshot())
+
+    def get_page(self, call: Call) -> Response:
+        """Answer the page, complete without scripts."""
+        status = self.server_status()
+        return Response(
+            200,
+            page.document(status.server_name, self.parts(status)),
+            "text/html; charset=utf-8",
+            page.HEADERS,
+        )
+
+    def get_events(self, call: Call) -> Response:
+        """Answer with the parts of the page, again and again."""
+        if len(self._viewers) >= limits.MAX_STATUS_VIEWERS:
+            raise ApiError(
+                503,
+                "M_LIMIT_EXCEEDED",
+                f"{limits.MAX_STATUS_VIEWERS} people watch already",
+                headers={"Retry-After": "10"},
+            )
+        return Response(200, content_type="text/event-stream", stream=self._watch)
+
+    def _watch(self, request: Request) -> None:
+        viewer = Viewer(request)
+        self._viewers[viewer] = None
+        _ = request.notifyFinish().addBoth(lambda _: self._viewers.pop(viewer, None))
+        viewer.send(
+            b"retry: 1000\ndata: %b\n\n" % msgspec.json.encode(self.parts(self.server_status()))
+        )
+
+
+@implementer(IPushProducer)
+class Viewer:
+    """Somebody who watches the page; one whose connection is slow misses samples."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._paused = False
+        request.registerProducer(self, True)
+
+    def send(self, event: bytes) -> None:
+        """Send *event*, unless the last ones are still on their way."""
+        if not self._paused:
+            self._request.write(event)
+
+    def end(self) -> None:
+        """Finish the response; the page comes back by itself."""
+        self._request.unregisterProducer()
+        self._request.finish()
+
+    def pauseProducing(self) -> None:
+        """Send nothing for now."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """Send again."""
+        self._paused = False
+
+    def stopProducing(self) -> None:
+        """Send nothing any more; the connection is gone."""
+        self._paused = True
