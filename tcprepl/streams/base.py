@@ -10,7 +10,6 @@ import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from tcprepl.errors import LogUnavailable
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.registry import Registry, StreamDef, check_name
@@ -20,6 +19,9 @@ logger = structlog.get_logger()
 
 #: How often old rows are looked for when nothing is appended.
 EXPIRE_INTERVAL_S = 60.0
+
+#: Why a closed log refuses.
+CLOSED = "the log is closed"
 
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ class BaseLog:
         self._registry = registry
         self._clock_ms = clock_ms
         self._retention = retention
+        self._transactions = Transactions(retention.transaction_age_s)
         self._listeners: list[Callable[[Block], None]] = []
         self._position_listeners: list[
             Callable[[StreamName, InstanceName, Token, Token], None]
@@ -79,8 +82,6 @@ class BaseLog:
         self._closed = False
         self._reactor = reactor
         self._expiry: IDelayedCall | None = None
-        if reactor is not None:
-            self._expiry = reactor.callLater(EXPIRE_INTERVAL_S, self._expire_again, reactor)
 
     def add_listener(self, listener: Callable[[Block], None]) -> None:
         """Call *listener* with each block, in order, the moment it is safe to publish."""
@@ -96,17 +97,18 @@ class BaseLog:
         """Let go of what is beyond retention."""
         raise NotImplementedError
 
-    def _expire_again(self, reactor: IReactorTime) -> None:
-        self._expiry = reactor.callLater(EXPIRE_INTERVAL_S, self._expire_again, reactor)
+    def _start_expiry(self) -> None:
+        """Look for old rows now and then, if there is a reactor to say when."""
+        if self._reactor is not None:
+            self._expiry = self._reactor.callLater(EXPIRE_INTERVAL_S, self._expire_again)
+
+    def _expire_again(self) -> None:
+        self._start_expiry()
         self.expire()
 
     def _definition(self, stream: StreamName, instance: InstanceName) -> StreamDef:
         check_name("instance", instance)
         return self._registry.get(stream)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise LogUnavailable("the log is closed")
 
     def _close(self) -> None:
         self._closed = True
@@ -114,33 +116,36 @@ class BaseLog:
             self._expiry.cancel()
 
     def _announce_block(self, block: Block) -> None:
-        def tell() -> None:
-            for listener in self._listeners:
-                try:
-                    listener(block)
-                except Exception:
-                    logger.exception(
-                        "streams.listener.failed",
-                        stream=block.stream,
-                        instance=block.instance,
-                        token=block.last,
-                    )
-
-        self._outbox.append(tell)
+        self._outbox.append(lambda: self._tell_block(block))
 
     def _announce_position(
         self, stream: StreamName, instance: InstanceName, before: Token, token: Token
     ) -> None:
-        def tell() -> None:
-            for listener in self._position_listeners:
-                try:
-                    listener(stream, instance, before, token)
-                except Exception:
-                    logger.exception(
-                        "streams.listener.failed", stream=stream, instance=instance, token=token
-                    )
+        self._outbox.append(lambda: self._tell_position(stream, instance, before, token))
 
-        self._outbox.append(tell)
+    def _tell_block(self, block: Block) -> None:
+        for listener in self._listeners:
+            try:
+                listener(block)
+            except Exception:
+                # the others have to hear of it all the same
+                logger.exception(
+                    "streams.listener.failed",
+                    stream=block.stream,
+                    instance=block.instance,
+                    token=block.last,
+                )
+
+    def _tell_position(
+        self, stream: StreamName, instance: InstanceName, before: Token, token: Token
+    ) -> None:
+        for listener in self._position_listeners:
+            try:
+                listener(stream, instance, before, token)
+            except Exception:
+                logger.exception(
+                    "streams.listener.failed", stream=stream, instance=instance, token=token
+                )
 
     def _announced(self, answer: T) -> Deferred[T]:
         """Return a Deferred that fires once everything announced so far was heard."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from tcprepl.errors import TokenFromFuture, TokenOrder, TokenTooOld
+from tcprepl.errors import LogUnavailable, TokenFromFuture, TokenOrder, TokenTooOld
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.streams.base import BaseLog, Transactions
+from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, empty_page, render
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.registry import Registry, StreamDef
@@ -137,7 +137,7 @@ class MemoryLog(BaseLog):
         """
         super().__init__(registry, clock_ms, retention or Retention(), reactor)
         self._streams: dict[tuple[StreamName, InstanceName], MemoryStream] = {}
-        self._transactions = Transactions(self._retention.transaction_age_s)
+        self._start_expiry()
 
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:
         """Return every (stream, instance), in the order in which they became known."""
@@ -181,7 +181,8 @@ class MemoryLog(BaseLog):
         transaction_id: str | None = None,
     ) -> Deferred[Appended]:
         """Append rows, as `Log.append` says; the answer is there at once."""
-        self._check_open()
+        if self._closed:
+            return fail(LogUnavailable(CLOSED))
         now = self._clock_ms()
         if transaction_id is not None:
             known = self._transactions.get(stream, transaction_id, now)
@@ -199,7 +200,8 @@ class MemoryLog(BaseLog):
 
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows."""
-        self._check_open()
+        if self._closed:
+            return fail(LogUnavailable(CLOSED))
         found = self._get(stream, instance)
         before = found.position
         if token < before or token > MAX_TOKEN:

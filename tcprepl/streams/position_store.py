@@ -39,6 +39,10 @@ class PositionStore(Protocol):
         """Save positions, all of them or none; they may be lower than before, after a reset."""
         ...
 
+    def rollback(self) -> None:
+        """Undo what a failed handler wrote in a transaction shared with the positions."""
+        ...
+
     def close(self) -> None:
         """Release what the store holds."""
         ...
@@ -58,6 +62,9 @@ class MemoryPositionStore:
         """Save positions."""
         self._positions.update(positions)
 
+    def rollback(self) -> None:
+        """Do nothing: handlers share no transaction with this store."""
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -71,24 +78,19 @@ class SqlitePositionStore:
 
     **Exactly once.** Give the store the connection that the rows are written with. `save`
     then commits on it, so that what the handler wrote and the position that covers it
-    become true in one transaction, or not at all::
+    become true in one transaction, or not at all; the client calls `rollback` when the
+    handler fails. The handler itself never commits::
 
         connection = sqlite3.connect("worker.db")
-        store = SqlitePositionStore(connection)
 
         def handler(stream, instance, token, rows):
-            with undone_on_failure(connection):
-                for row in rows:
-                    connection.execute("INSERT INTO typing VALUES (?, ?)", ...)
-            # no commit here: the client calls store.save, which commits both
+            for row in rows:
+                connection.execute("INSERT INTO seen VALUES (?)", (row.user_id,))
 
-        @contextmanager
-        def undone_on_failure(connection):
-            try:
-                yield
-            except BaseException:
-                connection.rollback()
-                raise
+        client = ReplicationClient(
+            reactor, endpoint, ["push_rules"], handler,
+            positions=SqlitePositionStore(connection),
+        )
 
     The connection must not be in autocommit mode (`isolation_level` None), and nobody else
     may commit on it between the handler and `save`. Set `synchronous=FULL` on it if the rows
@@ -166,9 +168,13 @@ class SqlitePositionStore:
             )
             self._connection.commit()
         except sqlite3.Error as error:
-            with suppress(sqlite3.Error):
-                self._connection.rollback()
+            self.rollback()
             raise self._explained(error) from error
+
+    def rollback(self) -> None:
+        """Undo everything on the connection since the last commit."""
+        with suppress(sqlite3.Error):
+            self._connection.rollback()
 
     def close(self) -> None:
         """Close the store's own connection; the caller's stays open."""

@@ -1,0 +1,423 @@
+"""The SQLite file of a log: its schema, what the writer thread does, how blocks are read.
+
+One row of ``blocks`` is one committed block: its body is msgpack of the tokens, of where each
+line ends, and of the very lines that went out, with a CRC-32 of all that. ``pairs`` has the
+position of each (stream, instance), or for an ephemeral stream the highest token that may
+have been given out. Two connections are in use: one that writes, in the writer thread, and
+one that reads, in the reactor's; WAL keeps them out of each other's way.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from array import array
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from zlib import crc32
+
+import msgpack
+
+from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.streams.log import Appended, Block
+
+#: Name of the database in the data directory.
+DATABASE_NAME = "log.sqlite3"
+#: "tcrp": marks the file as ours.
+APPLICATION_ID = 0x74637270
+#: Version of the schema below; a higher one in a file is refused.
+SCHEMA_VERSION = 1
+#: Pages of write-ahead log after which it is folded into the database.
+CHECKPOINT_PAGES = 4_000
+#: How long another process that reads the file may hold a write up.
+BUSY_TIMEOUT_S = 5.0
+#: Expired transaction ids removed in one commit.
+_EXPIRED_AT_ONCE = 1_000
+
+_SCHEMA = f"""
+CREATE TABLE pairs (
+    id INTEGER PRIMARY KEY,
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    floor INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    UNIQUE (stream, instance)
+);
+CREATE TABLE blocks (
+    pair INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    written_ms INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (pair, last)
+) WITHOUT ROWID;
+CREATE TABLE transactions (
+    stream TEXT NOT NULL,
+    id TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    written_ms INTEGER NOT NULL,
+    PRIMARY KEY (stream, id)
+) WITHOUT ROWID;
+CREATE INDEX transactions_by_age ON transactions (written_ms);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+_INSERT_BLOCK = (
+    "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_UPSERT_PAIR = (
+    "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (id) DO UPDATE SET position = excluded.position,"
+    " floor = max(floor, excluded.floor),"
+    " rows = rows + excluded.rows, bytes = bytes + excluded.bytes"
+)
+_INSERT_TRANSACTION = (
+    "INSERT OR REPLACE INTO transactions (stream, id, instance, first, last, written_ms)"
+    " VALUES (?, ?, ?, ?, ?, ?)"
+)
+_DELETE_TRANSACTIONS = (
+    "DELETE FROM transactions WHERE (stream, id) IN"
+    " (SELECT stream, id FROM transactions WHERE written_ms < ? LIMIT ?)"
+)
+
+
+@dataclass(slots=True)
+class StoredPair:
+    """A row of ``pairs``."""
+
+    id: int
+    stream: StreamName
+    instance: InstanceName
+    position: Token
+    floor: Token
+    rows: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Commit:
+    """What is written in one transaction.
+
+    Attributes:
+        pairs: The position and the floor of each pair that moved; rows and bytes are added.
+        blocks: (id of the pair, block).
+        trims: Id of a pair, and the floor up to which its blocks go.
+        transactions: (stream, transaction id, answer, time in ms).
+        expire_before_ms: Transaction ids from before this time go; None leaves them.
+    """
+
+    pairs: list[StoredPair] = field(default_factory=list)
+    blocks: list[tuple[int, Block]] = field(default_factory=list)
+    trims: dict[int, Token] = field(default_factory=dict)
+    transactions: list[tuple[StreamName, str, Appended, int]] = field(default_factory=list)
+    expire_before_ms: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.pairs
+            or self.blocks
+            or self.trims
+            or self.transactions
+            or self.expire_before_ms is not None
+        )
+
+
+#: What a commit freed: id of the pair, rows, bytes.
+Freed = list[tuple[int, int, int]]
+
+
+def encode_block(block: Block) -> bytes:
+    """Return the body that is stored of *block*."""
+    tokens = block.tokens
+    ends = array("I", block.ends)
+    if sys.byteorder == "big":
+        ends.byteswap()
+    body: bytes = msgpack.packb(
+        (
+            (tokens[0], len(tokens)) if type(tokens) is range else list(tokens),
+            type(tokens) is range,
+            block.longest_line_bytes,
+            ends.tobytes(),
+            block.lines,
+        )
+    )
+    return body
+
+
+def decode_block(stream: StreamName, instance: InstanceName, body: bytes, written_ms: int) -> Block:
+    """Return the block that *body* was made of."""
+    tokens, consecutive, longest, packed_ends, lines = msgpack.unpackb(body)
+    ends = array("I")
+    ends.frombytes(packed_ends)
+    if sys.byteorder == "big":
+        ends.byteswap()
+    given: Sequence[Token] = range(tokens[0], tokens[0] + tokens[1]) if consecutive else tokens
+    return Block(stream, instance, given, lines, ends, longest, written_ms)
+
+
+class Database:
+    """Both connections to the file; `write` is for the writer thread, the rest is not."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the database of *directory*, which is created if need be.
+
+        Raises:
+            LogCorrupt: the file is not what we wrote.
+            LogTooNew: a newer version of tcprepl wrote it.
+            LogUnavailable: it cannot be opened or written.
+        """
+        self.directory = directory
+        self.path = directory / DATABASE_NAME
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        try:
+            self._writer = self._connect()
+            self._check_schema(self._writer)
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only=ON")
+        except sqlite3.Error as error:
+            self.close()
+            raise self.explained(error) from error
+        except LogError:
+            self.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA page_size=16384")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+            connection.execute("PRAGMA journal_size_limit=67108864")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute("PRAGMA cell_size_check=ON")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if version == 0 and not tables:
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        elif application != APPLICATION_ID:
+            raise LogCorrupt(
+                f"{self.path} is a database of another program: "
+                f"choose another data directory, or move the file away"
+            )
+        elif version > SCHEMA_VERSION:
+            raise LogTooNew(str(self.path), version, SCHEMA_VERSION)
+
+    def explained(self, error: sqlite3.Error) -> LogError:
+        """Return *error* as one of ours that says what to do."""
+        text = str(error)
+        if isinstance(error, sqlite3.OperationalError):
+            if "full" in text:
+                todo = f"free space in {self.directory}"
+            elif "readonly" in text or "unable to open" in text:
+                todo = f"make {self.directory} writable for this user"
+            elif "locked" in text:
+                todo = f"another program holds {self.path}: end it"
+            else:
+                todo = f"check the disk of {self.directory}"
+            return LogUnavailable(f"{self.path}: {text}; {todo}")
+        return LogCorrupt(
+            f"{self.path}: {text}; stop the process, keep a copy of the directory, then either "
+            f"put a good copy in its place, or rescue what is readable with "
+            f"`sqlite3 {self.path.name} .recover`, or move it away to begin empty"
+        )
+
+    # --- in the reactor's thread ----------------------------------------------------------
+
+    @property
+    def _read_connection(self) -> sqlite3.Connection:
+        if self._reader is None:
+            raise LogUnavailable("the log is closed")
+        return self._reader
+
+    def pairs(self) -> list[StoredPair]:
+        """Return every row of ``pairs``."""
+        try:
+            found = self._read_connection.execute(
+                "SELECT id, stream, instance, position, floor, rows, bytes FROM pairs ORDER BY id"
+            )
+            return [StoredPair(*row) for row in found]
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def transaction(
+        self, stream: StreamName, transaction_id: str, since_ms: int
+    ) -> Appended | None:
+        """Return what was answered to a transaction id, unless that was before *since_ms*."""
+        try:
+            found = self._read_connection.execute(
+                "SELECT instance, first, last FROM transactions"
+                " WHERE stream = ? AND id = ? AND written_ms >= ?",
+                (stream, transaction_id, since_ms),
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+        return None if found is None else Appended(stream, *found)
+
+    def blocks(self, pair: StoredPair, after: Token) -> Generator[Block]:
+        """Yield the stored blocks that hold rows after *after*; close it when done.
+
+        Raises:
+            LogCorrupt: a block is not what was written.
+        """
+        cursor = self._read_connection.cursor()
+        token: Token | None = None
+        try:
+            cursor.execute(
+                "SELECT last, written_ms, crc, body FROM blocks"
+                " WHERE pair = ? AND last > ? ORDER BY last",
+                (pair.id, after),
+            )
+            for token, written_ms, crc, body in cursor:
+                if crc32(body) != crc:
+                    raise self._damaged(pair, token, "its checksum does not match")
+                yield decode_block(pair.stream, pair.instance, body, written_ms)
+        except sqlite3.OperationalError as error:
+            raise self.explained(error) from error
+        except sqlite3.Error as error:
+            raise self._damaged(pair, token, str(error), after=after) from error
+        finally:
+            cursor.close()
+
+    def _damaged(
+        self, pair: StoredPair, token: Token | None, what: str, after: Token | None = None
+    ) -> LogCorrupt:
+        place = f"token {token}" if after is None else f"after token {token or after}"
+        return LogCorrupt(
+            f"{self.path}, table blocks, stream {pair.stream} of {pair.instance}, the block at "
+            f"{place}: {what}; put a good copy of the directory in its place, or trim the "
+            f"stream up to the end of that block to go on without it",
+            table="blocks",
+            stream=pair.stream,
+            instance=pair.instance,
+            token=token if after is None else (token or after),
+        )
+
+    def oldest(self, pair: StoredPair, after: Token) -> Generator[tuple[Token, int, int, int]]:
+        """Yield (last token, rows, bytes, time in ms) of the blocks after *after*."""
+        cursor = self._read_connection.cursor()
+        try:
+            yield from cursor.execute(
+                "SELECT last, rows, bytes, written_ms FROM blocks"
+                " WHERE pair = ? AND last > ? ORDER BY last",
+                (pair.id, after),
+            )
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+        finally:
+            cursor.close()
+
+    # --- in the writer thread -------------------------------------------------------------
+
+    def write(self, commit: Commit) -> Freed:
+        """Write *commit*, all or nothing, and return once it is on disk.
+
+        Raises:
+            LogUnavailable: the disk refused; nothing was written.
+            LogCorrupt: the database is damaged; nothing was written.
+        """
+        rows = [
+            (
+                pair,
+                block.last,
+                len(block.tokens),
+                len(block.lines),
+                block.written_ms,
+                crc32(body := encode_block(block)),
+                body,
+            )
+            for pair, block in commit.blocks
+        ]
+        try:
+            connection = self._writer or self._reconnect()
+            connection.execute("BEGIN IMMEDIATE")
+            freed = [self._trim(connection, *trim) for trim in commit.trims.items()]
+            if commit.expire_before_ms is not None:
+                connection.execute(
+                    _DELETE_TRANSACTIONS, (commit.expire_before_ms, _EXPIRED_AT_ONCE)
+                )
+            connection.executemany(
+                _UPSERT_PAIR,
+                [
+                    (p.id, p.stream, p.instance, p.position, p.floor, p.rows, p.size_bytes)
+                    for p in commit.pairs
+                ],
+            )
+            connection.executemany(_INSERT_BLOCK, rows)
+            connection.executemany(
+                _INSERT_TRANSACTION,
+                [
+                    (stream, id_, answer.instance, answer.first, answer.last, now_ms)
+                    for stream, id_, answer, now_ms in commit.transactions
+                ],
+            )
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo()
+            raise self.explained(error) from error
+        return freed
+
+    def _trim(
+        self, connection: sqlite3.Connection, pair: int, floor: Token
+    ) -> tuple[int, int, int]:
+        where = "FROM blocks WHERE pair = ? AND last <= ?"
+        rows, size = connection.execute(
+            f"SELECT total(rows), total(bytes) {where}",
+            (pair, floor),
+        ).fetchone()
+        connection.execute(f"DELETE {where}", (pair, floor))
+        connection.execute(
+            "UPDATE pairs SET floor = max(floor, ?), rows = rows - ?, bytes = bytes - ?"
+            " WHERE id = ?",
+            (floor, int(rows), int(size), pair),
+        )
+        return pair, int(rows), int(size)
+
+    def _reconnect(self) -> sqlite3.Connection:
+        self._writer = self._connect()
+        return self._writer
+
+    def _undo(self) -> None:
+        """Roll back; if even that fails, begin with a new connection next time."""
+        connection = self._writer
+        if connection is None:
+            return
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._writer = None
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    # --- when neither is at work ----------------------------------------------------------
+
+    def close(self) -> None:
+        """Close both connections."""
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    connection.close()
+        self._reader = self._writer = None

@@ -1,0 +1,47 @@
+"""One process per data directory: an advisory lock that dies with its holder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from tcprepl.errors import LogLocked, LogUnavailable
+
+#: Name of the lock file in the data directory.
+LOCK_NAME = "lock"
+
+
+class DirectoryLock:
+    """Holds a directory until released; the kernel releases it when the process dies.
+
+    The file names the holder for people; it is the lock on it that counts, so that a stale
+    file never stands in the way.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            LogLocked: another process, or another log in this one, has it.
+            LogUnavailable: the lock file cannot be made.
+        """
+        path = directory / LOCK_NAME
+        try:
+            self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LogUnavailable(f"cannot open {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._fd, 32)
+            self.release()
+            raise LogLocked(str(directory), int(holder) if holder.isdigit() else None) from None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Let go of the lock; a no-op the second time."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

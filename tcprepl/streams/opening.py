@@ -1,0 +1,48 @@
+"""Which log a process gets: on disk if it has a directory, in memory otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tcprepl.streams.log import Log
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.retention import Retention
+from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.streams.worker import ThreadWorker
+
+
+def wall_clock_ms() -> int:
+    """Return the time in ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def open_log(
+    directory: Path | str | None,
+    registry: Registry,
+    reactor: Any,
+    retention: Retention | None = None,
+    clock_ms: Callable[[], int] = wall_clock_ms,
+) -> Log:
+    """Open the log of a process.
+
+    Args:
+        directory: The data directory; None keeps everything in memory.
+        registry: What streams there are.
+        reactor: The reactor, with its time and its threads.
+        retention: What to keep.
+        clock_ms: Gives wall-clock time in ms since 1970.
+
+    Raises:
+        LogLocked: another process has the directory open.
+        LogCorrupt: the database is damaged, or is not one.
+        LogTooNew: a newer version of tcprepl wrote it.
+        LogUnavailable: the directory cannot be used, or the disk refuses.
+    """
+    if directory is None:
+        return MemoryLog(registry, clock_ms, retention, reactor)
+    worker = ThreadWorker(reactor.callFromThread, "tcprepl-log")
+    return SqliteLog(directory, registry, clock_ms, worker, retention, reactor)

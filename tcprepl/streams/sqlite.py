@@ -1,0 +1,539 @@
+"""The log on disk: SQLite, one writer thread, group commit (protocol.md section 7).
+
+Durable streams: what is appended while a commit is on its way to the disk goes into the next
+one, together; listeners hear of rows, and appends are answered, once they are there. Tokens
+are given out at the call, so a commit that the disk refuses leaves a hole in the tokens and
+none in the rows that were acknowledged. The newest blocks are also in memory.
+
+Ephemeral streams are in memory (`MemoryStream`). Only the highest token that they may have
+given out is on disk, claimed many at a time; a new process begins above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import structlog
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from tcprepl.errors import LogError, LogUnavailable, TokenFromFuture, TokenOrder
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.limits import MAX_TOKEN
+from tcprepl.streams.base import CLOSED, BaseLog
+from tcprepl.streams.blocks import assign_tokens, empty_page
+from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
+from tcprepl.streams.database import Commit, Database, Freed, StoredPair
+from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.lock import DirectoryLock
+from tcprepl.streams.log import Appended, Block, Page
+from tcprepl.streams.memory import MemoryStream
+from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.streams.worker import Worker
+
+logger = structlog.get_logger()
+
+Pair: TypeAlias = tuple[StreamName, InstanceName]
+
+
+class _Ephemeral(MemoryStream):
+    """An ephemeral stream, and the tokens that it has claimed on disk."""
+
+    __slots__ = ("claimed", "claiming", "pair_id")
+
+    def __init__(
+        self,
+        stream: StreamDef,
+        instance: InstanceName,
+        bounds: Bounds,
+        pair_id: int,
+        start: Token,
+    ) -> None:
+        super().__init__(stream, instance, bounds, start)
+        self.pair_id = pair_id
+        self.claimed = start
+        self.claiming = False
+
+
+class SqliteLog(BaseLog):
+    """Every stream of one data directory."""
+
+    def __init__(
+        self,
+        directory: Path | str,
+        registry: Registry,
+        clock_ms: Callable[[], int],
+        worker: Worker,
+        retention: Retention | None = None,
+        reactor: IReactorTime | None = None,
+    ) -> None:
+        """Open the log in *directory*, which is created if need be.
+
+        Args:
+            directory: The data directory, for this process alone.
+            registry: What streams there are.
+            clock_ms: Gives wall-clock time in ms since 1970.
+            worker: Runs the commits; the log stops it when it is closed.
+            retention: What to keep; the defaults by default.
+            reactor: Gathers what one turn appends into one commit, and lets go of old rows
+                now and then. Without it commits start at once, and only appends clean up.
+
+        Raises:
+            LogLocked: another process has the directory open.
+            LogCorrupt: the database is damaged, or is not one.
+            LogTooNew: a newer version of tcprepl wrote it.
+            LogUnavailable: the directory cannot be used, or the disk refuses.
+        """
+        super().__init__(registry, clock_ms, retention or Retention(), reactor)
+        directory = Path(directory)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LogUnavailable(f"cannot make {directory}: {error.strerror}") from error
+        self._lock = DirectoryLock(directory)
+        self._worker = worker
+        self._pairs: dict[Pair, DurableStream | _Ephemeral] = {}
+        self._by_id: dict[int, DurableStream] = {}
+        self._waiting: list[Item] = []
+        self._in_flight: dict[tuple[StreamName, str], Append] = {}
+        self._trims: dict[int, Token] = {}
+        self._expire_transactions = False
+        self._busy = False
+        self._start_call: IDelayedCall | None = None
+        self._next_id = 1
+        try:
+            self._database = Database(directory)
+            self._load()
+        except BaseException:
+            self._abandon()
+            raise
+        self._start_expiry()
+
+    def _abandon(self) -> None:
+        """Let go of everything after a failed start."""
+        database: Database | None = getattr(self, "_database", None)
+        if database is not None:
+            database.close()
+        self._worker.stop()
+        self._lock.release()
+
+    def _load(self) -> None:
+        """Take over what the database knows; claim tokens for the ephemeral streams."""
+        claims = Commit()
+        for stored in self._database.pairs():
+            self._next_id = max(self._next_id, stored.id + 1)
+            if stored.stream not in self._registry:
+                logger.warning(
+                    "streams.unknown",
+                    stream=stored.stream,
+                    instance=stored.instance,
+                    reason="the log has it, the configuration does not; its rows are left alone",
+                )
+                continue
+            pair = self._add(stored)
+            if isinstance(pair, _Ephemeral):
+                pair.claimed = pair.position + self._retention.reserved_tokens
+                claims.pairs.append(self._claim_row(pair))
+        if claims:
+            self._database.write(claims)
+
+    def _add(self, stored: StoredPair) -> DurableStream | _Ephemeral:
+        definition = self._registry.get(stored.stream)
+        bounds = self._retention.bounds(stored.stream, durable=definition.durable)
+        pair: DurableStream | _Ephemeral
+        if definition.durable:
+            pair = self._by_id[stored.id] = DurableStream(stored, bounds, self._database)
+        else:
+            start = stored.position
+            if definition.keyed and start:
+                # Whoever holds exactly the highest token has states of a process that is
+                # gone. One token more, and it is told to begin anew.
+                start += 1
+            pair = _Ephemeral(definition, stored.instance, bounds, stored.id, start)
+        self._pairs[stored.stream, stored.instance] = pair
+        return pair
+
+    def _get(self, stream: StreamName, instance: InstanceName) -> DurableStream | _Ephemeral:
+        found = self._pairs.get((stream, instance))
+        if found is None:
+            self._definition(stream, instance)
+            found = self._add(StoredPair(self._next_id, stream, instance, 0, 0))
+            self._next_id += 1
+        return found
+
+    # --- what is there --------------------------------------------------------------------
+
+    def pairs(self) -> list[Pair]:
+        """Return every (stream, instance), in the order in which they became known."""
+        return list(self._pairs)
+
+    def ensure(self, stream: StreamName, instance: InstanceName) -> None:
+        """Make (stream, instance) known."""
+        pair = self._get(stream, instance)
+        if isinstance(pair, _Ephemeral) and not self._closed:
+            self._claim_ahead(pair)
+
+    def position(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the newest published token; 0 for a pair that is not known."""
+        found = self._pairs.get((stream, instance))
+        return found.position if found else 0
+
+    def floor(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the oldest token from which a read is complete."""
+        found = self._pairs.get((stream, instance))
+        return found.floor if found else 0
+
+    def restart_point(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return where a reader that cannot be resumed starts anew."""
+        found = self._pairs.get((stream, instance))
+        return found.restart_point if found else 0
+
+    def read(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        after: Token,
+        upto: Token,
+        *,
+        limit_rows: int = 1_000,
+        limit_bytes: int = 262_144,
+        compacted: bool = False,
+    ) -> Page:
+        """Return a page, as `Log.read` says."""
+        found = self._pairs.get((stream, instance))
+        if found is None:
+            if after > 0:
+                raise TokenFromFuture(stream, instance, after, 0)
+            return empty_page(0)
+        return found.read(after, upto, limit_rows, limit_bytes, compacted)
+
+    # --- what is added --------------------------------------------------------------------
+
+    def append(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        rows: Sequence[bytes],
+        *,
+        batch: bool = False,
+        tokens: Sequence[Token] | None = None,
+        transaction_id: str | None = None,
+    ) -> Deferred[Appended]:
+        """Append rows, as `Log.append` says.
+
+        Transaction ids of an ephemeral stream are forgotten when the process ends, as its
+        rows are.
+        """
+        if self._closed:
+            return fail(LogUnavailable(CLOSED))
+        pair = self._get(stream, instance)
+        now = self._clock_ms()
+        if transaction_id is not None:
+            known = self._known_answer(pair, stream, transaction_id, now)
+            if known is not None:
+                return known
+        before = pair.position if isinstance(pair, _Ephemeral) else pair.assigned
+        given = assign_tokens(stream, instance, before, len(rows), batch=batch, tokens=tokens)
+        if isinstance(pair, _Ephemeral):
+            return self._append_ephemeral(pair, given, rows, transaction_id, now)
+        pair.assigned = given[-1]
+        answered: Deferred[Appended] = Deferred()
+        size = sum(map(len, rows))
+        append = Append(pair, given, rows, size, transaction_id, [answered])
+        if transaction_id is not None:
+            self._in_flight[stream, transaction_id] = append
+        self._enqueue(append)
+        return answered
+
+    def _known_answer(
+        self,
+        pair: DurableStream | _Ephemeral,
+        stream: StreamName,
+        transaction_id: str,
+        now: int,
+    ) -> Deferred[Appended] | None:
+        """Return the answer that the transaction id already has, or will have."""
+        known: Appended | None
+        if isinstance(pair, _Ephemeral):
+            known = self._transactions.get(stream, transaction_id, now)
+        else:
+            under_way = self._in_flight.get((stream, transaction_id))
+            if under_way is not None:
+                answered: Deferred[Appended] = Deferred()
+                under_way.waiting.append(answered)
+                return answered
+            since = now - int(self._retention.transaction_age_s * 1000)
+            try:
+                known = self._database.transaction(stream, transaction_id, since)
+            except LogError:
+                return fail()
+        return None if known is None else succeed(known)
+
+    def _append_ephemeral(
+        self,
+        pair: _Ephemeral,
+        tokens: Sequence[Token],
+        rows: Sequence[bytes],
+        transaction_id: str | None,
+        now: int,
+    ) -> Deferred[Appended]:
+        try:
+            self._claim(pair, tokens[-1])
+        except LogError:
+            return fail()
+        answer = Appended(pair.stream.name, pair.instance, tokens[0], tokens[-1])
+        if transaction_id is not None:
+            self._transactions.put(pair.stream.name, transaction_id, answer, now)
+        self._announce_block(pair.add(tokens, rows, now))
+        return self._announced(answer)
+
+    def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
+        """Move the position to *token* without rows."""
+        if self._closed:
+            return fail(LogUnavailable(CLOSED))
+        pair = self._get(stream, instance)
+        before = pair.position if isinstance(pair, _Ephemeral) else pair.assigned
+        if token < before or token > MAX_TOKEN:
+            raise TokenOrder(stream, instance, token, before)
+        if token == before == pair.position:
+            return succeed(None)
+        if isinstance(pair, _Ephemeral):
+            try:
+                self._claim(pair, token)
+            except LogError:
+                return fail()
+            pair.position = token
+            self._announce_position(stream, instance, before, token)
+            return self._announced(None)
+        answered: Deferred[None] = Deferred()
+        pair.assigned = token
+        self._enqueue(Advance(pair, token, [answered]))
+        return answered
+
+    # --- tokens of ephemeral streams --------------------------------------------------------
+
+    def _claim_row(self, pair: _Ephemeral) -> StoredPair:
+        return StoredPair(pair.pair_id, pair.stream.name, pair.instance, pair.claimed, 0)
+
+    def _claim(self, pair: _Ephemeral, token: Token) -> None:
+        """See to it that *token* is claimed on disk before anybody hears of it.
+
+        Raises:
+            LogUnavailable: the disk refused.
+        """
+        if token > pair.claimed:
+            claimed = min(token + self._retention.reserved_tokens, MAX_TOKEN)
+            row = self._claim_row(pair)
+            row.position = claimed
+            self._worker.call(lambda: self._database.write(Commit(pairs=[row])))
+            pair.claimed = claimed
+        elif (pair.claimed - token) * 2 < self._retention.reserved_tokens:
+            self._claim_ahead(pair)
+
+    def _claim_ahead(self, pair: _Ephemeral) -> None:
+        """Claim more tokens while there are some left, without waiting."""
+        if pair.claiming or pair.claimed >= pair.position + self._retention.reserved_tokens:
+            return
+        row = self._claim_row(pair)
+        row.position = min(pair.claimed + self._retention.reserved_tokens, MAX_TOKEN)
+        pair.claiming = True
+
+        def done(_: Freed | None, error: BaseException | None) -> None:
+            pair.claiming = False
+            if error is not None:
+                # not urgent yet: the next append tries again, the last one has to wait for it
+                logger.warning(
+                    "streams.claim.failed",
+                    stream=row.stream,
+                    instance=row.instance,
+                    reason=str(error),
+                )
+            else:
+                pair.claimed = max(pair.claimed, row.position)
+
+        self._worker.submit(lambda: self._database.write(Commit(pairs=[row])), done)
+
+    # --- commits ----------------------------------------------------------------------------
+
+    def _enqueue(self, item: Item) -> None:
+        self._waiting.append(item)
+        if self._busy or self._start_call is not None:
+            return
+        if self._reactor is None:
+            self._start()
+        else:
+            self._start_call = self._reactor.callLater(0, self._start)
+
+    def _start(self) -> None:
+        """Start the next commit, if there is anything to commit and none is under way."""
+        if self._start_call is not None:
+            if self._start_call.active():
+                self._start_call.cancel()
+            self._start_call = None
+        if self._busy or not (self._waiting or self._trims or self._expire_transactions):
+            return
+        self._busy = True
+        batch = self._gather()
+        if batch.commit:
+            self._worker.submit(
+                lambda: self._database.write(batch.commit),
+                lambda freed, error: self._finished(batch, freed, error),
+            )
+        else:
+            self._finished(batch, [], None)
+
+    def _gather(self) -> Batch:
+        """Take what waits, up to a bound, and make it ready to be written."""
+        now = self._clock_ms()
+        batch = gather(take(self._waiting), now)
+        batch.commit.trims, self._trims = self._trims, {}
+        if self._expire_transactions:
+            self._expire_transactions = False
+            age_ms = int(self._retention.transaction_age_s * 1000)
+            batch.commit.expire_before_ms = now - age_ms
+        return batch
+
+    def _finished(self, batch: Batch, freed: Freed | None, error: BaseException | None) -> None:
+        """Publish what is on disk, or fail those who wait; the next commit is on its way."""
+        self._busy = False
+        for item in batch.items:
+            if isinstance(item, Append) and item.transaction_id is not None:
+                del self._in_flight[item.pair.stored.stream, item.transaction_id]
+        if error is not None:
+            self._refused(batch, error)
+        else:
+            for pair_id, rows, size in freed or ():
+                pair = self._by_id[pair_id]
+                pair.stored.rows -= rows
+                pair.stored.size_bytes -= size
+                pair.trimming = pair_id in self._trims
+            for pair, step in batch.steps:
+                self._outbox.append(partial(self._publish, pair, step))
+            for item in batch.items:
+                self._outbox.append(partial(self._answer, item))
+            if batch.steps:
+                self._outbox.append(partial(self._expire_pairs, {pair for pair, _ in batch.steps}))
+        if self._waiting:
+            self._start()
+        self._drain()
+
+    def _refused(self, batch: Batch, error: BaseException) -> None:
+        logger.error(
+            "streams.commit.failed",
+            appends=len(batch.items),
+            reason=str(error),
+            exc_info=None if isinstance(error, LogError) else error,
+        )
+        for pair_id, floor in batch.commit.trims.items():
+            self._trims[pair_id] = max(floor, self._trims.get(pair_id, 0))
+        for item in batch.items:
+            if isinstance(item, Barrier):
+                self._outbox.append(partial(self._answer, item))
+            else:
+                self._outbox += [partial(waiter.errback, error) for waiter in item.waiting]
+
+    def _publish(self, pair: DurableStream, step: Block | Advance) -> None:
+        if isinstance(step, Block):
+            pair.published(step, self._retention.recent_bytes)
+            self._tell_block(step)
+        elif step.token > pair.position:
+            stored = pair.stored
+            before = stored.position
+            stored.position = step.token
+            self._tell_position(stored.stream, stored.instance, before, step.token)
+
+    def _answer(self, item: Item) -> None:
+        answer: Any = item.answer if isinstance(item, Append) else None
+        for answered in item.waiting:
+            answered.callback(answer)
+
+    # --- what goes --------------------------------------------------------------------------
+
+    def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
+        """Forget rows whose token is at most *upto*."""
+        pair = self._pairs.get((stream, instance))
+        if isinstance(pair, _Ephemeral):
+            pair.trim(upto)
+        elif pair is not None:
+            upto = min(upto, pair.position)
+            if upto > pair.floor:
+                pair.bound = "acknowledged"
+                self._raise_floor(pair, upto)
+                self._commit_soon()
+
+    def _raise_floor(self, pair: DurableStream, floor: Token) -> None:
+        """Tell readers first, then the disk: nobody reads what is about to go."""
+        pair.raise_floor(floor)
+        pair.trimming = True
+        self._trims[pair.stored.id] = floor
+
+    def expire(self) -> None:
+        """Let go of what is beyond retention."""
+        now = self._clock_ms()
+        self._transactions.expire(now)
+        self._expire_transactions = True
+        for pair in self._pairs.values():
+            if isinstance(pair, _Ephemeral):
+                pair.expire(now)
+        self._expire_pairs(self._by_id.values())
+
+    def _expire_pairs(self, pairs: Iterable[DurableStream]) -> None:
+        if self._closed:
+            return
+        now = self._clock_ms()
+        for pair in pairs:
+            try:
+                floor = pair.beyond_retention(now)
+            except LogError as error:
+                logger.error("streams.expire.failed", stream=pair.stored.stream, reason=str(error))
+                continue
+            if floor > pair.floor:
+                self._raise_floor(pair, floor)
+        self._commit_soon()
+
+    def _commit_soon(self) -> None:
+        """Start a commit for what goes, unless one comes anyway."""
+        if not (self._busy or self._start_call is not None):
+            if self._reactor is None:
+                self._start()
+            elif self._trims or self._expire_transactions:
+                self._start_call = self._reactor.callLater(0, self._start)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def flush(self) -> Deferred[None]:
+        """Fire once everything appended so far is on disk, or has been refused."""
+        if not (self._busy or self._waiting):
+            return succeed(None)
+        answered: Deferred[None] = Deferred()
+        self._waiting.append(Barrier([answered]))
+        self._start()
+        return answered
+
+    def close(self) -> Deferred[None]:
+        """Flush, release the lock and the files; later appends are refused."""
+        if self._closed:
+            return succeed(None)
+        flushed = self.flush()
+        self._close()
+        return flushed.addCallback(self._release)
+
+    def _release(self, _: None) -> None:
+        """Give back the tokens that were claimed and not used; close everything."""
+        rows = []
+        for pair in self._pairs.values():
+            if isinstance(pair, _Ephemeral) and pair.claimed:
+                row = self._claim_row(pair)
+                row.position = pair.position
+                rows.append(row)
+        try:
+            self._worker.call(lambda: self._database.write(Commit(pairs=rows, trims=self._trims)))
+        except LogError as error:
+            logger.warning("streams.close.failed", reason=str(error))
+        self._worker.stop()
+        self._database.close()
+        self._lock.release()

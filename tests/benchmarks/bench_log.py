@@ -1,0 +1,151 @@
+"""How fast rows get to the disk, and how fast they come back.
+
+``python -m tests.benchmarks.bench_log`` prints the figures; `run` returns them.
+
+* Ingest: through `Publisher` (so encoded and validated), in batches of 100 rows of about
+  200 bytes, each acknowledged only when on disk (SQLite WAL, ``synchronous=FULL``), with
+  several appends in flight, and strictly one after the other.
+* Read back: everything, as ready lines, from the disk in a process that has nothing in
+  memory, and from the blocks in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH_ROWS = 100
+DEFAULT_ROWS = 300_000
+IN_FLIGHT = 32
+
+
+def make_rows(count: int = BATCH_ROWS) -> list[list[object]]:
+    """Return rows of ``receipts`` of about 200 bytes, line included."""
+    return [
+        [
+            f"!roomwithalongername{index}:example.com",
+            "m.read",
+            f"@someuser{index}:example.com",
+            f"$eventidofthelengththattheyhavenowadays{index:06}",
+            {"ts": 1_661_000_000_000 + index, "thread_id": "main"},
+        ]
+        for index in range(count)
+    ]
+
+
+def ingest(directory: Path, rows: int, in_flight: int) -> dict[str, float]:
+    """Publish *rows* into a new log in *directory*; return the figures."""
+    from twisted.internet import reactor  # the process is ours
+    from twisted.internet.defer import Deferred, DeferredList
+
+    from tcprepl.streams.opening import open_log
+    from tcprepl.streams.publisher import Publisher
+    from tcprepl.streams.registry import Registry
+
+    registry = Registry()
+    figures: dict[str, float] = {}
+    batch = make_rows()
+
+    async def work() -> None:
+        log = open_log(directory, registry, reactor)
+        publisher = Publisher(log, registry, "master")
+        sizes: list[int] = []
+        log.add_listener(lambda block: sizes.append(len(block.lines)))
+        left = rows // BATCH_ROWS
+
+        async def one() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await publisher.publish("receipts", batch)
+
+        cpu, wall = time.process_time(), time.perf_counter()
+        await DeferredList([Deferred.fromCoroutine(one()) for _ in range(in_flight)])
+        seconds = time.perf_counter() - wall
+        figures["rows_per_s"] = rows / seconds
+        figures["cpu_us_per_row"] = (time.process_time() - cpu) / rows * 1e6
+        figures["bytes_per_row"] = sum(sizes) / rows
+        figures["blocks"] = len(sizes)
+        figures["memory_read_rows_per_s"] = read_back(log, log.position("receipts", "master"))
+        await log.close()
+
+    done = Deferred.fromCoroutine(work())
+    done.addBoth(lambda answer: (reactor.stop(), answer)[1])  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+    return figures
+
+
+def read_back(log: Any, upto: int, first: int | None = None) -> float:
+    """Read rows as ready lines, page after page; return rows a second."""
+    after = log.position("receipts", "master") - 15_000 if first is None else first
+    rows = size = 0
+    started = time.perf_counter()
+    while True:
+        page = log.read("receipts", "master", after, upto)
+        rows += len(page.tokens)
+        size += len(page.lines)
+        after = page.upto
+        if not page.limited:
+            break
+    return rows / (time.perf_counter() - started)
+
+
+def read_from_disk(directory: Path) -> dict[str, float]:
+    """Read the whole log of *directory* back, three times; return the best figure."""
+    from tcprepl.streams.registry import Registry
+    from tcprepl.streams.sqlite import SqliteLog
+    from tcprepl.streams.worker import InlineWorker
+
+    log = SqliteLog(directory, Registry(), lambda: int(time.time() * 1000), InlineWorker())
+    upto = log.position("receipts", "master")
+    best = max(read_back(log, upto, log.floor("receipts", "master")) for _ in range(3))
+    log.close().addErrback(lambda failure: failure.raiseException())
+    return {"rows_per_s": best}
+
+
+def _in_process(*args: str) -> dict[str, float]:
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.bench_log", *args],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, float] = json.loads(answer.stdout)
+    return found
+
+
+def run(rows: int = DEFAULT_ROWS) -> dict[str, Any]:
+    """Measure, print and return the figures; each part in a process of its own."""
+    figures: dict[str, Any] = {"rows": rows, "batch_rows": BATCH_ROWS, "in_flight": IN_FLIGHT}
+    with tempfile.TemporaryDirectory() as where:
+        directory = Path(where) / "data"
+        figures["ingest"] = _in_process("ingest", str(directory), str(rows), str(IN_FLIGHT))
+        figures["read"] = _in_process("read", str(directory))
+        shutil.rmtree(directory)
+        figures["sequential"] = _in_process("ingest", str(directory), str(rows // 10), "1")
+    concurrent, sequential = figures["ingest"], figures["sequential"]
+    print(
+        f"ingest, durable, {IN_FLIGHT} appends in flight  {concurrent['rows_per_s']:12,.0f} rows/s"
+        f"  ({concurrent['cpu_us_per_row']:.2f} us CPU a row,"
+        f" {concurrent['bytes_per_row']:.0f} bytes a line)\n"
+        f"ingest, durable, one after the other  {sequential['rows_per_s']:12,.0f} rows/s\n"
+        f"read back from disk, ready lines      {figures['read']['rows_per_s']:12,.0f} rows/s\n"
+        f"read back from memory, ready lines    "
+        f"{concurrent['memory_read_rows_per_s']:12,.0f} rows/s"
+    )
+    return figures
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["ingest"]:
+        print(json.dumps(ingest(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+    elif sys.argv[1:2] == ["read"]:
+        print(json.dumps(read_from_disk(Path(sys.argv[2]))))
+    else:
+        run()
