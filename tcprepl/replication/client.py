@@ -9,6 +9,7 @@ the socket, not the memory.
 from __future__ import annotations
 
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from types import CoroutineType
@@ -26,7 +27,7 @@ from tcprepl.background import run_as_background_process, run_in_background
 from tcprepl.errors import BadRow, ConnectionFailed
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, PositionCommand, ReplicateCommand
-from tcprepl.protocol.dialects import Dialect
+from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.catchup import CatchUp
 from tcprepl.replication.connection import ClientConnection, connect
 from tcprepl.streams.codec import Rows
@@ -138,6 +139,9 @@ class ReplicationClient(Service):
         self._delay: Deferred[None] | None = None
         self._finished: Deferred[None] | None = None
         self._received_rows: dict[StreamName, int] = {}
+        self._legacy = False
+        self._catching_up: dict[Pair, Token] = {}
+        self._refused_streams: set[StreamName] = set()
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
 
     # -- life --------------------------------------------------------------------------
@@ -203,6 +207,7 @@ class ReplicationClient(Service):
                             failures = 0
                         if ended.speaks_2017:
                             learned = "2017"
+                        self._note_refused(ended.text)
                         log.info(
                             "replication.client.disconnected",
                             reason=ended.reason.value,
@@ -275,6 +280,8 @@ class ReplicationClient(Service):
     def _subscribe(self, connection: ClientConnection, dialect: Dialect) -> None:
         """Ask for what we follow; the greeting is over and the dialect is known."""
         self._connection = connection
+        self._legacy = not dialect.rdata_instance
+        self._catching_up.clear()
         for command in self._requests(dialect):
             connection.send(command)
         if self._on_connected is not None:
@@ -290,20 +297,38 @@ class ReplicationClient(Service):
             for (stream, instance), token in sorted(self._known.items())
             if self._streams is None or stream in self._streams
         ]
-        requests: list[ReplicateCommand] = []
-        if not dialect.rdata_instance:
-            known = {stream: token for stream, _instance, token in named}
-            if self._streams is None:
-                requests.append(ReplicateCommand("ALL", now=True))
-            for stream in self._streams or sorted(known):
-                token = known.get(stream, start)
-                requests.append(ReplicateCommand(stream, token=token, now=token is None))
-            return requests
-        requests += [ReplicateCommand(s, instance, token) for s, instance, token in named]
+        if self._legacy:
+            return self._requests_2017({stream: token for stream, _, token in named}, start)
+        requests = [ReplicateCommand(s, instance, token) for s, instance, token in named]
         requests += [
             ReplicateCommand(stream, "*", start, now=now) for stream in self._streams or ("*",)
         ]
         return requests
+
+    def _requests_2017(
+        self, known: dict[StreamName, Token], start: Token | None
+    ) -> list[ReplicateCommand]:
+        """Return what to ask a server of the dialect of 2017, which resumes in band.
+
+        It answers an unknown stream with an ERROR and the loss of the connection, so what
+        was refused before is left out.
+        """
+        requests = [] if self._streams is not None else [ReplicateCommand("ALL", now=True)]
+        for stream in self._streams or sorted(known):
+            if stream in self._refused_streams:
+                continue
+            token = known.get(stream, start)
+            if token is not None:
+                self._catching_up[stream, DEFAULT_INSTANCE] = token
+            requests.append(ReplicateCommand(stream, token=token, now=token is None))
+        return requests
+
+    def _note_refused(self, text: str) -> None:
+        if self._legacy and "failed to handle replicate" in text:
+            words = set(re.findall(r"\w+", text.partition("failed to handle replicate")[2]))
+            refused = words.intersection(self._streams or [pair[0] for pair in self._known])
+            self._refused_streams |= refused
+            log.error("replication.client.stream_refused", streams=sorted(refused), text=text)
 
     # -- delivering --------------------------------------------------------------------
 
@@ -384,32 +409,60 @@ class ReplicationClient(Service):
         pair = (stream, event.instance)
         token: Token = event.token
         known = self._known.get(pair)
+        if self._legacy:
+            return self._rows_2017(event, pair, known)
         if known is not None and token <= known:
             metrics.DROPPED.labels("row", "already_known").inc(len(event.rows))
             return None
         if self._streams is not None and stream not in self._streams:
             return None
+        return self._hand_on(event, pair, token)
+
+    def _rows_2017(self, event: Any, pair: Pair, known: Token | None) -> Deferred[None] | None:
+        """Deliver a batch of the dialect of 2017.
+
+        Between REPLICATE and POSITION a server may send rows in any order; the position is
+        known only at the end. Afterwards it may repeat a token without marking a batch.
+        """
+        asked = self._catching_up.get(pair)
+        if asked is not None:
+            return None if event.token <= asked else self._hand_on(event, pair, None)
+        if known is not None and event.token < known:
+            metrics.DROPPED.labels("row", "already_known").inc(len(event.rows))
+            return None
+        return self._hand_on(event, pair, event.token)
+
+    def _hand_on(self, event: Any, pair: Pair, reached: Token | None) -> Deferred[None] | None:
+        """Call the handler with a batch; *reached* is the position that it brings, if any."""
+        stream, instance = pair
+        token: Token = event.token
         self._received_rows[stream] = self._received_rows.get(stream, 0) + len(event.rows)
         rows = self._registry.rows(stream, event.rows)
         try:
-            result = self._handler(stream, event.instance, token, rows)
+            result = self._handler(stream, instance, token, rows)
+            if result is not None and isinstance(result, (Deferred, CoroutineType)):
+                return Deferred.fromCoroutine(self._settle(pair, token, rows, result, reached))
+            if reached is not None:
+                self._dirty[pair] = reached
+                if self._store.atomic:
+                    self._commit()
+                self._known[pair] = reached
         except Exception as error:
-            return Deferred.fromCoroutine(self._persist(pair, token, rows, error))
-        if result is not None and isinstance(result, (Deferred, CoroutineType)):
-            return Deferred.fromCoroutine(self._settle(pair, token, rows, result))
-        self._known[pair] = token
-        self._dirty[pair] = token
+            return Deferred.fromCoroutine(self._persist(pair, token, rows, error, reached))
         return None
 
-    async def _settle(self, pair: Pair, token: Token, rows: Rows, result: Any) -> None:
+    async def _settle(
+        self, pair: Pair, token: Token, rows: Rows, result: Any, reached: Token | None
+    ) -> None:
         try:
             await result
+            self._advance(pair, reached)
         except Exception as error:
-            await self._persist(pair, token, rows, error)
-            return
-        self._advance(pair, token)
+            await self._persist(pair, token, rows, error, reached)
 
-    async def _persist(self, pair: Pair, token: Token, rows: Rows, error: Exception) -> None:
+    async def _persist(
+        self, pair: Pair, token: Token, rows: Rows, error: Exception, reached: Token | None
+    ) -> None:
         """Deliver a batch again that its handler failed on, until it succeeds."""
         attempt = 1
         while True:
@@ -429,7 +482,6 @@ class ReplicationClient(Service):
                     attempt=attempt,
                     exc_info=error,
                 )
-                self._roll_back()
                 if self._max_attempts is not None and attempt >= self._max_attempts:
                     raise error
                 await self._wait(
@@ -445,10 +497,10 @@ class ReplicationClient(Service):
                 result = self._handler(*pair, token, rows)
                 if isinstance(result, (Deferred, CoroutineType)):
                     await result
+                self._advance(pair, reached)
             except Exception as again:
                 error = again
             else:
-                self._advance(pair, token)
                 return
 
     def _quarantine(self, pair: Pair, token: Token, bad: Sequence[BadRow]) -> None:
@@ -463,9 +515,13 @@ class ReplicationClient(Service):
                 error=str(error),
             )
 
-    def _advance(self, pair: Pair, token: Token) -> None:
-        self._known[pair] = token
-        self._dirty[pair] = token
+    def _advance(self, pair: Pair, token: Token | None) -> None:
+        """Note that everything up to *token* is dealt with; commit it if that is ours to do."""
+        if token is not None:
+            self._dirty[pair] = token
+            if self._store.atomic:
+                self._commit()
+            self._known[pair] = token
 
     def _position(self, command: PositionCommand) -> Deferred[None] | None:
         """Follow a position: go on, reset, or fetch what is missing."""
@@ -475,9 +531,12 @@ class ReplicationClient(Service):
         known = self._known.get(pair)
         prev = command.token if command.prev is None else command.prev
         dialect = self._connection.dialect if self._connection is not None else None
-        if dialect is not None and not dialect.rdata_instance and known is not None:
-            # 2017: rows came in band before this line, whatever their tokens were.
-            prev = min(known, command.token)
+        if self._legacy:
+            # Rows came in band before this line, whatever their tokens were.
+            asked = self._catching_up.pop(pair, None)
+            prev = min(prev, command.token if known is None else known)
+            if asked == 0 and known is None:
+                known = 0
         resumable = dialect is not None and dialect.in_band_resume
         if known is None and not resumable and self._since == "start" and self._catch_up:
             known = 0
@@ -557,10 +616,9 @@ class ReplicationClient(Service):
                 result = self._handler(*pair, token, rows)
                 if isinstance(result, (Deferred, CoroutineType)):
                     await result
-            except Exception as error:
-                await self._persist(pair, token, rows, error)
-            else:
                 self._advance(pair, token)
+            except Exception as error:
+                await self._persist(pair, token, rows, error, token)
 
     def _call(self, callback: Callable[..., object] | None, *args: Any) -> Deferred[None] | None:
         if callback is None:
@@ -595,15 +653,20 @@ class ReplicationClient(Service):
     # -- positions ---------------------------------------------------------------------
 
     def _save(self) -> None:
+        """Save the positions that moved; what the disk refuses is kept for the next time."""
+        try:
+            self._commit()
+        except Exception as error:
+            log.error("replication.positions.not_saved", exc_info=error)
+
+    def _commit(self) -> None:
         dirty, self._dirty = self._dirty, {}
         if dirty:
-            self._store.save(dirty)
-
-    def _roll_back(self) -> None:
-        """Undo what a failed handler wrote in a transaction that it shares with positions."""
-        roll_back = getattr(self._store, "rollback", None)
-        if roll_back is not None:
-            roll_back()
+            try:
+                self._store.save(dirty)
+            except Exception:
+                self._dirty = dirty | self._dirty
+                raise
 
 
 class _Stopped(Exception):

@@ -12,23 +12,19 @@ connection.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import structlog
 
 from tcprepl import metrics
 from tcprepl.errors import LogCorrupt, TokenTooOld
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.replication.readers import ANY, Backlog, Group, Head, Lag, Pair, Reader, Subscription
 from tcprepl.replication.rendering import WireForm, position_line, render_rows
-from tcprepl.replication.transport import Outlet
 from tcprepl.streams.log import Block, Log, Page
 
 log = structlog.get_logger()
-
-Pair: TypeAlias = tuple[StreamName, InstanceName]
 
 #: Most bytes rendered and written as one chunk; what a full socket leaves over is a view of it.
 SEGMENT_BYTES = 65_536
@@ -38,13 +34,6 @@ PAGE_BYTES = 262_144
 PAGE_ROWS = 4_096
 #: Most bytes one reader is served in a row before the others have their turn.
 SERVE_BYTES = 1_048_576
-#: Samples of past heads that are kept for each pair, to tell how old unsent rows are.
-HEAD_SAMPLES = 512
-#: Shortest time between two such samples.
-HEAD_SAMPLE_S = 0.1
-
-#: Stands for every stream, or every instance, in a subscription.
-ANY = "*"
 
 
 class _Move(NamedTuple):
@@ -54,197 +43,6 @@ class _Move(NamedTuple):
     instance: InstanceName
     before: Token
     now: Token
-
-
-class Head:
-    """Where one (stream, instance) has been published to, and how much that was.
-
-    Attributes:
-        token: The newest token handed to the readers.
-        rows: Rows published since the hub began.
-        bytes: Bytes of lines published since the hub began.
-        origin: The position before the first row that the hub published.
-    """
-
-    __slots__ = ("_times", "_tokens", "bytes", "origin", "rows", "token")
-
-    def __init__(self, token: Token) -> None:
-        self.token = token
-        self.origin = token
-        self.rows = 0
-        self.bytes = 0
-        self._tokens: list[Token] = []
-        self._times: list[float] = []
-
-    def sample(self, now: float) -> None:
-        """Remember that the head is at its token at *now* (monotonic seconds)."""
-        if self._times and now - self._times[-1] < HEAD_SAMPLE_S:
-            return
-        self._tokens.append(self.token)
-        self._times.append(now)
-        if len(self._tokens) > HEAD_SAMPLES:
-            # Thin the older half: what is long past needs no fine grain.
-            half = HEAD_SAMPLES // 2
-            self._tokens[:half] = self._tokens[:half:2]
-            self._times[:half] = self._times[:half:2]
-
-    def age_of(self, token: Token, now: float) -> float:
-        """Return for how many seconds rows after *token* have existed; 0 when there are none."""
-        if token >= self.token:
-            return 0.0
-        index = bisect_right(self._tokens, token)
-        if index == len(self._times):
-            return 0.0
-        return now - self._times[index]
-
-
-class Subscription:
-    """What a connection asked for: patterns of (stream, instance), `ANY` standing for all.
-
-    Attributes:
-        patterns: The patterns.
-        only_instance: The one instance that the peer can be told of (2017), or None.
-    """
-
-    __slots__ = ("only_instance", "patterns")
-
-    def __init__(
-        self, patterns: frozenset[Pair] = frozenset(), only_instance: InstanceName | None = None
-    ) -> None:
-        self.patterns = patterns
-        self.only_instance = only_instance
-
-    def wants(self, pair: Pair) -> bool:
-        """Return whether rows of *pair* are to be sent."""
-        stream, instance = pair
-        if self.only_instance is not None and instance != self.only_instance:
-            return False
-        patterns = self.patterns
-        return pair in patterns or (stream, ANY) in patterns or (ANY, ANY) in patterns
-
-
-class Group:
-    """Readers at the head that want the same lines in the same form.
-
-    Attributes:
-        readers: The readers; in no order.
-        written_at: When bytes were last written to all of them (monotonic seconds).
-    """
-
-    __slots__ = ("_wanted", "form", "readers", "subscription", "written_at")
-
-    def __init__(self, form: WireForm, subscription: Subscription) -> None:
-        self.form = form
-        self.subscription = subscription
-        self.readers: set[Reader] = set()
-        self.written_at = 0.0
-        self._wanted: dict[Pair, bool] = {}
-
-    def wants(self, pair: Pair) -> bool:
-        """Return whether the group wants rows of *pair*; remembered."""
-        wanted = self._wanted.get(pair)
-        if wanted is None:
-            wanted = self._wanted[pair] = self.subscription.wants(pair)
-        return wanted
-
-
-class Backlog:
-    """What a reader that is not at the head owns: integers only.
-
-    Attributes:
-        cursors: For each pair the token up to which the reader has been served.
-        sent: For a pair whose last sent row is below its cursor: the token of that row.
-        owed: Pairs that are owed a POSITION once they are at the head.
-        compacted: Pairs being re-read from their restart point, where superseded rows are gone.
-        base_rows: For each pair how many of the hub's rows the reader has had.
-        base_bytes: The same in bytes.
-        began_at: When the reader left the head (monotonic seconds).
-        turn: Counts pages, so that each stream comes first in its turn.
-    """
-
-    __slots__ = (
-        "base_bytes",
-        "base_rows",
-        "began_at",
-        "compacted",
-        "cursors",
-        "owed",
-        "sent",
-        "turn",
-    )
-
-    def __init__(
-        self,
-        cursors: dict[Pair, Token],
-        base_rows: dict[Pair, int],
-        base_bytes: dict[Pair, int],
-        now: float,
-    ) -> None:
-        self.cursors = cursors
-        self.base_rows = base_rows
-        self.base_bytes = base_bytes
-        self.began_at = now
-        self.sent: dict[Pair, Token] = {}
-        self.owed: set[Pair] = set()
-        self.compacted: set[Pair] = set()
-        self.turn = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far a reader is behind: rows, bytes, and seconds of the oldest unsent row."""
-
-    rows: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    stream: StreamName | None = None
-
-
-class Reader:
-    """One subscribed connection as the hub sees it.
-
-    Attributes:
-        outlet: Where its bytes go.
-        label: The name it goes by in logs.
-        form: The form of its lines.
-        subscription: What it asked for.
-        group: The group it belongs to while at the head.
-        backlog: What it is owed while not.
-        paused_s: Seconds spent not at the head since it first was.
-        served_bytes: Bytes of rows written to it.
-        gaps: How often it was told that rows are missing.
-    """
-
-    __slots__ = (
-        "_serving",
-        "backlog",
-        "form",
-        "gaps",
-        "group",
-        "label",
-        "live",
-        "outlet",
-        "paused_s",
-        "served_bytes",
-        "subscription",
-    )
-
-    def __init__(self, outlet: Outlet, label: str) -> None:
-        self.outlet = outlet
-        self.label = label
-        self.form = _NO_FORM
-        self.subscription = _NOTHING
-        self.group: Group | None = None
-        self.backlog: Backlog | None = None
-        self.paused_s = 0.0
-        self.served_bytes = 0
-        self.gaps = 0
-        self.live = True
-        self._serving = False
-
-
-_NO_FORM = WireForm(rdata_instance=True, position_tokens=2, max_line_bytes=0)
-_NOTHING = Subscription()
 
 
 class Hub:
@@ -281,15 +79,18 @@ class Hub:
     # -- from the log ------------------------------------------------------------------
 
     def _block_published(self, block: Block) -> None:
-        self._pending.append(block)
-        if self._flush_call is None and not self._closed:
-            self._flush_call = self._reactor.callLater(0, self.flush)
+        self._publish(block)
 
     def _position_moved(
         self, stream: StreamName, instance: InstanceName, before: Token, now: Token
     ) -> None:
-        self._pending.append(_Move(stream, instance, before, now))
-        if self._flush_call is None and not self._closed:
+        self._publish(_Move(stream, instance, before, now))
+
+    def _publish(self, event: Block | _Move) -> None:
+        if self._closed:
+            return
+        self._pending.append(event)
+        if self._flush_call is None:
             self._flush_call = self._reactor.callLater(0, self.flush)
 
     def flush(self) -> None:
@@ -577,13 +378,13 @@ class Hub:
 
     def serve(self, reader: Reader) -> None:
         """Give *reader* what it is owed, as much as its socket takes, until it is at the head."""
-        if reader._serving or not reader.live:
+        if reader.serving or not reader.live:
             return
-        reader._serving = True
+        reader.serving = True
         try:
             self._serve(reader)
         finally:
-            reader._serving = False
+            reader.serving = False
 
     def _serve(self, reader: Reader) -> None:
         budget = SERVE_BYTES

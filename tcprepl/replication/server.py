@@ -40,7 +40,8 @@ from tcprepl.protocol.events import Closing, CommandReceived
 from tcprepl.protocol.session import ServerSession
 from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of, describe_address
-from tcprepl.replication.hub import ANY, Hub, Reader
+from tcprepl.replication.hub import Hub
+from tcprepl.replication.readers import ANY, Reader
 from tcprepl.replication.rendering import WireForm
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 from tcprepl.replication.transport import Outlet, make_outlet

@@ -29,7 +29,14 @@ _SAVE = (
 
 
 class PositionStore(Protocol):
-    """Keeps the token up to which each (stream, instance) has been applied."""
+    """Keeps the token up to which each (stream, instance) has been applied.
+
+    Attributes:
+        atomic: Whether `save` also commits what the handler of a batch wrote: it is then
+            called after each batch, else once for all batches of a read.
+    """
+
+    atomic: bool
 
     def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
         """Return every saved position."""
@@ -50,6 +57,8 @@ class PositionStore(Protocol):
 
 class MemoryPositionStore:
     """Positions that do not outlive the process."""
+
+    atomic = False
 
     def __init__(self, positions: Positions | None = None) -> None:
         self._positions = dict(positions or {})
@@ -110,6 +119,7 @@ class SqlitePositionStore:
             ValueError: the connection is in autocommit mode.
         """
         self._owned = not isinstance(database, sqlite3.Connection)
+        self.atomic = not self._owned
         if isinstance(database, sqlite3.Connection):
             if database.isolation_level is None:
                 raise ValueError("the connection is in autocommit mode: it cannot commit both")
