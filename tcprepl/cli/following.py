@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.task import deferLater
 
 from tcprepl.config import Address
 from tcprepl.errors import ConfigError, ConnectionFailed
@@ -100,7 +99,7 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
     """
     found: dict[Pair, Token] = {}
     done: Deferred[None] = Deferred()
-    heard = [0]
+    heard: list[Pair] = []
 
     def ready(connection: ClientConnection, dialect: Dialect) -> None:
         if not dialect.in_band_resume:
@@ -115,16 +114,18 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
         for event in events:
             if isinstance(event, PositionCommand):
                 found[event.stream, event.instance] = event.token
-                heard[0] += 1
-            elif isinstance(event, InfoCommand) and not done.called:
-                done.callback(None)
+                heard.append((event.stream, event.instance))
+            elif isinstance(event, InfoCommand):
+                finish()
+
+    def finish() -> None:
+        if not done.called:
+            done.callback(None)
 
     def end(ended: Ended) -> None:
-        if done.called:
-            return
         if ended.established:
-            done.callback(None)
-        else:
+            finish()
+        elif not done.called:
             done.errback(ConnectionFailed(f"{address}: {ended.text}", reason=ended.reason))
 
     connection = await connect(
@@ -137,18 +138,19 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
         ready=ready,
     )
 
-    async def silence() -> None:
-        before = -1
-        while not done.called and (not heard[0] or heard[0] != before):
-            before = heard[0]
-            await deferLater(reactor, QUIET_S)
-        if not done.called:
-            done.callback(None)
+    def look(before: int) -> None:
+        if heard and len(heard) == before:
+            finish()
+        elif not done.called:
+            timer[0] = reactor.callLater(QUIET_S, look, len(heard))
 
-    quiet = Deferred.fromCoroutine(silence())
+    timer = [reactor.callLater(QUIET_S, look, 0)]
     _ = connection.lost.addCallback(end)
-    await done
-    quiet.cancel()
+    try:
+        await done
+    finally:
+        if timer[0].active():
+            timer[0].cancel()
     if connection.ready:
         connection.close("done")
         await connection.lost

@@ -1,0 +1,156 @@
+"""``tcprepl serve``: run a server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+from twisted.internet.defer import CancelledError, Deferred
+
+from tcprepl.app import Server, sd_notify
+from tcprepl.background import looping_background_process
+from tcprepl.cli import logs
+from tcprepl.cli.arguments import ADDRESS
+from tcprepl.cli.running import run_until_done
+from tcprepl.config import Address, Loaded, build, load
+
+log = structlog.get_logger()
+
+#: How often systemd is told how it goes.
+STATUS_INTERVAL_S = 10.0
+
+
+@click.command("serve")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A configuration file (YAML); the options below are stronger.",
+)
+@click.option("--server-name", help="The homeserver's name.  [default: localhost]")
+@click.option("--instance", help="The name to write streams under.  [default: master]")
+@click.option(
+    "--listen",
+    type=ADDRESS,
+    help="Where the line protocol listens.  [default: 127.0.0.1:9092]",
+)
+@click.option("--http", type=ADDRESS, help="Where HTTP listens.  [default: 127.0.0.1:9093]")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The directory for the logs.  [default: ./tcprepl-data]",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["auto", "1.13", "1.22"]),
+    help="Which POSITION a bare REPLICATE gets.  [default: auto]",
+)
+def command(
+    config_file: Path | None,
+    server_name: str | None,
+    instance: str | None,
+    listen: Address | None,
+    http: Address | None,
+    data: Path | None,
+    dialect: str | None,
+) -> int:
+    """Run a server: streams over TCP to any number of readers, and the HTTP API to publish.
+
+    Without options it listens on this machine only, and keeps its logs in ./tcprepl-data.
+    SIGTERM and Ctrl-C tell every peer, close, and write everything out.
+
+    \b
+    Example:
+      $ tcprepl serve --server-name example.com
+      tcprepl is running as "example.com".
+    """
+    overrides = {
+        "server_name": server_name,
+        "instance": instance,
+        "replication.listen": listen and str(listen),
+        "http.listen": http and str(http),
+        "data_directory": data,
+        "replication.dialect": dialect,
+    }
+    loaded = load(config_file, overrides) if config_file else build({}, "command line", overrides)
+    logs.configure(loaded.config.log.level, loaded.config.log.format)
+    return run_until_done(lambda reactor: serve(reactor, loaded))
+
+
+async def serve(reactor: Any, loaded: Loaded) -> int:
+    """Run a server until cancelled."""
+    config = loaded.config
+    for warning in loaded.warnings:
+        log.warning("config.spelling", text=warning)
+    server = Server(reactor, config)
+    await server.start()
+    log.info(
+        "serve.ready",
+        server_name=config.server_name,
+        instance=config.instance,
+        replication=" ".join(server.replication_addresses),
+        http=" ".join(server.http_addresses),
+        data=str(config.data_directory or "memory"),
+    )
+    sys.stdout.write(welcome(server))
+    sys.stdout.flush()
+    status = None
+    if sd_notify("READY=1", f"STATUS={server.status_line()}"):
+        status = looping_background_process(
+            reactor,
+            "systemd_status",
+            STATUS_INTERVAL_S,
+            lambda: sd_notify(f"STATUS={server.status_line()}"),
+        )
+    try:
+        await Deferred()
+    except CancelledError:
+        log.info("serve.stopping")
+    finally:
+        sd_notify("STOPPING=1")
+        if status is not None:
+            await status.stop()
+        await server.stop()
+        log.info("serve.stopped")
+    return 0
+
+
+def welcome(server: Server) -> str:
+    """Return what to type next."""
+    config = server.config
+    lines = [f'tcprepl is running as "{config.server_name}".', ""]
+    replication = next((a for a in server.replication_addresses if ":" in a), "")
+    http = next((a for a in server.http_addresses if not a.startswith("unix:")), "")
+    source = "" if replication == "127.0.0.1:9092" else f" --from {replication}"
+    target = "" if http == "127.0.0.1:9093" else f" --to http://{http}"
+    command = sys.argv[0] if sys.argv[0].endswith("/tcprepl") else "tcprepl"
+    if "/" in command and Path(command).is_absolute():
+        try:
+            command = str(Path(command).relative_to(Path.cwd()))
+        except ValueError:
+            command = "tcprepl"
+    if replication and not replication.startswith("unix:") and config.replication.tls is None:
+        host, _, port = replication.rpartition(":")
+        lines += [
+            "See it with your own eyes, in another terminal:",
+            f"  nc {host.strip('[]')} {port}          then type REPLICATE, or HELP",
+            "",
+        ]
+    lines += [
+        "Publish a row:",
+        f'  {command} publish{target} typing \'["!room:example.com", ["@alice:example.com"]]\'',
+        "",
+        "Follow every stream:",
+        f"  {command} tail{source}",
+        "",
+    ]
+    if http and config.http.tls is None:
+        lines += [f"A page to look at:  http://{http}/", ""]
+    if config.data_directory is None:
+        lines += ["Everything is kept in memory only. Ctrl-C stops it.", ""]
+    else:
+        lines += [f"The logs are in {config.data_directory}. Ctrl-C stops it.", ""]
+    return "\n".join(lines)
