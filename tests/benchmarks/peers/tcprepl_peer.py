@@ -1,0 +1,119 @@
+"""Our own server or worker, in a process of its own, as the other systems are.
+
+``python tcprepl_peer.py server PORT CONTROL (memory|sqlite)`` or
+``python tcprepl_peer.py worker PORT ROWS``. Rows go in through the Python API as lists of
+values, as a homeserver would hand them over, and out over the ordinary listener.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+
+from tcprepl.background import run_in_background
+from tcprepl.replication.client import ReplicationClient
+from tcprepl.replication.server import ReplicationServer
+from tcprepl.streams.log import Log
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.publisher import Publisher
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.codec import Rows
+
+HERE = Path(__file__).resolve().parent
+SERVER_NAME = "bench.example.com"
+reactor: Any = global_reactor
+
+
+def load(path: Path) -> ModuleType:
+    """Import a module of the benchmarks by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def wall_ms() -> int:
+    """Return wall-clock time in ms since 1970."""
+    return int(time.time() * 1_000)
+
+
+async def make_log(kind: str, registry: Registry) -> Log:
+    """Return a log in memory, or on disk in the current directory."""
+    if kind == "memory":
+        return MemoryLog(registry, wall_ms, reactor=reactor)
+    from tcprepl.streams.opening import open_log
+
+    made: Log = await open_log(Path("data"), registry, reactor)
+    return made
+
+
+async def serve(port: int, control_port: int, kind: str) -> None:
+    """Listen; publish what the control port asks for."""
+    registry = Registry()
+    log = await make_log(kind, registry)
+    rows = load(HERE.parent / "rows.py")
+    for stream in rows.STREAMS:
+        log.ensure(stream, "master")
+    server = ReplicationServer(reactor, log, registry, SERVER_NAME)
+    publisher = Publisher(log, registry, "master")
+
+    def publish(stream: str, batch: Sequence[object]) -> None:
+        run_in_background(publisher.publish, stream, batch)
+
+    orders = load(HERE / "control.py").Publisher(reactor.callLater, publish, rows)
+
+    class Control(Protocol):
+        """One control connection."""
+
+        def dataReceived(self, data: bytes) -> None:
+            """Hand the bytes on."""
+            orders.received(data)
+
+    await server.listen(TCP4ServerEndpoint(reactor, port, 1024, "127.0.0.1"))
+    control = TCP4ServerEndpoint(reactor, control_port, 5, "127.0.0.1")
+    await control.listen(Factory.forProtocol(Control))
+    print("READY", flush=True)
+
+
+async def work(port: int, wanted: int) -> None:
+    """Follow every stream; say DONE each time *wanted* rows have been handled."""
+    seen = 0
+
+    def handle(stream: str, instance: str, token: int, rows: Rows) -> None:
+        nonlocal seen
+        for _ in rows:  # every row is decoded: the handler can use it
+            seen += 1
+        if seen >= wanted:
+            seen = 0
+            print("DONE", flush=True)
+
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+    client = ReplicationClient(reactor, endpoint, None, handle, dialect="1.22")
+    client.startService()
+    await Deferred()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the role that the arguments ask for."""
+    role, first, second, *rest = arguments
+    if role == "server":
+        run_in_background(serve, int(first), int(second), rest[0])
+    else:
+        run_in_background(work, int(first), int(second))
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
