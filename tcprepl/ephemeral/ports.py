@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.ids import ServerName, StreamName
 from tcprepl.streams.log import Appended
+from tcprepl.streams.rows import PresenceRow
 
 #: Whole milliseconds since 1970.
 Milliseconds: TypeAlias = int
@@ -35,6 +36,14 @@ class SendEdu(Protocol):
         key: Sequence[str],
     ) -> object:
         """Take the EDU; may return a Deferred that fires when it is safe."""
+        ...
+
+
+class SendPresence(Protocol):
+    """Queue a user's presence for other servers; a later one of the user replaces it."""
+
+    def __call__(self, row: PresenceRow, destinations: Collection[ServerName], /) -> object:
+        """Take the state; may return a Deferred that fires when it is safe."""
         ...
 
 

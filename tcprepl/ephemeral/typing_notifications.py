@@ -12,8 +12,9 @@ types catches what slips through both. So nobody types for ever, whatever gets l
 
 from __future__ import annotations
 
+import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,6 +23,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
+from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.ports import (
     HostsInRoom,
     Milliseconds,
@@ -30,9 +33,9 @@ from tcprepl.ephemeral.ports import (
     no_hosts,
     server_of,
 )
-from tcprepl.ephemeral.typing_board import UPDATES_LIMIT, TypingBoard, TypingUpdates
 from tcprepl.ephemeral.wheel_timer import WheelTimer
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import ServerName, Token
+from tcprepl.streams.rows import TypingRow
 
 logger = structlog.get_logger()
 
@@ -112,7 +115,7 @@ class TypingWriter:
         self._send_edu = send_edu
         self._wheel: WheelTimer[tuple[str, str]] = wheel if wheel is not None else WheelTimer()
         self._typing: dict[str, dict[str, _Typist]] = {}
-        self._board = TypingBoard(position - 1)
+        self._board: Board[Sequence[str]] = make_board(position - 1)
         #: Rooms with a row on its way -> whether they changed since.
         self._publishing: dict[str, bool] = {}
         #: Rooms whose row the log refused.
@@ -246,8 +249,8 @@ class TypingWriter:
         *,
         limit: int = UPDATES_LIMIT,
         compacted: bool = False,
-    ) -> TypingUpdates:
-        """Return the rooms whose latest row is in ``(after, upto]``: `TypingBoard.updates`."""
+    ) -> Updates[Sequence[str]]:
+        """Return the rooms whose latest row is in ``(after, upto]``: `Board.updates`."""
         return self._board.updates(after, upto, limit=limit, compacted=compacted)
 
     # -- Inside -----------------------------------------------------------------------------
@@ -385,7 +388,7 @@ class TypingWriter:
             run_in_background(self._check_typist, room_id, user_id, now)
         self._marks.append((now, self._board.newest))
         while self._marks and self._marks[0][0] + FORGET_AFTER_MS <= now:
-            self._board.forget_quiet(self._marks.popleft()[1])
+            self._board.forget_blank(self._marks.popleft()[1])
 
     def _unwatched(self, now: Milliseconds) -> Iterator[tuple[str, str]]:
         # A timer comes up to one bucket and one turn of the loop late, so "overdue by that
@@ -397,73 +400,47 @@ class TypingWriter:
                     yield room_id, user_id
 
 
-class TypingFollower:
-    """Who is typing, on a worker: the writer's state from the rows alone.
-
-    `handle_rows` and `on_reset` are what a `ReplicationClient` calls. A reset, or a token that
-    goes back (the writer of another implementation was restarted), forgets everything; the
-    rows that follow rebuild it.
-
-    Several instances may write the stream, each its own rooms: they are kept apart.
+class TypingFollower(Follower[Sequence[str]]):
+    """Who is typing, on a worker.
 
     Args:
         on_change: Called with (room, users) whenever the users of a room change.
     """
 
     def __init__(self, on_change: Callable[[str, Sequence[str]], object] | None = None) -> None:
+        super().__init__()
         self._on_change = on_change
-        self._boards: dict[InstanceName, TypingBoard] = {}
-        self._positions: dict[InstanceName, Token] = {}
-
-    def handle_rows(
-        self, stream: StreamName, instance: InstanceName, token: Token, rows: Iterable[Any]
-    ) -> None:
-        """Apply the rows of one token."""
-        board = self.board(instance)
-        position = self._positions.get(instance, 0)
-        if token < position:
-            self.on_reset(stream, instance, position, token)
-        self._positions[instance] = token
-        for row in rows:
-            room_id, user_ids = row.room_id, row.user_ids
-            before = board.users(room_id)
-            board.post(room_id, user_ids, token)
-            if self._on_change is not None and list(before) != list(user_ids):
-                self._on_change(room_id, self.users_typing(room_id))
-
-    def on_reset(
-        self, stream: StreamName, instance: InstanceName, known: Token | None, token: Token
-    ) -> None:
-        """Forget what *instance* had said: what still holds follows as rows after *token*."""
-        board = self.board(instance)
-        rooms = board.typing()
-        board.reset(max(board.newest, known or 0))
-        self._positions[instance] = token
-        if self._on_change is not None:
-            for room_id in rooms:
-                self._on_change(room_id, self.users_typing(room_id))
 
     def users_typing(self, room_id: str) -> Sequence[str]:
         """Return who types in a room."""
-        if len(self._boards) == 1:
-            (board,) = self._boards.values()
-            return board.users(room_id)
-        users: dict[str, None] = {}
-        for board in self._boards.values():
-            users.update(dict.fromkeys(board.users(room_id)))
-        return list(users)
+        return self._state_of(room_id)
 
     def typing(self) -> dict[str, Sequence[str]]:
         """Return the rooms in which somebody types, with their users."""
-        rooms = {room_id for board in self._boards.values() for room_id in board.typing()}
-        return {room_id: self.users_typing(room_id) for room_id in sorted(rooms)}
+        return self.states()
 
-    def board(self, instance: InstanceName) -> TypingBoard:
-        """Return what *instance* has said, with its tokens and changes."""
-        board = self._boards.get(instance)
-        if board is None:
-            board = self._boards[instance] = TypingBoard()
-        return board
+    def _make_board(self) -> Board[Sequence[str]]:
+        return make_board()
+
+    def _read(self, row: TypingRow) -> tuple[str, Sequence[str]]:
+        return row.room_id, row.user_ids
+
+    def _blank(self, key: str) -> Sequence[str]:
+        return ()
+
+    def _merge(self, states: Sequence[Sequence[str]]) -> Sequence[str]:
+        return list(dict.fromkeys(user_id for users in states for user_id in users))
+
+    def _changed(self, key: str, before: Sequence[str]) -> None:
+        if self._on_change is not None:
+            users = self._state_of(key)
+            if list(users) != list(before):
+                self._on_change(key, users)
+
+
+def make_board(lost: Token = -1) -> Board[Sequence[str]]:
+    """Return a board of the users who type in each room."""
+    return Board(STREAM, operator.not_, lost)
 
 
 def _field(content: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,193 @@
+"""The newest state of each key of a stream, as published: what writer and follower both hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from tcprepl.ephemeral.change_cache import StreamChangeCache
+from tcprepl.errors import TokenTooOld
+from tcprepl.ids import StreamName, Token
+
+V = TypeVar("V")
+
+#: Most states that one call of `Board.updates` returns, unless told otherwise.
+UPDATES_LIMIT = 100
+#: Blank states that are held beyond those that changed lately.
+MAX_BLANK = 10_000
+
+
+class Entry(NamedTuple, Generic[V]):
+    """The state of a key, and the token of the row that said so."""
+
+    token: Token
+    key: str
+    state: V
+
+
+class Updates(NamedTuple, Generic[V]):
+    """What `Board.updates` answers.
+
+    Attributes:
+        entries: One for each key that changed, with its latest state, by token.
+        upto: The token reached; ask on from here.
+        limited: Whether more changed up to the token that was asked for.
+    """
+
+    entries: list[Entry[V]]
+    upto: Token
+    limited: bool
+
+
+class Board(Generic[V]):
+    """The newest state of each key, the token of its row, and what changed after a token.
+
+    Invariant: a key that changed after `lost` is held, with its newest state. Keys whose
+    state is blank (nobody types; offline) are forgotten in time, which moves `lost` up; those
+    with a state to speak of never are.
+
+    Args:
+        stream: Name of the stream, for errors.
+        is_blank: Whether a state says no more than that there is none.
+        lost: The token at or before which a reader cannot go on, only begin anew.
+        max_size: Most keys in the change cache.
+    """
+
+    __slots__ = ("_blank", "_cache", "_is_blank", "_lost", "_states", "_stream")
+
+    def __init__(
+        self,
+        stream: StreamName,
+        is_blank: Callable[[V], bool],
+        lost: Token = -1,
+        *,
+        max_size: int = 10_000,
+    ) -> None:
+        self._stream = stream
+        self._is_blank = is_blank
+        self._states: dict[str, tuple[Token, V]] = {}
+        self._cache = StreamChangeCache(lost, max_size=max_size)
+        self._lost = lost
+        self._blank = 0
+
+    def __len__(self) -> int:
+        """Return how many keys are held, blank ones included."""
+        return len(self._states)
+
+    @property
+    def newest(self) -> Token:
+        """The token of the latest change."""
+        return self._cache.newest
+
+    @property
+    def lost(self) -> Token:
+        """The token at or before which a reader cannot go on, only begin anew."""
+        return self._lost
+
+    def post(self, key: str, state: V, token: Token) -> None:
+        """Replace the state of *key* by that of its row at *token*."""
+        states = self._states
+        held = states.pop(key, None)
+        if held is not None and self._is_blank(held[1]):
+            self._blank -= 1
+        states[key] = (token, state)
+        self._cache.entity_has_changed(key, token)
+        if self._is_blank(state):
+            self._blank += 1
+            if self._blank > 2 * MAX_BLANK:
+                self.forget_blank(self._cache.earliest)
+
+    def get(self, key: str) -> V | None:
+        """Return the state of *key*; None if none is held."""
+        held = self._states.get(key)
+        return held[1] if held is not None else None
+
+    def token_of(self, key: str) -> Token | None:
+        """Return the token of the newest row of *key*; None if none is held."""
+        held = self._states.get(key)
+        return held[0] if held is not None else None
+
+    def states(self) -> dict[str, V]:
+        """Return every state that is not blank."""
+        is_blank = self._is_blank
+        return {key: state for key, (_, state) in self._states.items() if not is_blank(state)}
+
+    def updates(
+        self,
+        after: Token,
+        upto: Token | None = None,
+        *,
+        limit: int = UPDATES_LIMIT,
+        compacted: bool = False,
+    ) -> Updates[V]:
+        """Return the keys whose newest row is in ``(after, upto]``, by token.
+
+        A key that changed often in between appears once, with its newest state; one that
+        changed again after *upto* does not appear.
+
+        Args:
+            after: Exclusive lower bound; 0 is the start.
+            upto: Inclusive upper bound; by default the latest change.
+            limit: Most keys to return; exceeded only to finish a token.
+            compacted: The reader began at 0 with nothing, and so does not miss the last,
+                blank row of a key that was forgotten.
+
+        Raises:
+            TokenTooOld: *after* is not above `lost`, and not *compacted*: forget everything
+                and ask from 0 with *compacted*.
+        """
+        if after <= self._lost and not compacted:
+            raise TokenTooOld(self._stream, "*", after, self._lost + 1, "memory")
+        newest = self._cache.newest
+        reached = newest if upto is None or upto > newest else upto
+        states = self._states
+        changed: list[Entry[V]]
+        changes = self._cache.changes_since(after)
+        if changes is None:
+            changed = [
+                Entry(token, key, state)
+                for key, (token, state) in states.items()
+                if after < token <= reached
+            ]
+            changed.sort(key=_token_of)
+        else:
+            # The cache may know keys that were forgotten here.
+            changed = [
+                Entry(token, key, states[key][1])
+                for key, token in changes
+                if token <= reached and key in states
+            ]
+        end = min(limit, len(changed))
+        while 0 < end < len(changed) and changed[end].token == changed[end - 1].token:
+            end += 1
+        if end == len(changed):
+            return Updates(changed, max(reached, after), False)
+        del changed[end:]
+        return Updates(changed, changed[-1].token if changed else after, True)
+
+    def forget_blank(self, upto: Token) -> int:
+        """Forget keys that have been blank since *upto*; returns how many they were."""
+        blank: list[str] = []
+        lost = self._lost
+        for key, (token, state) in self._states.items():
+            if token > upto:
+                break
+            if self._is_blank(state):
+                blank.append(key)
+                lost = max(lost, token - 1)
+        for key in blank:
+            del self._states[key]
+        self._blank -= len(blank)
+        self._lost = lost
+        return len(blank)
+
+    def reset(self, lost: Token) -> None:
+        """Forget everything; whoever is at or before *lost* has to begin anew."""
+        self._states.clear()
+        self._cache.reset(lost)
+        self._lost = lost
+        self._blank = 0
+
+
+def _token_of(entry: Entry[V]) -> Token:
+    return entry.token

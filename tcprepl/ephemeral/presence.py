@@ -1,0 +1,525 @@
+"""Presence: who is there, on the process that decides it (protocol.md section 7).
+
+A user is online because a client said so, or because some process holds a sync of theirs
+open; and goes offline when neither has been true for a while. What the rules are is data in
+`tcprepl.ephemeral.presence_states`; here they meet the world: timers, processes that come and
+go, the log, other servers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from msgspec.structs import replace
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from tcprepl import metrics
+from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.ephemeral import presence_states as states
+from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
+from tcprepl.ephemeral.follower import Follower
+from tcprepl.ephemeral.ports import (
+    HostsOfUser,
+    Milliseconds,
+    Publish,
+    SendPresence,
+    no_hosts,
+    server_of,
+)
+from tcprepl.ephemeral.presence_states import PresenceTimers
+from tcprepl.ephemeral.presence_syncs import OpenSyncs
+from tcprepl.ephemeral.wheel_timer import WheelTimer
+from tcprepl.ids import ServerName, Token
+from tcprepl.streams.rows import PresenceRow
+
+logger = structlog.get_logger()
+
+STREAM = "presence"
+FEDERATION_STREAM = "presence_federation"
+EDU_TYPE = "m.presence"
+
+#: How often timers are looked at.
+TIMER_INTERVAL_S = 5.0
+#: How often changes that nobody was told of are published.
+FLUSH_INTERVAL_S = 60.0
+#: A user who has been offline for this long is forgotten.
+FORGET_AFTER_MS = 86_400_000
+#: Longest status message, in characters.
+MAX_STATUS_MSG_CHARS = 4_096
+#: Most users held; a remote server may not add more.
+MAX_USERS = 1_000_000
+#: Most users in one EDU of a remote server.
+MAX_PUSHES = 1_000
+
+
+class _User:
+    """A user's present state, and what is still to be done about it."""
+
+    __slots__ = ("row", "timer_ms")
+
+    def __init__(self, row: PresenceRow) -> None:
+        self.row = row
+        #: When the pending timer comes due; -1 if there is none.
+        self.timer_ms: Milliseconds = -1
+
+
+class PresenceWriter:
+    """Decides who is online, publishes it, tells remote servers of local users.
+
+    Invariant: every user that is not offline has a timer at or before its next deadline.
+    The newest published row of a user is its present state, but for what the next flush
+    brings: changes that nobody has to be told of at once.
+
+    Args:
+        clock: Time; its seconds are wall-clock time.
+        publish: Appends to the log.
+        server_name: The server whose users are ours.
+        hosts_of_user: The servers that are to hear of a user.
+        send_presence: Queues presence for other servers; None where there is no federation.
+        timers: How long things last.
+        position: The stream's newest token when the writer starts.
+        wheel: The timers; given by tests.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        publish: Publish,
+        server_name: ServerName,
+        *,
+        hosts_of_user: HostsOfUser = no_hosts,
+        send_presence: SendPresence | None = None,
+        timers: PresenceTimers | None = None,
+        position: Token = 0,
+        wheel: WheelTimer[str] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._publish = publish
+        self._server_name = server_name
+        self._hosts_of_user = hosts_of_user
+        self._send_presence = send_presence
+        self._timers = timers or PresenceTimers()
+        self._wheel: WheelTimer[str] = wheel if wheel is not None else WheelTimer()
+        self._users: dict[str, _User] = {}
+        self._by_state: Counter[str] = Counter()
+        self._syncs = OpenSyncs()
+        self._board: Board[PresenceRow] = make_board(position - 1)
+        #: Users whose state is not in the log: nobody had to be told.
+        self._quiet: set[str] = set()
+        #: Users whose row the log refused.
+        self._refused: set[str] = set()
+        self._published_rows = 0
+        self._loops: list[LoopingProcess] = []
+        self._sources: list[tuple[metrics.Live, metrics.Source]] = []
+
+    # -- Life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the timers, and show the metrics."""
+        self._loops = [
+            looping_background_process(
+                self._clock, "presence.timers", TIMER_INTERVAL_S, self._check_timers
+            ),
+            looping_background_process(
+                self._clock, "presence.flush", FLUSH_INTERVAL_S, self._sweep
+            ),
+        ]
+        self._sources = [
+            (
+                metrics.PRESENCE_USERS,
+                lambda: [((state,), count) for state, count in self._by_state.items()],
+            ),
+            (metrics.TIMERS_PENDING, lambda: [((STREAM,), len(self._wheel))]),
+            (metrics.EPHEMERAL_CHANGES, lambda: [((STREAM,), self._published_rows)]),
+        ]
+        for live, source in self._sources:
+            live.add_source(source)
+
+    def stop(self) -> Deferred[None]:
+        """Stop the timers; fires once nothing runs any more."""
+        for live, source in self._sources:
+            live.remove_source(source)
+        loops, self._loops, self._sources = self._loops, [], []
+        if not loops:
+            return succeed(None)
+        return gatherResults([loop.stop() for loop in loops]).addCallback(_nothing)
+
+    # -- What clients say -------------------------------------------------------------------
+
+    def set_state(self, user_id: str, state: str, status_msg: str | None = None) -> None:
+        """Set what the client of one of our users says.
+
+        Whoever says something is there: it counts as a sync, too.
+
+        Args:
+            user_id: The user.
+            state: ``online``, ``unavailable``, ``offline`` or ``busy``.
+            status_msg: A text to show; None clears it.
+
+        Raises:
+            ValueError: it is not our user, there is no such state, the text is too long.
+        """
+        if server_of(user_id) != self._server_name:
+            raise ValueError(f"{user_id!r:.64}: expected a user of {self._server_name}")
+        if state not in states.STATES:
+            raise ValueError(f"state {state!r:.64}: expected one of {sorted(states.STATES)}")
+        if status_msg is not None and len(status_msg) > MAX_STATUS_MSG_CHARS:
+            raise ValueError(
+                f"status_msg: {len(status_msg)} characters; at most {MAX_STATUS_MSG_CHARS}"
+            )
+        now = self._now()
+        row = replace(self._row(user_id), state=state, status_msg=status_msg)
+        if state in states.PRESENT:
+            row = replace(row, last_active_ts=now)
+        if state != states.OFFLINE:
+            row = replace(row, last_user_sync_ts=now)
+        self._update([row], now)
+
+    def user_active(self, user_id: str) -> None:
+        """Note that one of our users has just done something, like sending a message."""
+        now = self._now()
+        row = replace(self._row(user_id), last_active_ts=now)
+        if row.state == states.UNAVAILABLE:
+            row = replace(row, state=states.ONLINE)
+        self._update([row], now)
+
+    # -- What processes say of the syncs they hold open -------------------------------------
+
+    def user_syncing(
+        self,
+        process_id: str,
+        user_id: str,
+        syncing: bool,
+        last_sync_ms: Milliseconds,
+        device_id: str | None = None,
+    ) -> None:
+        """Note that a process began or ended to hold a sync of a user open (USER_SYNC).
+
+        Saying "began" again is harmless, and keeps the process from being forgotten.
+
+        Args:
+            process_id: The process; for peers that do not name one, the connection.
+            user_id: The user.
+            syncing: Whether the sync began or ended.
+            last_sync_ms: When; a time in the future is taken for now.
+            device_id: The device, from peers that tell devices apart: those set the state by
+                another way, and here only say that the sync is open.
+        """
+        now = self._now()
+        heard = min(last_sync_ms, now)
+        known = self._syncs.is_open(process_id, user_id, device_id)
+        self._syncs.process_alive(process_id, now)
+        if not syncing and not known:
+            return
+        if syncing:
+            self._syncs.began(process_id, user_id, device_id)
+        else:
+            self._syncs.ended(process_id, user_id, device_id)
+        row = self._row(user_id)
+        if syncing and device_id is not None:
+            self._arm(user_id)
+            return
+        row = replace(row, last_user_sync_ts=max(heard, row.last_user_sync_ts))
+        if syncing and not known and row.state == states.OFFLINE:
+            row = replace(row, state=states.ONLINE, last_active_ts=heard)
+        self._update([row], now)
+
+    def clear_process(self, process_id: str) -> None:
+        """Note that a process ended, and with it all its syncs (CLEAR_USER_SYNC)."""
+        now = self._now()
+        self._update(
+            [
+                replace(self._row(user_id), last_user_sync_ts=now)
+                for user_id in self._syncs.clear(process_id)
+            ],
+            now,
+        )
+
+    def process_alive(self, process_id: str) -> None:
+        """Note that a process lives, so that its syncs are not taken to have ended."""
+        if process_id in self._syncs.processes():
+            self._syncs.process_alive(process_id, self._now())
+
+    # -- What remote servers say ------------------------------------------------------------
+
+    def received_edu(self, origin: ServerName, content: Mapping[str, Any]) -> int:
+        """Take an ``m.presence`` EDU of a remote server; it may speak of its own users only.
+
+        Args:
+            origin: The server it came from, authenticated.
+            content: ``push``, a list of states.
+
+        Returns:
+            How many of the states counted.
+
+        Raises:
+            ValueError: the content is not what it should be.
+        """
+        pushes = content.get("push")
+        if not isinstance(pushes, list):
+            raise ValueError(f"push: {type(pushes).__name__}; expected a list")
+        now = self._now()
+        rows = [
+            row
+            for row in (self._row_of_push(origin, push, now) for push in pushes[:MAX_PUSHES])
+            if row is not None
+        ]
+        ignored = len(pushes) - len(rows)
+        if ignored:
+            metrics.DROPPED.labels(EDU_TYPE, "not a state of a user of the origin").inc(ignored)
+            logger.info("presence.edu.ignored", origin=origin, pushes=ignored)
+        self._update(rows, now)
+        return len(rows)
+
+    def _row_of_push(
+        self, origin: ServerName, push: object, now: Milliseconds
+    ) -> PresenceRow | None:
+        if not isinstance(push, dict):
+            return None
+        user_id, state = push.get("user_id"), push.get("presence")
+        if not isinstance(user_id, str) or len(user_id) > 255 or server_of(user_id) != origin:
+            return None
+        if state not in states.STATES or origin == self._server_name:
+            return None
+        if user_id not in self._users and len(self._users) >= MAX_USERS:
+            return None
+        row = self._row(user_id)
+        ago, status_msg = push.get("last_active_ago"), push.get("status_msg")
+        if isinstance(ago, int) and ago >= 0:
+            row = replace(row, last_active_ts=max(now - ago, 0))
+        if not isinstance(status_msg, str) or len(status_msg) > MAX_STATUS_MSG_CHARS:
+            status_msg = None
+        return replace(
+            row,
+            state=state,
+            status_msg=status_msg,
+            currently_active=push.get("currently_active") is True,
+            last_federation_update_ts=now,
+        )
+
+    # -- What others ask --------------------------------------------------------------------
+
+    def get_state(self, user_id: str) -> PresenceRow | None:
+        """Return the present state of a user, None when it is not known."""
+        user = self._users.get(user_id)
+        return None if user is None else user.row
+
+    def states(self) -> dict[str, PresenceRow]:
+        """Return the state of everybody who is not offline."""
+        return {
+            user_id: user.row
+            for user_id, user in self._users.items()
+            if user.row.state != states.OFFLINE
+        }
+
+    @property
+    def newest(self) -> Token:
+        """The token of the latest change that was published."""
+        return self._board.newest
+
+    def updates(
+        self,
+        after: Token,
+        upto: Token | None = None,
+        *,
+        limit: int = UPDATES_LIMIT,
+        compacted: bool = False,
+    ) -> Updates[PresenceRow]:
+        """Return the users whose newest row is in ``(after, upto]``: `Board.updates`."""
+        return self._board.updates(after, upto, limit=limit, compacted=compacted)
+
+    # -- Inside -----------------------------------------------------------------------------
+
+    def _now(self) -> Milliseconds:
+        return round(self._clock.seconds() * 1000)
+
+    def _row(self, user_id: str) -> PresenceRow:
+        user = self._users.get(user_id)
+        return states.offline(user_id) if user is None else user.row
+
+    def _is_ours(self, user_id: str) -> bool:
+        return server_of(user_id) == self._server_name
+
+    def _update(self, rows: Iterable[PresenceRow], now: Milliseconds) -> None:
+        """Take new states, complete them, and publish those that others are told of."""
+        notify: list[PresenceRow] = []
+        ping: list[PresenceRow] = []
+        for new in rows:
+            user_id = new.user_id
+            user = self._users.get(user_id)
+            old = states.offline(user_id) if user is None else user.row
+            decision = states.decide(old, new, self._is_ours(user_id), now, self._timers)
+            row = decision.row
+            if row == old:
+                self._arm(user_id)
+                continue
+            if user is None:
+                self._users[user_id] = _User(row)
+            else:
+                self._by_state[old.state] -= 1
+                user.row = row
+            self._by_state[row.state] += 1
+            self._arm(user_id)
+            if decision.notify:
+                notify.append(row)
+            else:
+                self._quiet.add(user_id)
+            if decision.ping:
+                ping.append(row)
+        if notify:
+            run_in_background(self._publish_rows, notify)
+            self._tell_remotes(notify, ping=False)
+        if ping:
+            self._tell_remotes(ping, ping=True)
+
+    async def _publish_rows(self, rows: Sequence[PresenceRow]) -> None:
+        for row in rows:
+            self._quiet.discard(row.user_id)
+            self._refused.discard(row.user_id)
+        try:
+            appended = await self._publish(STREAM, rows)
+        except BaseException:
+            self._refused.update(row.user_id for row in rows)
+            raise
+        self._published_rows += len(rows)
+        for token, row in enumerate(rows, start=appended.first):
+            self._board.post(row.user_id, row, token)
+
+    def _publish_users(self, user_ids: Iterable[str]) -> None:
+        rows = [self._row(user_id) for user_id in user_ids]
+        if rows:
+            run_in_background(self._publish_rows, rows)
+
+    def _tell_remotes(self, rows: Iterable[PresenceRow], *, ping: bool) -> None:
+        asked: list[tuple[ServerName, str]] = []
+        for row in rows:
+            if not self._is_ours(row.user_id):
+                continue
+            hosts = sorted(set(self._hosts_of_user(row.user_id)) - {self._server_name})
+            if not hosts:
+                continue
+            if ping:
+                asked += [(host, row.user_id) for host in hosts]
+            if self._send_presence is not None:
+                run_in_background(self._send_presence, row, hosts)
+        if asked:
+            # Senders of Synapse look the states up themselves; they know of changes from the
+            # presence stream, and of pings from here.
+            run_in_background(self._publish, FEDERATION_STREAM, asked, batch=True)
+
+    # -- Time -------------------------------------------------------------------------------
+
+    def _arm(self, user_id: str) -> None:
+        user = self._users.get(user_id)
+        if user is None:
+            return
+        due = states.next_deadline(
+            user.row, self._is_ours(user_id), self._syncs.is_syncing(user_id), self._timers
+        )
+        if due is not None and not self._now() < user.timer_ms <= due:
+            user.timer_ms = due
+            self._wheel.insert(user_id, due)
+
+    def _check_timers(self) -> None:
+        refused, self._refused = self._refused, set()
+        self._publish_users(refused)
+        now = self._now()
+        expired = self._syncs.expire(now, self._timers.process_expiry_ms)
+        self._check(expired, now)
+        self._check(self._wheel.fetch(now), now)
+
+    def _check(self, user_ids: Iterable[str], now: Milliseconds) -> None:
+        changed: list[PresenceRow] = []
+        for user_id in dict.fromkeys(user_ids):
+            user = self._users.get(user_id)
+            if user is None:
+                continue
+            row = states.after_time(
+                user.row,
+                self._is_ours(user_id),
+                self._syncs.is_syncing(user_id),
+                now,
+                self._timers,
+            )
+            if row is None:
+                self._arm(user_id)
+            else:
+                changed.append(row)
+        self._update(changed, now)
+
+    def _sweep(self) -> None:
+        """Publish what nobody had to be told of; catch lost timers; forget the long offline."""
+        now = self._now()
+        late = round(2 * TIMER_INTERVAL_S * 1000)
+        lost: list[str] = []
+        forgotten: list[str] = []
+        for user_id, user in self._users.items():
+            if user.row.state != states.OFFLINE:
+                if user.timer_ms + late < now:
+                    lost.append(user_id)
+            elif now - user.row.last_federation_update_ts > FORGET_AFTER_MS:
+                forgotten.append(user_id)
+        if lost:
+            logger.warning("presence.timers.lost", users=len(lost), first=lost[0])
+            self._check(lost, now)
+        quiet, self._quiet = self._quiet, set()
+        self._publish_users(quiet)
+        for user_id in forgotten:
+            del self._users[user_id]
+            self._by_state[states.OFFLINE] -= 1
+
+
+class PresenceFollower(Follower[PresenceRow]):
+    """Who is online, on a worker.
+
+    Not every row is news: some only bring times up to date. `on_change` hears of those that
+    are, by the rule that the writer goes by.
+
+    Args:
+        on_change: Called with (before, after) when others are to be told of a change.
+        timers: How long things last; the writer's.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[PresenceRow, PresenceRow], object] | None = None,
+        timers: PresenceTimers | None = None,
+    ) -> None:
+        super().__init__()
+        self._on_change = on_change
+        self._timers = timers or PresenceTimers()
+
+    def get_state(self, user_id: str) -> PresenceRow:
+        """Return the present state of a user: offline when nothing is known."""
+        return self._state_of(user_id)
+
+    def _make_board(self) -> Board[PresenceRow]:
+        return make_board()
+
+    def _read(self, row: PresenceRow) -> tuple[str, PresenceRow]:
+        return row.user_id, row
+
+    def _blank(self, key: str) -> PresenceRow:
+        return states.offline(key)
+
+    def _merge(self, rows: Sequence[PresenceRow]) -> PresenceRow:
+        return max(rows, key=lambda row: row.last_federation_update_ts)
+
+    def _changed(self, key: str, before: PresenceRow) -> None:
+        if self._on_change is not None:
+            after = self._state_of(key)
+            if states.notifies(before, after, self._timers):
+                self._on_change(before, after)
+
+
+def make_board(lost: Token = -1) -> Board[PresenceRow]:
+    """Return a board of the presence of users."""
+    return Board(STREAM, states.is_blank, lost)
+
+
+def _nothing(_: object) -> None:
+    return None

@@ -1,0 +1,72 @@
+"""Which process holds a sync of which user open (USER_SYNC and CLEAR_USER_SYNC)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from tcprepl.ephemeral.ports import Milliseconds
+
+
+class OpenSyncs:
+    """The open syncs of each process, and when the process was last heard of.
+
+    Invariant: a user is syncing exactly if some known process holds a sync of theirs open.
+    """
+
+    def __init__(self) -> None:
+        #: Process -> (user, device) of its open syncs; the device is None where peers do not
+        #: tell devices apart.
+        self._open: dict[str, set[tuple[str, str | None]]] = {}
+        self._heard: dict[str, Milliseconds] = {}
+        self._count: Counter[str] = Counter()
+
+    def processes(self) -> Collection[str]:
+        """Return the processes that are known."""
+        return self._heard.keys()
+
+    def is_syncing(self, user_id: str) -> bool:
+        """Return whether any process holds a sync of the user open."""
+        return user_id in self._count
+
+    def is_open(self, process_id: str, user_id: str, device_id: str | None) -> bool:
+        """Return whether this very sync is known to be open."""
+        return (user_id, device_id) in self._open.get(process_id, ())
+
+    def process_alive(self, process_id: str, now: Milliseconds) -> None:
+        """Note that a process was heard of."""
+        self._heard[process_id] = now
+
+    def began(self, process_id: str, user_id: str, device_id: str | None) -> None:
+        """Note that a sync is open; once is enough."""
+        syncs = self._open.setdefault(process_id, set())
+        if (user_id, device_id) not in syncs:
+            syncs.add((user_id, device_id))
+            self._count[user_id] += 1
+
+    def ended(self, process_id: str, user_id: str, device_id: str | None) -> None:
+        """Note that a sync is not open; that of an unknown one is harmless."""
+        syncs = self._open.get(process_id)
+        if syncs is not None and (user_id, device_id) in syncs:
+            syncs.remove((user_id, device_id))
+            self._uncount(user_id)
+            if not syncs:
+                del self._open[process_id]
+
+    def clear(self, process_id: str) -> list[str]:
+        """Forget a process; returns the users it held syncs of."""
+        self._heard.pop(process_id, None)
+        syncs = self._open.pop(process_id, set())
+        for user_id, _ in syncs:
+            self._uncount(user_id)
+        return sorted({user_id for user_id, _ in syncs})
+
+    def expire(self, now: Milliseconds, expiry_ms: int) -> list[str]:
+        """Forget processes not heard of for more than *expiry_ms*; returns their users."""
+        silent = [process for process, heard in self._heard.items() if now - heard > expiry_ms]
+        return [user_id for process in silent for user_id in self.clear(process)]
+
+    def _uncount(self, user_id: str) -> None:
+        self._count[user_id] -= 1
+        if not self._count[user_id]:
+            del self._count[user_id]
