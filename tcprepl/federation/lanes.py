@@ -90,10 +90,12 @@ class LaneQueue:
         lane[ident] = entry
         return more
 
-    def discard(self, edu: Edu) -> None:
-        """Forget the EDU with the type and key of *edu*, if there is one."""
-        if edu.key is not None:
-            self._lanes[lane_of(edu.edu_type)].pop((edu.edu_type, edu.key), None)
+    def discard(self, edu: Edu) -> bool:
+        """Forget the EDU with the type and key of *edu*; returns whether there was one."""
+        if edu.key is None:
+            return False
+        lane = self._lanes[lane_of(edu.edu_type)]
+        return lane.pop((edu.edu_type, edu.key), None) is not None
 
     def take(self, max_edus: int, max_bytes: int, now_ms: int, expired: list[Entry]) -> list[Entry]:
         """Remove and return what goes into the next transaction, in the order of the lanes.

@@ -16,6 +16,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -75,8 +76,6 @@ CREATE TABLE positions (
 
 #: In the place of a transaction id: set aside, because the remote will not take it.
 PARKED = ""
-
-_COLUMNS = "id, destination, lane, supersedes, queued_ms, expires_ms, transaction_id, edu"
 
 
 class OutboxError(FederationError):
@@ -208,6 +207,12 @@ class Outbox:
                 connection.executescript(
                     f"BEGIN;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
                 )
+            # What was sent when the disk refused to note its end waits again.
+            connection.execute(
+                "UPDATE OR REPLACE edus SET transaction_id=NULL WHERE transaction_id <> ''"
+                " AND (destination, transaction_id) NOT IN"
+                " (SELECT destination, transaction_id FROM transactions)"
+            )
         except BaseException:
             connection.close()
             raise
@@ -257,7 +262,7 @@ class Outbox:
         def op(cursor: sqlite3.Cursor) -> None:
             if added:
                 cursor.executemany(
-                    f"INSERT OR REPLACE INTO edus ({_COLUMNS}) VALUES (?,?,?,?,?,?,NULL,?)",
+                    "INSERT OR REPLACE INTO edus VALUES (?,?,?,?,?,?,NULL,?)",
                     [
                         (
                             one.id,
@@ -336,7 +341,7 @@ class Outbox:
             # nevertheless, as a retry has to be equal.
             for edu_id, expires_ms, edu in transaction.entries:
                 cursor.execute(
-                    f"INSERT OR IGNORE INTO edus ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)",
+                    "INSERT OR IGNORE INTO edus VALUES (?,?,?,?,?,?,?,?)",
                     (
                         edu_id,
                         destination,
@@ -420,6 +425,22 @@ class Outbox:
 
         return self._submit(op)
 
+    def postpone(self, destination: ServerName, transaction_id: str) -> Deferred[None]:
+        """Let the EDUs of a transaction wait again, behind all others."""
+
+        def op(cursor: sqlite3.Cursor) -> None:
+            rows = cursor.execute(
+                "SELECT id FROM edus WHERE destination=? AND transaction_id=? ORDER BY id",
+                (destination, transaction_id),
+            ).fetchall()
+            cursor.executemany(
+                "UPDATE OR REPLACE edus SET id=?, transaction_id=NULL WHERE id=?",
+                [(self.next_id(), edu_id) for (edu_id,) in rows],
+            )
+            _end_transaction(cursor, destination, transaction_id)
+
+        return self._submit(op)
+
     def unpark(self, destination: ServerName) -> Deferred[int]:
         """Let what was set aside wait again; answers how many EDUs that are."""
 
@@ -493,21 +514,20 @@ class Outbox:
         """Return what is on disk by destination and lane; set-aside EDUs as lane ``parked``."""
 
         def op(cursor: sqlite3.Cursor) -> dict[ServerName, dict[str, Waiting]]:
-            where = "" if destination is None else " WHERE destination=?"
             found: dict[ServerName, dict[str, Waiting]] = {}
             for name, lane, parked, edus, size_bytes, oldest_ms in cursor.execute(
                 "SELECT destination, lane, transaction_id IS '', count(*), sum(length(edu)),"
-                f" min(queued_ms) FROM edus{where} GROUP BY 1, 2, 3",
-                () if destination is None else (destination,),
+                " min(queued_ms) FROM edus WHERE ? IS NULL OR destination = ? GROUP BY 1, 2, 3",
+                (destination, destination),
             ):
                 lanes = found.setdefault(name, {})
                 key = "parked" if parked else Lane(lane).name.lower()
-                before = lanes.get(key)
-                if before is not None:
-                    edus += before.edus
-                    size_bytes += before.size_bytes
-                    oldest_ms = min(oldest_ms, before.oldest_ms)
-                lanes[key] = Waiting(edus, size_bytes, oldest_ms)
+                before = lanes.get(key, Waiting(0, 0, oldest_ms))
+                lanes[key] = Waiting(
+                    before.edus + edus,
+                    before.size_bytes + size_bytes,
+                    min(before.oldest_ms, oldest_ms),
+                )
             return found
 
         return self._submit(op)
@@ -535,10 +555,7 @@ class Outbox:
         """Finish what was asked for, and close the file."""
         if self._closing is None:
             self._closing = self.flush().addBoth(lambda _: self._shut())
-            return self._closing
-        waiting: Deferred[None] = Deferred()
-        self._closing.chainDeferred(waiting)
-        return waiting
+        return self._closing
 
     def _shut(self) -> None:
         self._connection.close()
@@ -559,8 +576,8 @@ class Outbox:
             while self._pending and not self._running:
                 batch, self._pending = self._pending, []
                 self._running = True
-                work = self._run(lambda batch=batch: self._commit([op for op, _ in batch]))
-                _ = work.addBoth(self._committed, batch)
+                ops = [op for op, _ in batch]
+                _ = self._run(partial(self._commit, ops)).addBoth(self._committed, batch)
         finally:
             self._pumping = False
 
@@ -585,14 +602,18 @@ class Outbox:
             return self._in_one(ops)
         except sqlite3.Error as error:
             if len(ops) == 1:
-                return [Failure(OutboxUnavailable(f"{self.path}: {error}"))]
+                return [self._unavailable(error)]
         results: list[Any] = []
         for op in ops:
             try:
                 results += self._in_one([op])
             except sqlite3.Error as error:
-                results.append(Failure(OutboxUnavailable(f"{self.path}: {error}")))
+                results.append(self._unavailable(error))
         return results
+
+    def _unavailable(self, error: sqlite3.Error) -> Failure:
+        failure: Failure = Failure(OutboxUnavailable(f"{self.path}: {error}"))
+        return failure
 
     def _in_one(self, ops: Sequence[Callable[[sqlite3.Cursor], Any]]) -> list[Any]:
         cursor = self._connection.cursor()
