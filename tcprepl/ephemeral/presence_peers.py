@@ -1,0 +1,202 @@
+"""USER_SYNC at both ends: the worker that reports syncs, the server that hears of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.ephemeral.ports import Milliseconds
+from tcprepl.protocol.commands import ClearUserSyncCommand, Command, UserSyncCommand
+
+#: How long a worker waits before it reports that a sync ended: most begin again at once.
+END_DELAY_MS = 10_000
+#: How often a worker looks for syncs that ended that long ago.
+END_INTERVAL_S = 5.0
+#: How often a worker says again which syncs are open, so that it is not taken for dead; and
+#: how often a server takes the processes of connected peers for alive.
+KEEP_ALIVE_INTERVAL_S = 60.0
+
+
+class PresencePort(Protocol):
+    """Who hears of syncs (`tcprepl.ephemeral.presence.PresenceWriter`)."""
+
+    def user_syncing(
+        self,
+        process_id: str,
+        user_id: str,
+        syncing: bool,
+        last_sync_ms: Milliseconds,
+        device_id: str | None = None,
+    ) -> object:
+        """Note that a sync began or ended."""
+        ...
+
+    def clear_process(self, process_id: str) -> object:
+        """Note that a process has ended."""
+        ...
+
+    def process_alive(self, process_id: str) -> object:
+        """Note that a process lives."""
+        ...
+
+
+class Server(Protocol):
+    """What commands come from (`tcprepl.replication.server.ReplicationServer`)."""
+
+    def on(self, command: type[Command], handler: Callable[[Any, Any], object]) -> None:
+        """Call *handler* with each such command and its peer."""
+        ...
+
+    def on_peer_lost(self, handler: Callable[[Any], object]) -> None:
+        """Call *handler* with each peer that is gone."""
+        ...
+
+
+class SyncListener:
+    """Tells the presence writer what connected workers say of their users' syncs.
+
+    A worker names its process, so that its syncs survive a broken connection. Peers of 2017
+    do not: there the connection is the process, and its end ends the syncs.
+
+    Args:
+        clock: Time.
+        server: Where the commands come from.
+        presence: Who hears of them.
+    """
+
+    def __init__(self, clock: IReactorTime, server: Server, presence: PresencePort) -> None:
+        self._clock = clock
+        self._presence = presence
+        #: Connection -> the processes that it has spoken for.
+        self._processes: dict[int, set[str]] = {}
+        self._loop: LoopingProcess | None = None
+        server.on(UserSyncCommand, self._user_sync)
+        server.on(ClearUserSyncCommand, self._clear_user_sync)
+        server.on_peer_lost(self._peer_lost)
+
+    def start(self) -> None:
+        """Begin to take the processes of connected peers for alive."""
+        self._loop = looping_background_process(
+            self._clock, "presence.peers", KEEP_ALIVE_INTERVAL_S, self._keep_alive
+        )
+
+    def stop(self) -> Deferred[None]:
+        """Stop; fires once nothing runs any more."""
+        loop, self._loop = self._loop, None
+        return succeed(None) if loop is None else loop.stop()
+
+    def _user_sync(self, command: UserSyncCommand, peer: Any) -> None:
+        process_id = command.instance_id
+        if process_id is None:
+            process_id = _connection_process(peer)
+        self._processes.setdefault(peer.conn_id, set()).add(process_id)
+        self._presence.user_syncing(
+            process_id, command.user_id, command.syncing, command.last_sync_ms, command.device_id
+        )
+
+    def _clear_user_sync(self, command: ClearUserSyncCommand, peer: Any) -> None:
+        self._processes.get(peer.conn_id, set()).discard(command.instance_id)
+        self._presence.clear_process(command.instance_id)
+
+    def _peer_lost(self, peer: Any) -> None:
+        processes = self._processes.pop(peer.conn_id, set())
+        if _connection_process(peer) in processes:
+            self._presence.clear_process(_connection_process(peer))
+
+    def _keep_alive(self) -> None:
+        for processes in self._processes.values():
+            for process_id in processes:
+                self._presence.process_alive(process_id)
+
+
+class SyncReporter:
+    """Reports from a worker which users have a sync open there.
+
+    Counts the syncs of each user; reports the first one at once and the end of the last one
+    when it has lasted, with the time at which it came. Everything open is said again after a
+    reconnect (`connected`) and once a minute.
+
+    Args:
+        clock: Time; its seconds are wall-clock time.
+        send: Sends a command to the server, as `ReplicationClient.send`.
+        process_id: Names this process; has to be new at each start.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, send: Callable[[Command], object], process_id: str
+    ) -> None:
+        self._clock = clock
+        self._send = send
+        self._process_id = process_id
+        self._open: dict[str, int] = {}
+        #: User -> when the last sync ended, not reported yet.
+        self._ended: dict[str, Milliseconds] = {}
+        self._loops: list[LoopingProcess] = []
+
+    def start(self) -> None:
+        """Begin to report what ended and what is still open."""
+        self._loops = [
+            looping_background_process(
+                self._clock, "presence.report_ends", END_INTERVAL_S, self._report_ends
+            ),
+            looping_background_process(
+                self._clock, "presence.report_open", KEEP_ALIVE_INTERVAL_S, self.connected
+            ),
+        ]
+
+    def stop(self) -> Deferred[None]:
+        """Say that nobody syncs here any more, and stop."""
+        self._send(ClearUserSyncCommand(self._process_id))
+        self._open.clear()
+        self._ended.clear()
+        loops, self._loops = self._loops, []
+        if not loops:
+            return succeed(None)
+        return gatherResults([loop.stop() for loop in loops]).addCallback(_nothing)
+
+    def sync_began(self, user_id: str) -> None:
+        """Note that a client of *user_id* has opened a sync."""
+        count = self._open.get(user_id, 0)
+        self._open[user_id] = count + 1
+        if count == 0 and self._ended.pop(user_id, None) is None:
+            self._report(user_id, True, self._now())
+
+    def sync_ended(self, user_id: str) -> None:
+        """Note that a client of *user_id* has closed a sync."""
+        count = self._open.get(user_id, 0)
+        if count > 1:
+            self._open[user_id] = count - 1
+        elif count == 1:
+            del self._open[user_id]
+            self._ended[user_id] = self._now()
+
+    def connected(self) -> None:
+        """Say again which syncs are open: those about to be reported as ended, too."""
+        now = self._now()
+        for user_id in (*self._open, *self._ended):
+            self._report(user_id, True, self._ended.get(user_id, now))
+
+    def _report_ends(self) -> None:
+        now = self._now()
+        for user_id, ended in list(self._ended.items()):
+            if now - ended > END_DELAY_MS:
+                del self._ended[user_id]
+                self._report(user_id, False, ended)
+
+    def _report(self, user_id: str, syncing: bool, when_ms: Milliseconds) -> None:
+        self._send(UserSyncCommand(self._process_id, user_id, None, syncing, when_ms))
+
+    def _now(self) -> Milliseconds:
+        return round(self._clock.seconds() * 1000)
+
+
+def _connection_process(peer: Any) -> str:
+    return f"connection {peer.conn_id}"
+
+
+def _nothing(_: object) -> None:
+    return None
