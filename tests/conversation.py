@@ -12,7 +12,7 @@ import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -26,7 +26,9 @@ from zope.interface import implementer
 
 from tcprepl.protocol.commands import COMMANDS
 from tcprepl.replication.server import Peer, ReplicationServer
+from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.opening import open_log
 from tcprepl.streams.registry import Registry
 from tests.docs_md import Block
 
@@ -126,13 +128,6 @@ class Talker(Protocol):
         return line.decode()
 
 
-@dataclass
-class Heard:
-    """What the server was told."""
-
-    commands: list[str] = field(default_factory=list)
-
-
 class Stage(ABC):
     """A server, its clients and its clock; subclasses say what is between them."""
 
@@ -143,11 +138,24 @@ class Stage(ABC):
         self.streams = streams
         self.dialect = dialect
         self.talkers: dict[int, Talker] = {}
+        self.everybody: list[Talker] = []
         self.heard: list[str] = []
-        self.log = MemoryLog(self.registry, self.clock)
-        for stream in streams:
+        self.open_server()
+
+    def open_server(self) -> None:
+        """Open the log and make a server on it."""
+        self.log = self.open_log()
+        for stream in self.streams:
             self.log.ensure(stream, INSTANCE)
         self.server = self.make_server()
+
+    @abstractmethod
+    def open_log(self) -> Log:
+        """Return the log."""
+
+    def wall_ms(self) -> int:
+        """Return the time of the fake clock in ms since 1970."""
+        return int(self.clock.seconds() * 1000)
 
     def make_server(self) -> ReplicationServer:
         """Return a server on the log."""
@@ -195,6 +203,7 @@ class Stage(ABC):
         """Return the client of a connection, connecting it when it is new."""
         if connection not in self.talkers:
             self.talkers[connection] = await self.connect()
+            self.everybody.append(self.talkers[connection])
         return self.talkers[connection]
 
     async def line(self, talker: Talker) -> str | None:
@@ -257,7 +266,8 @@ class Stage(ABC):
     # -- directions --------------------------------------------------------------------
 
     async def do_streams(self, skipping: set[int], names: str) -> None:
-        """The first line: the stage was built with it."""
+        """Check that the stage was built with what the first line says."""
+        assert names.split(", ") == list(self.streams)
 
     async def do_publish(
         self, skipping: set[int], batch: str | None, instance: str | None, stream: str, rows: str
@@ -362,10 +372,14 @@ class Stage(ABC):
 
     async def do_again(self, skipping: set[int]) -> None:
         """The client begins a new connection."""
-        old = self.talkers.pop(1)
-        assert old.transport is not None
-        old.transport.loseConnection()
+        old = self.talkers.pop(1, None)
+        if old is not None and old.transport is not None:
+            old.transport.loseConnection()
         await self.settle()
+
+    async def do_restart(self, skipping: set[int]) -> None:
+        """The server starts again on the same log."""
+        raise AssertionError("only over sockets, where the log is on a disk")
 
     async def do_heard(self, skipping: set[int], word: str, count: str) -> None:
         """The server handed a command to its application."""
@@ -382,6 +396,11 @@ class Stage(ABC):
         """The server took the first client for this dialect."""
         await self.settle()
         assert self.server.peers()[0].dialect == name, self.server.peers()[0]
+
+
+def _late(name: str) -> Callable[..., Any]:
+    """Return what calls the method of the stage that acts, not that of the base class."""
+    return lambda stage, *args: getattr(stage, name)(*args)
 
 
 _ROWS = r"(\[.*|\{.*|\".*)"
@@ -401,6 +420,7 @@ _DIRECTIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (r"the connection is closed", Stage.do_closed),
     (r"nothing else comes to the (first|second)", Stage.do_nothing),
     (r"a new connection", Stage.do_again),
+    (r"the server restarts", _late("do_restart")),
     (r"the server has heard (\S+), ([0-9]+) times?", Stage.do_heard),
     (r"the server knows that (\S+) has acknowledged ([0-9]+)", Stage.do_acked),
     (r"the dialect is (\S+)", Stage.do_dialect),
@@ -421,6 +441,10 @@ class MemoryStage(Stage):
         self.cut = cut
         self.server.start()
         self._peers: dict[Talker, Peer] = {}
+
+    def open_log(self) -> Log:
+        """Return a log in memory."""
+        return MemoryLog(self.registry, self.wall_ms)
 
     async def connect(self) -> Talker:
         """Make a connection of memory."""
@@ -512,13 +536,22 @@ def _wire(talker: Talker) -> _MemoryTransport:
 class SocketStage(Stage):
     """Real sockets on loopback under the real reactor; only the server's clock is fake."""
 
-    def __init__(self, reactor: Any, streams: Sequence[str], dialect: str) -> None:
-        super().__init__(streams, dialect)
+    def __init__(self, reactor: Any, streams: Sequence[str], dialect: str, directory: str) -> None:
         self.reactor = reactor
         self.arrived = 0
         self.open = 0
-        self._all: list[Talker] = []
+        self._directory = directory
         self._port: Any = None
+        super().__init__(streams, dialect)
+
+    def open_log(self) -> Log:
+        """Open the log on the disk."""
+        return open_log(self._directory, self.registry, self.reactor, clock_ms=self.wall_ms)
+
+    async def do_restart(self, skipping: set[int]) -> None:
+        """Stop the server and its log, and start both again."""
+        await self._stop()
+        self.open_server()
 
     async def connect(self) -> Talker:
         """Make a connection; the first one starts the server."""
@@ -529,7 +562,6 @@ class SocketStage(Stage):
         talker: Talker = await connectProtocol(
             TCP4ClientEndpoint(self.reactor, "127.0.0.1", port), Talker()
         )
-        self._all.append(talker)
         return talker
 
     def send(self, talker: Talker, data: bytes) -> None:
@@ -541,7 +573,7 @@ class SocketStage(Stage):
     async def settle(self) -> None:
         """Wait until the server has read all that was sent to it."""
         await self._until(
-            lambda: self.arrived >= sum(talker.sent for talker in self._all) or self._gone()
+            lambda: self.arrived >= sum(talker.sent for talker in self.everybody) or self._gone()
         )
         for _ in range(3):
             await self._turn()
@@ -579,14 +611,20 @@ class SocketStage(Stage):
 
     async def end(self) -> None:
         """Close everything; no connection and no delayed call may be left."""
-        for talker in self._all:
+        await self._stop()
+        assert self.clock.getDelayedCalls() == []
+
+    async def _stop(self) -> None:
+        for talker in self.everybody:
+            self.resume(talker)
             if talker.transport is not None:
                 talker.transport.loseConnection()
         assert await self._until(lambda: self.open == 0), "a connection did not end"
         await self.server.stop()
         await self.log.close()
-        assert await self._until(lambda: all(talker.closed for talker in self._all))
-        assert self.clock.getDelayedCalls() == []
+        assert await self._until(lambda: all(talker.closed for talker in self.everybody))
+        self.talkers.clear()
+        self._port = None
 
 
 @implementer(IStreamServerEndpoint)

@@ -168,7 +168,7 @@ def _sections(text: str) -> Iterator[Section]:
             continue
         yield Section(number, title, tuple(body), first)
         words = heading.group(2)
-        numbered = re.match(r"([0-9]+(?:\.[0-9]+)*) (.+)", words)
+        numbered = re.match(r"([0-9]+(?:\.[0-9]+)*)\.? (.+)", words)
         number, title = numbered.groups() if numbered else ("", words)
         body, first = [], count + 1
     yield Section(number, title, tuple(body), first)
@@ -217,7 +217,11 @@ def loops(role: Role) -> list[tuple[str, str, str]]:
             if end is role and before is after is state:
                 words[way].append(f"`{word}`")
         rows.append(
-            (f"`{state.value}`", " ".join(words[Way.SENT]) or "-", " ".join(words[Way.RECEIVED]) or "-")
+            (
+                f"`{state.value}`",
+                " ".join(words[Way.SENT]) or "-",
+                " ".join(words[Way.RECEIVED]) or "-",
+            )
         )
     return rows
 
@@ -326,3 +330,11 @@ def dialect_row(dialect: Dialect) -> tuple[str, ...]:
         "yes" if dialect.ack_instance else "no",
         str(dialect.max_line_bytes),
     )
+
+
+_UNITS = {"BYTES": "bytes", "ROWS": "rows", "MS": "ms", "S": "s", "CHARS": "characters"}
+
+
+def unit_of(limit: str) -> str:
+    """Return the unit that the name of a limit ends in; ``-`` for a count."""
+    return _UNITS.get(limit.rpartition("_")[2], "-")

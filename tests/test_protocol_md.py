@@ -1,0 +1,463 @@
+"""protocol.md is true: its tables equal the code's, its grammar works, its conversations run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import abnf
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from tcprepl import errors, limits
+from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from tcprepl.protocol.codec import parse_line, serialize
+from tcprepl.protocol.commands import COMMANDS, RdataCommand
+from tcprepl.protocol.dialects import DIALECTS, Dialect
+from tcprepl.protocol.events import Closing
+from tcprepl.protocol.session import ClientSession
+from tcprepl.protocol.state import Role, State
+from tcprepl.streams.registry import BUILT_IN, Registry
+from tests import docs_md
+from tests.conversation import (
+    SERVER_NAME,
+    START_S,
+    ConversationFailed,
+    MemoryStage,
+    SocketStage,
+    Stage,
+    parse,
+)
+from tests.docs_md import ROOT, Block, Document, plain
+from tests.harness import CAPTURE
+
+DOCUMENT = Document.load()
+
+TITLES = (
+    "Purpose and version",
+    "Terms",
+    "Conventions",
+    "Grammar",
+    "Connection life",
+    "Commands",
+    "Streams",
+    "Conversations",
+    "Liveness",
+    "Flow control",
+    "Limits",
+    "Errors",
+    "HTTP",
+    "Federation transactions",
+    "Compatibility",
+    "Security",
+    "Notes for implementers",
+)
+
+
+class Grammar(abnf.Rule):  # type: ignore[misc]  # abnf's Rule is untyped
+    """The rules of section 4."""
+
+
+Grammar.load_grammar(DOCUMENT.sections["4"].blocks("abnf")[0].text)
+
+
+def accepts(line: str) -> bool:
+    """Return whether the grammar accepts *line*, delimiter included."""
+    try:
+        Grammar("line").parse_all(line)
+    except abnf.ParseError:
+        return False
+    return True
+
+
+def example_lines() -> list[tuple[str, str]]:
+    """Return (``S`` or ``C``, line) of every ```example block."""
+    found = []
+    for block in DOCUMENT.blocks("example"):
+        for line in block.lines:
+            mark, _, text = line.partition("> ")
+            assert mark in ("S", "C"), f"protocol.md:{block.number}: {line}"
+            found.append((mark, text))
+    return found
+
+
+def dialects_of(line: str) -> list[Dialect]:
+    """Return the dialects in which *line* reads and is written again as it stands."""
+    found = []
+    for dialect in DIALECTS.values():
+        try:
+            command = parse_line(line.encode(), dialect)
+            if serialize(command, dialect).decode() == f"{line}\n":
+                found.append(dialect)
+        except (RemoteProtocolError, LocalProtocolError):
+            continue
+    return found
+
+
+# -- the document ----------------------------------------------------------------------
+
+
+def test_sections_are_those_that_were_agreed() -> None:
+    """Seventeen parts, in this order, so that a reference to one stays right."""
+    parts = [s for s in DOCUMENT.sections.values() if s.number and "." not in s.number]
+    assert [(s.number, s.title) for s in parts] == [
+        (str(number), title) for number, title in enumerate(TITLES, 1)
+    ]
+
+
+def test_every_reference_leads_somewhere() -> None:
+    """``section 7.2`` names a section that there is, here and in the code."""
+    texts = {"protocol.md": DOCUMENT.text}
+    for path in sorted((ROOT / "tcprepl").rglob("*.py")):
+        texts[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
+    dangling = []
+    for name, text in texts.items():
+        pattern = (
+            r"\bsections? ([0-9]+(?:\.[0-9]+)?(?:(?:, | and | to )[0-9]+(?:\.[0-9]+)?)*)"
+            if name == "protocol.md"
+            else r"protocol\.md\s+sections? ([0-9.]+(?:(?:, | and | to )[0-9]+(?:\.[0-9]+)?)*)"
+        )
+        for found in re.finditer(pattern, text):
+            numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", found.group(1))
+            dangling += [(name, n) for n in numbers if n not in DOCUMENT.sections]
+    assert dangling == []
+
+
+def test_tables_of_references_lead_somewhere() -> None:
+    """The column Part of the table of commands names the part that tells of the command."""
+    table = DOCUMENT.sections["6.1"].table("Command")
+    for word, part in zip(table.column("Command"), table.column("Part"), strict=True):
+        assert word in DOCUMENT.sections[part].title
+
+
+def test_no_path_of_a_machine_is_in_it() -> None:
+    """The document speaks of the protocol alone."""
+    assert not re.search(r"(?:^|[\s`(])/(?:home|root|tmp|usr|work|var)/", DOCUMENT.text)
+
+
+# -- section 4: the grammar ------------------------------------------------------------
+
+
+def test_grammar_is_the_one_of_the_code() -> None:
+    """What is printed is what `tcprepl.protocol.grammar` has."""
+    (block,) = DOCUMENT.sections["4"].blocks("abnf")
+    assert list(block.lines) == docs_md.abnf()
+
+
+def test_grammar_defines_every_rule_it_uses() -> None:
+    """A rule that is used is defined."""
+    undefined = [rule.name for rule in Grammar.rules() if rule.definition is None]
+    assert undefined == []
+
+
+@pytest.mark.parametrize(("mark", "line"), example_lines())
+def test_example_line_is_accepted_everywhere(mark: str, line: str) -> None:
+    """The grammar takes it, the codec reads it, and writes it again as it stands."""
+    assert accepts(f"{line}\n")
+    assert accepts(f"{line}\r\n")
+    word = line.split(" ")[0].upper()
+    ends = {"S": Role.SERVER, "C": Role.CLIENT}
+    assert ends[mark] in COMMANDS[word].sent_by
+    if line.split(" ")[0].isupper() and word != "INVALIDATE_CACHE":
+        assert dialects_of(line.rstrip()) or dialects_of(f"{line.rstrip()} ")
+
+
+def test_every_line_that_the_codec_writes_is_accepted() -> None:
+    """Each example, written in each dialect that has words for it."""
+    written = set()
+    for _, line in example_lines():
+        for reading in DIALECTS.values():
+            try:
+                command = parse_line(line.encode(), reading)
+            except RemoteProtocolError:
+                continue
+            for writing in DIALECTS.values():
+                try:
+                    written.add(serialize(command, writing).decode())
+                except LocalProtocolError:
+                    continue
+    assert len(written) > len(example_lines())
+    assert [line for line in written if not accepts(line)] == []
+
+
+def test_every_line_of_a_real_server_is_accepted() -> None:
+    """A capture of Synapse 1.66."""
+    lines = CAPTURE.read_bytes().decode().splitlines(keepends=True)
+    assert len(lines) > 100
+    assert [line for line in lines if not accepts(line)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "RUBBISH\n",
+        "REPLICATE typing\n",
+        "REPLICATE  typing NOW\n",
+        "POSITION typing master five\n",
+        "POSITION typing master 123456789012345678901\n",
+        "USER_SYNC @a:x begin 5\n",
+        "FEDERATION_ACK\n",
+        "SERVER a b\n",
+        "PING 1\nPING 2\n",
+    ],
+)
+def test_grammar_refuses_what_is_no_line(line: str) -> None:
+    """It would be no grammar if it took everything."""
+    assert not accepts(line)
+
+
+# -- section 5: states -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("role", "number"), [(Role.SERVER, "5.2"), (Role.CLIENT, "5.3")])
+def test_diagram_and_table_are_those_of_the_state_table(role: Role, number: str) -> None:
+    """The diagram is drawn from `TRANSITIONS`, and so is the table of what changes nothing."""
+    section = DOCUMENT.sections[number]
+    (block,) = section.blocks("mermaid")
+    assert list(block.lines) == docs_md.diagram(role)
+    assert list(section.table("State").rows) == docs_md.loops(role)
+
+
+def test_every_state_is_explained() -> None:
+    """The table of states has all of them, in order."""
+    table = DOCUMENT.sections["5"].table("State")
+    assert [plain(name) for name in table.column("State")] == [state.value for state in State]
+
+
+# -- section 6: commands ---------------------------------------------------------------
+
+
+def test_commands_are_those_of_the_code() -> None:
+    """Name, sender, states and dialects of each command; no more and no fewer."""
+    table = DOCUMENT.sections["6.1"].table("Command")
+    assert [row[:4] for row in table.rows] == [docs_md.command_row(word) for word in COMMANDS]
+
+
+def test_every_command_has_syntax_duty_and_example() -> None:
+    """Each part from 6.2 on tells the same things of its commands."""
+    parts = [s for s in DOCUMENT.under("6") if s.number not in ("6", "6.1")]
+    told = []
+    for section in parts:
+        words = re.findall(r"`([A-Z_]+)`", section.title)
+        told += words
+        syntax = section.blocks("text")[0].text
+        example = section.blocks("example")[0].text.upper()
+        assert any(line.startswith("**Receiver**") for line in section.lines), section.title
+        for word in words:
+            assert re.search(rf"^{word}\b", syntax, re.MULTILINE), word
+            assert f"> {word}" in example, word
+    assert sorted(told) == sorted(COMMANDS)
+
+
+# -- section 7: streams ----------------------------------------------------------------
+
+
+def test_streams_are_those_of_the_registry() -> None:
+    """Name, row, kind, key and offer of each stream."""
+    table = DOCUMENT.sections["7.7"].table("Stream")
+    assert [row[:5] for row in table.rows] == [docs_md.stream_row(stream) for stream in BUILT_IN]
+
+
+def test_every_stream_has_an_example_row_that_fits() -> None:
+    """The examples of 7.8 decode as rows of their streams, and come out again as they went in."""
+    registry = Registry()
+    shown = set()
+    for block in DOCUMENT.sections["7.8"].blocks("example"):
+        for line in block.lines:
+            command = parse_line(line.removeprefix("S> ").encode(), DIALECTS["1.22"])
+            assert isinstance(command, RdataCommand)
+            row = registry.decode_row(command.stream, command.row)
+            assert registry.encode_rows(command.stream, [row]) == [command.row]
+            shown.add(command.stream)
+    assert shown == {stream.name for stream in BUILT_IN}
+
+
+# -- sections 11, 12 and 15: limits, errors, dialects ----------------------------------
+
+
+def test_limits_are_those_of_the_code() -> None:
+    """Every bound with its value and unit, its side, and what happens beyond it."""
+    table = DOCUMENT.sections["11"].table("Limit")
+    values = {name: value for name, value in vars(limits).items() if name.isupper()}
+    assert [plain(name) for name in table.column("Limit")] == list(values)
+    for name, value, unit, side, beyond in table.rows:
+        known = values[plain(name)]
+        assert type(known)(value) == known, name
+        assert unit == docs_md.unit_of(plain(name)), name
+        assert side in {"server", "client", "both", "writer", "HTTP", "federation"}, name
+        assert len(beyond) > 2, name
+
+
+def _leaves(kind: type[RemoteProtocolError]) -> set[type[RemoteProtocolError]]:
+    below = kind.__subclasses__()
+    named = {sub for sub in below if sub.__module__ == errors.__name__}
+    return named.union(*map(_leaves, named))
+
+
+def test_errors_are_those_of_the_code() -> None:
+    """Each rule that a peer can break, and whether the connection survives it."""
+    rows = DOCUMENT.sections["12.1"].table("Error").by_first()
+    kinds = {f"`{kind.__name__}`": kind for kind in _leaves(RemoteProtocolError)}
+    assert set(rows) == set(kinds)
+    for name, (_, cause, after, duty) in rows.items():
+        assert after == ("open" if kinds[name].close_reason is None else "closed"), name
+        assert cause, name
+        assert duty, name
+
+
+def test_texts_of_errors_are_those_of_the_code() -> None:
+    """The texts of 12.2 and 12.3 stand in the source that says them."""
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for room in ("protocol", "replication")
+        for path in sorted((ROOT / "tcprepl" / room).glob("*.py"))
+    )
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    for number in ("12.2", "12.3"):
+        for cell in DOCUMENT.sections[number].table("Text begins with").column("Text begins with"):
+            parts = re.split(r"\b(?:STREAM|INSTANCE|K|P|T|N)\b", plain(cell))
+            pattern = r"\{[^{}]*\}".join(map(re.escape, parts))
+            assert re.search(pattern, joined), cell
+
+
+def test_close_reasons_are_those_of_the_code() -> None:
+    """Each way a connection ends."""
+    table = DOCUMENT.sections["12.4"].table("Reason")
+    assert [plain(name) for name in table.column("Reason")] == [r.value for r in CloseReason]
+    for name, meaning in table.rows:
+        named = getattr(errors, plain(meaning), None)
+        if named is not None:
+            assert named.close_reason is CloseReason(plain(name))
+
+
+def test_dialects_are_those_of_the_code() -> None:
+    """What tells the dialects apart."""
+    table = DOCUMENT.sections["15.2"].table("Dialect")
+    assert [row[:7] for row in table.rows] == [docs_md.dialect_row(d) for d in DIALECTS.values()]
+
+
+def test_every_cell_of_the_compatibility_table_names_a_test() -> None:
+    """``tests/interop/test_x.py::test_y`` exists, or the cell says that there is nothing."""
+    for table in DOCUMENT.sections["15.6"].tables():
+        for row in table.rows:
+            for cell in row[1:]:
+                for name in re.findall(r"`([^`]+)`", cell):
+                    path, _, test = name.partition("::")
+                    source = (ROOT / "tests" / "interop" / path).read_text(encoding="utf-8")
+                    assert f"def {test}(" in source, name
+                assert "`" in cell or cell == "-", cell
+
+
+# -- section 8: conversations ----------------------------------------------------------
+
+CONVERSATIONS = [
+    (f"{section.number} {block.caption}", block)
+    for section in DOCUMENT.under("8")
+    for block in section.blocks("conversation")
+]
+
+
+def _named(pairs: list[tuple[str, Block]]) -> list[Any]:
+    seen: dict[str, int] = {}
+    found = []
+    for name, block in pairs:
+        seen[name] = seen.get(name, 0) + 1
+        label = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        found.append(pytest.param(block, id=label))
+    return found
+
+
+def _options(block: Block) -> dict[str, str]:
+    return dict(word.partition("=")[::2] for word in block.info.split()[1:])
+
+
+def _streams(block: Block) -> list[str]:
+    found = re.fullmatch(r"\(streams: (.+)\)", block.lines[0])
+    assert found, f"protocol.md:{block.number}: the first line names the streams"
+    return found.group(1).split(", ")
+
+
+async def _act(stage: Stage, block: Block) -> None:
+    try:
+        await stage.perform(parse(block))
+    finally:
+        await stage.end()
+
+
+def _in_memory(block: Block, cut: int | None) -> MemoryStage:
+    stage = MemoryStage(_streams(block), _options(block).get("dialect", "auto"), cut)
+    done: list[object] = []
+    _ = Deferred.fromCoroutine(_act(stage, block)).addBoth(done.append)
+    assert done, "the conversation waits for something"
+    if done[0] is not None:
+        done[0].raiseException()  # type: ignore[attr-defined]  # a Failure
+    return stage
+
+
+IN_MEMORY = [(name, block) for name, block in CONVERSATIONS if "restart" not in _options(block)]
+
+
+@pytest.mark.parametrize("block", _named(IN_MEMORY))
+def test_conversation_in_memory(block: Block) -> None:
+    """It goes as written, and what our server says, our client and the grammar understand."""
+    stage = _in_memory(block, None)
+    if "other-protocol" in _options(block):
+        return
+    for talker in stage.everybody:
+        received = talker.received.decode()
+        assert [line for line in received.splitlines(keepends=True) if not accepts(line)] == []
+        session = ClientSession(START_S, server_name=SERVER_NAME)
+        events = session.receive_data(talker.received, START_S)
+        assert not [event for event in events if isinstance(event, Closing)]
+
+
+@pytest.mark.parametrize("block", _named(IN_MEMORY))
+def test_conversation_byte_by_byte(block: Block) -> None:
+    """It goes the same way when every byte comes alone."""
+    _in_memory(block, 1)
+
+
+class OverSockets(TestCase):
+    """Each conversation over a real socket, with the log on a real disk."""
+
+
+def _over_sockets(block: Block) -> Callable[[OverSockets], Deferred[None]]:
+    def test(self: OverSockets) -> Deferred[None]:
+        stage = SocketStage(
+            reactor, _streams(block), _options(block).get("dialect", "auto"), self.mktemp()
+        )
+        return Deferred.fromCoroutine(_act(stage, block))
+
+    return test
+
+
+for _parameter in _named(CONVERSATIONS):
+    _name = re.sub(r"\W+", "_", _parameter.id).strip("_").lower()
+    setattr(OverSockets, f"test_{_name}", _over_sockets(_parameter.values[0]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (("S> SERVER example.org",), "got  SERVER example.com"),
+        (("S> SERVER example.com", "S> PING ...", "S> INFO hello"), "nothing comes"),
+        (("S> SERVER example.com", "(the connection is open)"), "got  PING"),
+        (("S> ...", "(the connection is closed)"), "the connection is open"),
+        (("S> SERVER example.com", "(it rains)"), "no such direction"),
+    ],
+)
+def test_conversation_that_is_not_true_fails(lines: tuple[str, ...], complaint: str) -> None:
+    """The runner can say no."""
+    block = Block("conversation", ("(streams: typing)", *lines), 1, "")
+    with pytest.raises(ConversationFailed, match=re.escape(complaint)):
+        _in_memory(block, None)
+
+
+def test_conversation_that_is_not_in_the_notation_is_refused() -> None:
+    """A typing error in the document is not silently skipped."""
+    with pytest.raises(ValueError, match="not in the notation"):
+        parse(Block("conversation", ("X> what",), 1, ""))
