@@ -483,7 +483,7 @@ class SqliteLog(BaseLog):
 
     def _expire_pairs(self, pairs: Iterable[DurableStream]) -> None:
         if self._closed:
-            return
+            return  # what is beyond retention goes with the first commit of the next process
         now = self._clock_ms()
         for pair in pairs:
             try:
@@ -497,7 +497,7 @@ class SqliteLog(BaseLog):
 
     def _commit_soon(self) -> None:
         """Start a commit for what goes, unless one comes anyway."""
-        if not (self._busy or self._start_call is not None):
+        if not (self._closed or self._busy or self._start_call is not None):
             if self._reactor is None:
                 self._start()
             elif self._trims or self._expire_transactions:
