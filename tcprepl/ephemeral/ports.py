@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
 from tcprepl.ids import ServerName, StreamName
 from tcprepl.streams.log import Appended
@@ -66,6 +67,11 @@ class HostsOfUser(Protocol):
 def no_hosts(_: str) -> Collection[ServerName]:
     """Return no servers: what a process without rooms or federation uses as a port."""
     return ()
+
+
+def milliseconds(clock: IReactorTime) -> Milliseconds:
+    """Return what *clock* shows, in whole milliseconds."""
+    return round(clock.seconds() * 1000)
 
 
 def server_of(user_id: str) -> ServerName:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -27,6 +28,7 @@ from tcprepl.ephemeral.ports import (
     Milliseconds,
     Publish,
     SendPresence,
+    milliseconds,
     no_hosts,
     server_of,
 )
@@ -75,13 +77,14 @@ class PresenceWriter:
     brings: changes that nobody has to be told of at once.
 
     Args:
-        clock: Time; its seconds are wall-clock time.
+        clock: Time, for the loops.
         publish: Appends to the log.
         server_name: The server whose users are ours.
         hosts_of_user: The servers that are to hear of a user.
         send_presence: Queues presence for other servers; None where there is no federation.
         timers: How long things last.
         position: The stream's newest token when the writer starts.
+        wall_ms: Returns the time of day in ms since 1970; by default the clock's.
         wheel: The timers; given by tests.
     """
 
@@ -95,9 +98,11 @@ class PresenceWriter:
         send_presence: SendPresence | None = None,
         timers: PresenceTimers | None = None,
         position: Token = 0,
+        wall_ms: Callable[[], Milliseconds] | None = None,
         wheel: WheelTimer[str] | None = None,
     ) -> None:
         self._clock = clock
+        self._now = wall_ms or partial(milliseconds, clock)
         self._publish = publish
         self._server_name = server_name
         self._hosts_of_user = hosts_of_user
@@ -333,9 +338,6 @@ class PresenceWriter:
         return self._board.updates(after, upto, limit=limit, compacted=compacted)
 
     # -- Inside -----------------------------------------------------------------------------
-
-    def _now(self) -> Milliseconds:
-        return round(self._clock.seconds() * 1000)
 
     def _row(self, user_id: str) -> PresenceRow:
         user = self._users.get(user_id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.ephemeral.ports import Milliseconds
+from tcprepl.ephemeral.ports import Milliseconds, milliseconds
 from tcprepl.protocol.commands import ClearUserSyncCommand, Command, UserSyncCommand
 
 #: How long a worker waits before it reports that a sync ended: most begin again at once.
@@ -121,15 +122,22 @@ class SyncReporter:
     reconnect (`connected`) and once a minute.
 
     Args:
-        clock: Time; its seconds are wall-clock time.
+        clock: Time, for the loops.
         send: Sends a command to the server, as `ReplicationClient.send`.
         process_id: Names this process; has to be new at each start.
+        wall_ms: Returns the time of day in ms since 1970; by default the clock's.
     """
 
     def __init__(
-        self, clock: IReactorTime, send: Callable[[Command], object], process_id: str
+        self,
+        clock: IReactorTime,
+        send: Callable[[Command], object],
+        process_id: str,
+        *,
+        wall_ms: Callable[[], Milliseconds] | None = None,
     ) -> None:
         self._clock = clock
+        self._now = wall_ms or partial(milliseconds, clock)
         self._send = send
         self._process_id = process_id
         self._open: dict[str, int] = {}
@@ -189,9 +197,6 @@ class SyncReporter:
 
     def _report(self, user_id: str, syncing: bool, when_ms: Milliseconds) -> None:
         self._send(UserSyncCommand(self._process_id, user_id, None, syncing, when_ms))
-
-    def _now(self) -> Milliseconds:
-        return round(self._clock.seconds() * 1000)
 
 
 def _connection_process(peer: Any) -> str:

@@ -7,12 +7,11 @@ takes those of remote users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
 from tcprepl.background import run_in_background
@@ -43,7 +42,7 @@ class ReceiptsWriter:
     """Publishes receipts and exchanges them with other servers.
 
     Args:
-        clock: Time; its seconds are wall-clock time.
+        wall_ms: Returns the time of day in ms since 1970.
         publish: Appends to the log.
         server_name: The server whose users are ours.
         hosts_in_room: The servers in a room; EDUs go there, and are taken from there only.
@@ -54,7 +53,7 @@ class ReceiptsWriter:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        wall_ms: Callable[[], Milliseconds],
         publish: Publish,
         server_name: ServerName,
         *,
@@ -62,7 +61,7 @@ class ReceiptsWriter:
         send_edu: SendEdu | None = None,
         threads: bool = False,
     ) -> None:
-        self._clock = clock
+        self._wall_ms = wall_ms
         self._publish = publish
         self._server_name = server_name
         self._hosts_in_room = hosts_in_room
@@ -100,7 +99,7 @@ class ReceiptsWriter:
             ("event_id", event_id),
         ):
             _check_id(name, value)
-        data = {"ts": self._now(), **data}
+        data = {"ts": self._wall_ms(), **data}
         if data.get("thread_id") is None:
             data.pop("thread_id", None)
         else:
@@ -148,9 +147,6 @@ class ReceiptsWriter:
             logger.info("receipts.edu.ignored", origin=origin, receipts=ignored)
         return self._publish(STREAM, rows) if rows else None
 
-    def _now(self) -> Milliseconds:
-        return round(self._clock.seconds() * 1000)
-
     def _row(
         self,
         room_id: str,
@@ -177,7 +173,9 @@ class ReceiptsWriter:
         ids = (room_id, receipt_type, user_id, events[-1], data.get("thread_id") or "-")
         if not all(isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS for value in ids):
             return None
-        return self._row(room_id, receipt_type, user_id, events[-1], {"ts": self._now(), **data})
+        return self._row(
+            room_id, receipt_type, user_id, events[-1], {"ts": self._wall_ms(), **data}
+        )
 
     def _tell_remotes(
         self,

@@ -30,6 +30,7 @@ from tcprepl.ephemeral.ports import (
     Milliseconds,
     Publish,
     SendEdu,
+    milliseconds,
     no_hosts,
     server_of,
 )
@@ -256,7 +257,7 @@ class TypingWriter:
     # -- Inside -----------------------------------------------------------------------------
 
     def _now(self) -> Milliseconds:
-        return round(self._clock.seconds() * 1000)
+        return milliseconds(self._clock)
 
     def _is_ours(self, user_id: str) -> bool:
         return server_of(user_id) == self._server_name
