@@ -227,7 +227,7 @@ def _user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
     last_sync_ms = arguments.time_ms(count - 1)
     edge = arguments.values[count - 2]
     if edge.lower() not in ("start", "end"):
-        raise arguments.wrong("{} is neither start nor end", edge)
+        raise arguments.wrong("the word{} is neither start nor end", edge)
     device_id = arguments.name(2, "device") if count == 5 else None
     return UserSyncCommand(
         arguments.name(0, "instance id") if count > 3 else None,

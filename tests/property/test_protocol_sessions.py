@@ -1,0 +1,107 @@
+"""What the sessions promise for any bytes, however they are cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcprepl.protocol.commands import (
+    PingCommand,
+    PositionCommand,
+    RdataCommand,
+    ReplicateCommand,
+    ServerCommand,
+)
+from tcprepl.protocol.events import Closing, Event
+from tcprepl.protocol.framing import LineBuffer
+from tcprepl.protocol.session import ClientSession, ServerSession, Session
+from tcprepl.protocol.state import State
+from tests.strategies import cuts, streams_of_bytes
+
+CLIENTS = ("auto", "2017", "1.13", "1.22", "tcprepl")
+
+
+def a_server() -> Session:
+    """Return the server's end of a new connection."""
+    return ServerSession("example.com", 0.0)
+
+
+def a_client(dialect: str) -> Session:
+    """Return the client's end of a connection that asked for rows."""
+    client = ClientSession(0.0, server_name="example.com", dialect=dialect)
+    client.receive_data(b"SERVER example.com\nPING 1 tcprepl/1\n", 0.0)
+    if dialect == "2017":
+        client.send(ReplicateCommand("*", None, None, now=True), 0.0)
+    else:
+        client.send(ReplicateCommand(), 0.0)
+    return client
+
+
+def drive(session: Session, pieces: list[bytes]) -> tuple[list[Event], bytes, object]:
+    """Feed *pieces*; return the events, what went out and how it ended."""
+    events: list[Event] = []
+    for piece in pieces:
+        events += session.receive_data(piece, 1.0)
+    return events, session.data_to_send(), (session.state, session.close_reason)
+
+
+def check(events: list[Event], session: Session) -> None:
+    """Check what holds for any input."""
+    closings = [index for index, event in enumerate(events) if isinstance(event, Closing)]
+    assert closings in ([], [len(events) - 1])
+    assert bool(closings) == (session.state is State.CLOSING)
+    for line in session.data_to_send().split(b"\n"):
+        assert line.decode("utf-8").rstrip("\r").isprintable()
+
+
+@given(data=st.data())
+def test_a_server_takes_any_bytes_in_any_pieces(data: st.DataObject) -> None:
+    raw = data.draw(streams_of_bytes())
+    whole, cut = a_server(), a_server()
+    assert drive(whole, [raw]) == drive(cut, data.draw(cuts(raw)))
+    session = a_server()
+    check(session.receive_data(raw, 1.0), session)
+
+
+@pytest.mark.parametrize("dialect", CLIENTS)
+@given(data=st.data())
+def test_a_client_takes_any_bytes_in_any_pieces(dialect: str, data: st.DataObject) -> None:
+    only = data.draw(st.sampled_from([(), (RdataCommand, PositionCommand, PingCommand)]))
+    raw = data.draw(streams_of_bytes(*only))
+    whole, cut = a_client(dialect), a_client(dialect)
+    assert drive(whole, [raw]) == drive(cut, data.draw(cuts(raw)))
+    session = a_client(dialect)
+    check(session.receive_data(raw, 1.0), session)
+
+
+@given(data=st.data())
+def test_a_client_takes_any_greeting_in_any_pieces(data: st.DataObject) -> None:
+    raw = data.draw(streams_of_bytes(ServerCommand, PingCommand, PositionCommand))
+    whole, cut = ClientSession(0.0), ClientSession(0.0)
+    assert drive(whole, [raw]) == drive(cut, data.draw(cuts(raw)))
+
+
+@given(data=st.data())
+def test_lines_do_not_depend_on_the_pieces_and_stay_bounded(data: st.DataObject) -> None:
+    raw = data.draw(
+        st.lists(st.sampled_from([b"a", b"bb", b"\n", b"\r", b"\r\n", b"ccccc"]), max_size=40)
+    )
+    joined = b"".join(raw)
+    whole, cut = LineBuffer(7), LineBuffer(7)
+    lines = whole.feed(joined)
+    got: list[bytes] = []
+    for piece in data.draw(cuts(joined)):
+        got += cut.feed(piece)
+        assert cut.pending_bytes <= 8
+    assert (got, cut.overlong) == (lines, whole.overlong)
+    expected: list[bytes] = []
+    *ended, tail = joined.split(b"\n")
+    for line in (ending.removesuffix(b"\r") for ending in ended):
+        if len(line) > 7:
+            break
+        expected.append(line)
+    assert lines == expected
+    assert (whole.overlong is not None) == (
+        len(expected) < len(ended) or len(tail.removesuffix(b"\r")) > 7
+    )

@@ -1,0 +1,208 @@
+"""RDATA lines to batches: grouping, dropping, bounds, the 2017 catch-up."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcprepl.errors import CloseReason, LostRow
+from tcprepl.limits import MAX_TOKEN
+from tcprepl.protocol.batches import BatchAssembler
+from tcprepl.protocol.commands import PositionCommand
+from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.protocol.events import Event, RowsReceived
+
+
+def assembler(*live: str, dialect: str = "1.22", **limits: int) -> BatchAssembler:
+    """Return an assembler for which *live* streams were announced."""
+    batches = BatchAssembler(DIALECTS[dialect], **limits)
+    for stream in live:
+        batches.position(PositionCommand(stream, "master", 0, 0), [], 0)
+    return batches
+
+
+def read(batches: BatchAssembler, *lines: bytes) -> list[Event]:
+    """Return the events of *lines*, all of which have to be RDATA."""
+    events: list[Event] = []
+    assert batches.read(list(lines), 0, 1, events) == len(lines)
+    return events
+
+
+def test_each_token_is_a_batch() -> None:
+    batches = assembler("a")
+    assert read(batches, b"RDATA a m 5 [1]", b"RDATA a m 7 [2, 3]") == [
+        RowsReceived("a", "m", 5, [b"[1]"]),
+        RowsReceived("a", "m", 7, [b"[2, 3]"]),
+    ]
+
+
+def test_rows_of_a_token_travel_together() -> None:
+    batches = assembler("a")
+    assert read(batches, b"RDATA a m batch [1]", b"RDATA a m batch [2]") == []
+    assert batches.held_rows == 2
+    assert read(batches, b"RDATA a m 9 [3]", b"RDATA a m 10 [4]") == [
+        RowsReceived("a", "m", 9, [b"[1]", b"[2]", b"[3]"]),
+        RowsReceived("a", "m", 10, [b"[4]"]),
+    ]
+    assert batches.held_rows == 0
+
+
+def test_batches_of_different_instances_and_streams_do_not_mix() -> None:
+    batches = assembler("a", "b")
+    events = read(
+        batches,
+        b"RDATA a m batch [1]",
+        b"RDATA a n batch [2]",
+        b"RDATA b m batch [3]",
+        b"RDATA a n 6 [4]",
+        b"RDATA b m 6 [5]",
+        b"RDATA a m 6 [6]",
+    )
+    assert events == [
+        RowsReceived("a", "n", 6, [b"[2]", b"[4]"]),
+        RowsReceived("b", "m", 6, [b"[3]", b"[5]"]),
+        RowsReceived("a", "m", 6, [b"[1]", b"[6]"]),
+    ]
+
+
+def test_reading_stops_at_the_first_other_line() -> None:
+    batches = assembler("a")
+    lines = [b"PING 1", b"RDATA a m 1 [1]", b"RDATA a m 2 [2]", b"POSITION a m 2 2", b"x"]
+    events: list[Event] = []
+    assert batches.read(lines, 0, 1, events) == 0
+    assert batches.read(lines, 1, 1, events) == 3
+    assert len(events) == 2
+
+
+def test_rows_of_a_stream_that_was_not_announced_are_dropped_and_counted() -> None:
+    batches = assembler("a")
+    assert read(batches, b"RDATA b m 1 [1]", b"RDATA a m 1 [2]", b"RDATA b m batch [3]") == [
+        RowsReceived("a", "m", 1, [b"[2]"])
+    ]
+    assert batches.dropped_rows == 2
+    assert batches.held_rows == 0
+
+
+def test_a_position_voids_what_is_pending_of_its_pair_only() -> None:
+    batches = assembler("a", "b")
+    read(batches, b"RDATA a m batch [1]", b"RDATA a n batch [2]", b"RDATA b m batch [3]")
+    batches.position(PositionCommand("a", "m", 5, 8), [], 1)
+    assert batches.dropped_rows == 1
+    assert batches.held_rows == 2
+    assert read(batches, b"RDATA a m 9 [4]", b"RDATA a n 9 [5]", b"RDATA b m 9 [6]") == [
+        RowsReceived("a", "m", 9, [b"[4]"]),
+        RowsReceived("a", "n", 9, [b"[2]", b"[5]"]),
+        RowsReceived("b", "m", 9, [b"[3]", b"[6]"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b"RDATA a", "RDATA: cut short"),
+        (b"RDATA ", "RDATA: cut short"),
+        (b"RDATA a m", "RDATA: cut short"),
+        (b"RDATA a m ", "RDATA: cut short"),
+        (b"RDATA a m 5", "RDATA: the row is empty"),
+        (b"RDATA a m 5 ", "RDATA: the row is empty"),
+        (b"RDATA a m batch ", "RDATA: the row is empty"),
+        (b"RDATA a m x [1]", 'RDATA: token "x" is neither batch nor a whole number'),
+        (b"RDATA a m -1 [1]", 'RDATA: token "-1" is neither'),
+        (b"RDATA a m BATCH [1]", 'RDATA: token "BATCH" is neither'),
+        (f"RDATA a m {MAX_TOKEN + 1} []".encode(), f'RDATA: token "{MAX_TOKEN + 1}" is neither'),
+        (b"RDATA a m " + b"9" * 5_000 + b" []", "RDATA: token "),
+        (b"RDATA  m 5 [1]", 'RDATA: a name in "RDATA  m " is not 1 to 255 characters'),
+        (b"RDATA a \x07 5 [1]", 'RDATA: a name in "RDATA a \\x07 " is not'),
+    ],
+)
+@pytest.mark.parametrize("before", [[], [b"RDATA a m 4 [0]"]])
+def test_a_line_that_cannot_be_read_ends_it(before: list[bytes], line: bytes, text: str) -> None:
+    batches = assembler("a")
+    events: list[Event] = []
+    with pytest.raises(LostRow) as caught:
+        batches.read([*before, line], 0, 7, events)
+    assert len(events) == len(before)
+    assert caught.value.text.startswith(text)
+    assert caught.value.line_number == 7 + len(before)
+    assert caught.value.close_reason is CloseReason.LOST_ROW
+
+
+@pytest.mark.parametrize(
+    ("limits", "row"), [({"max_rows": 3}, b"[1]"), ({"max_bytes": 39}, b"x" * 10)]
+)
+@pytest.mark.parametrize("dialect", ["1.22", "2017"])
+def test_what_waits_for_its_token_is_bounded(
+    dialect: str, limits: dict[str, int], row: bytes
+) -> None:
+    pair = b"a" if dialect == "2017" else b"a m"
+    batches = assembler("a", "b", dialect=dialect, **limits)
+    if dialect == "2017":
+        batches.replicate("a")
+    line = b"RDATA " + pair + b" batch " + row
+    read(batches, line, line, line)
+    with pytest.raises(LostRow, match="wait for the token of their batch") as caught:
+        batches.read([line], 0, 9, [])
+    assert caught.value.line_number == 9
+
+
+def test_a_bound_counts_all_pairs_together_and_what_left_no_more() -> None:
+    batches = assembler("a", "b", max_rows=3)
+    for token in range(1, 20):
+        read(batches, b"RDATA a m batch []", b"RDATA b m batch []")
+        read(batches, f"RDATA a m {token} []".encode(), f"RDATA b m {token} []".encode())
+    assert batches.held_rows == 0
+
+
+def test_pairs_and_streams_are_bounded() -> None:
+    batches = assembler("a", max_pairs=2)
+    read(batches, b"RDATA a 1 5 []", b"RDATA a 2 5 []")
+    with pytest.raises(LostRow, match="more than 2 pairs"):
+        batches.read([b"RDATA a 3 5 []"], 0, 1, [])
+    batches.position(PositionCommand("b", "m", 0, 0), [], 1)
+    with pytest.raises(LostRow, match="more than 2 streams"):
+        batches.position(PositionCommand("c", "m", 0, 0), [], 1)
+
+
+def test_2017_catch_up_joins_rows_that_repeat_their_token() -> None:
+    batches = assembler(dialect="2017")
+    batches.replicate("a")
+    events = read(batches, b"RDATA a 5 [1]", b"RDATA a 5 [2]", b"RDATA a 6 [3]")
+    assert events == [RowsReceived("a", "master", 5, [b"[1]", b"[2]"])]
+    assert batches.held_rows == 1
+    batches.position(PositionCommand("a", "master", None, 6), events, 4)
+    assert events[1:] == [RowsReceived("a", "master", 6, [b"[3]"])]
+    assert read(batches, b"RDATA a 7 [4]", b"RDATA a batch [5]", b"RDATA a 8 [6]") == [
+        RowsReceived("a", "master", 7, [b"[4]"]),
+        RowsReceived("a", "master", 8, [b"[5]", b"[6]"]),
+    ]
+    assert batches.held_rows == 0
+
+
+def test_2017_catch_up_takes_batches_too() -> None:
+    batches = assembler(dialect="2017")
+    events = read(batches, b"RDATA a 5 [1]", b"RDATA a batch [2]", b"RDATA a 6 [3]")
+    assert events == [RowsReceived("a", "master", 5, [b"[1]"])]
+    batches.position(PositionCommand("a", "master", None, 6), events, 4)
+    assert events[1:] == [RowsReceived("a", "master", 6, [b"[2]", b"[3]"])]
+
+
+@pytest.mark.parametrize(
+    "line", [b"RDATA a", b"RDATA a x []", b"RDATA a 5 ", f"RDATA a {MAX_TOKEN + 1} []".encode()]
+)
+def test_2017_catch_up_ends_at_what_cannot_be_read(line: bytes) -> None:
+    with pytest.raises(LostRow, match=r"expected RDATA <stream> <token\|batch> <row>"):
+        assembler(dialect="2017").read([line], 0, 1, [])
+
+
+@pytest.mark.parametrize("asked", ["a", "*", None])
+def test_2017_asking_again_starts_the_catch_up_anew(asked: str | None) -> None:
+    batches = assembler("a", dialect="2017")
+    assert len(read(batches, b"RDATA a 5 []")) == 1
+    batches.replicate(asked)
+    assert read(batches, b"RDATA a 6 []") == []
+    assert batches.held_rows == 1
+
+
+def test_elsewhere_asking_again_changes_nothing_before_the_position() -> None:
+    batches = assembler("a")
+    batches.replicate("a")
+    assert len(read(batches, b"RDATA a m 6 []")) == 1
