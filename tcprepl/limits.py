@@ -79,5 +79,3 @@ MAX_BATCH_ROWS = 100_000
 MAX_BATCH_BYTES = 67_108_864
 #: Pairs of stream and instance that one connection may name to a client.
 MAX_PAIRS = 10_000
-#: A client waits this long for SERVER and PING.
-HANDSHAKE_TIMEOUT_S = 25.0
