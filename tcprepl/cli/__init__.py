@@ -27,6 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "positions": ("tcprepl.cli.positions", "Print where every stream is."),
     "record": ("tcprepl.cli.record", "Write what a server sends into a file."),
     "replay": ("tcprepl.cli.replay", "Publish the rows of a recording again."),
+    "typing": ("tcprepl.cli.typing", "Say that a user types, or has stopped."),
+    "presence": ("tcprepl.cli.presence", "Say that a user is there, or is not."),
+    "watch": ("tcprepl.cli.watch", "Follow who types or who is online."),
     "check-config": ("tcprepl.cli.check_config", "Check a configuration file."),
     "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),
 }
