@@ -9,6 +9,7 @@ seconds since 1970.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Final
 
 from tcprepl.errors import (
@@ -70,7 +71,7 @@ _ERROR_CHARS: Final = 1_000
 _REFUSALS: Final = ("failed to parse line", "invalid command")
 
 
-class Session:
+class Session(ABC):
     """What both ends share; use `ServerSession` or `ClientSession`.
 
     After a `Closing` event, or `close`, input is ignored and nothing but what
@@ -310,9 +311,9 @@ class Session:
             self._write(PingCommand(self._ping_text(now)), now)
         return events
 
+    @abstractmethod
     def _awaited(self) -> str:
         """Return what the handshake waits for."""
-        raise NotImplementedError
 
     # -- state ---------------------------------------------------------------------------
 

@@ -206,3 +206,10 @@ def test_elsewhere_asking_again_changes_nothing_before_the_position() -> None:
     batches = assembler("a")
     batches.replicate("a")
     assert len(read(batches, b"RDATA a m 6 []")) == 1
+
+
+def test_2017_live_rows_of_several_streams_come_in_their_order() -> None:
+    batches = assembler("a", "b", dialect="2017")
+    lines = [b"RDATA a 5 [1]", b"RDATA b 1 [2]", b"RDATA a 6 [3]", b"RDATA b 2 [4]"]
+    assert [event.token for event in read(batches, *lines)] == [5, 1, 6, 2]  # type: ignore[union-attr]
+    assert [event.token for event in read(batches, *lines)] == [5, 1, 6, 2]  # type: ignore[union-attr]
