@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 import select
 import socket
@@ -24,7 +25,7 @@ from typing import Self
 from tests.benchmarks import rows
 from tests.benchmarks.measure import cpu_ns
 from tests.interop.environments import python_of
-from tests.interop.processes import Child, accepts, free_port, resident_bytes
+from tests.interop.processes import Child, free_port, resident_bytes
 from tests.interop.servers import Nats, Redis
 
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -97,9 +98,7 @@ class Controlled(System):
         where = Path(self._directory.name)
         command = [python, PEERS / script, "server", str(self.port), str(control_port)]
         self._child = Child([*command, *arguments], where / "log", cwd=where)
-        self._child.wait_ready(
-            "READY", lambda: "READY" in self._child.output() and accepts(self.port)
-        )
+        self._child.wait_ready("READY", lambda: "READY" in self._child.output())
         self._control = socket.create_connection(("127.0.0.1", control_port))
         self._control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -320,8 +319,8 @@ class Subscribers:
         connection.setblocking(False)
         fd = connection.fileno()
         self._sockets[fd] = connection
-        self._tails[fd] = b""
-        self.received[fd] = 0
+        self._tails[fd] = greeting[-(len(MARK) - 1) :]
+        self.received[fd] = greeting.count(MARK)
         self._poll.register(fd, select.EPOLLIN)
 
 
@@ -354,8 +353,10 @@ def cpu_per_row_us(
 def latencies_ms(system: System, count: int, *, rate: int, seconds: float) -> list[float]:
     """Return, sorted, how long each delivered row took from its publication to a subscriber.
 
-    A row carries the time at which it was published: where the server is Python, that is the
-    call of its publishing function; where it is not, the moment the publisher wrote to it.
+    Rows come as independent people make them come: with exponential gaps, the same ones for
+    every system. A row carries the time at which it was published: where the server is
+    Python, that is the call of its publishing function; where it is not, the moment the
+    publisher wrote to it.
     """
     took: list[float] = []
     with Subscribers(system, count) as subscribers:
@@ -363,13 +364,15 @@ def latencies_ms(system: System, count: int, *, rate: int, seconds: float) -> li
         subscribers.keep = True
         subscribers.chunk_bytes = 16_384
         total = int(rate * seconds)
+        gaps = random.Random(7)  # the same arrivals for every system
         asked = 0
-        start = time.perf_counter() + 0.05
+        start = due = time.perf_counter() + 0.05
         missing = total * count
         deadline = start + seconds + WINDOW_TIMEOUT_S
         while missing:
-            if asked < total and time.perf_counter() >= start + asked / rate:
+            if asked < total and time.perf_counter() >= due:
                 asked += 1
+                due += gaps.expovariate(rate)
                 system.publish_stamped()
             for fd in subscribers.read(0):
                 now = time.perf_counter_ns()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +22,11 @@ from twisted.internet.protocol import Factory, Protocol
 from tcprepl.background import run_in_background
 from tcprepl.replication.client import ReplicationClient
 from tcprepl.replication.server import ReplicationServer
+from tcprepl.streams.codec import Rows
 from tcprepl.streams.log import Log
-from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
-from tcprepl.streams.codec import Rows
 
 HERE = Path(__file__).resolve().parent
 SERVER_NAME = "bench.example.com"
@@ -44,25 +43,15 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def wall_ms() -> int:
-    """Return wall-clock time in ms since 1970."""
-    return int(time.time() * 1_000)
-
-
-async def make_log(kind: str, registry: Registry) -> Log:
+def make_log(kind: str, registry: Registry) -> Log:
     """Return a log in memory, or on disk in the current directory."""
-    if kind == "memory":
-        return MemoryLog(registry, wall_ms, reactor=reactor)
-    from tcprepl.streams.opening import open_log
-
-    made: Log = await open_log(Path("data"), registry, reactor)
-    return made
+    return open_log(None if kind == "memory" else Path("data"), registry, reactor)
 
 
 async def serve(port: int, control_port: int, kind: str) -> None:
     """Listen; publish what the control port asks for."""
     registry = Registry()
-    log = await make_log(kind, registry)
+    log = make_log(kind, registry)
     rows = load(HERE.parent / "rows.py")
     for stream in rows.STREAMS:
         log.ensure(stream, "master")
