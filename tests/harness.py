@@ -274,7 +274,7 @@ class Server:
             connection.request(
                 method,
                 path,
-                body=None if body is None else json.dumps(body),
+                body=None if body is None else json.dumps(body, separators=(",", ":")),
                 headers={"Content-Type": "application/json"},
             )
             response = connection.getresponse()

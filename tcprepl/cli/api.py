@@ -135,6 +135,8 @@ def _seconds(value: str | None) -> float:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+        return f"that is no HTTP server; it says {str(error).strip()[:60]!r}"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is `tcprepl serve` running there?"
     return str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl.config import Address
-from tcprepl.errors import ConfigError, ConnectionFailed
+from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
@@ -35,6 +35,8 @@ Pair = tuple[StreamName, InstanceName]
 REDACTED = "<redacted>"
 #: A server that does not know STATUS has told all positions when it was silent for this long.
 QUIET_S = 0.5
+#: How long a command that wants one answer waits for the first word.
+GREETING_S = 5.0
 
 _NEWEST = DIALECTS["1.22"]
 
@@ -100,13 +102,14 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
     found: dict[Pair, Token] = {}
     done: Deferred[None] = Deferred()
     heard: list[Pair] = []
+    knows_status: list[ClientConnection] = []
 
     def ready(connection: ClientConnection, dialect: Dialect) -> None:
         if not dialect.in_band_resume:
             connection.send(ReplicateCommand())
         elif dialect.rdata_instance:
             connection.send(ReplicateCommand("*", "*", now=True))
-            connection.send(StatusCommand())
+            knows_status.append(connection)
         else:
             connection.send(ReplicateCommand("ALL", now=True))
 
@@ -117,6 +120,9 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
                 heard.append((event.stream, event.instance))
             elif isinstance(event, InfoCommand):
                 finish()
+        if heard and knows_status:
+            # All positions were on their way before this is answered.
+            knows_status.pop().send(StatusCommand())
 
     def finish() -> None:
         if not done.called:
@@ -141,9 +147,17 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
     def look(before: int) -> None:
         if heard and len(heard) == before:
             finish()
+        elif not heard and reactor.seconds() > patience and not done.called:
+            done.errback(
+                ConnectionFailed(
+                    f"{address}: said nothing for {GREETING_S:g} s; is it a replication port?",
+                    reason=CloseReason.HANDSHAKE_TIMEOUT,
+                )
+            )
         elif not done.called:
             timer[0] = reactor.callLater(QUIET_S, look, len(heard))
 
+    patience = reactor.seconds() + GREETING_S
     timer = [reactor.callLater(QUIET_S, look, 0)]
     _ = connection.lost.addCallback(end)
     try:
@@ -151,9 +165,8 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
     finally:
         if timer[0].active():
             timer[0].cancel()
-    if connection.ready:
         connection.close("done")
-        await connection.lost
+    await connection.lost
     return found
 
 

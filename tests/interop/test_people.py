@@ -1,0 +1,89 @@
+"""People: real OpenBSD netcat and telnet on a pseudo-terminal, typed into by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Server, Terminal, program
+
+ROW = ["!r:example.com", ["@a:example.com"]]
+TELNET_READY = r"Escape character is '\^\]'\."
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all these people."""
+    with Server(tmp_path_factory.mktemp("people")) as running:
+        yield running
+
+
+@pytest.fixture(params=["nc", "telnet"])
+def terminal(request: pytest.FixtureRequest, server: Server) -> Iterator[Terminal]:
+    """A person's terminal, greeted."""
+    with Terminal([program(request.param), "127.0.0.1", str(server.port)]) as person:
+        if request.param == "telnet":
+            person.expect(TELNET_READY)
+        person.expect(r"^SERVER example\.com$")
+        person.expect(r"^PING \d+ tcprepl/1$")
+        yield person
+
+
+def test_replicate_by_hand(terminal: Terminal, server: Server) -> None:
+    """REPLICATE, the positions, and a row that somebody publishes."""
+    terminal.type("REPLICATE\n")
+    terminal.expect(r"^POSITION typing master \d+ \d+$")
+    terminal.expect(r"^POSITION user_signature master \d+ \d+$")
+    (token,) = server.publish("typing", ROW)
+    line = terminal.expect(r"^RDATA typing .*$")
+    assert line == f'RDATA typing master {token} ["!r:example.com",["@a:example.com"]]'
+
+
+def test_lower_case_and_blank_lines(terminal: Terminal, server: Server) -> None:
+    """A person's habits are fine."""
+    terminal.type("\n\nreplicate\n")
+    terminal.expect(r"^POSITION typing master \d+ \d+$")
+    server.publish("typing", ROW)
+    terminal.expect(r"^RDATA typing master \d+ ")
+
+
+def test_chosen_stream_from_the_start(terminal: Terminal, server: Server) -> None:
+    """The native form resumes by hand."""
+    server.publish("device_lists", ["@x:example.com"])
+    terminal.type("REPLICATE device_lists * 0\n")
+    terminal.expect(r"^POSITION device_lists master 0 0$")
+    terminal.expect(r'^RDATA device_lists master 1 \["@x:example\.com"\]$')
+    terminal.expect(r"^POSITION device_lists master (\d+) \1$")
+
+
+def test_help_status_and_rubbish(terminal: Terminal) -> None:
+    """Friendly words are answered; an unknown one is named, and the connection stays."""
+    terminal.type("help\n")
+    terminal.expect(r"^INFO .*REPLICATE")
+    terminal.type("frobnicate 100% of it\n")
+    terminal.expect(r"(?i)^ERROR .*frobnicate")
+    terminal.type("REPLICATE no_such_stream * 0\n")
+    terminal.expect(r"^ERROR .*no_such_stream")
+    terminal.type("Status\n")
+    terminal.expect(r"^INFO server example\.com")
+    terminal.expect(r"^INFO stream typing of master: position \d+")
+
+
+def test_wrong_direction_ends_the_conversation(terminal: Terminal) -> None:
+    """RDATA is the server's to say."""
+    terminal.type("RDATA typing master 1 []\n")
+    terminal.expect(r"^ERROR .*RDATA")
+    terminal.expect_end()
+
+
+def test_the_server_says_goodbye(tmp_path: Path) -> None:
+    """SIGTERM: everybody is told why before the close."""
+    with Server(tmp_path) as server, Terminal([program("nc"), "127.0.0.1", str(server.port)]) as nc:
+        nc.expect(r"^PING ")
+        nc.type("REPLICATE typing * NOW\n")
+        nc.expect(r"^POSITION typing master 0 0$")
+        assert server.process.stop() == 0
+        nc.expect(r"^ERROR server shutting down$")
+        nc.expect_end()
