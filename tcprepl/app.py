@@ -28,6 +28,9 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 
 from tcprepl.config import Address, Config, RetentionSettings, TlsSettings
+from tcprepl.ephemeral.presence import PresenceWriter
+from tcprepl.ephemeral.presence_peers import SyncListener
+from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.replication.failures import describe_address
@@ -184,6 +187,8 @@ class Server:
         notifier: Wakes who waits for a stream.
         replication: The line protocol.
         typing: Who is typing.
+        presence: Who is online.
+        receipts: Takes receipts.
         replication_addresses: Where the line protocol listens.
         http_addresses: Where the HTTP API listens.
     """
@@ -193,6 +198,8 @@ class Server:
     notifier: Notifier
     replication: ReplicationServer
     typing: TypingWriter
+    presence: PresenceWriter
+    receipts: ReceiptsWriter
 
     def __init__(
         self, reactor: Any, config: Config, *, wall_ms: Callable[[], int] | None = None
@@ -260,6 +267,16 @@ class Server:
         )
         self.typing.start()
         self._stops.append(("typing", self.typing.stop))
+        self.presence = PresenceWriter(
+            self._reactor,
+            self.publisher.publish,
+            config.server_name,
+            position=self.log.position("presence", config.instance),
+            wall_ms=self._wall_ms,
+        )
+        self.presence.start()
+        self._stops.append(("presence", self.presence.stop))
+        self.receipts = ReceiptsWriter(self._wall_ms, self.publisher.publish, config.server_name)
         self.replication = ReplicationServer(
             self._reactor,
             self.log,
@@ -271,6 +288,9 @@ class Server:
             epoch_s=time.time() - self._reactor.seconds(),
         )
         self._stops.append(("replication", self.replication.stop))
+        syncs = SyncListener(self._reactor, self.replication, self.presence)
+        syncs.start()
+        self._stops.append(("syncs", syncs.stop))
 
     def _services(self) -> WebServices:
         config = self.config
@@ -286,6 +306,8 @@ class Server:
             instance=config.instance,
             replication_server=self.replication,
             typing=self.typing,
+            presence=self.presence,
+            receipts=self.receipts,
             ready=lambda: self._not_ready,
             secrets=secrets,
             client_tokens={t.token.get_secret_value(): t.user_id for t in http.client_tokens},
