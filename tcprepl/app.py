@@ -46,6 +46,9 @@ from tcprepl.web.site import build_site
 
 log = structlog.get_logger()
 
+#: Connections that may wait to be accepted: after a restart everybody comes at once.
+BACKLOG = 1_024
+
 
 class CannotListen(TcpreplError):
     """An address that cannot be listened on: says which, and why."""
@@ -86,9 +89,11 @@ def server_endpoint(
             raise ConfigError(f"{address}: not an endpoint to listen on: {error}") from None
         return endpoint
     if tls is not None:
-        return SSL4ServerEndpoint(reactor, address.port, tls_context(tls), interface=address.host)
+        return SSL4ServerEndpoint(
+            reactor, address.port, tls_context(tls), backlog=BACKLOG, interface=address.host
+        )
     kind = TCP6ServerEndpoint if ":" in address.host else TCP4ServerEndpoint
-    return kind(reactor, address.port, interface=address.host)
+    return kind(reactor, address.port, backlog=BACKLOG, interface=address.host)
 
 
 def tls_context(tls: TlsSettings) -> ssl.CertificateOptions:
