@@ -31,6 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "presence": ("tcprepl.cli.presence", "Say that a user is there, or is not."),
     "watch": ("tcprepl.cli.watch", "Follow who types or who is online."),
     "check-config": ("tcprepl.cli.check_config", "Check a configuration file."),
+    "federation-sender": (
+        "tcprepl.cli.federation_sender",
+        "Send EDUs to other servers.",
+    ),
+    "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
     "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),
 }
 

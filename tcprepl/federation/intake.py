@@ -93,12 +93,18 @@ class Intake:
 
     # -- the position store of the client -----------------------------------------------------
 
+    #: Nothing is committed by `save`.
+    atomic = False
+
     def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
         """Return the positions up to which every row is on disk."""
         return self._outbox.positions()
 
     def save(self, positions: Mapping[tuple[StreamName, InstanceName], Token]) -> None:
         """Do nothing: positions are stored with the EDUs that they cover."""
+
+    def rollback(self) -> None:
+        """Do nothing: nothing is shared with the client."""
 
     def close(self) -> None:
         """Do nothing: the outbox is closed by who opened it."""

@@ -295,5 +295,4 @@ def _transaction_id(request: Request, in_body: str | None) -> str | None:
             raise Refused(
                 400, "M_INVALID_PARAM", f"expected at most {MAX_TRANSACTION_ID_CHARS} characters"
             )
-        return found
-    return None
+    return next(iter(given), None)

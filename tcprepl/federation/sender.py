@@ -166,15 +166,9 @@ class FederationSender:
         """Take up what waits on disk, spread over a while, and send."""
         self._started = True
         now_ms = self.now_ms()
-        stored = self.outbox.destinations()
+        stored = self.take_up()
         spread = min(_START_SPREAD_MAX_MS, _START_SPREAD_MS * len(stored))
-        for name, found in stored.items():
-            destination = self._destination(name)
-            destination.complete = not found.waiting
-            destination.stored = found.in_flight
-            destination.paused = found.paused
-            if found.backoff is not None:
-                destination.backoff = found.backoff
+        for destination in stored:
             if destination.has_work:
                 self._wake_at(destination, now_ms + int(self._chance.uniform(0, spread)))
         self._sweeper = looping_background_process(
@@ -197,6 +191,19 @@ class FederationSender:
             ],
         )
         logger.info("federation.sender.started", destinations=len(stored))
+
+    def take_up(self) -> list[Destination]:
+        """Learn from the outbox what waits for whom; returns the destinations."""
+        stored = []
+        for name, found in self.outbox.destinations().items():
+            destination = self._destination(name)
+            destination.complete = not found.waiting
+            destination.stored = found.in_flight
+            destination.paused = found.paused
+            if found.backoff is not None:
+                destination.backoff = found.backoff
+            stored.append(destination)
+        return stored
 
     async def stop(self) -> None:
         """Stop: give up the requests under way (they are sent again), leave the outbox open."""
@@ -552,6 +559,7 @@ class FederationSender:
         """Try *name* now, with what was set aside; answers how many EDUs that was."""
         destination = self._destination(name)
         destination.backoff.due_now()
+        run_in_background(self.outbox.set_backoff, name, destination.backoff)
 
         def unparked(count: int) -> int:
             if count:

@@ -50,8 +50,10 @@ class BadSigningKey(FederationError):
     """A signing key file that cannot be read or is not one."""
 
 
-def load_or_create_signing_key(path: str | os.PathLike[str]) -> SigningKey:
+def load_or_create_signing_key(path: str | os.PathLike[str] | None) -> SigningKey:
     """Return the signing key in the file *path*; make one, readable by us only, if there is none.
+
+    Without a path the key is a new one that is kept nowhere.
 
     The file has the usual form of a Matrix signing key (``ed25519 VERSION BASE64``), so a
     homeserver's own file can be used.
@@ -59,6 +61,8 @@ def load_or_create_signing_key(path: str | os.PathLike[str]) -> SigningKey:
     Raises:
         BadSigningKey: The file cannot be read, or holds something else.
     """
+    if path is None:
+        return generate_signing_key("a_" + secrets.token_hex(3))
     path = Path(path)
     if not path.exists():
         _create_signing_key(path)

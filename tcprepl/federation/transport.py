@@ -21,6 +21,7 @@ import structlog
 from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet import error
+from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
@@ -39,7 +40,6 @@ from twisted.internet.ssl import (
     Certificate,
     optionsForClientTLS,
     platformTrust,
-    trustRootFromCertificates,
 )
 from twisted.names import client as dns_client
 from twisted.names import dns
@@ -79,6 +79,8 @@ IDLE_CONNECTION_S = 30
 MAX_KEPT_CONNECTIONS = 500
 #: Most redirects that a .well-known may make.
 MAX_REDIRECTS = 5
+
+_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -347,17 +349,29 @@ class _BoundedBody(TwistedProtocol):
             self._done.errback(result)
 
 
-def trust_from_file(path: Path) -> Any:
-    """Return the trust root made of the certificates in a PEM file.
+@implementer(IOpenSSLTrustRoot)
+class SystemAndFile:
+    """Trusts the authorities of the platform, and the certificates in a PEM file."""
 
-    Raises:
-        ValueError: There is no certificate in it.
-    """
-    marker = b"-----BEGIN CERTIFICATE-----"
-    blocks = path.read_bytes().split(marker)[1:]
-    if not blocks:
-        raise ValueError(f"{path}: expected certificates in PEM form")
-    return trustRootFromCertificates([Certificate.loadPEM(marker + block) for block in blocks])
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: There is no certificate in it.
+        """
+        blocks = path.read_bytes().split(_CERTIFICATE)[1:]
+        if not blocks:
+            raise ValueError(f"{path}: expected certificates in PEM form")
+        self._certificates = [Certificate.loadPEM(_CERTIFICATE + block) for block in blocks]
+
+    def _addCACertsToContext(self, context: SSL.Context) -> None:
+        """Set up an OpenSSL context (Twisted calls this)."""
+        context.set_default_verify_paths()
+        store = context.get_cert_store()
+        assert store is not None
+        for certificate in self._certificates:
+            store.add_cert(certificate.original)
 
 
 class FederationTransport:

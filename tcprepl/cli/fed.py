@@ -1,0 +1,190 @@
+"""``tcprepl fed``: look at what waits for other servers, and do something about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tcprepl.cli.federation_sender import DEFAULT_DATA, NAME_FILE
+from tcprepl.errors import ConfigError
+from tcprepl.federation import control
+from tcprepl.federation.outbox import Outbox, run_inline
+from tcprepl.federation.sender import FederationSender
+from tcprepl.federation.transport import Answer, NotReached
+from tcprepl.federation.worker import OUTBOX_FILE
+
+
+@click.group("fed")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA,
+    envvar="TCPREPL_SENDER_DATA",
+    show_default=True,
+    show_envvar=True,
+    help="The data directory of the federation sender.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(context: click.Context, data: Path, as_json: bool) -> None:
+    """Show what waits for other servers, why, and until when; retry, pause or purge it.
+
+    Works on the running sender, or on its outbox when none runs.
+
+    \b
+    Example:
+      $ tcprepl fed ls
+      DESTINATION   STATE    EDUS  OLDEST  NEXT TRY  WHY
+      example.org   waiting    12    4m 2s      51s  3 tries failed: HTTP 502
+      $ tcprepl fed retry example.org
+      example.org: tried now
+    """
+    context.obj = data, as_json
+
+
+@command.command("ls")
+@click.pass_obj
+def ls(options: tuple[Path, bool]) -> None:
+    """List the destinations for which something waits, the oldest first."""
+    data, as_json = options
+    found = ask(data, "ls")
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    if not found:
+        click.echo("nothing waits")
+        return
+    now_ms = time.time() * 1000
+    rows = [("DESTINATION", "STATE", "EDUS", "OLDEST", "NEXT TRY", "WHY")]
+    for line in found:
+        next_ms = line["next_try_ms"]
+        rows.append(
+            (
+                line["destination"],
+                line["state"],
+                str(line["queued_edus"]),
+                age(line["oldest_seconds"]) if line["queued_edus"] else "-",
+                age((next_ms - now_ms) / 1000) if next_ms else "-",
+                line["why"],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        left = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
+        middle = "  ".join(f"{row[n]:>{widths[n]}}" for n in (2, 3, 4))
+        click.echo(f"{left}  {middle}  {row[5]}")
+
+
+@command.command("show")
+@click.argument("destination")
+@click.pass_obj
+def show(options: tuple[Path, bool], destination: str) -> None:
+    """Show everything that is known of one destination."""
+    data, as_json = options
+    found = ask(data, "show", destination)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        words = name.removesuffix("_ms").replace("_", " ")
+        click.echo(f"{words:<{width}}  {_text(name, value)}")
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a value of ``show`` for people."""
+    if value in (None, "", {}):
+        return "-"
+    if name.endswith("_ms"):
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value / 1000))
+    if isinstance(value, dict):
+        return ", ".join(f"{lane} {count}" for lane, count in value.items())
+    return str(value)
+
+
+def _handle(name: str, summary: str, answer: str) -> None:
+    """Add the subcommand *name*, which does one thing to one destination."""
+
+    @command.command(name, help=summary)
+    @click.argument("destination")
+    @click.pass_obj
+    def handle(options: tuple[Path, bool], destination: str) -> None:
+        data, as_json = options
+        found = ask(data, name, destination)
+        click.echo(json.dumps(found) if as_json else f"{destination}: {answer.format(**found)}")
+
+
+_handle(
+    "retry",
+    "Try a destination now, also with what it refused.",
+    "tried now ({taken_up_again} taken up again)",
+)
+_handle("pause", "Send nothing to a destination; what waits is kept.", "paused")
+_handle("resume", "Send to a destination again.", "resumed")
+_handle("purge", "Throw away everything that waits for a destination.", "{purged} EDUs purged")
+_handle(
+    "forget-discovery",
+    "Forget where a destination is, and look for it again.",
+    "forgotten: {forgotten}",
+)
+
+
+def age(seconds: float) -> str:
+    """Return a length of time for people, in its two largest units."""
+    left = max(0, round(seconds))
+    words: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or words or unit == "s":
+            words.append(f"{count}{unit}")
+    return " ".join(words[:2])
+
+
+class _NoTransport:
+    """Stands for the transport where nothing is sent."""
+
+    async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
+        """Send nothing."""
+        raise NotReached("no sender is running")
+
+
+class _Stopped:
+    """A clock for a sender that does not run: it tells the time, and calls nothing."""
+
+    def seconds(self) -> float:
+        """Return the time of day."""
+        return time.time()
+
+    def callLater(self, delay: float, call: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        """Call nothing."""
+        raise AssertionError("nothing is sent")
+
+
+def ask(data: Path, operation: str, destination: str | None = None) -> Any:
+    """Ask the sender that runs on *data*, or do it on its outbox if none runs.
+
+    Raises:
+        ConfigError: There is no outbox.
+        FederationError: It cannot be done.
+    """
+    try:
+        return control.ask(data, operation, destination)
+    except ConnectionRefusedError:
+        pass
+    path = data / OUTBOX_FILE
+    if not path.exists():
+        raise ConfigError(f"--data {data}: no federation sender has run there")
+    named = data / NAME_FILE
+    outbox = Outbox(path, run_inline)
+    try:
+        server_name = named.read_text().strip() if named.exists() else "localhost"
+        clock: Any = _Stopped()
+        sender = FederationSender(clock, outbox, _NoTransport(), server_name)
+        sender.take_up()
+        return control.ask_offline(control.Handles(sender), operation, destination)
+    finally:
+        _ = outbox.close()

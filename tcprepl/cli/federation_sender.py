@@ -1,0 +1,231 @@
+"""``tcprepl federation-sender``: send EDUs to other servers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from tcprepl.cli import logs
+from tcprepl.cli.arguments import SECONDS, from_option
+from tcprepl.cli.following import client_endpoint
+from tcprepl.cli.running import run_until_done
+from tcprepl.config import Address
+from tcprepl.errors import ConfigError
+from tcprepl.federation.backoff import BackoffPolicy
+from tcprepl.federation.edu import is_server_name
+from tcprepl.federation.greeting import ask_server_name
+from tcprepl.federation.sender import MAX_CONCURRENT_REQUESTS
+from tcprepl.federation.transaction import (
+    MAX_EDUS,
+    MAX_TRANSACTION_BYTES,
+    MIN_TRANSACTION_BYTES,
+    TransactionLimits,
+)
+from tcprepl.federation.transport import AddressPolicy, SystemAndFile
+from tcprepl.federation.worker import FederationWorker
+
+log = structlog.get_logger()
+
+DEFAULT_DATA = "./tcprepl-sender"
+#: Where the name of the homeserver is remembered in the data directory.
+NAME_FILE = "server_name"
+
+
+def placed_servers(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[str, int]]:
+    """Return what the ``--resolve NAME=HOST:PORT`` options say."""
+    placed: dict[str, tuple[str, int]] = {}
+    for value in values:
+        name, _, where = value.partition("=")
+        host, _, port = where.rpartition(":")
+        if not is_server_name(name) or not host or not port.isdigit() or int(port) > 65_535:
+            raise click.BadParameter(f"{value!r}: expected NAME=HOST:PORT")
+        placed[name] = host.strip("[]"), int(port)
+    return placed
+
+
+@click.command("federation-sender")
+@from_option
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA,
+    show_default=True,
+    help="The directory for the outbox.",
+)
+@click.option("--name", default="fed1", show_default=True, help="The name of this sender.")
+@click.option("--senders", default="", help="All senders, A,B,C: the same list for each of them.")
+@click.option("--server-name", help="The homeserver's name.  [default: what the writer says]")
+@click.option(
+    "--signing-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The homeserver's signing key.  [default: signing.key in the data directory]",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A PEM file with certificates to trust besides the system's.",
+)
+@click.option(
+    "--resolve",
+    multiple=True,
+    metavar="NAME=HOST:PORT",
+    callback=placed_servers,
+    help="Where a server is, instead of looking for it; again for each.",
+)
+@click.option("--allow-private", is_flag=True, help="Connect to private addresses too.")
+@click.option(
+    "--allow-range",
+    multiple=True,
+    metavar="CIDR",
+    help="Connect to this range too; again for each.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    default=MAX_CONCURRENT_REQUESTS,
+    show_default=True,
+    help="Requests under way at once.",
+)
+@click.option(
+    "--max-edus",
+    type=click.IntRange(1, MAX_EDUS),
+    default=MAX_EDUS,
+    show_default=True,
+    help="Most EDUs in a transaction.",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(MIN_TRANSACTION_BYTES),
+    default=MAX_TRANSACTION_BYTES,
+    show_default=True,
+    help="Largest transaction.",
+)
+@click.option(
+    "--retry-first",
+    type=SECONDS,
+    help="The wait after the first failure; more follow, doubling.  [default: 4 s, 16 s, "
+    "eight times 60 s, then 10 minutes, doubling]",
+)
+@click.option("--retry-cap", type=SECONDS, help="The longest wait.  [default: a week]")
+@click.option(
+    "--dialect", default="auto", show_default=True, help="The dialect that the writer speaks."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is logged on stderr.",
+)
+def command(
+    source: Address,
+    data: Path,
+    name: str,
+    senders: str,
+    server_name: str | None,
+    signing_key: Path | None,
+    ca: Path | None,
+    resolve: dict[str, tuple[str, int]],
+    allow_private: bool,
+    allow_range: tuple[str, ...],
+    concurrency: int,
+    max_edus: int,
+    max_bytes: int,
+    retry_first: float | None,
+    retry_cap: float | None,
+    dialect: str,
+    log_level: str,
+) -> int:
+    """Send the EDUs of a server to the servers they are for.
+
+    What is read is kept in an outbox on disk until the other server has accepted it, so
+    nothing is lost when this process, the writer or the other server goes away. The signing
+    key has to be the one that the homeserver publishes.
+
+    \b
+    Example:
+      $ tcprepl federation-sender --from 127.0.0.1:9092 --signing-key tcprepl-data/signing.key
+      tcprepl sends the EDUs of "example.com" as fed1.
+    """
+    names = [word.strip() for word in senders.split(",") if word.strip()]
+    if names and name not in names:
+        raise ConfigError(f"--name {name}: expected one of --senders {','.join(names)}")
+    try:
+        policy = AddressPolicy(allow_range, allow_private=allow_private)
+        trust = None if ca is None else SystemAndFile(ca)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    options = {
+        "name": name,
+        "senders": names,
+        "signing_key": signing_key or data / "signing.key",
+        "trust": trust,
+        "policy": policy,
+        "overrides": resolve,
+        "limits": TransactionLimits(edus=max_edus, max_bytes=max_bytes),
+        "backoff": backoff_policy(retry_first, retry_cap),
+        "max_concurrent": concurrency,
+        "dialect": dialect,
+    }
+    logs.configure(log_level, "auto")
+    return run_until_done(lambda reactor: send(reactor, source, data, server_name, options))
+
+
+def backoff_policy(first_s: float | None, cap_s: float | None) -> BackoffPolicy:
+    """Return the policy that the options ask for."""
+    policy = BackoffPolicy()
+    cap_ms = policy.cap_ms if cap_s is None else int(cap_s * 1000)
+    if first_s is None:
+        return BackoffPolicy(cap_ms=cap_ms)
+    return BackoffPolicy(quick_ms=(), first_ms=max(1, int(first_s * 1000)), cap_ms=cap_ms)
+
+
+async def send(
+    reactor: Any, source: Address, data: Path, server_name: str | None, options: dict[str, Any]
+) -> int:
+    """Run a sender until cancelled."""
+    endpoint = client_endpoint(reactor, source)
+    data.mkdir(parents=True, exist_ok=True)
+    try:
+        name = await find_server_name(reactor, endpoint, data, server_name)
+        worker = FederationWorker(reactor, endpoint, data, server_name=name, **options)
+        worker.start()
+        print(f'tcprepl sends the EDUs of "{name}" as {options["name"]}.')
+        sys.stdout.flush()
+        try:
+            await Deferred()
+        finally:
+            await worker.stop()
+    except CancelledError:
+        return 0
+    return 0
+
+
+async def find_server_name(
+    reactor: Any, endpoint: IStreamClientEndpoint, data: Path, given: str | None
+) -> str:
+    """Return the homeserver's name: as given, as remembered, or as the writer says.
+
+    Raises:
+        ConfigError: The data directory is another homeserver's.
+    """
+    remembered = data / NAME_FILE
+    known = remembered.read_text().strip() if remembered.exists() else None
+    if known and given and known != given:
+        raise ConfigError(f"--data {data} is the outbox of {known}; expected another directory")
+    found = given or known
+    while not found:
+        found = await ask_server_name(reactor, endpoint)
+    if not is_server_name(found):
+        raise ConfigError(f"--server-name {found!r}: expected the name of a server")
+    if not known:
+        remembered.write_text(found + "\n")
+    return found

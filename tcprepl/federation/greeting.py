@@ -1,0 +1,59 @@
+"""Asking a writer who it is: the first line of the line protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import connectProtocol
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from tcprepl import limits
+from tcprepl.ids import ServerName
+
+logger = structlog.get_logger()
+
+#: How long to wait before a writer that did not say is asked again.
+ASK_AGAIN_S = 1.0
+
+
+class _Greeting(Protocol):
+    """Reads the first line: SERVER and the homeserver's name."""
+
+    def __init__(self) -> None:
+        self.name: Deferred[str] = Deferred()
+        self._line = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Read until the line is whole (Twisted calls this)."""
+        self._line = (self._line + data)[: limits.MAX_LINE_BYTES]
+        line, end, _ = self._line.partition(b"\n")
+        if end and not self.name.called:
+            word, _, name = line.decode("utf-8", "replace").strip().partition(" ")
+            self.name.callback(name if word.upper() == "SERVER" else "")
+            assert self.transport is not None
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """Give up (Twisted calls this)."""
+        if not self.name.called:
+            self.name.callback("")
+
+
+async def ask_server_name(reactor: Any, endpoint: IStreamClientEndpoint) -> ServerName:
+    """Return how the writer calls itself; empty if it does not say, after a while."""
+    try:
+        greeting = await connectProtocol(endpoint, _Greeting())
+        name: str = await greeting.name
+    except CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
+        logger.info("federation.writer.unreachable", error=str(error))
+        name = ""
+    if not name:
+        await deferLater(reactor, ASK_AGAIN_S)
+    return name
