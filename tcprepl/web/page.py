@@ -22,6 +22,8 @@ from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 _WIDTH, _HEIGHT = 120, 28
 #: Lag from which a peer is shown as late, not just busy.
 _LATE_S = 5.0
+#: Destinations that the page lists; there may be thousands.
+_MOST_DESTINATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class View:
         rates: Rows per second of each (stream, instance), oldest first.
         total_rate: Rows per second in all.
         lags: Rows behind of each peer, by connection.
+        now_ms: The time of day in ms since 1970.
     """
 
     status: ServerStatus
@@ -43,6 +46,7 @@ class View:
     rates: Mapping[tuple[StreamName, InstanceName], Sequence[float]]
     total_rate: Sequence[float]
     lags: Mapping[int, Sequence[float]]
+    now_ms: int
 
 
 def parts(view: View) -> dict[str, str]:
@@ -52,7 +56,7 @@ def parts(view: View) -> dict[str, str]:
         "summary": _summary(view),
         "streams": _streams(view),
         "peers": _peers(view),
-        "destinations": _destinations(view.destinations),
+        "destinations": _destinations(view),
         "closed": _closed(view.status.closed),
     }
 
@@ -128,7 +132,7 @@ def _card(title: str, value: str, below: str) -> str:
 
 
 def _note(count: int, what: str, otherwise: str) -> str:
-    if not count:
+    if count <= 0:
         return f'<span class="quiet">{otherwise}</span>'
     return f'<span class="warn">{number(count)} {what}</span>'
 
@@ -195,29 +199,30 @@ def _peer_row(peer: PeerStatus, lags: Sequence[float]) -> Sequence[str]:
     )
 
 
-def _destinations(destinations: Sequence[Mapping[str, Any]]) -> str:
-    if not destinations:
+def _destinations(view: View) -> str:
+    if not view.destinations:
         return '<p class="quiet">This process sends to no other server.</p>'
-    ordered = sorted(destinations, key=lambda found: -float(found.get("oldest_seconds") or 0))
+    ordered = sorted(view.destinations, key=lambda found: -float(found.get("oldest_seconds") or 0))
     return _table(
-        ("Destination", "Queued", "Oldest", "Next try", "Last error"),
-        (
-            (
-                escape(str(found.get("destination", ""))),
-                number(float(found.get("queued_edus") or 0)),
-                duration(float(found.get("oldest_seconds") or 0)),
-                _next_try(found),
-                escape(str(found.get("last_error") or "")),
-            )
-            for found in ordered[:200]
-        ),
-        numeric=(1, 2, 3),
+        ("Destination", "State", "Queued", "Oldest", "Next try"),
+        (_destination_row(found, view.now_ms) for found in ordered[:_MOST_DESTINATIONS]),
+        numeric=(2, 3, 4),
+    ) + _note(len(ordered) - _MOST_DESTINATIONS, "more are in the status as JSON", "")
+
+
+def _destination_row(found: Mapping[str, Any], now_ms: int) -> Sequence[str]:
+    queued = float(found.get("queued_edus") or 0)
+    kind = "warn" if found.get("failures") else "good"
+    next_try_ms = found.get("next_try_ms")
+    left_s = max(0.0, (float(next_try_ms) - now_ms) / 1000) if next_try_ms else 0.0
+    return (
+        f"<b>{escape(str(found.get('destination', '')))}</b>",
+        f'<span class="pill {kind}">{escape(str(found.get("state", "")))}</span> '
+        f'<span class="quiet">{escape(str(found.get("why", "")))}</span>',
+        number(queued),
+        duration(float(found.get("oldest_seconds") or 0)),
+        f"in {duration(left_s)}" if left_s else "",
     )
-
-
-def _next_try(found: Mapping[str, Any]) -> str:
-    left = found.get("next_try_seconds")
-    return "now" if not left else f"in {duration(float(left))}"
 
 
 def _closed(closed: Mapping[str, int]) -> str:

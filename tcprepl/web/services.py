@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,14 +80,16 @@ class ReceiptsPort(Protocol):
 
 
 class EdusPort(Protocol):
-    """Where EDUs for other servers go (`tcprepl.federation.send_queue`)."""
+    """Where EDUs for other servers go (`tcprepl.federation.send_queue.SendQueue`)."""
 
-    def send_edu(
+    def build_and_send_edu(
         self,
         destination: ServerName,
         edu_type: str,
         content: Mapping[str, Any],
-        key: Sequence[str] | None = None,
+        key: Iterable[str] | None = None,
+        *,
+        transaction_id: str | None = None,
     ) -> object:
         """Queue an EDU; may return a Deferred that fires when it is on disk."""
         ...
@@ -122,8 +125,8 @@ class WebServices:
         receipts: Takes receipts.
         edus: Takes EDUs for other servers.
         destinations: Returns a mapping per destination of the federation sender:
-            ``destination``, ``queued_edus``, ``oldest_seconds``, ``next_try_seconds``,
-            ``last_error`` and more; what is not known may be left out.
+            ``destination``, ``state``, ``why``, ``queued_edus``, ``oldest_seconds``,
+            ``next_try_ms`` and more; what is not known may be left out.
         acknowledge: Hears ``federation_ack`` of a long poll: (instance or None, token).
         ready: Returns why this process cannot serve yet, or None.
         mounts: Resources of other rooms, by path prefix.
@@ -156,3 +159,7 @@ class WebServices:
     hosts: Collection[str] = ()
     limits: HttpLimits = HttpLimits()
     wall_ms: Callable[[], int] | None = None
+
+    def now_ms(self) -> int:
+        """Return the time of day in ms since 1970."""
+        return self.wall_ms() if self.wall_ms is not None else time.time_ns() // 1_000_000

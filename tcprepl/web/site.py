@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tcprepl.web.catchup import CatchUp
 from tcprepl.web.channel import LimitedSite
+from tcprepl.web.client_api import ClientApi
 from tcprepl.web.health import Health
 from tcprepl.web.http import Root, Route, Router
 from tcprepl.web.ingest import Ingest
@@ -22,6 +23,7 @@ def build_site(services: WebServices) -> LimitedSite:
     health = Health(services)
     polls = LongPoll(services)
     catch_up = CatchUp(services)
+    clients = ClientApi(services, ingest)
     board = Board(services, health.reason)
 
     def routes() -> Iterator[Route]:
@@ -37,6 +39,7 @@ def build_site(services: WebServices) -> LimitedSite:
             catch_up.get_updates,
             gate.machine,
         )
+        yield from clients.routes(gate.open)
         yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
 
     bounds = services.limits

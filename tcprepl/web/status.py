@@ -176,6 +176,7 @@ class Board:
                 rates={pair: list(series.values) for pair, series in self.row_rates.items()},
                 total_rate=list(self.total_rate.values),
                 lags={peer: list(series.values) for peer, series in self.lags.items()},
+                now_ms=self._services.now_ms(),
             )
         )
 
