@@ -353,7 +353,7 @@ class Stage(ABC):
 
     async def do_closed(self, skipping: set[int]) -> None:
         """The server closed the connection, and nothing else came."""
-        talker = self.talkers[1]
+        talker = await self.talker(1)
         while (line := await self.line(talker)) is not None:
             assert 1 in skipping, f"got  {line}"
         skipping.discard(1)
@@ -364,8 +364,8 @@ class Stage(ABC):
         await self._quiet({"first": 1, "second": 2}[which], skipping)
 
     async def _quiet(self, connection: int, skipping: set[int]) -> None:
+        talker = await self.talker(connection)
         await self.settle()
-        talker = self.talkers[connection]
         while (line := talker.take_line()) is not None:
             assert connection in skipping, f"got  {line}"
         skipping.discard(connection)
@@ -601,7 +601,7 @@ class SocketStage(Stage):
     def pause(self, talker: Talker) -> None:
         """Stop reading from the socket, and make its buffer small."""
         transport: Any = talker.transport
-        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         transport.pauseProducing()
 
     def resume(self, talker: Talker) -> None:
@@ -660,7 +660,7 @@ class _Counting:
 
     def makeConnection(self, transport: Any) -> None:
         self._stage.open += 1
-        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         self._peer.makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
