@@ -89,7 +89,12 @@ class Subscription:
         if self.only_instance is not None and instance != self.only_instance:
             return False
         patterns = self.patterns
-        return pair in patterns or (stream, ANY) in patterns or (ANY, ANY) in patterns
+        return (
+            pair in patterns
+            or (stream, ANY) in patterns
+            or (ANY, instance) in patterns
+            or (ANY, ANY) in patterns
+        )
 
 
 class Group:
