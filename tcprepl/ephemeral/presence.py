@@ -288,7 +288,9 @@ class PresenceWriter:
         user_id, state = push.get("user_id"), push.get("presence")
         if not isinstance(user_id, str) or len(user_id) > 255 or server_of(user_id) != origin:
             return None
-        if state not in states.STATES or origin == self._server_name:
+        if not isinstance(state, str) or state not in states.STATES:
+            return None
+        if origin == self._server_name:
             return None
         if user_id not in self._users and len(self._users) >= MAX_USERS:
             return None
