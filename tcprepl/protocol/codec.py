@@ -54,7 +54,7 @@ _is_time = PATTERNS["time"].fullmatch
 #: Characters of an offending part that are looked at for a snippet.
 _SCANNED_CHARS: Final = 1_024
 #: Access tokens are recognised by what issues them, wherever they stand.
-_SECRETS = re.compile(r"(?i)(?:syt_|mat_|mct_|mcr_|MDAx)\S+|(?<=access_token=)[^&\s]+")
+_SECRETS = re.compile(r"(?i)(?:sy[tr]_|ma[tr]_|mc[tr]_|MDAx)\S+|(?<=access_token=)[^&\s]+")
 
 
 # -- what people may see ---------------------------------------------------------------------

@@ -335,6 +335,12 @@ def test_bytes_that_are_not_utf8_are_located(line: bytes, text: str) -> None:
         "REMOVE_PUSHER s3cret",
         "FROB s3cret",
         "syt_s3cret",
+        "syr_s3cret",
+        "mat_s3cret",
+        "mar_s3cret",
+        "mct_s3cret",
+        "mcr_s3cret",
+        "MDAxs3cret",
         "GET /?access_token=s3cret HTTP/1.1",
     ],
 )
