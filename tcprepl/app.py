@@ -26,21 +26,35 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.web.server import Request
 
-from tcprepl.config import Address, Config, RetentionSettings, TlsSettings
+from tcprepl.config import (
+    Address,
+    Config,
+    RetentionSettings,
+    TlsSettings,
+    parse_address,
+)
 from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.presence_peers import SyncListener
 from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.errors import ConfigError, TcpreplError
+from tcprepl.federation.edu import is_server_name
+from tcprepl.federation.receiver import Refused
+from tcprepl.federation.transport import AddressPolicy, SystemAndFile
+from tcprepl.federation.writer import OWN_STREAMS, FederationWriter
+from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.failures import describe_address
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.server import Peer, ReplicationServer
 from tcprepl.streams.log import Log
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.web.http import ApiError, Call
+from tcprepl.web.security import Gate
 from tcprepl.web.services import HttpLimits, WebServices
 from tcprepl.web.site import build_site
 
@@ -48,6 +62,8 @@ log = structlog.get_logger()
 
 #: Connections that may wait to be accepted: after a restart everybody comes at once.
 BACKLOG = 1_024
+#: How each certificate of a PEM file begins.
+BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
 class CannotListen(TcpreplError):
@@ -104,24 +120,30 @@ def tls_context(tls: TlsSettings) -> ssl.CertificateOptions:
     """
     pem = _read(tls.private_key) + b"\n" + _read(tls.certificate)
     certificate = _certificate(ssl.PrivateCertificate.loadPEM, pem, tls.certificate)
-    chain = _read(tls.certificate).split(b"-----BEGIN CERTIFICATE-----")[2:]
+    chain = _read(tls.certificate).split(BEGIN)[2:]
     extra = [
-        _certificate(
-            ssl.Certificate.loadPEM, b"-----BEGIN CERTIFICATE-----" + part, tls.certificate
-        ).original
+        _certificate(ssl.Certificate.loadPEM, BEGIN + part, tls.certificate).original
         for part in chain
     ]
-    trust = None
-    if tls.client_ca is not None:
-        trust = ssl.trustRootFromCertificates(
-            [_certificate(ssl.Certificate.loadPEM, _read(tls.client_ca), tls.client_ca)]
-        )
+    trust = None if tls.client_ca is None else trust_root(tls.client_ca)
     return ssl.CertificateOptions(
         privateKey=certificate.privateKey.original,
         certificate=certificate.original,
         extraCertChain=extra,
         trustRoot=trust,
         raiseMinimumTo=ssl.TLSVersion.TLSv1_2,
+    )
+
+
+def trust_root(path: Path) -> Any:
+    """Return trust in the certificates of a PEM file.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not hold what it should.
+    """
+    parts = _read(path).split(BEGIN)[1:] or [b""]
+    return ssl.trustRootFromCertificates(
+        [_certificate(ssl.Certificate.loadPEM, BEGIN + part, path) for part in parts]
     )
 
 
@@ -169,8 +191,34 @@ def _bounds(default: Bounds, settings: RetentionSettings) -> Bounds:
 
 
 def registry_of(config: Config) -> Registry:
-    """Return the built-in streams and those of the configuration."""
-    return Registry(StreamDef(s.name, durable=s.durable) for s in config.streams.extra)
+    """Return the built-in streams, those of federation and those of the configuration."""
+    extra = (StreamDef(s.name, durable=s.durable) for s in config.streams.extra)
+    return Registry((*map(StreamDef, OWN_STREAMS), *extra))
+
+
+def placed_servers(config: Config) -> dict[str, tuple[str, int]]:
+    """Return where servers are that the configuration has placed.
+
+    Raises:
+        ConfigError: a name or an address is none.
+    """
+    placed: dict[str, tuple[str, int]] = {}
+    for name, text in config.federation.resolve.items():
+        try:
+            address = parse_address(text)
+        except ValueError:
+            address = None
+        if address is None or address.host is None or not address.port or not is_server_name(name):
+            raise ConfigError(f"federation.resolve: {name}: {text!r}; expected HOST:PORT")
+        placed[name] = address.host, address.port
+    return placed
+
+
+def _trust(path: Path) -> SystemAndFile:
+    try:
+        return SystemAndFile(path)
+    except (OSError, ValueError, crypto.Error) as error:
+        raise ConfigError(f"federation.ca: {error}; expected a PEM file") from None
 
 
 class Server:
@@ -194,6 +242,7 @@ class Server:
         typing: Who is typing.
         presence: Who is online.
         receipts: Takes receipts.
+        federation: Queues EDUs for other servers, and takes theirs.
         replication_addresses: Where the line protocol listens.
         http_addresses: Where the HTTP API listens.
     """
@@ -205,6 +254,7 @@ class Server:
     typing: TypingWriter
     presence: PresenceWriter
     receipts: ReceiptsWriter
+    federation: FederationWriter
 
     def __init__(
         self, reactor: Any, config: Config, *, wall_ms: Callable[[], int] | None = None
@@ -264,10 +314,16 @@ class Server:
 
     def _build(self) -> None:
         config = self.config
+        self.federation = self._make_federation()
+        self._stops.append(("federation", self.federation.close))
+        queue = self.federation.send_queue
+        hosts = self.federation.hosts
         self.typing = TypingWriter(
             self._reactor,
             self.publisher.publish,
             config.server_name,
+            hosts_in_room=hosts,
+            send_edu=queue.send_to,
             position=self.log.position("typing", config.instance),
         )
         self.typing.start()
@@ -276,12 +332,25 @@ class Server:
             self._reactor,
             self.publisher.publish,
             config.server_name,
+            hosts_of_user=hosts.of_user,
+            send_presence=queue.send_presence,
             position=self.log.position("presence", config.instance),
             wall_ms=self._wall_ms,
         )
         self.presence.start()
         self._stops.append(("presence", self.presence.stop))
-        self.receipts = ReceiptsWriter(self._wall_ms, self.publisher.publish, config.server_name)
+        self.receipts = ReceiptsWriter(
+            self._wall_ms,
+            self.publisher.publish,
+            config.server_name,
+            hosts_in_room=hosts,
+            send_edu=queue.send_to,
+        )
+        self.federation.handle(
+            typing=self.typing.received_edu,
+            presence=self.presence.received_edu,
+            receipts=self.receipts.received_edu,
+        )
         self.replication = ReplicationServer(
             self._reactor,
             self.log,
@@ -293,14 +362,50 @@ class Server:
             epoch_s=time.time() - self._reactor.seconds(),
         )
         self._stops.append(("replication", self.replication.stop))
+        self.replication.on(FederationAckCommand, self._acknowledged)
         syncs = SyncListener(self._reactor, self.replication, self.presence)
         syncs.start()
         self._stops.append(("syncs", syncs.stop))
 
+    def _make_federation(self) -> FederationWriter:
+        config = self.config
+        settings = config.federation
+        return FederationWriter(
+            self._reactor,
+            server_name=config.server_name,
+            instance=config.instance,
+            log=self.log,
+            publish_json=self.publisher.publish_json,
+            guard=self._guard,
+            data_directory=config.data_directory,
+            signing_key=settings.signing_key,
+            senders=settings.senders,
+            trust=None if settings.ca is None else _trust(settings.ca),
+            policy=AddressPolicy(
+                settings.allowed_addresses, allow_private=settings.allow_private_addresses
+            ),
+            overrides=placed_servers(config),
+            wall_ms=self._wall_ms,
+            on_origin_up=lambda name: self.replication.broadcast(RemoteServerUpCommand(name)),
+        )
+
+    def _acknowledged(self, command: FederationAckCommand, peer: Peer) -> None:
+        self.federation.send_queue.acknowledge(command.instance or peer.name, command.token)
+
+    def _guard(self, request: Request) -> None:
+        """Let only our own processes queue EDUs."""
+        try:
+            Gate(self._secrets(), self.config.http.hosts).machine(Call(request, {}))
+        except ApiError as error:
+            raise Refused(error.status, error.errcode, error.message) from None
+
+    def _secrets(self) -> list[str]:
+        http = self.config.http
+        return [s.get_secret_value() for s in (http.token, http.replication_secret) if s]
+
     def _services(self) -> WebServices:
         config = self.config
         http = config.http
-        secrets = [s.get_secret_value() for s in (http.token, http.replication_secret) if s]
         return WebServices(
             reactor=self._reactor,
             log=self.log,
@@ -313,8 +418,11 @@ class Server:
             typing=self.typing,
             presence=self.presence,
             receipts=self.receipts,
+            edus=self.federation.send_queue,
+            acknowledge=self.federation.send_queue.acknowledge,
+            mounts=self.federation.resources(),
             ready=lambda: self._not_ready,
-            secrets=secrets,
+            secrets=self._secrets(),
             client_tokens={t.token.get_secret_value(): t.user_id for t in http.client_tokens},
             hosts=http.hosts,
             limits=HttpLimits(max_body_bytes=http.max_body_bytes),

@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -287,7 +288,7 @@ class TransactionReceiver:
                 f"expected at most {MAX_PDUS} and {MAX_EDUS}",
             )
         for number, raw in enumerate(transaction.edus):
-            await self._take_edu(origin, raw, f"{origin}/{transaction_id}/{number}")
+            await self._take_edu(origin, raw, _delivery_id(origin, transaction_id, number))
         answer = b'{"pdus":{}}'
         self._seen.put(origin, transaction_id, answer, self._now_ms())
         return 200, answer
@@ -321,6 +322,12 @@ class TransactionReceiver:
             )
         else:
             _received.labels("taken").inc()
+
+
+def _delivery_id(origin: ServerName, transaction_id: str, number: int) -> str:
+    """Return a short name for one EDU of a transaction."""
+    words = f"{origin}\0{transaction_id}\0{number}"
+    return "edu:" + sha256(words.encode("utf-8", "replace")).hexdigest()[:40]
 
 
 class SeenTransactions:

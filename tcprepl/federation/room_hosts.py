@@ -35,6 +35,7 @@ class RoomHosts:
             FederationError: The file is no usable database.
         """
         self._hosts: dict[str, frozenset[ServerName]] = {}
+        self._everywhere: frozenset[ServerName] | None = None
         self._connection: sqlite3.Connection | None = None
         if path is None:
             return
@@ -57,6 +58,12 @@ class RoomHosts:
     def __call__(self, room_id: str, /) -> Collection[ServerName]:
         """Return the servers of *room_id*; none for a room that is not known."""
         return self._hosts.get(room_id, frozenset())
+
+    def of_user(self, user_id: str, /) -> Collection[ServerName]:
+        """Return the servers of all rooms: a server that stands alone knows no members."""
+        if self._everywhere is None:
+            self._everywhere = frozenset().union(*self._hosts.values())
+        return self._everywhere
 
     def __len__(self) -> int:
         """Return how many rooms are known."""
@@ -82,6 +89,7 @@ class RoomHosts:
                 )
             else:
                 self._connection.execute("DELETE FROM room_hosts WHERE room_id=?", (room_id,))
+        self._everywhere = None
         if found:
             self._hosts[room_id] = found
         else:

@@ -27,6 +27,7 @@ from tcprepl.federation.edu import (
 )
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.streams.log import Appended, Log
+from tcprepl.streams.rows import PresenceRow
 
 logger = structlog.get_logger()
 
@@ -45,18 +46,6 @@ class Publish(Protocol):
     ) -> Deferred[Appended]:
         """Answer with the tokens that the rows got, once they are on disk."""
         ...
-
-
-class PresenceLike(Protocol):
-    """A presence state: `tcprepl.streams.rows.PresenceRow`, or our own `PresenceState`."""
-
-    user_id: str
-    state: str
-    last_active_ts: int
-    last_federation_update_ts: int
-    last_user_sync_ts: int
-    status_msg: str | None
-    currently_active: Any
 
 
 class SendQueue:
@@ -187,7 +176,7 @@ class SendQueue:
         return self.send_edus(edus, transaction_id=transaction_id)
 
     def send_presence(
-        self, state: PresenceLike, destinations: Collection[ServerName]
+        self, state: PresenceRow, destinations: Collection[ServerName], /
     ) -> Deferred[Appended | None]:
         """Queue a user's presence for several servers; a newer one of the user replaces it."""
         others = [name for name in dict.fromkeys(destinations) if name != self.server_name]
@@ -315,20 +304,3 @@ def collapse(rows: Iterable[tuple[Token, bytes]]) -> list[tuple[Token, bytes]]:
                 newest.pop(ident, None)
         newest[ident] = (token, row)
     return list(newest.values())
-
-
-class EduPort:
-    """The queue as the HTTP faces want it: one EDU, by its parts."""
-
-    def __init__(self, queue: SendQueue) -> None:
-        self._queue = queue
-
-    def send_edu(
-        self,
-        destination: ServerName,
-        edu_type: str,
-        content: Mapping[str, Any],
-        key: Sequence[str] | None = None,
-    ) -> Deferred[Appended | None]:
-        """Queue an EDU; answers once it is on disk."""
-        return self._queue.build_and_send_edu(destination, edu_type, content, key)

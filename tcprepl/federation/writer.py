@@ -25,7 +25,7 @@ from tcprepl.federation.receiver import (
 )
 from tcprepl.federation.resources import FederationServices, Guard, federation_resources
 from tcprepl.federation.room_hosts import RoomHosts
-from tcprepl.federation.send_queue import EduPort, Publish, SendQueue
+from tcprepl.federation.send_queue import Publish, SendQueue
 from tcprepl.federation.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.transport import AddressPolicy, FederationTransport
 from tcprepl.ids import InstanceName, ServerName
@@ -34,8 +34,12 @@ from tcprepl.streams.log import Log
 #: The stream of EDUs that came from other servers and have no stream of their own: rows are
 #: ``{"content", "edu_type", "origin"}``.
 RECEIVED_EDUS = "received_edus"
+#: The stream of to-device messages for our users, a row for each device.
+TO_DEVICE_MESSAGES = "to_device_messages"
 #: The stream that names users for whom there is a to-device message.
 TO_DEVICE_STREAM = "to_device"
+#: The streams of opaque rows that the registry has to know.
+OWN_STREAMS = (RECEIVED_EDUS, TO_DEVICE_MESSAGES)
 #: The name of the signing key's file in the data directory.
 SIGNING_KEY_FILE = "signing.key"
 
@@ -45,7 +49,6 @@ class FederationWriter:
 
     Attributes:
         send_queue: Queues EDUs for the senders.
-        edus: The same, as the HTTP faces want it.
         hosts: The servers of each room.
         signer: Our key.
         keyring: The keys of others.
@@ -77,7 +80,7 @@ class FederationWriter:
             reactor: The reactor.
             server_name: Who we are.
             instance: The name under which this process writes.
-            log: The log; ``federation`` is read and trimmed, and `RECEIVED_EDUS` announced.
+            log: The log; ``federation`` is read and trimmed, and `OWN_STREAMS` announced.
             publish_json: Appends rows (`Publisher.publish_json`).
             guard: Checks who may use the paths for our own processes.
             data_directory: Where to keep things; None keeps them in memory.
@@ -112,8 +115,8 @@ class FederationWriter:
             server_name, self.keyring, self._seen, wall_ms, on_origin_up=on_origin_up
         )
         self.send_queue = SendQueue(publish_json, log, server_name, instance, senders)
-        self.edus = EduPort(self.send_queue)
-        log.ensure(RECEIVED_EDUS, instance)
+        for stream in OWN_STREAMS:
+            log.ensure(stream, instance)
         self.receiver.on(None, self.publish_received)
         self.receiver.on(TO_DEVICE, self.publish_to_device)
 
@@ -166,7 +169,7 @@ class FederationWriter:
     async def publish_to_device(
         self, origin: ServerName, edu: ReceivedEdu, delivery_id: str, /
     ) -> None:
-        """Put to-device messages on the stream of received EDUs, and name who they are for.
+        """Put the messages for our users on the stream of messages, and name who they are for.
 
         Raises:
             ValueError: The sender is not a user of the origin, or it is for nobody here.
@@ -181,7 +184,22 @@ class FederationWriter:
         )
         if not ours:
             raise ValueError("messages: none is for a user of ours")
-        await self.publish_received(origin, edu, delivery_id)
+        rows = [
+            msgspec.json.encode(
+                {
+                    "sender": content.sender,
+                    "type": content.type,
+                    "message_id": content.message_id,
+                    "user_id": user_id,
+                    "device_id": device_id,
+                    "content": message,
+                }
+            )
+            for user_id in ours
+            for device_id, message in content.messages[user_id].items()
+        ]
+        if rows:
+            await self._publish(TO_DEVICE_MESSAGES, rows, transaction_id=delivery_id)
         await self._publish(
             TO_DEVICE_STREAM,
             [msgspec.json.encode([user_id]) for user_id in ours],
@@ -191,4 +209,6 @@ class FederationWriter:
 
 class _ToDevice(msgspec.Struct):
     sender: str
-    messages: dict[str, msgspec.Raw]
+    type: str
+    messages: dict[str, dict[str, msgspec.Raw]]
+    message_id: str | None = None
