@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -187,3 +188,84 @@ class RedisWire:
 def _resp(*words: bytes) -> bytes:
     parts = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
     return b"*%d\r\n" % len(words) + parts
+
+
+class Cutter:
+    """A TCP proxy on loopback that can be cut: connections end at once, new ones are refused."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._cut = False
+        #: Connections forwarded so far.
+        self.accepted = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cut()
+        self._listener.close()
+
+    def cut(self) -> None:
+        """End every connection without a word, and every new one until `mend`."""
+        with self._lock:
+            self._cut = True
+            for one in self._open:
+                _reset(one)
+            self._open.clear()
+
+    def mend(self) -> None:
+        """Forward new connections again."""
+        with self._lock:
+            self._cut = False
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            with self._lock:
+                if self._cut:
+                    _reset(near)
+                    continue
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target_port))
+                except OSError:
+                    _reset(near)
+                    continue
+                self._open |= {near, far}
+                self.accepted += 1
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while chunk := source.recv(65536):
+                sink.sendall(chunk)
+        with self._lock:
+            for one in (source, sink):
+                if one in self._open:
+                    self._open.discard(one)
+                    with suppress(OSError):
+                        one.shutdown(socket.SHUT_RDWR)
+                    one.close()
+
+
+def _reset(connection: socket.socket) -> None:
+    """Close *connection* with a reset, so that both ends notice at once."""
+    with suppress(OSError):
+        linger = struct.pack("ii", 1, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
