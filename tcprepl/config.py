@@ -107,6 +107,17 @@ def _addresses(value: object) -> object:
     return value
 
 
+def _host_port(value: str) -> str:
+    if parse_address(value).port is None:
+        raise ValueError("no port")
+    return value
+
+
+def _range(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
 def _seconds(value: object) -> object:
     if isinstance(value, str):
         found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)", value)
@@ -281,8 +292,11 @@ class FederationSettings(Settings):
     ca: Path | None = Field(
         default=None, description="the path of a PEM file to trust besides the system"
     )
-    resolve: Mapping[str, str] = Field(
+    resolve: Mapping[str, Annotated[str, AfterValidator(_host_port)]] = Field(
         default_factory=dict, description="HOST:PORT for each server name that is not looked up"
+    )
+    allowed_addresses: tuple[Annotated[str, AfterValidator(_range)], ...] = Field(
+        default=(), description="a list of address ranges such as 10.0.0.0/8"
     )
     allow_private_addresses: bool = Field(default=False, description="true or false")
 

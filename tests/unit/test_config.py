@@ -88,9 +88,16 @@ def test_all_faults_are_told_at_once() -> None:
                 "extra": [{"name": "b", "durabel": True}],
             },
             "log": {"level": "loud"},
+            "federation": {"resolve": {"a": "unix:/x", "b": "c"}, "allowed_addresses": ["10.0"]},
         }
     )
     assert sorted(found) == [
+        "federation.allowed_addresses.0: found '10.0'; expected a list of address ranges such "
+        "as 10.0.0.0/8",
+        "federation.resolve.a: found 'unix:/x'; expected HOST:PORT for each server name that is "
+        "not looked up",
+        "federation.resolve.b: found 'c'; expected HOST:PORT for each server name that is not "
+        "looked up",
         "http.listen: found 'nonsense'; expected HOST:PORT or a Twisted endpoint string, "
         "or a list of them",
         "http.tls.private_key: is missing; expected the path of a PEM file with the private key",
