@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "publish": ("tcprepl.cli.publish", "Append rows to a stream."),
     "tail": ("tcprepl.cli.tail", "Follow streams and print their rows."),
     "positions": ("tcprepl.cli.positions", "Print where every stream is."),
+    "poll": ("tcprepl.cli.poll", "Follow streams over HTTP, by long poll."),
     "record": ("tcprepl.cli.record", "Write what a server sends into a file."),
     "replay": ("tcprepl.cli.replay", "Publish the rows of a recording again."),
     "typing": ("tcprepl.cli.typing", "Say that a user types, or has stopped."),

@@ -1,9 +1,10 @@
 """Who a client of the Matrix paths is: bearer tokens, and the user they speak for.
 
 A configured token is that of an application service: it speaks for the user it is configured
-for, or for whom the request names with ``user_id``. ``POST /login`` turns one into a token for
-one user. Such a token holds the user and a MAC under the configured token: nothing is stored,
-so it is good for as long as the configured token is.
+for, or for whom the request names with ``user_id``. Where nothing at all is configured, the
+processes of this machine are trusted to say for whom they speak. ``POST /login`` turns a
+configured token into one for one user, which holds the user and a MAC under the configured
+one: nothing is stored, so it is good for as long as the configured token is.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ class ClientTokens:
             ApiError: 401 without a good token, 403 for somebody else's user, 400 when nobody
                 is named.
         """
-        token = self.token_of(call)
-        bound = self._bound_user(token)
+        bound = self._bound_user(self.token_of(call)) if self._tokens else None
         asked = call.param("user_id")
         user = bound or asked or path_user
         if user is None:

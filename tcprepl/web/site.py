@@ -11,6 +11,7 @@ from tcprepl.web.health import Health
 from tcprepl.web.http import Root, Route, Router
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
+from tcprepl.web.openapi import Document
 from tcprepl.web.security import Gate
 from tcprepl.web.services import WebServices
 from tcprepl.web.status import Board
@@ -18,18 +19,20 @@ from tcprepl.web.status import Board
 
 def build_site(services: WebServices) -> LimitedSite:
     """Return the site that serves *services*; ``listenTCP`` takes it."""
-    gate = Gate(services.secrets, services.hosts)
+    gate = Gate(services.secrets, services.hosts, client_tokens=services.client_tokens)
     ingest = Ingest(services)
     health = Health(services)
     polls = LongPoll(services)
     catch_up = CatchUp(services)
     clients = ClientApi(services, ingest)
     board = Board(services, health.reason)
+    description = Document()
 
     def routes() -> Iterator[Route]:
         yield Route("GET", "/health", health.get_health, gate.open)
         yield Route("GET", "/metrics", health.get_metrics, gate.person)
         yield Route("GET", "/", board.get_page, gate.person)
+        yield Route("GET", "/openapi.json", description.get_document, gate.open)
         yield Route("GET", "/_tcprepl/v1/status", board.get_status, gate.person)
         yield Route("GET", "/_tcprepl/v1/events", board.get_events, gate.person)
         yield Route("GET", "/_synapse/replication", polls.get_replication, gate.machine)
@@ -39,12 +42,14 @@ def build_site(services: WebServices) -> LimitedSite:
             catch_up.get_updates,
             gate.machine,
         )
-        yield from clients.routes(gate.open)
+        yield from clients.routes(gate.client)
         yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
 
+    served = tuple(routes())
+    description.describe(served)
     bounds = services.limits
     site = LimitedSite(
-        Root(Router(tuple(routes())), services.mounts),
+        Root(Router(served), services.mounts),
         services.reactor,
         max_body_bytes=bounds.max_body_bytes,
         max_bodies_bytes=bounds.max_bodies_bytes,

@@ -1,0 +1,145 @@
+"""``tcprepl poll``: follow streams over HTTP, where the line protocol cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from tcprepl.cli.api import Api
+from tcprepl.cli.arguments import SECONDS, URL
+from tcprepl.cli.output import write_out
+from tcprepl.config import DEFAULT_HTTP
+
+#: How long one request waits at the server.
+POLL_S = 25.0
+
+
+class Poller:
+    """Asks again and again, each time for what is beyond the last answer.
+
+    Args:
+        api: The server.
+        positions: Where to begin, by the name of the stream or table.
+        limit: Most rows of a table in one answer.
+    """
+
+    def __init__(self, api: Api, positions: dict[str, str], limit: int) -> None:
+        self._api = api
+        self._limit = limit
+        self.positions = positions
+
+    def ask(self, timeout_s: float) -> list[tuple[str, dict[str, Any]]]:
+        """Return the tables of one answer, by name, and go on from their positions."""
+        query = {
+            **self.positions,
+            "timeout": str(int(timeout_s * 1000)),
+            "limit": str(self._limit),
+        }
+        answer = self._api.get("/_synapse/replication", query)
+        for name, table in answer.items():
+            if name in self.positions:
+                self.positions[name] = str(table["position"])
+        return list(answer.items())
+
+
+def now_of(api: Api) -> dict[str, str]:
+    """Return the present position of every stream and table."""
+    table = api.get("/_synapse/replication", {"streams": "-1"})["streams"]
+    return {name: str(position) for name, position in table["rows"]}
+
+
+def lines_of(name: str, table: dict[str, Any], *, as_json: bool) -> Iterator[bytes]:
+    """Yield the rows of *table* as lines: ``TABLE POSITION [...]``, or objects."""
+    columns = table["field_names"]
+    for position, *cells in table["rows"]:
+        if as_json:
+            row = dict(zip(columns[1:], cells, strict=True))
+            line = json.dumps({"table": name, "position": position, "row": row})
+        else:
+            line = f"{name} {position} {json.dumps(cells, separators=(',', ':'))}"
+        yield line.encode() + b"\n"
+
+
+@click.command("poll")
+@click.argument("stream", nargs=-1)
+@click.option(
+    "--url",
+    type=URL,
+    default=f"http://{DEFAULT_HTTP}",
+    envvar="TCPREPL_TO",
+    show_default=True,
+    show_envvar=True,
+    help="The server to ask: the URL of its HTTP side.",
+)
+@click.option(
+    "--token",
+    envvar="TCPREPL_TOKEN",
+    show_envvar=True,
+    help="The bearer token, where the server has one.",
+)
+@click.option(
+    "--since",
+    default="now",
+    show_default=True,
+    metavar="now|start|POSITION",
+    help="Where to begin: with what comes now, with everything held, or after POSITION.",
+)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True)
+@click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
+@click.option("--for", "for_s", type=SECONDS, help="End after this many seconds.")
+@click.option("--until-head", is_flag=True, help="End when all that is there now was printed.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each row.")
+def command(
+    stream: tuple[str, ...],
+    url: str,
+    token: str | None,
+    since: str,
+    limit: int,
+    count: int | None,
+    for_s: float | None,
+    until_head: bool,
+    as_json: bool,
+) -> int:
+    """Follow each STREAM or table (all of them by default) by long poll.
+
+    Each row is a line: TABLE POSITION [CELL, ...]. A position is a number, or names several
+    writers, as in master~12,persister1~40. A server that is away is waited for. Ctrl-C ends.
+
+    \b
+    Example:
+      $ tcprepl poll typing --since start --count 1
+      typing 1 ["!room:example.com","[\\"@alice:example.com\\"]"]
+    """
+    if since not in ("now", "start") and len(stream) != 1:
+        raise click.UsageError("--since POSITION needs one STREAM: each has positions of its own")
+    retry_s = 60.0 if for_s is None else for_s
+    api = Api(url, token, retry_s=0.0 if until_head else retry_s)
+    deadline = None if for_s is None else time.monotonic() + for_s
+    try:
+        present = now_of(api)
+        asked = stream or tuple(present)
+        begin = {"now": present, "start": {}}.get(since)
+        default = "-1" if since in ("now", "start") else since
+        positions = {name: (begin or {}).get(name, default) for name in asked}
+        poller = Poller(api, positions, limit)
+        left = count
+        while deadline is None or time.monotonic() < deadline:
+            wait_s = POLL_S if deadline is None else min(POLL_S, deadline - time.monotonic())
+            before = dict(poller.positions)
+            answer = poller.ask(0.0 if until_head else max(0.0, wait_s))
+            for name, table in answer:
+                lines = list(lines_of(name, table, as_json=as_json))[:left]
+                write_out(b"".join(lines))
+                if left is not None:
+                    left -= len(lines)
+            if left == 0 or (until_head and poller.positions == before):
+                break
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        api.close()
+    return 0
