@@ -145,8 +145,8 @@ def _body(schema: Json) -> Json:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
-_GUARDED = {"security": [{"secret": []}, {}]}
-_CLIENT = {"security": [{"token": []}, {}]}
+_GUARDED: Json = {"security": [{"secret": []}, {}]}
+_CLIENT: Json = {"security": [{"token": []}, {}]}
 _IDENTITY = [
     _query("user_id", _TEXT, "For whom the token speaks, where it may speak for several."),
     _query("access_token", _TEXT, "The token; the header is the better place."),
