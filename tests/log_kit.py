@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from tcprepl.errors import (
     LogUnavailable,
@@ -63,9 +65,14 @@ def make_registry() -> Registry:
 def result(deferred: Deferred[Any]) -> Any:
     """Return what *deferred* has fired with; raise its failure."""
     found: list[Any] = []
-    deferred.addBoth(found.append)
+
+    def look(answer: Any) -> Any:
+        found.append(answer)
+        return None if isinstance(answer, Failure) else answer
+
+    deferred.addBoth(look)
     assert found, "has not fired"
-    if hasattr(found[0], "raiseException"):
+    if isinstance(found[0], Failure):
         found[0].raiseException()
     return found[0]
 
@@ -127,20 +134,30 @@ def check(function: Callable[[Make], None]) -> Callable[[Make], None]:
     return function
 
 
+def each(*streams: str) -> Callable[[Callable[[Make, str], None]], Callable[[Make, str], None]]:
+    """Take a function into the kit, once for each of *streams*."""
+
+    def decorate(function: Callable[[Make, str], None]) -> Callable[[Make, str], None]:
+        for stream in streams:
+            CHECKS[f"{function.__name__}-{stream}"] = partial(function, stream=stream)
+        return function
+
+    return decorate
+
+
 def check_log(make: Make) -> None:
     """Run every check on stores that *make* makes."""
     for function in CHECKS.values():
         function(make)
 
 
-@check
-def tokens_ascend_from_one_and_the_answer_says_which(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            assert add(store, stream, row("a")) == Appended(stream, "w", 1, 1)
-            assert add(store, stream, row("b"), row("c")) == Appended(stream, "w", 2, 3)
-            assert store.log.position(stream, "w") == 3
-            assert read_all(store.log, stream, 0) == [(1, row("a")), (2, row("b")), (3, row("c"))]
+@each(DURABLE, EPHEMERAL)
+def tokens_ascend_from_one_and_the_answer_says_which(make: Make, stream: str) -> None:
+    with make() as store:
+        assert add(store, stream, row("a")) == Appended(stream, "w", 1, 1)
+        assert add(store, stream, row("b"), row("c")) == Appended(stream, "w", 2, 3)
+        assert store.log.position(stream, "w") == 3
+        assert read_all(store.log, stream, 0) == [(1, row("a")), (2, row("b")), (3, row("c"))]
 
 
 @check
@@ -159,31 +176,29 @@ def the_rows_of_a_batch_share_one_token(make: Make) -> None:
         assert list(page.tokens) == [1, 2, 2, 3]
 
 
-@check
-def given_tokens_are_used_and_must_ascend(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            rows = [row("a"), row("b"), row("c")]
-            assert add(store, stream, *rows, tokens=[5, 5, 9]) == Appended(stream, "w", 5, 9)
-            assert read_all(store.log, stream, 0) == [(5, rows[0]), (5, rows[1]), (9, rows[2])]
-            assert add(store, stream, *rows, tokens=[10, 11, 12]).last == 12
-            assert add(store, stream, *rows, tokens=[13, 15, 15]).last == 15
-            for bad in ([15], [14], [16, 15], [MAX_TOKEN + 1]):
-                with pytest.raises(TokenOrder):
-                    store.log.append(stream, "w", rows[: len(bad)], tokens=bad)
-            assert add(store, stream, row("d")).first == 16
+@each(DURABLE, EPHEMERAL)
+def given_tokens_are_used_and_must_ascend(make: Make, stream: str) -> None:
+    with make() as store:
+        rows = [row("a"), row("b"), row("c")]
+        assert add(store, stream, *rows, tokens=[5, 5, 9]) == Appended(stream, "w", 5, 9)
+        assert read_all(store.log, stream, 0) == [(5, rows[0]), (5, rows[1]), (9, rows[2])]
+        assert add(store, stream, *rows, tokens=[10, 11, 12]).last == 12
+        assert add(store, stream, *rows, tokens=[13, 15, 15]).last == 15
+        for bad in ([15], [14], [16, 15], [MAX_TOKEN + 1]):
+            with pytest.raises(TokenOrder):
+                store.log.append(stream, "w", rows[: len(bad)], tokens=bad)
+        assert add(store, stream, row("d")).first == 16
 
 
-@check
-def tokens_end_at_the_largest(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            add(store, stream, row("a"), tokens=[MAX_TOKEN])
-            with pytest.raises(TokenOrder):
-                store.log.append(stream, "w", [row("b")])
-            with pytest.raises(TokenOrder):
-                store.log.advance(stream, "w", MAX_TOKEN + 1)
-            assert read_all(store.log, stream, 0) == [(MAX_TOKEN, row("a"))]
+@each(DURABLE, EPHEMERAL)
+def tokens_end_at_the_largest(make: Make, stream: str) -> None:
+    with make() as store:
+        add(store, stream, row("a"), tokens=[MAX_TOKEN])
+        with pytest.raises(TokenOrder):
+            store.log.append(stream, "w", [row("b")])
+        with pytest.raises(TokenOrder):
+            store.log.advance(stream, "w", MAX_TOKEN + 1)
+        assert read_all(store.log, stream, 0) == [(MAX_TOKEN, row("a"))]
 
 
 @check
@@ -240,208 +255,197 @@ def instances_are_apart(make: Make) -> None:
         assert store.log.pairs() == [(DURABLE, "one"), (DURABLE, "two")]
 
 
-@check
-def listeners_hear_in_order_and_before_the_answer(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            heard: list[Any] = []
-            store.log.add_listener(lambda block: heard.append((block.first, block.last)))
-            store.log.add_position_listener(lambda *moved: heard.append(moved))
-            for count in (1, 2, 1):
-                waiting = store.log.append(stream, "w", [row("a")] * count)
-                waiting.addCallback(lambda answer: heard.append(answer.last))
-                store.settle()
-            moved = store.log.advance(stream, "w", 9)
-            moved.addCallback(heard.append)
+@each(DURABLE, EPHEMERAL)
+def listeners_hear_in_order_and_before_the_answer(make: Make, stream: str) -> None:
+    with make() as store:
+        heard: list[Any] = []
+        store.log.add_listener(lambda block: heard.append((block.first, block.last)))
+        store.log.add_position_listener(lambda *moved: heard.append(moved))
+        for count in (1, 2, 1):
+            waiting = store.log.append(stream, "w", [row("a")] * count)
+            waiting.addCallback(lambda answer: heard.append(answer.last))
             store.settle()
-            assert heard == [(1, 1), 1, (2, 3), 3, (4, 4), 4, (stream, "w", 4, 9), None]
-            assert store.log.position(stream, "w") == 9
+        moved = store.log.advance(stream, "w", 9)
+        moved.addCallback(heard.append)
+        store.settle()
+        assert heard == [(1, 1), 1, (2, 3), 3, (4, 4), 4, (stream, "w", 4, 9), None]
+        assert store.log.position(stream, "w") == 9
 
 
-@check
-def a_block_says_what_was_appended(make: Make) -> None:
-    for stream in (DURABLE, STATES):
-        with make() as store:
-            heard: list[Block] = []
-            store.log.add_listener(heard.append)
-            add(store, stream, typing("!a"), typing("!bb", "@x"))
-            (block,) = heard
-            assert (block.stream, block.instance, list(block.tokens)) == (stream, "w", [1, 2])
-            assert block.written_ms == START_MS
-            lines = block.lines.split(b"\n")
-            assert block.longest_line_bytes == max(map(len, lines))
-            assert list(block.ends) == [len(lines[0]) + 1, len(block.lines)]
-            assert block.lines == store.log.read(stream, "w", 0, 2).lines
+@each(DURABLE, STATES)
+def a_block_says_what_was_appended(make: Make, stream: str) -> None:
+    with make() as store:
+        heard: list[Block] = []
+        store.log.add_listener(heard.append)
+        add(store, stream, typing("!a"), typing("!bb", "@x"))
+        (block,) = heard
+        assert (block.stream, block.instance, list(block.tokens)) == (stream, "w", [1, 2])
+        assert block.written_ms == START_MS
+        lines = block.lines.split(b"\n")
+        assert block.longest_line_bytes == max(map(len, lines))
+        assert list(block.ends) == [len(lines[0]) + 1, len(block.lines)]
+        assert block.lines == store.log.read(stream, "w", 0, 2).lines
 
 
-@check
-def a_listener_that_fails_keeps_nothing_from_the_others(make: Make) -> None:
+@each(DURABLE, EPHEMERAL)
+def a_listener_that_fails_keeps_nothing_from_the_others(make: Make, stream: str) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("on purpose")
 
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            heard: list[Any] = []
-            store.log.add_listener(broken)
-            store.log.add_listener(lambda block: heard.append(block.last))
-            store.log.add_position_listener(broken)
-            store.log.add_position_listener(lambda *moved: heard.append(moved[3]))
-            add(store, stream, row("a"))
-            result_of = store.log.advance(stream, "w", 3)
+    with make() as store:
+        heard: list[Any] = []
+        store.log.add_listener(broken)
+        store.log.add_listener(lambda block: heard.append(block.last))
+        store.log.add_position_listener(broken)
+        store.log.add_position_listener(lambda *moved: heard.append(moved[3]))
+        add(store, stream, row("a"))
+        result_of = store.log.advance(stream, "w", 3)
+        store.settle()
+        assert result(result_of) is None
+        assert heard == [1, 3]
+
+
+@each(DURABLE, EPHEMERAL)
+def a_listener_that_appends_is_heard_in_order_by_all(make: Make, stream: str) -> None:
+    with make() as store:
+        early: list[int] = []
+        late: list[int] = []
+
+        def answer_back(block: Block) -> None:
+            early.append(block.last)
+            if block.last < 3:
+                store.log.append(block.stream, "w", [row("again")])
+
+        store.log.add_listener(answer_back)
+        store.log.add_listener(lambda block: late.append(block.last))
+        add(store, stream, row("a"))
+        for _ in range(3):
             store.settle()
-            assert result(result_of) is None
-            assert heard == [1, 3]
+        assert early == late == [1, 2, 3]
 
 
-@check
-def a_listener_that_appends_is_heard_in_order_by_all(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            early: list[int] = []
-            late: list[int] = []
-
-            def answer_back(block: Block, store: Store = store, early: list[int] = early) -> None:
-                early.append(block.last)
-                if block.last < 3:
-                    store.log.append(block.stream, "w", [row("again")])
-
-            store.log.add_listener(answer_back)
-            store.log.add_listener(lambda block, late=late: late.append(block.last))
-            add(store, stream, row("a"))
-            for _ in range(3):
-                store.settle()
-            assert early == late == [1, 2, 3]
-
-
-@check
-def a_position_moves_without_rows_and_never_back(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            heard: list[Any] = []
-            store.log.add_position_listener(lambda *moved, heard=heard: heard.append(moved[2:]))
-            for token in (4, 4, 8):
-                waiting = store.log.advance(stream, "w", token)
-                store.settle()
-                assert result(waiting) is None
-            assert heard == [(0, 4), (4, 8)]
-            with pytest.raises(TokenOrder):
-                store.log.advance(stream, "w", 7)
-            assert add(store, stream, row("a")).first == 9
-            assert store.log.read(stream, "w", 0, 20).upto == 9
-            assert store.log.read(stream, "w", 4, 8) == Page((), b"", (), 8, False, 0)
-
-
-@check
-def a_read_is_half_open_and_bounded_by_the_position(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL, STATES):
-        with make() as store:
-            rows = [typing(f"!{index}") for index in range(10)]
-            add(store, stream, *rows[:4])
-            add(store, stream, *rows[4:])
-            everything = list(enumerate(rows, 1))
-            for after in range(11):
-                for upto in range(12):
-                    page = store.log.read(stream, "w", after, upto)
-                    assert rows_in(page) == everything[after : max(after, upto)]
-                    assert page.upto == max(after, min(upto, 10))
-                    assert not page.limited
-            with pytest.raises(TokenFromFuture) as caught:
-                store.log.read(stream, "w", 11, 12)
-            assert (caught.value.token, caught.value.held) == (11, 10)
-
-
-@check
-def limits_never_part_a_token(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            tokens = [1, 2, 2, 2, 3, 5, 5, 6]
-            rows = [row(str(index)) for index in range(len(tokens))]
-            add(store, stream, *rows[:5], tokens=tokens[:5])
-            add(store, stream, *rows[5:], tokens=tokens[5:])
-            everything = list(zip(tokens, rows, strict=True))
-            for limit in range(1, 10):
-                page = store.log.read(stream, "w", 0, 99, limit_rows=limit)
-                assert len(page.tokens) <= max(limit, 1)
-                assert page.limited == (len(page.tokens) < 8)
-                assert read_all(store.log, stream, 0, limit_rows=limit) == everything
-                assert read_all(store.log, stream, 0, limit_bytes=limit * 25) == everything
-                assert read_all(store.log, stream, 1, 5, limit_rows=limit) == everything[1:7]
-            page = store.log.read(stream, "w", 1, 99, limit_rows=1)
-            assert (list(page.tokens), page.upto, page.limited) == ([2, 2, 2], 2, True)
-
-
-@check
-def what_was_trimmed_is_said_to_be_gone(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make() as store:
-            log = store.log
-            add(store, stream, *[row(str(index)) for index in range(4)])
-            add(store, stream, *[row(str(index)) for index in range(4)])
-            for upto in (2, 1, 4):
-                log.trim(stream, "w", upto)
-                store.settle()
-            assert log.floor(stream, "w") == log.restart_point(stream, "w") == 4
-            with pytest.raises(TokenTooOld, match="acknowledged") as caught:
-                log.read(stream, "w", 3, 8)
-            assert (caught.value.token, caught.value.held) == (3, 4)
-            with pytest.raises(TokenTooOld):
-                log.read(stream, "w", 0, 8, compacted=True)
-            assert [token for token, _ in read_all(log, stream, 4)] == [5, 6, 7, 8]
-            log.trim(stream, "w", 6)
+@each(DURABLE, EPHEMERAL)
+def a_position_moves_without_rows_and_never_back(make: Make, stream: str) -> None:
+    with make() as store:
+        heard: list[Any] = []
+        store.log.add_position_listener(lambda *moved: heard.append(moved[2:]))
+        for token in (4, 4, 8):
+            waiting = store.log.advance(stream, "w", token)
             store.settle()
-            assert [token for token, _ in read_all(log, stream, 6)] == [7, 8]
-            log.trim(stream, "w", 99)
+            assert result(waiting) is None
+        assert heard == [(0, 4), (4, 8)]
+        with pytest.raises(TokenOrder):
+            store.log.advance(stream, "w", 7)
+        assert add(store, stream, row("a")).first == 9
+        assert store.log.read(stream, "w", 0, 20).upto == 9
+        assert store.log.read(stream, "w", 4, 8) == Page((), b"", (), 8, False, 0)
+
+
+@each(DURABLE, EPHEMERAL, STATES)
+def a_read_is_half_open_and_bounded_by_the_position(make: Make, stream: str) -> None:
+    with make() as store:
+        rows = [typing(f"!{index}") for index in range(10)]
+        add(store, stream, *rows[:4])
+        add(store, stream, *rows[4:])
+        everything = list(enumerate(rows, 1))
+        for after in range(11):
+            for upto in range(12):
+                page = store.log.read(stream, "w", after, upto)
+                assert rows_in(page) == everything[after : max(after, upto)]
+                assert page.upto == max(after, min(upto, 10))
+                assert not page.limited
+        with pytest.raises(TokenFromFuture) as caught:
+            store.log.read(stream, "w", 11, 12)
+        assert (caught.value.token, caught.value.held) == (11, 10)
+
+
+@each(DURABLE, EPHEMERAL)
+def limits_never_part_a_token(make: Make, stream: str) -> None:
+    with make() as store:
+        tokens = [1, 2, 2, 2, 3, 5, 5, 6]
+        rows = [row(str(index)) for index in range(len(tokens))]
+        add(store, stream, *rows[:5], tokens=tokens[:5])
+        add(store, stream, *rows[5:], tokens=tokens[5:])
+        everything = list(zip(tokens, rows, strict=True))
+        for limit in range(1, 10):
+            page = store.log.read(stream, "w", 0, 99, limit_rows=limit)
+            assert len(page.tokens) <= max(limit, 1)
+            assert page.limited == (len(page.tokens) < 8)
+            assert read_all(store.log, stream, 0, limit_rows=limit) == everything
+            assert read_all(store.log, stream, 0, limit_bytes=limit * 25) == everything
+            assert read_all(store.log, stream, 1, 5, limit_rows=limit) == everything[1:7]
+        page = store.log.read(stream, "w", 1, 99, limit_rows=1)
+        assert (list(page.tokens), page.upto, page.limited) == ([2, 2, 2], 2, True)
+
+
+@each(DURABLE, EPHEMERAL)
+def what_was_trimmed_is_said_to_be_gone(make: Make, stream: str) -> None:
+    with make() as store:
+        log = store.log
+        add(store, stream, *[row(str(index)) for index in range(4)])
+        add(store, stream, *[row(str(index)) for index in range(4)])
+        for upto in (2, 1, 4):
+            log.trim(stream, "w", upto)
             store.settle()
-            assert log.floor(stream, "w") == log.position(stream, "w") == 8
-            assert log.read(stream, "w", 8, 99) == Page((), b"", (), 8, False, 0)
-            assert add(store, stream, row("new")).first == 9
-            assert read_all(log, stream, 8) == [(9, row("new"))]
+        assert log.floor(stream, "w") == log.restart_point(stream, "w") == 4
+        with pytest.raises(TokenTooOld, match="acknowledged") as caught:
+            log.read(stream, "w", 3, 8)
+        assert (caught.value.token, caught.value.held) == (3, 4)
+        with pytest.raises(TokenTooOld):
+            log.read(stream, "w", 0, 8, compacted=True)
+        assert [token for token, _ in read_all(log, stream, 4)] == [5, 6, 7, 8]
+        log.trim(stream, "w", 6)
+        store.settle()
+        assert [token for token, _ in read_all(log, stream, 6)] == [7, 8]
+        log.trim(stream, "w", 99)
+        store.settle()
+        assert log.floor(stream, "w") == log.position(stream, "w") == 8
+        assert log.read(stream, "w", 8, 99) == Page((), b"", (), 8, False, 0)
+        assert add(store, stream, row("new")).first == 9
+        assert read_all(log, stream, 8) == [(9, row("new"))]
 
 
 def _bounded(**bounds: Any) -> Retention:
     return Retention(durable=Bounds(**bounds), ephemeral=Bounds(**bounds), recent_bytes=60)
 
 
-@check
-def rows_go_by_their_number(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make(_bounded(max_rows=3)) as store:
-            for index in range(6):
-                add(store, stream, row(str(index)))
-                store.settle()
-            assert store.log.floor(stream, "w") == 3
-            assert [token for token, _ in read_all(store.log, stream, 3)] == [4, 5, 6]
-            with pytest.raises(TokenTooOld, match="max_rows=3"):
-                store.log.read(stream, "w", 2, 6)
-
-
-@check
-def rows_go_by_their_bytes(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make(_bounded(max_bytes=100)) as store:
-            for index in range(6):
-                add(store, stream, row(str(index)))
-                store.settle()
-            held = store.log.read(stream, "w", store.log.floor(stream, "w"), 9)
-            assert 50 < len(held.lines) <= 100
-            with pytest.raises(TokenTooOld, match="max_bytes=100"):
-                store.log.read(stream, "w", 0, 6)
-
-
-@check
-def rows_go_by_their_age(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make(_bounded(max_age_s=10)) as store:
-            add(store, stream, row("a"))
-            store.now_ms += 6_000
-            add(store, stream, row("b"))
-            store.now_ms += 6_000
-            add(store, stream, row("c"))
+@each(DURABLE, EPHEMERAL)
+def rows_go_by_their_number(make: Make, stream: str) -> None:
+    with make(_bounded(max_rows=3)) as store:
+        for index in range(6):
+            add(store, stream, row(str(index)))
             store.settle()
-            assert store.log.floor(stream, "w") == 1
-            with pytest.raises(TokenTooOld, match="max_age_s=10"):
-                store.log.read(stream, "w", 0, 6)
-            assert [token for token, _ in read_all(store.log, stream, 1)] == [2, 3]
+        assert store.log.floor(stream, "w") == 3
+        assert [token for token, _ in read_all(store.log, stream, 3)] == [4, 5, 6]
+        with pytest.raises(TokenTooOld, match="max_rows=3"):
+            store.log.read(stream, "w", 2, 6)
+
+
+@each(DURABLE, EPHEMERAL)
+def rows_go_by_their_bytes(make: Make, stream: str) -> None:
+    with make(_bounded(max_bytes=100)) as store:
+        for index in range(6):
+            add(store, stream, row(str(index)))
+            store.settle()
+        held = store.log.read(stream, "w", store.log.floor(stream, "w"), 9)
+        assert 50 < len(held.lines) <= 100
+        with pytest.raises(TokenTooOld, match="max_bytes=100"):
+            store.log.read(stream, "w", 0, 6)
+
+
+@each(DURABLE, EPHEMERAL)
+def rows_go_by_their_age(make: Make, stream: str) -> None:
+    with make(_bounded(max_age_s=10)) as store:
+        add(store, stream, row("a"))
+        store.now_ms += 6_000
+        add(store, stream, row("b"))
+        store.now_ms += 6_000
+        add(store, stream, row("c"))
+        store.settle()
+        assert store.log.floor(stream, "w") == 1
+        with pytest.raises(TokenTooOld, match="max_age_s=10"):
+            store.log.read(stream, "w", 0, 6)
+        assert [token for token, _ in read_all(store.log, stream, 1)] == [2, 3]
 
 
 @check
@@ -456,18 +460,17 @@ def one_stream_may_have_bounds_of_its_own(make: Make) -> None:
         assert store.log.floor("pushers", "w") == 0
 
 
-@check
-def a_transaction_id_makes_a_retry_safe(make: Make) -> None:
-    for stream in (DURABLE, EPHEMERAL):
-        with make(Retention(transaction_age_s=60)) as store:
-            first = add(store, stream, row("a"), row("b"), transaction_id="t1")
-            assert add(store, stream, row("a"), row("b"), transaction_id="t1") == first
-            assert add(store, stream, row("c"), transaction_id="t2").first == 3
-            other = "pushers" if stream == DURABLE else STATES
-            assert add(store, other, row("a"), transaction_id="t1").first == 1
-            store.now_ms += 61_000
-            assert add(store, stream, row("a"), transaction_id="t1").first == 4
-            assert len(read_all(store.log, stream, 0)) == 4
+@each(DURABLE, EPHEMERAL)
+def a_transaction_id_makes_a_retry_safe(make: Make, stream: str) -> None:
+    with make(Retention(transaction_age_s=60)) as store:
+        first = add(store, stream, row("a"), row("b"), transaction_id="t1")
+        assert add(store, stream, row("a"), row("b"), transaction_id="t1") == first
+        assert add(store, stream, row("c"), transaction_id="t2").first == 3
+        other = "pushers" if stream == DURABLE else STATES
+        assert add(store, other, row("a"), transaction_id="t1").first == 1
+        store.now_ms += 61_000
+        assert add(store, stream, row("a"), transaction_id="t1").first == 4
+        assert len(read_all(store.log, stream, 0)) == 4
 
 
 @check

@@ -137,13 +137,12 @@ def cut_page(
 def _token_boundary(
     block: Block, start: int, stop: int, room_rows: int, last_offset: int, must: bool
 ) -> int:
-    """Return where to end within a block so that no token is parted.
+    """Return where to end within a block that does not fit, so that no token is parted.
 
     *must* says that at least one token has to fit, even if it exceeds the limits.
     """
     end = min(start + max(room_rows, 0), bisect_right(block.ends, last_offset, start, stop))
-    if end < stop:
-        end = bisect_left(block.tokens, block.tokens[end], start, stop)
+    end = bisect_left(block.tokens, block.tokens[end], start, stop)
     if end == start and must:
         end = bisect_right(block.tokens, block.tokens[start], start, stop)
     return end

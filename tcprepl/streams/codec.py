@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from math import isfinite
 from typing import Any, NoReturn, TypeAlias, get_args, overload
 
@@ -217,19 +218,18 @@ class RowCodec:
         raise BadRow(self.stream, field, _snippet(value), expected, index) from None
 
 
-class Rows(Sequence[Any]):
-    """The rows of one batch, decoded only when somebody looks.
+class Rows(Struct, gc=False, eq=False):
+    """The rows of one batch, a sequence decoded only when somebody looks.
+
+    A worker makes one for each batch that it receives, so its constructor is in C.
 
     Attributes:
         raw: The rows as they came, JSON bytes.
     """
 
-    __slots__ = ("_codec", "_decoded", "raw")
-
-    def __init__(self, codec: RowCodec, raw: Sequence[bytes]) -> None:
-        self.raw = raw
-        self._codec = codec
-        self._decoded: list[Any] | None = None
+    _codec: RowCodec
+    raw: Sequence[bytes]
+    _decoded: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -248,9 +248,13 @@ class Rows(Sequence[Any]):
         return self._codec.decode(self.raw[index])
 
     def __iter__(self) -> Iterator[Any]:
-        if self._decoded is None:
-            self._decoded = self._codec.decode_all(self.raw)
-        return iter(self._decoded)
+        decoded = self._decoded
+        if decoded is None:
+            raw = self.raw
+            codec = self._codec
+            decoded = [codec.decode(raw[0])] if len(raw) == 1 else codec.decode_all(raw)
+            self._decoded = decoded
+        return iter(decoded)
 
     def __repr__(self) -> str:
         return f"<Rows {self._codec.stream} n={len(self.raw)}>"
@@ -277,6 +281,9 @@ class Rows(Sequence[Any]):
             else:
                 good.append(row)
         return Rows(self._codec, good), bad
+
+
+Sequence.register(Rows)
 
 
 def _structs(row_type: Any) -> tuple[type[Struct], ...]:
@@ -332,11 +339,11 @@ def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any]:
         if key is not None:
             field = _field_type(row_type, key)
             names.append(f".{key}")
-            value = value.get(key) if isinstance(value, dict) else value
+            value = value[key]
             row_type = field
         elif number == "...":
             index = _first_of_kind(value, text)
-            names.append(f"[{index}]" if isinstance(index, int) else f".{index}")
+            names.append(f"[{json.dumps(index)}]")
             value = value[index]
             row_type = Any
         else:
@@ -349,21 +356,16 @@ def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any]:
 def _element(row_type: Any, value: Any, index: int) -> tuple[str, Any]:
     struct = _struct_for(row_type, value)
     if struct is not None:
-        fields = msgspec.structs.fields(struct)
-        place = index - _is_tagged(struct)
-        if place < 0:
-            return ".type", Any
-        if place < len(fields):
-            return f".{fields[place].name}", fields[place].type
+        field = msgspec.structs.fields(struct)[index - _is_tagged(struct)]
+        return f".{field.name}", field.type
+    if not index and any(map(_is_tagged, _structs(row_type))):
+        return ".type", Any
     return f"[{index}]", Any
 
 
 def _field_type(row_type: Any, key: str) -> Any:
-    for struct in _structs(row_type):
-        for field in msgspec.structs.fields(struct):
-            if field.encode_name == key:
-                return field.type
-    return Any
+    fields = chain.from_iterable(map(msgspec.structs.fields, _structs(row_type)))
+    return next((field.type for field in fields if field.encode_name == key), Any)
 
 
 #: What msgspec calls the kinds of JSON values.
@@ -378,14 +380,12 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _first_of_kind(value: Any, text: str) -> Any:
-    """Return the index or key of the first element of the kind that *text* complains of."""
+def _first_of_kind(value: dict[str, Any], text: str) -> str:
+    """Return the key of the first value of the kind that *text* complains of."""
     got = text.rpartition("got `")[2].rstrip("`")
-    items = list(value.items() if isinstance(value, dict) else enumerate(value))
-    for index, item in items:
-        if _KINDS.get(type(item)) == got:
-            return index
-    return items[0][0]
+    return next(
+        (key for key, item in value.items() if _KINDS[type(item)] == got), next(iter(value))
+    )
 
 
 #: Types of values that hold no number with a fraction.

@@ -219,5 +219,9 @@ class Registry:
 
         A stream that is not known here gives opaque JSON values.
         """
+        return Rows(self.codec(stream), raw)
+
+    def codec(self, stream: StreamName) -> RowCodec:
+        """Return JSON in and out for *stream*; opaque when it is not known here."""
         known = self._streams.get(stream)
-        return Rows(known.codec if known else RowCodec(stream, Any), raw)
+        return known.codec if known else RowCodec(stream, Any)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tcprepl.errors import BadRow
 from tcprepl.ids import Token
@@ -108,7 +109,7 @@ class Kept:
         try:
             values = self._stream.codec.decode_all(rows)
         except BadRow:
-            values = [None] * len(rows)
+            values = [self._value_or_none(row) for row in rows]
         for token, row, value in zip(block.tokens, rows, values, strict=True):
             if value is None:
                 continue
@@ -125,6 +126,13 @@ class Kept:
             self._live += not blank
         if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
             self._compact()
+
+    def _value_or_none(self, row: bytes) -> Any:
+        """Return what *row* says; rows that were appended unchecked may say nothing."""
+        try:
+            return self._stream.codec.decode(row)
+        except BadRow:
+            return None
 
     def _compact(self) -> None:
         """Let go of superseded rows, and of the older half of the blank ones."""

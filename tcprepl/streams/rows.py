@@ -104,10 +104,10 @@ class CurrentStateDeltasRow(Row, frozen=True):
 
 
 class PublicRoomsRow(Row, frozen=True):
-    """A change of the room directory, until 2021."""
+    """A change of the room directory, until 2021; *visibility* is a word or a boolean."""
 
     room_id: str
-    visibility: str
+    visibility: Flag | str
     appservice_id: str | None = None
     network_id: str | None = None
 

@@ -136,7 +136,7 @@ class SqliteLog(BaseLog):
                 continue
             pair = self._add(stored)
             if isinstance(pair, _Ephemeral):
-                pair.claimed = pair.position + self._retention.reserved_tokens
+                pair.claimed = self._claim_after(pair.position)
                 claims.pairs.append(self._claim_row(pair))
         if claims:
             self._database.write(claims)
@@ -152,7 +152,7 @@ class SqliteLog(BaseLog):
             if definition.keyed and start:
                 # Whoever holds exactly the highest token has states of a process that is
                 # gone. One token more, and it is told to begin anew.
-                start += 1
+                start = min(start + 1, MAX_TOKEN)
             pair = _Ephemeral(definition, stored.instance, bounds, stored.id, start)
         self._pairs[stored.stream, stored.instance] = pair
         return pair
@@ -316,6 +316,10 @@ class SqliteLog(BaseLog):
 
     # --- tokens of ephemeral streams --------------------------------------------------------
 
+    def _claim_after(self, token: Token) -> Token:
+        """Return the token up to which to claim when *token* is in use."""
+        return min(token + self._retention.reserved_tokens, MAX_TOKEN)
+
     def _claim_row(self, pair: _Ephemeral) -> StoredPair:
         return StoredPair(pair.pair_id, pair.stream.name, pair.instance, pair.claimed, 0)
 
@@ -326,7 +330,7 @@ class SqliteLog(BaseLog):
             LogUnavailable: the disk refused.
         """
         if token > pair.claimed:
-            claimed = min(token + self._retention.reserved_tokens, MAX_TOKEN)
+            claimed = self._claim_after(token)
             row = self._claim_row(pair)
             row.position = claimed
             self._worker.call(lambda: self._database.write(Commit(pairs=[row])))
@@ -336,10 +340,10 @@ class SqliteLog(BaseLog):
 
     def _claim_ahead(self, pair: _Ephemeral) -> None:
         """Claim more tokens while there are some left, without waiting."""
-        if pair.claiming or pair.claimed >= pair.position + self._retention.reserved_tokens:
+        if pair.claiming or pair.claimed >= self._claim_after(pair.position):
             return
         row = self._claim_row(pair)
-        row.position = min(pair.claimed + self._retention.reserved_tokens, MAX_TOKEN)
+        row.position = self._claim_after(pair.claimed)
         pair.claiming = True
 
         def done(_: Freed | None, error: BaseException | None) -> None:

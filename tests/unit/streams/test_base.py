@@ -1,0 +1,58 @@
+"""What the stores share: transaction ids for a while, and the clean-up now and then."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock
+
+from tcprepl.streams.base import EXPIRE_INTERVAL_S, BaseLog, Transactions
+from tcprepl.streams.log import Appended
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.retention import Bounds, Retention
+
+ANSWER = Appended("s", "i", 1, 1)
+
+
+def test_an_answer_is_forgotten_after_a_while() -> None:
+    known = Transactions(max_age_s=10)
+    known.put("s", "t", ANSWER, 0)
+    assert known.get("s", "t", 10_000) is ANSWER
+    assert known.get("s", "t", 10_001) is None
+    assert known.get("other", "t", 0) is None
+    known.put("s", "u", ANSWER, 10_001)
+    assert known.get("s", "t", 0) is None
+
+
+def test_an_answer_that_is_given_again_is_young_again() -> None:
+    known = Transactions(max_age_s=10)
+    known.put("s", "t", ANSWER, 0)
+    known.put("s", "u", ANSWER, 5_000)
+    known.put("s", "t", ANSWER, 9_000)
+    known.expire(18_000)
+    assert known.get("s", "t", 18_000) is ANSWER
+    assert known.get("s", "u", 0) is None
+    known.expire(99_000)
+    assert known.get("s", "t", 9_000) is None
+
+
+def test_old_rows_go_although_nothing_is_appended() -> None:
+    clock = Clock()
+    log = MemoryLog(
+        Registry(),
+        lambda: int(clock.seconds() * 1000),
+        Retention(durable=Bounds(max_age_s=90)),
+        clock,
+    )
+    log.append("events", "w", [b"[]"])
+    clock.pump([EXPIRE_INTERVAL_S])
+    assert log.floor("events", "w") == 0
+    clock.pump([EXPIRE_INTERVAL_S])
+    assert log.floor("events", "w") == 1
+    log.close()
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_store_says_what_to_let_go_of() -> None:
+    with pytest.raises(NotImplementedError):
+        BaseLog(Registry(), lambda: 0, Retention(), None).expire()

@@ -1,0 +1,243 @@
+"""JSON in and out: what fits gets in whole, what does not is named precisely."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import pytest
+from msgspec import Meta, Raw
+
+from tcprepl.errors import BadRow
+from tcprepl.limits import MAX_ROW_BYTES
+from tcprepl.streams import rows
+from tcprepl.streams.codec import RowCodec, Rows
+from tcprepl.streams.registry import BUILT_IN, StreamDef
+
+STREAMS = {stream.name: stream.codec for stream in BUILT_IN}
+OPAQUE = StreamDef("opaque").codec
+
+
+def refused(codec: RowCodec, row: object, index: int = 0) -> BadRow:
+    """Return the error for *row* as the second of two."""
+    with pytest.raises(BadRow) as caught:
+        codec.encode([row])
+    assert caught.value.index == index
+    return caught.value
+
+
+def test_structs_lists_and_tuples_are_rows() -> None:
+    typing = STREAMS["typing"]
+    given = [rows.TypingRow("!a", ["@b"]), ["!a", ["@b"]], ("!a", ("@b",))]
+    assert typing.encode(given) == [b'["!a",["@b"]]'] * 3
+
+
+@pytest.mark.parametrize(
+    ("stream", "row", "field", "value", "expected"),
+    [
+        ("typing", ["!a", 5], "user_ids", "5", "array"),
+        ("typing", ["!a", ["@a", 5]], "user_ids[1]", "5", "str"),
+        ("typing", [5, []], "room_id", "5", "str"),
+        ("typing", ["!a"], "", '["!a"]', "array of at least length 2"),
+        ("typing", ["!a", [], 1], "", '["!a", [], 1]', "array of at most length 2"),
+        ("typing", {"a": 1}, "", '{"a": 1}', "array"),
+        ("presence", ["@a", "x", 0, 0, 0, None, 2], "currently_active", "2",
+         "Invalid enum value 2"),
+        ("events", ["ev", ["$e", "!r", 7]], "data.type", "7", "str"),
+        ("events", ["ev", 7], "data", "7", "array"),
+        ("events", [["ev"], []], "type", '["ev"]', "str"),
+        ("federation", ["e", {"edu_type": 1}], "data.edu_type", "1", "str"),
+        ("federation", ["k", {"key": {}, "edu": {}}], "data.key", "{}", "array"),
+        ("federation", ["pd", {"state": {"user_id": "@a", "state": "x"}, "dests": [1]}],
+         "data.dests[0]", "1", "str"),
+        ("federation", ["e", {}], "data", "{}", "Object missing required field edu_type"),
+        ("federation", ["new", 5], "type", '"new"', "Invalid value 'new'"),
+        ("receipts", ["!r", "m.read", "@a", "$e", "main"], "",
+         '["!r", "m.read", "@a", "$e", "main"]', "object as the fifth of five fields (the data)"),
+        ("receipts", ["!r", "m.read", "@a", "$e", None, 7], "data_after_thread", "7", "object"),
+    ],
+)  # fmt: skip
+def test_a_row_that_does_not_fit_is_refused_with_field_value_and_expectation(
+    stream: str, row: object, field: str, value: str, expected: str
+) -> None:
+    error = refused(STREAMS[stream], row)
+    assert (error.stream, error.field, error.value) == (stream, field, value)
+    assert error.expected == expected
+    text = json.dumps(row).encode()
+    with pytest.raises(BadRow) as caught:
+        STREAMS[stream].check([text])
+    assert (caught.value.field, caught.value.value) == (field, value)
+
+
+def test_the_error_says_which_row_of_the_call() -> None:
+    with pytest.raises(BadRow, match=r"stream push_rules, row 2, field user_id: expected str") as e:
+        STREAMS["push_rules"].encode([["@a"], ["@b"], [3]])
+    assert e.value.index == 2
+    with pytest.raises(BadRow, match="row 1"):
+        STREAMS["push_rules"].check([b'["@a"]', b"[3]"])
+
+
+def test_long_values_are_cut_in_errors() -> None:
+    error = refused(STREAMS["push_rules"], [["x" * 1_000]])
+    assert len(error.value) < 80
+    assert error.value.endswith("...")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_does_not_have_are_refused(bad: float) -> None:
+    for row in ([bad], {"a": [1, bad]}, ["x", {"b": {"c": (bad,)}}], bad):
+        assert refused(OPAQUE, row).expected == "numbers that JSON has"
+    assert refused(STREAMS["account_data"], ["@a", None, "t", {"x": bad}]).index == 0
+    row = rows.PresenceRow("@a:x", "online", 0, 0, 0, bad, True)  # type: ignore[arg-type]
+    assert refused(STREAMS["presence"], row).expected == "numbers that JSON has"
+
+
+def test_a_nan_is_found_beside_what_takes_the_slow_way() -> None:
+    with pytest.raises(BadRow, match="row 1: expected numbers that JSON has"):
+        OPAQUE.encode([["\ud800"], [float("nan")]])
+
+
+def test_values_of_objects_are_named_by_their_key() -> None:
+    codec = StreamDef("counts", tuple[str, dict[str, int]]).codec
+    error = refused(codec, ["a", {"x": 1, "y": "two"}])
+    assert (error.field, error.value, error.expected) == ('[1]["y"]', '"two"', "int")
+    limited = StreamDef("limited", dict[str, Annotated[int, Meta(le=5)]]).codec
+    error = refused(limited, {"x": 9})
+    assert (error.field, error.value, error.expected) == ('["x"]', "9", "int <= 5")
+
+
+def test_a_null_is_not_taken_for_a_nan() -> None:
+    assert OPAQUE.encode([None, [None, 1.5], {"a": None}]) == [
+        b"null",
+        b"[null,1.5]",
+        b'{"a":null}',
+    ]
+
+
+def test_json_that_other_parsers_take_is_refused() -> None:
+    for text in (b"[NaN]", b"[Infinity]", b"[1", b"", b"[1] [2]", b"\xff"):
+        with pytest.raises(BadRow) as caught:
+            OPAQUE.check([b"[]", text])
+        assert caught.value.index == 1
+    with pytest.raises(BadRow):
+        OPAQUE.decode(b"[NaN]")
+
+
+def test_lone_surrogates_are_written_and_read_as_other_servers_do() -> None:
+    typing = STREAMS["typing"]
+    (line,) = typing.encode([["!\ud800", ["@\udfff", "é"]]])
+    assert line == b'["!\\ud800",["@\\udfff","\\u00e9"]]'
+    assert typing.decode(line) == rows.TypingRow("!\ud800", ["@\udfff", "é"])
+    assert typing.check([line]) == [line]
+    assert typing.decode_all([b'["!a",[]]', line])[1].room_id == "!\ud800"
+    mixed = typing.encode([rows.TypingRow("!\ud800", []), ["!é", []]])
+    assert mixed == [b'["!\\ud800",[]]', '["!é",[]]'.encode()]
+
+
+def test_integers_of_any_size_are_exact() -> None:
+    for number in (2**63, 2**70, -(2**65)):
+        (line,) = OPAQUE.encode([[number]])
+        assert line == b"[%d]" % number
+        assert OPAQUE.decode(line) == [number]
+
+
+def test_what_json_does_not_have_is_refused() -> None:
+    assert "values that JSON has" in refused(OPAQUE, [object()]).expected
+    loop: list[Any] = []
+    loop.append(loop)
+    assert "values that JSON has" in refused(OPAQUE, loop).expected
+    assert refused(OPAQUE, object()).value.startswith("<object")
+
+
+def test_raw_line_ends_between_values_become_spaces() -> None:
+    pretty = b'[\r\n  "@a:x"\n]'
+    assert STREAMS["push_rules"].check([pretty, b'["@b:x"]']) == [
+        b'[    "@a:x" ]',
+        b'["@b:x"]',
+    ]
+    row = ["x", Raw(b"{\n}")]
+    assert OPAQUE.encode([row]) == [b'["x",{ }]']
+
+
+def test_rows_as_raw_are_taken() -> None:
+    assert STREAMS["push_rules"].check([Raw(b'["@a:x"]')]) == [b'["@a:x"]']
+    assert STREAMS["push_rules"].decode(Raw(b'["@a:x"]')).user_id == "@a:x"
+
+
+def test_a_row_over_the_largest_is_refused_and_the_largest_is_taken() -> None:
+    fits = "x" * (MAX_ROW_BYTES - 4)
+    assert len(OPAQUE.encode([[fits]])[0]) == MAX_ROW_BYTES
+    assert OPAQUE.encode([[fits], [fits]])
+    for rows_given in ([[fits + "x"]], [[1], [fits + "x"]], [["\ud800", fits]]):
+        with pytest.raises(BadRow, match=f"at most {MAX_ROW_BYTES} bytes") as caught:
+            OPAQUE.encode(rows_given)
+        assert caught.value.index == len(rows_given) - 1
+    text = json.dumps([fits + "x"]).encode()
+    with pytest.raises(BadRow, match="at most"):
+        OPAQUE.check([b"[]", text])
+
+
+def test_surplus_fields_are_refused_from_a_writer_and_dropped_by_a_reader() -> None:
+    typing, events = STREAMS["typing"], STREAMS["events"]
+    assert typing.decode(b'["!a",["@b"],"new"]') == rows.TypingRow("!a", ["@b"])
+    text = b'["ev",["$e","!r","t",null,null,null,null,false,false,"new"],"newer"]'
+    assert events.decode(text).data.event_id == "$e"
+    for codec, row in ((typing, b'["!a",["@b"],"new"]'), (events, text)):
+        with pytest.raises(BadRow, match="at most length"):
+            codec.check([row])
+    # too long and wrong: still refused
+    with pytest.raises(BadRow):
+        typing.decode(b'["!a",5,"new"]')
+    with pytest.raises(BadRow):
+        events.decode(b'["ev",5,"new"]')
+    with pytest.raises(BadRow):
+        events.decode(b"{}")
+
+
+def test_nesting_without_end_is_refused() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(BadRow):
+        OPAQUE.check([deep])
+    with pytest.raises(BadRow):
+        OPAQUE.decode(deep)
+
+
+class TestRows:
+    """Rows that are decoded when looked at."""
+
+    raw = (b'["!a",["@1"]]', b'["!b",[]]', b'["!c",["@2"]]')
+
+    def test_nothing_is_decoded_before_somebody_looks(self) -> None:
+        found = Rows(STREAMS["typing"], [b"not json"] * 3)
+        assert len(found) == 3
+        assert found.raw == [b"not json"] * 3
+        assert repr(found) == "<Rows typing n=3>"
+        with pytest.raises(BadRow):
+            _ = found[0]
+
+    def test_items_slices_and_iteration(self) -> None:
+        found = Rows(STREAMS["typing"], self.raw)
+        assert found[1].room_id == "!b"
+        assert found[-1].room_id == "!c"
+        assert [row.room_id for row in found] == ["!a", "!b", "!c"]
+        assert list(found) == list(found)
+        assert isinstance(found, Sequence)
+        assert found[1].room_id == "!b"
+        part = found[1:]
+        assert isinstance(part, Rows)
+        assert [row.user_ids for row in part] == [[], ["@2"]]
+
+    def test_a_bad_row_is_named_and_can_be_sifted_out(self) -> None:
+        codec = STREAMS["typing"]
+        found = Rows(codec, [self.raw[0], b"[5,[]]", self.raw[2], b"nonsense"])
+        with pytest.raises(BadRow) as caught:
+            list(found)
+        assert caught.value.index == 1
+        good, bad = found.sift()
+        assert good.raw == [self.raw[0], self.raw[2]]
+        assert [(error.index, error.field) for error in bad] == [(1, "room_id"), (3, "")]
+
+    def test_sifting_good_rows_gives_them_back(self) -> None:
+        found = Rows(STREAMS["typing"], self.raw)
+        assert found.sift() == (found, [])

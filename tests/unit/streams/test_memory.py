@@ -1,0 +1,55 @@
+"""Streams in memory, beyond what every log promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcprepl.errors import TokenTooOld
+from tcprepl.streams.memory import RESTARTED, MemoryLog, MemoryStream
+from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.streams.ring import BLANKS_KEPT
+from tests.log_kit import typing
+
+
+def test_a_stream_that_begins_above_zero_says_why_earlier_rows_are_gone() -> None:
+    stream = MemoryStream(StreamDef("s", durable=False), "w", Bounds(), start=7)
+    assert stream.floor == stream.position == stream.restart_point == 7
+    with pytest.raises(TokenTooOld, match=RESTARTED):
+        stream.read(3, 9, 10, 1_000, False)
+    with pytest.raises(TokenTooOld):
+        stream.read(3, 9, 10, 1_000, True)
+    stream.add(range(8, 10), [b"[]", b"[]"], 0)
+    assert stream.held == (2, len(b"RDATA s w 8 []\n") * 2)
+    assert list(stream.read(7, 99, 10, 1_000, False).tokens) == [8, 9]
+
+
+def test_a_reader_that_missed_blank_rows_has_to_begin_again() -> None:
+    stream = MemoryStream(Registry().get("typing"), "w", Bounds(max_rows=1))
+    stream.add(range(1, 3), [typing("!a", "@1"), typing("!b", "@1")], 0)
+    token = 3
+    for number in range(3 * BLANKS_KEPT):
+        stream.add(range(token, token + 1), [typing(f"!{number % 2_500}")], 0)
+        token += 1
+    with pytest.raises(TokenTooOld, match="went blank are forgotten"):
+        stream.read(1, token, 1, 1_000, True)
+    assert list(stream.read(0, token, 9, 1_000, True).tokens)[:2] == [1, 2]
+
+
+def test_a_durable_stream_of_states_is_kept_as_it_is() -> None:
+    typing_stream = Registry().get("typing")
+    durable = StreamDef("typing", typing_stream.row_type, key=typing_stream.key)
+    log = MemoryLog(Registry([durable]), lambda: 0, Retention(durable=Bounds(max_rows=1)))
+    for _ in range(3):
+        log.append("typing", "w", [typing("!a", "@1")])
+    assert log.restart_point("typing", "w") == log.floor("typing", "w") == 2
+
+
+def test_expiry_takes_the_ids_of_old_transactions() -> None:
+    now = 0
+    log = MemoryLog(Registry(), lambda: now, Retention(transaction_age_s=1))
+    log.append("events", "w", [b"[]"], transaction_id="t")
+    now = 5_000
+    log.expire()
+    log.append("events", "w", [b"[]"], transaction_id="t")
+    assert log.position("events", "w") == 2

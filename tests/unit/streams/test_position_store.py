@@ -1,0 +1,102 @@
+"""Positions that outlive their reader."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.streams.position_store import MemoryPositionStore, PositionStore, SqlitePositionStore
+
+A, B = ("typing", "master"), ("events", "w1")
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "shared"])
+def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
+    shared = sqlite3.connect(tmp_path / "shared.db")
+    store: PositionStore
+    if kind == "memory":
+        store = MemoryPositionStore({A: 1})
+    else:
+        store = SqlitePositionStore(tmp_path / "p.db" if kind == "sqlite" else shared)
+        store.save({A: 1})
+    assert store.load() == {A: 1}
+    store.save({B: 2**63 - 1, A: 5})
+    store.save({A: 3})
+    store.save({})
+    store.rollback()
+    assert store.load() == {A: 3, B: 2**63 - 1}
+    store.close()
+    shared.close()
+
+
+def test_a_saved_position_is_there_for_the_next_process(tmp_path: Path) -> None:
+    SqlitePositionStore(tmp_path / "p.db").save({A: 7})  # not closed: as if killed
+    with closing(SqlitePositionStore(str(tmp_path / "p.db"))) as store:
+        assert store.load() == {A: 7}
+
+
+def test_rows_and_position_become_true_together(tmp_path: Path) -> None:
+    path = tmp_path / "worker.db"
+    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(path)) as other:
+        connection.execute("CREATE TABLE seen (user TEXT)")
+        store = SqlitePositionStore(connection)
+        connection.execute("INSERT INTO seen VALUES ('@a:x')")
+        assert other.execute("SELECT count(*) FROM seen").fetchone() == (0,)
+        store.save({A: 1})
+        assert other.execute("SELECT count(*) FROM seen").fetchone() == (1,)
+        connection.execute("INSERT INTO seen VALUES ('@b:x')")
+        store.rollback()
+        store.save({A: 2})
+        assert other.execute("SELECT count(*) FROM seen").fetchone() == (1,)
+        store.close()
+        assert connection.execute("SELECT token FROM tcprepl_positions").fetchall() == [(2,)]
+
+
+def test_a_connection_in_autocommit_mode_is_refused(tmp_path: Path) -> None:
+    with (
+        closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as connection,
+        pytest.raises(ValueError, match="autocommit"),
+    ):
+        SqlitePositionStore(connection)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.db"
+    path.write_bytes(b"something else entirely " * 100)
+    with pytest.raises(LogCorrupt, match=r"p\.db.*move the file away"):
+        SqlitePositionStore(path)
+    with pytest.raises(LogUnavailable, match="nowhere"):
+        SqlitePositionStore(tmp_path / "nowhere" / "p.db")
+
+
+def test_a_table_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "p.db")) as connection:
+        connection.execute("CREATE TABLE tcprepl_positions (other TEXT)")
+        store = SqlitePositionStore(connection)
+        with pytest.raises(LogUnavailable, match="the caller's database"):
+            store.load()
+
+
+def test_a_table_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "p.db")) as connection:
+        connection.execute("PRAGMA query_only=ON")
+        with pytest.raises(LogUnavailable, match="readonly"):
+            SqlitePositionStore(connection)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_save_that_the_disk_refuses_undoes_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "worker.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE seen (user TEXT)")
+        store = SqlitePositionStore(connection)
+        connection.execute("INSERT INTO seen VALUES ('@a:x')")
+        connection.execute("DROP TABLE tcprepl_positions")
+        with pytest.raises(LogUnavailable):
+            store.save({A: 1})
+        assert connection.execute("SELECT count(*) FROM seen").fetchone() == (0,)
+        assert store.load() == {}

@@ -1,0 +1,99 @@
+"""Which streams there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcprepl.errors import BadRow, UnknownStream
+from tcprepl.streams.registry import BUILT_IN, Registry, StreamDef, check_name
+
+
+def test_the_fifteen_streams_of_1_66_are_offered() -> None:
+    registry = Registry()
+    assert registry.offered() == [
+        "events",
+        "backfill",
+        "presence",
+        "presence_federation",
+        "typing",
+        "receipts",
+        "push_rules",
+        "pushers",
+        "caches",
+        "device_lists",
+        "to_device",
+        "federation",
+        "tag_account_data",
+        "account_data",
+        "user_signature",
+    ]
+    assert registry.names() == [stream.name for stream in BUILT_IN]
+
+
+def test_only_typing_and_presence_are_ephemeral_and_states() -> None:
+    assert {s.name for s in BUILT_IN if not s.durable} == {"typing", "presence"}
+    assert {s.name for s in BUILT_IN if s.keyed} == {"typing", "presence"}
+
+
+def test_keys_and_blanks_of_the_states() -> None:
+    registry = Registry()
+    typing, presence = registry.get("typing"), registry.get("presence")
+    row = registry.decode_row("typing", b'["!a",[]]')
+    assert typing.key is not None
+    assert (typing.key(row), typing.blank(row)) == ("!a", True)
+    row = registry.decode_row("presence", b'["@a","online",0,0,0,null,true]')
+    assert presence.key is not None
+    assert (presence.key(row), presence.blank(row)) == ("@a", False)
+
+
+def test_streams_of_the_configuration_are_opaque_and_offered() -> None:
+    registry = Registry([StreamDef("my_stream"), StreamDef("sparks", durable=False)])
+    assert "my_stream" in registry
+    assert "other" not in registry
+    assert registry.offered()[-2:] == ["my_stream", "sparks"]
+    assert registry.encode_rows("my_stream", [{"any": [1]}]) == [b'{"any":[1]}']
+    assert registry.decode_row("my_stream", b"[1]") == [1]
+    assert repr(registry.get("sparks")) == "<StreamDef sparks ephemeral>"
+    assert repr(registry.get("typing")) == "<StreamDef typing ephemeral keyed>"
+    assert repr(registry.get("events")) == "<StreamDef events durable>"
+
+
+def test_an_extra_stream_may_replace_a_built_in_one() -> None:
+    typing = Registry().get("typing")
+    replaced = StreamDef("typing", typing.row_type, durable=True)
+    assert Registry([replaced]).get("typing") is replaced
+
+
+def test_an_unknown_stream_is_named_with_those_that_there_are() -> None:
+    registry = Registry()
+    for call in (
+        lambda: registry.get("nothing"),
+        lambda: registry.encode_rows("nothing", []),
+        lambda: registry.check_json_rows("nothing", []),
+        lambda: registry.decode_row("nothing", b"[]"),
+    ):
+        with pytest.raises(UnknownStream, match=r"'nothing'; known: events backfill"):
+            call()
+
+
+def test_rows_of_an_unknown_stream_are_opaque() -> None:
+    registry = Registry()
+    assert list(registry.rows("nothing", [b'{"a":1}'])) == [{"a": 1}]
+    assert registry.rows("typing", [b'["!a",[]]'])[0].room_id == "!a"
+    with pytest.raises(BadRow):
+        list(registry.rows("nothing", [b"x"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "two words", "tab\t", "line\n", "nul\0", "x" * 256, "a\u2003b"]
+)
+def test_a_name_has_to_be_a_word(name: str) -> None:
+    with pytest.raises(ValueError, match="expected 1 to 255 characters without spaces"):
+        StreamDef(name)
+    with pytest.raises(ValueError, match="instance name"):
+        check_name("instance", name)
+
+
+def test_names_beyond_ascii_are_words() -> None:
+    assert StreamDef("ströme").name == "ströme"
+    check_name("instance", "x" * 255)

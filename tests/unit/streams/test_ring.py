@@ -1,0 +1,94 @@
+"""The newest blocks, and the newest row of each key."""
+
+from __future__ import annotations
+
+from tcprepl.streams.blocks import render, rows_of
+from tcprepl.streams.log import Block
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.ring import BLANKS_KEPT, Kept, Ring, drain_until
+from tests.log_kit import typing
+
+
+def block(*tokens: int) -> Block:
+    """Return a block with these tokens."""
+    return render("s", "i", list(tokens), [b"[]"] * len(tokens), 0)
+
+
+def test_a_ring_counts_what_it_holds() -> None:
+    ring = Ring()
+    assert len(ring) == 0
+    for token in range(1, 1_001):
+        ring.append(block(token))
+        if token > 10:
+            assert ring.evict().last == token - 10
+            assert ring.oldest.last == token - 9
+        assert len(ring) == ring.rows == min(token, 10)
+        assert ring.size_bytes == sum(len(found.lines) for found in ring.after(0))
+    assert [found.last for found in ring.after(995)] == [996, 997, 998, 999, 1000]
+    assert list(ring.after(1_000)) == []
+
+
+def test_what_is_drained_is_whole_blocks() -> None:
+    ring = Ring()
+    for tokens in ((1, 2), (3, 4), (5, 6)):
+        ring.append(block(*tokens))
+    assert [found.last for found in drain_until(ring, 5)] == [2, 4]
+    assert [found.last for found in drain_until(ring, 9)] == [6]
+    assert drain_until(ring, 9) == []
+
+
+def _fold(kept: Kept, token: int, *rows: bytes) -> None:
+    kept.fold(render("typing", "i", range(token, token + len(rows)), rows, 0))
+
+
+def _state(kept: Kept, after: int = 0) -> list[tuple[int, bytes]]:
+    return [
+        (token, row)
+        for found in kept.after(after, "i")
+        for token, row in zip(found.tokens, rows_of(found), strict=True)
+    ]
+
+
+def test_rows_that_are_not_of_the_stream_are_left_out() -> None:
+    kept = Kept(Registry().get("typing"))
+    _fold(kept, 1, b"nonsense", b"[5,[]]", typing("!a", "@1"))
+    assert _state(kept) == [(3, typing("!a", "@1"))]
+    _fold(kept, 4, typing("!b", "@1"))
+    assert len(kept) == 2
+
+
+def test_memory_is_bounded_by_the_keys_and_some_blank_rows() -> None:
+    kept = Kept(Registry().get("typing"))
+    _fold(kept, 1, typing("!stays", "@1"))
+    token = 2
+    for number in range(5 * BLANKS_KEPT):
+        _fold(kept, token, typing(f"!{number}", "@1"), typing(f"!{number}"))
+        token += 2
+    assert _state(kept) == [(1, typing("!stays", "@1"))]
+    assert len(kept) == 1
+    assert kept.blank_floor > 0
+    # a reader who is above that floor hears of every blank row since
+    blanks = _state(kept, kept.blank_floor)
+    assert len(blanks) >= BLANKS_KEPT
+    assert blanks[-1] == (token - 1, typing(f"!{5 * BLANKS_KEPT - 1}"))
+
+
+def test_many_changes_of_few_keys_cost_nothing() -> None:
+    kept = Kept(Registry().get("typing"))
+    for token in range(1, 10_000):
+        _fold(kept, token, typing(f"!{token % 3}", f"@{token}"))
+    assert [row for _, row in _state(kept)] == [
+        typing("!1", "@9997"),
+        typing("!2", "@9998"),
+        typing("!0", "@9999"),
+    ]
+    assert kept.blank_floor == 0
+
+
+def test_states_come_in_blocks_that_part_no_token() -> None:
+    kept = Kept(Registry().get("typing"))
+    rows = [typing(f"!{number}", "@1") for number in range(1_200)]
+    kept.fold(render("typing", "i", [1] * 600 + list(range(2, 602)), rows, 0))
+    found = list(kept.after(0, "i"))
+    assert [len(part.tokens) for part in found] == [600, 500, 100]
+    assert [row for part in found for row in rows_of(part)] == rows
