@@ -29,6 +29,13 @@ logger = structlog.get_logger()
 
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
+_REASONS = {
+    408: "Request Timeout",
+    413: "Content Too Large",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+}
+
 
 class LimitedRequest(Request):
     """A request whose body is bounded and kept in memory.
@@ -63,11 +70,14 @@ class LimitedChannel(HTTPChannel):
 
     site: LimitedSite
     transport: Any
-    totalHeadersSize = limits.MAX_HTTP_HEADER_BYTES
-    maxHeaders = limits.MAX_HTTP_HEADERS
+    MAX_LENGTH = limits.MAX_HTTP_HEADER_BYTES
+    totalHeadersSize = 2 * limits.MAX_HTTP_HEADER_BYTES  # ours is found first
+    maxHeaders = 2 * limits.MAX_HTTP_HEADERS
     _deadline: IDelayedCall | None = None
     _refused = False
     _held_bytes = 0
+    _head_bytes = 0
+    _head_lines = 0
 
     def connectionMade(self) -> None:
         """Start waiting for the first request."""
@@ -84,6 +94,7 @@ class LimitedChannel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         """Refuse a declared body that is too large before its first byte."""
+        self._head_bytes = self._head_lines = 0
         if self.length is None or self.admit(self.length, 0):
             super().allHeadersReceived()
 
@@ -94,8 +105,27 @@ class LimitedChannel(HTTPChannel):
 
     def lineReceived(self, line: bytes) -> None:
         """Take a line of the head, unless the request was refused."""
-        if not self._refused:
+        if self._refused:
+            return
+        self._head_bytes += len(line) + 2
+        self._head_lines += 1
+        if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
+            self.lineLengthExceeded(line)
+        elif self._head_lines > limits.MAX_HTTP_HEADERS + 2:  # the request line and the last
+            self.refuse(
+                431, "M_TOO_LARGE", f"the request has more than {limits.MAX_HTTP_HEADERS} headers"
+            )
+        else:
             super().lineReceived(line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse a request whose head is too large."""
+        if not self._refused:
+            self.refuse(
+                431,
+                "M_TOO_LARGE",
+                f"the request line and headers have more than {limits.MAX_HTTP_HEADER_BYTES} bytes",
+            )
 
     def allContentReceived(self) -> None:
         """Hand over the request, which has no deadline any more."""
@@ -134,9 +164,8 @@ class LimitedChannel(HTTPChannel):
         """Answer what has not been read to its end, and close."""
         self._refused = True
         body = msgspec.json.encode({"errcode": errcode, "error": message})
-        reason = {408: "Request Timeout", 413: "Content Too Large", 429: "Too Many Requests"}
         head = (
-            f"HTTP/1.1 {status} {reason[status]}\r\nServer: tcprepl\r\n"
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nServer: tcprepl\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             f"{'Retry-After: 1' + chr(13) + chr(10) if status == 429 else ''}"
             "Connection: close\r\n\r\n"

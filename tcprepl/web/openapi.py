@@ -239,20 +239,18 @@ OPERATIONS: dict[tuple[str, str], Json] = {
                 {
                     "type": "integer",
                     "minimum": 0,
-                    "maximum": limits.MAX_POLL_TIMEOUT_MS,
                     "default": limits.POLL_TIMEOUT_MS,
                 },
-                "How long to wait for a row, in ms.",
+                f"How long to wait for a row, in ms; {limits.MAX_POLL_TIMEOUT_MS} at most.",
             ),
             _query(
                 "limit",
                 {
                     "type": "integer",
                     "minimum": 1,
-                    "maximum": limits.MAX_POLL_LIMIT_ROWS,
                     "default": limits.POLL_LIMIT_ROWS,
                 },
-                "Most rows of a table; exceeded only to finish a token.",
+                f"Most rows of a stream; {limits.MAX_POLL_LIMIT_ROWS} at most.",
             ),
             _query("format", {"enum": ["object", "table"]}, "The shape of the answer."),
             _query("federation_ack", _TOKEN, "The federation rows that were dealt with."),
