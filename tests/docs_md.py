@@ -19,7 +19,8 @@ from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.grammar import ABNF
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
-from tcprepl.streams.registry import StreamDef
+from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.web.tables import feeds
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL_MD = ROOT / "protocol.md"
@@ -330,6 +331,15 @@ def dialect_row(dialect: Dialect) -> tuple[str, ...]:
         "yes" if dialect.ack_instance else "no",
         str(dialect.max_line_bytes),
     )
+
+
+def feed_rows() -> list[tuple[str, str, str]]:
+    """Return parameter, table and columns of everything that a long poll can ask for."""
+    return [
+        (f"`{parameter}`", f"`{table.name}`", ", ".join(table.columns))
+        for parameter, feed in feeds(Registry()).items()
+        for table in feed.tables
+    ]
 
 
 _UNITS = {"BYTES": "bytes", "ROWS": "rows", "MS": "ms", "S": "s", "CHARS": "characters"}

@@ -32,6 +32,7 @@ from tests.conversation import (
     parse,
 )
 from tests.conversation_client import ClientStage, MemoryClientStage, SocketClientStage
+from tests.conversation_http import HttpStage, parse_exchanges
 from tests.docs_md import ROOT, Block, Document, plain
 from tests.harness import CAPTURE
 
@@ -353,12 +354,12 @@ def test_every_cell_of_the_compatibility_table_names_a_test() -> None:
                 assert "`" in cell or cell == "-", cell
 
 
-# -- section 8: conversations ----------------------------------------------------------
+# -- section 13: HTTP ------------------------------------------------------------------
 
-CONVERSATIONS = [
-    (f"{section.number} {block.caption}", block)
-    for section in DOCUMENT.under("8")
-    for block in section.blocks("conversation")
+EXCHANGES = [
+    (f"{section.number} {block.caption or block.number}", block)
+    for section in DOCUMENT.under("13")
+    for block in section.blocks("http")
 ]
 
 
@@ -370,6 +371,49 @@ def _named(pairs: list[tuple[str, Block]]) -> list[Any]:
         label = name if seen[name] == 1 else f"{name} ({seen[name]})"
         found.append(pytest.param(block, id=label))
     return found
+
+
+@pytest.mark.parametrize("block", _named(EXCHANGES))
+def test_http_exchange(block: Block) -> None:
+    """The site answers as written."""
+    stage = HttpStage(guarded="Bearer guess" in block.text)
+    stage.perform(parse_exchanges(block))
+    stage.close()
+
+
+def test_tables_of_the_long_poll_are_those_of_the_code() -> None:
+    """Parameters, tables and columns."""
+    table = DOCUMENT.sections["13.1"].table("Query parameter")
+    assert list(table.rows) == docs_md.feed_rows()
+
+
+def test_paths_are_those_of_the_site() -> None:
+    """Every path that the site has is in the table, and the reverse."""
+    table = DOCUMENT.sections["13"].table("Path")
+    told = {(method, plain(path)) for path, methods, *_ in table.rows for method in methods.split()}
+    stage = HttpStage(guarded=False)
+    served = set()
+    for method, path in stage.paths():
+        if path.startswith("/_matrix/client/"):
+            served.add((method, "/_matrix/client/..."))
+        elif path.endswith("..."):
+            (known,) = {known for _, known in told if known.startswith(path[:-3])}
+            served.add((method, known))
+        else:
+            served.add((method, path))
+    stage.close()
+    signed = {(m, p) for m, p in told if p.startswith(("/_matrix/federation/", "/_matrix/key/"))}
+    assert served | signed == told
+    assert served >= told - signed
+
+
+# -- section 8: conversations ----------------------------------------------------------
+
+CONVERSATIONS = [
+    (f"{section.number} {block.caption}", block)
+    for section in DOCUMENT.under("8")
+    for block in section.blocks("conversation")
+]
 
 
 def _options(block: Block) -> dict[str, str]:
