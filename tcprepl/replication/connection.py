@@ -19,13 +19,15 @@ from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import ServerName
 from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand
 from tcprepl.protocol.dialects import Dialect
-from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen
+from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen, RowsReceived
 from tcprepl.protocol.session import ClientSession
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.transport import Outlet, make_outlet
 
 #: How often the deadlines of a connection are looked at.
 SWEEP_INTERVAL_S = 1.0
+#: What most reads bring.
+_ROWS_ONLY = {RowsReceived}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,9 @@ class ClientConnection:
 
     def _take(self, events: Sequence[object]) -> None:
         """Hand on rows and commands; keep what concerns the connection."""
+        if set(map(type, events)) == _ROWS_ONLY:
+            self._deliver(events)
+            return
         own: list[object] = []
         for event in events:
             kind = type(event)

@@ -490,10 +490,8 @@ class Hub:
         """Return POSITION for what was just subscribed, and where rows end below the head."""
         parts: list[bytes] = []
         for pair, head in self.heads.items():
-            sent = backlog.sent.get(pair)
-            if pair in backlog.owed:
-                parts.append(position_line(reader.form, *pair, head.token, head.token))
-            elif sent is not None and sent < head.token:
+            sent = backlog.sent.get(pair, head.token)
+            if pair in backlog.owed or sent < head.token:
                 parts.append(position_line(reader.form, *pair, sent, head.token))
         return b"".join(parts)
 
