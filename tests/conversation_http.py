@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
 
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.resources import FederationServices, federation_resources
@@ -186,8 +186,11 @@ class HttpStage:
 
     def begin(self, lines: Sequence[str]) -> StringTransport:
         """Make a request; return where its answer will be."""
-        transport = StringTransport(peerAddress=IPv4Address("TCP", "127.0.0.1", 50_000))
+        transport = StringTransportWithDisconnection(
+            peerAddress=IPv4Address("TCP", "127.0.0.1", 50_000)
+        )
         channel: Any = self.site.buildProtocol(transport.getPeer())
+        transport.protocol = channel
         channel.makeConnection(transport)
         first, headers, body = _split(lines)
         content = body.encode()
