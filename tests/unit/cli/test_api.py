@@ -1,0 +1,153 @@
+"""The commands' HTTP client: retries, refusals in words, tokens of rows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from tcprepl.cli.api import Api, ApiFailed
+from tests.harness import free_port
+
+
+class Script(HTTPServer):
+    """An HTTP server that answers what it is told to, and keeps what it was asked."""
+
+    def __init__(self, answers: list[tuple[int, dict[str, str], bytes]]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers = answers
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection to a script."""
+
+    protocol_version = "HTTP/1.1"
+    server: Script
+
+    def answer(self) -> None:
+        """Answer with the next of the script."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked.append((self.command, self.path, dict(self.headers), body))
+        status, headers, text = self.server.answers.pop(0)
+        if not status:
+            self.close_connection = True
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer every method alike."""
+        if name.startswith("do_"):
+            return self.answer
+        raise AttributeError(name)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def scripted(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[Script]:
+    """Run a server in a thread."""
+    server = Script(list(answers))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def published(first: int, last: int) -> tuple[int, dict[str, str], bytes]:
+    """Return the answer to rows."""
+    answer = {"stream": "typing", "instance": "master", "first": first, "last": last}
+    return 200, {}, json.dumps(answer).encode()
+
+
+def post(api: Api, *, batch: bool = False, instance: str | None = None) -> tuple[str, list[int]]:
+    """Publish two rows."""
+    return api.post_rows(
+        "a/b", [b"[1]", b"[2]"], batch=batch, instance=instance, transaction_id="t 1"
+    )
+
+
+def test_rows_are_posted_and_get_their_tokens() -> None:
+    """The path, the query, the token of each row; a batch shares one."""
+    with scripted(published(5, 6), published(7, 7)) as server:
+        with contextlib.closing(Api(server.url, "s3cret")) as api:
+            assert post(api) == ("master", [5, 6])
+            assert post(api, batch=True, instance="w1") == ("master", [7, 7])
+        method, path, headers, body = server.asked[0]
+        assert (method, path, body) == (
+            "POST",
+            "/_tcprepl/v1/streams/a%2Fb/rows?txn_id=t+1",
+            b"[[1],[2]]",
+        )
+        assert headers["Authorization"] == "Bearer s3cret"
+        assert server.asked[1][1].endswith("?txn_id=t+1&batch=1&instance=w1")
+
+
+def test_busy_and_broken_servers_are_asked_again() -> None:
+    """429, 503 and a cut connection are repeated until the time is up."""
+    busy = (503, {"Retry-After": "0.01"}, b"{}")
+    with (
+        scripted(
+            (429, {"Retry-After": "soon"}, b"{}"), busy, (0, {}, b""), published(1, 2)
+        ) as server,
+        contextlib.closing(Api(server.url, retry_s=30.0)) as api,
+    ):
+        assert post(api) == ("master", [1, 2])
+        assert len(server.asked) == 4
+    with (
+        scripted((503, {"Retry-After": "3600"}, b"{}")) as server,
+        contextlib.closing(Api(server.url, retry_s=1.0)) as api,
+        pytest.raises(ApiFailed, match="answered 503"),
+    ):
+        api.get("/health")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"errcode": "X", "error": "row 1: no"}', "answered 400: row 1: no"),
+        (b"plain words", "answered 400: plain words"),
+        (b"", "answered 400: nothing more"),
+    ],
+)
+def test_refusals_are_told_and_not_repeated(body: bytes, text: str) -> None:
+    """What the server said is what the person reads."""
+    with (
+        scripted((400, {}, body)) as server,
+        contextlib.closing(Api(server.url, retry_s=60.0)) as api,
+        pytest.raises(ApiFailed) as caught,
+    ):
+        api.get("/x", {"a": "b"})
+    assert str(caught.value) == f"{server.url} {text}"
+    assert server.asked[0][1] == "/x?a=b"
+
+
+def test_nobody_there() -> None:
+    """A closed port is said to be one; https is understood."""
+    for scheme in ("http", "https"):
+        url = f"{scheme}://127.0.0.1:{free_port()}"
+        with (
+            contextlib.closing(Api(url)) as api,
+            pytest.raises(ApiFailed, match="connection refused; is `tcprepl serve` running"),
+        ):
+            api.get("/health")
