@@ -315,7 +315,7 @@ class SynapseMain(_Process):
         """Return a federation sender that replicates from the given ports."""
         if self.release in {"1.0.0", "1.12.4"}:
             app = "synapse.app.federation_sender"
-            return self._worker(name, app, replication_port, http_port, {"send_federation": True})
+            return self._worker(name, app, replication_port, http_port, {})
         return self.worker(
             name,
             replication_port=replication_port,
