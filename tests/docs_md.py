@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from msgspec import UNSET
+from signedjson.key import decode_signing_key_base64
+from unpaddedbase64 import encode_base64
 
+from tcprepl.federation.backoff import BackoffPolicy
+from tcprepl.federation.edu import edu_from_bytes
+from tcprepl.federation.lanes import EXPIRY_MS, LANES, SHARES, Lane
+from tcprepl.federation.sharding import responsible_sender
+from tcprepl.federation.signing import Signer, request_bytes
+from tcprepl.federation.transaction import MAX_PRESENCE_USERS, TransactionLimits, build_body
 from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.grammar import ABNF
@@ -348,3 +356,72 @@ _UNITS = {"BYTES": "bytes", "ROWS": "rows", "MS": "ms", "S": "s", "CHARS": "char
 def unit_of(limit: str) -> str:
     """Return the unit that the name of a limit ends in; ``-`` for a count."""
     return _UNITS.get(limit.rpartition("_")[2], "-")
+
+
+def shard_rows() -> list[tuple[str, str]]:
+    """Return which of three senders is responsible for some destinations."""
+    names = ("matrix.org", "b.example", "c.example:8448", "[::1]:8448")
+    return [(f"`{name}`", f"`{responsible_sender(name, ('a', 'b', 'c'))}`") for name in names]
+
+
+def lane_rows() -> list[tuple[str, str, str, str]]:
+    """Return what waits in each lane, its share, and when it expires."""
+    rows = []
+    for lane, share in zip(Lane, SHARES, strict=True):
+        types = [edu_type for edu_type, where in LANES.items() if where is lane]
+        ages = {EXPIRY_MS[edu_type] // 60_000 for edu_type in types if edu_type in EXPIRY_MS}
+        rows.append(
+            (
+                lane.name.lower().replace("_", " "),
+                ", ".join(f"`{edu_type}`" for edu_type in types) or "all others",
+                f"{share} %",
+                f"{ages.pop()} min" if ages else "never",
+            )
+        )
+    return rows
+
+
+def transaction_rows() -> list[tuple[str, str]]:
+    """Return what bounds a transaction."""
+    bounds = TransactionLimits()
+    return [
+        ("EDUs", str(bounds.edus)),
+        ("PDUs", str(bounds.pdus)),
+        ("bytes of the body, configurable", str(bounds.max_bytes)),
+        ("users in one presence EDU", str(MAX_PRESENCE_USERS)),
+        ("transactions in flight for one destination", "1"),
+    ]
+
+
+def worked_example() -> dict[str, str]:
+    """Return the body, the signed bytes and the header of the example in section 14.3."""
+    key = decode_signing_key_base64("ed25519", "1", encode_base64(bytes(32)))
+    typing = b'{"room_id":"!r:a.example","typing":true,"user_id":"@a:a.example"}'
+    body = build_body(
+        "a.example",
+        1_661_000_000_000,
+        [edu_from_bytes("a.example", "b.example", "m.typing", typing)],
+    )
+    uri = "/_matrix/federation/v1/send/1661000000000"
+    signer = Signer("a.example", key)
+    return {
+        "transaction": body.decode(),
+        "signed": request_bytes("PUT", uri, "a.example", "b.example", body).decode(),
+        "authorization": signer.authorization("b.example", "PUT", uri, body).decode(),
+    }
+
+
+def backoff_words() -> dict[str, str]:
+    """Return the numbers of the back-off as section 14.4 says them."""
+    policy = BackoffPolicy()
+    *first, last = policy.quick_ms
+    repeats = sum(wait == last for wait in policy.quick_ms)
+    words = ", ".join(f"{wait // 1_000} s" for wait in dict.fromkeys(first) if wait != last)
+    return {
+        "QUICK": f"{words}, then {repeats} times {last // 1_000} s",
+        "FIRST": f"{policy.first_ms // 60_000} min",
+        "FACTOR": f"{policy.factor:g} times",
+        "CAP": f"{policy.cap_ms // 86_400_000} days",
+        "JLOW": f"{policy.jitter[0]:g}",
+        "JHIGH": f"{policy.jitter[1]:g}",
+    }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import abnf
 import pytest
+from canonicaljson import encode_canonical_json
+from signedjson.key import decode_signing_key_base64, get_verify_key
+from signedjson.sign import verify_signed_json
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
@@ -405,6 +410,49 @@ def test_paths_are_those_of_the_site() -> None:
     signed = {(m, p) for m, p in told if p.startswith(("/_matrix/federation/", "/_matrix/key/"))}
     assert served | signed == told
     assert served >= told - signed
+
+
+# -- section 14: federation -------------------------------------------------------------
+
+
+def test_shards_lanes_and_bounds_are_those_of_the_code() -> None:
+    """Who sends what, how it shares a transaction, and what bounds one."""
+    shards = DOCUMENT.sections["14.1"].table("Destination")
+    assert list(shards.rows) == docs_md.shard_rows()
+    lanes = DOCUMENT.sections["14.2"].table("Lane")
+    assert list(lanes.rows) == docs_md.lane_rows()
+    bounds = DOCUMENT.sections["14.3"].table("Bound")
+    assert [row[:2] for row in bounds.rows] == docs_md.transaction_rows()
+
+
+def test_shards_are_those_of_an_independent_computation() -> None:
+    """The rule as the text has it."""
+    for destination, sender in DOCUMENT.sections["14.1"].table("Destination").rows:
+        digest = hashlib.sha256(plain(destination).encode()).digest()
+        number = sum(byte << (8 * place) for place, byte in enumerate(digest))
+        assert plain(sender) == "abc"[number % 3]
+
+
+def test_worked_example_is_what_the_code_makes_and_others_verify() -> None:
+    """The body, what is signed, and the header."""
+    section = DOCUMENT.sections["14.3"]
+    shown = {kind: section.blocks(kind)[0].lines[0] for kind in docs_md.worked_example()}
+    assert shown == docs_md.worked_example()
+    assert encode_canonical_json(json.loads(shown["transaction"])).decode() == shown["transaction"]
+    signed = json.loads(shown["signed"])
+    assert encode_canonical_json(signed).decode() == shown["signed"]
+    assert signed["content"] == json.loads(shown["transaction"])
+    fields = dict(re.findall(r'([a-z]+)="([^"]*)"', shown["authorization"]))
+    signed["signatures"] = {fields["origin"]: {fields["key"]: fields["sig"]}}
+    seed = decode_signing_key_base64("ed25519", "1", "A" * 43)
+    verify_signed_json(signed, "a.example", get_verify_key(seed))
+
+
+def test_back_off_is_that_of_the_code() -> None:
+    """The words of 14.4 have the numbers of the default policy."""
+    text = " ".join(DOCUMENT.sections["14.4"].lines)
+    for words in docs_md.backoff_words().values():
+        assert words in text
 
 
 # -- section 8: conversations ----------------------------------------------------------
