@@ -46,15 +46,19 @@ class Head:
         self._times: list[float] = []
 
     def sample(self, now: float) -> None:
-        """Remember that the head is at its token at *now* (monotonic seconds)."""
+        """Remember that the head is at its token at *now* (monotonic seconds).
+
+        A sample stands for the rows up to its token, and has the time of the oldest of them.
+        """
         if self._times and now - self._times[-1] < HEAD_SAMPLE_S:
+            self._tokens[-1] = self.token
             return
         self._tokens.append(self.token)
         self._times.append(now)
         if len(self._tokens) > HEAD_SAMPLES:
-            # Thin the older half: what is long past needs no fine grain.
-            half = HEAD_SAMPLES // 2
-            self._tokens[:half] = self._tokens[:half:2]
+            # Join the older half by twos: what is long past needs no fine grain.
+            half = HEAD_SAMPLES // 4 * 2
+            self._tokens[:half] = self._tokens[1:half:2]
             self._times[:half] = self._times[:half:2]
 
     def age_of(self, token: Token, now: float) -> float:

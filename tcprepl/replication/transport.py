@@ -9,12 +9,12 @@ and is called back once the socket has drained.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, cast
 
-from twisted.internet.interfaces import IPullProducer, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.tcp import Connection
 from zope.interface import implementer
 
@@ -152,8 +152,7 @@ def make_outlet(transport: object, on_drained: Callable[[], None]) -> Outlet:
         on_drained: Called each time everything that waited has been written.
     """
     if isinstance(transport, Connection) and not transport.TLS:
-        if ITCPTransport.providedBy(transport) and hasattr(transport, "setTcpNoDelay"):
-            with suppress(OSError):  # a Unix socket has no Nagle
-                transport.setTcpNoDelay(True)
+        if transport.getHandle().family != socket.AF_UNIX:
+            transport.setTcpNoDelay(True)
         return SocketOutlet(transport, on_drained)
     return TransportOutlet(cast("Any", transport), on_drained)

@@ -1,0 +1,30 @@
+"""Twisted's words in ours."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
+
+from tcprepl.errors import CloseReason
+from tcprepl.replication.failures import close_reason_of, describe_address
+
+
+def test_an_orderly_end_is_told_from_a_failure() -> None:
+    assert close_reason_of(Failure(ConnectionDone())) is CloseReason.PEER_CLOSED
+    assert close_reason_of(Failure(ConnectionLost())) is CloseReason.CONNECTION_LOST
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (IPv4Address("TCP", "127.0.0.1", 9092), "127.0.0.1:9092"),
+        (IPv6Address("TCP", "::1", 9092), "[::1]:9092"),
+        (UNIXAddress(b"/run/tcprepl.sock"), "unix:/run/tcprepl.sock"),
+        (UNIXAddress(None), "unix:"),
+        (HostnameAddress(b"example.com", 1), str(HostnameAddress(b"example.com", 1))),
+    ],
+)
+def test_addresses_for_people(address: object, shown: str) -> None:
+    assert describe_address(address) == shown

@@ -1,0 +1,53 @@
+"""What a server tells of itself, in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+
+PEER = PeerStatus(
+    conn_id=3,
+    name="worker1",
+    address="127.0.0.1:4711",
+    dialect="1.22",
+    state="head",
+    behind_rows=0,
+    behind_bytes=0,
+    behind_seconds=0.0,
+    behind_stream=None,
+    paused_seconds=1.25,
+    buffered_bytes=0,
+    sent_bytes=100,
+    gaps=0,
+    connected_seconds=9.0,
+)
+BEHIND = replace(
+    PEER, state="behind", behind_rows=1, behind_bytes=90, behind_seconds=2.5, behind_stream="typing"
+)
+STATUS = ServerStatus(
+    "example.com",
+    "master",
+    12.0,
+    [StreamStatus("typing", "master", 5, 2, 1, 40)],
+    [PEER, BEHIND, replace(PEER, state="new", name="")],
+    {"peer_closed": 1},
+)
+
+
+def test_lines_say_who_is_behind_and_by_how_much() -> None:
+    assert STATUS.lines() == [
+        "server example.com, instance master, up 12 s, 3 peers, 1 behind",
+        "stream typing of master: position 5, held from 2, 1 row since start",
+        "peer 3 worker1 127.0.0.1:4711 1.22: has everything, paused 1.2 s in all",
+        "peer 3 worker1 127.0.0.1:4711 1.22: behind by 1 row, 90 bytes, 2.5 s (oldest: typing), "
+        "paused 1.2 s in all",
+        "peer 3 (no name) 127.0.0.1:4711 1.22: new",
+    ]
+
+
+def test_as_dict_is_plain_values() -> None:
+    told = STATUS.as_dict()
+    assert told["streams"][0]["position"] == 5
+    assert told["peers"][1]["behind_stream"] == "typing"
+    assert told["closed"] == {"peer_closed": 1}
