@@ -153,8 +153,8 @@ class LongPoll:
         return Ask(
             tuple(asked),
             None if token is None else self._parse_streams(token),
-            call.integer("limit", limits.POLL_LIMIT_ROWS, low=1, high=limits.MAX_POLL_LIMIT_ROWS),
-            call.integer("timeout", limits.POLL_TIMEOUT_MS, high=limits.MAX_POLL_TIMEOUT_MS) / 1000,
+            min(call.integer("limit", limits.POLL_LIMIT_ROWS, low=1), limits.MAX_POLL_LIMIT_ROWS),
+            min(call.integer("timeout", limits.POLL_TIMEOUT_MS), limits.MAX_POLL_TIMEOUT_MS) / 1000,
             choose_encoder(call),
         )
 

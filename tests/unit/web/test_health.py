@@ -1,0 +1,49 @@
+"""Health and metrics."""
+
+from __future__ import annotations
+
+from tcprepl.errors import LogUnavailable
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.registry import Registry
+from tests.web_site import Stage
+
+
+def test_healthy() -> None:
+    """Live and ready."""
+    stage = Stage(ready=lambda: None)
+    stage.publish("audit", 1)
+    answer = stage.get("/health")
+    assert (answer.status, answer.json) == (200, {"live": True, "ready": True})
+    stage.close()
+
+
+def test_not_ready_says_why() -> None:
+    """It lives, and a load balancer looks elsewhere."""
+    stage = Stage(ready=lambda: "the outbox is being read")
+    answer = stage.get("/health")
+    assert answer.status == 503
+    assert answer.json == {"live": True, "ready": False, "reason": "the outbox is being read"}
+    stage.close()
+
+
+def test_a_log_that_fails_is_a_reason() -> None:
+    """Positions have to be known."""
+
+    class Gone(MemoryLog):
+        def pairs(self) -> list[tuple[str, str]]:
+            raise LogUnavailable("the log is closed")
+
+    stage = Stage(log=Gone(Registry(), lambda: 0))
+    assert stage.get("/health").json["reason"] == "the log is closed"
+    stage.close()
+
+
+def test_metrics_are_prometheus_text() -> None:
+    """Among them our own."""
+    stage = Stage()
+    stage.get("/health")
+    answer = stage.get("/metrics")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert b'tcprepl_http_requests_total{method="GET",route="/health",status="200"}' in answer.body
+    stage.close()

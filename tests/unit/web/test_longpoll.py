@@ -1,0 +1,327 @@
+"""Following streams by asking again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tcprepl import limits
+from tcprepl.streams.log import Page
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.web.longpoll import WAITING
+from tests.web_site import Exchange, Stage
+
+ROOM = ["!r:x", ["@a:x"]]
+
+
+@pytest.fixture
+def stage() -> Any:
+    """A site, checked for leftovers."""
+    stage = Stage()
+    yield stage
+    stage.close()
+
+
+def waiting(stage: Stage) -> int:
+    """Return how many wait at the notifier."""
+    return stage.notifier.waiting
+
+
+def done(exchange: Exchange) -> Any:
+    """Return the decoded answer, and leave."""
+    found = exchange.answer.json
+    exchange.leave()
+    return found
+
+
+def test_rows_that_are_there_are_answered_at_once(stage: Stage) -> None:
+    """Beyond the asked position, up to the present one."""
+    stage.publish("audit", "a", "b", "c")
+    answer = stage.get("/_synapse/replication", audit=1).json
+    assert answer == {
+        "audit": {"position": 3, "field_names": ["position", "row"], "rows": [[2, "b"], [3, "c"]]}
+    }
+    assert waiting(stage) == 0
+
+
+def test_a_poll_is_answered_by_the_first_row(stage: Stage) -> None:
+    """At the moment it is published."""
+    exchange = stage.poll(typing=0, receipts=-1)
+    assert WAITING.samples()[()] >= 1
+    stage.clock.advance(9)
+    assert not exchange.answered
+    stage.publish("typing", ROOM)
+    assert done(exchange)["typing"]["rows"] == [[1, "!r:x", '["@a:x"]']]
+    assert waiting(stage) == 0
+
+
+def test_a_row_of_another_stream_wakes_nobody(stage: Stage) -> None:
+    """Not even to look."""
+    exchange = stage.poll(typing=0)
+    looked: list[str] = []
+    read = stage.log.read
+
+    def spy(stream: str, *args: Any, **kwargs: Any) -> Page:
+        looked.append(stream)
+        return read(stream, *args, **kwargs)
+
+    stage.log.read = spy
+    stage.publish("receipts", ["!r:x", "m.read", "@a:x", "$e", {"ts": 1}])
+    assert looked == []
+    assert not exchange.answered
+    exchange.leave()
+    assert waiting(stage) == 0
+
+
+def test_time_is_up_after_the_timeout(stage: Stage) -> None:
+    """Ten seconds unless the request says otherwise; then nothing is the answer."""
+    default = stage.poll(typing=0)
+    short = stage.poll(typing=0, timeout=1500)
+    stage.clock.advance(1.5)
+    assert done(short) == {}
+    stage.clock.advance(8.4)
+    assert not default.answered
+    stage.clock.advance(0.1)
+    assert done(default) == {}
+
+
+def test_the_longest_wait_has_a_bound(stage: Stage) -> None:
+    """A longer timeout is taken as the longest."""
+    exchange = stage.poll(typing=0, timeout=10**12)
+    stage.clock.advance(limits.MAX_POLL_TIMEOUT_MS / 1000)
+    assert done(exchange) == {}
+
+
+def test_a_position_that_moves_without_rows_does_not_end_the_wait(stage: Stage) -> None:
+    """But it is told in the end."""
+    exchange = stage.poll(audit=0, timeout=1000)
+    _ = stage.log.advance("audit", "master", 7)
+    assert not exchange.answered
+    stage.clock.advance(1)
+    assert done(exchange)["audit"] == {
+        "position": 7,
+        "field_names": ["position", "row"],
+        "rows": [],
+    }
+
+
+def test_minus_one_of_an_empty_stream_waits_for_its_first_row(stage: Stage) -> None:
+    """It begins at 0 then."""
+    exchange = stage.poll(audit=-1)
+    assert not exchange.answered
+    stage.publish("audit", "first")
+    assert done(exchange)["audit"]["rows"] == [[1, "first"]]
+
+
+def test_a_limit_never_splits_a_token(stage: Stage) -> None:
+    """It is exceeded rather."""
+    _ = stage.publisher.publish("audit", [1, 2, 3], batch=True)
+    stage.publish("audit", 4)
+    answer = stage.get("/_synapse/replication", audit=0, limit=1).json["audit"]
+    assert (answer["position"], len(answer["rows"])) == (1, 3)
+    answer = stage.get("/_synapse/replication", audit=1, limit=10**9).json["audit"]
+    assert (answer["position"], answer["rows"]) == (2, [[2, 4]])
+
+
+def test_streams_tells_every_position_at_once(stage: Stage) -> None:
+    """-1 is answered always, with numbers that can be asked with."""
+    stage.publish("typing", ROOM)
+    stage.publish("account_data", ["@a:x", None, "t"])
+    table = stage.get("/_synapse/replication", streams=-1).json["streams"]
+    rows = dict(table["rows"])
+    assert table["field_names"] == ["name", "position"]
+    assert (rows["typing"], rows["user_account_data"], rows["room_account_data"]) == (1, 1, 1)
+    assert (rows["tag_account_data"], rows["audit"]) == (0, 0)
+    assert table["position"].startswith("0_0_1_0_1_0")
+
+
+def test_streams_waits_for_any_change(stage: Stage) -> None:
+    """And names what changed, and nothing else."""
+    token = stage.get("/_synapse/replication", streams=-1).json["streams"]["position"]
+    exchange = stage.poll(streams=token)
+    assert not exchange.answered
+    stage.publish("pushers", ["@a:x", "app", "key", True])
+    assert done(exchange)["streams"]["rows"] == [["pushers", 1]]
+
+
+def test_a_short_token_is_filled_up(stage: Stage) -> None:
+    """As one from before a stream got its place; a longer one is refused."""
+    stage.publish("typing", ROOM)
+    stage.publish("audit", 1)
+    answer = stage.get("/_synapse/replication", streams="0_0_1")
+    assert answer.json["streams"]["rows"] == [["audit", 1]]
+    for bad in ("0_" * 30 + "0", "x", "", "1__2", "-2", "9" * 20):
+        assert stage.get("/_synapse/replication", streams=bad).status == 400
+
+
+def test_several_writers_have_a_position_each(stage: Stage) -> None:
+    """The text that is answered goes on exactly; the number of before goes on too."""
+    stage.publish("audit", "m1")
+    assert stage.get("/_synapse/replication", audit=0).json["audit"]["position"] == 1
+    stage.publish("audit", "w1", instance="w,1")
+    stage.publish("audit", "m2", "m3")
+    table = stage.get("/_synapse/replication", audit=1, limit=2).json["audit"]
+    assert table["field_names"] == ["position", "row", "instance"]
+    assert table["rows"] == [[2, "m2", "master"], [1, "w1", "w,1"]]
+    assert table["position"] == "master~2,w=2C1~1"
+    table = stage.get("/_synapse/replication", audit=table["position"]).json["audit"]
+    assert (table["rows"], table["position"]) == ([[3, "m3", "master"]], "master~3,w=2C1~1")
+    places = stage.get("/_synapse/replication", streams=-1).json["streams"]
+    assert dict(places["rows"])["audit"] == "master~3,w=2C1~1"
+    assert places["position"].endswith("_4")
+
+
+def small_log(registry: Registry) -> MemoryLog:
+    """Return a log that keeps two rows of each stream."""
+    bounds = Bounds(max_age_s=None, max_bytes=None, max_rows=2)
+    return MemoryLog(registry, lambda: 0, Retention(durable=bounds, ephemeral=bounds))
+
+
+@pytest.fixture
+def short() -> Any:
+    """A site whose log keeps two rows."""
+    registry = Registry([StreamDef("audit")])
+    stage = Stage(log=small_log(registry))
+    yield stage
+    stage.close()
+
+
+def test_a_position_past_retention_is_410(short: Stage) -> None:
+    """With what can be asked instead; -1 is as far back as it goes."""
+    for row in range(5):
+        short.publish("audit", row)
+    answer = short.get("/_synapse/replication", audit=1)
+    assert answer.error[:2] == (410, "TCPREPL_TOKEN_TOO_OLD")
+    assert (answer.json["stream"], answer.json["instance"], answer.json["held"]) == (
+        "audit",
+        "master",
+        3,
+    )
+    for position in (3, -1):
+        rows = short.get("/_synapse/replication", audit=position).json["audit"]["rows"]
+        assert rows == [[4, 3], [5, 4]]
+
+
+def test_states_are_told_whole_to_who_begins(short: Stage) -> None:
+    """Below the floor the newest row of each room; who fell behind has to begin again."""
+    for room in "abcabd":
+        short.publish("typing", [f"!{room}:x", ["@a:x"]])
+    for position in (-1, 0):
+        table = short.get("/_synapse/replication", typing=position).json["typing"]
+        assert [row[:2] for row in table["rows"]] == [
+            [2, "!b:x"],
+            [3, "!c:x"],
+            [4, "!a:x"],
+            [5, "!b:x"],
+            [6, "!d:x"],
+        ]
+        assert table["position"] == 6
+    assert short.get("/_synapse/replication", typing=1).status == 410
+
+
+@pytest.mark.parametrize("position", ["2", "w1~1", "master~2"])
+def test_a_position_from_the_future_is_409(stage: Stage, position: str) -> None:
+    """It was never written here, by this instance or by any."""
+    stage.publish("audit", 1)
+    answer = stage.get("/_synapse/replication", audit=position)
+    assert answer.error[:2] == (409, "TCPREPL_TOKEN_FROM_FUTURE")
+    assert answer.json["held"] == (0 if "w1" in position else 1)
+
+
+def test_one_table_of_a_stream_is_found_behind_many_rows_of_the_other(stage: Stage) -> None:
+    """Rows of no interest are passed over; what was passed over is progress."""
+    for number in range(50):
+        stage.publish("account_data", ["@a:x", f"!{number}", "t"])
+    stage.publish("account_data", ["@a:x", None, "found"])
+    answer = stage.get("/_synapse/replication", user_account_data=0, limit=10)
+    assert answer.json["user_account_data"]["rows"] == [[51, "@a:x", "found", None]]
+    answer = stage.get("/_synapse/replication", user_account_data=0, limit=1, timeout=60_000)
+    table = answer.json["user_account_data"]
+    assert (table["rows"], table["position"]) == ([], 20)
+
+
+def test_two_tables_of_one_stream_are_answered_together(stage: Stage) -> None:
+    """The first is there whenever any is, so that its position is kept."""
+    stage.publish("pushers", ["@a:x", "app", "key", True])
+    answer = stage.get("/_synapse/replication", pushers=0).json
+    assert answer["deleted_pushers"]["rows"] == [[1, "@a:x", "app", "key"]]
+    assert answer["pushers"] == {
+        "position": 1,
+        "field_names": ["position", "user_id", "app_id", "pushkey"],
+        "rows": [],
+    }
+
+
+def test_who_waits_at_one_place_shares_the_answer(stage: Stage) -> None:
+    """The log is read once, however many wait."""
+    exchanges = [stage.poll(audit=0) for _ in range(5)]
+    reads: list[str] = []
+    read = stage.log.read
+
+    def spy(stream: str, *args: Any, **kwargs: Any) -> Page:
+        reads.append(stream)
+        return read(stream, *args, **kwargs)
+
+    stage.log.read = spy
+    stage.publish("audit", "news")
+    assert [done(exchange)["audit"]["rows"] for exchange in exchanges] == [[[1, "news"]]] * 5
+    assert reads == ["audit"]
+
+
+def test_kept_answers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgetting them changes no answer."""
+    monkeypatch.setattr("tcprepl.web.longpoll._CACHED_ANSWERS", 2)
+    stage.publish("audit", *range(5))
+    for _ in range(2):
+        for after in range(5):
+            rows = stage.get("/_synapse/replication", audit=after).json["audit"]["rows"]
+            assert len(rows) == 5 - after
+
+
+@pytest.mark.parametrize(
+    ("query", "errcode", "says"),
+    [
+        ({}, "M_MISSING_PARAM", "nothing is asked for"),
+        ({"typin": 0}, "TCPREPL_UNKNOWN_STREAM", "no stream or table 'typin'"),
+        ({"typing": "x"}, "M_INVALID_PARAM", "typing is 'x': expected -1, a position"),
+        ({"typing": ""}, "M_INVALID_PARAM", "typing is ''"),
+        ({"typing": 0, "limit": 0}, "M_INVALID_PARAM", "limit is '0'"),
+        ({"typing": 0, "timeout": -1}, "M_INVALID_PARAM", "timeout is '-1'"),
+        ({"typing": 0, "federation_ack": "x"}, "M_INVALID_PARAM", "federation_ack is 'x'"),
+    ],
+)
+def test_bad_questions(stage: Stage, query: dict[str, object], errcode: str, says: str) -> None:
+    """400, with what was expected."""
+    found = stage.get("/_synapse/replication", **query).error
+    assert found[:2] == (400, errcode)
+    assert says in found[2]
+
+
+def test_state_is_a_table_that_never_has_rows(stage: Stage) -> None:
+    """Old clients ask for it; it is not held against them."""
+    assert stage.get("/_synapse/replication", state=0, streams=-1).status == 200
+
+
+def test_acknowledgements_are_passed_on() -> None:
+    """As FEDERATION_ACK on the line; without anybody to hear them they are only checked."""
+    heard: list[tuple[str | None, int]] = []
+    stage = Stage(acknowledge=lambda instance, token: heard.append((instance, token)))
+    stage.get("/_synapse/replication", federation=0, federation_ack=12, timeout=0)
+    assert heard == [(None, 12)]
+    stage.close()
+    quiet = Stage()
+    assert quiet.get("/_synapse/replication", typing=0, federation_ack=1, timeout=0).status == 200
+    quiet.close()
+
+
+def test_who_leaves_while_waiting_costs_nothing_further(stage: Stage) -> None:
+    """Neither a waiter nor a delayed call."""
+    exchange = stage.poll(typing=0)
+    exchange.leave()
+    assert waiting(stage) == 0
+    assert stage.clock.getDelayedCalls() == []
+    stage.publish("typing", ROOM)
+    assert exchange.transport.value() == b""
