@@ -312,6 +312,12 @@ class Stage(ABC):
         """Forget rows."""
         self.log.trim(stream, INSTANCE, int(token))
 
+    async def do_advance(self, skipping: set[int], stream: str, token: str) -> None:
+        """Move a position without rows."""
+        await self.log.advance(stream, INSTANCE, int(token))
+        self.clock.advance(0)
+        await self.settle()
+
     async def do_after(self, skipping: set[int], seconds: str) -> None:
         """Let time pass, a second at a time."""
         await self.settle()
@@ -410,6 +416,7 @@ _DIRECTIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (r"publish ([0-9]+) rows to (\S+)", Stage.do_publish_many),
     (r"publish a row of ([0-9]+) bytes to (\S+)", Stage.do_publish_long),
     (r"trim (\S+) up to ([0-9]+)", Stage.do_trim),
+    (r"(\S+) moves on to ([0-9]+) without rows", Stage.do_advance),
     (r"after ([0-9]+) s", Stage.do_after),
     (r"the client stops reading", Stage.do_pause),
     (r"the server keeps its place", Stage.do_behind),
