@@ -11,6 +11,9 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.log import Block, Page
 
+#: A page that holds this part of its limit (1/8) ends before a block that does not fit whole.
+_ENOUGH = 8
+
 
 def assign_tokens(
     stream: StreamName,
@@ -87,8 +90,8 @@ def cut_page(
 ) -> Page:
     """Return the page of the rows in ``(after, upto]``.
 
-    A page that ends with a block costs no copying, so it rather ends there than at the limit
-    when it is half full.
+    A page that is a block costs no copying, so it rather ends with a block than at the limit
+    once it holds a fair part of that.
 
     Args:
         blocks: Blocks in ascending order; the first may begin before *after*. They are taken
@@ -114,7 +117,7 @@ def cut_page(
         end = stop
         if stop - start > room_rows or block.ends[stop - 1] - offset > room_bytes:
             limited = True
-            if rows * 2 >= limit_rows or size * 2 >= limit_bytes:
+            if rows * _ENOUGH >= limit_rows or size * _ENOUGH >= limit_bytes:
                 break
             end = _token_boundary(block, start, stop, room_rows, offset + room_bytes, not rows)
             if end == start:

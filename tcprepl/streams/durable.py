@@ -30,7 +30,7 @@ class DurableStream:
 
     __slots__ = (
         "_database",
-        "_partial",
+        "_fetched",
         "_recent",
         "assigned",
         "bound",
@@ -47,7 +47,8 @@ class DurableStream:
         self.trimming = False
         self._database = database
         self._recent = Ring()
-        self._partial: Block | None = None
+        # the block fetched last, and a token from which on it is the next one
+        self._fetched: tuple[Token, Block] | None = None
 
     @property
     def position(self) -> Token:
@@ -94,13 +95,18 @@ class DurableStream:
             return cut_page(blocks, after, upto, limit_rows, limit_bytes)
 
     def _from_disk(self, after: Token) -> Generator[Block]:
-        """Yield blocks from the disk, beginning with the one that was last cut, if it fits."""
-        partial = self._partial
-        if partial is not None and partial.first <= after < partial.last:
-            yield partial
-            after = partial.last
+        """Yield blocks from the disk, beginning with the one fetched last, if that is next.
+
+        A page often ends before the block that was fetched last, or within it.
+        """
+        if self._fetched is not None:
+            before, block = self._fetched
+            if before <= after < block.last:
+                yield block
+                after = block.last
         for block in self._database.blocks(self.stored, after):
-            self._partial = block
+            self._fetched = (after, block)
+            after = block.last
             yield block
 
     def beyond_retention(self, now_ms: int) -> Token:
@@ -127,4 +133,4 @@ class DurableStream:
         recent = self._recent
         while len(recent) and recent.oldest.last <= floor:
             recent.evict()
-        self._partial = None
+        self._fetched = None

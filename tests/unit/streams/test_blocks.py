@@ -54,17 +54,17 @@ def test_a_page_of_a_whole_block_is_not_copied() -> None:
     assert page.ends is whole.ends
 
 
-def test_a_page_that_is_half_full_rather_ends_with_a_block() -> None:
+def test_a_page_with_a_fair_part_of_its_limit_rather_ends_with_a_block() -> None:
     blocks = [block(range(1, 61)), block(range(61, 121), 60)]
     page = cut_page(blocks, 0, 120, 100, 100_000)
     assert page.lines is blocks[0].lines
     assert (page.upto, page.limited) == (60, True)
-    # not when it is emptier than that
     page = cut_page(blocks, 0, 120, 150, 100_000)
     assert (page.upto, page.limited) == (120, False)
-    page = cut_page([blocks[0], block(range(61, 1_000), 60)], 0, 999, 150, 100_000)
-    assert (page.upto, page.limited) == (150, True)
-    assert len(rows_in(page)) == 150
+    # not when it is emptier than that
+    page = cut_page([blocks[0], block(range(61, 1_000), 60)], 0, 999, 600, 100_000)
+    assert (page.upto, page.limited) == (600, True)
+    assert len(rows_in(page)) == 600
 
 
 def test_a_token_that_does_not_fit_behind_others_waits() -> None:
