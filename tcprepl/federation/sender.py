@@ -15,11 +15,13 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, ParamSpec, Protocol
 
 import structlog
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
@@ -47,6 +49,8 @@ from tcprepl.federation.transport import Answer, NotReached, RequestFailed
 from tcprepl.ids import InstanceName, ServerName, Token
 
 logger = structlog.get_logger()
+
+P = ParamSpec("P")
 
 #: Requests that are under way at once.
 MAX_CONCURRENT_REQUESTS = 50
@@ -227,9 +231,12 @@ class FederationSender:
         self._sources.append((live, live.add_source(source)))
 
     async def _sweep(self) -> None:
-        while await self.outbox.expire(self.now_ms(), _SWEEP_EDUS) == _SWEEP_EDUS:
-            pass
-        self._totals = await self.outbox.totals()
+        try:
+            while await self.outbox.expire(self.now_ms(), _SWEEP_EDUS) == _SWEEP_EDUS:
+                pass
+            self._totals = await self.outbox.totals()
+        except OutboxUnavailable as failed:
+            logger.error("federation.outbox.unavailable", error=str(failed))
 
     def pending(self) -> int:
         """Return how many destinations have something to send."""
@@ -265,7 +272,7 @@ class FederationSender:
         """Forget the failures of a server that has just been heard of, and try it now."""
         destination = self.destinations.get(name)
         if destination is not None and destination.backoff.cleared():
-            run_in_background(self.outbox.set_backoff, name, destination.backoff)
+            self._persist(destination, self.outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.up", destination=name)
             self._poke(destination)
 
@@ -367,6 +374,36 @@ class FederationSender:
         if destination.is_plain and destination.max_edus == self._limits.edus:
             self.destinations.pop(destination.name, None)
 
+    def _persist(
+        self,
+        destination: Destination,
+        write: Callable[P, Deferred[None]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Have something written about *destination*; if the disk refuses, again and again."""
+        run_in_background(self._write, destination, partial(write, *args, **kwargs))
+
+    async def _write(self, destination: Destination, write: Callable[[], Deferred[None]]) -> None:
+        refused = False
+        while True:
+            try:
+                await write()
+                break
+            except OutboxUnavailable as failed:
+                refused = True
+                logger.error(
+                    "federation.outbox.unavailable",
+                    error=str(failed),
+                    destination=destination.name,
+                    retry_s=_DISK_RETRY_MS / 1000,
+                )
+            await deferLater(self._clock, _DISK_RETRY_MS / 1000)
+        if refused:
+            # Meanwhile the disk was not what memory took it for.
+            destination.reread = True
+            self._poke(destination)
+
     # -- one attempt --------------------------------------------------------------------------
 
     async def _attempt(self, destination: Destination) -> None:
@@ -420,7 +457,7 @@ class FederationSender:
             if stored is not None:
                 self._held -= destination.let_go()
                 destination.complete = False
-                run_in_background(outbox.dissolve, name, stored.transaction_id)
+                self._persist(destination, outbox.dissolve, name, stored.transaction_id)
         await self._fill(destination)
         if destination.purges != purges:
             self._held -= destination.let_go()
@@ -431,7 +468,7 @@ class FederationSender:
         self._held -= before - len(destination.queue or ())
         if expired:
             metrics.DROPPED.labels("edu", "expired").inc(len(expired))
-            run_in_background(outbox.remove, [entry[0] for entry in expired])
+            self._persist(destination, outbox.remove, [entry[0] for entry in expired])
         if not entries:
             return None
         self._transactions += 1
@@ -490,7 +527,7 @@ class FederationSender:
                 hint=f"it is set aside; tcprepl fed retry {name} sends it again",
             )
             metrics.DROPPED.labels("edu", "set_aside").inc()
-            run_in_background(self.outbox.park, name, transaction.transaction_id)
+            self._persist(destination, self.outbox.park, name, transaction.transaction_id)
         else:
             self._failed(
                 destination, transaction, verdict, answer.describe(), answer.retry_after_ms
@@ -499,9 +536,9 @@ class FederationSender:
     def _accepted(self, destination: Destination, transaction: StoredTransaction) -> None:
         destination.accepted(self.now_ms(), self._limits)
         name = destination.name
-        run_in_background(self.outbox.finish, name, transaction.transaction_id)
+        self._persist(destination, self.outbox.finish, name, transaction.transaction_id)
         if destination.backoff.cleared():
-            run_in_background(self.outbox.set_backoff, name, destination.backoff)
+            self._persist(destination, self.outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.recovered", destination=name)
         metrics.SENT_TRANSACTIONS.inc()
         metrics.SENT_EDUS.inc(len(transaction.entries))
@@ -517,7 +554,9 @@ class FederationSender:
         destination.in_flight = None
         self._held -= destination.spill()
         destination.complete = False
-        run_in_background(self.outbox.dissolve, destination.name, transaction.transaction_id)
+        self._persist(
+            destination, self.outbox.dissolve, destination.name, transaction.transaction_id
+        )
 
     def _failed(
         self,
@@ -539,10 +578,10 @@ class FederationSender:
             destination.in_flight = None
             self._held -= destination.spill()
             destination.complete = False
-            run_in_background(self.outbox.postpone, name, transaction.transaction_id)
+            self._persist(destination, self.outbox.postpone, name, transaction.transaction_id)
         else:
             self._give_back(destination, transaction)
-        run_in_background(self.outbox.set_backoff, name, backoff)
+        self._persist(destination, self.outbox.set_backoff, name, backoff)
         logger.info(
             "federation.transaction.failed",
             destination=name,
@@ -559,7 +598,7 @@ class FederationSender:
         """Try *name* now, with what was set aside; answers how many EDUs that was."""
         destination = self._destination(name)
         destination.backoff.due_now()
-        run_in_background(self.outbox.set_backoff, name, destination.backoff)
+        self._persist(destination, self.outbox.set_backoff, name, destination.backoff)
 
         def unparked(count: int) -> int:
             if count:
