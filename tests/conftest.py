@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -31,6 +33,9 @@ settings.register_profile(
     "deep", settings.get_profile("ci"), max_examples=5_000, stateful_step_count=200
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+# Logs are not output: structlog's own default is stdout, where tests look for rows.
+structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 pytest_plugins = [
     name

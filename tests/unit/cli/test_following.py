@@ -1,0 +1,261 @@
+"""What the reading commands share: endpoints, redaction, positions, when to end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+
+from tcprepl.cli import following
+from tcprepl.cli.following import (
+    Follower,
+    command_line,
+    positions_of,
+    redact_row,
+    row_lines,
+    row_objects,
+)
+from tcprepl.config import parse_address
+from tcprepl.errors import ConfigError, ConnectionFailed
+from tcprepl.protocol.commands import PositionCommand, UserIpCommand
+from tests.cli_world import ADDRESS, CliWorld
+
+client_endpoint = following.client_endpoint
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> CliWorld:
+    """A server on a fake clock."""
+    return CliWorld(monkeypatch)
+
+
+class Collected(list[str]):
+    """The lines that a follower wrote."""
+
+    def write(self, text: bytes) -> None:
+        """Take lines."""
+        assert text.endswith(b"\n")
+        self += text.decode().splitlines()
+
+
+def follow(world: CliWorld, streams: tuple[str, ...] | None = None, **options: Any) -> Collected:
+    """Run a follower to its end and return its lines."""
+    lines = Collected()
+    options.setdefault("render", row_lines)
+
+    async def main(reactor: Any) -> None:
+        await Follower(reactor, ADDRESS, streams, lines.write, **options).run()
+
+    world.run(main)
+    return lines
+
+
+def test_endpoints() -> None:
+    """HOST:PORT and endpoint strings; what Twisted does not know is an error of ours."""
+    reactor = MemoryReactorClock()
+    assert isinstance(client_endpoint(reactor, parse_address("h:1")), HostnameEndpoint)
+    assert client_endpoint(reactor, parse_address("unix:/run/x")) is not None
+    for text in ("nonsense:x", "tcp:host=a", "tcp:host=a:port=x"):
+        with pytest.raises(ConfigError, match="not an endpoint to connect to"):
+            client_endpoint(reactor, parse_address(text))
+
+
+def test_lines_and_objects() -> None:
+    """Rows of a batch say so but for the last; objects have every field."""
+    assert row_lines("s", "i", 7, [b"[1]", b"[2]"]) == [
+        b"RDATA s i batch [1]",
+        b"RDATA s i 7 [2]",
+    ]
+    objects = [json.loads(line) for line in row_objects("s", "i", 7, [b"[1]", b'{"a":2}'])]
+    assert objects == [
+        {"stream": "s", "instance": "i", "token": 7, "row": [1]},
+        {"stream": "s", "instance": "i", "token": 7, "row": {"a": 2}},
+    ]
+
+
+def test_access_tokens_are_left_out() -> None:
+    """In USER_IP, and in caches that have them for keys; other rows are as they came."""
+    line = command_line(UserIpCommand("@a:b", "syt_secret", "10.0.0.1", "UA", "D", 5))
+    assert b"syt_secret" not in line
+    assert b"<redacted>" in line
+    assert (
+        command_line(PositionCommand("typing", "master", 1, 2)) == b"POSITION typing master 1 2\n"
+    )
+    row = b'["get_user_by_access_token", ["syt_secret"], 5]'
+    assert redact_row("caches", row) == b'["get_user_by_access_token",["<redacted>"],5]'
+    for stream, same in (("x", row), ("caches", b'["a", ["b"]]'), ("caches", b'"access_token"')):
+        assert redact_row(stream, same) == same
+
+
+def test_positions(world: CliWorld) -> None:
+    """Every stream of the server, without waiting for silence."""
+    world.publish("typing", ["!r:a", []], ["!r:b", []])
+    began = world.network.clock.seconds()
+    found = world.run(lambda reactor: positions_of(reactor, ADDRESS))
+    assert found == {
+        ("typing", "master"): 2,
+        ("device_lists", "master"): 0,
+        ("caches", "master"): 0,
+    }
+    assert world.network.clock.seconds() - began < following.QUIET_S
+
+
+class Scripted(Protocol):
+    """A foreign server: says its lines, and more when asked."""
+
+    lines = b""
+    answer = b""
+
+    def connectionMade(self) -> None:
+        """Greet."""
+        self.transport.write(self.lines)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Answer REPLICATE."""
+        if b"REPLICATE" in data and self.answer:
+            self.transport.write(self.answer)
+        elif data and not self.lines:
+            self.transport.loseConnection()
+
+
+def foreign(world: CliWorld, lines: bytes, answer: bytes = b"") -> None:
+    """Let somebody else listen."""
+
+    class Foreign(Factory):
+        noisy = False
+
+        def buildProtocol(self, addr: IPv4Address) -> Scripted:
+            protocol = Scripted()
+            protocol.lines = lines
+            protocol.answer = answer
+            return protocol
+
+    world.network.factory = Foreign()
+
+
+def test_positions_of_a_synapse(world: CliWorld) -> None:
+    """A server without STATUS has told all when it falls silent."""
+    foreign(world, b"SERVER a\nPING 1\n", b"POSITION typing master 3 3\nPOSITION events w 4 9\n")
+    found = world.run(lambda reactor: positions_of(reactor, ADDRESS))
+    assert found == {("typing", "master"): 3, ("events", "w"): 9}
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [(b"HTTP/1.1 400 Bad Request\n", "test:1: "), (b"SERVER a", "said nothing"), (b"", "test:1: ")],
+)
+def test_positions_of_something_else(world: CliWorld, lines: bytes, text: str) -> None:
+    """What is no replication server is said to be none, soon."""
+    foreign(world, lines)
+    with pytest.raises(ConnectionFailed, match=text):
+        world.run(lambda reactor: positions_of(reactor, ADDRESS))
+    assert world.network.clock.seconds() < 10
+
+
+def test_until_head_from_the_start(world: CliWorld) -> None:
+    """What was there is printed, and that is all."""
+    world.publish("typing", ["!r:a", ["@a:a"]])
+    world.publish("device_lists", ["@a:a"], ["@b:a"], batch=True)
+    assert sorted(follow(world, since="start", until_head=True)) == [
+        'RDATA device_lists master 1 ["@b:a"]',
+        'RDATA device_lists master batch ["@a:a"]',
+        'RDATA typing master 1 ["!r:a",["@a:a"]]',
+    ]
+    assert follow(world, ("caches",), since="start", until_head=True) == []
+
+
+def test_after_a_token_with_count(world: CliWorld) -> None:
+    """The rows after a token, and no more than asked for, even within a batch."""
+    world.publish("device_lists", ["@1:a"], ["@2:a"], ["@3:a"])
+    world.publish("device_lists", ["@4:a"], ["@5:a"], batch=True)
+    lines = follow(world, ("device_lists",), since=1, count=3)
+    assert [line.split(" ", 3)[3] for line in lines] == [
+        '2 ["@2:a"]',
+        '3 ["@3:a"]',
+        'batch ["@4:a"]',
+    ]
+
+
+def test_for_some_time_with_commands(world: CliWorld) -> None:
+    """Live rows and positions, for so many seconds; a cut wire in between is mended."""
+    world.later(2.0, lambda: world.publish("typing", ["!r:1", []]))
+
+    def cut() -> None:
+        world.network.wires["x"].cut()
+        world.publish("typing", ["!r:2", []])
+
+    world.later(3.0, cut)
+    lines = follow(world, ("typing",), for_s=20.0, commands=True)
+    assert lines[:2] == ["SERVER example.com", "POSITION typing master 0 0"]
+    assert [line for line in lines if line.startswith("RDATA")] == [
+        'RDATA typing master 1 ["!r:1",[]]',
+        'RDATA typing master 2 ["!r:2",[]]',
+    ]
+
+
+def test_other_commands_are_lines_too(world: CliWorld) -> None:
+    """What the server says besides is printed when asked for."""
+    from tcprepl.protocol.commands import RemoteServerUpCommand
+
+    world.later(1.0, lambda: world.server.broadcast(RemoteServerUpCommand("b.example")))
+    lines = follow(world, ("typing",), for_s=5.0, commands=True)
+    assert "REMOTE_SERVER_UP b.example" in lines
+
+
+def closed(_: bytes) -> None:
+    """Be a pipe whose reader has gone."""
+    raise BrokenPipeError
+
+
+def test_a_closed_pipe_ends_it(world: CliWorld) -> None:
+    """Whoever does not want our lines gets no more."""
+
+    async def main(reactor: Any) -> None:
+        await Follower(reactor, ADDRESS, ("typing",), closed, since="start", render=row_lines).run()
+
+    world.publish("typing", ["!r:1", []])
+    with pytest.raises(BrokenPipeError):
+        world.run(main)
+
+
+def test_a_closed_pipe_at_the_end(world: CliWorld) -> None:
+    """The last lines may be refused as well."""
+
+    async def main(reactor: Any) -> None:
+        await Follower(
+            reactor, ADDRESS, ("typing",), closed, since="start", render=row_lines, count=1
+        ).run()
+
+    world.publish("typing", ["!r:1", []], ["!r:2", []])
+    with pytest.raises(BrokenPipeError):
+        world.run(main)
+
+
+def test_cancelling_disconnects(world: CliWorld) -> None:
+    """Ctrl-C leaves no connection, and no timer of the follower."""
+    tasks: list[Deferred[None]] = []
+
+    async def main(reactor: Clock) -> str:
+        follower = Follower(
+            reactor, ADDRESS, ("typing",), Collected().write, render=row_lines, for_s=500.0
+        )
+        tasks.append(Deferred.fromCoroutine(follower.run()))
+        try:
+            await tasks[0]
+        except CancelledError:
+            return "cancelled"
+        return "ended"
+
+    def cancel() -> None:
+        tasks[0].cancel()
+
+    world.later(3.0, cancel)
+    assert world.run(main) == "cancelled"
+    assert world.server.peers() == []

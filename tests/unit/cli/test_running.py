@@ -1,0 +1,159 @@
+"""The runner: results, failures, Ctrl-C once and twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ReactorNotRunning
+
+from tcprepl.cli.running import run_until_done
+from tests.harness import environment
+
+
+class FakeReactor:
+    """Runs what it was given, then whatever the test does, until stopped."""
+
+    def __init__(self, *steps: Any) -> None:
+        self.steps = list(steps)
+        self.calls: list[Any] = []
+        self.running = False
+
+    def callWhenRunning(self, function: Any) -> None:
+        """Call it in `run`."""
+        self.calls.append((function, ()))
+
+    def callFromThread(self, function: Any, *args: Any) -> None:
+        """Call it in the next turn."""
+        self.calls.append((function, args))
+
+    def run(self) -> None:
+        """Run until stopped, or until there is nothing left to do."""
+        self.running = True
+        while self.running:
+            while self.calls:
+                function, args = self.calls.pop(0)
+                function(*args)
+            if not self.steps:
+                return
+            self.steps.pop(0)()
+
+    def stop(self) -> None:
+        """Stop."""
+        if not self.running:
+            raise ReactorNotRunning
+        self.running = False
+
+
+def press(number: signal.Signals) -> Any:
+    """Return a step that sends this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+async def forever(reactor: Any) -> int:
+    """Wait for the end."""
+    await Deferred()
+    return 5
+
+
+def test_result_is_the_exit_code() -> None:
+    """What the coroutine returns, at once or later."""
+
+    async def main(reactor: Any) -> int:
+        return 3
+
+    assert run_until_done(main, FakeReactor(lambda: None)) == 3
+
+
+def test_failures_are_raised() -> None:
+    """The caller decides what they look like."""
+
+    async def main(reactor: Any) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_until_done(main, FakeReactor(lambda: None))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels(number: signal.Signals) -> None:
+    """Being ended by its user is no failure; the old handlers come back."""
+    before = signal.getsignal(number)
+    assert run_until_done(forever, FakeReactor(press(number), lambda: None, lambda: None)) == 0
+    assert signal.getsignal(number) is before
+
+
+def test_tidying_up_may_take_time_and_return_a_code() -> None:
+    """A cancelled coroutine goes on to its end."""
+    tidying: Deferred[None] = Deferred()
+
+    async def main(reactor: Any) -> int:
+        try:
+            await Deferred()
+        except CancelledError:
+            await tidying
+        return 4
+
+    reactor = FakeReactor(press(signal.SIGINT), lambda: tidying.callback(None), lambda: None)
+    assert run_until_done(main, reactor) == 4
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    """Who insists is let go."""
+
+    async def main(reactor: Any) -> int:
+        try:
+            await Deferred()
+        except CancelledError:
+            await Deferred()
+        return 0
+
+    steps = (press(signal.SIGINT), press(signal.SIGINT), lambda: None)
+    assert run_until_done(main, FakeReactor(*steps)) == 1
+
+
+def test_stopping_twice_is_fine() -> None:
+    """A second signal may come when the reactor has stopped already."""
+    reactor = FakeReactor(lambda: None)
+
+    async def main(given: Any) -> int:
+        given.running = False
+        return 0
+
+    assert run_until_done(main, reactor) == 0
+
+
+def test_cancelled_by_itself_is_a_failure() -> None:
+    """Only a signal makes a cancellation a good end."""
+
+    async def main(reactor: Any) -> int:
+        raise CancelledError
+
+    with pytest.raises(CancelledError):
+        run_until_done(main, FakeReactor(lambda: None))
+
+
+def test_with_the_real_reactor() -> None:
+    """In a process of its own."""
+    code = (
+        "import os, signal, sys\n"
+        "from twisted.internet.task import deferLater\n"
+        "from tcprepl.cli.running import run_until_done\n"
+        "async def main(reactor):\n"
+        "    reactor.callLater(0, os.kill, os.getpid(), signal.SIGINT)\n"
+        "    try:\n"
+        "        await deferLater(reactor, 60)\n"
+        "    finally:\n"
+        "        await deferLater(reactor, 0.01)\n"
+        "        print('tidy')\n"
+        "sys.exit(run_until_done(main))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tidy\n", "")

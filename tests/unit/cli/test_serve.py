@@ -1,0 +1,116 @@
+"""``tcprepl serve``: what it says, what systemd hears, how it ends."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+
+from tcprepl.app import Server
+from tcprepl.cli import run, serve
+from tcprepl.config import BadConfig, Loaded, build
+
+
+def loaded(**raw: Any) -> Loaded:
+    """Return a configuration in memory."""
+    return build({"data_directory": None, **raw}, "test")
+
+
+def welcomed(where: dict[str, list[str]], **raw: Any) -> str:
+    """Return the welcome of a server at given addresses."""
+    server = Server(MemoryReactorClock(), loaded(**raw).config)
+    server.replication_addresses = where.get("replication", [])
+    server.http_addresses = where.get("http", [])
+    return serve.welcome(server)
+
+
+def test_welcome_shows_commands_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default addresses need no options; the command is as it was called."""
+    monkeypatch.setattr("sys.argv", [str(Path.cwd() / ".venv/bin/tcprepl")])
+    text = welcomed({"replication": ["127.0.0.1:9092"], "http": ["127.0.0.1:9093"]})
+    assert 'tcprepl is running as "localhost".' in text
+    assert "\n  nc 127.0.0.1 9092  " in text
+    assert (
+        "\n  .venv/bin/tcprepl publish typing "
+        '\'["!room:example.com", ["@alice:example.com"]]\'\n' in text
+    )
+    assert "\n  .venv/bin/tcprepl tail\n" in text
+    assert "http://127.0.0.1:9093/" in text
+    assert "in memory only" in text
+
+
+def test_welcome_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other addresses are named; what nc cannot reach is not suggested."""
+    monkeypatch.setattr("sys.argv", ["/usr/bin/tcprepl"])
+    text = welcomed(
+        {"replication": ["[::1]:7"], "http": ["127.0.0.1:8"]}, data_directory="/var/lib/tcprepl"
+    )
+    assert "nc ::1 7" in text
+    assert "\n  tcprepl publish --to http://127.0.0.1:8 typing" in text
+    assert "\n  tcprepl tail --from [::1]:7\n" in text
+    assert "The logs are in /var/lib/tcprepl." in text
+    monkeypatch.setattr("sys.argv", ["-m"])
+    text = welcomed({"replication": ["unix:/run/x"], "http": ["unix:/run/y"]})
+    assert "nc " not in text
+    assert "A page" not in text
+
+
+def test_ready_status_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Systemd hears when it is ready, how it goes, and when it stops."""
+    path = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(5.0)
+        reactor = MemoryReactorClock()
+        task = Deferred.fromCoroutine(serve.serve(reactor, loaded(worker_name="w1")))
+        assert systemd.recv(1000) == b"READY=1\nSTATUS=0 peers, most behind 0 ms"
+        assert "tcprepl is running" in capsys.readouterr().out
+        reactor.advance(serve.STATUS_INTERVAL_S)
+        assert systemd.recv(1000) == b"STATUS=0 peers, most behind 0 ms"
+        task.cancel()
+        reactor.advance(1.0)
+        assert systemd.recv(1000) == b"STOPPING=1"
+    codes: list[int] = []
+    _ = task.addCallback(codes.append)
+    assert codes == [0]
+
+
+def test_options_are_stronger_than_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything typed reaches the configuration."""
+    file = tmp_path / "x.yaml"
+    file.write_text("server_name: a\ninstance: i\nlog: {level: error}\n", encoding="utf-8")
+    found: list[Loaded] = []
+
+    async def fake(reactor: Any, given: Loaded) -> int:
+        found.append(given)
+        return 0
+
+    def at_once(main: Any) -> int:
+        _ = Deferred.fromCoroutine(main(None))
+        return 0
+
+    monkeypatch.setattr(serve, "serve", fake)
+    monkeypatch.setattr(serve, "run_until_done", at_once)
+    monkeypatch.setattr(serve.logs, "configure", lambda *_: None)
+    args = ["--server-name", "b", "--listen", "[::1]:1", "--http", "unix:/run/h", "--data", "d"]
+    assert run(["serve", "--config", str(file), *args, "--dialect", "1.13"]) == 0
+    config = found[0].config
+    assert (config.server_name, config.instance) == ("b", "i")
+    assert str(config.replication.listen[0]) == "[::1]:1"
+    assert str(config.http.listen[0]) == "unix:/run/h"
+    assert config.data_directory == Path("d")
+    assert config.replication.dialect == "1.13"
+    assert run(["serve"]) == 0
+    assert found[1].config == build({}, "x").config
+    assert run(["serve", "--listen", "0.0.0.0:1"]) == 2
+    with pytest.raises(BadConfig, match="other machines can reach it"):
+        build({}, "command line", {"replication.listen": "0.0.0.0:1"})
