@@ -31,6 +31,8 @@ Reader: TypeAlias = Callable[[Any], Any]
 
 _encoder = msgspec.json.Encoder()
 _opaque_decoder = msgspec.json.Decoder(Any)
+_packer = msgspec.msgpack.Encoder()
+_NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 _PATH = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _SEGMENT = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[]+)")
 
@@ -76,9 +78,9 @@ class RowCodec:
         lines.pop()
         if len(lines) != len(rows):
             return [self._encode_one(row, index) for index, row in enumerate(rows)]
-        if b"null" in together:
-            for index, line in enumerate(lines):
-                if b"null" in line and _has_nan(rows[index]):
+        if b"null" in together and _may_have_nan(rows):
+            for index, row in enumerate(rows):
+                if _has_nan(row):
                     self._refuse_nan(index)
         if len(together) > MAX_ROW_BYTES:
             self._check_sizes(lines)
@@ -388,8 +390,16 @@ def _first_of_kind(value: dict[str, Any], text: str) -> str:
     )
 
 
-#: Types of values that hold no number with a fraction.
-_PLAIN = frozenset({str, int, bool, type(None), bytes, Raw})
+def _may_have_nan(rows: Sequence[object]) -> bool:
+    """Whether a NaN or an infinity may be in *rows*: quick, and sure when it says no.
+
+    In msgpack such a number has these bytes. They cannot be part of a text, and where they
+    are part of something else, a second look finds nothing.
+    """
+    try:
+        return _NOT_FINITE.search(_packer.encode(rows)) is not None
+    except (OverflowError, TypeError, ValueError):
+        return True  # msgpack does not have integers over 64 bits
 
 
 def _has_nan(value: object) -> bool:
@@ -401,7 +411,7 @@ def _has_nan(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(_has_nan, value.values())) or any(map(_has_nan, value))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return not _PLAIN.issuperset(map(type, value)) and any(map(_has_nan, value))
+        return any(map(_has_nan, value))
     return False
 
 

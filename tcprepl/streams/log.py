@@ -137,7 +137,8 @@ class Log(Protocol):
         """Return where a reader that cannot be resumed starts anew.
 
         That is 0 for a keyed ephemeral stream (typing, presence), which keeps the newest
-        row of each key: such a reader forgets its state and reads with ``compacted=True``.
+        row of each key: such a reader forgets its state and reads with ``compacted=True``
+        until a page is not limited. The floor may rise meanwhile; that does not matter.
         For every other stream it is the floor.
         """
         ...
@@ -204,7 +205,9 @@ class Log(Protocol):
                 were superseded below the floor are gone.
 
         Raises:
-            TokenTooOld: *after* is below the floor (and not *compacted*).
+            TokenTooOld: *after* is below the floor (and not *compacted*); or the reader is
+                *compacted*, under way, and so slow that it missed a key that went blank:
+                it begins again at the restart point.
             TokenFromFuture: *after* is above the position.
             LogCorrupt: a stored block does not match its checksum.
         """

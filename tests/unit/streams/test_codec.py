@@ -98,6 +98,14 @@ def test_a_nan_is_found_beside_what_takes_the_slow_way() -> None:
         OPAQUE.encode([["\ud800"], [float("nan")]])
 
 
+def test_what_looks_like_a_nan_from_afar_is_looked_at() -> None:
+    double = int.from_bytes(b"\xcb\x7f\xf8\0\0\0\0\0", "big", signed=True)
+    assert OPAQUE.encode([[None, double]]) == [b"[null,%d]" % double]
+    assert OPAQUE.encode([[None, 2**70]]) == [b"[null,%d]" % 2**70]
+    with pytest.raises(BadRow, match="row 1"):
+        OPAQUE.encode([[2**70, None], [float("nan")]])
+
+
 def test_values_of_objects_are_named_by_their_key() -> None:
     codec = StreamDef("counts", tuple[str, dict[str, int]]).codec
     error = refused(codec, ["a", {"x": 1, "y": "two"}])

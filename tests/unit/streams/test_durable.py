@@ -47,6 +47,7 @@ def test_a_block_that_is_read_in_parts_is_fetched_once(store: SqliteStore) -> No
     assert [token for token, _ in found] == list(range(1, 201))
     # once for each block, and now and then to see whether there is a next one
     assert fetch.call_count <= 4
+    assert read_all(store.log, DURABLE, 0) == found
     store.close()
 
 
