@@ -54,7 +54,21 @@ class CatchUp:
         position = self._log.position(stream, instance)
         if after >= min(upto, position):  # also when the writer had to start anew
             return _answer([], upto, limited=False, gap=None)
-        page, gap = self._read(stream, instance, after, min(upto, position))
+        upto = min(upto, position)
+        floor = self._log.floor(stream, instance)
+        restart = self._log.restart_point(stream, instance)
+        gap = None
+        # A stream of states in memory still knows the newest row of each key below its floor.
+        if after < floor and restart == floor:
+            gap = (after, min(floor, upto))
+            DROPPED.labels("rows", "asked for past retention").inc()
+            logger.warning(
+                "http.catch_up.gap", stream=stream, instance=instance, after=after, upto=gap[1]
+            )
+            if floor >= upto:
+                return _answer([], upto, limited=False, gap=gap)
+            after = floor
+        page = self._read(stream, instance, after, upto, restart)
         rows = [(token, Raw(row)) for token, row in page.rows()]
         return _answer(rows, page.upto, limited=page.limited, gap=gap)
 
@@ -73,37 +87,16 @@ class CatchUp:
         return writers[0]
 
     def _read(
-        self, stream: StreamName, instance: InstanceName, after: Token, upto: Token
-    ) -> tuple[Page, tuple[Token, Token] | None]:
-        """Return the page, and the (after, upto] of which rows are gone, if any are."""
-        gap = None
-        floor = self._log.floor(stream, instance)
-        restart = self._log.restart_point(stream, instance)
-        compacted = False
-        if after < floor:
-            # A keyed stream in memory still knows the newest row of each key below its floor.
-            compacted = restart < floor
-            if not compacted:
-                gap = (after, min(floor, upto))
-                after = min(floor, upto)
-                DROPPED.labels("rows", "asked for past retention").inc()
-                logger.warning(
-                    "http.catch_up.gap", stream=stream, instance=instance, after=gap[0], upto=gap[1]
-                )
+        self, stream: StreamName, instance: InstanceName, after: Token, upto: Token, restart: Token
+    ) -> Page:
         try:
-            page = self._log.read(
-                stream,
-                instance,
-                after,
-                upto,
-                limit_rows=limits.CATCH_UP_ROWS,
-                compacted=compacted,
+            return self._log.read(
+                stream, instance, after, upto, limit_rows=limits.CATCH_UP_ROWS, compacted=True
             )
-        except TokenTooOld:  # rows of keys that went blank are forgotten: tell every state
-            page = self._log.read(
+        except TokenTooOld:  # states that went blank are forgotten: tell every state there is
+            return self._log.read(
                 stream, instance, restart, upto, limit_rows=limits.CATCH_UP_ROWS, compacted=True
             )
-        return page, gap
 
 
 def _token(call: Call, name: str) -> Token:

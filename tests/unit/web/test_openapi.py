@@ -1,0 +1,62 @@
+"""The description of the API is that of the site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tcprepl.web.http import Call, Response, Route
+from tcprepl.web.openapi import OPERATIONS, document, operation_of
+from tests.unit.web.test_client_api import World
+
+
+def described() -> Any:
+    """Return the document of a site with every face."""
+    world = World()
+    found = world.get("/openapi.json").json
+    world.queue.close()
+    world.close()
+    return found
+
+
+def nothing(call: Call) -> Response:
+    """Answer nothing."""
+    return Response()
+
+
+def test_every_operation_is_served_and_described() -> None:
+    """No entry without a route, no route without an entry."""
+    paths = described()["paths"]
+    served = {
+        (method.upper(), path.removeprefix("/_matrix/client/v3").removeprefix("/_matrix/client/r0"))
+        for path, methods in paths.items()
+        for method in methods
+    }
+    assert served == OPERATIONS.keys()
+
+
+def test_every_path_argument_is_a_parameter() -> None:
+    """And every reference leads somewhere."""
+    found = described()
+    schemas = found["components"]["schemas"]
+    for path, methods in found["paths"].items():
+        for operation in methods.values():
+            told = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
+            assert told == {part[1:-1] for part in path.split("/") if part.startswith("{")}
+            assert operation["summary"]
+            assert operation["responses"]
+    references = [
+        part.split('"')[0]
+        for part in repr(found).replace("'", '"').split("#/components/schemas/")[1:]
+    ]
+    assert set(references) <= schemas.keys()
+
+
+def test_a_route_without_an_entry_is_a_mistake() -> None:
+    """Found when the site is built."""
+    route = Route("GET", "/forgotten", nothing, nothing)  # type: ignore[arg-type]
+    with pytest.raises(KeyError):
+        document([route])
+    known = Route("GET", "/_matrix/client/r0/login", nothing, nothing)  # type: ignore[arg-type]
+    assert operation_of(known)["summary"] == "How to log in"

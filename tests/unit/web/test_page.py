@@ -1,0 +1,239 @@
+"""The page, as people get it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.web import page
+
+PEER = PeerStatus(
+    conn_id=3,
+    name="sender<1>",
+    address="127.0.0.1:5",
+    dialect="1.22",
+    state="behind",
+    behind_rows=1234,
+    behind_bytes=5_600_000,
+    behind_seconds=7.5,
+    behind_stream="federation",
+    paused_seconds=3.0,
+    buffered_bytes=0,
+    sent_bytes=1,
+    gaps=0,
+    connected_seconds=4000.0,
+)
+HEAD = PeerStatus(4, "", "127.0.0.1:6", "tcprepl", "head", 0, 0, 0.0, None, 0.0, 0, 9, 0, 2.0)
+
+
+def view(**fields: Any) -> page.View:
+    """Return a view of a busy server."""
+    status = ServerStatus(
+        "example.com",
+        "master",
+        90.0,
+        [
+            StreamStatus("typing", "master", 1_234_567, 12, 10, 20),
+            StreamStatus("receipts", "master", 0, 0, 0, 0),
+        ],
+        [HEAD, PEER],
+        {"peer_closed": 2, "ping_timeout": 1},
+    )
+    return page.View(
+        **{
+            "status": status,
+            "reason": None,
+            "destinations": [
+                {
+                    "destination": "matrix.org",
+                    "state": "waiting",
+                    "why": "2 tries failed: <timeout>",
+                    "queued_edus": 7,
+                    "oldest_seconds": 60.0,
+                    "failures": 2,
+                    "next_try_ms": 62_000,
+                },
+                {"destination": "idle.example", "state": "idle"},
+            ],
+            "rates": {("typing", "master"): [0.0, 2.5, 5.0]},
+            "total_rate": [0.0, 2.5, 5.0],
+            "lags": {3: [0.0, 1000.0, 1234.0]},
+            "now_ms": 2_000,
+            **fields,
+        }
+    )
+
+
+def text(html: str) -> str:
+    """Return what a person reads."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html.replace("\u202f", " "))).strip()
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        """Note it, unless it has no end."""
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        """It is closed at once."""
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close it."""
+        assert self.open.pop() == tag
+
+
+def test_streams_have_position_rate_and_plot() -> None:
+    """Those without a row are listed, not tabulated."""
+    html = page.parts(view())["streams"]
+    assert "typing master 1 234 567 12 5" in text(html)
+    assert "Not written yet: receipts" in text(html)
+    assert '<polyline points="0.0,27.0 60.0,14.5 120.0,2.0"/>' in html
+
+
+def test_peers_have_their_lag_and_the_latest_comes_first() -> None:
+    """Rows, bytes, seconds, the time paused; and which stream."""
+    html = page.parts(view())["peers"]
+    told = text(html)
+    assert told.index("sender&lt;1&gt; 127.0.0.1:5 #3") < told.index("no name 127.0.0.1:6 #4")
+    assert "1.22 behind in federation 1 234 5.6 MB 7.5 s 3.0 s 1 h 6 min" in told
+    assert 'class="pill bad"' in html
+    assert 'class="pill good"' in html
+    assert 'class="spark bad"' in html
+
+
+def test_destinations_say_why_they_wait() -> None:
+    """Queue, age, next try."""
+    told = text(page.parts(view())["destinations"])
+    assert "matrix.org waiting 2 tries failed: &lt;timeout&gt; 7 1 min 0 s in 1 min 0 s" in told
+    assert "idle.example idle 0 0 s" in told
+
+
+def test_only_so_many_destinations_are_listed() -> None:
+    """There may be thousands; the oldest come first."""
+    many = [{"destination": f"d{n}.example", "oldest_seconds": n} for n in range(103)]
+    html = page.parts(view(destinations=many))["destinations"]
+    assert "d102.example" in html
+    assert "d2.example<" not in html
+    assert "3 more are in the status as JSON" in text(html)
+
+
+def test_the_summary_has_what_matters() -> None:
+    """Rate, peers, the largest lag, what waits."""
+    told = text(page.parts(view())["summary"])
+    assert "Rows a second 5" in told
+    assert "Peers 2 1 behind" in told
+    assert "Largest lag 7.5 s 1 234 rows not sent" in told
+    assert "Destinations waiting 1 7 EDUs queued" in told
+
+
+def test_an_idle_server_says_so() -> None:
+    """Nothing is blank."""
+    status = ServerStatus("example.com", "master", 0.4)
+    parts = page.parts(
+        view(status=status, destinations=[], rates={}, total_rate=[], lags={}, reason="a <b>")
+    )
+    assert text(parts["streams"]) == "No stream has a row yet."
+    assert text(parts["peers"]) == "Nobody is connected to the line protocol."
+    assert text(parts["destinations"]) == "This process sends to no other server."
+    assert text(parts["closed"]) == "None so far."
+    assert text(parts["state"]) == "not ready a &lt;b&gt; instance master , up 400 ms"
+    assert "all at the head" in parts["summary"]
+
+
+def test_close_reasons_are_counted() -> None:
+    """The most frequent first."""
+    assert text(page.parts(view())["closed"]) == "2 peer closed 1 ping timeout"
+
+
+def test_a_peer_that_is_a_little_behind_is_no_alarm() -> None:
+    """Yellow below five seconds."""
+    from dataclasses import replace
+
+    peers = [replace(PEER, behind_seconds=0.5)]
+    html = page.parts(view(status=ServerStatus("x", "m", 1.0, [], peers)))["peers"]
+    assert 'class="pill warn"' in html
+    assert "500 ms" in text(html)
+
+
+def test_the_document_is_whole_and_allows_only_itself() -> None:
+    """Balanced, without foreign assets, and the policy fits the script and the style."""
+    html = page.document("a&b", page.parts(view())).decode()
+    parser = Balanced()
+    parser.feed(html.replace("<!doctype html>", ""))
+    assert parser.open == []
+    assert "<title>a&amp;b" in html
+    assert "http://" not in html
+    assert "https://" not in html
+    assert " style=" not in html
+    assert not re.search(r"\son\w+=", html.partition("<script>")[0])
+    policy = page.HEADERS["Content-Security-Policy"]
+    for tag in ("style", "script"):
+        content = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        assert len(content) == 1
+        digest = base64.b64encode(hashlib.sha256(content[0].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    for name in page.parts(view()):
+        assert f'id="{name}"' in html
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (0.04, "0.0"),
+        (2.5, "2.5"),
+        (5.0, "5"),
+        (12.6, "13"),
+        (1234567, "1\u202f234\u202f567"),
+    ],
+)
+def test_numbers(value: float, expected: str) -> None:
+    """Short, with thin spaces."""
+    assert page.number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0 s"),
+        (0.25, "250 ms"),
+        (7.25, "7.2 s"),
+        (59.4, "59 s"),
+        (61, "1 min 1 s"),
+        (7_320, "2 h 2 min"),
+        (90_000, "1 d 1 h"),
+    ],
+)
+def test_durations(value: float, expected: str) -> None:
+    """The two largest units."""
+    assert page.duration(value).replace("\u202f", " ") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (7e9, "7.0 GB")],
+)
+def test_sizes(value: float, expected: str) -> None:
+    """Powers of a thousand."""
+    assert page.size(value).replace("\u202f", " ") == expected
+
+
+@pytest.mark.parametrize("values", [[], [3.0]])
+def test_a_plot_needs_two_points(values: list[float]) -> None:
+    """Until then it is empty, and takes its room."""
+    html = page.spark(values, "a <label>")
+    assert "<polyline" not in html
+    assert 'aria-label="a &lt;label&gt;, at most ' in html

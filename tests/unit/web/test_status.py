@@ -1,0 +1,163 @@
+"""Samples, the status, and who watches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tcprepl import limits
+from tcprepl.replication.status import PeerStatus, ServerStatus
+from tests.web_site import Exchange, Stage
+
+
+class Server:
+    """A replication server that tells what the test wants."""
+
+    def __init__(self) -> None:
+        self.behind = {1: 10}
+
+    def status(self) -> ServerStatus:
+        """Return the peers."""
+        peers = [
+            PeerStatus(number, "w", "here", "1.22", "behind", rows, 0, 1.0, None, 0.0, 0, 0, 0, 1.0)
+            for number, rows in self.behind.items()
+        ]
+        return ServerStatus("example.com", "master", 5.0, [], peers)
+
+
+@pytest.fixture
+def stage() -> Any:
+    """A site that listens, checked for leftovers."""
+    stage = Stage()
+    stage.site.startFactory()
+    yield stage
+    stage.close()
+
+
+def events(exchange: Exchange) -> list[dict[str, str]]:
+    """Return the events that have come."""
+    body = exchange.transport.value().partition(b"\r\n\r\n")[2].decode()
+    return [
+        json.loads(line[6:])
+        for line in body.replace("\r\n", "\n").split("\n")
+        if line.startswith("data: ")
+    ]
+
+
+def test_status_has_positions_and_rates(stage: Stage) -> None:
+    """Rates are those of the last second."""
+    stage.clock.advance(1)
+    stage.publish("audit", 1, 2, 3)
+    stage.clock.advance(1)
+    found = stage.get("/_tcprepl/v1/status").json
+    assert (found["server_name"], found["instance"], found["ready"]) == (
+        "example.com",
+        "master",
+        True,
+    )
+    assert found["rows_per_second"] == 3.0
+    assert found["streams"] == [
+        {
+            "stream": "audit",
+            "instance": "master",
+            "position": 3,
+            "floor": 0,
+            "rows": 3,
+            "bytes": len(b"RDATA audit master 1 1\n") * 3,
+            "rows_per_second": 3.0,
+        }
+    ]
+    stage.clock.advance(1)
+    assert stage.get("/_tcprepl/v1/status").json["rows_per_second"] == 0.0
+
+
+def test_status_has_the_peers_of_the_server_and_the_destinations() -> None:
+    """What the line protocol and the sender tell."""
+    stage = Stage(replication_server=Server(), destinations=lambda: iter([{"destination": "d"}]))
+    found = stage.get("/_tcprepl/v1/status").json
+    assert found["peers"][0]["behind_rows"] == 10
+    assert found["destinations"] == [{"destination": "d"}]
+    stage.close()
+
+
+def test_the_page_is_complete_at_once(stage: Stage) -> None:
+    """Without a sample, without a script."""
+    stage.publish("typing", ["!r:x", ["@a:x"]])
+    answer = stage.get("/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert b"<code>typing</code>" in answer.body
+
+
+def test_who_watches_gets_each_sample(stage: Stage) -> None:
+    """The present state at once, then one event a second."""
+    exchange = stage.open("GET", "/_tcprepl/v1/events")
+    assert b"Content-Type: text/event-stream" in exchange.transport.value()
+    assert len(events(exchange)) == 1
+    stage.publish("typing", ["!r:x", ["@a:x"]])
+    stage.clock.advance(1)
+    first, second = events(exchange)
+    assert "typing" not in first["streams"].partition("Not written")[0]
+    assert "<code>typing</code>" in second["streams"]
+    exchange.leave()
+    stage.clock.advance(1)
+
+
+def test_a_slow_viewer_misses_samples(stage: Stage) -> None:
+    """Nothing is buffered for it."""
+    exchange = stage.open("GET", "/_tcprepl/v1/events")
+    producer = exchange.channel.requests[0].producer
+    producer.pauseProducing()
+    stage.clock.advance(1)
+    assert len(events(exchange)) == 1
+    producer.resumeProducing()
+    stage.clock.advance(1)
+    assert len(events(exchange)) == 2
+    producer.stopProducing()
+    stage.clock.advance(1)
+    assert len(events(exchange)) == 2
+    exchange.leave()
+
+
+def test_viewers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is told to come back."""
+    monkeypatch.setattr(limits, "MAX_STATUS_VIEWERS", 1)
+    first = stage.open("GET", "/_tcprepl/v1/events")
+    second = stage.open("GET", "/_tcprepl/v1/events")
+    assert second.answer.error[:2] == (503, "M_LIMIT_EXCEEDED")
+    first.leave()
+    third = stage.open("GET", "/_tcprepl/v1/events")
+    assert third.answer.status == 200
+    for exchange in (second, third):
+        exchange.leave()
+
+
+def test_head_of_the_events_ends(stage: Stage) -> None:
+    """It would go on for ever."""
+    assert stage.ask("HEAD", "/_tcprepl/v1/events").status == 200
+
+
+def test_a_stop_ends_the_events(stage: Stage) -> None:
+    """The page comes back by itself."""
+    exchange = stage.open("GET", "/_tcprepl/v1/events")
+    stage.site.drain()
+    assert exchange.transport.value().endswith(b"0\r\n\r\n")
+    exchange.leave()
+
+
+def test_lag_has_a_history_while_the_peer_is_there() -> None:
+    """Of two minutes; a peer that left is forgotten."""
+    server = Server()
+    stage = Stage(replication_server=server)
+    stage.site.startFactory()
+    stage.clock.pump([1.0] * 130)
+    page = stage.get("/").body.decode()
+    plots = [part.count(" ") for part in page.split('<polyline points="')[1:]]
+    assert plots
+    assert "rows behind of w" in page
+    server.behind = {}
+    stage.clock.advance(1)
+    assert "rows behind of w" not in stage.get("/").body.decode()
+    stage.close()
