@@ -49,7 +49,7 @@ class MemoryStream:
         self.bound = RESTARTED
         self._bounds = bounds
         self._ring = Ring()
-        self._kept = Kept(stream) if stream.keyed and not stream.durable else None
+        self._kept = Kept(stream, start) if stream.keyed and not stream.durable else None
 
     @property
     def restart_point(self) -> Token:
@@ -108,7 +108,7 @@ class MemoryStream:
             raise TokenTooOld(name, instance, after, self.floor, self.bound)
         elif 0 < after < kept.blank_floor:
             raise TokenTooOld(
-                name, instance, after, self.floor, "states that went blank are forgotten"
+                name, instance, after, self.floor, "which keys went blank since is forgotten"
             )
         else:
             blocks = chain(kept.after(after, instance), self._ring.after(after))

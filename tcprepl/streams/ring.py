@@ -89,7 +89,8 @@ class Kept:
             that a key went blank, and has to begin again.
     """
 
-    def __init__(self, stream: StreamDef) -> None:
+    def __init__(self, stream: StreamDef, start: Token = 0) -> None:
+        """Know nothing yet, of what was before *start* least of all."""
         assert stream.key is not None
         self._stream = stream
         self._key = stream.key
@@ -98,7 +99,7 @@ class Kept:
         self._blank: list[bool] = []
         self._slots: dict[object, int] = {}
         self._live = 0
-        self.blank_floor: Token = 0
+        self.blank_floor = start
 
     def __len__(self) -> int:
         return self._live

@@ -31,9 +31,19 @@ def test_a_reader_that_missed_blank_rows_has_to_begin_again() -> None:
     for number in range(3 * BLANKS_KEPT):
         stream.add(range(token, token + 1), [typing(f"!{number % 2_500}")], 0)
         token += 1
-    with pytest.raises(TokenTooOld, match="went blank are forgotten"):
+    with pytest.raises(TokenTooOld, match="went blank since is forgotten"):
         stream.read(1, token, 1, 1_000, True)
     assert list(stream.read(0, token, 9, 1_000, True).tokens)[:2] == [1, 2]
+
+
+def test_a_holder_of_states_of_an_earlier_process_has_to_begin_again() -> None:
+    stream = MemoryStream(Registry().get("typing"), "w", Bounds(max_rows=1), start=7)
+    stream.add(range(8, 10), [typing("!a", "@1"), typing("!b", "@1")], 0)
+    stream.add(range(10, 11), [typing("!c", "@1")], 0)
+    with pytest.raises(TokenTooOld, match="went blank since is forgotten"):
+        stream.read(6, 10, 9, 1_000, True)
+    for after in (0, 7):
+        assert list(stream.read(after, 10, 9, 1_000, True).tokens) == [8, 9, 10]
 
 
 def test_a_durable_stream_of_states_is_kept_as_it_is() -> None:
