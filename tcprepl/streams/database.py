@@ -30,8 +30,8 @@ DATABASE_NAME = "log.sqlite3"
 APPLICATION_ID = 0x74637270
 #: Version of the schema below; a higher one in a file is refused.
 SCHEMA_VERSION = 1
-#: Pages of write-ahead log after which it is folded into the database.
-CHECKPOINT_PAGES = 4_000
+#: Pages of write-ahead log (16 MiB) after which it is folded into the database.
+CHECKPOINT_PAGES = 1_000
 #: How long another process that reads the file may hold a write up.
 BUSY_TIMEOUT_S = 5.0
 #: Expired transaction ids removed in one commit.
