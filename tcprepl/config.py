@@ -426,6 +426,11 @@ def build(
         raise BadConfig(source, faults) from None
     if faults:
         raise BadConfig(source, faults)
+    warnings += [
+        f"{key}: read, but nothing here makes use of it"
+        for key in ("redis", "instances")
+        if getattr(config, key)
+    ]
     return Loaded(config, tuple(warnings))
 
 

@@ -69,6 +69,7 @@ class SpeedType(click.ParamType[float | None]):
 @click.option(
     "--speed",
     type=SpeedType(),
+    metavar="original|max|N",
     default="max",
     show_default=True,
     help="Keep the recorded pace, go as fast as can be, or N times the recorded pace.",

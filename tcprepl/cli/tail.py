@@ -40,6 +40,7 @@ SINCE = SinceType()
 @click.option(
     "--since",
     type=SINCE,
+    metavar="now|start|TOKEN",
     default="now",
     show_default=True,
     help="Where to begin: with what comes now, with everything held, or after TOKEN.",

@@ -12,59 +12,130 @@ from typing import Any
 
 import click
 import msgspec
+from msgspec import structs
 from twisted.internet.defer import Deferred
 
-from tcprepl.cli import logs
+from tcprepl.cli import following, logs
 from tcprepl.cli.arguments import SECONDS, from_option
-from tcprepl.cli.following import client_endpoint
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.config import Address
 from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.presence import PresenceFollower
+from tcprepl.ephemeral.presence_states import is_blank
 from tcprepl.ephemeral.typing_notifications import TypingFollower
 from tcprepl.replication.client import ReplicationClient
+from tcprepl.streams.codec import Rows
 from tcprepl.streams.rows import PresenceRow
+
+#: Silence after which everything that a server had to say at first has been said.
+SETTLE_S = 0.2
 
 
 class Watch:
-    """Prints the lines it is given, up to a number of them.
+    """Prints what a follower holds, whenever it changes.
+
+    While the follower catches up (at first, after a reconnect or a reset) it passes through
+    states of the past. These are held back, and what came out of them is printed: a change
+    is printed as such only when it happens before our eyes.
 
     Args:
+        reactor: Time.
         only: The one room or user to print; None for all.
         count: End after this many lines.
         as_json: Print objects.
     """
 
-    def __init__(self, only: str | None, count: int | None, as_json: bool) -> None:
+    def __init__(self, reactor: Any, only: str | None, count: int | None, as_json: bool) -> None:
         self.done: Deferred[None] = Deferred()
+        self._reactor = reactor
         self._only = only
         self._left = count
         self._as_json = as_json
+        #: Lines held back, by room or user: (text, fields, whether there is nothing to it).
+        self._held: dict[str, tuple[str, dict[str, object], bool]] | None = {}
+        self._rows_came = False
+        self._timer: Any = None
+        #: What was printed last, by room or user; nothing for those that are blank.
+        self._shown: dict[str, str] = {}
+
+    # -- what the follower says ------------------------------------------------------------
 
     def typing(self, room_id: str, users: Sequence[str]) -> None:
-        """Print who types in a room."""
+        """Hear who types in a room."""
         text = f"{room_id} {' '.join(users) or '-'}"
-        self._print(room_id, text, {"room_id": room_id, "user_ids": list(users)})
+        self._changed(room_id, text, {"room_id": room_id, "user_ids": list(users)}, not users)
 
     def presence(self, _: PresenceRow, after: PresenceRow) -> None:
-        """Print the state of a user."""
+        """Hear the state of a user."""
         text = f"{after.user_id} {after.state}"
         if after.status_msg:
             # A message may hold line ends and terminal sequences: it is shown, not obeyed.
             text += f" ({json.dumps(after.status_msg, ensure_ascii=False)[1:-1]})"
-        fields = {name: getattr(after, name) for name in type(after).__struct_fields__}
-        self._print(after.user_id, text, fields)
+        self._changed(after.user_id, text, structs.asdict(after), is_blank(after))
+
+    # -- what the client says --------------------------------------------------------------
+
+    def hold(self, *_: object) -> None:
+        """What comes now is of the past, until it is known to have been caught up with."""
+        if self._held is None:
+            self._held = {}
+        self._rows_came = False
+        self._wait()
+
+    def rows(self) -> None:
+        """Rows have come."""
+        if self._held is not None:
+            self._rows_came = True
+            self._wait()
+
+    def position(self, *_: object) -> None:
+        """A position has come: after rows it ends the catching up."""
+        if self._held is None:
+            return
+        if self._rows_came:
+            self._release()
+        else:
+            self._wait()
 
     def end(self) -> None:
         """End, if that has not happened yet."""
         if not self.done.called:
             self.done.callback(None)
 
-    def _print(self, key: str, text: str, fields: dict[str, object]) -> None:
-        if self.done.called or self._only not in (None, key):
+    def close(self) -> None:
+        """Leave no timer behind."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def _wait(self) -> None:
+        self.close()
+        self._timer = self._reactor.callLater(SETTLE_S, self._release)
+
+    def _release(self) -> None:
+        self.close()
+        held, self._held = self._held or {}, None
+        for key, line in held.items():
+            self._changed(key, *line)
+
+    def _changed(self, key: str, text: str, fields: dict[str, object], blank: bool) -> None:
+        if self._only not in (None, key):
             return
-        line = msgspec.json.encode(fields) if self._as_json else text.encode()
+        if self._held is not None:
+            self._held[key] = (text, fields, blank)
+            return
+        if text == self._shown.get(key) or (blank and key not in self._shown):
+            return
+        if blank:
+            del self._shown[key]
+        else:
+            self._shown[key] = text
+        self._print(msgspec.json.encode(fields) if self._as_json else text.encode())
+
+    def _print(self, line: bytes) -> None:
+        if self.done.called:
+            return
         try:
             write_out(line + b"\n")
         except OSError as error:
@@ -85,16 +156,27 @@ def _watch(
     address: Address = options["source"]
 
     async def main(reactor: Any) -> int:
-        watch = Watch(options["only"], options["count"], options["as_json"])
+        watch = Watch(reactor, options["only"], options["count"], options["as_json"])
         follower = make_follower(watch)
+
+        def handle(name: str, instance: str, token: int, rows: Rows) -> None:
+            watch.rows()
+            follower.handle_rows(name, instance, token, rows)
+
+        def reset(name: str, instance: str, known: int | None, token: int) -> None:
+            watch.hold()
+            follower.on_reset(name, instance, known, token)
+
         client = ReplicationClient(
             reactor,
-            client_endpoint(reactor, address),
+            following.client_endpoint(reactor, address),
             [stream],
-            follower.handle_rows,
+            handle,
             name="tcprepl-watch",
             since="start",
-            on_reset=follower.on_reset,
+            on_reset=reset,
+            on_position=watch.position,
+            on_connected=watch.hold,
         )
         timer = None
         if options["for_s"] is not None:
@@ -106,6 +188,7 @@ def _watch(
             if timer is not None and timer.active():
                 timer.cancel()
             await client.stopService()
+            watch.close()
         return 0
 
     return run_until_done(main)

@@ -1,0 +1,114 @@
+"""The programs and the quick start of README.md, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT, Lines, Running, Server, environment, free_port
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    """Return the fenced blocks of one kind."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def program(where: Path, text: str) -> Running:
+    """Start a Python program."""
+    where.mkdir(exist_ok=True)
+    path = where / "program.py"
+    path.write_text(text, encoding="utf-8")
+    return Running([sys.executable, str(path)], where)
+
+
+def test_writer_program(tmp_path: Path) -> None:
+    """Ten lines make a server that publishes; it can be read at once."""
+    text = blocks("python")[0]
+    port = free_port()
+    settings = (
+        f'{{"server_name": "example.com", "replication": {{"listen": "127.0.0.1:{port}"}}, '
+        '"http": {"listen": "127.0.0.1:0"}}'
+    )
+    assert '{"server_name": "example.com"}' in text
+    text = text.replace('{"server_name": "example.com"}', settings)
+    with program(tmp_path / "writer", text) as writer:
+        writer.wait_for_output("^typing is at 1$|typing is at 1\n")
+        with Lines(port) as reader:
+            reader.send("REPLICATE typing * 0\n")
+            line = reader.expect("RDATA typing")
+            assert line.endswith('["!room:example.com",["@alice:example.com"]]')
+
+
+def test_worker_program(tmp_path: Path) -> None:
+    """Ten lines make a worker that gets what was there, and resumes after its death."""
+    text = blocks("python")[1]
+    with Server(tmp_path / "server") as server:
+        assert "tcp:127.0.0.1:9092" in text
+        text = text.replace("tcp:127.0.0.1:9092", f"tcp:{server.address}")
+        server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
+        for token in (1, 2):
+            with program(tmp_path / "worker", text) as worker:
+                assert worker.wait_for_lines(1) == [
+                    f"typing {token} !room:example.com ['@alice:example.com']"
+                ]
+            server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(300)
+def test_quick_start_from_a_fresh_copy(tmp_path: Path) -> None:
+    """``make run`` on a copy of the tracked files, then nc, publish and tail as README has them."""
+    run, netcat, publish, tail = blocks("sh")[:4]
+    copy = tmp_path / "tcprepl"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    for name in filter(None, tracked.split("\0")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name)
+    assert run == "make run\n"
+    server = Running(["sh", "-c", f"cd {shlex.quote(str(copy))} && exec make run"], tmp_path)
+    with server:
+        try:
+            server.wait_for_output("Ctrl-C stops it", timeout_s=110)
+            assert netcat == "nc 127.0.0.1 9092\n"
+            with Lines(9092) as person:
+                person.send("REPLICATE\n")
+                person.expect("POSITION typing master 0 0")
+                done = subprocess.run(
+                    ["sh", "-c", publish], cwd=copy, capture_output=True, text=True, timeout=30
+                )
+                assert (done.returncode, done.stdout) == (0, "typing master 1\n"), done.stderr
+                line = person.expect("RDATA typing")
+            with Running(
+                ["sh", "-c", f"cd {shlex.quote(str(copy))} && exec {tail}"], tmp_path, "tail"
+            ) as tailing:
+                assert tailing.wait_for_lines(1) == [line]
+                assert publish.strip() in server.stdout
+                assert netcat.strip() in server.stdout
+                assert tailing.stop() == 0
+        finally:
+            for pid in children(server.pid):
+                subprocess.run(["kill", "-INT", str(pid)], check=False)
+        server.wait()
+    assert (copy / "tcprepl-data").is_dir()
+
+
+def children(pid: int) -> list[int]:
+    """Return the direct children of a process."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    ).stdout
+    return [int(word) for word in listed.split()]
