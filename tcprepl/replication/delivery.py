@@ -426,9 +426,9 @@ class Delivery:
         if self._legacy:
             # Rows came in band before this line, whatever their tokens were.
             asked = self.catching_up.pop(pair, None)
-            prev = min(prev, command.token if known is None else known)
             if asked == 0 and known is None:
                 known = 0
+            prev = min(prev, command.token if known is None else known)
         if known is None and not self._resumable and self._since == "start" and self._catch_up:
             known = 0
         if known is None or prev <= known <= command.token:

@@ -243,6 +243,7 @@ def test_2017_from_the_start() -> None:
     stage.position(None, 1)
     assert stage.tokens == [1]
     assert stage.delivery.known == {ALPHA: 1}
+    assert stage.resets == []
 
 
 def test_positions_that_cannot_be_saved_are_kept_for_the_next_time() -> None:
