@@ -17,6 +17,8 @@ from msgspec import UNSET
 from signedjson.key import decode_signing_key_base64
 from unpaddedbase64 import encode_base64
 
+from tcprepl.ephemeral import presence_states, typing_notifications
+from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.federation.backoff import BackoffPolicy
 from tcprepl.federation.edu import edu_from_bytes
 from tcprepl.federation.lanes import EXPIRY_MS, LANES, SHARES, Lane
@@ -28,6 +30,7 @@ from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.grammar import ABNF
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.rows import PresenceRow
 from tcprepl.web.tables import feeds
 
 ROOT = Path(__file__).parent.parent
@@ -425,3 +428,48 @@ def backoff_words() -> dict[str, str]:
         "JLOW": f"{policy.jitter[0]:g}",
         "JHIGH": f"{policy.jitter[1]:g}",
     }
+
+
+_STATE_ORDER = (
+    presence_states.ONLINE,
+    presence_states.UNAVAILABLE,
+    presence_states.BUSY,
+    presence_states.OFFLINE,
+)
+
+
+def typing_rows() -> list[tuple[str, str]]:
+    """Return the times that the writer of typing goes by."""
+    times = {
+        'a client\'s "typing", unless it says': typing_notifications.DEFAULT_TIMEOUT_MS,
+        "the longest that a client may say": typing_notifications.MAX_TIMEOUT_MS,
+        'a remote server\'s "typing"': typing_notifications.FEDERATION_TIMEOUT_MS,
+        "remote servers are told again after": typing_notifications.FEDERATION_PING_INTERVAL_MS,
+        "everybody who types is looked at again after": typing_notifications.PARANOIA_MS,
+        "a room in which nobody types is forgotten after": typing_notifications.FORGET_AFTER_MS,
+        "timers are looked at every": int(typing_notifications.TIMER_INTERVAL_S * 1_000),
+    }
+    return [(what, _span(ms)) for what, ms in times.items()]
+
+
+def deadline_rows() -> list[tuple[str, str, str, str, str, str]]:
+    """Return what time does to a presence state."""
+    timers = PresenceTimers()
+    probe = PresenceRow("", "", 3, 1, 2, None, True)
+    since = {3: "last activity", 1: "last word to or from remote servers"}
+    heard = presence_states.last_heard_ms
+    return [
+        (
+            deadline.name,
+            "local" if deadline.ours else "remote",
+            ", ".join(f"`{state}`" for state in _STATE_ORDER if state in deadline.states),
+            "last sync or activity" if deadline.since is heard else since[deadline.since(probe)],
+            _span(deadline.limit_ms(timers)),
+            f"`{deadline.becomes}`" if deadline.becomes else "looked at again",
+        )
+        for deadline in presence_states.DEADLINES
+    ]
+
+
+def _span(ms: int) -> str:
+    return f"{ms // 60_000} min" if ms % 60_000 == 0 else f"{ms / 1_000:g} s"

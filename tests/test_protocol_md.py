@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from tcprepl import errors, limits
+from tcprepl.ephemeral.presence_states import NOTIFIES
 from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import COMMANDS, RdataCommand
@@ -281,6 +282,14 @@ def test_every_stream_has_an_example_row_that_fits() -> None:
             assert registry.encode_rows(command.stream, [row]) == [command.row]
             shown.add(command.stream)
     assert shown == {stream.name for stream in BUILT_IN}
+
+
+def test_times_of_typing_and_presence_are_those_of_the_code() -> None:
+    """How long somebody types, and what time does to a presence state."""
+    assert list(DOCUMENT.sections["7.9"].table("What").rows) == docs_md.typing_rows()
+    assert list(DOCUMENT.sections["7.10"].table("Deadline").rows) == docs_md.deadline_rows()
+    told = DOCUMENT.sections["7.10"].table("Others are told when").column("Others are told when")
+    assert [re.findall("`([a-z_]+)`", cell)[0] for cell in told] == [n for n, _ in NOTIFIES]
 
 
 # -- sections 11, 12 and 15: limits, errors, dialects ----------------------------------
