@@ -24,7 +24,7 @@ from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import COMMANDS, RdataCommand
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.events import Closing
-from tcprepl.protocol.session import ClientSession
+from tcprepl.protocol.session import ClientSession, ServerSession
 from tcprepl.protocol.state import Role, State
 from tcprepl.streams.registry import BUILT_IN, Registry
 from tests import docs_md
@@ -314,12 +314,50 @@ def _leaves(kind: type[RemoteProtocolError]) -> set[type[RemoteProtocolError]]:
     return named.union(*map(_leaves, named))
 
 
+#: What breaks each rule: whether a client reads it, and the bytes.
+BROKEN: dict[str, tuple[bool, bytes]] = {
+    "UnknownCommand": (False, b"RUBBISH one two\n"),
+    "MalformedCommand": (False, b"REPLICATE typing master soon\n"),
+    "UnexpectedCommand": (False, b"RDATA typing master 1 []\n"),
+    "LineTooLong": (False, b"x" * 20_000),
+    "BadEncoding": (False, b"NAME \xff\n"),
+    "WrongProtocol": (False, b"\x16\x03\x01\x02\x00\x01"),
+    "WrongServer": (True, b"SERVER example.org\n"),
+    "TooManyErrors": (False, b"RUBBISH\n" * limits.MAX_BAD_LINES),
+    "LostRow": (
+        True,
+        b"SERVER example.com\nPING 1 tcprepl/1\nPOSITION typing master 0 0\n"
+        b"RDATA typing master five []\n",
+    ),
+}
+
+
+def said(error: str) -> str:
+    """Return the last ERROR that a session says when this rule is broken."""
+    by_client, data = BROKEN[error]
+    session = (
+        ClientSession(START_S, server_name=SERVER_NAME)
+        if by_client
+        else ServerSession(SERVER_NAME, START_S)
+    )
+    session.receive_data(data, START_S)
+    lines = session.data_to_send().decode().splitlines()
+    return lines[-1].removeprefix("ERROR ")
+
+
+def test_errors_say_what_the_document_shows() -> None:
+    """The texts, word for word."""
+    table = DOCUMENT.sections["12.1"].table("Error")
+    shown = {plain(row[0]): row[-1].strip("`") for row in table.rows}
+    assert shown == {error: said(error) for error in shown}
+
+
 def test_errors_are_those_of_the_code() -> None:
     """Each rule that a peer can break, and whether the connection survives it."""
     rows = DOCUMENT.sections["12.1"].table("Error").by_first()
     kinds = {f"`{kind.__name__}`": kind for kind in _leaves(RemoteProtocolError)}
     assert set(rows) == set(kinds)
-    for name, (_, cause, after, duty) in rows.items():
+    for name, (_, cause, after, duty, _) in rows.items():
         assert after == ("open" if kinds[name].close_reason is None else "closed"), name
         assert cause, name
         assert duty, name
