@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-import msgspec
 from msgspec import structs
 from twisted.internet.defer import Deferred
 
@@ -30,6 +29,11 @@ from tcprepl.streams.rows import PresenceRow
 
 #: Silence after which everything that a server had to say at first has been said.
 SETTLE_S = 0.2
+
+
+def harmless(text: str) -> str:
+    """Return *text* with what a terminal might obey (line ends, sequences) made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Watch:
@@ -70,8 +74,7 @@ class Watch:
         """Hear the state of a user."""
         text = f"{after.user_id} {after.state}"
         if after.status_msg:
-            # A message may hold line ends and terminal sequences: it is shown, not obeyed.
-            text += f" ({json.dumps(after.status_msg, ensure_ascii=False)[1:-1]})"
+            text += f" ({after.status_msg})"
         self._changed(after.user_id, text, structs.asdict(after), is_blank(after))
 
     # -- what the client says --------------------------------------------------------------
@@ -123,6 +126,7 @@ class Watch:
         if self._only not in (None, key):
             return
         if self._held is not None:
+            self._held.pop(key, None)
             self._held[key] = (text, fields, blank)
             return
         if text == self._shown.get(key) or (blank and key not in self._shown):
@@ -131,13 +135,13 @@ class Watch:
             del self._shown[key]
         else:
             self._shown[key] = text
-        self._print(msgspec.json.encode(fields) if self._as_json else text.encode())
+        self._print(json.dumps(fields) if self._as_json else harmless(text))
 
-    def _print(self, line: bytes) -> None:
+    def _print(self, line: str) -> None:
         if self.done.called:
             return
         try:
-            write_out(line + b"\n")
+            write_out(f"{line}\n".encode())
         except OSError as error:
             self.done.errback(error)
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,16 +32,19 @@ def say(server: Server, *words: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def watch(server: Server, where: Path, what: str, *words: str) -> Running:
-    """Start a worker that prints what it follows, and wait until it is connected."""
-    name = f"watch-{what}-{len(list(where.glob('watch-*.out')))}"
-    before = len(server.request("GET", "/_tcprepl/v1/status")["peers"])
-    running = start(where, "watch", what, *words, "--from", server.address, name=name)
-    wait_until(
-        lambda: len(server.request("GET", "/_tcprepl/v1/status")["peers"]) > before,
-        "the worker is connected",
-    )
-    return running
+def newest_peer(server: Server) -> int:
+    """Return the number of the newest connection; 0 without any."""
+    peers = server.request("GET", "/_tcprepl/v1/status")["peers"]
+    return max((peer["conn_id"] for peer in peers), default=0)
+
+
+@contextmanager
+def watch(server: Server, where: Path, what: str, *words: str) -> Iterator[Running]:
+    """Run a worker that prints what it follows; it is connected when the block begins."""
+    before = newest_peer(server)
+    with start(where, "watch", what, *words, "--from", server.address) as running:
+        wait_until(lambda: newest_peer(server) > before, "the worker is connected")
+        yield running
 
 
 def test_worker_prints_what_the_writer_was_told(server: Server, tmp_path: Path) -> None:
@@ -68,10 +73,9 @@ def test_worker_prints_what_the_writer_was_told(server: Server, tmp_path: Path) 
             f"{BOB} busy",
             f"{ALICE} unavailable",
         ]
-        assert '"state":"busy"' in bob.wait_for_lines(1)[0]
-        with watch(server, tmp_path, "typing", "--count", "2") as late:
-            assert late.wait() == 0
-            assert late.lines == [f"{OTHER} {ALICE}", f"{ROOM} {BOB}"]
+        assert '"state": "busy"' in bob.wait_for_lines(1)[0]
+        late = tcprepl("watch", "typing", "--count", "2", "--from", server.address)
+        assert (late.returncode, late.stdout) == (0, f"{OTHER} {ALICE}\n{ROOM} {BOB}\n")
         assert presence.stop(signal.SIGINT) == 0
 
 
@@ -112,9 +116,8 @@ def test_killed_worker_knows_everything_again(server: Server, tmp_path: Path) ->
             watch(server, tmp_path, "presence") as presence,
         ):
             users = " ".join([ALICE, *(f"@u{n}:example.com" for n in range(number))])
-            wait_until(lambda: f"{ROOM} {users}" in typing.lines, "the room is known")
-            presence.wait_for_lines(1)
-            assert f"{BOB} busy" in presence.lines
+            typing.wait_for_output(re.escape(f"{ROOM} {users}\n"))
+            assert presence.wait_for_lines(1) == [f"{BOB} busy"]
             assert all(not line.startswith(OTHER) or line.endswith(" -") for line in typing.lines)
             typing.kill()
             presence.kill()
