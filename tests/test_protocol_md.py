@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -599,6 +600,47 @@ def _over_sockets(block: Block) -> Callable[[OverSockets], Deferred[None]]:
 for _parameter in _named(CONVERSATIONS):
     _name = re.sub(r"\W+", "_", _parameter.id).strip("_").lower()
     setattr(OverSockets, f"test_{_name}", _over_sockets(_parameter.values[0]))
+
+
+# -- section 17: the tour ---------------------------------------------------------------
+
+
+def test_tour_with_netcat_goes_as_told() -> None:
+    """What a person types is answered with the words that the table shows."""
+
+    async def tour(stage: MemoryStage) -> None:
+        await stage.log.append("typing", "master", [b'["!room:example.com",["@ann:example.com"]]'])
+        for typed, seen in DOCUMENT.sections["17.4"].table("You type").rows:
+            talker = await stage.connect()
+            talker.received = b""
+            stage.send(talker, f"{plain(typed)}\n".encode())
+            await stage.settle()
+            words = [line.split(" ")[0] for line in talker.received.decode().splitlines()]
+            assert set(words) == set(re.findall("`([A-Z]+)`", seen)), typed
+            assert not talker.closed
+        await stage.end()
+
+    done: list[object] = []
+    _ = Deferred.fromCoroutine(tour(MemoryStage(["typing"], "auto"))).addBoth(done.append)
+    assert done == [None], done
+
+
+def test_tour_with_curl_goes_as_told() -> None:
+    """The commands are answered with 200."""
+    stage = HttpStage(guarded=False)
+    commands = [
+        shlex.split(line)
+        for block in DOCUMENT.sections["17.4"].blocks("sh")
+        for line in block.lines
+        if line.startswith("curl ")
+    ]
+    assert commands
+    for _, *options, url in commands:
+        path = url.removeprefix("http://127.0.0.1:9093")
+        body = options[1:] if options else []
+        status, _, text = stage.request(f"{'POST' if body else 'GET'} {path}", *body)
+        assert status == "200", text
+    stage.close()
 
 
 @pytest.mark.parametrize(
