@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -591,7 +593,9 @@ def _over_sockets(block: Block) -> Callable[[OverSockets], Deferred[None]]:
             stage = SocketClientStage(reactor)
         else:
             dialect = options.get("dialect", "auto")
-            stage = SocketStage(reactor, _streams(block), dialect, self.mktemp())
+            directory = tempfile.mkdtemp()
+            self.addCleanup(shutil.rmtree, directory)
+            stage = SocketStage(reactor, _streams(block), dialect, directory)
         return Deferred.fromCoroutine(_act(stage, block))
 
     return test
