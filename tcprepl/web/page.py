@@ -18,6 +18,8 @@ from tcprepl import __version__
 from tcprepl.ids import InstanceName, StreamName
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 
+#: Samples that a plot has room for: one a second, the newest at the right.
+HISTORY = 120
 #: Size of a sparkline in its own units.
 _WIDTH, _HEIGHT = 120, 28
 #: Lag from which a peer is shown as late, not just busy.
@@ -255,19 +257,19 @@ def _table(
 
 
 def spark(values: Sequence[float], label: str, kind: str = "") -> str:
-    """Return a line plot of *values*, the newest at the right, as inline SVG."""
+    """Return a line plot of *values*, the newest at the right edge, as inline SVG."""
     top = max((*values, 1.0))
-    step = _WIDTH / max(len(values) - 1, 1)
-    left = 0.0 if len(values) > 1 else _WIDTH
-    points = [
+    step = _WIDTH / (HISTORY - 1)
+    left = _WIDTH - step * (len(values) - 1)
+    line = " ".join(
         f"{left + index * step:.1f},{_HEIGHT - 1 - (_HEIGHT - 3) * value / top:.1f}"
         for index, value in enumerate(values)
-    ]
-    line = " ".join(points)
+    )
     drawing = ""
-    if len(points) > 1:
+    if len(values) > 1:
         drawing = (
-            f'<polygon points="0,{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"/><polyline points="{line}"/>'
+            f'<polygon points="{left:.1f},{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"/>'
+            f'<polyline points="{line}"/>'
         )
     return (
         f'<svg class="spark {kind}" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '

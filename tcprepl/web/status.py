@@ -29,17 +29,15 @@ from tcprepl.web.services import WebServices
 
 #: Time between samples.
 SAMPLE_INTERVAL_S = 1.0
-#: Samples that the plots show.
-HISTORY = 120
 
 
 class Series:
-    """The newest `HISTORY` values of something that is sampled."""
+    """The newest `page.HISTORY` values of something that is sampled."""
 
     __slots__ = ("values",)
 
     def __init__(self) -> None:
-        self.values: deque[float] = deque(maxlen=HISTORY)
+        self.values: deque[float] = deque(maxlen=page.HISTORY)
 
     @property
     def last(self) -> float:

@@ -100,7 +100,7 @@ def test_streams_have_position_rate_and_plot() -> None:
     html = page.parts(view())["streams"]
     assert "typing master 1 234 567 12 5" in text(html)
     assert "Not written yet: receipts" in text(html)
-    assert '<polyline points="0.0,27.0 60.0,14.5 120.0,2.0"/>' in html
+    assert '<polyline points="118.0,27.0 119.0,14.5 120.0,2.0"/>' in html
 
 
 def test_peers_have_their_lag_and_the_latest_comes_first() -> None:

@@ -1,0 +1,171 @@
+"""The status page in a real browser: headless Chromium, driven by the WebDriver protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Lines, Server, wait_until
+from tests.interop.web_tools import Browser
+
+ROW = ["!r:example.com", "m.read", "@a:example.com", "$e", {"ts": 1, "pad": "x" * 200}]
+#: Rows that fill every buffer between the server and a reader that does not read.
+FLOOD_ROWS = 60_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the page."""
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: ``TCPREPL_SHOTS`` when somebody wants to look at them."""
+    named = os.environ.get("TCPREPL_SHOTS")
+    where = Path(named) if named else tmp_path_factory.mktemp("shots")
+    where.mkdir(parents=True, exist_ok=True)
+    return where
+
+
+def slow_reader(server: Server) -> socket.socket:
+    """Return a subscriber that does not read."""
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.connect(("127.0.0.1", server.port))
+    peer.sendall(b"NAME slow-sender\nREPLICATE * * NOW\n")
+    return peer
+
+
+@contextlib.contextmanager
+def fast_reader(server: Server) -> Iterator[None]:
+    """A subscriber that reads all the time."""
+    with Lines(server.port) as lines:
+        lines.send("NAME fast-worker\nREPLICATE\n")
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                for _ in lines.until_closed():
+                    pass
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        yield
+        lines.socket.shutdown(socket.SHUT_RDWR)
+        reader.join()
+
+
+def flood(server: Server) -> None:
+    """Publish more than the buffers hold."""
+    for _ in range(FLOOD_ROWS // 10_000):
+        server.publish("receipts", *([ROW] * 10_000))
+
+
+def drain(peer: socket.socket, browser: Browser) -> None:
+    """Read everything until the page says that nothing is behind."""
+    peer.settimeout(0.2)
+
+    def caught_up() -> bool:
+        try:
+            while peer.recv(1 << 20):
+                pass
+        except TimeoutError:
+            pass
+        return lag_rows(browser) == "0"
+
+    wait_until(caught_up, "the lag is gone", 60.0)
+
+
+def lag_rows(browser: Browser) -> str:
+    """Return the rows that the slow peer is behind, as the page says."""
+    return str(
+        browser.run(
+            "const row = [...document.querySelectorAll('#peers tbody tr')]"
+            ".find(row => row.innerText.includes('slow-sender'));"
+            "return row ? row.querySelector('[data-label=Rows]').innerText"
+            ".replaceAll('\\u202f', '') : ''"
+        )
+    )
+
+
+def test_numbers_move_and_a_slow_peers_lag_grows_and_shrinks(
+    server: Server, shots: Path, tmp_path: Path
+) -> None:
+    """Without a reload; and the page causes no error and asks nobody else."""
+    server.publish("typing", ["!r:example.com", ["@a:example.com"]])
+    with (
+        Browser(tmp_path) as browser,
+        slow_reader(server) as peer,
+        fast_reader(server),
+    ):
+        browser.open(server.url)
+        assert browser.text("h1") == "example.com"
+        browser.wait_for("return document.getElementById('live').className.includes('on')", "live")
+        browser.wait_for(
+            "return document.getElementById('peers').innerText.includes('slow-sender')", "the peer"
+        )
+        assert "typing" in browser.text("#streams")
+        first_state = browser.text("#state")
+        assert lag_rows(browser) == "0"
+        flood(server)
+        wait_until(lambda: int(lag_rows(browser) or 0) > 1_000, "the lag grows")
+        browser.wait_for(
+            "return document.querySelectorAll('#peers .pill.warn,#peers .pill.bad').length",
+            "it is marked",
+        )
+        wait_until(lambda: str(FLOOD_ROWS) in browser.text("#streams"), "the position moves")
+        browser.wait_for(
+            "return document.querySelectorAll('#streams polyline').length > 1", "plots"
+        )
+        (shots / "status-behind.png").write_bytes(browser.screenshot())
+        assert "slow-sender" in browser.text("#peers tbody tr:first-child")
+        drain(peer, browser)
+        wait_until(lambda: "all at the head" in browser.text("#summary"), "nobody is behind")
+        (shots / "status-caught-up.png").write_bytes(browser.screenshot())
+        assert browser.text("#state") != first_state
+        assert browser.console() == []
+        names = browser.run(
+            "return performance.getEntriesByType('resource').map(entry => entry.name)"
+        )
+        assert {name.rpartition(":")[0] for name in names if name.startswith("http")} <= {
+            "http://127.0.0.1"
+        }
+    wait_until(
+        lambda: "peer_closed" in server.request("GET", "/_tcprepl/v1/status")["closed"],
+        "it is counted",
+    )
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(
+    server: Server, shots: Path, tmp_path: Path
+) -> None:
+    """Rows become cards with their labels."""
+    server.publish("typing", ["!r:example.com", []])
+    with Browser(tmp_path, 500, 900) as browser, slow_reader(server) as peer:
+        browser.open(server.url)
+        browser.wait_for(
+            "return document.getElementById('peers').innerText.includes('slow-sender')", "the peer"
+        )
+        wide, room = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
+        assert wide <= room
+        assert "Dialect" in browser.run(
+            "return getComputedStyle(document.querySelector('[data-label=Dialect]'), '::before')"
+            ".content"
+        )
+        (shots / "status-phone.png").write_bytes(browser.screenshot())
+        peer.close()
+
+
+def test_the_first_view_needs_no_script(server: Server) -> None:
+    """What comes with the first answer says it all."""
+    server.publish("typing", ["!first:example.com", []])
+    html = server.request("GET", "/")
+    assert "<code>typing</code>" in html
+    assert '<noscript><meta http-equiv="refresh"' in html
