@@ -181,6 +181,8 @@ class Hub:
         return chunk
 
     def _render(self, form: WireForm, block: Block) -> bytes:
+        if form.rdata_instance and block.longest_line_bytes <= form.max_line_bytes:
+            return block.lines  # nearly always: the very bytes of the log
         result = render_rows(
             form,
             block.stream,
