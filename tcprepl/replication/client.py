@@ -197,11 +197,12 @@ class ReplicationClient(Service):
                         if ended.speaks_2017:
                             learned = "2017"
                         self._note_refused(ended.text)
-                        log.info(
-                            "replication.client.disconnected",
-                            reason=ended.reason.value,
-                            text=ended.text,
-                        )
+                        if self.running:
+                            log.info(
+                                "replication.client.disconnected",
+                                reason=ended.reason.value,
+                                text=ended.text,
+                            )
                 if not self.running:
                     break
                 await self.wait(backoff_s(failures))
