@@ -670,6 +670,9 @@ class _Counting:
         transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         self._peer.makeConnection(transport)
 
+    def connectionMade(self) -> None:
+        pass
+
     def dataReceived(self, data: bytes) -> None:
         self._stage.arrived += len(data)
         self._peer.dataReceived(data)

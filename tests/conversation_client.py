@@ -457,6 +457,9 @@ class _Counting:
     def makeConnection(self, transport: Any) -> None:
         self._connection.makeConnection(transport)
 
+    def connectionMade(self) -> None:
+        pass
+
     def dataReceived(self, data: bytes) -> None:
         self._stage.arrived += len(data)
         self._connection.dataReceived(data)

@@ -148,7 +148,7 @@ class HttpStage:
     def close(self) -> None:
         """Stop what tells metrics; no delayed call may be left."""
         self.queue.close()
-        self.typing.stop()
+        _ = self.typing.stop()
         _ = Deferred.fromCoroutine(self.server.stop())
         self.site.stopFactory()
         assert self.clock.getDelayedCalls() == []
