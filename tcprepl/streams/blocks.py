@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from tcprepl.errors import TokenOrder
@@ -181,9 +181,6 @@ def _piece(block: Block, start: int, end: int) -> tuple[Sequence[Token], bytes, 
     )
 
 
-def rows_of(block: Block) -> Iterator[bytes]:
-    """Yield the rows of a block as JSON."""
-    start = 0
-    for end in block.ends:
-        yield block.lines[start : end - 1].split(b" ", 4)[4]
-        start = end
+def rows_of(block: Block) -> list[bytes]:
+    """Return the rows of a block as JSON."""
+    return [line.split(b" ", 4)[4] for line in block.lines.split(b"\n")[:-1]]

@@ -18,6 +18,8 @@ from tcprepl.streams.registry import StreamDef
 
 #: Blank rows that are kept at least, so that a reader in the middle of the states sees them.
 BLANKS_KEPT = 1_024
+#: Evicted rows that wait to be folded together.
+FOLD_ROWS = 4_096
 #: Rows that are rendered at once when states are read.
 _CHUNK_ROWS = 500
 
@@ -84,9 +86,6 @@ class Kept:
     A row that is blank is kept too, for a while: a reader that is in the middle of the
     states, and got an earlier row of the key, has to hear of it.
 
-    Attributes:
-        blank_floor: A reader that began before and is still below this token has missed
-            that a key went blank, and has to begin again.
     """
 
     def __init__(self, stream: StreamDef, start: Token = 0) -> None:
@@ -99,30 +98,59 @@ class Kept:
         self._blank: list[bool] = []
         self._slots: dict[object, int] = {}
         self._live = 0
-        self.blank_floor = start
+        self._blank_floor = start
+        self._waiting: list[Block] = []
+        self._waiting_rows = 0
 
     def __len__(self) -> int:
+        self._settle()
         return self._live
 
+    @property
+    def blank_floor(self) -> Token:
+        """Below this token a reader that began before has missed that a key went blank."""
+        self._settle()
+        return self._blank_floor
+
     def fold(self, block: Block) -> None:
-        """Take in the rows of an evicted block; each replaces what its key said before."""
-        rows = list(rows_of(block))
+        """Take in the rows of an evicted block; each replaces what its key said before.
+
+        That is put off until many rows are together, most of them superseded by then, or
+        until somebody asks.
+        """
+        self._waiting.append(block)
+        self._waiting_rows += len(block.tokens)
+        if self._waiting_rows >= FOLD_ROWS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Fold what waits: of each key the newest row alone."""
+        if not self._waiting:
+            return
+        tokens: list[Token] = []
+        rows: list[bytes] = []
+        for block in self._waiting:
+            tokens += block.tokens
+            rows += rows_of(block)
+        self._waiting.clear()
+        self._waiting_rows = 0
         try:
             values = self._stream.codec.decode_all(rows)
         except BadRow:
             values = [self._value_or_none(row) for row in rows]
-        for token, row, value in zip(block.tokens, rows, values, strict=True):
-            if value is None:
-                continue
-            key = self._key(value)
+        keys = [None if value is None else self._key(value) for value in values]
+        newest = dict(zip(keys, range(len(keys)), strict=True))
+        newest.pop(None, None)
+        for index in sorted(newest.values()):
+            key = keys[index]
             before = self._slots.get(key)
             if before is not None:
                 self._rows[before] = None
                 self._live -= not self._blank[before]
-            blank = self._stream.blank(value)
+            blank = self._stream.blank(values[index])
             self._slots[key] = len(self._tokens)
-            self._tokens.append(token)
-            self._rows.append(row)
+            self._tokens.append(tokens[index])
+            self._rows.append(rows[index])
             self._blank.append(blank)
             self._live += not blank
         if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
@@ -144,7 +172,7 @@ class Kept:
         blanks = [index for index in alive if self._blank[index]]
         gone = set(blanks[:-BLANKS_KEPT])
         if gone:
-            self.blank_floor = self._tokens[blanks[-BLANKS_KEPT - 1]]
+            self._blank_floor = self._tokens[blanks[-BLANKS_KEPT - 1]]
             alive = [index for index in alive if index not in gone]
         self._tokens = [self._tokens[index] for index in alive]
         self._rows = [self._rows[index] for index in alive]
@@ -156,6 +184,7 @@ class Kept:
 
         The blank rows are left out for a reader that begins.
         """
+        self._settle()
         tokens: list[Token] = []
         rows: list[bytes] = []
         for index in range(bisect_right(self._tokens, token), len(self._tokens)):
