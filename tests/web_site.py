@@ -136,6 +136,7 @@ class Stage:
         """Append rows."""
         encoded = [json.dumps(row).encode() for row in rows]
         _ = self.publisher.publish_json(stream, encoded, instance=instance)
+        self.clock.advance(0)
 
     def open(
         self,

@@ -267,6 +267,7 @@ class Router(Resource):
     def __init__(self, routes: Sequence[Route]) -> None:
         super().__init__()
         self.routes = tuple(routes)
+        self._counters: dict[tuple[str, str, int], Counter] = {}
         self._by_length: dict[int, list[Route]] = {}
         for route in self.routes:
             self._by_length.setdefault(len(route.segments), []).append(route)
@@ -305,6 +306,13 @@ class Router(Resource):
             f"{excerpt(path)} takes {', '.join(allowed)}, not {excerpt(method)}",
             headers={"Allow": ", ".join(allowed)},
         )
+
+    def _counted(self, route: str, method: str, status: int) -> Counter:
+        key = (route, method, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = REQUESTS.labels(route, method, str(status))
+        return counter
 
     async def _serve(self, request: Request) -> None:
         gone: list[Failure] = []
@@ -349,7 +357,7 @@ class Router(Resource):
             ).response()
         if gone:
             return
-        REQUESTS.labels(template or "none", _known(request.method), str(response.status)).inc()
+        self._counted(template or "none", _known(request.method), response.status).inc()
         write_response(request, response)
 
 

@@ -8,11 +8,13 @@ clients wait at one position, the answer is read and encoded once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from tcprepl import limits
@@ -36,6 +38,8 @@ CONTROLS = ("streams", "timeout", "limit", "federation_ack", "format")
 _MAX_PAGES = 20
 #: Answers that are kept for the next client at the same position.
 _CACHED_ANSWERS = 512
+#: Polls that are answered before the reactor does something else.
+_ANSWERS_A_TURN = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class LongPoll:
         self._slots = slots(services.registry)
         self._cache: dict[object, Fragment] = {}
         self._waiting: set[Deferred[None]] = set()
+        self._turns = Turns(services.reactor)
         self._draining = False
         WAITING.add_source(lambda: [((), float(len(self._waiting)))])
 
@@ -110,6 +115,7 @@ class LongPoll:
                     return ask.encoder.response(fragments)
                 self._waiting.add(news)
                 await news.addTimeout(left_s, self._reactor)
+                await self._turns.wait()
             except TimeoutError:
                 continue
             except CancelledError:
@@ -290,6 +296,37 @@ class LongPoll:
             moved=vector is None or {k: v for k, v in vector.items() if v} != reached,
             limited=limited,
         )
+
+
+class Turns:
+    """Spreads the work of many who are woken at once, some in each turn of the reactor.
+
+    A row may wake thousands of polls: whoever else waits for the reactor, the subscribers of
+    the line protocol above all, is not held up by all of their answers.
+    """
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._queue: deque[Deferred[None]] = deque()
+        self._running = False
+
+    def wait(self) -> Deferred[None]:
+        """Return a Deferred that fires when it is the caller's turn."""
+        turn: Deferred[None] = Deferred()
+        self._queue.append(turn)
+        if not self._running:
+            self._running = True
+            self._reactor.callLater(0, self._run)
+        return turn
+
+    def _run(self) -> None:
+        for _ in range(min(_ANSWERS_A_TURN, len(self._queue))):
+            turn = self._queue.popleft()
+            if not turn.called:
+                turn.callback(None)
+        self._running = bool(self._queue)
+        if self._running:
+            self._reactor.callLater(0, self._run)
 
 
 def too_old(error: TokenTooOld) -> ApiError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from tcprepl.streams.log import Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.web.longpoll import WAITING
+from tcprepl.web.longpoll import WAITING, Turns
 from tests.web_site import Exchange, Stage
 
 ROOM = ["!r:x", ["@a:x"]]
@@ -269,6 +271,27 @@ def test_who_waits_at_one_place_shares_the_answer(stage: Stage) -> None:
     stage.publish("audit", "news")
     assert [done(exchange)["audit"]["rows"] for exchange in exchanges] == [[[1, "news"]]] * 5
     assert reads == ["audit"]
+
+
+def test_many_answers_take_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others get the reactor in between; who left in the meantime is passed over."""
+    monkeypatch.setattr("tcprepl.web.longpoll._ANSWERS_A_TURN", 2)
+    later: list[Callable[[], None]] = []
+    reactor: Any = SimpleNamespace(callLater=lambda _, f: later.append(f))
+    turns = Turns(reactor)
+    waiters = [turns.wait() for _ in range(5)]
+    had: list[int] = []
+    for number, waiter in enumerate(waiters):
+        waiter.addCallbacks(lambda _, number=number: had.append(number), lambda _: None)
+    waiters[3].cancel()
+    assert len(later) == 1
+    for expected in ([0, 1], [0, 1, 2], [0, 1, 2, 4]):
+        later.pop()()
+        assert had == expected
+    assert later == []
+    turns.wait().addCallback(lambda _: had.append(5))
+    later.pop()()
+    assert had[-1] == 5
 
 
 def test_kept_answers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
