@@ -92,6 +92,10 @@ class User:
         self.access_token = access_token
         self._transactions = 0
 
+    def at(self, port: int) -> User:
+        """Return the same user, calling the worker that listens on *port*."""
+        return User(port, self.user_id, self.device_id, self.access_token)
+
     def call(self, method: str, path: str, body: object | None = None, **query: str) -> Any:
         """Call the client-server API; *path* comes after ``/_matrix/client/r0``."""
         full = f"/_matrix/client/r0{path}" + (f"?{urlencode(query)}" if query else "")

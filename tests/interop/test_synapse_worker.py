@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.interop.processes import wait_until
+from tests.interop.processes import accepts, free_port, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.serving import RemoteServer, Serve
 from tests.interop.synapse import SynapseMain, SynapseWorker
@@ -195,3 +196,32 @@ def test_a_person_sees_the_worker_by_its_name(stage: Stage) -> None:
     with Wire(stage.serve.port) as person:
         person.send("STATUS")
         wait_until("the worker is listed", lambda: any(name in line for line in person.lines))
+
+
+def test_client_that_syncs_at_a_real_worker_sees_who_types_with_us(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres.start())
+        main = stack.enter_context(SynapseMain("1.66.0", postgres=postgres))
+        alice, bob = main.register("alice"), main.register("bob")
+        room = alice.create_room(preset="public_chat")
+        bob.join(room)
+        main.stop()
+        serve = stack.enter_context(Serve(main.server_name, tmp_path))
+        port = free_port()
+        address = {"type": "http", "port": port, "bind_addresses": ["127.0.0.1"]}
+        worker = main.worker(
+            "sync1",
+            replication_port=serve.port,
+            http_port=serve.http_port,
+            worker_listeners=[{**address, "resources": [{"names": ["client"]}]}],
+        )
+        stack.enter_context(worker)
+        worker.child.wait_ready("the worker listens", lambda: accepts(port))
+        client = alice.at(port)
+        since = client.call("GET", "/sync", timeout="0", set_presence="offline")["next_batch"]
+        for typists in ([bob.user_id], []):
+            serve.publish("typing", [room, typists])
+            news = client.call("GET", "/sync", timeout="30000", set_presence="offline", since=since)
+            since = news["next_batch"]
+            (typing,) = news["rooms"]["join"][room]["ephemeral"]["events"]
+            assert typing == {"type": "m.typing", "content": {"user_ids": typists}}
