@@ -43,7 +43,7 @@ from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.federation.edu import is_server_name
 from tcprepl.federation.receiver import Refused
 from tcprepl.federation.transport import AddressPolicy, SystemAndFile
-from tcprepl.federation.writer import OWN_STREAMS, FederationWriter
+from tcprepl.federation.writer import OWN_STREAMS, CanonicalPublisher, FederationWriter
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.server import Peer, ReplicationServer
@@ -310,7 +310,7 @@ class Server:
             self.log.ensure(stream, config.instance)
         self.notifier = Notifier()
         self.notifier.attach(self.log)
-        self.publisher = Publisher(self.log, self.registry, config.instance)
+        self.publisher = CanonicalPublisher(self.log, self.registry, config.instance)
 
     def _build(self) -> None:
         config = self.config

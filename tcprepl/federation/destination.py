@@ -61,7 +61,6 @@ class Destination:
         queue: What waits in memory.
         complete: Whether that is all that waits.
         held_upto: The highest id that was put into the queue.
-        held_bytes: Bytes of contents in the queue.
         in_flight: The transaction that was begun and not ended, if it is in memory.
         stored: Whether there is one on disk that is not in memory.
         backoff: Its failures.
@@ -80,7 +79,6 @@ class Destination:
     __slots__ = (
         "backoff",
         "complete",
-        "held_bytes",
         "held_upto",
         "in_flight",
         "last_success_ms",
@@ -103,7 +101,6 @@ class Destination:
         self.queue: LaneQueue | None = None
         self.complete = True
         self.held_upto = 0
-        self.held_bytes = 0
         self.in_flight: StoredTransaction | None = None
         self.stored = False
         self.backoff = Backoff()
@@ -130,7 +127,7 @@ class Destination:
 
     # -- what waits ---------------------------------------------------------------------------
 
-    def hold(self, entry: Entry, *, room: bool = True) -> int:
+    def hold(self, entry: Entry, room: bool = True) -> int:
         """Put a new EDU into memory, if there is room and nothing older is on disk only.
 
         Args:
@@ -146,21 +143,24 @@ class Destination:
             not room
             or not self.complete
             or self.backoff.failures
-            or self.held_bytes > MAX_HELD_BYTES
-            or (queue is not None and len(queue) >= MAX_HELD_EDUS)
+            or (
+                queue is not None
+                and (queue.size_bytes > MAX_HELD_BYTES or queue.length >= MAX_HELD_EDUS)
+            )
         ):
             self.complete = False
             return -1 if queue is not None and queue.discard(entry[2]) else 0
-        return self.put(entry)
+        if queue is None:
+            queue = self.queue = LaneQueue()
+        self.held_upto = entry[0]
+        return queue.add(entry)
 
     def put(self, entry: Entry) -> int:
         """Put an EDU into memory; returns how many more are held: 1 or 0."""
         if self.queue is None:
             self.queue = LaneQueue()
-        if entry[0] > self.held_upto:
-            self.held_upto = entry[0]
-        self.held_bytes += len(entry[2].content)
-        return 1 if self.queue.add(entry) else 0
+        self.held_upto = max(self.held_upto, entry[0])
+        return self.queue.add(entry)
 
     def let_go(self) -> int:
         """Forget the queue, as all of it is on disk; returns how many EDUs were held."""
@@ -168,7 +168,6 @@ class Destination:
         if held:
             self.complete = False
         self.queue = None
-        self.held_bytes = 0
         self.held_upto = 0
         return held
 
@@ -181,15 +180,9 @@ class Destination:
 
     def take(self, now_ms: int, expired: list[Entry]) -> list[Entry]:
         """Remove and return what the next transaction holds (see `LaneQueue.take`)."""
-        queue = self.queue
-        if not queue:
+        if not self.queue:
             return []
-        taken = queue.take(self.max_edus, self.max_bytes - ENVELOPE_BYTES, now_ms, expired)
-        if len(queue):
-            self.held_bytes -= sum(len(entry[2].content) for entry in taken)
-        else:
-            self.held_bytes = 0
-        return taken
+        return self.queue.take(self.max_edus, self.max_bytes - ENVELOPE_BYTES, now_ms, expired)
 
     # -- answers ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ while the disk works goes into the next commit; when too much waits, the reading
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -15,9 +15,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from tcprepl.federation.edu import Edu, parse_rows
-from tcprepl.federation.lanes import EXPIRY_MS
-from tcprepl.federation.outbox import Added, Outbox
+from tcprepl.federation.edu import parse_rows
+from tcprepl.federation.lanes import EXPIRY_MS, Entry
+from tcprepl.federation.outbox import Outbox
 from tcprepl.federation.sharding import Shard
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 
@@ -25,10 +25,9 @@ logger = structlog.get_logger()
 
 FEDERATION = "federation"
 
-#: EDUs that may wait for the disk before the reading stops.
-MAX_UNSTORED_EDUS = 5_000
-#: Bytes of them.
-MAX_UNSTORED_BYTES = 16 * 1024 * 1024
+#: Rows that may wait for the disk before the reading stops. The client reads a bounded number
+#: of bytes at a time and calls for each batch, so this bounds their bytes as well.
+MAX_UNSTORED_ROWS = 2_000
 #: Waits after which a disk that refused is tried again.
 _DISK_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -37,7 +36,7 @@ class RawRows(Protocol):
     """Rows as the client delivers them (`tcprepl.streams.codec.Rows`)."""
 
     @property
-    def raw(self) -> Iterable[bytes]:
+    def raw(self) -> Sequence[bytes]:
         """The rows as JSON bytes."""
         ...
 
@@ -47,6 +46,9 @@ class Intake:
 
     It is also the position store of the client that reads the rows: the positions are the ones
     on disk, and only `Outbox.add` writes them.
+
+    Attributes:
+        canonical: Whether the writer promises that its rows are canonical JSON.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Intake:
         outbox: Outbox,
         server_name: ServerName,
         shard: Shard,
-        deliver: Callable[[list[Added]], None],
+        deliver: Callable[[list[Entry]], None],
         acknowledge: Callable[[InstanceName, Token], object],
         *,
         now_ms: Callable[[], int],
@@ -81,10 +83,10 @@ class Intake:
         self._acknowledge = acknowledge
         self._now_ms = now_ms
         self._expiry_ms = EXPIRY_MS if expiry_ms is None else expiry_ms
-        self._edus: list[Edu] = []
-        self._bytes = 0
+        self.canonical = False
+        self._rows: list[bytes] = []
         self._positions: dict[tuple[StreamName, InstanceName], Token] = {}
-        self._storing = False
+        #: Whether a commit is under way, or will begin within this turn.
         self._scheduled = False
         self._failures = 0
         self._waiters: list[Deferred[None]] = []
@@ -115,18 +117,11 @@ class Intake:
         self, stream: StreamName, instance: InstanceName, token: Token, rows: RawRows
     ) -> Deferred[None] | None:
         """Take one batch; a Deferred when the reading has to wait for the disk."""
-        owns = None if self._shard.whole else self._shard.owns
-        mine = self._edus
-        size = 0
-        for edu in parse_rows(rows.raw, self._server_name, self._now_ms()):
-            destination = edu.destination
-            if destination == self._server_name or (owns is not None and not owns(destination)):
-                continue
-            mine.append(edu)
-            size += len(edu.content)
-        self._bytes += size
-        self._note(stream, instance, token)
-        if len(mine) <= MAX_UNSTORED_EDUS and self._bytes <= MAX_UNSTORED_BYTES:
+        self._rows += rows.raw
+        self._positions[stream, instance] = token
+        if not self._scheduled:
+            self._schedule()
+        if len(self._rows) <= MAX_UNSTORED_ROWS:
             return None
         waiting: Deferred[None] = Deferred()
         self._waiters.append(waiting)
@@ -171,77 +166,72 @@ class Intake:
 
     def _note(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         self._positions[stream, instance] = token
-        if not self._storing and not self._scheduled and not self._stopped:
-            # The rest of what this turn brings goes into the same commit.
-            self._scheduled = True
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """Store presently: what the rest of this turn brings goes into the same commit."""
+        self._scheduled = True
+        if not self._stopped:
             self._clock.callLater(0, self._store)
 
     def _store(self) -> None:
-        self._scheduled = False
-        if self._stopped or self._storing or not self._positions:
-            return
-        self._storing = True
-        added = self._number(self._edus)
-        positions = self._positions
-        self._edus, self._bytes, self._positions = [], 0, {}
-        self._attempt(added, positions)
-
-    def _number(self, edus: list[Edu]) -> list[Added]:
-        """Give each EDU its id; of several with one key only the newest is left."""
-        newest: dict[object, Edu] = {}
-        for edu in edus:
-            if edu.key is None:
-                newest[id(edu)] = edu
-            else:
-                newest[edu.destination, edu.edu_type, edu.key] = edu
+        """Begin a commit with all that has come so far."""
+        rows, self._rows = self._rows, []
+        positions, self._positions = self._positions, {}
         now_ms = self._now_ms()
-        expiry = self._expiry_ms
-        next_id = self._outbox.next_id
-        return [
-            Added(
-                next_id(),
-                edu,
-                now_ms,
-                now_ms + expiry[edu.edu_type] if edu.edu_type in expiry else 0,
-            )
-            for edu in newest.values()
+        us = self._server_name
+        edus = parse_rows(rows, us, now_ms, canonical=self.canonical)
+        if not self._shard.whole:
+            owns = self._shard.owns
+            edus = [edu for edu in edus if owns(edu.destination)]
+        lifetime = self._expiry_ms.get
+        ids = self._outbox.take_ids(len(edus))
+        entries: list[Entry] = [
+            (edu_id, now_ms + ms if (ms := lifetime(edu.edu_type)) else 0, edu)
+            for edu_id, edu in zip(ids, edus, strict=True)
+            if edu.destination != us
         ]
+        self._attempt(entries, now_ms, positions)
 
     def _attempt(
-        self, added: list[Added], positions: dict[tuple[StreamName, InstanceName], Token]
+        self,
+        entries: list[Entry],
+        now_ms: int,
+        positions: dict[tuple[StreamName, InstanceName], Token],
     ) -> None:
         if self._stopped:
             return
-        _ = self._outbox.add(added, positions).addCallbacks(
+        _ = self._outbox.add(entries, now_ms, positions).addCallbacks(
             self._have_stored,
             self._could_not_store,
-            callbackArgs=(added, positions),
-            errbackArgs=(added, positions),
+            callbackArgs=(entries, positions),
+            errbackArgs=(entries, now_ms, positions),
         )
 
     def _have_stored(
         self,
         _: None,
-        added: list[Added],
+        entries: list[Entry],
         positions: dict[tuple[StreamName, InstanceName], Token],
     ) -> None:
-        self._storing = False
+        self._scheduled = False
         self._failures = 0
         self._stored.update(positions)
         if self._stopped:
             return
-        self._deliver(added)
+        self._deliver(entries)
         for (_stream, instance), token in positions.items():
             self._acknowledge(instance, token)
         if self._positions:
-            self._store()
-        if len(self._edus) <= MAX_UNSTORED_EDUS and self._bytes <= MAX_UNSTORED_BYTES:
-            self._release()
+            self._schedule()
+        self._release()
 
     def _could_not_store(
         self,
         failure: Failure,
-        added: list[Added],
+        entries: list[Entry],
+        now_ms: int,
         positions: dict[tuple[StreamName, InstanceName], Token],
     ) -> None:
         wait_s = _DISK_RETRY_S[min(self._failures, len(_DISK_RETRY_S) - 1)]
@@ -249,10 +239,10 @@ class Intake:
         logger.error(
             "federation.outbox.unavailable",
             error=failure.getErrorMessage(),
-            edus=len(added),
+            edus=len(entries),
             retry_s=wait_s,
         )
-        self._clock.callLater(wait_s, self._attempt, added, positions)
+        self._clock.callLater(wait_s, self._attempt, entries, now_ms, positions)
 
     def _release(self) -> None:
         waiters, self._waiters = self._waiters, []

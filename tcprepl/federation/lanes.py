@@ -7,8 +7,12 @@ transaction; what a lane leaves of its share goes to the others, in order of imp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import TypeAlias
+
+from msgspec import Raw
 
 from tcprepl.federation.edu import (
     DEVICE_LIST,
@@ -60,42 +64,66 @@ def lane_of(edu_type: str) -> Lane:
     return LANES.get(edu_type, Lane.OTHER)
 
 
-class LaneQueue:
-    """What waits for one destination in memory; one place for each key."""
+@lru_cache(1_024)
+def _around_bytes(edu_type: str) -> int:
+    """Return what is around the content of an EDU of *edu_type* in a body."""
+    return edu_bytes(Edu(Raw(b""), "", edu_type, ""))
 
-    __slots__ = ("_lanes", "_turn")
+
+class LaneQueue:
+    """What waits for one destination in memory; one place for each key.
+
+    Attributes:
+        length: How many EDUs wait.
+        size_bytes: An upper bound of what all of it takes in a body.
+    """
+
+    __slots__ = ("_lanes", "_turn", "length", "size_bytes")
 
     def __init__(self) -> None:
         self._lanes: tuple[dict[_Ident, Entry], ...] = tuple({} for _ in Lane)
         self._turn = 0
+        self.length = 0
+        self.size_bytes = 0
 
     def __len__(self) -> int:
         """Return how many EDUs wait."""
-        return sum(map(len, self._lanes))
+        return self.length
 
     def counts(self) -> dict[Lane, int]:
         """Return how many EDUs wait in each lane that has any."""
         return {lane: len(self._lanes[lane]) for lane in Lane if self._lanes[lane]}
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: Entry) -> int:
         """Add *entry*, in the place of the one with its key if there is one.
 
         Returns:
-            Whether it is one more.
+            How many more wait: 1, or 0.
         """
         edu = entry[2]
-        lane = self._lanes[LANES.get(edu.edu_type, Lane.OTHER)]
-        ident: _Ident = entry[0] if edu.key is None else (edu.edu_type, edu.key)
-        more = ident not in lane
-        lane[ident] = entry
-        return more
+        edu_type = edu.edu_type
+        lane = self._lanes[LANES.get(edu_type, 5)]
+        self.size_bytes += len(edu.content) + _around_bytes(edu_type)
+        key = edu.key
+        if key is None:
+            lane[entry[0]] = entry
+        else:
+            before = len(lane)
+            lane[edu_type, key] = entry
+            if len(lane) == before:
+                return 0
+        self.length += 1
+        return 1
 
     def discard(self, edu: Edu) -> bool:
         """Forget the EDU with the type and key of *edu*; returns whether there was one."""
         if edu.key is None:
             return False
         lane = self._lanes[lane_of(edu.edu_type)]
-        return lane.pop((edu.edu_type, edu.key), None) is not None
+        if lane.pop((edu.edu_type, edu.key), None) is None:
+            return False
+        self.length -= 1
+        return True
 
     def take(self, max_edus: int, max_bytes: int, now_ms: int, expired: list[Entry]) -> list[Entry]:
         """Remove and return what goes into the next transaction, in the order of the lanes.
@@ -111,68 +139,81 @@ class LaneQueue:
             expired: Takes the entries that were not worth sending any more.
         """
         filled = [lane for lane in Lane if self._lanes[lane]]
-        if not filled:
-            return []
-        taken: list[list[Entry]] = [[] for _ in Lane]
-        room = [max_edus, max_bytes]
-        if len(filled) > 1:
+        if self.length <= max_edus and self.size_bytes <= max_bytes:
+            return self._take_all(filled, now_ms, expired)
+        draws = [_Draw(self._lanes[lane], SHARES[lane]) for lane in filled]
+        room = _Room(max_edus, max_bytes)
+        if len(draws) > 1:
             self._turn += 1
-            start = self._turn % len(filled)
-            for lane in filled[start:] + filled[:start]:
-                share = SHARES[lane]
-                self._draw(
-                    lane,
-                    taken,
-                    room,
-                    max(1, max_edus * share // 100),
-                    max_bytes * share // 100,
-                    now_ms,
-                    expired,
-                )
-        for lane in filled:
-            self._draw(lane, taken, room, max_edus, max_bytes, now_ms, expired)
-        return [entry for entries in taken for entry in entries]
+            start = self._turn % len(draws)
+            for draw in draws[start:] + draws[:start]:
+                quota = max(1, max_edus * draw.share // 100)
+                draw.some(room, quota, max_bytes * draw.share // 100, now_ms, expired)
+        for draw in draws:
+            draw.some(room, max_edus, max_bytes, now_ms, expired)
+        self.length = sum(map(len, self._lanes))
+        self.size_bytes = self.size_bytes - (max_bytes - room.size_bytes) if self.length else 0
+        return [entry for draw in draws for entry in draw.taken]
 
-    def _draw(
-        self,
-        lane: Lane,
-        taken: list[list[Entry]],
-        room: list[int],
-        quota_edus: int,
-        quota_bytes: int,
-        now_ms: int,
-        expired: list[Entry],
+    def _take_all(self, filled: Sequence[Lane], now_ms: int, expired: list[Entry]) -> list[Entry]:
+        """Take everything: the usual case, without looking at the size of each."""
+        found: list[Entry] = []
+        for lane in (self._lanes[number] for number in filled):
+            for entry in lane.values():
+                if 0 < entry[1] <= now_ms:
+                    expired.append(entry)
+                else:
+                    found.append(entry)
+            lane.clear()
+        self.length = 0
+        self.size_bytes = 0
+        return found
+
+
+class _Room:
+    """What is left of a transaction."""
+
+    __slots__ = ("edus", "empty", "size_bytes")
+
+    def __init__(self, edus: int, size_bytes: int) -> None:
+        self.edus = edus
+        self.size_bytes = size_bytes
+        self.empty = True
+
+
+class _Draw:
+    """What one lane gives to one transaction."""
+
+    __slots__ = ("lane", "share", "taken")
+
+    def __init__(self, lane: dict[_Ident, Entry], share: int) -> None:
+        self.lane = lane
+        self.share = share
+        self.taken: list[Entry] = []
+
+    def some(
+        self, room: _Room, quota_edus: int, quota_bytes: int, now_ms: int, expired: list[Entry]
     ) -> None:
-        """Move entries of *lane* to *taken* within its quota and the *room* that is left."""
-        waiting = self._lanes[lane]
-        mine = taken[lane]
-        room_edus, room_bytes = room
-        first_of_all = not any(taken)
-        first_of_lane = not mine
+        """Take entries within a quota and the *room* that is left."""
         done: list[_Ident] = []
-        for ident, entry in waiting.items():
-            if entry[1] and entry[1] <= now_ms:
+        for ident, entry in self.lane.items():
+            if 0 < entry[1] <= now_ms:
                 expired.append(entry)
                 done.append(ident)
                 continue
-            if room_edus <= 0 or quota_edus <= 0:
+            if room.edus <= 0 or quota_edus <= 0:
                 break
             size = edu_bytes(entry[2])
-            if not first_of_all and (
-                size > room_bytes or (size > quota_bytes and not first_of_lane)
+            if not room.empty and (
+                size > room.size_bytes or (size > quota_bytes and bool(self.taken))
             ):
                 break
-            mine.append(entry)
+            self.taken.append(entry)
             done.append(ident)
-            first_of_all = first_of_lane = False
-            room_edus -= 1
+            room.empty = False
+            room.edus -= 1
+            room.size_bytes -= size
             quota_edus -= 1
-            room_bytes -= size
             quota_bytes -= size
-        room[0] = room_edus
-        room[1] = room_bytes
-        if len(done) == len(waiting):
-            waiting.clear()
-        else:
-            for ident in done:
-                del waiting[ident]
+        for ident in done:
+            del self.lane[ident]

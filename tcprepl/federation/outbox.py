@@ -114,16 +114,6 @@ class Waiting:
     oldest_ms: int
 
 
-@dataclass(slots=True)
-class Added:
-    """What `Outbox.add` is given: an EDU and when it came and goes."""
-
-    id: int
-    edu: Edu
-    queued_ms: int
-    expires_ms: int
-
-
 def _pack(edu: Edu) -> bytes:
     packed: bytes = msgpack.packb((edu.edu_type, edu.origin, edu.key, bytes(edu.content)))
     return packed
@@ -245,35 +235,43 @@ class Outbox:
         rows = self._connection.execute("SELECT stream, instance, token FROM positions")
         return {(stream, instance): token for stream, instance, token in rows}
 
-    def next_id(self) -> int:
-        """Return a new id, above all others."""
-        self._last_id += 1
-        return self._last_id
+    def take_ids(self, count: int) -> range:
+        """Return *count* new ids, above all others."""
+        first = self._last_id + 1
+        self._last_id += count
+        return range(first, first + count)
 
     # -- what waits ---------------------------------------------------------------------------
 
     def add(
         self,
-        added: Sequence[Added],
+        entries: Sequence[Entry],
+        queued_ms: int,
         positions: Mapping[tuple[StreamName, InstanceName], Token],
     ) -> Deferred[None]:
-        """Store EDUs, and the positions up to which all rows are stored by that."""
+        """Store EDUs, and the positions up to which all rows are stored by that.
+
+        Args:
+            entries: The EDUs, with ids from `take_ids`, oldest first.
+            queued_ms: When they came.
+            positions: The positions.
+        """
 
         def op(cursor: sqlite3.Cursor) -> None:
-            if added:
+            if entries:
                 cursor.executemany(
                     "INSERT OR REPLACE INTO edus VALUES (?,?,?,?,?,?,NULL,?)",
                     [
                         (
-                            one.id,
-                            one.edu.destination,
-                            lane_of(one.edu.edu_type),
-                            _supersedes(one.edu),
-                            one.queued_ms,
-                            one.expires_ms,
-                            _pack(one.edu),
+                            edu_id,
+                            edu.destination,
+                            lane_of(edu.edu_type),
+                            _supersedes(edu),
+                            queued_ms,
+                            expires_ms,
+                            _pack(edu),
                         )
-                        for one in added
+                        for edu_id, expires_ms, edu in entries
                     ],
                 )
             for (stream, instance), token in positions.items():
@@ -435,7 +433,7 @@ class Outbox:
             ).fetchall()
             cursor.executemany(
                 "UPDATE OR REPLACE edus SET id=?, transaction_id=NULL WHERE id=?",
-                [(self.next_id(), edu_id) for (edu_id,) in rows],
+                list(zip(self.take_ids(len(rows)), (row[0] for row in rows), strict=True)),
             )
             _end_transaction(cursor, destination, transaction_id)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import deque
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, ParamSpec, Protocol
 
 import structlog
@@ -37,7 +37,6 @@ from tcprepl.federation.edu import PRESENCE
 from tcprepl.federation.intake import Intake
 from tcprepl.federation.lanes import Entry
 from tcprepl.federation.outbox import (
-    Added,
     Outbox,
     OutboxUnavailable,
     StoredTransaction,
@@ -74,6 +73,9 @@ _SWEEP_EDUS = 5_000
 _DISK_RETRY_MS = 5_000
 #: Longest wait of the timer, so that a clock that was set does not stop us.
 _MAX_SLEEP_S = 60.0
+
+
+_sent_edus = lru_cache(1_024)(metrics.SENT_EDUS_BY_TYPE.labels)
 
 
 class TransactionTransport(Protocol):
@@ -244,19 +246,17 @@ class FederationSender:
 
     # -- what comes in ------------------------------------------------------------------------
 
-    def deliver(self, added: list[Added]) -> None:
+    def deliver(self, entries: Sequence[Entry]) -> None:
         """Take EDUs that are on disk now."""
         destinations = self.destinations
         touched: dict[Destination, bool] = {}
         held = self._held
-        for one in added:
-            edu = one.edu
+        for entry in entries:
+            edu = entry[2]
             destination = destinations.get(edu.destination)
             if destination is None:
                 destination = self._destination(edu.destination)
-            held += destination.hold(
-                (one.id, one.expires_ms, edu), room=held < MAX_HELD_EDUS_IN_ALL
-            )
+            held += destination.hold(entry, held < MAX_HELD_EDUS_IN_ALL)
             if edu.edu_type != PRESENCE:
                 touched[destination] = True
             elif destination not in touched:
@@ -382,27 +382,35 @@ class FederationSender:
         **kwargs: P.kwargs,
     ) -> None:
         """Have something written about *destination*; if the disk refuses, again and again."""
-        run_in_background(self._write, destination, partial(write, *args, **kwargs))
+        again = partial(write, *args, **kwargs)
+        _ = again().addErrback(self._write_again, destination, again)
 
-    async def _write(self, destination: Destination, write: Callable[[], Deferred[None]]) -> None:
-        refused = False
+    def _write_again(
+        self, failure: Failure, destination: Destination, write: Callable[[], Deferred[None]]
+    ) -> None:
+        run_in_background(self._write, failure, destination, write)
+
+    async def _write(
+        self, failure: Failure, destination: Destination, write: Callable[[], Deferred[None]]
+    ) -> None:
         while True:
+            failure.trap(OutboxUnavailable)
+            logger.error(
+                "federation.outbox.unavailable",
+                error=failure.getErrorMessage(),
+                destination=destination.name,
+                retry_s=_DISK_RETRY_MS / 1000,
+            )
+            await deferLater(self._clock, _DISK_RETRY_MS / 1000)
             try:
                 await write()
+            except OutboxUnavailable:
+                failure = Failure()
+            else:
                 break
-            except OutboxUnavailable as failed:
-                refused = True
-                logger.error(
-                    "federation.outbox.unavailable",
-                    error=str(failed),
-                    destination=destination.name,
-                    retry_s=_DISK_RETRY_MS / 1000,
-                )
-            await deferLater(self._clock, _DISK_RETRY_MS / 1000)
-        if refused:
-            # Meanwhile the disk was not what memory took it for.
-            destination.reread = True
-            self._poke(destination)
+        # Meanwhile the disk was not what memory took it for.
+        destination.reread = True
+        self._poke(destination)
 
     # -- one attempt --------------------------------------------------------------------------
 
@@ -420,12 +428,9 @@ class FederationSender:
             return
         if transaction is None:
             return
-        body = build_body(
-            self.server_name,
-            transaction.origin_server_ts,
-            [entry[2] for entry in transaction.entries],
-            limits=self._limits,
-        )
+        edus = [entry[2] for entry in transaction.entries]
+        body = build_body(self.server_name, transaction.origin_server_ts, edus, limits=self._limits)
+        by_type = Counter([edu.edu_type for edu in edus])
         try:
             answer = await self._transport.send_transaction(
                 destination.name, transaction.transaction_id, body
@@ -435,7 +440,7 @@ class FederationSender:
         except RequestFailed as failed:
             self._failed(destination, transaction, Verdict.RETRY, str(failed))
         else:
-            self._answered(destination, transaction, answer)
+            self._answered(destination, transaction, answer, by_type)
 
     async def _transaction(self, destination: Destination) -> StoredTransaction | None:
         """Return the transaction to send: the one begun earlier, or a new one."""
@@ -498,7 +503,11 @@ class FederationSender:
         )
 
     def _answered(
-        self, destination: Destination, transaction: StoredTransaction, answer: Answer
+        self,
+        destination: Destination,
+        transaction: StoredTransaction,
+        answer: Answer,
+        by_type: Mapping[str, int],
     ) -> None:
         """Act on an answer."""
         if destination.in_flight is not transaction:
@@ -506,7 +515,7 @@ class FederationSender:
         name = destination.name
         verdict = destination.judge(answer.status)
         if verdict is Verdict.ACCEPTED:
-            self._accepted(destination, transaction)
+            self._accepted(destination, transaction, by_type)
         elif verdict is Verdict.SPLIT:
             logger.info(
                 "federation.transaction.split",
@@ -533,7 +542,12 @@ class FederationSender:
                 destination, transaction, verdict, answer.describe(), answer.retry_after_ms
             )
 
-    def _accepted(self, destination: Destination, transaction: StoredTransaction) -> None:
+    def _accepted(
+        self,
+        destination: Destination,
+        transaction: StoredTransaction,
+        by_type: Mapping[str, int],
+    ) -> None:
         destination.accepted(self.now_ms(), self._limits)
         name = destination.name
         self._persist(destination, self.outbox.finish, name, transaction.transaction_id)
@@ -542,12 +556,8 @@ class FederationSender:
             logger.info("federation.destination.recovered", destination=name)
         metrics.SENT_TRANSACTIONS.inc()
         metrics.SENT_EDUS.inc(len(transaction.entries))
-        by_type: dict[str, int] = {}
-        for entry in transaction.entries:
-            edu_type = entry[2].edu_type
-            by_type[edu_type] = by_type.get(edu_type, 0) + 1
         for edu_type, count in by_type.items():
-            metrics.SENT_EDUS_BY_TYPE.labels(edu_type).inc(count)
+            _sent_edus(edu_type).inc(count)
 
     def _give_back(self, destination: Destination, transaction: StoredTransaction) -> None:
         """Let the EDUs of a transaction wait again, from the disk, in their old order."""

@@ -28,6 +28,8 @@ from tcprepl.replication.client import ReplicationClient
 
 logger = structlog.get_logger()
 
+#: The dialect that only our own servers speak.
+NATIVE = "tcprepl"
 #: The name of the outbox in the data directory.
 OUTBOX_FILE = "outbox.sqlite"
 
@@ -117,7 +119,7 @@ class FederationWorker:
             on_reset=intake.handle_reset,
             on_position=self._on_position,
             on_command=self._on_command,
-            on_connected=lambda client: intake.acknowledge_again(),
+            on_connected=self._on_connected,
             dialect=dialect,
         )
 
@@ -148,6 +150,11 @@ class FederationWorker:
     def _acknowledge(self, instance: InstanceName, token: Token) -> None:
         if self.client.connected:
             self.client.send(FederationAckCommand(self._name, token))
+
+    def _on_connected(self, client: ReplicationClient) -> None:
+        # Only our own writers promise canonical rows, and only they speak this dialect.
+        self.sender.intake.canonical = client.dialect == NATIVE
+        self.sender.intake.acknowledge_again()
 
     def _on_position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         self.sender.intake.handle_position(stream, instance, token)

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.web.resource import IResource
 
-from tcprepl.federation.edu import PRESENCE, RECEIPT, TO_DEVICE, TYPING
+from tcprepl.federation.edu import (
+    PRESENCE,
+    RECEIPT,
+    TO_DEVICE,
+    TYPING,
+    BadEdu,
+    canonical_row,
+)
 from tcprepl.federation.keyring import Keyring
 from tcprepl.federation.receiver import (
     EduHandler,
@@ -25,11 +32,12 @@ from tcprepl.federation.receiver import (
 )
 from tcprepl.federation.resources import FederationServices, Guard, federation_resources
 from tcprepl.federation.room_hosts import RoomHosts
-from tcprepl.federation.send_queue import Publish, SendQueue
+from tcprepl.federation.send_queue import STREAM, Publish, SendQueue
 from tcprepl.federation.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.transport import AddressPolicy, FederationTransport
-from tcprepl.ids import InstanceName, ServerName
-from tcprepl.streams.log import Log
+from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.streams.log import Appended, Log
+from tcprepl.streams.publisher import Publisher
 
 #: The stream of EDUs that came from other servers and have no stream of their own: rows are
 #: ``{"content", "edu_type", "origin"}``.
@@ -42,6 +50,29 @@ TO_DEVICE_STREAM = "to_device"
 OWN_STREAMS = (RECEIVED_EDUS, TO_DEVICE_MESSAGES)
 #: The name of the signing key's file in the data directory.
 SIGNING_KEY_FILE = "signing.key"
+
+
+class CanonicalPublisher(Publisher):
+    """A publisher whose rows of ``federation`` are canonical, whoever made them.
+
+    Senders rely on it: they do not look into the content of what our own writers send.
+    """
+
+    def _append(
+        self,
+        stream: StreamName,
+        rows: Sequence[bytes],
+        batch: bool,
+        instance: InstanceName | None,
+        tokens: Sequence[Token] | None,
+        transaction_id: str | None,
+    ) -> Deferred[Appended]:
+        if stream == STREAM:
+            try:
+                rows = [canonical_row(row) for row in rows]
+            except BadEdu:
+                return fail()
+        return super()._append(stream, rows, batch, instance, tokens, transaction_id)
 
 
 class FederationWriter:

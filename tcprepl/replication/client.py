@@ -268,6 +268,11 @@ class ReplicationClient(Service):
         """Whether a connection is up and past its greeting."""
         return self._connection is not None and self._connection.ready
 
+    @property
+    def dialect(self) -> str | None:
+        """Name of the dialect of the present connection; None without one."""
+        return None if self._connection is None else self._connection.dialect.name
+
     def positions(self) -> dict[Pair, Token]:
         """Return what is known of each (stream, instance)."""
         return dict(self._delivery.known)

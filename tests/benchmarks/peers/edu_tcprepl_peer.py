@@ -1,0 +1,142 @@
+"""Our path of an EDU: from RDATA lines to finished transaction bodies.
+
+``python edu_tcprepl_peer.py COUNT`` prints the CPU time in us per EDU. The session, the intake,
+the sender and the destinations are the real ones. As on Synapse's side, what hangs below (disk,
+network, signatures) is left out: the outbox keeps nothing and the transport takes everything.
+``python edu_tcprepl_peer.py COUNT DIRECTORY`` keeps the real outbox, on disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import structlog
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+
+from tcprepl.federation.outbox import Outbox, run_inline
+from tcprepl.federation.sender import FederationSender
+from tcprepl.federation.transport import Answer
+from tcprepl.protocol.commands import ReplicateCommand
+from tcprepl.protocol.events import RowsReceived
+from tcprepl.protocol.session import ClientSession
+from tcprepl.streams.codec import Rows
+from tcprepl.streams.registry import Registry
+
+ORIGIN = "matrix.example.com"
+
+
+def load(path: Path) -> ModuleType:
+    """Import a module of the benchmarks by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class NoDisk:
+    """An outbox that keeps nothing and is always done at once."""
+
+    def __init__(self) -> None:
+        self.last_id = 0
+
+    def take_ids(self, count: int) -> range:
+        """Return new ids."""
+        self.last_id += count
+        return range(self.last_id - count, self.last_id)
+
+    def positions(self) -> dict[Any, Any]:
+        """Return no positions."""
+        return {}
+
+    def destinations(self) -> dict[Any, Any]:
+        """Return no destinations."""
+        return {}
+
+    def add(self, *_: object) -> Deferred[None]:
+        """Keep nothing."""
+        return succeed(None)
+
+    def load(self, *_: object) -> Deferred[list[Any]]:
+        """Return nothing: all that waits is in memory."""
+        raise AssertionError("something was left on disk")
+
+    begin = finish = expire = totals = add
+
+
+class Sink:
+    """A transport that takes everything."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.edus = 0
+        self.transactions = 0
+        self.bytes = 0
+
+    async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
+        """Take one transaction; the answer comes a little later."""
+        self.edus += body.count(b'"edu_type"')
+        self.transactions += 1
+        self.bytes += len(body)
+        answered: Deferred[None] = Deferred()
+        self.clock.callLater(0.001, answered.callback, None)
+        await answered
+        return Answer(200, b"{}")
+
+
+def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int) -> Sink:
+    """Take every read, send until nothing waits."""
+    clock = Clock()
+    clock.advance(1_790_000_000)
+    sink = Sink(clock)
+    sender = FederationSender(clock, outbox, sink, ORIGIN)
+    sender.start()
+    intake = sender.intake
+    intake.canonical = True
+    codec = Registry().get("federation").codec
+    session = ClientSession(0.0, name="fed1")
+    session.receive_data(b"SERVER matrix.example.com\nPING 1 tcprepl/1\n", 0.0)
+    session.send(ReplicateCommand("federation", "*", 0), 0.0)
+    session.data_to_send()
+    session.receive_data(b"POSITION federation master 0 0\n", 0.0)
+    for number, data in enumerate(reads):
+        for event in session.receive_data(data, 0.0):
+            if type(event) is RowsReceived:
+                rows = Rows(codec, event.rows)
+                intake.handle_rows(event.stream, event.instance, event.token, rows)
+        if number % reads_per_request == reads_per_request - 1:
+            clock.advance(0.001)
+    while sender.pending():
+        clock.advance(0.001)
+    return sink
+
+
+def main() -> None:
+    """Print the CPU time in us per EDU, and how many EDUs went in a transaction."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    count = int(sys.argv[1])
+    module = load(Path(__file__).resolve().parent.parent / "edu_lines.py")
+    lines = module.lines(count)
+    size = module.LINES_PER_READ
+    reads = [b"".join(lines[n : n + size]) for n in range(0, count, size)]
+    if len(sys.argv) > 2:
+        outbox: Any = Outbox(Path(sys.argv[2]) / "outbox.sqlite", run_inline)
+    else:
+        run(reads[:10], NoDisk(), module.READS_PER_REQUEST)
+        outbox = NoDisk()
+    before = time.process_time()
+    sink = run(reads, outbox, module.READS_PER_REQUEST)
+    used = time.process_time() - before
+    assert sink.edus == count, (sink.edus, count)
+    print(used / count * 1e6, sink.edus / sink.transactions)
+
+
+main()
