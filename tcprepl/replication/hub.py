@@ -260,6 +260,8 @@ class Hub:
                 continue  # it goes on from where it is
             if asked is None:
                 self._place(backlog, pair, self.heads[pair].token)
+                if announce and form.rdata_instance:
+                    backlog.unbegun.add(pair)
             else:
                 lines.append(self._begin(reader, backlog, pair, asked))
         return b"".join(lines)
@@ -276,7 +278,10 @@ class Hub:
         floor = self._log.floor(*pair)
         if floor <= asked <= head:
             self._place(backlog, pair, asked)
-            if asked == head or not reader.form.rdata_instance:
+            if not reader.form.rdata_instance:
+                return b""
+            if asked == head:
+                backlog.unbegun.add(pair)
                 return b""
             return position_line(reader.form, *pair, asked, asked)
         return self._restart(reader, backlog, pair, asked)
@@ -426,6 +431,9 @@ class Hub:
                 parts.append(position_line(reader.form, *pair, cursor, cursor))
             if cursor >= head.token:
                 continue
+            if pair in backlog.unbegun:
+                backlog.unbegun.discard(pair)
+                parts.append(position_line(reader.form, *pair, cursor, cursor))
             part = self._read(reader, backlog, pair, cursor, head.token)
             parts.append(part)
             size += len(part)

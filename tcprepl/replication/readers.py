@@ -138,6 +138,8 @@ class Backlog:
         base_bytes: The same in bytes.
         began_at: When the reader left the head (monotonic seconds).
         turn: Counts pages, so that each stream comes first in its turn.
+        unbegun: Pairs just subscribed at the head, whose POSITION is yet to come: it has to
+            go before their rows, should there be any by then.
     """
 
     __slots__ = (
@@ -149,6 +151,7 @@ class Backlog:
         "owed",
         "sent",
         "turn",
+        "unbegun",
     )
 
     def __init__(
@@ -166,6 +169,7 @@ class Backlog:
         self.owed: set[Pair] = set()
         self.compacted: set[Pair] = set()
         self.turn = 0
+        self.unbegun: set[Pair] = set()
 
 
 @dataclass(frozen=True, slots=True)
