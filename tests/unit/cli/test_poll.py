@@ -1,0 +1,139 @@
+"""``tcprepl poll``, against the real site in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from tcprepl.cli import poll, run
+from tcprepl.cli.api import Api, ApiFailed
+from tests.web_site import Stage
+
+ROOM = ["!r:x", ["@a:x"]]
+
+
+class World(Stage):
+    """A site that the command asks; what happens while a poll waits is up to the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.asked: list[Mapping[str, str]] = []
+        self.meanwhile: list[Callable[[], object]] = []
+        monkeypatch.setattr(Api, "get", lambda _, path, query: self.answer(path, query))
+        monkeypatch.setattr(poll.time, "monotonic", self.clock.seconds)
+
+    def answer(self, path: str, query: Mapping[str, str]) -> Any:
+        """Ask the site, as `Api` does."""
+        self.asked.append(dict(query))
+        exchange = self.open("GET", path, query)
+        if not exchange.answered:
+            if self.meanwhile:
+                self.meanwhile.pop(0)()
+            self.clock.advance(int(query["timeout"]) / 1000)
+        answer = exchange.answer
+        exchange.leave()
+        if answer.status != 200:
+            raise ApiFailed(f"answered {answer.status}: {answer.json['error']}")
+        return answer.json
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A site, checked for leftovers."""
+    world = World(monkeypatch)
+    yield world
+    world.close()
+
+
+def lines(capsysbinary: pytest.CaptureFixture[bytes]) -> list[str]:
+    """Return what was printed."""
+    return capsysbinary.readouterr().out.decode().splitlines()
+
+
+def test_what_comes_now_is_printed(
+    world: World, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """By default from the present position on, of one stream."""
+    world.publish("typing", ["!old:x", []])
+    world.meanwhile.append(lambda: world.publish("typing", ROOM))
+    assert run(["poll", "typing", "--count", "1"]) == 0
+    assert lines(capsysbinary) == ['typing 2 ["!r:x","[\\"@a:x\\"]"]']
+    assert world.asked[1]["typing"] == "1"
+
+
+def test_every_stream_from_the_start_to_the_head(
+    world: World, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Nothing is waited for; tables of one stream are told apart."""
+    world.publish("typing", ROOM)
+    world.publish("pushers", ["@a:x", "app", "key", True])
+    world.publish("account_data", ["@a:x", "!r:x", "t"])
+    assert run(["poll", "--since", "start", "--until-head"]) == 0
+    assert sorted(lines(capsysbinary)) == [
+        'deleted_pushers 1 ["@a:x","app","key"]',
+        'room_account_data 1 ["@a:x","!r:x","t",null]',
+        'typing 1 ["!r:x","[\\"@a:x\\"]"]',
+    ]
+
+
+def test_pages_are_followed(world: World, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """As many requests as the limit makes it; several writers are one position."""
+    world.publish("audit", 1, 2, 3)
+    world.publish("audit", 4, instance="w1")
+    assert run(["poll", "audit", "--since", "start", "--until-head", "--limit", "1"]) == 0
+    assert sorted(lines(capsysbinary)) == [
+        'audit 1 [1,"master"]',
+        'audit 1 [4,"w1"]',
+        'audit 2 [2,"master"]',
+        'audit 3 [3,"master"]',
+    ]
+    assert world.asked[-1]["audit"] == "master~3,w1~1"
+
+
+def test_json_has_the_names_of_the_columns(
+    world: World, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """An object a line; the count cuts an answer short."""
+    world.publish("typing", ROOM, ["!s:x", []])
+    arguments = ["poll", "typing", "--since", "0", "--json", "--count", "1"]
+    assert run(arguments) == 0
+    (line,) = lines(capsysbinary)
+    assert json.loads(line) == {
+        "table": "typing",
+        "position": 1,
+        "row": {"room_id": "!r:x", "typing": '["@a:x"]'},
+    }
+
+
+def test_a_time_is_kept(world: World, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Each request waits for what is left of it."""
+    assert run(["poll", "typing", "--for", "30"]) == 0
+    assert world.clock.seconds() == 30.0
+    assert [query.get("timeout") for query in world.asked] == [None, "25000", "5000"]
+    assert lines(capsysbinary) == []
+
+
+def test_a_refusal_is_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the server's words."""
+    assert run(["poll", "typing", "--since", "7", "--until-head"]) == 1
+    assert "start anew from -1" in capsys.readouterr().err
+
+
+def test_a_position_needs_one_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has positions of its own."""
+    for streams in ([], ["typing", "receipts"]):
+        assert run(["poll", *streams, "--since", "7"]) == 2
+    assert "--since POSITION needs one STREAM" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it(world: World) -> None:
+    """As a person ends it."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    world.meanwhile.append(interrupt)
+    assert run(["poll", "typing"]) == 0
