@@ -31,11 +31,22 @@ class StreamDef:
         key: For a stream of states, gives the key of a row: of an ephemeral stream the
             newest row of each key is kept past retention, for readers that start anew.
             None for a stream of happenings.
+        key_is_first_field: Whether the key is the text that a row begins with, which is
+            cheaper to read than the row.
         blank: Whether a row says no more than that its key has no state any longer.
         offered_by_default: Whether a server of Synapse 1.66 has it.
     """
 
-    __slots__ = ("blank", "codec", "durable", "key", "name", "offered_by_default", "row_type")
+    __slots__ = (
+        "blank",
+        "codec",
+        "durable",
+        "key",
+        "key_is_first_field",
+        "name",
+        "offered_by_default",
+        "row_type",
+    )
 
     def __init__(
         self,
@@ -44,6 +55,7 @@ class StreamDef:
         *,
         durable: bool = True,
         key: Callable[[Any], object] | None = None,
+        key_is_first_field: bool = False,
         blank: Callable[[Any], bool] = _never,
         offered_by_default: bool = False,
         reader: Reader | None = None,
@@ -53,6 +65,7 @@ class StreamDef:
         self.row_type = row_type
         self.durable = durable
         self.key = key
+        self.key_is_first_field = key_is_first_field
         self.blank = blank
         self.offered_by_default = offered_by_default
         self.codec = RowCodec(name, Any if row_type is None else row_type, reader)
@@ -115,6 +128,7 @@ BUILT_IN: tuple[StreamDef, ...] = (
         rows.PresenceRow,
         durable=False,
         key=lambda row: row.user_id,
+        key_is_first_field=True,
         offered_by_default=True,
     ),
     StreamDef("presence_federation", rows.PresenceFederationRow, offered_by_default=True),
@@ -123,6 +137,7 @@ BUILT_IN: tuple[StreamDef, ...] = (
         rows.TypingRow,
         durable=False,
         key=lambda row: row.room_id,
+        key_is_first_field=True,
         blank=lambda row: not row.user_ids,
         offered_by_default=True,
     ),
@@ -159,7 +174,11 @@ class Registry:
         """Set up the built-in streams, then *extra*; an extra one replaces its namesake."""
         self._streams = {stream.name: stream for stream in BUILT_IN}
         for stream in extra:
-            self._streams[stream.name] = stream
+            self.add(stream)
+
+    def add(self, stream: StreamDef) -> None:
+        """Know *stream* from now on; it replaces its namesake."""
+        self._streams[stream.name] = stream
 
     def get(self, name: StreamName) -> StreamDef:
         """Return the stream called *name*.

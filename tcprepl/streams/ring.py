@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from tcprepl.errors import BadRow
 from tcprepl.ids import Token
 from tcprepl.streams.blocks import render, rows_of
@@ -80,6 +82,15 @@ class Ring:
 _NOTHING = Block("", "", (0,), b"", (0,), 0, 0)
 
 
+class _FirstField(msgspec.Struct, array_like=True, gc=False):
+    """What is read of a row when only its key counts."""
+
+    key: str
+
+
+_first_fields = msgspec.json.Decoder(_FirstField)
+
+
 class Kept:
     """The newest evicted row of each key, in token order.
 
@@ -134,20 +145,19 @@ class Kept:
             rows += rows_of(block)
         self._waiting.clear()
         self._waiting_rows = 0
-        try:
-            values = self._stream.codec.decode_all(rows)
-        except BadRow:
-            values = [self._value_or_none(row) for row in rows]
-        keys = [None if value is None else self._key(value) for value in values]
+        keys = self._keys(rows)
         newest = dict(zip(keys, range(len(keys)), strict=True))
         newest.pop(None, None)
         for index in sorted(newest.values()):
+            value = self._value_or_none(rows[index])
+            if value is None:
+                continue
             key = keys[index]
             before = self._slots.get(key)
             if before is not None:
                 self._rows[before] = None
                 self._live -= not self._blank[before]
-            blank = self._stream.blank(values[index])
+            blank = self._stream.blank(value)
             self._slots[key] = len(self._tokens)
             self._tokens.append(tokens[index])
             self._rows.append(rows[index])
@@ -155,6 +165,16 @@ class Kept:
             self._live += not blank
         if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
             self._compact()
+
+    def _keys(self, rows: list[bytes]) -> list[object]:
+        """Return the key of each row; None for a row that says nothing."""
+        if self._stream.key_is_first_field:
+            try:
+                return [first.key for first in _first_fields.decode_lines(b"\n".join(rows))]
+            except (msgspec.MsgspecError, UnicodeError):
+                pass  # among them is one that was appended unchecked
+        values = [self._value_or_none(row) for row in rows]
+        return [None if value is None else self._key(value) for value in values]
 
     def _value_or_none(self, row: bytes) -> Any:
         """Return what *row* says; rows that were appended unchecked may say nothing."""
