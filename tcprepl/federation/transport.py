@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 import structlog
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from twisted.internet import error
 from twisted.internet._sslverify import IOpenSSLTrustRoot
@@ -351,7 +351,11 @@ class _BoundedBody(TwistedProtocol):
 
 @implementer(IOpenSSLTrustRoot)
 class SystemAndFile:
-    """Trusts the authorities of the platform, and the certificates in a PEM file."""
+    """Trusts the authorities of the platform, and the certificates in a PEM file.
+
+    A certificate in the file need not be an authority's: a server's own is trusted for what it
+    says, which is how a self-signed one is pinned.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the file.
@@ -370,6 +374,7 @@ class SystemAndFile:
         context.set_default_verify_paths()
         store = context.get_cert_store()
         assert store is not None
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         for certificate in self._certificates:
             store.add_cert(certificate.original)
 
