@@ -145,14 +145,7 @@ class Kept:
             rows += rows_of(block)
         self._waiting.clear()
         self._waiting_rows = 0
-        keys = self._keys(rows)
-        newest = dict(zip(keys, range(len(keys)), strict=True))
-        newest.pop(None, None)
-        for index in sorted(newest.values()):
-            value = self._value_or_none(rows[index])
-            if value is None:
-                continue
-            key = keys[index]
+        for index, (key, value) in sorted(self._newest(rows).items()):
             before = self._slots.get(key)
             if before is not None:
                 self._rows[before] = None
@@ -166,15 +159,18 @@ class Kept:
         if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
             self._compact()
 
-    def _keys(self, rows: list[bytes]) -> list[object]:
-        """Return the key of each row; None for a row that says nothing."""
+    def _newest(self, rows: list[bytes]) -> dict[int, tuple[object, Any]]:
+        """Return the index of the newest row of each key, with the key and what it says."""
         if self._stream.key_is_first_field:
             try:
-                return [first.key for first in _first_fields.decode_lines(b"\n".join(rows))]
-            except (msgspec.MsgspecError, UnicodeError):
+                keys = [first.key for first in _first_fields.decode_lines(b"\n".join(rows))]
+                places = dict(zip(keys, range(len(rows)), strict=True))
+                return {i: (key, self._stream.codec.decode(rows[i])) for key, i in places.items()}
+            except (msgspec.MsgspecError, UnicodeError, BadRow):
                 pass  # among them is one that was appended unchecked
         values = [self._value_or_none(row) for row in rows]
-        return [None if value is None else self._key(value) for value in values]
+        newest = {self._key(v): i for i, v in enumerate(values) if v is not None}
+        return {index: (key, values[index]) for key, index in newest.items()}
 
     def _value_or_none(self, row: bytes) -> Any:
         """Return what *row* says; rows that were appended unchecked may say nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcprepl.streams.blocks import render, rows_of
 from tcprepl.streams.log import Block
-from tcprepl.streams.registry import Registry
+from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.ring import BLANKS_KEPT, Kept, Ring, drain_until
 from tests.log_kit import typing
 
@@ -57,6 +57,18 @@ def test_rows_that_are_not_of_the_stream_are_left_out() -> None:
     assert len(kept) == 2
 
 
+def test_a_newest_row_that_says_nothing_leaves_the_one_before() -> None:
+    kept = Kept(Registry().get("typing"))
+    _fold(kept, 1, typing("!a", "@1"), typing("!a", "@2"), b'["!a",5]')
+    assert _state(kept) == [(2, typing("!a", "@2"))]
+
+
+def test_a_key_may_be_anywhere_in_a_row() -> None:
+    kept = Kept(StreamDef("typing", durable=False, key=lambda row: row[1]))
+    _fold(kept, 1, b"[1,5]", b"[2,6]", b"[3,5]")
+    assert _state(kept) == [(2, b"[2,6]"), (3, b"[3,5]")]
+
+
 def test_memory_is_bounded_by_the_keys_and_some_blank_rows() -> None:
     kept = Kept(Registry().get("typing"))
     _fold(kept, 1, typing("!stays", "@1"))
@@ -77,6 +89,7 @@ def test_many_changes_of_few_keys_cost_nothing() -> None:
     kept = Kept(Registry().get("typing"))
     for token in range(1, 10_000):
         _fold(kept, token, typing(f"!{token % 3}", f"@{token}"))
+        assert len(kept) <= 3  # whoever looks folds what waits
     assert [row for _, row in _state(kept)] == [
         typing("!1", "@9997"),
         typing("!2", "@9998"),
