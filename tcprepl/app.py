@@ -53,6 +53,7 @@ from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.web.destinations import SenderDestinations
 from tcprepl.web.http import ApiError, Call
 from tcprepl.web.security import Gate
 from tcprepl.web.services import HttpLimits, WebServices
@@ -406,6 +407,9 @@ class Server:
     def _services(self) -> WebServices:
         config = self.config
         http = config.http
+        destinations = SenderDestinations(self._reactor, config.federation.sender_data)
+        destinations.start()
+        self._stops.append(("destinations", destinations.stop))
         return WebServices(
             reactor=self._reactor,
             log=self.log,
@@ -419,6 +423,7 @@ class Server:
             presence=self.presence,
             receipts=self.receipts,
             edus=self.federation.send_queue,
+            destinations=destinations,
             acknowledge=self.federation.send_queue.acknowledge,
             mounts=self.federation.resources(),
             ready=lambda: self._not_ready,

@@ -288,6 +288,10 @@ class FederationSettings(Settings):
     senders: tuple[Name, ...] = Field(
         default=(), description="a list with the name of each federation sender"
     )
+    sender_data: tuple[Path, ...] = Field(
+        default=(Path("./tcprepl-sender"),),
+        description="a list with the data directory of each sender on this machine",
+    )
     signing_key: Path | None = Field(default=None, description="the path of a signedjson key file")
     ca: Path | None = Field(
         default=None, description="the path of a PEM file to trust besides the system"
