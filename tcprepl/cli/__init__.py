@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "typing": ("tcprepl.cli.typing", "Say that a user types, or has stopped."),
     "presence": ("tcprepl.cli.presence", "Say that a user is there, or is not."),
     "watch": ("tcprepl.cli.watch", "Follow who types or who is online."),
+    "top": ("tcprepl.cli.top", "Show who reads, and how far behind."),
+    "check": ("tcprepl.cli.check", "Look once, for a monitoring system."),
     "check-config": ("tcprepl.cli.check_config", "Check a configuration file."),
     "federation-sender": (
         "tcprepl.cli.federation_sender",

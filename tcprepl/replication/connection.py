@@ -160,7 +160,8 @@ class ClientConnection:
             if self._paused:
                 # A transport that is not read does not notice the other end's close.
                 self.resume()
-            self.transport.loseConnection()
+            assert self._outlet is not None
+            self._outlet.close()
 
     # -- what we do --------------------------------------------------------------------
 

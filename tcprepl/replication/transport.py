@@ -73,6 +73,10 @@ class SocketOutlet:
         self._transport.startWriting()
         return False
 
+    def close(self) -> None:
+        """Close the connection once everything has been written."""
+        self._transport.loseConnection()
+
     def resumeProducing(self) -> None:
         """Send what waits: the socket is writable (Twisted calls this)."""
         queue = self._queue
@@ -125,6 +129,14 @@ class TransportOutlet:
         """Write *chunk*; return whether the transport is ready for more."""
         self._transport.write(chunk)
         return not self.busy
+
+    def close(self) -> None:
+        """Close the connection once everything has been written.
+
+        TLS says goodbye only when no producer may have more to say.
+        """
+        self._transport.unregisterProducer()
+        self._transport.loseConnection()
 
     def pauseProducing(self) -> None:
         """Note that the transport is full (Twisted calls this)."""

@@ -156,3 +156,13 @@ def test_any_other_transport_says_when_it_is_full() -> None:
     assert transport.value() == b"one\ntwo\nthree\n"
     outlet.stopProducing()
     assert outlet.busy
+
+
+def test_closing_lets_tls_say_goodbye() -> None:
+    """A producer that stays registered keeps TLS from closing: it goes first."""
+    transport = StringTransport()
+    outlet = make_outlet(transport, lambda: None)
+    assert transport.producer is not None
+    outlet.close()
+    assert transport.producer is None
+    assert transport.disconnecting

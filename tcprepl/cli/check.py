@@ -1,0 +1,83 @@
+"""``tcprepl check``: one look for a monitoring system, told by the exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tcprepl.cli.api import Api
+from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.errors import TcpreplError
+
+OK, WARNING, CRITICAL = 0, 1, 2
+
+
+@click.group("check")
+def command() -> None:
+    """Look once, print one line, and exit with 0 (fine), 1 (warning) or 2 (critical).
+
+    That is what Nagios, Icinga and their kin expect of a plugin.
+
+    \b
+    Example:
+      $ tcprepl check lag --warn 5s --crit 60s
+      OK: 3 peers, the slowest (fed1) is 0.0 s and 0 rows behind
+    """
+
+
+@command.command("lag")
+@to_options
+@click.option("--warn", type=SECONDS, default=5.0, show_default=True, help="Seconds behind.")
+@click.option("--crit", type=SECONDS, default=60.0, show_default=True, help="Seconds behind.")
+def lag(url: str, token: str | None, warn: float, crit: float) -> int:
+    """Check how far the slowest reader of a server is behind.
+
+    \b
+    Example:
+      $ tcprepl check lag --warn 5s --crit 60s
+      OK: 3 peers, the slowest (fed1) is 0.0 s and 0 rows behind
+    """
+    try:
+        status = Api(url, token).get("/_tcprepl/v1/status")
+    except TcpreplError as error:
+        click.echo(f"CRITICAL: {error}")
+        return CRITICAL
+    code, text = judge(status["peers"], warn, crit)
+    click.echo(text)
+    return code
+
+
+def judge(peers: list[dict[str, Any]], warn: float, crit: float) -> tuple[int, str]:
+    """Return exit code and text for what a status says of peers."""
+    if not peers:
+        return OK, "OK: no peers"
+    slowest = max(peers, key=lambda peer: (peer["behind_seconds"], peer["behind_rows"]))
+    seconds = slowest["behind_seconds"]
+    code = CRITICAL if seconds >= crit else WARNING if seconds >= warn else OK
+    word = ("OK", "WARNING", "CRITICAL")[code]
+    count = "1 peer" if len(peers) == 1 else f"{len(peers)} peers"
+    name = slowest["name"] or slowest["address"]
+    return code, (
+        f"{word}: {count}, the slowest ({name}) is {seconds:.1f} s "
+        f"and {slowest['behind_rows']} rows behind"
+    )
+
+
+@command.command("health")
+@to_options
+def health(url: str, token: str | None) -> int:
+    """Check that a server can serve: positions known, log writable.
+
+    \b
+    Example:
+      $ tcprepl check health
+      OK: ready
+    """
+    try:
+        Api(url, token).get("/health")
+    except TcpreplError as error:
+        click.echo(f"CRITICAL: {error}")
+        return CRITICAL
+    click.echo("OK: ready")
+    return OK

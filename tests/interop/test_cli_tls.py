@@ -1,0 +1,115 @@
+"""Off this machine: TLS with certificates on both sides, sockets in the file system, tokens."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.harness import free_port, start, tcprepl
+
+ROW = '["!r:example.com",["@a:example.com"]]'
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    """A private authority, with a server's and a client's certificate in files."""
+    authority = trustme.CA()
+    for name in ("server", "client"):
+        issued = authority.issue_cert("localhost" if name == "server" else "worker.example")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    (tmp_path / "trusted").mkdir()
+    authority.cert_pem.write_to_path(tmp_path / "trusted" / "ca.pem")
+    return authority
+
+
+def test_line_protocol_over_tls_for_those_we_know(tmp_path: Path, authority: trustme.CA) -> None:
+    """A listener for everybody admits who shows a certificate of ours, and nobody else."""
+    port, http = free_port(), free_port()
+    config = tmp_path / "tcprepl.yaml"
+    config.write_text(
+        f"""
+        server_name: example.com
+        data_directory: null
+        replication:
+          listen: 0.0.0.0:{port}
+          tls:
+            certificate: {tmp_path}/server.pem
+            private_key: {tmp_path}/server.key
+            client_ca: {tmp_path}/trusted/ca.pem
+        http: {{listen: "127.0.0.1:{http}"}}
+        """,
+        encoding="utf-8",
+    )
+    with start(tmp_path, "serve", "--config", str(config)) as server:
+        server.wait_for_output("serve.ready")
+        assert "nc " not in server.stdout
+        assert tcprepl("publish", "typing", ROW, "--to", f"127.0.0.1:{http}").returncode == 0
+        address = (
+            f"tls:localhost:{port}:trustRoots={tmp_path}/trusted"
+            f":certificate={tmp_path}/client.pem:privateKey={tmp_path}/client.key"
+        )
+        done = tcprepl("tail", "--since", "start", "--until-head", "--from", address)
+        assert done.stdout == f"RDATA typing master 1 {ROW}\n", done.stderr
+
+        stranger = ssl.create_default_context(cafile=str(tmp_path / "trusted" / "ca.pem"))
+        with socket.create_connection(("127.0.0.1", port), 30) as plain:
+            assert b"SERVER" not in said_to(plain, stranger)
+        with socket.create_connection(("127.0.0.1", port), 30) as plain:
+            plain.sendall(b"REPLICATE\n")
+            assert b"SERVER" not in said_to(plain, None)
+        assert server.stop() == 0
+
+
+def said_to(plain: socket.socket, context: ssl.SSLContext | None) -> bytes:
+    """Return what comes back, over TLS or in plain, until the other side hangs up."""
+    said = b""
+    try:
+        talking = context.wrap_socket(plain, server_hostname="localhost") if context else plain
+        with talking:
+            while piece := talking.recv(1000):
+                said += piece
+    except (ssl.SSLError, ConnectionError):
+        return said
+    return said
+
+
+def test_line_protocol_on_a_socket_file(tmp_path: Path) -> None:
+    """``unix:`` with a mode needs no port and no password."""
+    path = tmp_path / "repl.sock"
+    http = free_port()
+    args = ["--data", str(tmp_path / "data"), "--http", f"127.0.0.1:{http}"]
+    with start(tmp_path, "serve", "--listen", f"unix:{path}:mode=600", *args) as server:
+        server.wait_for_output("serve.ready")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert tcprepl("publish", "typing", ROW, "--to", f"127.0.0.1:{http}").returncode == 0
+        done = tcprepl("positions", "--from", f"unix:{path}")
+        assert "typing master 1" in done.stdout, done.stderr
+        assert server.stop() == 0
+
+
+def test_http_token(tmp_path: Path) -> None:
+    """With a token configured, nobody publishes without it, and no log shows it."""
+    port, http = free_port(), free_port()
+    config = tmp_path / "tcprepl.yaml"
+    config.write_text(
+        f'http: {{listen: "127.0.0.1:{http}", token: s3cret-token}}\ndata_directory: null\n',
+        encoding="utf-8",
+    )
+    args = ("serve", "--config", str(config), "--listen", f"127.0.0.1:{port}")
+    with start(tmp_path, *args) as server:
+        server.wait_for_output("serve.ready")
+        to = ("--to", f"127.0.0.1:{http}")
+        assert "answered 401" in tcprepl("publish", "typing", ROW, *to).stderr
+        assert "answered 401" in tcprepl("publish", "typing", ROW, *to, "--token", "no").stderr
+        done = tcprepl("publish", "typing", ROW, *to, "--token", "s3cret-token")
+        assert done.stdout == "typing master 1\n"
+        assert tcprepl("check", "health", *to).stdout == "OK: ready\n"
+        done = tcprepl("check", "lag", *to, "--token", "s3cret-token")
+        assert done.stdout == "OK: no peers\n", done.stdout
+        assert server.stop() == 0
+        assert "s3cret" not in server.stderr + server.stdout

@@ -1,0 +1,63 @@
+"""``tcprepl check``: exit codes of a monitoring plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tcprepl.cli import check, run
+from tcprepl.cli.api import ApiFailed
+
+
+def peer(name: str, seconds: float, rows: int = 0) -> dict[str, Any]:
+    """Return a peer as the status has it."""
+    return {"name": name, "address": "1.2.3.4:5", "behind_seconds": seconds, "behind_rows": rows}
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
+    """Make HTTP answer *result*, or fail with it."""
+
+    def get(self: Any, path: str) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(check.Api, "get", get)
+
+
+@pytest.mark.parametrize(
+    ("peers", "code", "text"),
+    [
+        ([], 0, "OK: no peers"),
+        ([peer("", 1.0, 3)], 0, "OK: 1 peer, the slowest (1.2.3.4:5) is 1.0 s and 3 rows behind"),
+        ([peer("a", 9, 1), peer("b", 0)], 1, "WARNING: 2 peers, the slowest (a) is 9.0 s"),
+        ([peer("a", 0), peer("b", 60.0)], 2, "CRITICAL: 2 peers, the slowest (b) is 60.0 s"),
+    ],
+)
+def test_lag(
+    peers: list[dict[str, Any]],
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The slowest reader decides."""
+    answer(monkeypatch, {"peers": peers})
+    assert run(["check", "lag", "--warn", "5s", "--crit", "60"]) == code
+    assert capsys.readouterr().out.startswith(text)
+
+
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that does not answer is critical."""
+    answer(monkeypatch, ApiFailed("it does not answer"))
+    for what in ("lag", "health"):
+        assert run(["check", what]) == 2
+        assert capsys.readouterr().out == "CRITICAL: it does not answer\n"
+
+
+def test_health(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is ready is fine."""
+    answer(monkeypatch, {"live": True})
+    assert run(["check", "health"]) == 0
+    assert capsys.readouterr().out == "OK: ready\n"

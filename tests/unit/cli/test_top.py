@@ -1,0 +1,107 @@
+"""``tcprepl top``: the picture, its order, and when it ends."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from tcprepl.cli import run, top
+from tcprepl.cli.api import ApiFailed
+
+
+def peer(name: str, seconds: float, rows: int) -> dict[str, Any]:
+    """Return a peer as the status has it."""
+    return {
+        "name": name,
+        "address": "1.2.3.4:5",
+        "dialect": "tcprepl",
+        "state": "behind" if rows else "head",
+        "behind_rows": rows,
+        "behind_bytes": rows * 100,
+        "behind_seconds": seconds,
+        "paused_seconds": 0.0,
+        "sent_bytes": 7,
+    }
+
+
+STATUS = {
+    "server_name": "example.com",
+    "instance": "master",
+    "uptime_seconds": 12.3,
+    "peers": [peer("b", 0.0, 0), peer("", 4.25, 10)],
+    "streams": [
+        {"stream": "typing", "instance": "master", "position": 4, "floor": 1, "rows": 3},
+        {"stream": "events", "instance": "master", "position": 0, "floor": 0, "rows": 0},
+    ],
+}
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *results: Any) -> None:
+    """Make HTTP answer one after the other."""
+    queue = list(results)
+
+    def get(self: Any, path: str) -> Any:
+        result = queue.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(top.Api, "get", get)
+
+
+def test_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of peers, the one most behind first, and of streams that have rows."""
+    answers(monkeypatch, STATUS)
+    assert run(["top", "--once"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "example.com master  up 12 s  2 peers",
+        "PEER  ADDRESS    DIALECT  STATE   ROWS  BYTES  BEHIND  PAUSED  SENT",
+        "-     1.2.3.4:5  tcprepl  behind  10    1000   4.2     0.0     7",
+        "b     1.2.3.4:5  tcprepl  head    0     0      0.0     0.0     7",
+        "",
+        "STREAM  INSTANCE  POSITION  HELD FROM  ROWS",
+        "typing  master    4         1          3",
+    ]
+
+
+def test_sorted_by_text() -> None:
+    """Names come in the order of the alphabet."""
+    lines = top.picture(STATUS, "peer").splitlines()
+    assert lines[2].startswith("-")
+    assert lines[3].startswith("b")
+
+
+def test_nobody() -> None:
+    """A server without peers and rows has a short picture."""
+    empty = {**STATUS, "peers": [peer("a", 0, 0)], "streams": []}
+    assert top.picture(empty, "rows").splitlines()[0].endswith("1 peer")
+    assert len(top.picture({**empty, "peers": []}, "rows").splitlines()) == 2
+
+
+def test_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that is away for a moment is said to be; Ctrl-C ends."""
+    answers(monkeypatch, ApiFailed("away"), STATUS)
+    waits: list[float] = []
+
+    def wait(self: threading.Event, seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    assert run(["top", "--interval", "0.5"]) == 0
+    assert waits == [0.5, 0.5]
+    away, there = capsys.readouterr().out.split(top.CLEAR)[1:]
+    assert away == "away\n"
+    assert there.startswith("example.com")
+
+
+def test_once_and_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One picture that cannot be had is a failure."""
+    answers(monkeypatch, ApiFailed("away"))
+    assert run(["top", "--once"]) == 1
