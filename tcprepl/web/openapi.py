@@ -6,13 +6,16 @@ find. What the site does not serve (a face without its writer) is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
 from tcprepl import __version__, limits
+from tcprepl.ids import StreamName
 from tcprepl.web.http import Call, Response, Route
+from tcprepl.web.services import WebServices
 
 Json: TypeAlias = dict[str, Any]
 
@@ -405,22 +408,102 @@ OPERATIONS: dict[tuple[str, str], Json] = {
 }
 
 
-def document(routes: Iterable[Route]) -> Json:
+_HOSTS: Json = {
+    "type": "object",
+    "required": ["hosts"],
+    "properties": {"hosts": {"type": "array", "items": _TEXT}},
+}
+
+#: The same of resources that other rooms mount, by method, prefix and path.
+MOUNTED: dict[tuple[str, str, str], Json] = {
+    ("POST", "/_tcprepl/v1/edus", "/_tcprepl/v1/edus"): {
+        "summary": "Queue an EDU for other servers",
+        "requestBody": _body(
+            {
+                "type": "object",
+                "required": ["edu_type", "content"],
+                "properties": {
+                    "destination": _TEXT,
+                    "destinations": {"type": "array", "items": _TEXT},
+                    "edu_type": _TEXT,
+                    "content": {"type": "object"},
+                    "key": {"type": "array", "items": {"type": ["string", "integer", "null"]}},
+                    "transaction_id": _TEXT,
+                },
+                "additionalProperties": False,
+            }
+        ),
+        "responses": {
+            "200": _answer("On disk.", {"type": "object", "required": ["queued"]}),
+            **_errors(400, 401, 403, 413, 429, 503),
+        },
+        **_GUARDED,
+    },
+    ("GET", "/_tcprepl/v1/rooms", "/_tcprepl/v1/rooms/{roomId}/hosts"): {
+        "summary": "Which servers are in a room",
+        "responses": {"200": _answer("The servers.", _HOSTS), **_errors(400, 401, 403, 404)},
+        **_GUARDED,
+    },
+    ("PUT", "/_tcprepl/v1/rooms", "/_tcprepl/v1/rooms/{roomId}/hosts"): {
+        "summary": "Tell which servers are in a room",
+        "requestBody": _body({**_HOSTS, "additionalProperties": False}),
+        "responses": {"200": _answer("The servers.", _HOSTS), **_errors(400, 401, 403, 404, 413)},
+        **_GUARDED,
+    },
+}
+
+#: What the arguments of paths look like.
+_ARGUMENTS: dict[str, Json] = {
+    "room_id": {"type": "string", "pattern": "^![A-Za-z0-9]{1,32}:[a-z0-9.]{1,32}$"},
+    "roomId": {"type": "string", "pattern": "^![A-Za-z0-9]{1,32}:[a-z0-9.]{1,32}$"},
+    "event_id": {"type": "string", "pattern": "^[$][A-Za-z0-9_-]{1,64}$"},
+    "receipt_type": {"enum": ["m.read", "m.read.private"]},
+}
+
+
+def document(
+    routes: Iterable[Route],
+    mounts: Collection[str] = (),
+    streams: Sequence[StreamName] = (),
+    server_name: str = "",
+) -> Json:
     """Return the description of *routes*.
+
+    Args:
+        routes: What the router serves.
+        mounts: The prefixes of other rooms' resources; those in `MOUNTED` are described.
+        streams: The names that a path may have for a stream.
+        server_name: The server of the users that a path may name.
 
     Raises:
         KeyError: a route has no entry in `OPERATIONS`.
     """
+    served = [(route.method, route.template, operation_of(route)) for route in routes]
+    served += [
+        (method, path, operation)
+        for (method, prefix, path), operation in MOUNTED.items()
+        if prefix in mounts
+    ]
+    shapes = {**_ARGUMENTS, "stream": {"enum": [*streams]}}
+    shapes["user_id"] = {
+        "type": "string",
+        "pattern": f"^@[a-z0-9._=-]{{1,32}}:{re.escape(server_name)}$",
+    }
     paths: dict[str, dict[str, Json]] = {}
-    for route in routes:
-        operation = dict(operation_of(route))
+    for method, path, told in served:
+        operation = dict(told)
         arguments = [
-            {"name": part[1:-1], "in": "path", "required": True, "schema": _path_schema()}
-            for part in route.segments
+            {
+                "name": part[1:-1],
+                "in": "path",
+                "required": True,
+                "schema": shapes.get(part[1:-1], {"type": "string", "minLength": 1}),
+            }
+            for part in path.split("/")
             if part.startswith("{")
         ]
         operation["parameters"] = [*arguments, *operation.get("parameters", ())]
-        paths.setdefault(route.template, {})[route.method.lower()] = operation
+        paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {
@@ -448,19 +531,18 @@ def operation_of(route: Route) -> Mapping[str, Any]:
     return OPERATIONS[route.method, template]
 
 
-def _path_schema() -> Json:
-    return {"type": "string", "minLength": 1}
-
-
 class Document:
     """Serves the description of *routes*, which may be completed after the route was made."""
 
     def __init__(self) -> None:
         self._encoded = b""
 
-    def describe(self, routes: Iterable[Route]) -> None:
+    def describe(self, routes: Iterable[Route], services: WebServices) -> None:
         """Make the document."""
-        self._encoded = msgspec.json.encode(document(routes))
+        names = services.registry.names()
+        self._encoded = msgspec.json.encode(
+            document(routes, services.mounts.keys(), names, services.server_name)
+        )
 
     def get_document(self, call: Call) -> Response:
         """Answer the document."""

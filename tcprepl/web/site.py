@@ -46,7 +46,7 @@ def build_site(services: WebServices) -> LimitedSite:
         yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
 
     served = tuple(routes())
-    description.describe(served)
+    description.describe(served, services)
     bounds = services.limits
     site = LimitedSite(
         Root(Router(served), services.mounts),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tcprepl.web.http import Call, Response, Route
-from tcprepl.web.openapi import OPERATIONS, document, operation_of
+from tcprepl.web.openapi import MOUNTED, OPERATIONS, document, operation_of
 from tests.unit.web.test_client_api import World
 
 
@@ -51,6 +51,15 @@ def test_every_path_argument_is_a_parameter() -> None:
         for part in repr(found).replace("'", '"').split("#/components/schemas/")[1:]
     ]
     assert set(references) <= schemas.keys()
+
+
+def test_resources_of_other_rooms_are_described_where_they_are_mounted() -> None:
+    """And only there."""
+    paths = document([], ["/_tcprepl/v1/rooms"])["paths"]
+    assert {path: sorted(methods) for path, methods in paths.items()} == {
+        "/_tcprepl/v1/rooms/{roomId}/hosts": ["get", "put"]
+    }
+    assert len(document([], [prefix for _, prefix, _ in MOUNTED])["paths"]) == 2
 
 
 def test_a_route_without_an_entry_is_a_mistake() -> None:
