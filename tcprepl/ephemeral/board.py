@@ -65,7 +65,7 @@ class Board(Generic[V]):
     ) -> None:
         self._stream = stream
         self._is_blank = is_blank
-        self._states: dict[str, tuple[Token, V]] = {}
+        self._states: dict[str, Entry[V]] = {}
         self._cache = StreamChangeCache(lost, max_size=max_size)
         self._lost = lost
         self._blank = 0
@@ -88,9 +88,9 @@ class Board(Generic[V]):
         """Replace the state of *key* by that of its row at *token*."""
         states = self._states
         held = states.pop(key, None)
-        if held is not None and self._is_blank(held[1]):
+        if held is not None and self._is_blank(held.state):
             self._blank -= 1
-        states[key] = (token, state)
+        states[key] = Entry(token, key, state)
         self._cache.entity_has_changed(key, token)
         if self._is_blank(state):
             self._blank += 1
@@ -100,17 +100,19 @@ class Board(Generic[V]):
     def get(self, key: str) -> V | None:
         """Return the state of *key*; None if none is held."""
         held = self._states.get(key)
-        return held[1] if held is not None else None
+        return held.state if held is not None else None
 
     def token_of(self, key: str) -> Token | None:
         """Return the token of the newest row of *key*; None if none is held."""
         held = self._states.get(key)
-        return held[0] if held is not None else None
+        return held.token if held is not None else None
 
     def states(self) -> dict[str, V]:
         """Return every state that is not blank."""
         is_blank = self._is_blank
-        return {key: state for key, (_, state) in self._states.items() if not is_blank(state)}
+        return {
+            entry.key: entry.state for entry in self._states.values() if not is_blank(entry.state)
+        }
 
     def updates(
         self,
@@ -144,19 +146,11 @@ class Board(Generic[V]):
         changed: list[Entry[V]]
         changes = self._cache.changes_since(after)
         if changes is None:
-            changed = [
-                Entry(token, key, state)
-                for key, (token, state) in states.items()
-                if after < token <= reached
-            ]
+            changed = [entry for entry in states.values() if after < entry.token <= reached]
             changed.sort(key=_token_of)
         else:
             # The cache may know keys that were forgotten here.
-            changed = [
-                Entry(token, key, states[key][1])
-                for key, token in changes
-                if token <= reached and key in states
-            ]
+            changed = [states[key] for key, token in changes if token <= reached and key in states]
         end = min(limit, len(changed))
         while 0 < end < len(changed) and changed[end].token == changed[end - 1].token:
             end += 1
@@ -169,7 +163,7 @@ class Board(Generic[V]):
         """Forget keys that have been blank since *upto*; returns how many they were."""
         blank: list[str] = []
         lost = self._lost
-        for key, (token, state) in self._states.items():
+        for token, key, state in self._states.values():
             if token > upto:
                 break
             if self._is_blank(state):

@@ -141,7 +141,7 @@ def _boards() -> Iterator[Result]:
 def _walk(board: Board[Sequence[str]], after: int) -> list[str]:
     """Find the rooms without an index: what the code did before there was one."""
     states = board._states
-    return [room for room, state in states.items() if state[0] > after]
+    return [room for room, entry in states.items() if entry.token > after]
 
 
 def _memory() -> Iterator[Result]:
