@@ -214,7 +214,7 @@ class Destination:
             return Verdict.RETRY
         if status in (401, 403, 404):
             # It is we that it refuses, or it is not there; smaller would not be better.
-            return Verdict.DISSOLVE
+            return self.judge_not_reached()
         self.refusals += 1
         if count > 1 and self.refusals >= SPLIT_AFTER:
             self._take_less(transaction)
@@ -224,6 +224,15 @@ class Destination:
             self.refusals = 0
             return Verdict.PARK if 400 <= status < 500 else Verdict.POSTPONE
         return Verdict.RETRY
+
+    def judge_not_reached(self) -> Verdict:
+        """Return what it means that the transaction in flight did not get there.
+
+        If it was sent before, the remote may have it from then: it keeps its id, so that the
+        remote can tell.
+        """
+        assert self.in_flight is not None
+        return Verdict.RETRY if self.in_flight.uncertain else Verdict.DISSOLVE
 
     def _take_less(self, transaction: StoredTransaction) -> None:
         size = sum(edu_bytes(entry[2]) for entry in transaction.entries)

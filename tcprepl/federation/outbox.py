@@ -88,11 +88,19 @@ class OutboxUnavailable(OutboxError):
 
 @dataclass(slots=True)
 class StoredTransaction:
-    """A transaction that was begun: what is needed to send it again just as it was."""
+    """A transaction that was begun: what is needed to send it again just as it was.
+
+    Attributes:
+        transaction_id: Its id.
+        origin_server_ts: When it was made, in ms.
+        entries: Its EDUs.
+        uncertain: Whether it was sent before, so that the remote may have it.
+    """
 
     transaction_id: str
     origin_server_ts: int
     entries: list[Entry]
+    uncertain: bool = False
 
 
 @dataclass(slots=True)
@@ -373,7 +381,7 @@ class Outbox:
                 )
             }
             entries = [found[edu_id] for edu_id in msgpack.unpackb(row[2]) if edu_id in found]
-            return StoredTransaction(row[0], row[1], entries)
+            return StoredTransaction(row[0], row[1], entries, uncertain=True)
 
         return self._submit(op)
 

@@ -436,7 +436,9 @@ class FederationSender:
                 destination.name, transaction.transaction_id, body
             )
         except NotReached as failed:
-            self._failed(destination, transaction, Verdict.DISSOLVE, str(failed))
+            if destination.in_flight is transaction:
+                verdict = destination.judge_not_reached()
+                self._failed(destination, transaction, verdict, str(failed))
         except RequestFailed as failed:
             self._failed(destination, transaction, Verdict.RETRY, str(failed))
         else:
