@@ -2,8 +2,9 @@
 
 Runs in the virtual environment of Synapse: ``python synapse_peer.py server PORT CONTROL``
 or ``python synapse_peer.py worker PORT ROWS``. Everything on the path of a row is Synapse's:
-the protocol classes on real sockets and `ReplicationCommandHandler` with its queues and
-background processes. What hangs below (databases, notifier) is left out, in Synapse's favour.
+the protocol classes on real sockets, `ReplicationStreamer` on the way out, and
+`ReplicationCommandHandler` with its queues and background processes on the way in. What hangs
+below (databases, notifier, log lines) is left out, in Synapse's favour.
 """
 
 import importlib.util
@@ -16,7 +17,9 @@ from synapse.replication.tcp.protocol import (
     ClientReplicationStreamProtocol,
     ServerReplicationStreamProtocol,
 )
+from synapse.replication.tcp.resource import ReplicationStreamer
 from synapse.replication.tcp.streams import STREAMS_MAP
+from synapse.replication.tcp.streams._base import Stream
 from synapse.util import Clock
 from twisted.internet import reactor
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
@@ -40,21 +43,31 @@ class NoPresence:
         return []
 
 
-class Stream:
-    """A stream that knows its position."""
+class Source(Stream):
+    """A stream whose news lie in a list, as typing's do in the main's memory."""
 
     def __init__(self, name):
         self.NAME = name
         self.token = 0
+        self.news = []
+        super().__init__("master", lambda instance_name: self.token, self.read)
 
-    def current_token(self, instance_name):
-        return self.token
+    def add(self, rows):
+        """Take rows, each with a token of its own."""
+        for row in rows:
+            self.token += 1
+            self.news.append((self.token, row))
+
+    async def read(self, instance_name, from_token, upto_token, limit):
+        """Answer as an update function does."""
+        news, self.news = self.news[:limit], self.news[limit:]
+        return news, news[-1][0], bool(self.news)
 
 
 def make_handler(instance_name, data_handler=None):
     """Return a real command handler without the homeserver around it."""
     handler = object.__new__(ReplicationCommandHandler)
-    streams = {name: Stream(name) for name in STREAMS_MAP}
+    streams = {name: Source(name) for name in STREAMS_MAP}
     handler._replication_data_handler = data_handler
     handler._presence_handler = NoPresence()
     handler._clock = Clock(reactor)
@@ -82,11 +95,17 @@ def run_server(port, control_port):
     rows = load(HERE.parent / "rows.py")
     control = load(HERE / "control.py")
 
+    streamer = object.__new__(ReplicationStreamer)
+    streamer.clock = clock
+    streamer.command_handler = handler
+    streamer.streams = handler.get_streams_to_replicate()
+    streamer._instance_name = "master"
+    streamer._replication_torture_level = None
+    streamer.is_looping = streamer.pending_updates = False
+
     def publish(stream, batch):
-        state = handler._streams[stream]
-        for row in batch:
-            state.token += 1
-            handler.stream_update(stream, state.token, row)
+        handler._streams[stream].add(batch)
+        streamer.on_notifier_poke()
 
     publisher = control.Publisher(reactor.callLater, publish, rows)
 
