@@ -56,6 +56,11 @@ MAX_STATUS_MSG_CHARS = 4_096
 MAX_USERS = 1_000_000
 #: Most users in one EDU of a remote server.
 MAX_PUSHES = 1_000
+#: Most processes whose syncs are held, and most syncs of all of them together.
+MAX_PROCESSES = 10_000
+MAX_SYNCS = 1_000_000
+#: Longest user or process ID, in characters.
+MAX_ID_CHARS = 255
 
 
 class _User:
@@ -186,6 +191,8 @@ class PresenceWriter:
 
     def user_active(self, user_id: str) -> None:
         """Note that one of our users has just done something, like sending a message."""
+        if not self._is_ours(user_id):
+            return
         now = self._now()
         row = replace(self._row(user_id), last_active_ts=now)
         if row.state == states.UNAVAILABLE:
@@ -214,12 +221,17 @@ class PresenceWriter:
             device_id: The device, from peers that tell devices apart: those set the state by
                 another way, and here only say that the sync is open.
         """
+        if syncing and not self._may_sync(process_id, user_id):
+            metrics.DROPPED.labels("USER_SYNC", "not our user, or too many").inc()
+            logger.info("presence.sync.ignored", sync_process=process_id[:64], user=user_id[:64])
+            return
         now = self._now()
         heard = min(last_sync_ms, now)
         known = self._syncs.is_open(process_id, user_id, device_id)
-        self._syncs.process_alive(process_id, now)
         if not syncing and not known:
+            self.process_alive(process_id)
             return
+        self._syncs.process_alive(process_id, now)
         if syncing:
             self._syncs.began(process_id, user_id, device_id)
         else:
@@ -232,6 +244,19 @@ class PresenceWriter:
         if syncing and not known and row.state == states.OFFLINE:
             row = replace(row, state=states.ONLINE, last_active_ts=heard)
         self._update([row], now)
+
+    def _may_sync(self, process_id: str, user_id: str) -> bool:
+        """Return whether a process may speak of a user, and whether there is room for it."""
+        return (
+            self._is_ours(user_id)
+            and max(len(user_id), len(process_id)) <= MAX_ID_CHARS
+            and (user_id in self._users or len(self._users) < MAX_USERS)
+            and len(self._syncs) < MAX_SYNCS
+            and (
+                process_id in self._syncs.processes()
+                or len(self._syncs.processes()) < MAX_PROCESSES
+            )
+        )
 
     def clear_process(self, process_id: str) -> None:
         """Note that a process ended, and with it all its syncs (CLEAR_USER_SYNC)."""
@@ -286,11 +311,11 @@ class PresenceWriter:
         if not isinstance(push, dict):
             return None
         user_id, state = push.get("user_id"), push.get("presence")
-        if not isinstance(user_id, str) or len(user_id) > 255 or server_of(user_id) != origin:
+        if not isinstance(user_id, str) or len(user_id) > MAX_ID_CHARS:
+            return None
+        if server_of(user_id) != origin or origin == self._server_name:
             return None
         if not isinstance(state, str) or state not in states.STATES:
-            return None
-        if origin == self._server_name:
             return None
         if user_id not in self._users and len(self._users) >= MAX_USERS:
             return None

@@ -20,6 +20,8 @@ END_INTERVAL_S = 5.0
 #: How often a worker says again which syncs are open, so that it is not taken for dead; and
 #: how often a server takes the processes of connected peers for alive.
 KEEP_ALIVE_INTERVAL_S = 60.0
+#: Processes that one connection keeps alive; it may speak for more, but not by its life alone.
+MAX_PROCESSES_PER_PEER = 100
 
 
 class PresencePort(Protocol):
@@ -94,7 +96,9 @@ class SyncListener:
         process_id = command.instance_id
         if process_id is None:
             process_id = _connection_process(peer)
-        self._processes.setdefault(peer.conn_id, set()).add(process_id)
+        processes = self._processes.setdefault(peer.conn_id, set())
+        if len(processes) < MAX_PROCESSES_PER_PEER:
+            processes.add(process_id)
         self._presence.user_syncing(
             process_id, command.user_id, command.syncing, command.last_sync_ms, command.device_id
         )

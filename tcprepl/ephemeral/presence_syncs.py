@@ -20,6 +20,11 @@ class OpenSyncs:
         self._open: dict[str, set[tuple[str, str | None]]] = {}
         self._heard: dict[str, Milliseconds] = {}
         self._count: Counter[str] = Counter()
+        self._total = 0
+
+    def __len__(self) -> int:
+        """Return how many syncs are open."""
+        return self._total
 
     def processes(self) -> Collection[str]:
         """Return the processes that are known."""
@@ -43,6 +48,7 @@ class OpenSyncs:
         if (user_id, device_id) not in syncs:
             syncs.add((user_id, device_id))
             self._count[user_id] += 1
+            self._total += 1
 
     def ended(self, process_id: str, user_id: str, device_id: str | None) -> None:
         """Note that a sync is not open; that of an unknown one is harmless."""
@@ -67,6 +73,7 @@ class OpenSyncs:
         return [user_id for process in silent for user_id in self.clear(process)]
 
     def _uncount(self, user_id: str) -> None:
+        self._total -= 1
         self._count[user_id] -= 1
         if not self._count[user_id]:
             del self._count[user_id]

@@ -190,6 +190,7 @@ def test_end_of_an_unknown_sync_is_nothing(world: World) -> None:
     world.sync(False)
     assert world.published.rows == []
     assert world.state() == "unknown"
+    assert not world.writer._syncs.processes()
 
 
 def test_sync_in_the_future_is_taken_for_now(world: World) -> None:
@@ -257,6 +258,30 @@ def test_process_that_is_heard_of_lives(world: World, how: str) -> None:
             world.writer.process_alive("p")
     assert world.at(24 * MINUTE).state() == UNAVAILABLE
     assert world.at(30 * MINUTE).state() == OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("process", "user_id"),
+    [("p", CARL), ("p", "alice"), ("p" * 256, ALICE), ("p", f"@{'a' * 256}:{SERVER}")],
+)
+def test_process_speaks_of_our_users_only(world: World, process: str, user_id: str) -> None:
+    world.sync(True, user_id, process=process)
+    world.writer.user_active(CARL)
+    assert world.published.rows == []
+    assert len(world.writer._syncs) == 0
+
+
+@pytest.mark.parametrize("bound", ["MAX_USERS", "MAX_PROCESSES", "MAX_SYNCS"])
+def test_processes_cannot_fill_the_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(presence, bound, 1)
+    world.sync(True)
+    world.sync(True, BOB, process="q")
+    assert world.state() == ONLINE
+    assert world.state(BOB) == "unknown"
+    world.sync(False)
+    assert len(world.writer._syncs) == 0
 
 
 def test_keep_alive_of_an_unknown_process_is_nothing(world: World) -> None:

@@ -104,6 +104,14 @@ def test_connected_worker_that_reports_nothing_is_not_forgotten(world: World) ->
     assert world.at(66 * MINUTE).state() == OFFLINE
 
 
+def test_connection_keeps_a_bounded_number_of_processes_alive(world: World) -> None:
+    for number in range(1_000):
+        world.sync(True, Peer(1), f"p{number}")
+    assert len(world.listener._processes[1]) == 100
+    world.at(6 * MINUTE)
+    assert len(world.writer._syncs) == 100
+
+
 def test_cleared_process_is_not_kept_alive(world: World) -> None:
     world.sync(True, Peer(1))
     world.server.receive(ClearUserSyncCommand("p"), Peer(1))
