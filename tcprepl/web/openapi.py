@@ -150,9 +150,10 @@ def _body(schema: Json) -> Json:
 
 _GUARDED: Json = {"security": [{"secret": []}, {}]}
 _CLIENT: Json = {"security": [{"token": []}, {}]}
+_TOKEN_QUERY = [_query("access_token", _TEXT, "The token; the header is the better place.")]
 _IDENTITY = [
     _query("user_id", _TEXT, "For whom the token speaks, where it may speak for several."),
-    _query("access_token", _TEXT, "The token; the header is the better place."),
+    *_TOKEN_QUERY,
 ]
 _OBJECTS = {"type": "object", "additionalProperties": _ref("Table")}
 
@@ -325,7 +326,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
     },
     ("PUT", "/rooms/{room_id}/typing/{user_id}"): {
         "summary": "A user types, or has stopped",
-        "parameters": _IDENTITY,
+        "parameters": _TOKEN_QUERY,
         "requestBody": _body(
             {
                 "type": "object",
@@ -341,7 +342,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
     },
     ("PUT", "/presence/{user_id}/status"): {
         "summary": "How a user is",
-        "parameters": _IDENTITY,
+        "parameters": _TOKEN_QUERY,
         "requestBody": _body(
             {
                 "type": "object",
@@ -357,7 +358,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
     },
     ("GET", "/presence/{user_id}/status"): {
         "summary": "How a user is",
-        "parameters": _IDENTITY,
+        "parameters": _TOKEN_QUERY,
         "responses": {
             "200": _answer("The state.", {"type": "object", "required": ["presence"]}),
             **_errors(400, 401, 403),
@@ -502,7 +503,11 @@ def document(
             for part in path.split("/")
             if part.startswith("{")
         ]
-        operation["parameters"] = [*arguments, *operation.get("parameters", ())]
+        queries = [
+            {**found, "schema": shapes.get(found["name"], found["schema"])}
+            for found in operation.get("parameters", ())
+        ]
+        operation["parameters"] = [*arguments, *queries]
         paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
