@@ -121,10 +121,12 @@ def split_server_name(name: ServerName) -> tuple[str, int | None, bool]:
         raise NotFound(f"{name!r}: port {port} does not exist")
     bare = host[1:-1] if host.startswith("[") else host
     try:
-        ipaddress.ip_address(bare)
+        version = ipaddress.ip_address(bare).version
     except ValueError:
-        if bare != host:
-            raise NotFound(f"{name[:64]!r}: not an IPv6 address in the brackets") from None
+        version = 0
+    if bare != host and version != 6:
+        raise NotFound(f"{name[:64]!r}: not an IPv6 address in the brackets")
+    if not version:
         return host, port, False
     return bare, port, True
 
