@@ -72,7 +72,7 @@ mirror: $(VENV)/.dev  ## each module measured by its own test alone
 	$(BIN)/python -m tests.mirror $(ARGS)
 
 docs-check: $(VENV)/.dev  ## protocol.md and README.md against the code
-	$(PYTEST) tests/test_protocol_md.py tests/test_readme.py tests/test_layout.py $(ARGS)
+	$(PYTEST) tests/test_protocol_md.py tests/test_readme.py $(ARGS)
 
 bench: $(VENV)/.dev  ## how fast, beside what others do; JSON in build/bench.json
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
@@ -15,6 +16,24 @@ from twisted.python.failure import Failure
 from zope.interface import provider
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class Unfailing:
+    """A stream whose failures are nobody's problem: a full disk must not stop the work."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        """Write *text* if it can be written."""
+        with suppress(OSError, ValueError):
+            self._out.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Push it out if that can be done."""
+        with suppress(OSError, ValueError):
+            self._out.flush()
 
 
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
@@ -36,10 +55,10 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             *_rendering(form, out),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Unfailing(out))),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=LEVELS["warning"], stream=out, force=True)
+    logging.basicConfig(level=LEVELS["warning"], stream=Unfailing(out), force=True)
     globalLogBeginner.beginLoggingTo(
         [forward_twisted_event], discardBuffer=True, redirectStandardIO=False
     )

@@ -87,3 +87,17 @@ def test_events_of_twisted() -> None:
     assert "hello {missing}" in third
     assert 'text="old way"' in fourth
     assert 'text="ready made"' in fifth
+
+
+def test_a_full_disk_does_not_stop_the_work() -> None:
+    """What cannot be logged is lost, and that is all."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    logs.configure("info", "logfmt", Full())
+    structlog.get_logger().error("nobody.hears.this")

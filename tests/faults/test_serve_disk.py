@@ -1,0 +1,133 @@
+"""Disks that are full, files that are damaged or newer: a clear word, and nothing lost."""
+
+from __future__ import annotations
+
+import resource
+import sqlite3
+from pathlib import Path
+
+from tests.harness import Lines, Server, tcprepl
+
+UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+def limit_files(server: Server, size_bytes: int | None) -> None:
+    """Let the server's files grow to *size_bytes* at most: what a full disk is like."""
+    limit = UNLIMITED if size_bytes is None else (size_bytes, resource.RLIM_INFINITY)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limit)
+
+
+def publish(server: Server, stream: str, *rows: str) -> tuple[int, str, str]:
+    """Publish by the command, without patience."""
+    done = tcprepl("publish", stream, *rows, "--retry", "0.05", "--to", server.url)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
+    """Appends are refused with a reason, reading goes on, and no token is lost or used twice."""
+    with Server(tmp_path) as server, Lines(server.port) as reader:
+        reader.send("REPLICATE device_lists * 0\n")
+        reader.expect("POSITION device_lists")
+        assert publish(server, "device_lists", '["@1:a"]')[:2] == (0, "device_lists master 1\n")
+        limit_files(server, 0)
+        for _ in range(3):
+            code, out, err = publish(server, "device_lists", '["@lost:a"]')
+            assert (code, out) == (1, "")
+            assert "answered 503" in err, err
+        with Lines(server.port) as late:
+            late.send("REPLICATE device_lists * 0\n")
+            assert late.expect("RDATA device_lists").endswith('1 ["@1:a"]')
+        limit_files(server, None)
+        done = tcprepl("publish", "device_lists", '["@2:a"]', "--retry", "20", "--to", server.url)
+        assert done.returncode == 0, done.stderr
+        token = int(done.stdout.split()[2])
+        assert token >= 2
+        assert reader.expect("RDATA device_lists").endswith('["@1:a"]')
+        assert reader.expect("RDATA device_lists") == (
+            f'RDATA device_lists master {token} ["@2:a"]'
+        )
+        server.process.kill()
+        server.start()
+        done = tcprepl("tail", "--since", "start", "--until-head", "--from", server.address)
+        assert done.stdout.splitlines() == [
+            'RDATA device_lists master 1 ["@1:a"]',
+            f'RDATA device_lists master {token} ["@2:a"]',
+        ]
+
+
+def database(where: Path) -> Path:
+    """Return the log's database of a server that has stopped."""
+    (found,) = [path for path in (where / "data").glob("*") if is_log(path)]
+    return found
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a file is the database of the log."""
+    if not path.read_bytes().startswith(b"SQLite format 3\0"):
+        return False
+    connection = sqlite3.connect(path)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    finally:
+        connection.close()
+    return bool(version) and any("block" in name for name in tables)
+
+
+def refused(server: Server) -> str:
+    """Start the server, which has to refuse, and return its one line."""
+    done = tcprepl(
+        "serve", "--data", str(server.where / "data"),
+        "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def stopped_server(where: Path) -> Server:
+    """Return a server that has written rows, and stopped."""
+    with Server(where) as server:
+        for n in range(200):
+            server.publish("device_lists", [f"@{n}:{'x' * 200}"])
+        server.process.stop()
+    return server
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    """Garbage where the database should be: which file, and what to do."""
+    server = stopped_server(tmp_path)
+    path = database(tmp_path)
+    path.write_bytes(b"garbage" * 1000)
+    text = refused(server)
+    assert str(path) in text
+
+
+def test_a_newer_schema_is_told(tmp_path: Path) -> None:
+    """A database of a later version is left alone."""
+    server = stopped_server(tmp_path)
+    path = database(tmp_path)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 9999")
+    connection.commit()
+    connection.close()
+    assert "9999" in refused(server)
+
+
+def test_a_torn_write_costs_nothing_that_was_answered(tmp_path: Path) -> None:
+    """The write-ahead log cut off in the middle of what was never answered."""
+    with Server(tmp_path) as server:
+        for n in range(1, 6):
+            server.publish("device_lists", [f"@{n}:a"])
+        server.process.kill()
+        logs = [p for p in (tmp_path / "data").glob("*-wal") if p.stat().st_size]
+        assert logs
+        for path in logs:
+            with path.open("ab") as file:
+                file.write(b"\x00half a frame that was never finished" * 20)
+        server.start()
+        done = tcprepl("tail", "--since", "start", "--until-head", "--from", server.address)
+        assert done.stdout.splitlines() == [
+            f'RDATA device_lists master {n} ["@{n}:a"]' for n in range(1, 6)
+        ]
