@@ -30,6 +30,7 @@ logger = structlog.get_logger()
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
 _REASONS = {
+    400: "Bad Request",
     408: "Request Timeout",
     413: "Content Too Large",
     429: "Too Many Requests",
@@ -75,6 +76,7 @@ class LimitedChannel(HTTPChannel):
     maxHeaders = 2 * limits.MAX_HTTP_HEADERS
     _deadline: IDelayedCall | None = None
     _refused = False
+    _closing = False
     _held_bytes = 0
     _head_bytes = 0
     _head_lines = 0
@@ -160,6 +162,18 @@ class LimitedChannel(HTTPChannel):
         site.held_bytes += new_bytes
         return True
 
+    def loseConnection(self) -> None:
+        """Close once everything is written; who does not read it is cut off."""
+        if not self._closing:
+            self._closing = True
+            super().loseConnection()
+            # Who was refused only has a sentence to read, others perhaps a long answer.
+            self._arm(limits.HTTP_CLOSE_TIMEOUT_S if self._refused else None)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:  # what twisted.web calls
+        if not self._refused:
+            self.refuse(400, "M_UNRECOGNIZED", "this is not an HTTP request")
+
     def refuse(self, status: int, errcode: str, message: str) -> None:
         """Answer what has not been read to its end, and close."""
         self._refused = True
@@ -172,12 +186,11 @@ class LimitedChannel(HTTPChannel):
         )
         self.transport.write(head.encode() + body)
         self.loseConnection()
-        self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
         logger.info("http.request.refused", peer=str(self.getPeer()), reason=message)
 
     def _late(self) -> None:
         self._deadline = None
-        if self._refused:
+        if self._closing:
             self.transport.abortConnection()
         elif self.requests:
             self.refuse(
@@ -188,7 +201,6 @@ class LimitedChannel(HTTPChannel):
         else:
             self._refused = True
             self.loseConnection()
-            self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
 
     def _arm(self, delay_s: float | None = None) -> None:
         self._disarm()

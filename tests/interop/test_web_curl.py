@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Running, Server, program
+from tests.harness import Running, Server, program, wait_until
 
 ROW = ["!room:example.com", ["@alice:example.com"]]
 TYPING = {
@@ -90,6 +90,16 @@ def test_a_blocked_poll_returns_within_50_ms_of_the_row(server: Server) -> None:
         assert answer.startswith(b"HTTP/1.1 200")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["typing"]["position"] == position + 1
     assert min(took) < 0.05, took
+
+
+def test_a_server_that_stops_answers_who_waits(server: Server, curl: Curl) -> None:
+    """With nothing, rather than with a broken connection."""
+    polling = curl.start("/_synapse/replication?typing=0&timeout=60000")
+    waiting = "tcprepl_http_polls_waiting 1.0"
+    wait_until(lambda: waiting in server.request("GET", "/metrics"), "the poll waits")
+    assert server.process.stop() == 0
+    assert polling.wait() == 0, polling.stderr
+    assert json.loads(polling.stdout) == {}
 
 
 def test_a_secret_is_asked_for(tmp_path: Path) -> None:

@@ -184,3 +184,26 @@ def test_drain_answers_what_waits_and_closes_the_rest(stage: Stage) -> None:
     assert late.answer.json == {}
     for exchange in (idle, poll, late):
         exchange.leave()
+
+
+def test_what_is_no_http_is_refused_once(stage: Stage) -> None:
+    """With a sentence, whatever comes after it."""
+    exchange = Exchange(stage).send(b"REPLICATE\r\n")
+    assert exchange.answer.error == (400, "M_UNRECOGNIZED", "this is not an HTTP request")
+    exchange.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    exchange.channel.loseConnection()
+    stage.clock.advance(limits.HTTP_CLOSE_TIMEOUT_S)
+    assert exchange.transport.value().count(b"HTTP/1.1") == 1
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+def test_a_long_answer_may_take_longer_to_read_than_a_refusal(stage: Stage) -> None:
+    """But not for ever."""
+    exchange = Exchange(stage).send(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    stage.clock.advance(9)
+    assert exchange.transport.disconnecting
+    assert not exchange.transport.aborted
+    stage.clock.advance(1)
+    assert exchange.transport.aborted
+    exchange.leave()

@@ -54,6 +54,7 @@ def test_a_token_speaks_for_its_user_or_for_whom_it_names(
         ("wrong", {}, 401, "M_UNKNOWN_TOKEN"),
         ("tcprepl_user.QGE.x", {}, 401, "M_UNKNOWN_TOKEN"),
         ("tcprepl_user.!.x", {}, 401, "M_UNKNOWN_TOKEN"),
+        ("tcprepl_user.A.x", {}, 401, "M_UNKNOWN_TOKEN"),
         ("tcprepl_user.x", {}, 401, "M_UNKNOWN_TOKEN"),
         ("any", {}, 400, "M_MISSING_PARAM"),
         ("any", {"user_id": "@bob:elsewhere"}, 403, "M_FORBIDDEN"),
