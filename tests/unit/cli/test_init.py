@@ -109,6 +109,45 @@ def test_main_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(), None])
+def test_a_pipe_closed_in_a_command_or_at_the_end(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever read our rows has had enough: stdout leads nowhere from then on."""
+    redirected: list[object] = []
+    monkeypatch.setattr("os.dup2", lambda *_: redirected.append(True))
+    if error is not None:
+        planted(monkeypatch, error)
+    else:
+
+        @click.command()
+        def fine() -> None:
+            pass
+
+        monkeypatch.setattr("tcprepl.cli.check_config.command", fine)
+        monkeypatch.setattr("sys.stdout", Closed())
+    assert cli.run(["check-config"]) == 0
+    assert redirected == [True]
+
+
+class Closed:
+    """A stdout that cannot be flushed."""
+
+    def flush(self) -> None:
+        """Fail."""
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        """Be stdout."""
+        return 1
+
+
+def test_completing_lists_the_commands() -> None:
+    """The group knows its names without importing them."""
+    group = cli.cli
+    assert group.list_commands(click.Context(group)) == list(cli.COMMANDS)
+
+
 def test_a_closed_pipe_is_no_failure() -> None:
     """``tcprepl ... | head`` ends quietly."""
     code = (
