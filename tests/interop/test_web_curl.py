@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Running, Server, program, wait_until
+from tests.harness import Running, Server, program, start, wait_until
 
 ROW = ["!room:example.com", ["@alice:example.com"]]
 TYPING = {
@@ -100,6 +100,32 @@ def test_a_server_that_stops_answers_who_waits(server: Server, curl: Curl) -> No
     assert server.process.stop() == 0
     assert polling.wait() == 0, polling.stderr
     assert json.loads(polling.stdout) == {}
+
+
+def test_poll_follows_from_the_command_line_over_a_restart(server: Server, tmp_path: Path) -> None:
+    """A server that is away is waited for, and nothing is printed twice."""
+    row = '["!room:example.com","m.read","@a:example.com","$e","{\\"ts\\":1}",null]'
+    receipt = ["!room:example.com", "m.read", "@a:example.com", "$e", {"ts": 1}]
+    server.publish("receipts", receipt)
+    arguments = ("receipts", "--url", server.url, "--since", "start", "--count", "2")
+    with start(tmp_path / "poll", "poll", *arguments) as polling:
+        assert polling.wait_for_lines(1) == [f"receipts 1 {row}"]
+        server.process.kill()
+        server.start()
+        server.publish("receipts", receipt)
+        assert polling.wait() == 0
+        assert polling.lines == [f"receipts 1 {row}", f"receipts 2 {row}"]
+
+
+def test_a_request_is_safe_to_repeat_after_a_crash(server: Server, curl: Curl) -> None:
+    """The transaction id is on the disk with the rows."""
+    path = "/_tcprepl/v1/streams/receipts/rows?txn_id=once"
+    body = '[["!room:example.com","m.read","@a:example.com","$e",{"ts":1}]]'
+    first = curl.get(path, "-d", body)
+    server.process.kill()
+    server.start()
+    assert curl.get(path, "-d", body) == first
+    assert curl.get(path.replace("once", "again"), "-d", body)["first"] == first["last"] + 1
 
 
 def test_a_secret_is_asked_for(tmp_path: Path) -> None:
