@@ -7,13 +7,14 @@ from the log outward (nobody is let in before positions are known), stopping goe
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from OpenSSL import crypto
@@ -46,6 +47,7 @@ from tcprepl.federation.transport import AddressPolicy, SystemAndFile
 from tcprepl.federation.writer import OWN_STREAMS, CanonicalPublisher, FederationWriter
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.failures import describe_address
+from tcprepl.replication.redis_url import parse_redis_url, redis_endpoint
 from tcprepl.replication.server import Peer, ReplicationServer
 from tcprepl.streams.log import Log
 from tcprepl.streams.notifier import Notifier
@@ -58,6 +60,9 @@ from tcprepl.web.http import ApiError, Call
 from tcprepl.web.security import Gate
 from tcprepl.web.services import HttpLimits, WebServices
 from tcprepl.web.site import build_site
+
+if TYPE_CHECKING:
+    from tcprepl.replication.redis_writer import RedisWriter
 
 log = structlog.get_logger()
 
@@ -197,6 +202,20 @@ def registry_of(config: Config) -> Registry:
     return Registry((*map(StreamDef, OWN_STREAMS), *extra))
 
 
+def redis_extra(module: str) -> Any:
+    """Return a module of ours that needs what the extra ``redis`` installs.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        return importlib.import_module(f"tcprepl.replication.{module}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"redis: {error.name} is not installed; expected: pip install 'tcprepl[redis]'"
+        ) from None
+
+
 def placed_servers(config: Config) -> dict[str, tuple[str, int]]:
     """Return where servers are that the configuration has placed.
 
@@ -267,6 +286,7 @@ class Server:
         self._reactor = reactor
         self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
         self._not_ready: str | None = "starting"
+        self._redis: RedisWriter | None = None
         self._stops: list[tuple[str, Callable[[], object]]] = []
 
     async def start(self) -> None:
@@ -279,6 +299,7 @@ class Server:
             self._open_log()
             self._build()
             await self._listen()
+            self._join_redis()
         except BaseException:
             await self.stop()
             raise
@@ -290,7 +311,7 @@ class Server:
         while self._stops:
             name, stop = self._stops.pop()
             try:
-                await _done(stop())
+                await done(stop())
             except Exception as error:
                 log.exception("serve.stop_failed", what=name, error=str(error))
 
@@ -387,8 +408,33 @@ class Server:
             ),
             overrides=placed_servers(config),
             wall_ms=self._wall_ms,
-            on_origin_up=lambda name: self.replication.broadcast(RemoteServerUpCommand(name)),
+            on_origin_up=self._server_is_up,
         )
+
+    def _server_is_up(self, name: str) -> None:
+        command = RemoteServerUpCommand(name)
+        self.replication.broadcast(command)
+        if self._redis is not None:
+            self._redis.send(command)
+
+    def _join_redis(self) -> None:
+        """Publish our streams over Redis, too, if there is one."""
+        settings = self.config.redis
+        if settings is None:
+            return
+        url = parse_redis_url(settings.url.get_secret_value())
+        self._redis = redis_extra("redis_writer").RedisWriter(
+            self._reactor,
+            redis_endpoint(self._reactor, url),
+            str(url),
+            self.replication,
+            server_name=self.config.server_name,
+            instance=self.config.instance,
+            user=url.user,
+            password=url.password,
+        )
+        self._redis.start()
+        self._stops.append(("redis", self._redis.stop))
 
     def _acknowledged(self, command: FederationAckCommand, peer: Peer) -> None:
         self.federation.send_queue.acknowledge(command.instance or peer.name, command.token)
@@ -438,19 +484,24 @@ class Server:
         config = self.config
         for address in config.replication.listen:
             endpoint = server_endpoint(self._reactor, address, config.replication.tls)
-            port = await _listen(self.replication.listen(endpoint), "replication", address)
+            port = await listened(self.replication.listen(endpoint), "replication", address)
             self.replication_addresses.append(describe_address(port.getHost()))
         site = build_site(self._services())
         for address in config.http.listen:
             endpoint = server_endpoint(self._reactor, address, config.http.tls)
-            port = await _listen(endpoint.listen(site), "http", address)
+            port = await listened(endpoint.listen(site), "http", address)
             self._stops.append(("http", port.stopListening))
             self.http_addresses.append(describe_address(port.getHost()))
 
 
-async def _listen(
+async def listened(
     listening: Awaitable[IListeningPort], section: str, address: Address
 ) -> IListeningPort:
+    """Return the port that *listening* brings.
+
+    Raises:
+        CannotListen: the address is taken, or is not ours.
+    """
     try:
         return await listening
     except CannotListenError as error:
@@ -458,6 +509,7 @@ async def _listen(
         raise CannotListen(f"{section}.listen: cannot listen on {address}: {reason}") from None
 
 
-async def _done(result: object) -> None:
+async def done(result: object) -> None:
+    """Wait for *result* if it is something to wait for."""
     if isinstance(result, Awaitable):
         await result

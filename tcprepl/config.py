@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
+from urllib.parse import quote, urlencode
 
 import yaml
 from pydantic import (
@@ -32,6 +33,7 @@ from pydantic_core import ErrorDetails
 
 from tcprepl import limits
 from tcprepl.errors import ConfigError
+from tcprepl.replication.redis_url import parse_redis_url
 
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"
@@ -310,6 +312,12 @@ class RedisSettings(Settings):
 
     url: SecretStr = Field(description="redis://[:PASSWORD@]HOST:PORT[/DB], rediss:// or unix:")
 
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, value: SecretStr) -> SecretStr:
+        parse_redis_url(value.get_secret_value())
+        return value
+
 
 class LogSettings(Settings):
     """What is logged on stderr."""
@@ -430,11 +438,6 @@ def build(
         raise BadConfig(source, faults) from None
     if faults:
         raise BadConfig(source, faults)
-    warnings += [
-        f"{key}: read, but nothing here makes use of it"
-        for key in ("redis", "instances")
-        if getattr(config, key)
-    ]
     return Loaded(config, tuple(warnings))
 
 
@@ -607,10 +610,18 @@ def _translate_listeners(old: str, value: Any, move: Any, faults: list[str]) -> 
 
 
 def _redis_url(redis: Mapping[str, Any]) -> str:
+    options = {
+        "password": redis.get("password") if redis.get("path") else None,
+        "password_file": redis.get("password_path"),
+        "ca": redis.get("ca_file"),
+        "certificate": redis.get("certificate_file"),
+        "private_key": redis.get("private_key_file"),
+    }
+    query = urlencode({name: value for name, value in options.items() if value})
     if redis.get("path"):
-        return f"unix:{redis['path']}"
+        return f"unix:{redis['path']}" + (f"?{query}" if query else "")
     scheme = "rediss" if redis.get("use_tls") else "redis"
-    password = f":{redis['password']}@" if redis.get("password") else ""
+    password = f":{quote(str(redis['password']), safe='')}@" if redis.get("password") else ""
     database = f"/{redis['dbid']}" if redis.get("dbid") is not None else ""
     host, port = redis.get("host", "localhost"), redis.get("port", 6379)
-    return f"{scheme}://{password}{host}:{port}{database}"
+    return f"{scheme}://{password}{host}:{port}{database}" + (f"?{query}" if query else "")

@@ -22,6 +22,7 @@ from tcprepl.errors import ConfigError, TcpreplError
 #: Command -> (module that has it as ``command``, what the list of commands says about it).
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("tcprepl.cli.serve", "Run a server: streams over TCP, and the HTTP API."),
+    "relay": ("tcprepl.cli.relay", "Follow an upstream, and serve its streams to many."),
     "publish": ("tcprepl.cli.publish", "Append rows to a stream."),
     "tail": ("tcprepl.cli.tail", "Follow streams and print their rows."),
     "positions": ("tcprepl.cli.positions", "Print where every stream is."),

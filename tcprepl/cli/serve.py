@@ -48,6 +48,12 @@ STATUS_INTERVAL_S = 10.0
     type=click.Choice(["auto", "1.13", "1.22"]),
     help="Which POSITION a bare REPLICATE gets.  [default: auto]",
 )
+@click.option(
+    "--redis",
+    metavar="URL",
+    envvar="TCPREPL_REDIS",
+    help="Publish the streams over this Redis, too: redis://HOST:PORT, rediss:// or unix:/PATH.",
+)
 def command(
     config_file: Path | None,
     server_name: str | None,
@@ -56,6 +62,7 @@ def command(
     http: Address | None,
     data: Path | None,
     dialect: str | None,
+    redis: str | None,
 ) -> int:
     """Run a server: streams over TCP to any number of readers, and the HTTP API to publish.
 
@@ -74,6 +81,7 @@ def command(
         "http.listen": http and str(http),
         "data_directory": data,
         "replication.dialect": dialect,
+        "redis.url": redis,
     }
     loaded = load(config_file, overrides) if config_file else build({}, "command line", overrides)
     logs.configure(loaded.config.log.level, loaded.config.log.format)

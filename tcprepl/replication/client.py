@@ -278,6 +278,11 @@ class ReplicationClient(Service):
         return dict(self._delivery.known)
 
     @property
+    def catching_up(self) -> Collection[Pair]:
+        """In the dialect of 2017: what was asked for and has not had its POSITION yet."""
+        return self._delivery.catching_up.keys()
+
+    @property
     def quarantined_rows(self) -> int:
         """Rows left out because they do not fit their stream."""
         return self._delivery.quarantined_rows

@@ -21,6 +21,7 @@ from tcprepl import metrics
 from tcprepl.errors import LogCorrupt, TokenTooOld
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.replication.readers import ANY, Backlog, Group, Head, Lag, Pair, Reader, Subscription
+from tcprepl.replication.relay_state import Gaps
 from tcprepl.replication.rendering import WireForm, position_line, render_rows
 from tcprepl.streams.log import Block, Log, Page
 
@@ -55,6 +56,7 @@ class Hub:
         reactor: For coalescing within a turn and for the time.
         stream_log: The log; the hub listens to it from now on.
         instance: Our own instance: the one that 2017 peers are told of.
+        gaps: Where the log has rows missing, if it does (that of a relay).
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Hub:
         reactor: Any,
         stream_log: Log,
         instance: InstanceName,
+        gaps: Gaps | None = None,
     ) -> None:
+        self._gaps = gaps
         self._reactor = reactor
         self._log = stream_log
         self.instance = instance
@@ -84,6 +88,9 @@ class Hub:
     def _position_moved(
         self, stream: StreamName, instance: InstanceName, before: Token, now: Token
     ) -> None:
+        gap = self._gaps.next((stream, instance), before) if self._gaps is not None else None
+        if gap is not None and gap.after <= before and now <= gap.upto:
+            before = now  # rows may be missing: whoever is below *now* has to see it
         self._publish(_Move(stream, instance, before, now))
 
     def _publish(self, event: Block | _Move) -> None:
@@ -434,7 +441,16 @@ class Hub:
             if pair in backlog.unbegun:
                 backlog.unbegun.discard(pair)
                 parts.append(position_line(reader.form, *pair, cursor, cursor))
-            part = self._read(reader, backlog, pair, cursor, head.token)
+            upto = head.token
+            gap = self._gaps.next(pair, cursor) if self._gaps is not None else None
+            if gap is not None and gap.after <= cursor:
+                reader.gaps += gap.lost
+                self._place(backlog, pair, min(gap.upto, upto))
+                parts.append(position_line(reader.form, *pair, gap.upto, gap.upto))
+                continue
+            if gap is not None:
+                upto = min(upto, gap.after)
+            part = self._read(reader, backlog, pair, cursor, upto)
             parts.append(part)
             size += len(part)
             if size >= PAGE_BYTES:

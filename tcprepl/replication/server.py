@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from zope.interface import implementer
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
-from tcprepl.errors import CloseReason
+from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.commands import (
     COMMANDS,
@@ -42,8 +43,9 @@ from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of, describe_address
 from tcprepl.replication.hub import Hub
 from tcprepl.replication.readers import ANY, Reader
+from tcprepl.replication.relay_state import Gaps
 from tcprepl.replication.rendering import WireForm
-from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.replication.transport import Outlet, make_outlet
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry
@@ -272,7 +274,8 @@ class Peer:
             text=text,
         )
         self._pump()
-        self.transport.loseConnection()
+        assert self._outlet is not None
+        self._outlet.close()
 
     def sweep(self, now: float) -> None:
         """Look at the deadlines: keep-alive, silence, a close that does not end."""
@@ -351,6 +354,10 @@ class ReplicationServer:
         max_connections: Connections held at a time. When there are more, the oldest that
             has said nothing makes room; when there is none, the new one is turned away.
         epoch_s: What to add to the reactor's time to get seconds since 1970, for PING.
+        gaps: Where the log has rows missing, if it does.
+
+    Attributes:
+        links: Asked for what the status says of upstreams and Redis.
     """
 
     def __init__(
@@ -364,11 +371,13 @@ class ReplicationServer:
         dialect: str = "auto",
         max_connections: int = limits.MAX_CONNECTIONS,
         epoch_s: float = 0.0,
+        gaps: Gaps | None = None,
     ) -> None:
+        self.links: list[Callable[[], LinkStatus]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
-        self.hub = Hub(reactor, stream_log, instance)
+        self.hub = Hub(reactor, stream_log, instance, gaps)
         self._epoch_s = epoch_s
         self._log = stream_log
         self._registry = registry
@@ -435,10 +444,11 @@ class ReplicationServer:
         self._lost_handlers.append(handler)
 
     def broadcast(self, command: Command, exclude: Peer | None = None) -> None:
-        """Send *command* to every subscribed peer but *exclude*."""
+        """Send *command* to every subscribed peer but *exclude* whose dialect has it."""
         for peer in list(self._peers.values()):
             if peer is not exclude and not peer.quiet:
-                peer.send(command)
+                with suppress(LocalProtocolError):
+                    peer.send(command)
 
     def knows(self, stream: StreamName) -> bool:
         """Return whether *stream* can be subscribed."""
@@ -540,6 +550,7 @@ class ReplicationServer:
             streams=self.streams(),
             peers=self.peers(),
             closed=dict(self._closed),
+            links=[link() for link in self.links],
         )
 
     def received_commands(self) -> dict[tuple[str, str], int]:

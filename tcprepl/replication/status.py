@@ -72,6 +72,43 @@ class PeerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """A connection of ours to something that streams come from, or go to.
+
+    Attributes:
+        name: Where it leads, without secrets.
+        kind: ``upstream`` (rows come from there) or ``redis`` (ours go there).
+        up: Whether it is there.
+        seconds: For how long it has been there, or away.
+        reason: Why it was lost or cannot be made; None when it never was.
+        reconnects: How often it was made again.
+        rows: Rows that came or went this way since the start.
+        gaps: How often rows were lost on the way and could not be had again.
+        newest_gaps: The newest of them, in words.
+    """
+
+    name: str
+    kind: str
+    up: bool
+    seconds: float
+    reason: str | None
+    reconnects: int
+    rows: int
+    gaps: int = 0
+    newest_gaps: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return it in words, a line each."""
+        state = f"up for {self.seconds:.0f} s" if self.up else f"away for {self.seconds:.0f} s"
+        reason = f" ({self.reason})" if self.reason and not self.up else ""
+        first = (
+            f"{self.kind} {self.name}: {state}{reason}, {_count(self.rows, 'row')}, "
+            f"{_count(self.reconnects, 'reconnect')}, {_count(self.gaps, 'gap')}"
+        )
+        return [first, *(f"gap: {gap}" for gap in self.newest_gaps)]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """A server at one moment.
 
@@ -82,6 +119,7 @@ class ServerStatus:
         streams: Every stream that it holds.
         peers: Every connection.
         closed: How many connections have ended, by reason.
+        links: Where streams come from, if this is a relay, and the Redis they go to.
     """
 
     server_name: str
@@ -90,6 +128,7 @@ class ServerStatus:
     streams: list[StreamStatus] = field(default_factory=list)
     peers: list[PeerStatus] = field(default_factory=list)
     closed: dict[str, int] = field(default_factory=dict)
+    links: list[LinkStatus] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the snapshot as plain values that JSON can hold."""
@@ -103,6 +142,7 @@ class ServerStatus:
             f"{self.uptime_seconds:.0f} s, {_count(len(self.peers), 'peer')}, "
             f"{len(behind)} behind"
         ]
+        lines += [line for link in self.links for line in link.lines()]
         lines += [
             f"stream {s.stream} of {s.instance}: position {s.position}, held from {s.floor}, "
             f"{_count(s.rows, 'row')} since start"
