@@ -121,7 +121,7 @@ def split_server_name(name: ServerName) -> tuple[str, int | None, bool]:
         raise NotFound(f"{name!r}: port {port} does not exist")
     bare = host[1:-1] if host.startswith("[") else host
     try:
-        version = ipaddress.ip_address(bare).version
+        version: int = ipaddress.ip_address(bare).version
     except ValueError:
         version = 0
     if bare != host and version != 6:
