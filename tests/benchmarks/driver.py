@@ -31,8 +31,6 @@ from tests.interop.servers import Nats, Redis
 PEERS = Path(__file__).resolve().parent / "peers"
 #: What each delivered row holds exactly once.
 MARK = b"RDATA "
-#: How often each figure is taken.
-REPETITIONS = 5
 #: The time of publication in a row of the latency benchmark.
 STAMP = re.compile(rb'"ts":(\d+)\}')
 #: How long a window may take.
@@ -331,23 +329,26 @@ def settle(system: System, subscribers: Subscribers) -> int:
     return 100
 
 
-def cpu_per_row_us(
-    system: System, count: int, *, rows_in_all: int, size: int, turns: int
-) -> list[float]:
-    """Return the system's CPU time in us for each delivered row, once for each repetition."""
-    figures = []
+def cpu_per_row_us(system: System, count: int, *, rows_in_all: int, size: int, turns: int) -> float:
+    """Return the system's CPU time in us for each row delivered to one of *count* subscribers.
+
+    Args:
+        system: What is measured.
+        count: How many subscribers there are.
+        rows_in_all: About how many rows to deliver, all subscribers together.
+        size: Rows published in one turn of the server's reactor.
+        turns: Turns in a window; the next window begins when everybody has the last.
+    """
     with Subscribers(system, count) as subscribers:
         seen = settle(system, subscribers)
         windows = max(1, round(rows_in_all / count / (turns * size)))
-        for _ in range(REPETITIONS):
-            before = cpu_ns(system.pid)
-            for _ in range(windows):
-                system.publish(turns, size)
-                seen += turns * size
-                subscribers.wait_each(seen)
-            used = cpu_ns(system.pid) - before
-            figures.append(used / 1_000 / (windows * turns * size * count))
-    return figures
+        before = cpu_ns(system.pid)
+        for _ in range(windows):
+            system.publish(turns, size)
+            seen += turns * size
+            subscribers.wait_each(seen)
+        used = cpu_ns(system.pid) - before
+    return used / 1_000 / (windows * turns * size * count)
 
 
 def latencies_ms(system: System, count: int, *, rate: int, seconds: float) -> list[float]:
