@@ -316,10 +316,12 @@ class World:
         end = self.clock.seconds() + seconds
         while True:
             calls = self.clock.getDelayedCalls()
-            due = min((call.getTime() for call in calls), default=end)
-            if due > end:
+            due = min((call.getTime() for call in calls), default=None)
+            if due is None or due > end:
                 break
-            self.clock.advance(max(0.0, due - self.clock.seconds()))
+            # Set, not advanced: so many seconds since 1970 cannot be added to exactly.
+            self.clock.rightNow = max(due, self.clock.rightNow)
+            self.clock.advance(0)
             self.check_running()
         self.clock.advance(max(0.0, end - self.clock.seconds()))
 

@@ -118,7 +118,13 @@ class Destination:
     @property
     def has_work(self) -> bool:
         """Whether there is something to send, or may be on disk."""
-        return bool(self.queue) or not self.complete or self.in_flight is not None or self.stored
+        return (
+            bool(self.queue)
+            or not self.complete
+            or self.reread
+            or self.stored
+            or self.in_flight is not None
+        )
 
     @property
     def is_plain(self) -> bool:
