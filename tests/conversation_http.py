@@ -97,6 +97,18 @@ def _answer(transport: StringTransport) -> tuple[str, list[str], str]:
     return first.split(" ", 2)[1], headers, body.decode()
 
 
+class _Transport(StringTransportWithDisconnection):
+    """A connection whose end is told in a later turn, as that of a socket is."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(peerAddress=IPv4Address("TCP", "127.0.0.1", 50_000))
+        self._clock = clock
+
+    def loseConnection(self) -> None:
+        """Close, and say so in the next turn."""
+        self._clock.callLater(0, super().loseConnection)
+
+
 class HttpStage:
     """The site on a log in memory, with a fake clock; secrets only when a request has one."""
 
@@ -151,6 +163,7 @@ class HttpStage:
         _ = self.typing.stop()
         _ = Deferred.fromCoroutine(self.server.stop())
         self.site.stopFactory()
+        self.clock.advance(0)
         assert self.clock.getDelayedCalls() == []
 
     def paths(self) -> list[tuple[str, str]]:
@@ -186,9 +199,7 @@ class HttpStage:
 
     def begin(self, lines: Sequence[str]) -> StringTransport:
         """Make a request; return where its answer will be."""
-        transport = StringTransportWithDisconnection(
-            peerAddress=IPv4Address("TCP", "127.0.0.1", 50_000)
-        )
+        transport = _Transport(self.clock)
         channel: Any = self.site.buildProtocol(transport.getPeer())
         transport.protocol = channel
         channel.makeConnection(transport)
