@@ -1,0 +1,103 @@
+"""The operator's handles, through a real socket and without a sender."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from twisted.internet.testing import StringTransport
+
+from tcprepl.federation import control
+from tcprepl.federation.control import ControlError, Handles, ask, ask_offline, socket_path
+from tcprepl.federation.edu import build_edu, edu_row
+from tests.federation_world import RawRows, World
+
+NAME = "remote1.example"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with structlog.testing.capture_logs():
+        made = World(tmp_path / "outbox.sqlite", 1)
+        made.remote(NAME).mode = "dead"
+        row = edu_row(build_edu("here.example", NAME, "m.test", {"n": 1}))
+        made.rows.append((1, row))
+        made.sender.intake.handle_rows("federation", "master", 1, RawRows(row))
+        made.run(10)
+        yield made
+        made.kill()
+
+
+def say(world: World, line: bytes, forget: Any = None) -> Any:
+    """Send one line to the control socket and return its answer."""
+    connection = control._Connection(Handles(world.sender, forget))
+    transport = StringTransport()
+    connection.makeConnection(transport)
+    connection.dataReceived(line + b"\n")
+    world.run(1)
+    return json.loads(transport.value())
+
+
+def do(world: World, operation: str, destination: str | None = NAME, forget: Any = None) -> Any:
+    request = json.dumps({"op": operation, "destination": destination}).encode()
+    return say(world, request, forget)
+
+
+def test_each_handle(world: World) -> None:
+    assert do(world, "ls", None)["ok"][0]["destination"] == NAME
+    assert do(world, "show")["ok"]["failures"] > 0
+    assert do(world, "pause")["ok"]["paused"]
+    assert do(world, "resume")["ok"]["paused"] is False
+    assert do(world, "retry")["ok"]["taken_up_again"] == 0
+    assert do(world, "forget-discovery", forget=lambda name: name == NAME)["ok"]["forgotten"]
+    assert do(world, "forget-discovery")["ok"]["forgotten"] is False
+    assert do(world, "purge")["ok"]["purged"] == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"op":"nonsense","destination":"y"}',
+        b'{"op":"show"}',
+        b'{"op":"show","destination":"not a name"}',
+    ],
+)
+def test_what_is_no_request_is_answered_with_an_error(world: World, line: bytes) -> None:
+    assert say(world, line)["error"]
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        ask(tmp_path, "ls")
+
+
+def test_a_path_that_is_too_long_is_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    with pytest.raises(ControlError, match="too long"):
+        socket_path(deep / ("f" * 101))
+    monkeypatch.chdir(deep)
+    assert socket_path(deep / "control.sock") == "control.sock"
+
+
+def test_without_a_reactor_an_answer_is_there_at_once() -> None:
+    class Inline:
+        async def do(self, operation: str, destination: str | None) -> str:
+            if operation == "bad":
+                raise ControlError("no")
+            return f"{operation} {destination}"
+
+    handles: Any = Inline()
+    assert ask_offline(handles, "show", "y") == "show y"
+    with pytest.raises(ControlError):
+        ask_offline(handles, "bad")
