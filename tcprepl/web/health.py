@@ -5,6 +5,7 @@ from __future__ import annotations
 from tcprepl import metrics
 from tcprepl.errors import TcpreplError
 from tcprepl.web.http import Call, Response, json_response
+from tcprepl.web.ingest import Ingest
 from tcprepl.web.services import WebServices
 
 
@@ -13,10 +14,12 @@ class Health:
 
     Args:
         services: The ports; uses *log* and *ready*.
+        ingest: Knows whether the log can be written.
     """
 
-    def __init__(self, services: WebServices) -> None:
+    def __init__(self, services: WebServices, ingest: Ingest) -> None:
         self._services = services
+        self._ingest = ingest
 
     def get_health(self, call: Call) -> Response:
         """Answer 200 when positions are known and the log can be written, else 503."""
@@ -36,7 +39,7 @@ class Health:
                     self._services.log.position(stream, instance)
         except TcpreplError as error:
             return str(error)
-        return reason
+        return reason or self._ingest.trouble
 
     def get_metrics(self, call: Call) -> Response:
         """Answer every metric of this process."""

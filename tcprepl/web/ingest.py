@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
 
+#: For how long a refusal of the log counts, when nobody tries again.
+TROUBLE_S = 10.0
+
 PENDING_BYTES = Live(
     "tcprepl_http_ingest_pending_bytes", "Bytes of posted rows that are not safe yet"
 )
@@ -36,7 +39,7 @@ class Ingest:
     """Takes rows over HTTP, as fast as the log does.
 
     Args:
-        services: The ports; uses *registry*, *publisher* and *limits*.
+        services: The ports; uses *registry*, *publisher*, *reactor* and *limits*.
     """
 
     def __init__(self, services: WebServices) -> None:
@@ -44,7 +47,21 @@ class Ingest:
         self._publisher = services.publisher
         self._max_pending_bytes = services.limits.max_pending_bytes
         self._pending_bytes = 0
-        PENDING_BYTES.add_source(lambda: [((), float(self._pending_bytes))])
+        self._reactor = services.reactor
+        self._trouble: tuple[float, str] | None = None
+        self._source = PENDING_BYTES.add_source(lambda: [((), float(self._pending_bytes))])
+
+    @property
+    def trouble(self) -> str | None:
+        """Why rows could not be written a moment ago; None when they could, or none came."""
+        if self._trouble is None:
+            return None
+        since, reason = self._trouble
+        return reason if self._reactor.seconds() - since < TROUBLE_S else None
+
+    def close(self) -> None:
+        """Leave the metrics."""
+        PENDING_BYTES.remove_source(self._source)
 
     async def post_rows(self, call: Call) -> Response:
         """Publish the rows of the body."""
@@ -117,14 +134,17 @@ class Ingest:
             transaction_id=transaction_id,
         ).addBoth(settle)
         try:
-            return await outcome
+            appended = await outcome
         except BadRow as error:
             extra = {"stream": error.stream, "row": error.index, "field": error.field}
             raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None
         except UnknownStream as error:
             raise unknown_stream(error, 404) from None
         except LogUnavailable as error:
+            self._trouble = (self._reactor.seconds(), str(error))
             raise busy(503, str(error)) from error
+        self._trouble = None
+        return appended
 
 
 def rows_of(call: Call) -> list[bytes]:

@@ -88,7 +88,7 @@ class LongPoll:
         self._waiting: set[Deferred[None]] = set()
         self._turns = Turns(services.reactor)
         self._draining = False
-        WAITING.add_source(lambda: [((), float(len(self._waiting)))])
+        self._source = WAITING.add_source(lambda: [((), float(len(self._waiting)))])
 
     @property
     def parameters(self) -> Mapping[str, Feed]:
@@ -98,6 +98,7 @@ class LongPoll:
     def drain(self) -> None:
         """Answer everybody who waits, now and from now on."""
         self._draining = True
+        WAITING.remove_source(self._source)
         for news in tuple(self._waiting):
             news.cancel()
 

@@ -21,7 +21,7 @@ def build_site(services: WebServices) -> LimitedSite:
     """Return the site that serves *services*; ``listenTCP`` takes it."""
     gate = Gate(services.secrets, services.hosts, client_tokens=services.client_tokens)
     ingest = Ingest(services)
-    health = Health(services)
+    health = Health(services, ingest)
     polls = LongPoll(services)
     catch_up = CatchUp(services)
     clients = ClientApi(services, ingest)
@@ -59,4 +59,5 @@ def build_site(services: WebServices) -> LimitedSite:
     site.on_start(board.start)
     site.on_drain(polls.drain)
     site.on_drain(board.stop)
+    site.on_drain(ingest.close)
     return site

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from tcprepl import limits
 from tcprepl.errors import LogUnavailable
 from tcprepl.streams.log import Appended
-from tcprepl.web.ingest import PENDING_BYTES
+from tcprepl.web.ingest import PENDING_BYTES, TROUBLE_S
 from tcprepl.web.services import HttpLimits
 from tests.web_site import Answer, Stage
 
@@ -199,6 +199,25 @@ def test_a_full_disk_is_503() -> None:
     assert exchange.answer.error == (503, "TCPREPL_LOG_UNAVAILABLE", "not now: the disk is full")
     assert exchange.answer.headers["retry-after"] == "1"
     exchange.leave()
+    assert stage.get("/health").json == {"live": True, "ready": False, "reason": "the disk is full"}
+    exchange = stage.open("POST", PATH.format("audit"), body=b"[1]")
+    publisher.settle()
+    exchange.leave()
+    assert stage.get("/health").status == 200
+    stage.close()
+
+
+def test_a_refusal_counts_for_a_moment() -> None:
+    """A server that is sent nothing because it is not ready has to come back by itself."""
+    publisher = SlowPublisher()
+    stage = Stage(publisher=publisher)
+    exchange = stage.open("POST", PATH.format("audit"), body=b"[1]")
+    publisher.pending.pop().errback(LogUnavailable("the disk is full"))
+    exchange.leave()
+    stage.clock.advance(TROUBLE_S - 0.1)
+    assert stage.get("/health").status == 503
+    stage.clock.advance(0.1)
+    assert stage.get("/health").status == 200
     stage.close()
 
 
