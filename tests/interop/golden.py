@@ -98,6 +98,7 @@ def _capture_2017(release: str) -> dict[str, list[str]]:
             People(main).act()
             # An SQLite main streams no cache invalidations.
             _wait_for_streams(wire, "RDATA {} ", without={"caches"})
+            wire.wait_for("RDATA groups ")
             live = scrub(wire.lines, main)
         with Wire(main.replication_port) as wire:
             wire.send("NAME golden", "PING 1")
