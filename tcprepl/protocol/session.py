@@ -420,6 +420,8 @@ class ClientSession(Session):
         server_name: What SERVER said; None before it.
         replicate_refused: Whether the server answered a bare REPLICATE with the ERROR of a
             2017 server, before any POSITION: reconnect, and speak ``2017``.
+        unknown_lines: Lines with a word that this release does not know, passed over: a
+            newer server may have more to say.
     """
 
     role = Role.CLIENT
@@ -443,6 +445,7 @@ class ClientSession(Session):
         self._expected_server = server_name
         self.server_name: ServerName | None = None
         self.replicate_refused = False
+        self.unknown_lines = 0
         self._awaiting_answer = False
         self._batches = BatchAssembler(spoken)
         if name is not None:
@@ -488,6 +491,13 @@ class ClientSession(Session):
                 index += 1
         if valid < len(lines):
             self._receive_line(lines[valid], first_line_number + valid, now, events)
+
+    def _receive_line(self, line: bytes, line_number: int, now: float, events: list[Event]) -> None:
+        if self._takes_rows and line.strip(b" ") and word_of(line) is None and _valid_lines([line]):
+            self.unknown_lines += 1
+            self._last_received = now
+            return
+        super()._receive_line(line, line_number, now, events)
 
     @property
     def _takes_rows(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IAddress, IProtocol, IStreamClientEndpoint
@@ -13,7 +14,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tcprepl import limits
+from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import ServerName
@@ -23,6 +24,8 @@ from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen, Row
 from tcprepl.protocol.session import ClientSession
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.transport import Outlet, make_outlet
+
+log = structlog.get_logger()
 
 #: How often the deadlines of a connection are looked at.
 SWEEP_INTERVAL_S = 1.0
@@ -76,6 +79,7 @@ class ClientConnection:
         self._closing: Closing | None = None
         self._paused = False
         self._last_error = ""
+        self._unknown_lines = 0
 
     @property
     def dialect(self) -> Dialect:
@@ -102,6 +106,16 @@ class ClientConnection:
         now = self._reactor.seconds()
         self._take(self._session.receive_data(data, now))
         self._pump()
+        if self._session.unknown_lines != self._unknown_lines:
+            self._count_unknown()
+
+    def _count_unknown(self) -> None:
+        """Count lines that a newer server may send; say so once for each connection."""
+        if not self._unknown_lines:
+            log.warning("replication.client.unknown_command", dialect=self.dialect.name)
+        new = self._session.unknown_lines - self._unknown_lines
+        metrics.DROPPED.labels("line", "unknown_command").inc(new)
+        self._unknown_lines = self._session.unknown_lines
 
     def connectionLost(self, reason: Failure) -> None:
         """Say how it ended (Twisted calls this)."""

@@ -453,8 +453,12 @@ def test_a_client_leaves_a_server_that_is_none(raw: bytes, reason: CloseReason, 
 
 def test_a_client_survives_what_it_does_not_know() -> None:
     session = client()
-    assert session.receive_data(b"FROB 1\nREMOTE_SERVER_UP\n", 1.0) == []
-    assert session.bad_lines == 2
+    session.data_to_send()
+    assert session.receive_data(b"FROB 1\n" * (MAX_BAD_LINES + 1), 1.0) == []
+    assert session.unknown_lines == MAX_BAD_LINES + 1
+    assert session.data_to_send() == b""
+    assert session.receive_data(b"REMOTE_SERVER_UP\n", 1.0) == []
+    assert session.bad_lines == 1
     assert session.close_reason is None
 
 

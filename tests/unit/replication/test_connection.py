@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tcprepl import limits
 from tcprepl.errors import CloseReason
 from tcprepl.protocol.commands import ErrorCommand, PositionCommand, ReplicateCommand
 from tcprepl.protocol.events import Closing, RowsReceived
@@ -129,4 +130,16 @@ def test_nothing_is_sent_once_it_closes() -> None:
     world.transport.clear()
     world.connection.send(ErrorCommand("x"))
     assert world.transport.value() == b""
+    world.lose()
+
+
+def test_words_of_a_newer_server_are_passed_over_and_counted() -> None:
+    world = World()
+    world.hear("SERVER x", "PING 1 tcprepl/1")
+    world.transport.clear()
+    for number in range(limits.MAX_BAD_LINES + 1):
+        world.hear(f"USER_SYNC_KEEPALIVE {number}", "RDATA typing master 2 [1]")
+    assert world.transport.value() == b""
+    assert not world.transport.disconnecting
+    assert world.connection._session.unknown_lines == limits.MAX_BAD_LINES + 1
     world.lose()
