@@ -73,3 +73,4 @@ class CliWorld:
         """Make a command's module run its work here, without touching the process's logs."""
         self._monkeypatch.setattr(command_module, "run_until_done", self.run)
         self._monkeypatch.setattr(command_module.logs, "configure", lambda *_: None)
+        self._monkeypatch.setattr(command_module.logs, "only_warnings", lambda: None)

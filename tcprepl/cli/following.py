@@ -185,6 +185,8 @@ class Follower:
         count: End after this many rows.
         for_s: End after this many seconds.
         until_head: End when everything is there that was there at the start.
+        on_end: Called before the connection is closed.
+        name: How the server is to call us.
     """
 
     def __init__(
@@ -201,6 +203,7 @@ class Follower:
         count: int | None = None,
         for_s: float | None = None,
         until_head: bool = False,
+        on_end: Callable[[], object] | None = None,
         name: str = "tcprepl-tail",
     ) -> None:
         self._reactor = reactor
@@ -214,6 +217,7 @@ class Follower:
         self._left = count
         self._for_s = for_s
         self._until_head = until_head
+        self._on_end = on_end
         self._name = name
         self._goal: dict[Pair, Token] = {}
         self._pending: list[bytes] = []
@@ -258,6 +262,8 @@ class Follower:
         finally:
             if timer is not None and timer.active():
                 timer.cancel()
+            if self._on_end is not None:
+                self._on_end()
             await client.stopService()
             self._flush()
 

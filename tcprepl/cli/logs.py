@@ -64,6 +64,11 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     )
 
 
+def only_warnings() -> None:
+    """Show no more than warnings from now on: what follows is a farewell."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS["warning"]))
+
+
 def _rendering(form: str, out: TextIO) -> list[Any]:
     if form == "console":
         return [structlog.dev.ConsoleRenderer(colors=out.isatty())]

@@ -101,6 +101,7 @@ def command(
             count=count,
             for_s=for_s,
             until_head=until_head,
+            on_end=logs.only_warnings,
             name="tcprepl-record",
         )
         try:

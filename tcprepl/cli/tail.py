@@ -102,6 +102,7 @@ def command(
             count=count,
             for_s=for_s,
             until_head=until_head,
+            on_end=logs.only_warnings,
         )
         await follower.run()
         return 0

@@ -150,7 +150,7 @@ def test_tail_since_token_until_head_as_json(server: Server) -> None:
     done = tcprepl(
         "tail", "device_lists", "--since", "1", "--until-head", "--json", "--from", server.address
     )
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"stream": "device_lists", "instance": "master", "token": 2, "row": ["@b:a"]},
         {"stream": "device_lists", "instance": "master", "token": 3, "row": ["@c:a"]},

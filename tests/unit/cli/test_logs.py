@@ -101,3 +101,14 @@ def test_a_full_disk_does_not_stop_the_work() -> None:
 
     logs.configure("info", "logfmt", Full())
     structlog.get_logger().error("nobody.hears.this")
+
+
+def test_at_the_end_only_warnings_are_shown() -> None:
+    """A farewell is not news."""
+    out = io.StringIO()
+    logs.configure("debug", "logfmt", out)
+    logs.only_warnings()
+    structlog.get_logger().info("replication.client.disconnected")
+    structlog.get_logger().warning("something.else")
+    assert "something.else" in out.getvalue()
+    assert "disconnected" not in out.getvalue()
