@@ -1,0 +1,129 @@
+"""The outbox and a destination against plain dictionaries, for any order of what may happen."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from twisted.internet.defer import Deferred
+
+from tcprepl.federation.edu import build_edu
+from tcprepl.federation.outbox import Outbox, StoredTransaction, run_inline
+
+NAMES = st.sampled_from(["a.example", "b.example"])
+KEYS = st.none() | st.sampled_from(["k1", "k2"])
+
+
+def now(done: Deferred[Any]) -> Any:
+    """Return the result of a Deferred that has fired."""
+    found: list[Any] = []
+    done.addBoth(found.append)
+    return found[0]
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """What waits, per destination, is a list of (id, key, number); in flight is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = Path(self.directory.name) / "outbox.sqlite"
+        self.outbox = Outbox(self.path, run_inline)
+        self.waiting: dict[str, list[tuple[int, str | None]]] = {}
+        self.flying: dict[str, list[tuple[int, str | None]]] = {}
+        self.parked: dict[str, set[int]] = {}
+        self.number = 0
+        self.position = 0
+
+    def teardown(self) -> None:
+        """Close everything."""
+        now(self.outbox.close())
+        self.directory.cleanup()
+
+    @rule(name=NAMES, keys=st.lists(KEYS, min_size=1, max_size=4))
+    def add(self, name: str, keys: list[str | None]) -> None:
+        """Add some EDUs in one commit."""
+        entries = []
+        waiting = self.waiting.setdefault(name, [])
+        for edu_id, key in zip(self.outbox.take_ids(len(keys)), keys, strict=True):
+            keyed = None if key is None else (key,)
+            edu = build_edu("x.example", name, "m.test", {"n": edu_id}, keyed)
+            entries.append((edu_id, 0, edu))
+            if key is not None:
+                waiting[:] = [found for found in waiting if found[1] != key]
+            waiting.append((edu_id, key))
+        self.position += 1
+        now(self.outbox.add(entries, 0, {("federation", "master"): self.position}))
+
+    @rule(name=NAMES, count=st.integers(1, 4))
+    def begin(self, name: str, count: int) -> None:
+        """Begin a transaction with the oldest, unless one is under way."""
+        if name in self.flying or not self.waiting.get(name):
+            return
+        entries = now(self.outbox.load(name, 0, count))
+        self.number += 1
+        now(self.outbox.begin(name, StoredTransaction(f"t{self.number}", self.number, entries)))
+        self.flying[name] = self.waiting[name][:count]
+        self.waiting[name] = self.waiting[name][count:]
+
+    @rule(name=NAMES, how=st.sampled_from(["finish", "dissolve", "park", "postpone"]))
+    def end(self, name: str, how: str) -> None:
+        """End the transaction under way in one of the ways there are."""
+        if name not in self.flying:
+            return
+        stored = now(self.outbox.load_transaction(name))
+        now(getattr(self.outbox, how)(name, stored.transaction_id))
+        gone = self.flying.pop(name)
+        waiting = self.waiting[name]
+        newer = {key for _, key in waiting if key is not None}
+        if how == "dissolve":
+            kept = [found for found in gone if found[1] is None or found[1] not in newer]
+            self.waiting[name] = sorted([*kept, *waiting])
+        elif how == "park":
+            self.parked.setdefault(name, set()).update(edu_id for edu_id, _ in gone)
+        elif how == "postpone":
+            # The same EDUs, under new ids, behind the others; which ids is the outbox's affair.
+            found = now(self.outbox.load(name, 0, 1_000))
+            keys = {None if e.key is None else e.key[0] for *_, e in found}
+            assert {key for _, key in gone} <= keys | {None}
+            self.waiting[name] = [
+                (edu_id, None if edu.key is None else str(edu.key[0])) for edu_id, _, edu in found
+            ]
+
+    @rule(name=NAMES)
+    def purge(self, name: str) -> None:
+        """Throw everything away."""
+        now(self.outbox.purge(name))
+        self.waiting.pop(name, None)
+        self.flying.pop(name, None)
+        self.parked.pop(name, None)
+
+    @precondition(lambda self: self.position)
+    @rule()
+    def restart(self) -> None:
+        """Close the file and open it again."""
+        now(self.outbox.close())
+        self.outbox = Outbox(self.path, run_inline)
+
+    @invariant()
+    def what_waits_is_what_should(self) -> None:
+        """The outbox and the dictionaries agree, at any time."""
+        for name in ("a.example", "b.example"):
+            found = [entry[0] for entry in now(self.outbox.load(name, 0, 1_000))]
+            assert found == [edu_id for edu_id, _ in self.waiting.get(name, [])]
+            stored = now(self.outbox.load_transaction(name))
+            flying = [edu_id for edu_id, _ in self.flying.get(name, [])]
+            assert ([entry[0] for entry in stored.entries] if stored else []) == flying
+            summary = now(self.outbox.summary(name)).get(name, {})
+            parked = summary["parked"].edus if "parked" in summary else 0
+            assert parked == len(self.parked.get(name, ()))
+            total = sum(lane.edus for lane in summary.values())
+            assert total == len(found) + len(flying) + parked
+        expected = {("federation", "master"): self.position} if self.position else {}
+        assert self.outbox.positions() == expected
+
+
+TestOutbox = OutboxMachine.TestCase
