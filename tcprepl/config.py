@@ -149,6 +149,10 @@ def _name(value: str) -> str:
     return value
 
 
+def _name_or_any(value: str) -> str:
+    return value if value == "*" else _name(value)
+
+
 Addresses: TypeAlias = Annotated[tuple[Address, ...], BeforeValidator(_addresses)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Size: TypeAlias = Annotated[int, BeforeValidator(_size), Field(gt=0)]
@@ -352,8 +356,8 @@ class Config(Settings):
         default=FederationSettings(), description="a section with senders, signing_key, ca, resolve"
     )
     redis: RedisSettings | None = Field(default=None, description="a section with url")
-    instances: Mapping[Name, str] = Field(
-        default_factory=dict, description="the HTTP URL of each writer, for catching up"
+    instances: Mapping[Annotated[str, AfterValidator(_name_or_any)], str] = Field(
+        default_factory=dict, description="the HTTP URL of each writer (* for all others)"
     )
     log: LogSettings = Field(default=LogSettings(), description="a section with level and format")
 

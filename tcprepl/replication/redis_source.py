@@ -54,6 +54,10 @@ MAX_UNSENT: Final = 1_000
 #: The channel that carries USER_IP, after the name of the server.
 USER_IP_CHANNEL: Final = "USER_IP"
 
+#: Streams of Synapse that begin anew with their process; no other can go backwards while its
+#: writer lives, so that a position below the newest row is only late.
+IN_MEMORY: Final = frozenset({"federation", "presence_federation", "typing"})
+
 _REDIS: Final = DIALECTS["redis"]
 _RDATA: Final = b"RDATA "
 _valid_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -89,10 +93,12 @@ class _Follower:
 
     Attributes:
         heard: Whether anything of the pair was heard on this connection.
+        top: The newest token heard on this connection.
     """
 
     def __init__(self, source: RedisUpstream, pair: Pair) -> None:
         self.heard = False
+        self.top = 0
         self.pair = pair
         self._source = source
         self._delays: set[Deferred[None]] = set()
@@ -344,6 +350,8 @@ class RedisUpstream:
                     follower.delivery.take(run)
                 follower, run = self._follower(pair), []
             if type(event) is not RowsReceived:
+                if follower.heard and event.token <= follower.top and pair[0] not in IN_MEMORY:
+                    continue  # it was overtaken by the rows before it
                 run.append(event)
             elif not follower.heard:
                 # Rows before it may be missing, and it may be the rest of a batch.
@@ -351,6 +359,7 @@ class RedisUpstream:
             else:
                 run.append(event if all(map(is_json, event.rows)) else self._sifted(event))
             follower.heard = True
+            follower.top = event.token
         if follower is not None:
             follower.delivery.take(run)
 

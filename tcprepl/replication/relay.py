@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol
 import structlog
 from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 
-from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -213,7 +212,6 @@ class Intake:
         head = self._heads[pair]
         if known is not None and token > known:
             self._state.add_gap(pair, Gap(head, token + self._offsets[pair], lost=True))
-            metrics.GAPS.labels(stream).inc()
             log.warning(
                 "replication.relay.gap",
                 stream=stream,
