@@ -39,13 +39,18 @@ def judge(target: Target, results: Iterable[Result]) -> dict[str, object] | None
     if not ours or not theirs:
         return None
     ratio = ours / theirs if target.higher_is_better else theirs / ours
+    verdict = "reached" if ratio >= target.factor else "MISSED"
+    if target.unless is not None and values.get(target.unless[0], 0.0) > target.unless[1]:
+        verdict = (
+            f"not judged: the {target.unless[0]} itself takes {show(values[target.unless[0]])}"
+        )
     return {
         "bench": target.bench,
         "case": target.case,
         "than": target.system,
         "ratio": round(ratio, 2),
         "target": target.factor,
-        "reached": ratio >= target.factor,
+        "verdict": verdict,
     }
 
 
@@ -93,7 +98,7 @@ def target_table(judged: Sequence[dict[str, object]]) -> str:
             str(one["than"]),
             f"{one['ratio']}x",
             f"{one['target']}x",
-            "reached" if one["reached"] else "MISSED",
+            str(one["verdict"]),
         )
         for one in judged
     ]
@@ -141,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"machine: {json.dumps(document['machine'])}\nwritten to {asked.output}")
-    return 0 if all(one["reached"] for one in judged) else 1
+    return 1 if any(one["verdict"] == "MISSED" for one in judged) else 0
 
 
 if __name__ == "__main__":

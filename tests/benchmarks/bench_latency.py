@@ -33,9 +33,12 @@ SYSTEMS: tuple[tuple[str, Callable[[], System]], ...] = (
     ("raw loop", raw_server),
 )
 
+#: A tail of the bare loop above this, in ms, is the machine's: something else runs on it.
+QUIET_MS = {"p50": 0.1, "p99": 0.5}
+
 TARGETS = (
-    Target(BENCH, "p50", "synapse-1.66.0", 4.0),
-    Target(BENCH, "p99", "synapse-1.66.0", 10.0),
+    Target(BENCH, "p50", "synapse-1.66.0", 4.0, unless=("raw loop", QUIET_MS["p50"])),
+    Target(BENCH, "p99", "synapse-1.66.0", 10.0, unless=("raw loop", QUIET_MS["p99"])),
 )
 
 

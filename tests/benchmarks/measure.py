@@ -51,6 +51,8 @@ class Target:
         system: What tcprepl is compared with.
         factor: How many times better tcprepl has to be.
         higher_is_better: Whether a greater value is the better one.
+        unless: A system and a value: when that system is above it, the machine is too busy
+            for the figures to mean anything, and nothing is judged.
     """
 
     bench: str
@@ -58,6 +60,7 @@ class Target:
     system: str
     factor: float
     higher_is_better: bool = False
+    unless: tuple[str, float] | None = None
 
 
 def summarise(
