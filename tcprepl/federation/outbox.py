@@ -30,6 +30,7 @@ from tcprepl.errors import FederationError
 from tcprepl.federation.backoff import Backoff
 from tcprepl.federation.edu import Edu
 from tcprepl.federation.lanes import Entry, Lane, lane_of
+from tcprepl.federation.transaction import MAX_EDUS
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 
 logger = structlog.get_logger()
@@ -205,12 +206,7 @@ class Outbox:
                 connection.executescript(
                     f"BEGIN;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
                 )
-            # What was sent when the disk refused to note its end waits again.
-            connection.execute(
-                "UPDATE OR REPLACE edus SET transaction_id=NULL WHERE transaction_id <> ''"
-                " AND (destination, transaction_id) NOT IN"
-                " (SELECT destination, transaction_id FROM transactions)"
-            )
+            _free_orphans(connection.cursor())
         except BaseException:
             connection.close()
             raise
@@ -404,17 +400,7 @@ class Outbox:
         """
 
         def op(cursor: sqlite3.Cursor) -> None:
-            cursor.execute(
-                "DELETE FROM edus WHERE destination=? AND transaction_id=? AND supersedes IN"
-                " (SELECT supersedes FROM edus WHERE destination=? AND transaction_id IS NULL"
-                " AND supersedes IS NOT NULL)",
-                (destination, transaction_id, destination),
-            )
-            cursor.execute(
-                "UPDATE OR REPLACE edus SET transaction_id=NULL"
-                " WHERE destination=? AND transaction_id=?",
-                (destination, transaction_id),
-            )
+            _free(cursor, destination, transaction_id)
             _end_transaction(cursor, destination, transaction_id)
 
         return self._submit(op)
@@ -433,15 +419,19 @@ class Outbox:
 
     def postpone(self, destination: ServerName, transaction_id: str) -> Deferred[None]:
         """Let the EDUs of a transaction wait again, behind all others."""
+        new_ids = self.take_ids(MAX_EDUS)  # here, not in the thread that does the work
 
         def op(cursor: sqlite3.Cursor) -> None:
-            rows = cursor.execute(
-                "SELECT id FROM edus WHERE destination=? AND transaction_id=? ORDER BY id",
-                (destination, transaction_id),
-            ).fetchall()
+            ids = [
+                edu_id
+                for (edu_id,) in cursor.execute(
+                    "SELECT id FROM edus WHERE destination=? AND transaction_id=? ORDER BY id",
+                    (destination, transaction_id),
+                )
+            ]
+            _free(cursor, destination, transaction_id)
             cursor.executemany(
-                "UPDATE OR REPLACE edus SET id=?, transaction_id=NULL WHERE id=?",
-                list(zip(self.take_ids(len(rows)), (row[0] for row in rows), strict=True)),
+                "UPDATE edus SET id=? WHERE id=?", list(zip(new_ids, ids, strict=False))
             )
             _end_transaction(cursor, destination, transaction_id)
 
@@ -449,16 +439,7 @@ class Outbox:
 
     def unpark(self, destination: ServerName) -> Deferred[int]:
         """Let what was set aside wait again; answers how many EDUs that are."""
-
-        def op(cursor: sqlite3.Cursor) -> int:
-            cursor.execute(
-                "UPDATE OR IGNORE edus SET transaction_id=NULL"
-                " WHERE destination=? AND transaction_id=?",
-                (destination, PARKED),
-            )
-            return cursor.rowcount
-
-        return self._submit(op)
+        return self._submit(lambda cursor: _free(cursor, destination, PARKED))
 
     # -- destinations -------------------------------------------------------------------------
 
@@ -632,6 +613,36 @@ class Outbox:
                 cursor.execute("ROLLBACK")
             raise
         return results
+
+
+def _free(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> int:
+    """Let the EDUs of a transaction wait again, but for those that were replaced meanwhile.
+
+    Of several with one key, only the newest is left. Returns how many wait again.
+    """
+    cursor.execute(
+        "DELETE FROM edus WHERE destination=?1 AND transaction_id=?2 AND supersedes IS NOT NULL"
+        " AND EXISTS (SELECT 1 FROM edus AS newer WHERE newer.destination=?1"
+        " AND newer.supersedes=edus.supersedes AND newer.id > edus.id"
+        " AND (newer.transaction_id IS NULL OR newer.transaction_id=?2))",
+        (destination, transaction_id),
+    )
+    cursor.execute(
+        "UPDATE OR REPLACE edus SET transaction_id=NULL WHERE destination=? AND transaction_id=?",
+        (destination, transaction_id),
+    )
+    return cursor.rowcount
+
+
+def _free_orphans(cursor: sqlite3.Cursor) -> None:
+    """Let wait again what was sent when the disk refused to note its end."""
+    orphans = cursor.execute(
+        "SELECT DISTINCT destination, transaction_id FROM edus WHERE transaction_id <> ''"
+        " AND (destination, transaction_id) NOT IN"
+        " (SELECT destination, transaction_id FROM transactions)"
+    ).fetchall()
+    for destination, transaction_id in orphans:
+        _free(cursor, destination, transaction_id)
 
 
 def _end_transaction(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> None:

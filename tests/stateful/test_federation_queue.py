@@ -34,7 +34,8 @@ class OutboxMachine(RuleBasedStateMachine):
         self.outbox = Outbox(self.path, run_inline)
         self.waiting: dict[str, list[tuple[int, str | None]]] = {}
         self.flying: dict[str, list[tuple[int, str | None]]] = {}
-        self.parked: dict[str, set[int]] = {}
+        self.parked: dict[str, list[tuple[int, str | None]]] = {}
+        self.content_of: dict[int, int] = {}
         self.number = 0
         self.position = 0
 
@@ -52,6 +53,7 @@ class OutboxMachine(RuleBasedStateMachine):
             keyed = None if key is None else (key,)
             edu = build_edu("x.example", name, "m.test", {"n": edu_id}, keyed)
             entries.append((edu_id, 0, edu))
+            self.content_of[edu_id] = edu_id
             if key is not None:
                 waiting[:] = [found for found in waiting if found[1] != key]
             waiting.append((edu_id, key))
@@ -83,15 +85,29 @@ class OutboxMachine(RuleBasedStateMachine):
             kept = [found for found in gone if found[1] is None or found[1] not in newer]
             self.waiting[name] = sorted([*kept, *waiting])
         elif how == "park":
-            self.parked.setdefault(name, set()).update(edu_id for edu_id, _ in gone)
+            self.parked.setdefault(name, []).extend(gone)
         elif how == "postpone":
-            # The same EDUs, under new ids, behind the others; which ids is the outbox's affair.
+            kept = [found for found in gone if found[1] is None or found[1] not in newer]
             found = now(self.outbox.load(name, 0, 1_000))
-            keys = {None if e.key is None else e.key[0] for *_, e in found}
-            assert {key for _, key in gone} <= keys | {None}
-            self.waiting[name] = [
-                (edu_id, None if edu.key is None else str(edu.key[0])) for edu_id, _, edu in found
+            # Under new ids, behind the others.
+            ids = [entry[0] for entry in found[len(waiting) :]]
+            assert [entry[2].decode_content()["n"] for entry in found] == [
+                self.content_of[edu_id] for edu_id, _ in [*waiting, *kept]
             ]
+            for (edu_id, key), new_id in zip(kept, ids, strict=True):
+                self.content_of[new_id] = self.content_of[edu_id]
+                waiting.append((new_id, key))
+
+    @rule(name=NAMES)
+    def unpark(self, name: str) -> None:
+        """Let what was set aside wait again; of each key only the newest."""
+        now(self.outbox.unpark(name))
+        waiting = self.waiting.get(name, [])
+        merged = sorted([*self.parked.pop(name, ()), *waiting], key=lambda found: found[0])
+        newest = {key: edu_id for edu_id, key in merged if key is not None}
+        self.waiting[name] = [
+            found for found in merged if found[1] is None or newest[found[1]] == found[0]
+        ]
 
     @rule(name=NAMES)
     def purge(self, name: str) -> None:
