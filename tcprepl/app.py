@@ -442,9 +442,13 @@ class Server:
     def _guard(self, request: Request) -> None:
         """Let only our own processes queue EDUs."""
         try:
-            Gate(self._secrets(), self.config.http.hosts).machine(Call(request, {}))
+            Gate(self._secrets(), self._hosts()).machine(Call(request, {}))
         except ApiError as error:
             raise Refused(error.status, error.errcode, error.message) from None
+
+    def _hosts(self) -> tuple[str, ...]:
+        """Return the host names of requests; Synapse's workers name the instance they want."""
+        return (*self.config.http.hosts, self.config.instance)
 
     def _secrets(self) -> list[str]:
         http = self.config.http
@@ -475,7 +479,7 @@ class Server:
             ready=lambda: self._not_ready,
             secrets=self._secrets(),
             client_tokens={t.token.get_secret_value(): t.user_id for t in http.client_tokens},
-            hosts=http.hosts,
+            hosts=self._hosts(),
             limits=HttpLimits(max_body_bytes=http.max_body_bytes),
             wall_ms=self._wall_ms,
         )

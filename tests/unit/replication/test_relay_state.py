@@ -1,0 +1,66 @@
+"""What a relay keeps beside its log: on disk at once, and honest after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.replication.relay_state import FILE_NAME, Epoch, Gap, Gaps, RelayState
+
+PAIR = ("typing", "master")
+
+
+def test_gaps_are_found_by_where_they_end() -> None:
+    gaps = Gaps()
+    assert gaps.next(PAIR, 0) is None
+    gaps.add(PAIR, Gap(20, 30, lost=True))
+    gaps.add(PAIR, Gap(5, 9, lost=False))
+    assert gaps.next(PAIR, 0) == gaps.next(PAIR, 8) == Gap(5, 9, lost=False)
+    assert gaps.next(PAIR, 9) == gaps.next(PAIR, 29) == Gap(20, 30, lost=True)
+    assert gaps.next(PAIR, 30) is None
+    gaps.add(PAIR, Gap(20, 35, lost=True))
+    assert gaps.all() == [(PAIR, Gap(5, 9, lost=False)), (PAIR, Gap(20, 35, lost=True))]
+    gaps.keep(PAIR, 9, 34)
+    assert gaps.all() == []
+
+
+def test_everything_survives(tmp_path: Path) -> None:
+    state = RelayState(tmp_path / "new")
+    assert state.epoch(PAIR) == Epoch(0, 0)
+    state.set_epoch(PAIR, Epoch(7, 8))
+    state.add_gap(PAIR, Gap(1, 2, lost=True))
+    state.add_gap(PAIR, Gap(8, 12, lost=True))
+    state.add_stream("odd")
+    state.add_stream("odd")
+    # No close: the process is killed.
+    again = RelayState(tmp_path / "new")
+    assert again.epoch(PAIR) == Epoch(7, 8)
+    assert again.streams() == {"odd"}
+    assert len(again.gaps.all()) == 2
+    again.settle(PAIR, 2, 11)
+    assert again.gaps.all() == []
+    state.close()
+    again.close()
+    third = RelayState(tmp_path / "new")
+    assert third.gaps.all() == []
+    third.close()
+
+
+def test_memory_only() -> None:
+    state = RelayState(None)
+    state.set_epoch(PAIR, Epoch(1, 1))
+    assert state.epoch(PAIR).offset == 1
+    state.close()
+    with pytest.raises(LogCorrupt):
+        state.add_stream("x")
+
+
+def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LogUnavailable, match="file"):
+        RelayState(tmp_path / "file")
+    (tmp_path / FILE_NAME).write_bytes(b"no database at all, but some text" * 100)
+    with pytest.raises(LogCorrupt, match=FILE_NAME):
+        RelayState(tmp_path)
