@@ -266,17 +266,19 @@ def parse_rows(
     """
     edus: list[Edu] = []
     append = edus.append
+    decode = _decode_row
     for row in rows:
         try:
-            parsed = _decode_row(row)
-            if type(parsed) is _PresenceRow:
+            parsed = decode(row)
+            if type(parsed) is _EduRow:
+                edu = parsed.edu
+            elif type(parsed) is _KeyedRow:
+                keyed = parsed.keyed
+                edu = keyed.edu
+                edu.key = keyed.key
+            else:
                 edus.extend(_presence_edus(parsed.presence, origin, now_ms))
                 continue
-            if type(parsed) is _KeyedRow:
-                edu = parsed.keyed.edu
-                edu.key = parsed.keyed.key
-            else:
-                edu = parsed.edu
             if not canonical:
                 _normalise(edu)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FederationError) as error:

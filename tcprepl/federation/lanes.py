@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from functools import lru_cache
 from typing import TypeAlias
 
 from msgspec import Raw
@@ -64,10 +63,18 @@ def lane_of(edu_type: str) -> Lane:
     return LANES.get(edu_type, Lane.OTHER)
 
 
-@lru_cache(1_024)
-def _around_bytes(edu_type: str) -> int:
-    """Return what is around the content of an EDU of *edu_type* in a body."""
-    return edu_bytes(Edu(Raw(b""), "", edu_type, ""))
+#: The lane of a type, and what is around the content of such an EDU in a body.
+_kinds: dict[str, tuple[int, int]] = {}
+#: Types that are remembered.
+_MAX_KINDS = 1_024
+
+
+def _kind_of(edu_type: str) -> tuple[int, int]:
+    """Return the lane of *edu_type*, and the bytes around the content."""
+    kind = int(lane_of(edu_type)), edu_bytes(Edu(Raw(b""), "", edu_type, ""))
+    if len(_kinds) < _MAX_KINDS:
+        _kinds[edu_type] = kind
+    return kind
 
 
 class LaneQueue:
@@ -102,8 +109,9 @@ class LaneQueue:
         """
         edu = entry[2]
         edu_type = edu.edu_type
-        lane = self._lanes[LANES.get(edu_type, 5)]
-        self.size_bytes += len(edu.content) + _around_bytes(edu_type)
+        number, around_bytes = _kinds.get(edu_type) or _kind_of(edu_type)
+        lane = self._lanes[number]
+        self.size_bytes += len(edu.content) + around_bytes
         key = edu.key
         if key is None:
             lane[entry[0]] = entry

@@ -257,10 +257,10 @@ class FederationSender:
             if destination is None:
                 destination = self._destination(edu.destination)
             held += destination.hold(entry, held < MAX_HELD_EDUS_IN_ALL)
-            if edu.edu_type != PRESENCE:
+            if edu.edu_type == PRESENCE:
+                touched.setdefault(destination, False)
+            else:
                 touched[destination] = True
-            elif destination not in touched:
-                touched[destination] = False
         self._held = held
         if not self._started:
             return
