@@ -324,7 +324,7 @@ class RedisLink:
             self._subscriber.go_silent()
             if not self._running:
                 raise ConnectionFailed("stopping", reason=CloseReason.SHUTDOWN)
-        except BaseException as error:
+        except Exception as error:
             self._give_up("not connected")
             self._subscriber = self._publisher = None
             if isinstance(error, ConnectionFailed):
@@ -337,7 +337,7 @@ class RedisLink:
         if self._password is not None:
             try:
                 await self._answer(connection.auth(self._password, self._user))
-            except BaseException:
+            except Exception:
                 connection.abort("not let in")
                 raise
         return connection
@@ -386,7 +386,7 @@ class RedisLink:
             self._subscriber.transport.resumeProducing()
 
 
-def _explained(error: BaseException) -> ConnectionFailed:
+def _explained(error: Exception) -> ConnectionFailed:
     """Return what went wrong while connecting, in words."""
     if isinstance(error, txredisapi.ResponseError):
         text = f"Redis refuses: {snippet(str(error).strip())}"
