@@ -21,7 +21,6 @@ from tcprepl.cli.running import run_until_done
 from tcprepl.config import Address, Config, Loaded, build, load, parse_address
 from tcprepl.errors import TcpreplError
 from tcprepl.protocol.commands import (
-    COMMANDS,
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
@@ -32,7 +31,6 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.state import Role
 from tcprepl.replication.catchup import HttpCatchUp
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.redis_url import RedisUrl, is_redis_url, parse_redis_url, redis_endpoint
@@ -54,6 +52,13 @@ UPWARD: tuple[type[Command], ...] = (
     UserSyncCommand,
     ClearUserSyncCommand,
     FederationAckCommand,
+    RemoteServerUpCommand,
+    LockReleasedCommand,
+    NewActiveTaskCommand,
+    CancelTaskCommand,
+)
+#: What those upstream may say to readers, besides rows and positions.
+DOWNWARD: tuple[type[Command], ...] = (
     RemoteServerUpCommand,
     LockReleasedCommand,
     NewActiveTaskCommand,
@@ -351,8 +356,8 @@ class Relay:
         return made
 
     def _say_downstream(self, command: Command) -> None:
-        """Pass on what a server may say to its readers."""
-        if Role.SERVER in COMMANDS[command.NAME].sent_by:
+        """Pass on what readers are to hear of."""
+        if isinstance(command, DOWNWARD):
             self._server.broadcast(command)
 
     def _say_upstream(self, command: Command, peer: Any) -> None:

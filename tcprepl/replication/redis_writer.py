@@ -55,11 +55,11 @@ class PublishOutlet:
     be readers that do not know it, and Synapse's raise when they are told of such a stream.
 
     Attributes:
-        lines: Lines published.
+        rows: Rows published.
     """
 
     def __init__(self, outlet: Outlet, channel: bytes) -> None:
-        self.lines = 0
+        self.rows = 0
         self._outlet = outlet
         self._channel = channel
         self._unsaid: dict[bytes, bytes] = {}
@@ -80,9 +80,9 @@ class PublishOutlet:
         lines.pop()
         if _ERROR in chunk:
             lines = [line for line in lines if not line.startswith(_ERROR)]
+        self.rows += len(lines) - chunk.count(b"\n" + _POSITION) - chunk.startswith(_POSITION)
         if self._unsaid or _AT_NOTHING in chunk:
             lines = self._without_nothing(lines)
-        self.lines += len(lines)
         return not lines or self._outlet.write(encode_publish(self._channel, lines))
 
     def _without_nothing(self, lines: list[bytes]) -> list[bytes]:
@@ -191,7 +191,7 @@ class RedisWriter:
         if self._reader is not None:
             self._hub.unsubscribe(self._reader)
         if self._outlet is not None:
-            self._published += self._outlet.lines
+            self._published += self._outlet.rows
         self._reader = self._outlet = None
         if self._announce_call is not None:
             self._announce_call.cancel()
@@ -260,7 +260,7 @@ class RedisWriter:
 
     def status(self) -> LinkStatus:
         """Return how it goes."""
-        lines = self._published + (self._outlet.lines if self._outlet is not None else 0)
+        rows = self._published + (self._outlet.rows if self._outlet is not None else 0)
         return LinkStatus(
             name=self._name,
             kind="redis",
@@ -268,5 +268,5 @@ class RedisWriter:
             seconds=self._reactor.seconds() - self.link.changed_at,
             reason=self.link.last_error,
             reconnects=self.link.reconnects,
-            rows=lines,
+            rows=rows,
         )

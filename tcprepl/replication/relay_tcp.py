@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
-from tcprepl.protocol.commands import Command, ErrorCommand
+from tcprepl.protocol.commands import Command, ErrorCommand, ServerCommand
 from tcprepl.replication.catchup import CatchUp
 from tcprepl.replication.client import ReplicationClient
 from tcprepl.replication.delivery import Pair
@@ -129,5 +129,6 @@ class TcpUpstream:
         self._intake.position(stream, instance, token)
 
     def _command(self, command: Command) -> None:
-        if self._on_command is not None and not isinstance(command, ErrorCommand):
+        of_the_connection = isinstance(command, ErrorCommand | ServerCommand)
+        if self._on_command is not None and not of_the_connection:
             self._on_command(command)
