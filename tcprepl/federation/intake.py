@@ -25,9 +25,10 @@ logger = structlog.get_logger()
 
 FEDERATION = "federation"
 
-#: Rows that may wait for the disk before the reading stops. The client reads a bounded number
-#: of bytes at a time and calls for each batch, so this bounds their bytes as well.
+#: Rows that may wait for the disk before the reading stops.
 MAX_UNSTORED_ROWS = 2_000
+#: Bytes of them.
+MAX_UNSTORED_BYTES = 16 * 1024 * 1024
 #: Waits after which a disk that refused is tried again.
 _DISK_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -85,6 +86,7 @@ class Intake:
         self._expiry_ms = EXPIRY_MS if expiry_ms is None else expiry_ms
         self.canonical = False
         self._rows: list[bytes] = []
+        self._bytes = 0
         self._positions: dict[tuple[StreamName, InstanceName], Token] = {}
         #: Whether a commit is under way, or will begin within this turn.
         self._scheduled = False
@@ -117,11 +119,13 @@ class Intake:
         self, stream: StreamName, instance: InstanceName, token: Token, rows: RawRows
     ) -> Deferred[None] | None:
         """Take one batch; a Deferred when the reading has to wait for the disk."""
-        self._rows += rows.raw
+        raw = rows.raw
+        self._rows += raw
+        self._bytes += len(raw[0]) if len(raw) == 1 else sum(map(len, raw))
         self._positions[stream, instance] = token
         if not self._scheduled:
             self._schedule()
-        if len(self._rows) <= MAX_UNSTORED_ROWS:
+        if len(self._rows) <= MAX_UNSTORED_ROWS and self._bytes <= MAX_UNSTORED_BYTES:
             return None
         waiting: Deferred[None] = Deferred()
         self._waiters.append(waiting)
@@ -178,6 +182,7 @@ class Intake:
     def _store(self) -> None:
         """Begin a commit with all that has come so far."""
         rows, self._rows = self._rows, []
+        self._bytes = 0
         positions, self._positions = self._positions, {}
         now_ms = self._now_ms()
         us = self._server_name

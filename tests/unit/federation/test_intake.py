@@ -108,10 +108,11 @@ def test_a_reset_moves_the_position_and_a_gap_is_told(world: World) -> None:
     assert world.intake.load() == {("federation", "master"): 2}
 
 
+@pytest.mark.parametrize(("bound", "value"), [("ROWS", 2), ("BYTES", 200)])
 def test_reading_waits_while_too_much_waits_for_the_disk(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(module, "MAX_UNSTORED_ROWS", 2)
+    monkeypatch.setattr(module, f"MAX_UNSTORED_{bound}", value)
     world.row(1)
     world.row(2)
     waiting = world.row(3)
