@@ -19,6 +19,7 @@ import structlog
 import txredisapi
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
@@ -204,6 +205,7 @@ class RedisLink:
         self._early: list[bytes] = []
         self._paused = False
         self._delay: Deferred[None] | None = None
+        self._pending: Any = None
         self._finished: Deferred[None] | None = None
         self._sweeper: LoopingProcess | None = None
 
@@ -225,8 +227,9 @@ class RedisLink:
         self._running = False
         if self._sweeper is not None:
             await self._sweeper.stop()
-        if self._delay is not None:
-            self._delay.cancel()
+        for waiting in (self._delay, self._pending):
+            if waiting is not None:
+                waiting.cancel()
         self._give_up("stopping")
         if self._finished is not None:
             await self._finished
@@ -343,7 +346,11 @@ class RedisLink:
         return connection
 
     async def _answer(self, deferred: Any) -> Any:
-        return await deferred.addTimeout(limits.HANDSHAKE_TIMEOUT_S, self._reactor)
+        self._pending = deferred.addTimeout(limits.HANDSHAKE_TIMEOUT_S, self._reactor)
+        try:
+            return await deferred
+        finally:
+            self._pending = None
 
     def _take(self, payloads: list[bytes]) -> None:
         if self.up:
@@ -391,7 +398,7 @@ def _explained(error: Exception) -> ConnectionFailed:
     if isinstance(error, txredisapi.ResponseError):
         text = f"Redis refuses: {snippet(str(error).strip())}"
         return ConnectionFailed(text, reason=CloseReason.PEER_CLOSED, transient=False)
-    if isinstance(error, CancelledError | DeferredTimeout):
+    if isinstance(error, CancelledError | DeferredTimeout | ConnectingCancelledError):
         text = f"no answer within {limits.HANDSHAKE_TIMEOUT_S:.0f} s"
         return ConnectionFailed(text, reason=CloseReason.HANDSHAKE_TIMEOUT)
     return ConnectionFailed(str(error) or repr(error), reason=CloseReason.CONNECTION_LOST)

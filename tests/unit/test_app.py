@@ -230,3 +230,21 @@ def test_sd_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NOTIFY_SOCKET", "@tcprepl-test-notify-" + tmp_path.name)
         assert sd_notify("READY=1", "STATUS=fine")
         assert systemd.recv(100) == b"READY=1\nSTATUS=fine"
+
+
+def test_streams_go_over_redis_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a URL a link is made; without what the extra installs, the error names it."""
+    reactor = MemoryReactorClock()
+    server = made(reactor, redis={"url": "redis://:hush@127.0.0.1:6379"})
+    result_of(server.start())
+    assert [port for _, port, *_ in reactor.tcpClients] == [6379]
+    assert [link.name for link in server.replication.status().links] == ["redis://127.0.0.1:6379"]
+    server._server_is_up("far.example.com")
+    result_of(server.stop(), reactor)
+
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError("No module", name="txredisapi")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ConfigError, match=r"tcprepl\[redis\]"):
+        app.redis_extra("redis_writer")

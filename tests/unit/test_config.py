@@ -286,3 +286,26 @@ def test_faults_in_synapse_names_are_told_with_the_rest() -> None:
 def test_ignored_names_do_not_hide_ours() -> None:
     """No name of ours is passed over as Synapse's."""
     assert not IGNORED_OF_SYNAPSE & Config.model_fields.keys()
+
+
+def test_redis_of_synapse_in_full() -> None:
+    """Passwords are quoted, files are named; a URL that is none is not shown."""
+    redis = {"enabled": True, "path": "/r.sock", "password": "p&q", "password_path": "/dev/null"}
+    by_path = build({"redis": redis}, "x").config
+    assert by_path.redis is not None
+    found = by_path.redis.url.get_secret_value()
+    assert found == "unix:/r.sock?password=p%26q&password_file=%2Fdev%2Fnull"
+    redis = {"enabled": True, "host": "h", "password": "p@:", "use_tls": True, "ca_file": "/c"}
+    over_tls = build({"redis": redis}, "x").config
+    assert over_tls.redis is not None
+    assert over_tls.redis.url.get_secret_value() == "rediss://:p%40%3A@h:6379?ca=%2Fc"
+    with pytest.raises(BadConfig, match="expected redis://") as caught:
+        build({"redis": {"url": "http://:hush@h"}}, "x")
+    assert "hush" not in str(caught.value)
+
+
+def test_any_instance_may_stand_for_the_others() -> None:
+    """``*`` is every instance that is not named."""
+    assert build({"instances": {"*": "http://h:1"}}, "x").config.instances == {"*": "http://h:1"}
+    with pytest.raises(BadConfig, match="instances"):
+        build({"instances": {"a b": "http://h:1"}}, "x")

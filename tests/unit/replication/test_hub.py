@@ -13,6 +13,7 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication import hub as hub_module
 from tcprepl.replication.hub import Hub
 from tcprepl.replication.readers import ANY, Reader
+from tcprepl.replication.relay_state import Gap, Gaps
 from tcprepl.replication.rendering import WireForm
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
@@ -495,3 +496,34 @@ def test_closing_hands_out_what_is_pending(world: World) -> None:
     world.turn()
     assert outlet.lines() == []
     assert not world.clock.getDelayedCalls()
+
+
+def test_gaps_of_a_relay_are_told_live_and_to_those_who_come_later() -> None:
+    """Whoever passes a gap is told by a POSITION whose *prev* is above what they hold."""
+    clock = Clock()
+    registry = Registry([StreamDef("alpha")])
+    log = MemoryLog(registry, lambda: 0)
+    log.ensure(*ALPHA)
+    gaps = Gaps()
+    hub = Hub(clock, log, "master", gaps)
+    live, late = Outlet(), Outlet()
+    reader = Reader(live, "live")
+    hub.subscribe(reader, NATIVE, (ANY, ANY), None)
+    hub.serve(reader)
+    live.lines()
+    _ = log.append(*ALPHA, [b"[1]", b"[2]"], tokens=[1, 2])
+    gaps.add(ALPHA, Gap(2, 9, lost=True))
+    _ = log.advance(*ALPHA, 9)
+    _ = log.advance(*ALPHA, 11)
+    _ = log.append(*ALPHA, [b"[12]"], tokens=[12])
+    clock.advance(0)
+    told = ["POSITION alpha master 9 9", "POSITION alpha master 9 11", "RDATA alpha master 12 [12]"]
+    assert live.lines()[2:] == told
+    for asked, first in ((0, 3), (1, 2), (2, 1), (5, 1)):
+        behind = Reader(late, "late")
+        begin = hub.subscribe(behind, NATIVE, ALPHA, asked).decode().splitlines()
+        assert begin == [f"POSITION alpha master {asked} {asked}"]
+        hub.serve(behind)
+        lines = late.lines()
+        assert lines[first - 1 :] == [told[0], told[2], "POSITION alpha master 12 12"]
+        assert behind.gaps == 1

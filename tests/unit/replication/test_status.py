@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 
 PEER = PeerStatus(
     conn_id=3,
@@ -51,3 +51,16 @@ def test_as_dict_is_plain_values() -> None:
     assert told["streams"][0]["position"] == 5
     assert told["peers"][1]["behind_stream"] == "typing"
     assert told["closed"] == {"peer_closed": 1}
+
+
+def test_links_are_told_with_their_gaps() -> None:
+    """An upstream that is away says since when and why; gaps have a line each."""
+    link = LinkStatus("redis://h", "upstream", False, 61.0, "no answer", 2, 1, 1, ["a of b: x"])
+    status = ServerStatus("example.com", "master", 5.0, links=[link])
+    assert status.lines()[1:] == [
+        "upstream redis://h: away for 61 s (no answer), 1 row, 2 reconnects, 1 gap",
+        "gap: a of b: x",
+    ]
+    assert status.as_dict()["links"][0]["reason"] == "no answer"
+    up = LinkStatus("redis://h", "redis", True, 3.0, "no answer", 1, 0)
+    assert up.lines() == ["redis redis://h: up for 3 s, 0 rows, 1 reconnect, 0 gaps"]

@@ -1,0 +1,214 @@
+"""``tcprepl relay``: its options, what it is made of, how it starts and ends."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+
+from tcprepl.cli import relay, run
+from tcprepl.cli.relay import Relay
+from tcprepl.config import Address, Loaded, build, parse_address
+from tcprepl.errors import LogUnavailable
+from tcprepl.protocol.commands import (
+    FederationAckCommand,
+    RemoteServerUpCommand,
+    UserSyncCommand,
+)
+from tcprepl.replication.redis_url import RedisUrl, parse_redis_url
+
+
+def made(upstream: RedisUrl | Address, reactor: Any = None, **options: Any) -> Relay:
+    """Return a relay that keeps everything in memory."""
+    raw = {"data_directory": None, "server_name": "example.com", **options.pop("raw", {})}
+    config = build(raw, "test").config
+    return Relay(reactor or MemoryReactorClock(), config, upstream, **options)
+
+
+def settle(reactor: Clock, task: Any) -> None:
+    """Let a coroutine come to its end."""
+    done = Deferred.fromCoroutine(task)
+    failed: list[Any] = []
+    _ = done.addErrback(failed.append)
+    for _ in range(20):
+        reactor.advance(1.0)
+    if failed:
+        failed[0].raiseException()
+    assert done.called
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "Missing option '--upstream'"),
+        (["--upstream", "redis://:hush@h:x"], "the host or the port is none"),
+        (["--upstream", "nowhere"], "expected HOST:PORT"),
+        (["--upstream", "h:1"], "--server-name is missing"),
+        (["--upstream", "h:1", "--server-name", "x", "--user-ip"], "of Redis only"),
+        (["--upstream", "h:1", "--instance", "w1"], "expected NAME=http://HOST:PORT"),
+        (["--upstream", "h:1", "--server-name", "x", "--listen", "0.0.0.0:1"], "no password"),
+    ],
+)
+def test_wrong_command_lines(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["relay", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert "hush" not in said
+
+
+def test_the_command_line_becomes_a_relay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: list[Any] = []
+
+    def run_until_done(main: Any) -> int:
+        task = main(MemoryReactorClock())
+        task.close()
+        return 0
+
+    class Seen(Relay):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            found.append((args[1], args[2], kwargs))
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(relay, "run_until_done", run_until_done)
+    monkeypatch.setattr(relay, "Relay", Seen)
+    (tmp_path / "secret").write_text("hush\n")
+    arguments = [
+        "--upstream",
+        "rediss://h:7",
+        "--server-name",
+        "x",
+        "--instance",
+        "main=http://m:1/",
+    ]
+    arguments += ["--instance", "*=https://o:2", "--secret-file", str(tmp_path / "secret")]
+    assert run(["relay", *arguments, "--passive", "--user-ip"]) == 0
+    config, upstream, options = found[0]
+    assert config.instances == {"master": "http://m:1", "*": "https://o:2"}
+    assert str(config.data_directory) == "tcprepl-relay"
+    assert str(upstream) == "rediss://h:7"
+    assert options == {"secret": "hush", "passive": True, "user_ip": True, "dialect": "auto"}
+    (tmp_path / "c.yaml").write_text("server_name: y\ndata_directory: null\n")
+    assert run(["relay", "--upstream", "h:1", "--config", str(tmp_path / "c.yaml")]) == 0
+    assert found[1][0].data_directory is None
+    assert isinstance(found[1][1], Address)
+
+
+@pytest.mark.parametrize("where", ["redis://127.0.0.1:6379", "127.0.0.1:9092"])
+def test_starts_serves_and_stops(where: str) -> None:
+    reactor = MemoryReactorClock()
+    upstream = parse_redis_url(where) if where.startswith("redis") else parse_address(where)
+    raw = {
+        "instances": {"master": "http://127.0.0.1:1"},
+        "http": {"replication_secret": "hush"},
+    }
+    made_relay = made(upstream, reactor, raw=raw)
+    settle(reactor, made_relay.start())
+    assert [port for port, *_ in reactor.tcpServers] == [9092, 9093]
+    assert {port for _, port, *_ in reactor.tcpClients} == {int(where.rpartition(":")[2])}
+    peer = reactor.tcpServers[0][1].buildProtocol(None)
+    transport = StringTransport()
+    peer.makeConnection(transport)
+    peer.dataReceived(b"STATUS\n")
+    assert f"INFO upstream {made_relay.upstream_name}: away for".encode() in transport.value()
+    text = relay.welcome(made_relay, build({"server_name": "example.com"}, "x").config)
+    assert f'tcprepl relays "example.com" from {where}.' in text
+    peer.connectionLost(_done())
+    settle(reactor, made_relay.stop())
+
+
+def _done() -> Any:
+    return Failure(ConnectionDone())
+
+
+class Upstream:
+    """Keeps what it is to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, command: Any) -> bool:
+        """Keep it."""
+        self.sent.append(command)
+        return True
+
+
+class Server:
+    """Keeps what it is to tell."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def broadcast(self, command: Any) -> None:
+        """Keep it."""
+        self.told.append(command)
+
+
+class Peer:
+    """A reader with a name."""
+
+    name = "fed1"
+
+
+def test_commands_pass_both_ways() -> None:
+    made_relay: Any = made(parse_address("h:1"))
+    made_relay._server, made_relay._upstream = Server(), Upstream()
+    made_relay._say_upstream(FederationAckCommand(None, 3), Peer())
+    made_relay._say_upstream(UserSyncCommand("w1", "@a:x", None, True, 1), Peer())
+    assert made_relay._upstream.sent[0] == FederationAckCommand("fed1", 3)
+    assert len(made_relay._upstream.sent) == 2
+    made_relay._say_downstream(RemoteServerUpCommand("far.example.com"))
+    made_relay._say_downstream(UserSyncCommand("w1", "@a:x", None, True, 1))
+    assert made_relay._server.told == [RemoteServerUpCommand("far.example.com")]
+
+
+def test_what_is_in_the_way_stops_what_was_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        where = ["--data", str(tmp_path / "d"), "--listen", f"127.0.0.1:{port}"]
+        code = run(["relay", "--upstream", "h:1", "--server-name", "x", *where])
+    assert code == 1
+
+
+def test_nothing_is_published_at_a_relay() -> None:
+    failures: list[Any] = []
+    _ = relay.ReadOnly().publish_json("typing", [b"[]"]).addErrback(failures.append)
+    assert failures[0].value.status == 403
+
+
+def test_a_log_that_takes_no_more_ends_the_relay() -> None:
+    reactor = MemoryReactorClock()
+    made_relay = made(parse_address("127.0.0.1:9092"), reactor)
+    task = Deferred.fromCoroutine(
+        relay.serve(made_relay, Loaded(build({"server_name": "x"}, "x").config, ("spelling",)))
+    )
+    failures: list[Any] = []
+    _ = task.addErrback(failures.append)
+    reactor.advance(0)
+    made_relay.failed.errback(LogUnavailable("no room"))
+    for _ in range(20):
+        reactor.advance(1)
+    assert failures[0].check(LogUnavailable)
+
+
+def test_cancelling_ends_it_well() -> None:
+    reactor = MemoryReactorClock()
+    made_relay = made(parse_address("127.0.0.1:9092"), reactor)
+    task = Deferred.fromCoroutine(
+        relay.serve(made_relay, Loaded(build({"server_name": "x"}, "x").config))
+    )
+    codes: list[Any] = []
+    _ = task.addCallback(codes.append)
+    reactor.advance(0)
+    task.cancel()
+    for _ in range(20):
+        reactor.advance(1)
+    assert codes == [0]
