@@ -17,6 +17,7 @@ from math import isfinite
 from typing import Any, NoReturn, TypeAlias, get_args, overload
 
 import msgspec
+import msgspec.inspect
 from msgspec import UNSET, Raw, Struct
 
 from tcprepl.errors import BadRow
@@ -32,6 +33,8 @@ Reader: TypeAlias = Callable[[Any], Any]
 _encoder = msgspec.json.Encoder()
 _opaque_decoder = msgspec.json.Decoder(Any)
 _packer = msgspec.msgpack.Encoder()
+#: What a row given as plain values is.
+_SEQUENCES = frozenset({list, tuple})
 _NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 _PATH = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _SEGMENT = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[]+)")
@@ -45,7 +48,15 @@ class RowCodec:
         row_type: Type of a row; `typing.Any` for opaque JSON.
     """
 
-    __slots__ = ("_decoder", "_reader", "_short", "row_type", "stream")
+    __slots__ = (
+        "_convertible",
+        "_decoder",
+        "_reader",
+        "_rows_type",
+        "_short",
+        "row_type",
+        "stream",
+    )
 
     def __init__(self, stream: StreamName, row_type: Any, reader: Reader | None = None) -> None:
         self.stream = stream
@@ -57,6 +68,8 @@ class RowCodec:
             UNSET in (field.default for field in msgspec.structs.fields(struct))
             for struct in _structs(row_type)
         )
+        self._rows_type = list[row_type]
+        self._convertible = _is_closed(msgspec.inspect.type_info(row_type))
 
     def encode(self, rows: Sequence[object]) -> list[bytes]:
         """Return each row as one line of JSON.
@@ -67,11 +80,16 @@ class RowCodec:
         Raises:
             BadRow: one of them does not fit.
         """
-        if self._short:
+        plain = _SEQUENCES.issuperset(map(type, rows))
+        if self._short and not plain:
             rows = [_without_unset(row) for row in rows]
         try:
             together = _encoder.encode_lines(rows)
-            self._decoder.decode_lines(together)
+            if plain and self._convertible:
+                # The values say as much as their JSON does, in half the time.
+                msgspec.convert(rows, self._rows_type)
+            else:
+                self._decoder.decode_lines(together)
         except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
             return [self._encode_one(row, index) for index, row in enumerate(rows)]
         lines = together.split(b"\n")
@@ -286,6 +304,26 @@ class Rows(Struct, gc=False, eq=False):
 
 
 Sequence.register(Rows)
+
+
+def _is_closed(shape: msgspec.inspect.Type) -> bool:
+    """Whether *shape* surely says of every value in it what it has to be.
+
+    Raw JSON and `Any` do not; tuples are in no row so far.
+    """
+    unsure = (msgspec.inspect.RawType, msgspec.inspect.AnyType, msgspec.inspect.TupleType)
+    if isinstance(shape, unsure):
+        return False
+    inner: list[msgspec.inspect.Type] = []
+    if isinstance(shape, msgspec.inspect.StructType):
+        inner = [field.type for field in shape.fields]
+    elif isinstance(shape, msgspec.inspect.UnionType):
+        inner = list(shape.types)
+    elif isinstance(shape, msgspec.inspect.DictType):
+        inner = [shape.key_type, shape.value_type]
+    elif isinstance(shape, msgspec.inspect.CollectionType):
+        inner = [shape.item_type]
+    return all(map(_is_closed, inner))
 
 
 def _structs(row_type: Any) -> tuple[type[Struct], ...]:
