@@ -448,10 +448,14 @@ class FederationTransport:
         uri = f"/_matrix/federation/v1/send/{quote(transaction_id, safe='')}"
         try:
             answer = await self.request(destination, "PUT", uri, body)
-        except ConnectionDropped:
+        except ConnectionDropped as dropped:
             # Most often the other end closed a kept connection just as we used it. The
             # transaction id makes it safe to send again.
-            answer = await self.request(destination, "PUT", uri, body)
+            try:
+                answer = await self.request(destination, "PUT", uri, body)
+            except NotReached:
+                # This try did not get there, but the one before may have.
+                raise dropped from None
         if answer.status == 400 and answer.errcode == "M_UNRECOGNIZED":
             answer = await self.request(destination, "PUT", uri + "/", body)
         return answer

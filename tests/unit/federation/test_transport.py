@@ -242,6 +242,14 @@ def test_a_kept_connection_that_was_just_closed_costs_one_more_try() -> None:
     assert len(agent.requests) == 2
 
 
+def test_a_second_try_that_is_not_reached_does_not_make_the_first_undone() -> None:
+    """The remote died while it was answering: it may have what the first try brought."""
+    gone = ResponseNeverReceived([Failure(error.ConnectionLost())])
+    made, _ = make(gone, error.ConnectionRefusedError())
+    with pytest.raises(ConnectionDropped):
+        result(made.send_transaction("y.example", "t", BODY))
+
+
 def test_no_answer_in_time_is_a_failure() -> None:
     made, _ = make(timeout_s=10.0)
     failures: list[Any] = []
