@@ -63,7 +63,7 @@ def state(number: int) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nothing_acknowledged_is_lost_by_kills_of_any_process(
     pair: tuple[Homeserver, Homeserver], seed: int
 ) -> None:
