@@ -286,6 +286,7 @@ class Relay:
             gaps=state.gaps,
         )
         self._stops.append(self._server.stop)
+        intake.on_pair = self._server.hub.announce
         self._upstream = self._make_upstream(intake, registry)
         self._server.links.append(self._upstream.status)
         for kind in UPWARD:

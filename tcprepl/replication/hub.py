@@ -93,6 +93,12 @@ class Hub:
             before = now  # rows may be missing: whoever is below *now* has to see it
         self._publish(_Move(stream, instance, before, now))
 
+    def announce(self, stream: StreamName, instance: InstanceName) -> None:
+        """Tell readers of a pair that the log has come to know, before it has any rows."""
+        if (stream, instance) not in self.heads:
+            position = self._log.position(stream, instance)
+            self._publish(_Move(stream, instance, position, position))
+
     def _publish(self, event: Block | _Move) -> None:
         if self._closed:
             return
@@ -182,7 +188,7 @@ class Hub:
                     parts.append(position_line(group.form, *pair, fresh[pair], fresh[pair]))
                 if isinstance(event, Block):
                     parts.append(self._render(group.form, event))
-                else:
+                elif fresh.get(pair) != event.now:
                     parts.append(position_line(group.form, *event))
             chunk = rendered[key] = parts[0] if len(parts) == 1 else b"".join(parts)
         return chunk

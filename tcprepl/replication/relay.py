@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import structlog
@@ -105,6 +105,7 @@ class Intake:
     Attributes:
         failed: Fires, with the failure, when the log takes no more.
         rows_taken: Rows queued for the log since the start.
+        on_pair: Called with the stream and the instance when a pair is met.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Intake:
     ) -> None:
         self.failed: Deferred[None] = Deferred()
         self.rows_taken = 0
+        self.on_pair: Callable[[StreamName, InstanceName], None] | None = None
         self._reactor = reactor
         self._log = stream_log
         self._registry = registry
@@ -245,6 +247,8 @@ class Intake:
         self._log.ensure(stream, instance)
         self._heads[pair] = self._log.position(stream, instance)
         self._offsets[pair] = self._state.epoch(pair).offset
+        if self.on_pair is not None:
+            self.on_pair(stream, instance)
 
     def _append(self, pair: Pair, token: Token, rows: list[bytes]) -> None:
         item = self._queue[-1] if self._queue else None

@@ -527,3 +527,23 @@ def test_gaps_of_a_relay_are_told_live_and_to_those_who_come_later() -> None:
         lines = late.lines()
         assert lines[first - 1 :] == [told[0], told[2], "POSITION alpha master 12 12"]
         assert behind.gaps == 1
+
+
+def test_a_pair_that_the_log_has_met_is_announced_once() -> None:
+    """A relay knows of a stream before it has rows, and so do its readers."""
+    clock = Clock()
+    log = MemoryLog(Registry([StreamDef("alpha")]), lambda: 0)
+    hub = Hub(clock, log, "master")
+    outlet = Outlet()
+    reader = Reader(outlet, "live")
+    hub.subscribe(reader, NATIVE, (ANY, ANY), None)
+    hub.serve(reader)
+    log.ensure(*ALPHA)
+    hub.announce(*ALPHA)
+    clock.advance(0)
+    hub.announce(*ALPHA)
+    clock.advance(0)
+    assert outlet.lines() == ["POSITION alpha master 0 0"]
+    _ = log.append(*ALPHA, [b"[1]"])
+    clock.advance(0)
+    assert outlet.lines() == ["RDATA alpha master 1 [1]"]
