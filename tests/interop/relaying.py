@@ -14,7 +14,7 @@ import yaml
 
 from tests.interop.environments import REPOSITORY, find_program
 from tests.interop.processes import Child, accepts, free_port, wait_until
-from tests.interop.servers import Postgres, Redis
+from tests.interop.servers import Postgres
 from tests.interop.synapse import SynapseMain, SynapseWorker, request
 
 #: Lines by (stream, instance).
@@ -102,56 +102,6 @@ class Relay:
         return self.log_path.read_text()
 
 
-class Fleet:
-    """The newest Synapse on PostgreSQL and Redis: a main, and a worker that writes streams."""
-
-    def __init__(self, postgres: Postgres, redis: Redis, worker_name: str = "w1") -> None:
-        self.redis = redis
-        self.main = SynapseMain("newest", postgres=postgres, redis=redis)
-        self.worker_http_port = free_port()
-        config = yaml.safe_load(self.main.config_path.read_text())
-        config["instance_map"][worker_name] = {"host": "127.0.0.1", "port": self.worker_http_port}
-        config["stream_writers"] = {"account_data": [worker_name], "presence": [worker_name]}
-        self.main.config_path.write_text(yaml.safe_dump(config))
-        listener = {
-            "type": "http",
-            "port": self.worker_http_port,
-            "bind_addresses": ["127.0.0.1"],
-            "resources": [{"names": ["replication"]}],
-        }
-        self.worker = SynapseWorker(
-            self.main, worker_name, "synapse.app.generic_worker", {"worker_listeners": [listener]}
-        )
-
-    def __enter__(self) -> Self:
-        self.main.start()
-        self.start_worker()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.worker.stop()
-        self.main.close()
-
-    def start_worker(self) -> None:
-        """Start the worker and wait until it answers."""
-        self.worker.start()
-        self.worker.child.wait_ready("the worker listens", lambda: accepts(self.worker_http_port))
-
-    def relay_options(self) -> list[str]:
-        """Return the options that tell a relay where missed rows are."""
-        return [
-            "--instance",
-            f"main=http://127.0.0.1:{self.main.http_replication_port}",
-            "--instance",
-            f"{self.worker.name}=http://127.0.0.1:{self.worker_http_port}",
-        ]
-
-
 class StubbornRedis:
     """A Redis server that can be killed and started again on its port."""
 
@@ -200,6 +150,58 @@ class StubbornRedis:
             [program, "-p", str(self.port), *words], capture_output=True, text=True, check=True
         )
         return ran.stdout.strip()
+
+
+class Fleet:
+    """A Synapse on PostgreSQL and Redis: a main, and a worker that writes streams."""
+
+    def __init__(
+        self, release: str, postgres: Postgres, redis: StubbornRedis, worker_name: str = "w1"
+    ) -> None:
+        as_server: Any = redis  # it has the port, which is all that is asked of it
+        self.main = SynapseMain(release, postgres=postgres, redis=as_server)
+        self.worker_http_port = free_port()
+        config = yaml.safe_load(self.main.config_path.read_text())
+        config["instance_map"][worker_name] = {"host": "127.0.0.1", "port": self.worker_http_port}
+        config["stream_writers"] = {"account_data": [worker_name], "presence": [worker_name]}
+        self.main.config_path.write_text(yaml.safe_dump(config))
+        listener = {
+            "type": "http",
+            "port": self.worker_http_port,
+            "bind_addresses": ["127.0.0.1"],
+            "resources": [{"names": ["replication"]}],
+        }
+        self.worker = SynapseWorker(
+            self.main, worker_name, "synapse.app.generic_worker", {"worker_listeners": [listener]}
+        )
+
+    def __enter__(self) -> Self:
+        self.main.start()
+        self.start_worker()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.worker.stop()
+        self.main.close()
+
+    def start_worker(self) -> None:
+        """Start the worker and wait until it answers."""
+        self.worker.start()
+        self.worker.child.wait_ready("the worker listens", lambda: accepts(self.worker_http_port))
+
+    def relay_options(self) -> list[str]:
+        """Return the options that tell a relay where missed rows are."""
+        return [
+            "--instance",
+            f"main=http://127.0.0.1:{self.main.http_replication_port}",
+            "--instance",
+            f"{self.worker.name}=http://127.0.0.1:{self.worker_http_port}",
+        ]
 
 
 def by_pair(lines: Iterable[bytes]) -> ByPair:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 
 import pytest
 
+from tests.harness import pause
 from tests.interop.activity import People
 from tests.interop.processes import wait_until
-from tests.interop.relaying import ByPair, Fleet, Relay, by_pair
-from tests.interop.servers import Postgres, Redis
+from tests.interop.relaying import (
+    ByPair,
+    Fleet,
+    Relay,
+    StubbornRedis,
+    by_pair,
+    tokens_of,
+)
+from tests.interop.servers import Postgres
+from tests.interop.synapse import ApiError
 from tests.interop.wire import RedisWire, Wire
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
@@ -36,6 +48,7 @@ class Stage:
 
     fleet: Fleet
     relay: Relay
+    redis: StubbornRedis
     plain: RedisWire
 
     def wait_level(self) -> ByPair:
@@ -55,21 +68,23 @@ class Stage:
         return wait_until("the relay holds what was published", level)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=["newest"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """Yield a running stage."""
     directory = tmp_path_factory.mktemp("relay")
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres.start())
-        redis = stack.enter_context(Redis.start())
-        fleet = stack.enter_context(Fleet(postgres, redis))
+        redis = stack.enter_context(StubbornRedis(directory))
+        fleet = stack.enter_context(Fleet(request.param, postgres, redis))
         url = f"redis://127.0.0.1:{redis.port}"
         relay = stack.enter_context(
             Relay(fleet.main.server_name, directory, url, *fleet.relay_options())
         )
         wait_until("both writers are known", lambda: _writers(relay) >= {"master", "w1"})
         plain = stack.enter_context(RedisWire(redis.port, fleet.main.server_name))
-        yield Stage(fleet, relay, plain)
+        yield Stage(fleet, relay, redis, plain)
 
 
 def _writers(relay: Relay) -> set[str]:
@@ -161,3 +176,59 @@ def test_relay_goes_on_after_its_own_restart(stage: Stage) -> None:
         if pair[0] != "events":
             assert [line for line in missed[pair] if line in shown[pair]] == shown[pair]
     assert stage.relay.link()["gaps"] == 0
+
+
+def test_kills_lose_and_repeat_nothing(stage: Stage) -> None:
+    stage.wait_level()
+    dice = random.Random(1_163)
+    before = stage.relay.positions()
+    with Wire(stage.relay.port) as wire:
+        wire.send("REPLICATE * * 0")
+        wait_until("the reader is level", lambda: level(wire, stage.relay, before))
+        held = {pair: lines for pair, lines in by_pair(wire.lines).items() if pair in before}
+    people = People(stage.fleet.main)
+    people.act()
+    for victim in dice.sample(["worker", "redis", "relay"], 3):
+        acting = threading.Thread(target=_act, args=(people,))
+        acting.start()
+        pause(dice.uniform(0.05, 0.5))
+        if victim == "worker":
+            stage.fleet.worker.kill()
+            stage.fleet.start_worker()
+        elif victim == "redis":
+            stage.redis.kill()
+            stage.redis.start()
+        else:
+            stage.relay.kill()
+            stage.relay.start()
+        acting.join()
+    with RedisWire(stage.redis.port, stage.fleet.main.server_name) as plain:
+        stage.plain.close()
+        stage.plain = plain
+        stage.relay.wait_up()
+        plain.publish("REPLICATE")  # everybody says where it is, to the relay as well
+        wait_until("the relay is where the writers are", lambda: _level_with(stage.relay, plain))
+        with Wire(stage.relay.port) as wire:
+            wire.send("REPLICATE * * 0")
+            wait_until("the reader is level", lambda: level(wire, stage.relay, before))
+            shown = by_pair(wire.lines)
+    for pair, lines in shown.items():
+        tokens = tokens_of(lines)
+        assert tokens == sorted(set(tokens)), pair
+        assert lines[: len(held.get(pair, []))] == held.get(pair, []), pair
+    assert stage.relay.link()["gaps"] == 0
+
+
+def _act(people: People) -> None:
+    """Do what can be done; requests that a killed process should have answered fail."""
+    with suppress(ApiError, OSError, HTTPException):
+        people.act()
+
+
+def _level_with(relay: Relay, plain: RedisWire) -> bool:
+    held = relay.positions()
+    said = [line.decode().split() for line in plain.lines if line.startswith(b"POSITION ")]
+    writers = {words[2] for words in said}
+    return writers >= {"master", "w1"} and all(
+        held.get((words[1], words[2]), -1) >= int(words[4]) for words in said
+    )

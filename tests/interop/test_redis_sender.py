@@ -60,8 +60,10 @@ class Stage:
         )
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=["newest"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """Yield the stage with its sender running."""
     directory = tmp_path_factory.mktemp("sender")
     with ExitStack() as stack:
@@ -69,7 +71,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         postgres = stack.enter_context(Postgres.start())
         redis = stack.enter_context(StubbornRedis(directory))
         as_server: Any = redis  # it has the port, which is all that is asked of it
-        main = SynapseMain("newest", postgres=postgres, redis=as_server)
+        main = SynapseMain(request.param, postgres=postgres, redis=as_server)
         stack.callback(main.close)
         main.start()  # it makes the database that its workers need
         main.stop()
