@@ -35,11 +35,14 @@ class CatchUpPage:
         updates: (token, row as JSON bytes), ascending; equal tokens are a batch.
         upto: The token reached; ask on from here.
         limited: Whether more remain.
+        missing: Tokens (after, upto] whose rows are past retention there; None for none.
+            Only tcprepl says so.
     """
 
     updates: list[tuple[Token, bytes]]
     upto: Token
     limited: bool
+    missing: tuple[Token, Token] | None = None
 
 
 class CatchUp(Protocol):
@@ -56,6 +59,7 @@ class _Answer(msgspec.Struct):
     updates: list[tuple[int, msgspec.Raw]]
     upto_token: int
     limited: bool
+    missing: tuple[int, int] | None = None
 
 
 class HttpCatchUp:
@@ -121,7 +125,7 @@ class HttpCatchUp:
                 transient=False,
             ) from error
         updates = [(token, bytes(row)) for token, row in answer.updates]
-        return CatchUpPage(updates, answer.upto_token, answer.limited)
+        return CatchUpPage(updates, answer.upto_token, answer.limited, answer.missing)
 
     async def _body(self, response: Any) -> bytes:
         parts: list[bytes] = []

@@ -400,4 +400,7 @@ class RelayCatchUp:
                 transient=False,
             ) from error
         self._failures.pop(pair, None)
+        if page.missing is not None:
+            await self._intake.reset(stream, instance, *page.missing)
+            self._intake.position(stream, instance, page.missing[1])
         return page

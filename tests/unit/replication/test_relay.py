@@ -273,3 +273,14 @@ def test_catch_up_gives_up_in_the_end(world: World) -> None:
     assert "given up after" in str(last)
     source.answers = [ConnectionFailed("no", reason=CloseReason.CONNECTION_LOST, transient=False)]
     assert str(fetch(catch_up).value) == "no"
+
+
+def test_what_the_writer_no_longer_holds_is_a_gap_before_the_rows_after_it(world: World) -> None:
+    source = Source()
+    catch_up = RelayCatchUp(world.intake, source)
+    world.position(4)
+    source.answers = [CatchUpPage([(8, b"[8]")], 9, limited=False, missing=(4, 7))]
+    assert fetch(catch_up).updates == [(8, b"[8]")]
+    world.take(8)
+    assert world.state.gaps.next(PAIR, 4) == Gap(4, 7, lost=True)
+    assert world.log.position(*PAIR) == 8
