@@ -56,6 +56,7 @@ class RedisConnection(txredisapi.SubscriberProtocol):  # type: ignore[misc]  # i
     Attributes:
         gone: Fires with the reason, in words, when the connection has ended.
         heard_at: When the last byte came (seconds of the reactor).
+        ended: Why it ended, in words; None while it lives.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class RedisConnection(txredisapi.SubscriberProtocol):  # type: ignore[misc]  # i
     ) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self.gone: Deferred[str] = Deferred()
+        self.ended: str | None = None
         self.heard_at: float = reactor.seconds()
         self.outlet: Outlet | None = None
         self._reactor = reactor
@@ -106,9 +108,9 @@ class RedisConnection(txredisapi.SubscriberProtocol):  # type: ignore[misc]  # i
 
     def connectionLost(self, why: Failure) -> None:
         """Say why it ended (Twisted calls this)."""
+        self.ended = self._reason or f"{close_reason_of(why).value}: {why.getErrorMessage()}"
         super().connectionLost(why)
-        gone = self._reason or f"{close_reason_of(why).value}: {why.getErrorMessage()}"
-        self.gone.callback(gone)
+        self.gone.callback(self.ended)
 
     def abort(self, reason: str) -> None:
         """End the connection at once, for *reason*."""
@@ -328,10 +330,13 @@ class RedisLink:
             if not self._running:
                 raise ConnectionFailed("stopping", reason=CloseReason.SHUTDOWN)
         except Exception as error:
+            ended = self._subscriber.ended if self._subscriber is not None else None
             self._give_up("not connected")
             self._subscriber = self._publisher = None
             if isinstance(error, ConnectionFailed):
                 raise
+            if ended is not None:
+                raise ConnectionFailed(ended, reason=CloseReason.CONNECTION_LOST) from error
             raise _explained(error) from error
 
     async def _open(self, take: Callable[[list[bytes]], None]) -> RedisConnection:
@@ -340,7 +345,10 @@ class RedisLink:
         if self._password is not None:
             try:
                 await self._answer(connection.auth(self._password, self._user))
-            except Exception:
+            except Exception as error:
+                if connection.ended is not None:
+                    reason = CloseReason.CONNECTION_LOST
+                    raise ConnectionFailed(connection.ended, reason=reason) from error
                 connection.abort("not let in")
                 raise
         return connection

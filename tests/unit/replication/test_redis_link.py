@@ -196,3 +196,14 @@ def test_stopping_while_connecting(after: int) -> None:
     user.network.run(10)
     assert not user.link.up
     assert not user.redis.connections
+
+
+@pytest.mark.parametrize("password", [None, "secret"])
+def test_lost_before_it_was_up(password: str | None) -> None:
+    user = User(password=password)
+    user.redis.mute = True
+    user.start()
+    user.redis.cut()
+    user.network.turn()
+    assert str(user.link.last_error).startswith("connection_lost: ")
+    assert user.told == []
