@@ -116,6 +116,7 @@ class ReplicationClient(Service):
         self._dialect = dialect
         self._connection: ClientConnection | None = None
         self._delay: Deferred[None] | None = None
+        self._attempt: Deferred[ClientConnection] | None = None
         self._finished: Deferred[None] | None = None
         self._refused_streams: set[StreamName] = set()
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
@@ -168,6 +169,8 @@ class ReplicationClient(Service):
         self._delivery.running = False
         if self._delay is not None:
             self._delay.cancel()
+        if self._attempt is not None:
+            self._attempt.cancel()
         if self._connection is not None:
             self._connection.close("client stopping")
         if self._finished is not None:
@@ -217,15 +220,21 @@ class ReplicationClient(Service):
                 finished.callback(None)
 
     async def _connect(self, dialect: str) -> ClientConnection | None:
-        connection = await connect(
-            self.reactor,
-            self._endpoint,
-            worker_name=self._worker_name,
-            server_name=self._server_name,
-            dialect=dialect,
-            deliver=self._delivery.take,
-            ready=self._subscribe,
+        self._attempt = Deferred.fromCoroutine(
+            connect(
+                self.reactor,
+                self._endpoint,
+                worker_name=self._worker_name,
+                server_name=self._server_name,
+                dialect=dialect,
+                deliver=self._delivery.take,
+                ready=self._subscribe,
+            )
         )
+        try:
+            connection = await self._attempt
+        finally:
+            self._attempt = None
         if not self.running:
             connection.close("client stopping")
             await connection.lost

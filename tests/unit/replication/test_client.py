@@ -484,3 +484,21 @@ def test_all_streams_of_a_server_of_2017(world: World) -> None:
     run_until(world.network, lambda: client.positions() == {("alpha", "master"): 4})
     asked = [line for line in heard if line.startswith("REPLICATE")]
     assert asked == ["REPLICATE ALL NOW", "REPLICATE alpha 2"]
+
+
+class Nowhere:
+    """An endpoint that nobody ever answers at."""
+
+    def connect(self, factory: object) -> Deferred[Any]:
+        """Wait for ever."""
+        return Deferred()
+
+
+def test_stopping_does_not_wait_for_a_server_that_does_not_answer() -> None:
+    """The attempt is given up at once."""
+    network = Network()
+    endpoint: Any = Nowhere()
+    client = ReplicationClient(network.clock, endpoint, ["alpha"], print)
+    client.startService()
+    network.settle()
+    assert client.stopService().called
