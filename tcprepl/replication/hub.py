@@ -7,7 +7,9 @@ group with a cursor for each stream; nothing is buffered for it; once the socket
 is served from the log until it is at the head again, and joins the group.
 
 Pokes within one reactor turn are coalesced: one rendering for each form, one write for each
-connection.
+connection. What is published into a quiet hub goes out at once, without waiting for the turn
+to end; what follows it in the same turn is coalesced, and so is everything from the next turn
+on for as long as turns bring more than one.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ class Hub:
         self.heads: dict[Pair, Head] = {}
         self._groups: dict[tuple[WireForm, frozenset[Pair], InstanceName | None], Group] = {}
         self._pending: list[Block | _Move] = []
-        self._flush_call: Any = None
+        self._turn_end: Any = None
+        self._bursting = False
+        self._events_of_turn = 0
         self._closed = False
         for pair in stream_log.pairs():
             self.heads[pair] = Head(stream_log.position(*pair))
@@ -103,14 +107,26 @@ class Hub:
         if self._closed:
             return
         self._pending.append(event)
-        if self._flush_call is None:
-            self._flush_call = self._reactor.callLater(0, self.flush)
+        self._events_of_turn += 1
+        if self._turn_end is None:
+            self._turn_end = self._reactor.callLater(0, self._end_turn)
+            if not self._bursting:
+                self._hand_out()
+
+    def _end_turn(self) -> None:
+        """Hand out what came after the first of this turn; note whether it brought more."""
+        self._turn_end = None
+        self._bursting = self._events_of_turn > 1
+        self._events_of_turn = 0
+        self._hand_out()
 
     def flush(self) -> None:
-        """Hand what was published in this turn to every reader at the head."""
-        call, self._flush_call = self._flush_call, None
-        if call is not None and call.active():
-            call.cancel()
+        """Hand everything published so far to every reader at the head."""
+        if self._turn_end is not None:
+            self._turn_end.cancel()
+            self._end_turn()
+
+    def _hand_out(self) -> None:
         pending = self._pending
         self._pending = []
         segment: list[Block | _Move] = []

@@ -104,17 +104,40 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     return World()
 
 
-def test_a_turn_is_one_write_of_the_same_object_to_everybody(world: World) -> None:
+def test_the_first_goes_out_at_once_and_the_rest_of_the_turn_together(world: World) -> None:
     _, one = world.reader()
     _, two = world.reader()
     one.lines(), two.lines()
-    world.publish("alpha", [1])
-    world.publish("alpha", [2])
-    assert not one.writes
+    for number in range(3):
+        world.publish("alpha", [number])
+    assert one.lines() == ["RDATA alpha master 1 [0]"]
+    two.lines()
     world.turn()
     assert len(one.writes) == 1
     assert one.writes[0] is two.writes[0]
-    assert one.lines() == ["RDATA alpha master 1 [1]", "RDATA alpha master 2 [2]"]
+    assert one.lines() == ["RDATA alpha master 2 [1]", "RDATA alpha master 3 [2]"]
+
+
+def test_a_burst_is_one_write_a_turn_until_it_ends(world: World) -> None:
+    _, outlet = world.reader()
+    world.publish("alpha", [1])
+    world.publish("alpha", [2])
+    world.turn()
+    outlet.lines()
+    world.publish("alpha", [3])
+    world.publish("alpha", [4])
+    assert not outlet.writes
+    world.turn()
+    assert len(outlet.writes) == 1
+    world.publish("alpha", [5])
+    assert len(outlet.writes) == 1
+    world.turn()
+    world.turn()
+    world.publish("alpha", [6])
+    world.turn()
+    outlet.lines()
+    world.publish("alpha", [7])
+    assert outlet.lines() == ["RDATA alpha master 7 [7]"]
 
 
 def test_a_reader_at_the_head_owns_no_cursor(world: World) -> None:
@@ -191,16 +214,17 @@ def test_resume_at_the_head_says_so_once(world: World) -> None:
 
 
 def test_what_is_published_while_catching_up_comes_once(world: World) -> None:
-    world.publish("alpha", [1])
+    world.publish("alpha", [0])
+    world.publish("alpha", [0])
     world.turn()
     world.publish("alpha", [2])
-    _, outlet = world.reader("alpha", "master", 0)
+    _, outlet = world.reader("alpha", "master", 1)
     world.turn()
     assert outlet.lines() == [
-        "POSITION alpha master 0 0",
-        "RDATA alpha master 1 [1]",
         "POSITION alpha master 1 1",
-        "RDATA alpha master 2 [2]",
+        "RDATA alpha master 2 [0]",
+        "POSITION alpha master 2 2",
+        "RDATA alpha master 3 [2]",
     ]
 
 
@@ -334,13 +358,13 @@ def test_falling_off_the_log_while_slow_is_told_and_survived() -> None:
 def test_large_turns_are_cut_so_that_a_slow_reader_holds_little(small: World) -> None:
     reader, outlet = small.reader()
     outlet.lines()
-    outlet.full_after = 1
-    for number in range(6):
+    outlet.full_after = 2
+    for number in range(7):
         small.publish("alpha", [number])
     small.turn()
-    assert len(outlet.writes) == 1
+    assert len(outlet.writes) == 2
     assert reader.backlog is not None
-    assert reader.backlog.cursors[ALPHA] == 2
+    assert reader.backlog.cursors[ALPHA] == 3
 
 
 def test_serving_yields_to_others_and_goes_on(small: World) -> None:
