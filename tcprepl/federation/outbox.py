@@ -618,14 +618,15 @@ class Outbox:
 def _free(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> int:
     """Let the EDUs of a transaction wait again, but for those that were replaced meanwhile.
 
-    Of several with one key, only the newest is left. Returns how many wait again.
+    Of several with one key, only the newest is left; one that is newer and under way counts,
+    or the older would arrive after it. Returns how many wait again.
     """
     cursor.execute(
         "DELETE FROM edus WHERE destination=?1 AND transaction_id=?2 AND supersedes IS NOT NULL"
         " AND EXISTS (SELECT 1 FROM edus AS newer WHERE newer.destination=?1"
         " AND newer.supersedes=edus.supersedes AND newer.id > edus.id"
-        " AND (newer.transaction_id IS NULL OR newer.transaction_id=?2))",
-        (destination, transaction_id),
+        " AND (newer.transaction_id IS NOT ?3 OR ?2 = ?3))",
+        (destination, transaction_id, PARKED),
     )
     cursor.execute(
         "UPDATE OR REPLACE edus SET transaction_id=NULL WHERE destination=? AND transaction_id=?",

@@ -100,11 +100,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def unpark(self, name: str) -> None:
-        """Let what was set aside wait again; of each key only the newest."""
+        """Let what was set aside wait again; of each key only the newest, under way or not."""
         now(self.outbox.unpark(name))
         waiting = self.waiting.get(name, [])
         merged = sorted([*self.parked.pop(name, ()), *waiting], key=lambda found: found[0])
-        newest = {key: edu_id for edu_id, key in merged if key is not None}
+        everywhere = sorted([*merged, *self.flying.get(name, ())], key=lambda found: found[0])
+        newest = {key: edu_id for edu_id, key in everywhere if key is not None}
         self.waiting[name] = [
             found for found in merged if found[1] is None or newest[found[1]] == found[0]
         ]
