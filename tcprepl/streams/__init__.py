@@ -3,7 +3,7 @@
 * `rows`, `registry`, `codec`: the shape of each stream's rows, and JSON in and out.
 * `log`: what a log promises; `memory` and `sqlite` are its two stores, `opening.open_log`
   chooses between them.
-* `publisher`: rows in; `notifier`: who waits for rows; `positions`, `position_store`: what a
+* `publisher`: rows in; `notifier`: who waits for rows; `position_store`: what a
   reader holds.
 
 The room may import the rooms below it (background, metrics, protocol) and none above. It

@@ -17,7 +17,6 @@ from tcprepl.streams.blocks import cut_page, render, rows_of
 from tcprepl.streams.database import decode_block, encode_block
 from tcprepl.streams.log import Block
 from tcprepl.streams.memory import MemoryStream
-from tcprepl.streams.positions import PositionTracker, Verdict
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds
 from tcprepl.streams.ring import Kept
@@ -196,17 +195,6 @@ def test_the_newest_row_of_each_key_is_kept(changes: list[tuple[int, bool]], at_
     ]
     assert found == list(state.values())
     assert len(kept) == len(state)
-
-
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
-def test_a_position_is_current_only_where_nothing_was_missed(
-    known: int, prev: int, token: int
-) -> None:
-    verdict = PositionTracker({("s", "i"): known}).judge_position("s", "i", prev, token)
-    assert (verdict is Verdict.CURRENT) == (prev <= known <= token)
-    assert (verdict is Verdict.RESET) == (known > token)
-    single = PositionTracker({("s", "i"): known}).judge_position("s", "i", None, token)
-    assert (single is Verdict.CURRENT) == (known == token)
 
 
 @settings(max_examples=4 * settings.default.max_examples)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
@@ -136,6 +138,19 @@ def test_no_gap_by_the_relaxed_rule(prev: int, token: int) -> None:
     stage.position(prev, token)
     assert not stage.resets
     assert stage.delivery.known == {ALPHA: token}
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
+def test_a_position_is_a_gap_or_a_reset_exactly_where_something_was_missed(
+    known: int, prev: int, token: int
+) -> None:
+    two = Stage(alpha=known)
+    two.position(prev, token)
+    assert bool(two.resets) is not (prev <= known <= token)
+    one = Stage("1.13", alpha=known)
+    one.position(None, token)
+    assert bool(one.resets) is not (known == token)
+    assert two.delivery.known == one.delivery.known == {ALPHA: token}
 
 
 def test_one_token_forms_compare_for_equality() -> None:
