@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room, *rest = item.path.relative_to(TESTS).parts
         if room == "interop" and not rest[-1].startswith("test_cli"):
             item.add_marker(pytest.mark.interop)
+
+
+@pytest.fixture
+def socket_directory() -> Iterator[Path]:
+    """Yield a directory whose name is short: the address of a Unix socket has some 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="tcprepl-") as name:
+        yield Path(name)

@@ -17,7 +17,8 @@ from urllib.parse import quote
 import trustme
 import yaml
 
-from tests.interop.processes import Child, accepts, free_port, wait_until
+from tests.interop.processes import Child, accepts, wait_until
+from tests.ports import free_port
 
 ROOM = "!room:a.example"
 

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
 CAPTURE = DATA / "synapse-1.66.0-main.txt"
@@ -51,13 +53,6 @@ def wait_until(condition: Callable[[], T], what: str, timeout_s: float = WAIT_S)
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         pause(0.01)
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def program(name: str) -> str:

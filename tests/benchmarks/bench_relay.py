@@ -21,8 +21,9 @@ from tests.benchmarks import rows
 from tests.benchmarks.driver import Subscribers, System
 from tests.benchmarks.measure import Result, absent, cpu_ns, raise_open_files, summarise
 from tests.interop.environments import REPOSITORY, SetupError
-from tests.interop.processes import Child, accepts, free_port
+from tests.interop.processes import Child, accepts
 from tests.interop.servers import Redis
+from tests.ports import free_port
 
 BENCH = "relay"
 CASE = "50 readers"

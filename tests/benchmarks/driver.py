@@ -25,8 +25,9 @@ from typing import Self
 from tests.benchmarks import rows
 from tests.benchmarks.measure import cpu_ns
 from tests.interop.environments import python_of
-from tests.interop.processes import Child, free_port, resident_bytes
+from tests.interop.processes import Child, resident_bytes
 from tests.interop.servers import Nats, Redis
+from tests.ports import free_port
 
 PEERS = Path(__file__).resolve().parent / "peers"
 #: What each delivered row holds exactly once.

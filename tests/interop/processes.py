@@ -22,13 +22,6 @@ class ProcessError(Exception):
     """A child process ended or stayed silent; the text carries the end of its output."""
 
 
-def free_port() -> int:
-    """Return a loopback TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until(
     what: str,
     poll: Callable[[], T | None],

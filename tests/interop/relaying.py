@@ -13,9 +13,10 @@ from typing import Any, Self
 import yaml
 
 from tests.interop.environments import REPOSITORY, find_program
-from tests.interop.processes import Child, accepts, free_port, wait_until
+from tests.interop.processes import Child, accepts, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.synapse import SynapseMain, SynapseWorker, request
+from tests.ports import free_port
 
 #: Lines by (stream, instance).
 ByPair = dict[tuple[str, str], list[bytes]]

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from tests.interop.environments import SetupError, find_program
-from tests.interop.processes import Child, accepts, free_port
+from tests.interop.processes import Child, accepts
+from tests.ports import free_port
 
 
 class Server:
@@ -118,7 +119,7 @@ class Postgres(Server):
         port = free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": str(directory),
+            "unix_socket_directories": "",
             "fsync": "on" if fsync else "off",
             "max_connections": "100",
         }

@@ -15,8 +15,9 @@ from typing import Any, Self
 import trustme
 
 from tests.interop.environments import REPOSITORY
-from tests.interop.processes import Child, accepts, free_port
+from tests.interop.processes import Child, accepts
 from tests.interop.synapse import request
+from tests.ports import free_port
 
 
 class Serve:

@@ -25,8 +25,9 @@ import yaml
 from signedjson.key import generate_signing_key, write_signing_keys
 
 from tests.interop.environments import python_of
-from tests.interop.processes import Child, accepts, free_port
+from tests.interop.processes import Child, accepts
 from tests.interop.servers import Postgres, Redis
+from tests.ports import free_port
 
 _UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 #: Synapse's rate limits, all lifted: tests are in a hurry.

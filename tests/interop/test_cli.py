@@ -11,7 +11,8 @@ import pytest
 
 from tcprepl.cli import recording
 from tcprepl.cli.following import redact_row
-from tests.harness import CAPTURE, Lines, Server, free_port, start, tcprepl
+from tests.harness import CAPTURE, Lines, Server, start, tcprepl
+from tests.ports import free_port
 
 ROW = '["!r:example.com",["@a:example.com"]]'
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Lines, Running, Server, environment, free_port
+from tests.harness import ROOT, Lines, Running, Server, environment
+from tests.ports import free_port
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.harness import free_port, start, tcprepl
+from tests.harness import start, tcprepl
+from tests.ports import free_port
 
 ROW = '["!r:example.com",["@a:example.com"]]'
 
@@ -78,9 +79,9 @@ def said_to(plain: socket.socket, context: ssl.SSLContext | None) -> bytes:
     return said
 
 
-def test_line_protocol_on_a_socket_file(tmp_path: Path) -> None:
+def test_line_protocol_on_a_socket_file(tmp_path: Path, socket_directory: Path) -> None:
     """``unix:`` with a mode needs no port and no password."""
-    path = tmp_path / "repl.sock"
+    path = socket_directory / "repl.sock"
     http = free_port()
     args = ["--data", str(tmp_path / "data"), "--http", f"127.0.0.1:{http}"]
     with start(tmp_path, "serve", "--listen", f"unix:{path}:mode=600", *args) as server:

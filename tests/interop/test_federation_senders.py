@@ -14,17 +14,11 @@ from tests.interop.processes import wait_until
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
 
-@pytest.fixture
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a short name: there are sockets in it, whose paths are bounded."""
-    return tmp_path_factory.mktemp("senders")
-
-
-def test_each_destination_is_served_by_its_sender_and_the_log_is_trimmed(home: Path) -> None:
+def test_each_destination_is_served_by_its_sender_and_the_log_is_trimmed(tmp_path: Path) -> None:
     """With two senders each EDU arrives once, and rows go when both have acknowledged them."""
     authority = trustme.CA()
-    a = Homeserver(home, "a.example", authority)
-    others = [Homeserver(home, f"{name}.example", authority) for name in "bce"]
+    a = Homeserver(tmp_path, "a.example", authority)
+    others = [Homeserver(tmp_path, f"{name}.example", authority) for name in "bce"]
     a.senders = ("fed1", "fed2")
     for other in others:
         a.place(other)
@@ -70,11 +64,11 @@ def test_each_destination_is_served_by_its_sender_and_the_log_is_trimmed(home: P
             server.stop()
 
 
-def test_a_server_that_is_heard_of_is_tried_at_once(home: Path) -> None:
+def test_a_server_that_is_heard_of_is_tried_at_once(tmp_path: Path) -> None:
     """Its own transaction ends a back-off of an hour."""
     authority = trustme.CA()
-    a = Homeserver(home, "a.example", authority)
-    b = Homeserver(home, "b.example", authority)
+    a = Homeserver(tmp_path, "a.example", authority)
+    b = Homeserver(tmp_path, "b.example", authority)
     a.place(b)
     b.place(a)
     a.extra_options = ("--retry-first", "3600", "--retry-cap", "7200")

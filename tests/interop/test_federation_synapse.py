@@ -10,8 +10,9 @@ import pytest
 import trustme
 
 from tests.federation_servers import Homeserver, rows_of
-from tests.interop.processes import free_port, wait_until
+from tests.interop.processes import wait_until
 from tests.interop.synapse import SynapseMain
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 

@@ -12,9 +12,10 @@ import pytest
 import trustme
 
 from tests.interop.environments import find_program
-from tests.interop.processes import Child, accepts, free_port, wait_until
+from tests.interop.processes import Child, accepts, wait_until
 from tests.interop.relaying import Relay, StubbornRedis
 from tests.interop.serving import Serve
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 
@@ -23,7 +24,7 @@ QUOTED = "s3cr%26t%20p%40ss"
 
 
 @pytest.fixture
-def locked_redis(tmp_path: Path) -> Iterator[dict[str, str]]:
+def locked_redis(tmp_path: Path, socket_directory: Path) -> Iterator[dict[str, str]]:
     """Yield the URLs of a Redis with a password, by the way in."""
     authority = trustme.CA()
     own = authority.issue_cert("127.0.0.1")
@@ -34,7 +35,7 @@ def locked_redis(tmp_path: Path) -> Iterator[dict[str, str]]:
     plain, tls = free_port(), free_port()
     command = [find_program("redis-server", "redis-server"), "--save", "", "--bind", "127.0.0.1"]
     command += ["--port", str(plain), "--requirepass", PASSWORD, "--dir", str(tmp_path)]
-    command += ["--unixsocket", str(tmp_path / "r.sock"), "--tls-port", str(tls)]
+    command += ["--unixsocket", str(socket_directory / "r.sock"), "--tls-port", str(tls)]
     command += ["--tls-cert-file", str(tmp_path / "cert.pem")]
     command += ["--tls-key-file", str(tmp_path / "key.pem")]
     command += ["--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "no"]
@@ -43,7 +44,7 @@ def locked_redis(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {
         "password": f"redis://:{QUOTED}@127.0.0.1:{plain}/0",
         "file": f"redis://127.0.0.1:{plain}?password_file={tmp_path}/password",
-        "unix": f"unix:{tmp_path}/r.sock?password={QUOTED}",
+        "unix": f"unix:{socket_directory}/r.sock?password={QUOTED}",
         "tls": f"rediss://:{QUOTED}@127.0.0.1:{tls}?ca={tmp_path}/ca.pem",
         "wrong": f"redis://:wrong@127.0.0.1:{plain}",
         "distrusted": f"rediss://:{QUOTED}@127.0.0.1:{tls}",

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.interop.processes import accepts, free_port, wait_until
+from tests.interop.processes import accepts, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.serving import RemoteServer, Serve
 from tests.interop.synapse import SynapseMain, SynapseWorker
 from tests.interop.wire import Wire
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 

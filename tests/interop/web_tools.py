@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import WAIT_S, Running, free_port, program, wait_until
+from tests.harness import WAIT_S, Running, program, wait_until
 from tests.interop.environments import cache_directory
+from tests.ports import free_port
 
 #: Longest that pip may take.
 INSTALL_TIMEOUT_S = 600

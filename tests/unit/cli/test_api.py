@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tcprepl.cli.api import Api, ApiFailed
-from tests.harness import free_port
+from tests.ports import free_port
 
 
 class Script(HTTPServer):

@@ -60,10 +60,10 @@ def test_welcome_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ready_status_stopping(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    socket_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Systemd hears when it is ready, how it goes, and when it stops."""
-    path = str(tmp_path / "notify")
+    path = str(socket_directory / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
