@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ SOCKET_FILE = "control.sock"
 ANSWER_TIMEOUT_S = 30.0
 #: Longest path of a Unix socket that every system takes.
 _MAX_PATH_BYTES = 100
+#: Where Linux shows the open files of a process by name.
+_DESCRIPTORS = "/proc/self/fd"
 
 
 class ControlError(FederationError):
@@ -111,31 +113,59 @@ class _Connection(LineOnlyReceiver):
             self.transport.write(json.dumps(answer).encode() + b"\n")
 
 
-def listen(reactor: Any, data: Path, handles: Handles) -> IListeningPort:
-    """Listen on the socket in the data directory *data*; only we may connect to it.
+class ControlSocket:
+    """The listening socket in a data directory, whatever the length of its path."""
+
+    def __init__(self, reactor: Any, data: Path, handles: Handles) -> None:
+        """Listen in the directory *data*; only we may connect.
+
+        Raises:
+            ControlError: The path is too long for a socket, and the system knows no shorter one.
+        """
+        path = data / SOCKET_FILE
+        with suppress(FileNotFoundError):
+            path.unlink()
+        factory: Any = Factory.forProtocol(lambda: _Connection(handles))
+        self._name = ExitStack()
+        # The name is kept while the socket is there: Twisted removes the file by it at the end.
+        with ExitStack() as stack:
+            name = stack.enter_context(socket_name(path))
+            self._port: IListeningPort = reactor.listenUNIX(name, factory, mode=0o600)
+            self._name = stack.pop_all()
+
+    async def close(self) -> None:
+        """Listen no more and remove the socket."""
+        stopped = self._port.stopListening()
+        if stopped is not None:
+            await stopped
+        self._name.close()
+
+
+@contextmanager
+def socket_name(path: Path) -> Iterator[str]:
+    """Yield a name of the socket *path* that fits in a Unix address while the context lasts.
+
+    The address of a Unix socket holds about 100 bytes. A longer path is named from here, or by
+    way of a descriptor of its directory (``/proc/self/fd``, Linux).
 
     Raises:
-        ControlError: The path is too long for a socket.
-    """
-    path = data / SOCKET_FILE
-    where = socket_path(path)
-    with suppress(FileNotFoundError):
-        path.unlink()
-    factory: Any = Factory.forProtocol(lambda: _Connection(handles))
-    port: IListeningPort = reactor.listenUNIX(where, factory, mode=0o600)
-    return port
-
-
-def socket_path(path: Path) -> str:
-    """Return a name of the socket *path* that is short enough, seen from here if need be.
-
-    Raises:
-        ControlError: There is none.
+        ControlError: The system knows no name that is short enough.
+        OSError: The directory is not there.
     """
     for name in (str(path), os.path.relpath(path)):
         if len(os.fsencode(name)) <= _MAX_PATH_BYTES:
-            return name
-    raise ControlError(f"{path}: the path is too long for a socket; choose a shorter directory")
+            yield name
+            return
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        name = f"{_DESCRIPTORS}/{descriptor}/{path.name}"
+        if not os.path.isdir(_DESCRIPTORS) or len(os.fsencode(name)) > _MAX_PATH_BYTES:
+            raise ControlError(
+                f"{path}: the path is too long for a socket; choose a shorter directory"
+            )
+        yield name
+    finally:
+        os.close(descriptor)
 
 
 def ask(data: Path, operation: str, destination: str | None = None) -> Any:
@@ -148,7 +178,8 @@ def ask(data: Path, operation: str, destination: str | None = None) -> Any:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(ANSWER_TIMEOUT_S)
         try:
-            connection.connect(socket_path(data / SOCKET_FILE))
+            with socket_name(data / SOCKET_FILE) as name:
+                connection.connect(name)
         except FileNotFoundError as error:
             raise ConnectionRefusedError(str(error)) from error
         request = {"op": operation, "destination": destination}

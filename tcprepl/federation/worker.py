@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
@@ -89,7 +89,7 @@ class FederationWorker:
         self._reactor = reactor
         self._data = data
         self._name = name
-        self._control: IListeningPort | None = None
+        self._control: control.ControlSocket | None = None
         self._pool = ThreadPool(0, 1, name="outbox")
         self.transport = FederationTransport(
             reactor, signer, trust=trust, policy=policy, overrides=overrides
@@ -133,14 +133,12 @@ class FederationWorker:
         self.sender.start()
         self.client.startService()
         handles = control.Handles(self.sender, self.transport.discovery.forget)
-        self._control = control.listen(self._reactor, self._data, handles)
+        self._control = control.ControlSocket(self._reactor, self._data, handles)
 
     async def stop(self) -> None:
         """Stop following and sending; what waits is on disk."""
         if self._control is not None:
-            stopped = self._control.stopListening()
-            if stopped is not None:
-                await stopped
+            await self._control.close()
         await self.client.stopService()
         await self.sender.stop()
         await self.outbox.close()

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import FederationError
-from tcprepl.federation.control import SOCKET_FILE, ControlError, socket_path
+from tcprepl.federation.control import SOCKET_FILE, ControlError, socket_name
 
 logger = structlog.get_logger()
 
@@ -89,9 +89,10 @@ class SenderDestinations:
                 self._known[directory] = known
 
     async def _ask(self, path: Path) -> list[Mapping[str, Any]]:
-        endpoint = UNIXClientEndpoint(self._reactor, socket_path(path), ANSWER_TIMEOUT_S)
         question = _Question()
-        _ = await connectProtocol(endpoint, question)
+        with socket_name(path) as name:
+            endpoint = UNIXClientEndpoint(self._reactor, name, ANSWER_TIMEOUT_S)
+            _ = await connectProtocol(endpoint, question)
         return await question.answer.addTimeout(ANSWER_TIMEOUT_S, self._reactor, question.give_up)
 
 

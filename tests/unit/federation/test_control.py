@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import structlog
 from twisted.internet.testing import StringTransport
 
 from tcprepl.federation import control
-from tcprepl.federation.control import ControlError, Handles, ask, ask_offline, socket_path
+from tcprepl.federation.control import ControlError, Handles, ask, ask_offline, socket_name
 from tcprepl.federation.edu import build_edu, edu_row
 from tests.federation_world import RawRows, World
 
@@ -79,15 +81,48 @@ def test_nobody_there(tmp_path: Path) -> None:
         ask(tmp_path, "ls")
 
 
-def test_a_path_that_is_too_long_is_named_from_here(
+def test_a_short_path_is_its_own_name_and_a_long_one_is_named_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    short = Path("/tmp/control.sock")
+    with socket_name(short) as name:
+        assert name == str(short)
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
-    with pytest.raises(ControlError, match="too long"):
-        socket_path(deep / ("f" * 101))
     monkeypatch.chdir(deep)
-    assert socket_path(deep / "control.sock") == "control.sock"
+    with socket_name(deep / "control.sock") as name:
+        assert name == "control.sock"
+
+
+def test_a_path_that_is_too_long_is_named_through_its_directory(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    open_before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with socket_name(deep / "control.sock") as name, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(name)
+            listener.listen()
+            with socket_name(deep / "control.sock") as seen, socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(seen)
+        (deep / "control.sock").unlink()
+    assert os.listdir("/proc/self/fd") == open_before
+
+
+def test_a_name_that_no_system_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ControlError, match="too long"), socket_name(tmp_path / ("f" * 101)):
+        raise AssertionError
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(control, "_DESCRIPTORS", str(tmp_path / "absent"))
+    with pytest.raises(ControlError, match="too long"), socket_name(deep / "control.sock"):
+        raise AssertionError
+
+
+def test_nobody_there_at_the_end_of_a_long_path(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        ask(tmp_path / ("d" * 60) / ("e" * 60), "ls")
 
 
 def test_without_a_reactor_an_answer_is_there_at_once() -> None:
