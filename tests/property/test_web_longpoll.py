@@ -28,6 +28,7 @@ from tcprepl.streams.sqlite import SqliteLog
 from tcprepl.streams.worker import InlineWorker
 from tests.web_site import START_MS, Exchange, Stage
 
+JSON = "application/json"
 #: A durable opaque stream, a durable one whose columns are of 2016, and one of states.
 STREAMS = ("audit", "receipts", "typing")
 INSTANCES = ("master", "w~1,=")
@@ -127,6 +128,7 @@ class Client:
         position: What it asks with next.
         seen: What it has got, by instance.
         resets: How often it was told to begin anew.
+        plain: Whether a row has what MessagePack cannot hold, so that it asks for JSON.
     """
 
     def __init__(self, stream: str, position: str) -> None:
@@ -134,6 +136,7 @@ class Client:
         self.position = position
         self.seen: dict[str, list[tuple[int, Any]]] = {}
         self.resets = 0
+        self.plain = False
         self.waiting: Exchange | None = None
 
     def ask(self, world: World, limit: int, timeout: int, shape: str, packed: bool) -> None:
@@ -143,7 +146,7 @@ class Client:
                 "GET",
                 "/_synapse/replication",
                 {self.stream: self.position, "limit": limit, "timeout": timeout, "format": shape},
-                headers={"Accept": "application/msgpack" if packed else "application/json"},
+                headers={"Accept": "application/msgpack" if packed and not self.plain else JSON},
             )
         self.look()
 
@@ -159,6 +162,11 @@ class Client:
             self.seen = {}
             self.position = "-1"
             self.resets += 1
+            return True
+        if answer.status == 406:
+            assert answer.json["errcode"] == "TCPREPL_NOT_IN_MSGPACK"
+            assert not self.plain
+            self.plain = True
             return True
         assert answer.status == 200, answer.body
         packed = answer.headers["content-type"] == "application/msgpack"
