@@ -210,17 +210,8 @@ class Hub:
         return chunk
 
     def _render(self, form: WireForm, block: Block) -> bytes:
-        if form.rdata_instance and block.longest_line_bytes <= form.max_line_bytes:
-            return block.lines  # nearly always: the very bytes of the log
-        result = render_rows(
-            form,
-            block.stream,
-            block.instance,
-            block.tokens,
-            block.lines,
-            block.ends,
-            block.longest_line_bytes,
-        )
+        # nearly always these are the very bytes of the log
+        result = render_rows(form, block.stream, block.instance, block.tokens, block.lines)
         if result.omitted:
             self._say_omitted(form, block.stream, block.instance, result.omitted, "every peer")
         return result.lines
@@ -527,9 +518,7 @@ class Hub:
             backlog.sent[pair] = last
         else:
             backlog.sent.pop(pair, None)
-        result = render_rows(
-            reader.form, *pair, page.tokens, page.lines, page.ends, page.longest_line_bytes
-        )
+        result = render_rows(reader.form, *pair, page.tokens, page.lines)
         if result.omitted:
             self._say_omitted(reader.form, *pair, result.omitted, reader.label)
         return result.lines

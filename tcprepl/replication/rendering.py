@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.dialects import Dialect
+from tcprepl.streams.log import line_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,6 @@ def render_rows(
     instance: InstanceName,
     tokens: Sequence[Token],
     lines: bytes,
-    ends: Sequence[int],
-    longest_line_bytes: int,
 ) -> Rendered:
     """Return the lines of a block or page in *form*.
 
@@ -67,11 +66,25 @@ def render_rows(
     ``POSITION stream instance T T``: a peer of the newest dialects then sees that it has
     missed ``T`` and fetches it over HTTP (protocol.md section 10).
     """
-    if longest_line_bytes > form.max_line_bytes:
-        return _render_without_long(form, stream, instance, tokens, lines, ends)
+    if has_longer_line(lines, form.max_line_bytes):
+        return _render_without_long(form, stream, instance, tokens, lines)
     if form.rdata_instance:
         return Rendered(lines)
     return Rendered(_strip_instance(stream, instance, lines))
+
+
+def has_longer_line(lines: bytes, limit_bytes: int) -> bool:
+    """Whether a line of *lines* is longer than *limit_bytes*, LF excluded.
+
+    It takes only as many looks as the limit fits into *lines*.
+    """
+    start, size = 0, len(lines)
+    while size - start > limit_bytes + 1:
+        end = lines.rfind(b"\n", start, start + limit_bytes + 1)
+        if end < 0:
+            return True
+        start = end + 1
+    return False
 
 
 def _strip_instance(stream: StreamName, instance: InstanceName, lines: bytes) -> bytes:
@@ -90,8 +103,8 @@ def _render_without_long(
     instance: InstanceName,
     tokens: Sequence[Token],
     lines: bytes,
-    ends: Sequence[int],
 ) -> Rendered:
+    ends = line_ends(lines)
     shorter = 0 if form.rdata_instance else len(instance.encode()) + 1
     parts: list[bytes] = []
     omitted: list[Token] = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import chain, zip_longest
 
 from tcprepl.errors import TokenOrder
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.streams.log import Block, Page
+from tcprepl.streams.json_rows import JsonRows
+from tcprepl.streams.log import Block, Page, row_of
 
 #: A page that holds this part of its limit (1/8) ends before a block that does not fit whole.
 _ENOUGH = 8
@@ -60,29 +61,29 @@ def render(
     now_ms: int,
 ) -> Block:
     """Return the block of *rows*: the lines that go out, in the newest dialect."""
-    prefix = f"RDATA {stream} {instance} ".encode()
+    # All rows become one template, which takes all tokens at once: a third of the time of a
+    # line at a time.
+    whole = JsonRows.of(rows)
+    joined = whole.joined
+    words: Sequence[object] = tokens
     if type(tokens) is range:
-        lines = [
-            b"%b%d %b\n" % (prefix, token, row) for token, row in zip(tokens, rows, strict=True)
-        ]
+        prefix = f"RDATA {stream} {instance} ".replace("%", "%%").encode() + b"%d "
     else:
-        lines = []
-        following = iter(tokens)
-        next(following)
-        for token, row in zip(tokens, rows, strict=True):
-            if next(following, None) == token:
-                lines.append(b"%bbatch %b\n" % (prefix, row))
-            else:
-                lines.append(b"%b%d %b\n" % (prefix, token, row))
-    sizes = list(map(len, lines))
-    return Block(
-        stream, instance, tokens, b"".join(lines), list(accumulate(sizes)), max(sizes) - 1, now_ms
-    )
+        prefix = f"RDATA {stream} {instance} ".replace("%", "%%").encode() + b"%b "
+        words = [
+            b"batch" if token == following else b"%d" % token
+            for token, following in zip_longest(tokens, tokens[1:])
+        ]
+    if b"%" in joined:
+        joined = joined.replace(b"%", b"%%")
+    template = prefix + joined.replace(b"\n", b"\n" + prefix)
+    lines = template[: -len(prefix)] % tuple(words)
+    return Block(stream, instance, tokens, lines, now_ms, whole.keys)
 
 
 def empty_page(upto: Token) -> Page:
     """Return the page of a range without rows."""
-    return Page((), b"", (), upto, False, 0)
+    return Page((), b"", upto, False)
 
 
 def cut_page(
@@ -111,11 +112,11 @@ def cut_page(
             if start == len(block.tokens):
                 continue
             break
-        offset = block.ends[start - 1] if start else 0
+        offset = _offset(block, start)
         room_rows = limit_rows - rows
         room_bytes = limit_bytes - size
         end = stop
-        if stop - start > room_rows or block.ends[stop - 1] - offset > room_bytes:
+        if stop - start > room_rows or _offset(block, stop) - offset > room_bytes:
             limited = True
             if rows * _ENOUGH >= limit_rows or size * _ENOUGH >= limit_bytes:
                 break
@@ -125,7 +126,7 @@ def cut_page(
             limited = end < stop
         pieces.append((block, start, end))
         rows += end - start
-        size += block.ends[end - 1] - offset
+        size += _offset(block, end) - offset
         if limited:
             break
         if block.last > upto:
@@ -153,34 +154,24 @@ def _token_boundary(
 
 def _join(pieces: Sequence[tuple[Block, int, int]], upto: Token, limited: bool) -> Page:
     if len(pieces) == 1:
-        tokens, lines, ends = _piece(*pieces[0])
-        return Page(tokens, lines, ends, upto, limited, pieces[0][0].longest_line_bytes)
-    all_tokens: list[Token] = []
-    all_lines: list[bytes] = []
-    all_ends: list[int] = []
-    size = 0
-    for block, start, end in pieces:
-        tokens, lines, ends = _piece(block, start, end)
-        all_tokens += tokens
-        all_lines.append(lines)
-        all_ends += [offset + size for offset in ends] if size else ends
-        size += len(lines)
-    longest = max(block.longest_line_bytes for block, _, _ in pieces)
-    return Page(all_tokens, b"".join(all_lines), all_ends, upto, limited, longest)
+        return Page(*_piece(*pieces[0]), upto, limited)
+    tokens, lines = zip(*(_piece(*piece) for piece in pieces), strict=True)
+    return Page(list(chain.from_iterable(tokens)), b"".join(lines), upto, limited)
 
 
-def _piece(block: Block, start: int, end: int) -> tuple[Sequence[Token], bytes, Sequence[int]]:
+def _piece(block: Block, start: int, end: int) -> tuple[Sequence[Token], bytes]:
     if not start and end == len(block.tokens):
-        return block.tokens, block.lines, block.ends
-    offset = block.ends[start - 1] if start else 0
-    ends = block.ends[start:end]
-    return (
-        block.tokens[start:end],
-        block.lines[offset : ends[-1]],
-        [end - offset for end in ends] if offset else ends,
-    )
+        return block.tokens, block.lines
+    return block.tokens[start:end], block.lines[_offset(block, start) : _offset(block, end)]
 
 
 def rows_of(block: Block) -> list[bytes]:
     """Return the rows of a block as JSON."""
-    return [line.split(b" ", 4)[4] for line in block.lines.split(b"\n")[:-1]]
+    return [row_of(line) for line in block.lines.split(b"\n")[:-1]]
+
+
+def _offset(block: Block, index: int) -> int:
+    """Return where row *index* begins, or where the rows end."""
+    if not index:
+        return 0
+    return len(block.lines) if index == len(block.tokens) else block.ends[index - 1]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from math import isfinite
+from operator import attrgetter, itemgetter
 from typing import Any, NoReturn, TypeAlias, get_args, overload
 
 import msgspec
@@ -23,6 +24,7 @@ from msgspec import UNSET, Raw, Struct
 from tcprepl.errors import BadRow
 from tcprepl.ids import StreamName
 from tcprepl.limits import MAX_ROW_BYTES
+from tcprepl.streams.json_rows import JsonRows
 
 #: Characters of an offending value that an error shows.
 SNIPPET_CHARS = 64
@@ -35,6 +37,7 @@ _opaque_decoder = msgspec.json.Decoder(Any)
 _packer = msgspec.msgpack.Encoder()
 #: What a row given as plain values is.
 _SEQUENCES = frozenset({list, tuple})
+_first = itemgetter(0)
 _NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 _PATH = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _SEGMENT = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[]+)")
@@ -49,29 +52,49 @@ class RowCodec:
     """
 
     __slots__ = (
-        "_convertible",
+        "_common",
         "_decoder",
+        "_key_field",
         "_reader",
-        "_rows_type",
         "_short",
         "row_type",
         "stream",
     )
 
-    def __init__(self, stream: StreamName, row_type: Any, reader: Reader | None = None) -> None:
+    def __init__(
+        self,
+        stream: StreamName,
+        row_type: Any,
+        reader: Reader | None = None,
+        common: Any = None,
+        *,
+        keyed: bool = False,
+    ) -> None:
+        """Make the codec.
+
+        Args:
+            stream: Name of the stream.
+            row_type: Type of a row; `typing.Any` for opaque JSON.
+            reader: Reads historical shapes.
+            common: The shape that nearly all rows have, as a type that says of every value in
+                it what it has to be; whatever has it fits *row_type*.
+            keyed: Whether the first field of a row is a text that says what it is a state of.
+        """
         self.stream = stream
         self.row_type = row_type
         self._reader = reader
+        self._key_field = attrgetter(row_type.__struct_fields__[0]) if keyed else None
         self._decoder = _opaque_decoder if row_type is Any else msgspec.json.Decoder(row_type)
         # whether rows may end in UNSET fields, which the encoder does not leave out by itself
         self._short = any(
             UNSET in (field.default for field in msgspec.structs.fields(struct))
             for struct in _structs(row_type)
         )
-        self._rows_type = list[row_type]
-        self._convertible = _is_closed(msgspec.inspect.type_info(row_type))
+        closed = row_type if common is None else common
+        sure = _is_closed(msgspec.inspect.type_info(closed))
+        self._common = list[closed] if sure else None  # type: ignore[valid-type]
 
-    def encode(self, rows: Sequence[object]) -> list[bytes]:
+    def encode(self, rows: Sequence[object]) -> Sequence[bytes]:
         """Return each row as one line of JSON.
 
         Args:
@@ -80,31 +103,52 @@ class RowCodec:
         Raises:
             BadRow: one of them does not fit.
         """
-        plain = _SEQUENCES.issuperset(map(type, rows))
+        types = set(map(type, rows))
+        plain = types <= _SEQUENCES
         if self._short and not plain:
             rows = [_without_unset(row) for row in rows]
         try:
             together = _encoder.encode_lines(rows)
-            if plain and self._convertible:
-                # The values say as much as their JSON does, in half the time.
-                msgspec.convert(rows, self._rows_type)
-            else:
+            if not (plain and self._are_common(rows)):
                 self._decoder.decode_lines(together)
+                if together.count(b"\n") != len(rows) or b"\r" in together:
+                    return self._encode_each(rows)
+                if b"null" in together and _may_have_nan(rows):
+                    return self._encode_each(rows)
         except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
-            return [self._encode_one(row, index) for index, row in enumerate(rows)]
-        lines = together.split(b"\n")
-        lines.pop()
-        if len(lines) != len(rows):
-            return [self._encode_one(row, index) for index, row in enumerate(rows)]
-        if b"null" in together and _may_have_nan(rows):
-            for index, row in enumerate(rows):
-                if _has_nan(row):
-                    self._refuse_nan(index)
+            return self._encode_each(rows)
+        encoded = JsonRows(together, len(rows), self._keys(rows, types))
         if len(together) > MAX_ROW_BYTES:
-            self._check_sizes(lines)
-        return lines
+            self._check_sizes(encoded)
+        return encoded
 
-    def check(self, rows: Sequence[bytes | Raw]) -> list[bytes]:
+    def _keys(self, rows: Sequence[Any], types: set[type]) -> list[str] | None:
+        """Return the key of each row, if that is easy."""
+        if self._key_field is None:
+            return None
+        if types <= _SEQUENCES:
+            keys = list(map(_first, rows))
+        elif types == {self.row_type}:
+            keys = list(map(self._key_field, rows))
+        else:
+            return None
+        # What is written as a text need not be one, and is no good for comparing.
+        return keys if set(map(type, keys)) == {str} else None
+
+    def _are_common(self, rows: Sequence[object]) -> bool:
+        """Whether *rows* surely fit; values say as much as their JSON does, in half the time."""
+        if self._common is None:
+            return False
+        try:
+            msgspec.convert(rows, self._common)
+        except (msgspec.ValidationError, RecursionError):
+            return False
+        return True
+
+    def _encode_each(self, rows: Sequence[object]) -> list[bytes]:
+        return [self._encode_one(row, index) for index, row in enumerate(rows)]
+
+    def check(self, rows: Sequence[bytes | Raw]) -> Sequence[bytes]:
         """Return rows that are JSON already as single lines, after validating them.
 
         Raises:
@@ -121,6 +165,10 @@ class RowCodec:
             lines = [self._check_one(line, index) for index, line in enumerate(lines)]
         if len(together) > MAX_ROW_BYTES:
             self._check_sizes(lines)
+        if self._key_field is not None and len(found) == len(lines):
+            return JsonRows(
+                b"\n".join(lines) + b"\n", len(lines), self._keys(found, {self.row_type})
+            )
         return lines
 
     def decode(self, row: bytes | Raw) -> Any:
@@ -309,9 +357,14 @@ Sequence.register(Rows)
 def _is_closed(shape: msgspec.inspect.Type) -> bool:
     """Whether *shape* surely says of every value in it what it has to be.
 
-    Raw JSON and `Any` do not; tuples are in no row so far.
+    Raw JSON and `Any` do not, nor do numbers that may be infinite; tuples are in no row so far.
     """
-    unsure = (msgspec.inspect.RawType, msgspec.inspect.AnyType, msgspec.inspect.TupleType)
+    unsure = (
+        msgspec.inspect.RawType,
+        msgspec.inspect.AnyType,
+        msgspec.inspect.FloatType,
+        msgspec.inspect.TupleType,
+    )
     if isinstance(shape, unsure):
         return False
     inner: list[msgspec.inspect.Type] = []

@@ -13,6 +13,7 @@ from tcprepl.ids import Token
 from tcprepl.streams.blocks import render
 from tcprepl.streams.database import Commit, StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block
 
 #: A block is filled up to this many rows or bytes with what meets in one commit: as much as
@@ -29,8 +30,7 @@ class Append:
 
     pair: DurableStream
     tokens: Sequence[Token]
-    rows: Sequence[bytes]
-    size_bytes: int
+    rows: JsonRows
     transaction_id: str | None
     waiting: list[Deferred[Appended]]
 
@@ -63,29 +63,35 @@ Item: TypeAlias = Append | Advance | Barrier
 class _Group:
     """Rows of one pair that become one block."""
 
-    __slots__ = ("rows", "size_bytes", "tokens")
+    __slots__ = ("count", "joined", "size_bytes", "tokens")
 
     def __init__(self) -> None:
-        self.rows: list[bytes] = []
+        self.joined: list[bytes] = []
         self.tokens: list[Sequence[Token]] = []
+        self.count = 0
         self.size_bytes = 0
 
-    def has_room(self, rows: int, size_bytes: int) -> bool:
-        return len(self.rows) + rows <= BLOCK_ROWS and self.size_bytes + size_bytes <= BLOCK_BYTES
+    def has_room(self, rows: JsonRows) -> bool:
+        return (
+            self.count + len(rows) <= BLOCK_ROWS
+            and self.size_bytes + rows.size_bytes <= BLOCK_BYTES
+        )
 
-    def add(self, tokens: Sequence[Token], rows: Sequence[bytes], size_bytes: int) -> None:
-        self.rows += rows
+    def add(self, tokens: Sequence[Token], rows: JsonRows) -> None:
+        self.joined.append(rows.joined)
         self.tokens.append(tokens)
-        self.size_bytes += size_bytes
+        self.count += len(rows)
+        self.size_bytes += rows.size_bytes
 
     def block(self, stored: StoredPair, now_ms: int) -> Block:
         first, last = self.tokens[0][0], self.tokens[-1][-1]
         tokens: Sequence[Token]
-        if last - first + 1 == len(self.rows) and all(type(t) is range for t in self.tokens):
+        if last - first + 1 == self.count and all(type(t) is range for t in self.tokens):
             tokens = range(first, last + 1)
         else:
             tokens = list(chain.from_iterable(self.tokens))
-        return render(stored.stream, stored.instance, tokens, self.rows, now_ms)
+        rows = JsonRows(b"".join(self.joined), self.count)
+        return render(stored.stream, stored.instance, tokens, rows, now_ms)
 
 
 @dataclass(slots=True)
@@ -110,7 +116,7 @@ def take(waiting: list[Item]) -> list[Item]:
         if size >= COMMIT_BYTES:
             break
         if isinstance(item, Append):
-            size += item.size_bytes
+            size += item.rows.size_bytes
         taken += 1
     items = waiting[:taken]
     del waiting[:taken]
@@ -141,10 +147,10 @@ def gather(items: list[Item], now_ms: int) -> Batch:
             continue
         moved[pair].position = item.tokens[-1]
         moved[pair].rows += len(item.rows)
-        if not groups[pair].has_room(len(item.rows), item.size_bytes):
+        if not groups[pair].has_room(item.rows):
             _close(batch, groups, pair, now_ms)
-        if groups[pair].has_room(len(item.rows), item.size_bytes):
-            groups[pair].add(item.tokens, item.rows, item.size_bytes)
+        if groups[pair].has_room(item.rows):
+            groups[pair].add(item.tokens, item.rows)
         else:
             _divide(batch, groups, item, now_ms)
         if item.transaction_id is not None:
@@ -173,7 +179,7 @@ def _divide(batch: Batch, groups: dict[DurableStream, _Group], item: Append, now
         ):
             size += len(rows[stop])
             stop += 1
-        groups[item.pair].add(tokens[start:stop], rows[start:stop], size)
+        groups[item.pair].add(tokens[start:stop], rows[start:stop])
         _close(batch, groups, item.pair, now_ms)
         start = stop
 
@@ -182,6 +188,6 @@ def _close(
     batch: Batch, groups: dict[DurableStream, _Group], pair: DurableStream, now_ms: int
 ) -> None:
     group = groups[pair]
-    if group.rows:
+    if group.count:
         batch.steps.append((pair, group.block(pair.stored, now_ms)))
         groups[pair] = _Group()

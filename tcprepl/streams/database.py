@@ -1,17 +1,15 @@
 """The SQLite file of a log: its schema, what the writer thread does, how blocks are read.
 
-One row of ``blocks`` is one committed block: its body is msgpack of the tokens, of where each
-line ends, and of the very lines that went out, with a CRC-32 of all that. ``pairs`` has the
-position of each (stream, instance), or for an ephemeral stream the highest token that may
-have been given out. Two connections are in use: one that writes, in the writer thread, and
-one that reads, in the reactor's; WAL keeps them out of each other's way.
+One row of ``blocks`` is one committed block: its body is msgpack of the tokens and of the very
+lines that went out, with a CRC-32 of all that. ``pairs`` has the position of each (stream,
+instance), or for an ephemeral stream the highest token that may have been given out. Two
+connections are in use: one that writes, in the writer thread, and one that reads, in the
+reactor's; WAL keeps them out of each other's way.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import sys
-from array import array
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -141,30 +139,19 @@ Freed = list[tuple[int, int, int]]
 def encode_block(block: Block) -> bytes:
     """Return the body that is stored of *block*."""
     tokens = block.tokens
-    ends = array("I", block.ends)
-    if sys.byteorder == "big":
-        ends.byteswap()
+    consecutive = type(tokens) is range
     body: bytes = msgpack.packb(
-        (
-            (tokens[0], len(tokens)) if type(tokens) is range else list(tokens),
-            type(tokens) is range,
-            block.longest_line_bytes,
-            ends.tobytes(),
-            block.lines,
-        )
+        ((tokens[0], len(tokens)) if consecutive else list(tokens), consecutive, block.lines)
     )
     return body
 
 
 def decode_block(stream: StreamName, instance: InstanceName, body: bytes, written_ms: int) -> Block:
     """Return the block that *body* was made of."""
-    tokens, consecutive, longest, packed_ends, lines = msgpack.unpackb(body)
-    ends = array("I")
-    ends.frombytes(packed_ends)
-    if sys.byteorder == "big":
-        ends.byteswap()
+    # Files of before 0.1.0 hold more, between these: where each line ends.
+    tokens, consecutive, *_, lines = msgpack.unpackb(body)
     given: Sequence[Token] = range(tokens[0], tokens[0] + tokens[1]) if consecutive else tokens
-    return Block(stream, instance, given, lines, ends, longest, written_ms)
+    return Block(stream, instance, given, lines, written_ms)
 
 
 class Database:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, count
+from operator import add
 from typing import TYPE_CHECKING, Protocol
 
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -29,20 +31,11 @@ class Block:
         instance: Name of the instance that wrote it.
         tokens: The token of each row, ascending; the rows of a batch repeat theirs.
         lines: All RDATA lines, each ended by LF.
-        ends: For each row the offset in *lines* just past its LF.
-        longest_line_bytes: Length of the longest line, LF excluded.
         written_ms: Wall-clock time of the append in ms since 1970.
+        keys: The key of each row, where it is known already (`JsonRows.keys`).
     """
 
-    __slots__ = (
-        "ends",
-        "instance",
-        "lines",
-        "longest_line_bytes",
-        "stream",
-        "tokens",
-        "written_ms",
-    )
+    __slots__ = ("_ends", "instance", "keys", "lines", "stream", "tokens", "written_ms")
 
     def __init__(
         self,
@@ -50,17 +43,16 @@ class Block:
         instance: InstanceName,
         tokens: Sequence[Token],
         lines: bytes,
-        ends: Sequence[int],
-        longest_line_bytes: int,
         written_ms: int,
+        keys: Sequence[str] | None = None,
     ) -> None:
         self.stream = stream
         self.instance = instance
         self.tokens = tokens
         self.lines = lines
-        self.ends = ends
-        self.longest_line_bytes = longest_line_bytes
         self.written_ms = written_ms
+        self.keys = keys
+        self._ends: Sequence[int] | None = None
 
     @property
     def first(self) -> Token:
@@ -71,6 +63,16 @@ class Block:
     def last(self) -> Token:
         """Token of the last row."""
         return self.tokens[-1]
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """For each row the offset in *lines* just past its LF.
+
+        Nearly all blocks are sent whole, and nobody asks.
+        """
+        if self._ends is None:
+            self._ends = line_ends(self.lines)
+        return self._ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +92,29 @@ class Page:
     Attributes:
         tokens: The token of each row, ascending.
         lines: The RDATA lines of these rows, each ended by LF (newest dialect).
-        ends: For each row the offset in *lines* just past its LF.
         upto: The token reached; read on from here.
         limited: Whether rows up to the asked-for token remain.
-        longest_line_bytes: An upper bound of the longest line, LF excluded.
     """
 
     tokens: Sequence[Token]
     lines: bytes
-    ends: Sequence[int]
     upto: Token
     limited: bool
-    longest_line_bytes: int
 
     def rows(self) -> Iterator[tuple[Token, bytes]]:
         """Yield (token, row as JSON bytes) of each row."""
-        start = 0
-        for token, end in zip(self.tokens, self.ends, strict=True):
-            yield token, self.lines[start : end - 1].split(b" ", 4)[4]
-            start = end
+        return zip(self.tokens, map(row_of, self.lines.split(b"\n")), strict=False)
+
+
+def row_of(line: bytes) -> bytes:
+    """Return the row of an RDATA line as JSON; nothing of an empty line."""
+    return line.split(b" ", 4)[-1]
+
+
+def line_ends(lines: bytes) -> list[int]:
+    """Return for each line the offset just past its LF; the last line has one too."""
+    lengths = map(len, lines.split(b"\n"))
+    return list(map(add, accumulate(lengths), count(1)))[:-1]
 
 
 class Log(Protocol):

@@ -16,7 +16,8 @@ from tcprepl.streams import rows
 from tcprepl.streams.codec import Reader, RowCodec, Rows
 
 
-def _never(row: Any) -> bool:
+def never(row: Any) -> bool:
+    """Say that no row is blank."""
     return False
 
 
@@ -56,9 +57,10 @@ class StreamDef:
         durable: bool = True,
         key: Callable[[Any], object] | None = None,
         key_is_first_field: bool = False,
-        blank: Callable[[Any], bool] = _never,
+        blank: Callable[[Any], bool] = never,
         offered_by_default: bool = False,
         reader: Reader | None = None,
+        common: Any = None,
     ) -> None:
         check_name("stream", name)
         self.name = name
@@ -68,7 +70,9 @@ class StreamDef:
         self.key_is_first_field = key_is_first_field
         self.blank = blank
         self.offered_by_default = offered_by_default
-        self.codec = RowCodec(name, Any if row_type is None else row_type, reader)
+        self.codec = RowCodec(
+            name, Any if row_type is None else row_type, reader, common, keyed=key_is_first_field
+        )
 
     @property
     def keyed(self) -> bool:
@@ -141,7 +145,7 @@ BUILT_IN: tuple[StreamDef, ...] = (
         blank=lambda row: not row.user_ids,
         offered_by_default=True,
     ),
-    StreamDef("receipts", rows.ReceiptRow, offered_by_default=True),
+    StreamDef("receipts", rows.ReceiptRow, offered_by_default=True, common=rows.CommonReceiptRow),
     StreamDef("push_rules", rows.PushRulesRow, offered_by_default=True),
     StreamDef("pushers", rows.PushersRow, offered_by_default=True),
     StreamDef("caches", rows.CachesRow, offered_by_default=True),
@@ -152,6 +156,7 @@ BUILT_IN: tuple[StreamDef, ...] = (
         rows.FederationRow,
         offered_by_default=True,
         reader=_read_federation,
+        common=rows.CommonFederationRow,
     ),
     StreamDef("tag_account_data", rows.TagAccountDataRow, offered_by_default=True),
     StreamDef("account_data", rows.AccountDataRow, offered_by_default=True),
@@ -206,7 +211,7 @@ class Registry:
             if stream.offered_by_default or stream.row_type is None
         ]
 
-    def encode_rows(self, stream: StreamName, rows: Sequence[object]) -> list[bytes]:
+    def encode_rows(self, stream: StreamName, rows: Sequence[object]) -> Sequence[bytes]:
         """Return each row as one line of JSON, validated.
 
         Raises:
@@ -215,7 +220,7 @@ class Registry:
         """
         return self.get(stream).codec.encode(rows)
 
-    def check_json_rows(self, stream: StreamName, rows: Sequence[bytes | Raw]) -> list[bytes]:
+    def check_json_rows(self, stream: StreamName, rows: Sequence[bytes | Raw]) -> Sequence[bytes]:
         """Return rows that are JSON already as single lines, validated.
 
         Raises:

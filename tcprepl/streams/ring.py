@@ -7,21 +7,19 @@ states, what the newest evicted row of each key said, for readers that start ane
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-
-import msgspec
 
 from tcprepl.errors import BadRow
 from tcprepl.ids import Token
 from tcprepl.streams.blocks import render, rows_of
 from tcprepl.streams.log import Block
-from tcprepl.streams.registry import StreamDef
+from tcprepl.streams.registry import StreamDef, never
 
 #: Blank rows that are kept at least, so that a reader in the middle of the states sees them.
 BLANKS_KEPT = 1_024
-#: Evicted rows that wait to be folded together.
-FOLD_ROWS = 4_096
+#: Bytes of evicted rows that wait to be folded together.
+FOLD_BYTES = 4 * 1024 * 1024
 #: Rows that are rendered at once when states are read.
 _CHUNK_ROWS = 500
 
@@ -79,16 +77,9 @@ class Ring:
             yield self._blocks[index]
 
 
-_NOTHING = Block("", "", (0,), b"", (0,), 0, 0)
-
-
-class _FirstField(msgspec.Struct, array_like=True, gc=False):
-    """What is read of a row when only its key counts."""
-
-    key: str
-
-
-_first_fields = msgspec.json.Decoder(_FirstField)
+#: Stands for the key of a row that says nothing.
+_NO_KEY = object()
+_NOTHING = Block("", "", (0,), b"", 0)
 
 
 class Kept:
@@ -111,7 +102,7 @@ class Kept:
         self._live = 0
         self._blank_floor = start
         self._waiting: list[Block] = []
-        self._waiting_rows = 0
+        self._waiting_bytes = 0
 
     def __len__(self) -> int:
         self._settle()
@@ -130,47 +121,57 @@ class Kept:
         until somebody asks.
         """
         self._waiting.append(block)
-        self._waiting_rows += len(block.tokens)
-        if self._waiting_rows >= FOLD_ROWS:
+        self._waiting_bytes += len(block.lines)
+        if self._waiting_bytes >= FOLD_BYTES:
             self._settle()
 
     def _settle(self) -> None:
         """Fold what waits: of each key the newest row alone."""
-        if not self._waiting:
-            return
-        tokens: list[Token] = []
-        rows: list[bytes] = []
-        for block in self._waiting:
-            tokens += block.tokens
-            rows += rows_of(block)
-        self._waiting.clear()
-        self._waiting_rows = 0
-        for index, (key, value) in sorted(self._newest(rows).items()):
+        may_be_blank = self._stream.blank is not never
+        for token, key, row in self._newest():
             before = self._slots.get(key)
             if before is not None:
                 self._rows[before] = None
                 self._live -= not self._blank[before]
-            blank = self._stream.blank(value)
+            blank = may_be_blank and self._stream.blank(self._stream.codec.decode(row))
             self._slots[key] = len(self._tokens)
-            self._tokens.append(tokens[index])
-            self._rows.append(rows[index])
+            self._tokens.append(token)
+            self._rows.append(row)
             self._blank.append(blank)
             self._live += not blank
         if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
             self._compact()
 
-    def _newest(self, rows: list[bytes]) -> dict[int, tuple[object, Any]]:
-        """Return the index of the newest row of each key, with the key and what it says."""
-        if self._stream.key_is_first_field:
-            try:
-                keys = [first.key for first in _first_fields.decode_lines(b"\n".join(rows))]
-                places = dict(zip(keys, range(len(rows)), strict=True))
-                return {i: (key, self._stream.codec.decode(rows[i])) for key, i in places.items()}
-            except (msgspec.MsgspecError, UnicodeError, BadRow):
-                pass  # among them is one that was appended unchecked
-        values = [self._value_or_none(row) for row in rows]
-        newest = {self._key(v): i for i, v in enumerate(values) if v is not None}
-        return {index: (key, values[index]) for key, index in newest.items()}
+    def _newest(self) -> Iterator[tuple[Token, object, bytes]]:
+        """Take what waits; yield (token, key, row) of the newest row of each key."""
+        places: dict[object, int] = {}
+        starts: list[int] = []
+        count = 0
+        for block in self._waiting:
+            starts.append(count)
+            places.update(
+                zip(self._keys(block), range(count, count + len(block.tokens)), strict=True)
+            )
+            count += len(block.tokens)
+        places.pop(_NO_KEY, None)
+        rows: list[bytes] = []
+        looked_at = -1
+        for place, key in sorted(zip(places.values(), places, strict=True)):
+            number = bisect_right(starts, place) - 1
+            block = self._waiting[number]
+            if number != looked_at:
+                rows, looked_at = rows_of(block), number
+            index = place - starts[number]
+            yield block.tokens[index], key, rows[index]
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _keys(self, block: Block) -> Sequence[object]:
+        """Return the key of each row of *block*."""
+        if block.keys is not None:
+            return block.keys
+        values = map(self._value_or_none, rows_of(block))
+        return [_NO_KEY if value is None else self._key(value) for value in values]
 
     def _value_or_none(self, row: bytes) -> Any:
         """Return what *row* says; rows that were appended unchecked may say nothing."""

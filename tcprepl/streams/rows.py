@@ -11,7 +11,7 @@ Booleans may come as 0 and 1, as some databases give them; compare them by truth
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -212,6 +212,16 @@ class ReceiptRow(Row, frozen=True):
         return found
 
 
+class CommonReceiptRow(Row, frozen=True):
+    """Receipts as they are nearly always written, with nothing to look at twice."""
+
+    room_id: str
+    receipt_type: str
+    user_id: str
+    event_id: str
+    data: dict[str, str | int | bool | None]
+
+
 def _object_or_none(text: str) -> object:
     try:
         return json.loads(text)
@@ -409,3 +419,50 @@ class OtherFederationRow(Row, frozen=True):
 FederationRow: TypeAlias = (
     PresenceFedRow | PresenceDestinationsRow | KeyedEduRow | EduRow | DeviceRow | FailureRow
 )
+
+
+def _plain_json(depth: int) -> Any:
+    """Return the type of JSON without fractions that has at most *depth* levels."""
+    scalar = str | int | bool | None
+    found: Any = scalar
+    for _ in range(depth):
+        found = scalar | dict[str, found] | list[found]
+    return found
+
+
+if TYPE_CHECKING:
+    PlainJson: TypeAlias = Any
+else:
+    #: JSON of EDUs as it nearly always is.
+    PlainJson = _plain_json(6)
+
+
+class CommonEdu(Struct, frozen=True, gc=False):
+    """An EDU whose content is such that nothing of it needs a second look."""
+
+    edu_type: str
+    content: dict[str, PlainJson]
+    origin: str
+    destination: str
+
+
+class CommonKeyedEdu(Struct, frozen=True, gc=False):
+    """The same with a key."""
+
+    key: list[str | int]
+    edu: CommonEdu
+
+
+class CommonKeyedEduRow(Row, frozen=True, tag="k"):
+    """A keyed EDU as it is nearly always written."""
+
+    data: CommonKeyedEdu
+
+
+class CommonEduRow(Row, frozen=True, tag="e"):
+    """An EDU as it is nearly always written."""
+
+    data: CommonEdu
+
+
+CommonFederationRow: TypeAlias = CommonKeyedEduRow | CommonEduRow

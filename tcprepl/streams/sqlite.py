@@ -28,6 +28,7 @@ from tcprepl.streams.blocks import assign_tokens, empty_page
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.lock import DirectoryLock
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.memory import MemoryStream
@@ -242,8 +243,7 @@ class SqliteLog(BaseLog):
             return self._append_ephemeral(pair, given, rows, transaction_id, now)
         pair.assigned = given[-1]
         answered: Deferred[Appended] = Deferred()
-        size = sum(map(len, rows))
-        append = Append(pair, given, rows, size, transaction_id, [answered])
+        append = Append(pair, given, JsonRows.of(rows), transaction_id, [answered])
         if transaction_id is not None:
             self._in_flight[stream, transaction_id] = append
         self._enqueue(append)

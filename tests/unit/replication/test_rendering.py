@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.replication.rendering import WireForm, position_line, render_rows
+from tcprepl.replication.rendering import WireForm, has_longer_line, position_line, render_rows
 from tcprepl.streams.blocks import render
 
 OLD = WireForm.of(DIALECTS["2017"])
@@ -32,22 +32,20 @@ def test_position_in_each_form(form: WireForm, line: bytes) -> None:
 def shown(form: WireForm, tokens: list[int], rows: list[bytes]) -> tuple[bytes, list[int]]:
     """Render rows in *form*."""
     block = render("typing", "master", tokens, rows, 0)
-    result = render_rows(
-        form,
-        block.stream,
-        block.instance,
-        block.tokens,
-        block.lines,
-        block.ends,
-        block.longest_line_bytes,
-    )
+    result = render_rows(form, block.stream, block.instance, block.tokens, block.lines)
     return result.lines, list(result.omitted)
 
 
 def test_newest_form_is_the_very_bytes_of_the_log() -> None:
     block = render("typing", "master", [1, 2], [b"[1]", b"[2]"], 0)
-    arguments = (block.tokens, block.lines, block.ends, block.longest_line_bytes)
-    assert render_rows(NEWEST, "typing", "master", *arguments).lines is block.lines
+    shown_lines = render_rows(NEWEST, "typing", "master", block.tokens, block.lines).lines
+    assert shown_lines is block.lines
+
+
+@given(st.lists(st.integers(0, 12), max_size=30), st.integers(0, 14))
+def test_a_longer_line_is_found_wherever_it_is(lengths: list[int], limit: int) -> None:
+    lines = b"".join(b"x" * length + b"\n" for length in lengths)
+    assert has_longer_line(lines, limit) == any(length > limit for length in lengths)
 
 
 def test_2017_form_names_no_instance() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tcprepl.errors import TokenOrder
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.blocks import assign_tokens, cut_page, render, rows_of
+from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block, Page
 from tests.log_kit import rows_in
 
@@ -43,7 +47,32 @@ def test_rows_come_out_as_they_went_in() -> None:
     rows = [b'["a b  c"]', b"[ ]", "[é]".encode()]
     found = render("s", "i", [1, 1, 2], rows, 0)
     assert list(rows_of(found)) == rows
-    assert found.longest_line_bytes == len(b'RDATA s i batch ["a b  c"]')
+    assert found.lines.startswith(b'RDATA s i batch ["a b  c"]\nRDATA s i 1 ')
+
+
+names = st.text("ab%d$.~", min_size=1, max_size=6)
+
+
+@given(
+    names,
+    names,
+    st.lists(st.tuples(st.integers(0, 2), st.text("[]%bd 1é")), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_each_row_is_a_line_whatever_is_in_it(
+    stream: str, instance: str, given_rows: list[tuple[int, str]], consecutive: bool
+) -> None:
+    rows = [text.encode() for _, text in given_rows]
+    tokens: Sequence[int] = list(accumulate((step for step, _ in given_rows), initial=8))[1:]
+    if consecutive:
+        tokens = range(9, 9 + len(rows))
+    lines = [
+        f"RDATA {stream} {instance} {'batch' if token == following else token} ".encode() + row
+        for token, following, row in zip(tokens, [*tokens[1:], None], rows, strict=True)
+    ]
+    expected = b"".join(line + b"\n" for line in lines)
+    for given_whole in (rows, JsonRows.of(rows)):
+        assert render(stream, instance, tokens, given_whole, 0).lines == expected
 
 
 def test_a_page_of_a_whole_block_is_not_copied() -> None:
@@ -51,7 +80,6 @@ def test_a_page_of_a_whole_block_is_not_copied() -> None:
     page = cut_page([whole], 0, 100, 1_000, 100_000)
     assert page.lines is whole.lines
     assert page.tokens is whole.tokens
-    assert page.ends is whole.ends
 
 
 def test_a_page_with_a_fair_part_of_its_limit_rather_ends_with_a_block() -> None:
@@ -93,6 +121,6 @@ def test_only_as_many_blocks_are_taken_as_needed() -> None:
 
 def test_blocks_out_of_range_give_nothing() -> None:
     blocks = [block(range(1, 4)), block([8, 9])]
-    assert cut_page(blocks, 3, 7, 9, 9_999) == Page((), b"", (), 7, False, 0)
-    assert cut_page(blocks, 9, 12, 9, 9_999) == Page((), b"", (), 12, False, 0)
-    assert cut_page([], 0, 7, 9, 9_999) == Page((), b"", (), 7, False, 0)
+    assert cut_page(blocks, 3, 7, 9, 9_999) == Page((), b"", 7, False)
+    assert cut_page(blocks, 9, 12, 9, 9_999) == Page((), b"", 12, False)
+    assert cut_page([], 0, 7, 9, 9_999) == Page((), b"", 7, False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
 from msgspec import Meta, Raw
@@ -13,6 +15,7 @@ from tcprepl.errors import BadRow
 from tcprepl.limits import MAX_ROW_BYTES
 from tcprepl.streams import rows
 from tcprepl.streams.codec import RowCodec, Rows
+from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.registry import BUILT_IN, StreamDef
 
 STREAMS = {stream.name: stream.codec for stream in BUILT_IN}
@@ -201,6 +204,86 @@ def test_surplus_fields_are_refused_from_a_writer_and_dropped_by_a_reader() -> N
         events.decode(b'["ev",5,"new"]')
     with pytest.raises(BadRow):
         events.decode(b"{}")
+
+
+def edu(content: object) -> list[Any]:
+    """Return a row of the federation stream."""
+    envelope = {"edu_type": "m.x", "origin": "a", "destination": "b"}
+    return ["k", {"key": ["!r", 1], "edu": {**envelope, "content": content}}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": 1},
+        {"a": 0.5, "null": None},
+        {"a": [[[[[[[["deep"]]]]]]]]},
+        {"a": {1: "a key that is no text"}},
+        {"a": "b\n\r%"},
+        Raw(b'{"a":1}'),
+        Raw(b'{"a":\r\n1}'),
+        {"a": Raw(b"[1,\r2]")},
+    ],
+)
+def test_what_is_not_common_is_looked_at_twice_and_fits(content: object) -> None:
+    codec = STREAMS["federation"]
+    common = edu({"as": ["usual", 1, True, None]})
+    lines = codec.encode([common, edu(content)])
+    assert len(lines) == 2
+    assert not any(b"\n" in line or b"\r" in line for line in lines)
+    assert json.loads(lines[0]) == common
+    assert codec.check(lines) == lines
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": math.nan},
+        {"a": [0.5, -math.inf], "b": None},
+        Raw(b'{"a":'),
+        {"a": Raw(b'b"')},
+        {"a": object()},
+    ],
+)
+def test_what_only_looks_common_is_refused(content: object) -> None:
+    with pytest.raises(BadRow) as caught:
+        STREAMS["federation"].encode([edu({}), edu(content)])
+    assert caught.value.index == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ["!r", "m.read", "@a", "$e", {"ts": 1}],
+        ["!r", "m.read", "@a", "$e", {"ts": 1.5, "more": {"any": [1]}}],
+        ["!r", "m.read", "@a", "$e", "main", {"ts": 1}],
+        ["!r", "m.read", "@a", "$e", None, {"ts": 1}],
+        ["!r", "m.read", "@a", "$e", '{"ts": 1}'],
+    ],
+)
+def test_receipts_of_every_age_fit(row: list[Any]) -> None:
+    assert json.loads(STREAMS["receipts"].encode([row])[0]) == row
+
+
+def test_keys_are_told_where_that_is_easy() -> None:
+    codec = STREAMS["typing"]
+    row = ["!a", []]
+    given: list[tuple[list[object], list[str] | None]] = [
+        ([row, ("!b", ["@a"])], ["!a", "!b"]),
+        ([rows.TypingRow("!a", []), rows.TypingRow("!b", [])], ["!a", "!b"]),
+        ([row, rows.TypingRow("!b", [])], None),
+        ([[UUID(int=5), []]], None),
+    ]
+    for some, keys in given:
+        found = codec.encode(some)
+        assert isinstance(found, JsonRows)
+        assert found.keys == keys
+    checked = codec.check([b'["!a",[]]', b'["!\\u0062",[]]'])
+    assert isinstance(checked, JsonRows)
+    assert checked.keys == ["!a", "!b"]
+    assert not isinstance(codec.check([b'["\\ud800",[]]']), JsonRows)
+    for other in ("federation", "receipts"):
+        assert getattr(STREAMS[other].check([]), "keys", None) is None
 
 
 def test_nesting_without_end_is_refused() -> None:

@@ -8,6 +8,7 @@ from tcprepl.streams import commits
 from tcprepl.streams.commits import Advance, Append, Barrier, Item, gather, take
 from tcprepl.streams.database import StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block
 from tcprepl.streams.retention import Bounds
 
@@ -23,7 +24,7 @@ def pair(number: int = 1) -> DurableStream:
 def append(of: DurableStream, tokens: range | list[int], size: int = 10) -> Append:
     """Return an append of rows of *size* bytes."""
     rows = [b"[%b]" % (b"1" * (size - 2))] * len(tokens)
-    return Append(of, tokens, rows, size * len(tokens), None, [])
+    return Append(of, tokens, JsonRows.of(rows), None, [])
 
 
 def blocks(items: list[Item]) -> list[Block]:
@@ -83,12 +84,12 @@ def test_an_advance_parts_blocks_and_moves_the_position() -> None:
 
 def test_a_commit_takes_no_more_than_it_should() -> None:
     of = pair()
-    half = commits.COMMIT_BYTES // 2
+    half = JsonRows.of([b"1" * (commits.COMMIT_BYTES // 2)])
     waiting: list[Item] = [
-        Append(of, range(1, 2), [b""], half, None, []),
+        Append(of, range(1, 2), half, None, []),
         Barrier([]),
-        Append(of, range(2, 3), [b""], half, None, []),
-        Append(of, range(3, 4), [b""], 1, None, []),
+        Append(of, range(2, 3), half, None, []),
+        Append(of, range(3, 4), JsonRows.of([b"1"]), None, []),
     ]
     assert len(take(waiting)) == 3
     assert len(take(waiting)) == 1

@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.streams.blocks import render
-from tcprepl.streams.log import Page
+from tcprepl.streams.log import Page, line_ends, row_of
 from tcprepl.streams.retention import Retention
 from tests.log_kit import CHECKS, Make, SqliteStore, Store, check_log, make_memory
 
@@ -51,6 +51,13 @@ def test_the_kit_runs_all_checks_in_one_call() -> None:
 
 def test_a_page_gives_rows_and_tokens() -> None:
     block = render("typing", "master", [1, 1, 2], [b'["a b",[]]', b"[1]", b"[ 2 ]"], 5)
-    page = Page(block.tokens, block.lines, block.ends, 2, False, block.longest_line_bytes)
+    page = Page(block.tokens, block.lines, 2, False)
     assert list(page.rows()) == [(1, b'["a b",[]]'), (1, b"[1]"), (2, b"[ 2 ]")]
     assert (block.first, block.last) == (1, 2)
+
+
+def test_ends_are_just_past_each_line() -> None:
+    lines = [b"RDATA s i 1 []\n", b"\n", b"RDATA s i 10 [1]\n"]
+    assert line_ends(b"".join(lines)) == [15, 16, 33]
+    assert line_ends(b"") == []
+    assert row_of(b"RDATA s i 10 [ 1, 2 ]") == b"[ 1, 2 ]"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tcprepl.streams import ring as ring_module
 from tcprepl.streams.blocks import render, rows_of
 from tcprepl.streams.log import Block
 from tcprepl.streams.registry import Registry, StreamDef
@@ -105,3 +108,13 @@ def test_states_come_in_blocks_that_part_no_token() -> None:
     found = list(kept.after(0, "i"))
     assert [len(part.tokens) for part in found] == [600, 500, 100]
     assert [row for part in found for row in rows_of(part)] == rows
+
+
+def test_what_falls_out_is_folded_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is bounded, also when nobody ever looks."""
+    monkeypatch.setattr(ring_module, "FOLD_BYTES", 1_000)
+    kept = Kept(Registry().get("typing"))
+    for token in range(1, 200):
+        _fold(kept, token, typing("!a", f"@{token}"))
+        assert sum(len(block.lines) for block in kept._waiting) < 1_000
+    assert _state(kept) == [(199, typing("!a", "@199"))]

@@ -1,0 +1,74 @@
+"""The rows of an append in one piece: encoded together, rendered together, seldom parted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+
+class JsonRows(Sequence[bytes]):
+    """Rows as lines of JSON; equal to any other sequence of the same lines.
+
+    Taking every row apart and putting it together again would cost more than all else that
+    happens to it, so that is done only when somebody looks at a single one.
+
+    Attributes:
+        joined: The rows, each ended by LF.
+        keys: What each row is a state of, where that was known without a look at the JSON.
+    """
+
+    __slots__ = ("_count", "_parted", "joined", "keys")
+
+    def __init__(self, joined: bytes, count: int, keys: Sequence[str] | None = None) -> None:
+        """Hold *count* rows, each ended by the only LF in it."""
+        self.joined = joined
+        self.keys = keys
+        self._count = count
+        self._parted: list[bytes] | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[bytes]) -> JsonRows:
+        """Return *rows*, which hold no LF, in one piece."""
+        if isinstance(rows, cls):
+            return rows
+        return cls(b"\n".join(rows) + b"\n" if rows else b"", len(rows))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all rows, LF not counted."""
+        return len(self.joined) - self._count
+
+    @property
+    def parted(self) -> list[bytes]:
+        """The rows, one by one."""
+        if self._parted is None:
+            self._parted = self.joined.split(b"\n")
+            self._parted.pop()
+        return self._parted
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> JsonRows: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | JsonRows:
+        if isinstance(index, slice):
+            return self.of(self.parted[index])
+        return self.parted[index]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.parted)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, JsonRows):
+            return self.joined == other.joined
+        return isinstance(other, Sequence) and self.parted == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<JsonRows n={self._count} bytes={len(self.joined)}>"

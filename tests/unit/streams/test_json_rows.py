@@ -1,0 +1,30 @@
+"""Rows in one piece."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcprepl.streams.json_rows import JsonRows
+
+
+@given(st.lists(st.binary(max_size=5).filter(lambda row: b"\n" not in row)), st.integers(0, 9))
+def test_it_is_the_sequence_of_its_rows(rows: list[bytes], cut: int) -> None:
+    whole = JsonRows.of(rows)
+    assert whole == rows
+    assert rows == whole
+    assert whole == JsonRows.of(whole) == JsonRows(whole.joined, len(rows))
+    assert len(whole) == len(rows)
+    assert list(whole) == rows
+    assert whole[cut:] == rows[cut:]
+    assert [whole[index] for index in range(len(rows))] == rows
+    assert whole.size_bytes == sum(map(len, rows))
+    assert whole.joined.count(b"\n") == len(rows)
+    assert whole != [*rows, b"more"]
+
+
+def test_it_is_nothing_else() -> None:
+    whole = JsonRows.of([b"[1]"])
+    assert whole != JsonRows.of([b"[2]"])
+    assert whole != 5
+    assert repr(whole) == "<JsonRows n=1 bytes=4>"
