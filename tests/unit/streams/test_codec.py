@@ -332,3 +332,10 @@ class TestRows:
     def test_sifting_good_rows_gives_them_back(self) -> None:
         found = Rows(STREAMS["typing"], self.raw)
         assert found.sift() == (found, [])
+
+
+def test_numbers_that_may_be_infinite_are_not_taken_at_their_word() -> None:
+    codec = RowCodec("temperatures", list[float])
+    assert codec.encode([[0.5, 1.5]]) == [b"[0.5,1.5]"]
+    with pytest.raises(BadRow, match="NaN"):
+        codec.encode([[0.5], [math.nan]])
