@@ -7,6 +7,7 @@ numbers are in memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 from tcprepl.federation.backoff import Backoff
@@ -160,6 +161,27 @@ class Destination:
             queue = self.queue = LaneQueue()
         self.held_upto = entry[0]
         return queue.add(entry)
+
+    def hold_all(self, entries: Sequence[Entry], room: int) -> int:
+        """Put new EDUs into memory, as `hold` does each; there is room for *room* in all."""
+        queue = self.queue
+        waiting, size_bytes = (queue.length, queue.size_bytes) if queue is not None else (0, 0)
+        if (
+            len(entries) > room
+            or not self.complete
+            or self.backoff.failures
+            or size_bytes > MAX_HELD_BYTES
+            or waiting + len(entries) > MAX_HELD_EDUS
+        ):
+            held = 0
+            for entry in entries:
+                held += self.hold(entry, held < room)
+            return held
+        # The usual case. What was read at once is bounded, and so is how far this may go over.
+        if queue is None:
+            queue = self.queue = LaneQueue()
+        self.held_upto = entries[-1][0]
+        return queue.extend(entries)
 
     def put(self, entry: Entry) -> int:
         """Put an EDU into memory; returns how many more are held: 1 or 0."""

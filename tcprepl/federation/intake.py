@@ -120,12 +120,17 @@ class Intake:
     ) -> Deferred[None] | None:
         """Take one batch; a Deferred when the reading has to wait for the disk."""
         raw = rows.raw
-        self._rows += raw
-        self._bytes += len(raw[0]) if len(raw) == 1 else sum(map(len, raw))
+        if len(raw) == 1:  # nearly always
+            row = raw[0]
+            self._rows.append(row)
+            self._bytes += len(row)
+        else:
+            self._rows += raw
+            self._bytes += sum(map(len, raw))
         self._positions[stream, instance] = token
         if not self._scheduled:
             self._schedule()
-        if len(self._rows) <= MAX_UNSTORED_ROWS and self._bytes <= MAX_UNSTORED_BYTES:
+        if self._bytes <= MAX_UNSTORED_BYTES and len(self._rows) <= MAX_UNSTORED_ROWS:
             return None
         waiting: Deferred[None] = Deferred()
         self._waiters.append(waiting)

@@ -7,7 +7,7 @@ transaction; what a lane leaves of its share goes to the others, in order of imp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -107,21 +107,30 @@ class LaneQueue:
         Returns:
             How many more wait: 1, or 0.
         """
-        edu = entry[2]
-        edu_type = edu.edu_type
-        number, around_bytes = _kinds.get(edu_type) or _kind_of(edu_type)
-        lane = self._lanes[number]
-        self.size_bytes += len(edu.content) + around_bytes
-        key = edu.key
-        if key is None:
-            lane[entry[0]] = entry
-        else:
-            before = len(lane)
-            lane[edu_type, key] = entry
-            if len(lane) == before:
-                return 0
-        self.length += 1
-        return 1
+        return self.extend((entry,))
+
+    def extend(self, entries: Iterable[Entry]) -> int:
+        """Add *entries* in their order, as `add` does each; returns how many more wait."""
+        lanes = self._lanes
+        size_bytes = self.size_bytes
+        more = 0
+        for entry in entries:
+            edu = entry[2]
+            edu_type = edu.edu_type
+            number, around_bytes = _kinds.get(edu_type) or _kind_of(edu_type)
+            lane = lanes[number]
+            size_bytes += len(edu.content) + around_bytes
+            key = edu.key
+            if key is None:
+                lane[entry[0]] = entry
+                more += 1
+            else:
+                before = len(lane)
+                lane[edu_type, key] = entry
+                more += len(lane) - before
+        self.size_bytes = size_bytes
+        self.length += more
+        return more
 
     def discard(self, edu: Edu) -> bool:
         """Forget the EDU with the type and key of *edu*; returns whether there was one."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ParamSpec, Protocol
@@ -248,24 +248,18 @@ class FederationSender:
 
     def deliver(self, entries: Sequence[Entry]) -> None:
         """Take EDUs that are on disk now."""
-        destinations = self.destinations
-        touched: dict[Destination, bool] = {}
-        held = self._held
+        by_name: defaultdict[ServerName, list[Entry]] = defaultdict(list)
         for entry in entries:
-            edu = entry[2]
-            destination = destinations.get(edu.destination)
-            if destination is None:
-                destination = self._destination(edu.destination)
-            held += destination.hold(entry, held < MAX_HELD_EDUS_IN_ALL)
-            if edu.edu_type == PRESENCE:
-                touched.setdefault(destination, False)
-            else:
-                touched[destination] = True
-        self._held = held
+            by_name[entry[2].destination].append(entry)
+        touched: list[tuple[Destination, bool]] = []
+        for name, group in by_name.items():
+            destination = self._destination(name)
+            self._held += destination.hold_all(group, MAX_HELD_EDUS_IN_ALL - self._held)
+            touched.append((destination, any(entry[2].edu_type != PRESENCE for entry in group)))
         if not self._started:
             return
         lazy = min(_PRESENCE_SPREAD_MAX_MS, _PRESENCE_SPREAD_MS * len(touched))
-        for destination, urgent in touched.items():
+        for destination, urgent in touched:
             self._poke(destination, 0 if urgent else int(self._chance.uniform(0, lazy)))
 
     def remote_server_up(self, name: ServerName) -> None:

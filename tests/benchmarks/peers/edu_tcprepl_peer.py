@@ -76,16 +76,16 @@ class Sink:
     """A transport that takes everything at once."""
 
     def __init__(self) -> None:
-        self.edus = 0
-        self.transactions = 0
-        self.bytes = 0
+        self.bodies: list[bytes] = []
 
     async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
         """Take one transaction."""
-        self.edus += body.count(b'"edu_type"')
-        self.transactions += 1
-        self.bytes += len(body)
+        self.bodies.append(body)
         return Answer(200, b"{}")
+
+    def edus(self) -> int:
+        """Return how many EDUs are in what was taken."""
+        return sum(body.count(b'"edu_type"') for body in self.bodies)
 
 
 def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int) -> Sink:
@@ -131,8 +131,8 @@ def main() -> None:
     before = time.process_time()
     sink = run(reads, outbox, module.READS_PER_REQUEST)
     used = time.process_time() - before
-    assert sink.edus == count, (sink.edus, count)
-    print(used / count * 1e6, sink.edus / sink.transactions)
+    assert sink.edus() == count, (sink.edus(), count)
+    print(used / count * 1e6, count / len(sink.bodies))
 
 
 main()

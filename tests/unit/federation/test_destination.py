@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
+from unittest import mock
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tcprepl.federation import destination as module
 from tcprepl.federation.destination import Destination, Verdict
@@ -59,6 +64,33 @@ def test_what_it_cannot_hold_stays_on_disk(why: str, monkeypatch: pytest.MonkeyP
     # The older one of the key is not worth sending any more.
     assert made.hold(entry(3, "a"), why != "no room") == -1
     assert not made.queue
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=5), max_size=5),
+    st.integers(0, 8),
+    st.integers(1, 8),
+    st.integers(0, 9),
+)
+def test_many_at_once_are_held_as_one_by_one(
+    groups: list[list[str | None]], room: int, most: int, fails_after: int
+) -> None:
+    """What is in memory and what is left on disk is the same, whatever runs out."""
+    numbers = count(1)
+    single, grouped = Destination("y", LIMITS), Destination("y", LIMITS)
+    held_single = held_grouped = 0
+    with mock.patch.object(module, "MAX_HELD_EDUS", most):
+        for number, keys in enumerate(groups):
+            if number == fails_after:
+                single.backoff.failures = grouped.backoff.failures = 1
+            group = [entry(next(numbers), key) for key in keys]
+            for one in group:
+                held_single += single.hold(one, held_single < room)
+            held_grouped += grouped.hold_all(group, room - held_grouped)
+            assert held_grouped == held_single
+            assert grouped.complete == single.complete
+            assert grouped.held_upto == single.held_upto
+    assert [e[0] for e in grouped.take(0, [])] == [e[0] for e in single.take(0, [])]
 
 
 def test_spilling_leaves_only_numbers() -> None:
