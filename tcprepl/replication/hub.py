@@ -92,8 +92,7 @@ class Hub:
     def _position_moved(
         self, stream: StreamName, instance: InstanceName, before: Token, now: Token
     ) -> None:
-        gap = self._gaps.next((stream, instance), before) if self._gaps is not None else None
-        if gap is not None and gap.after <= before and now <= gap.upto:
+        if self._gaps is not None and self._gaps.covers((stream, instance), before, now):
             before = now  # rows may be missing: whoever is below *now* has to see it
         self._publish(_Move(stream, instance, before, now))
 
@@ -455,14 +454,14 @@ class Hub:
                 backlog.unbegun.discard(pair)
                 parts.append(position_line(reader.form, *pair, cursor, cursor))
             upto = head.token
-            gap = self._gaps.next(pair, cursor) if self._gaps is not None else None
-            if gap is not None and gap.after <= cursor:
+            gap = self._gaps.at(pair, cursor) if self._gaps is not None else None
+            if gap is not None:
                 reader.gaps += gap.lost
                 self._place(backlog, pair, min(gap.upto, upto))
                 parts.append(position_line(reader.form, *pair, gap.upto, gap.upto))
                 continue
-            if gap is not None:
-                upto = min(upto, gap.after)
+            if self._gaps is not None:
+                upto = self._gaps.readable(pair, cursor, upto)
             part = self._read(reader, backlog, pair, cursor, upto)
             parts.append(part)
             size += len(part)

@@ -65,9 +65,25 @@ class Gap:
     upto: Token
     lost: bool
 
+    def words(self) -> str:
+        """Return what is missing, in words."""
+        if self.lost:
+            return (
+                f"rows in ({self.after}, {self.upto}] may be missing: the upstream could not "
+                f"tell them"
+            )
+        if not self.after:
+            return f"rows up to {self.upto} were never held: the relay's record begins after them"
+        return f"the stream began anew upstream after {self.after}"
+
 
 class Gaps:
-    """The gaps of every (stream, instance), in token order, for the hub to ask."""
+    """The gaps of every (stream, instance), in token order, for all who serve readers.
+
+    A *cursor* is the token up to which a reader has everything. It *stands in* a gap from the
+    gap's beginning on: the next that it could be given is behind the gap. At its end it has
+    passed the gap.
+    """
 
     def __init__(self) -> None:
         self._gaps: dict[Pair, list[Gap]] = {}
@@ -85,6 +101,46 @@ class Gaps:
             return None
         index = bisect_right(known, token, key=lambda gap: gap.upto)
         return known[index] if index < len(known) else None
+
+    def at(self, pair: Pair, cursor: Token) -> Gap | None:
+        """Return the gap in which *cursor* stands, None if it stands in none."""
+        gap = self.next(pair, cursor)
+        return gap if gap is not None and gap.after <= cursor else None
+
+    def chain(self, pair: Pair, cursor: Token, position: Token) -> list[Gap]:
+        """Return the gap in which *cursor* stands, and those that adjoin it, in order.
+
+        The last one's end is where its reader can go on. A gap that ends above *position* is
+        nobody's yet: it is noted before the position moves over it.
+        """
+        found: list[Gap] = []
+        gap = self.at(pair, cursor)
+        while gap is not None and gap.upto <= position:
+            found.append(gap)
+            gap = self.at(pair, gap.upto)
+        return found
+
+    def readable(self, pair: Pair, cursor: Token, upto: Token) -> Token:
+        """Return how far *cursor*, which stands in no gap, may be served.
+
+        That is *upto*, or where the next gap begins if it does so before.
+        """
+        gap = self.next(pair, cursor)
+        return upto if gap is None else min(upto, gap.after)
+
+    def covers(self, pair: Pair, after: Token, upto: Token) -> bool:
+        """Return whether all of ``(after, upto]`` lies in one gap."""
+        gap = self.at(pair, after)
+        return gap is not None and upto <= gap.upto
+
+    def last_end(self, pair: Pair, position: Token) -> Token:
+        """Return where the last gap up to *position* ends, 0 if there is none.
+
+        From there on nothing is missing.
+        """
+        known = self._gaps.get(pair, [])
+        index = bisect_right(known, position, key=lambda gap: gap.upto)
+        return known[index - 1].upto if index else 0
 
     def all(self) -> list[tuple[Pair, Gap]]:
         """Return every gap."""
