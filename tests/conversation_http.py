@@ -22,6 +22,7 @@ from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.resources import FederationServices, federation_resources
 from tcprepl.federation.room_hosts import RoomHosts
 from tcprepl.federation.send_queue import SendQueue
+from tcprepl.replication.relay_state import Gap, Gaps
 from tcprepl.replication.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.notifier import Notifier
@@ -118,6 +119,7 @@ class HttpStage:
         registry = Registry()
         self.log = MemoryLog(registry, self._now_ms)
         self.publisher = Publisher(self.log, registry, INSTANCE)
+        self.gaps = Gaps()
         notifier = Notifier()
         notifier.attach(self.log)
         hosts = RoomHosts(None)
@@ -129,7 +131,9 @@ class HttpStage:
             hosts_in_room=hosts,
             send_edu=self.queue.send_to,
         )
-        self.server = ReplicationServer(self.clock, self.log, registry, SERVER_NAME, INSTANCE)
+        self.server = ReplicationServer(
+            self.clock, self.log, registry, SERVER_NAME, INSTANCE, gaps=self.gaps
+        )
         self.mounts = federation_resources(
             FederationServices(
                 now_ms=self._now_ms, guard=lambda request: None, send_queue=self.queue, hosts=hosts
@@ -151,6 +155,7 @@ class HttpStage:
                 secrets=(SECRET,) if guarded else (),
                 client_tokens={CLIENT_TOKEN: None},
                 wall_ms=self._now_ms,
+                gaps=self.gaps,
             )
         )
 
@@ -237,6 +242,11 @@ class HttpStage:
             _ = self.publisher.publish_json(stream, [row.encode()], instance=instance)
         elif found := re.fullmatch(r"trim (\S+) up to ([0-9]+)", text):
             self.log.trim(found.group(1), INSTANCE, int(found.group(2)))
+        elif found := re.fullmatch(r"rows of (\S+) up to ([0-9]+) are lost", text):
+            stream, upto = found.group(1), int(found.group(2))
+            gap = Gap(self.log.position(stream, INSTANCE), upto, lost=True)
+            self.gaps.add((stream, INSTANCE), gap)
+            _ = self.log.advance(stream, INSTANCE, upto)
         elif found := re.fullmatch(r"after ([0-9]+) s", text):
             self.clock.pump([1.0] * int(found.group(1)))
         else:

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tcprepl.replication.relay_state import Gap, Gaps
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.publisher import Publisher
@@ -102,6 +103,7 @@ class Stage:
     Attributes:
         clock: Its time.
         log: What it reads.
+        gaps: Where rows are missing in it.
         publisher: Writes into the log.
         services: What the site was built of.
         site: The site.
@@ -111,6 +113,7 @@ class Stage:
         self.clock = Clock()
         self.registry = Registry([StreamDef("audit"), *extra])
         self.log = services.pop("log", None) or MemoryLog(self.registry, self.now_ms)
+        self.gaps = Gaps()
         self.publisher = Publisher(self.log, self.registry, "master")
         self.notifier = Notifier()
         self.notifier.attach(self.log)
@@ -123,6 +126,7 @@ class Stage:
                 "notifier": self.notifier,
                 "server_name": "example.com",
                 "wall_ms": self.now_ms,
+                "gaps": self.gaps,
                 **services,
             }
         )
@@ -136,6 +140,14 @@ class Stage:
         """Append rows."""
         encoded = [json.dumps(row).encode() for row in rows]
         _ = self.publisher.publish_json(stream, encoded, instance=instance)
+        self.clock.advance(0)
+
+    def lose(self, stream: str, upto: int, *, instance: str = "master", lost: bool = True) -> None:
+        """Go over rows that cannot be had, as a relay does."""
+        pair = (stream, instance)
+        self.log.ensure(*pair)
+        self.gaps.add(pair, Gap(self.log.position(*pair), upto, lost))
+        _ = self.log.advance(*pair, upto)
         self.clock.advance(0)
 
     def open(

@@ -24,7 +24,22 @@ LONGEST_PAUSE_S = 2.0
 
 
 class ApiFailed(TcpreplError):
-    """A request that was refused, or that nobody answered."""
+    """A request that was refused, or that nobody answered.
+
+    Attributes:
+        status: The status of the refusal; None when nobody answered.
+        refusal: Its members, as far as it has any.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        refusal: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.refusal = refusal or {}
 
 
 class Api:
@@ -117,7 +132,12 @@ class Api:
             else:
                 if response.status == 200:
                     return json.loads(text)
-                failure = ApiFailed(f"{self.url} answered {response.status}: {_refusal(text)}")
+                refusal = _refusal(text)
+                failure = ApiFailed(
+                    f"{self.url} answered {response.status}: {_words(refusal, text)}",
+                    response.status,
+                    refusal,
+                )
                 if response.status not in {429, 503}:
                     raise failure
                 wait = max(wait, _seconds(response.getheader("Retry-After")))
@@ -142,8 +162,15 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _refusal(text: bytes) -> str:
+def _refusal(text: bytes) -> Mapping[str, Any]:
     try:
-        return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return text.decode("utf-8", "replace")[:200].strip() or "nothing more"
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _words(refusal: Mapping[str, Any], text: bytes) -> str:
+    if "error" in refusal:
+        return str(refusal["error"])
+    return text.decode("utf-8", "replace")[:200].strip() or "nothing more"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tcprepl.cli.api import Api
+from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import SECONDS, URL
 from tcprepl.cli.output import write_out
 from tcprepl.config import DEFAULT_HTTP
@@ -25,6 +25,9 @@ class Poller:
         api: The server.
         positions: Where to begin, by the name of the stream or table.
         limit: Most rows of a table in one answer.
+
+    Attributes:
+        positions: Where to go on.
     """
 
     def __init__(self, api: Api, positions: dict[str, str], limit: int) -> None:
@@ -33,17 +36,37 @@ class Poller:
         self.positions = positions
 
     def ask(self, timeout_s: float) -> list[tuple[str, dict[str, Any]]]:
-        """Return the tables of one answer, by name, and go on from their positions."""
+        """Return the tables of one answer, by name, and go on from their positions.
+
+        Where rows are missing the server says so, and this to stderr; there are no tables
+        then, and it goes on behind them.
+
+        Raises:
+            ApiFailed: refused for another reason, or not answered.
+        """
         query = {
             **self.positions,
             "timeout": str(int(timeout_s * 1000)),
             "limit": str(self._limit),
         }
-        answer = self._api.get("/_synapse/replication", query)
+        try:
+            answer = self._api.get("/_synapse/replication", query)
+        except ApiFailed as error:
+            self._pass_over(error)
+            return []
         for name, table in answer.items():
             if name in self.positions:
                 self.positions[name] = str(table["position"])
         return list(answer.items())
+
+    def _pass_over(self, error: ApiFailed) -> None:
+        """Go on behind rows that are missing, and say so; raise any other *error*."""
+        told = error.refusal
+        name, position = told.get("parameter"), str(told.get("position"))
+        if error.status != 410 or self.positions.get(str(name)) in (None, position):
+            raise error
+        self.positions[str(name)] = position
+        click.echo(f"tcprepl: {told['error']}; poll goes on from {told['held']}", err=True)
 
 
 def now_of(api: Api) -> dict[str, str]:
@@ -107,7 +130,9 @@ def command(
     """Follow each STREAM or table (all of them by default) by long poll.
 
     Each row is a line: TABLE POSITION [CELL, ...]. A position is a number, or names several
-    writers, as in master~12,persister1~40. A server that is away is waited for. Ctrl-C ends.
+    writers, as in master~12,persister1~40. A server that is away is waited for. Where rows are
+    gone or may be missing, a line on stderr says which, and poll goes on behind them. Ctrl-C
+    ends.
 
     \b
     Example:

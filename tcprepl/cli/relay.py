@@ -307,6 +307,7 @@ class Relay:
                     FederationAckCommand(instance, token)
                 ),
                 ready=lambda: self._not_ready,
+                gaps=state.gaps,
                 secrets=[
                     s.get_secret_value()
                     for s in (config.http.token, config.http.replication_secret)

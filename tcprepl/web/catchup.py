@@ -14,6 +14,7 @@ from tcprepl import limits
 from tcprepl.errors import TokenTooOld, UnknownStream
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import DROPPED
+from tcprepl.replication.relay_state import Gaps
 from tcprepl.streams.log import Page
 from tcprepl.web.http import Call, Response, invalid, missing
 from tcprepl.web.ingest import unknown_stream
@@ -28,20 +29,21 @@ class CatchUp:
     """Serves what a reader missed.
 
     Args:
-        services: The ports; uses *log*, *registry* and *instance*.
+        services: The ports; uses *log*, *registry*, *instance* and *gaps*.
     """
 
     def __init__(self, services: WebServices) -> None:
         self._log = services.log
         self._registry = services.registry
         self._own = services.instance
+        self._gaps = services.gaps if services.gaps is not None else Gaps()
 
     def get_updates(self, call: Call) -> Response:
         """Answer ``{"updates": [[token, row], ...], "upto_token", "limited"}``.
 
         A reader of these has no way to be told to start anew, and an error would only make it
-        ask again for ever: what is past retention is left out, and ``missing`` says which
-        tokens that concerns.
+        ask again for ever: what is past retention, or in a gap, is left out, and ``missing``
+        says which tokens that concerns. Rows before a gap come in an answer of their own.
         """
         stream = call.path_args["stream"]
         try:
@@ -55,22 +57,37 @@ class CatchUp:
         if after >= min(upto, position):  # also when the writer had to start anew
             return _answer([], upto, limited=False, gap=None)
         upto = min(upto, position)
-        floor = self._log.floor(stream, instance)
-        restart = self._log.restart_point(stream, instance)
-        gap = None
+        pair = (stream, instance)
+        floor = self._log.floor(*pair)
+        restart = self._log.restart_point(*pair)
+        start, why = after, []
         # A stream of states in memory still knows the newest row of each key below its floor.
         if after < floor and restart == floor:
-            gap = (after, min(floor, upto))
             DROPPED.labels("rows", "asked for past retention").inc()
+            why.append("past retention")
+            start = floor
+        gaps = self._gaps.chain(pair, start, position) if floor <= start < upto else []
+        if gaps:
+            DROPPED.labels("rows", "asked for in a gap").inc()
+            why += [gap.words() for gap in gaps]
+            start = gaps[-1].upto
+        gap = None
+        if why:
+            gap = (after, min(start, upto))
             logger.warning(
-                "http.catch_up.gap", stream=stream, instance=instance, after=after, upto=gap[1]
+                "http.catch_up.gap",
+                stream=stream,
+                instance=instance,
+                after=after,
+                upto=gap[1],
+                why="; ".join(why),
             )
-            if floor >= upto:
+            if start >= upto:
                 return _answer([], upto, limited=False, gap=gap)
-            after = floor
-        page = self._read(stream, instance, after, upto, restart)
+        end = self._gaps.readable(pair, max(start, floor), upto)
+        page = self._read(stream, instance, start, end, restart)
         rows = [(token, Raw(row)) for token, row in page.rows()]
-        return _answer(rows, page.upto, limited=page.limited, gap=gap)
+        return _answer(rows, page.upto, limited=page.limited or end < upto, gap=gap)
 
     def _instance(self, stream: StreamName, asked: str | None) -> InstanceName:
         if asked is not None:

@@ -4,12 +4,15 @@ A request names streams and a position in each. It is answered as soon as one of
 row beyond that position, or when its timeout is over. It subscribes before it looks, so that
 nothing is missed in between; it is woken only for the streams that it names; and when many
 clients wait at one position, the answer is read and encoded once.
+
+Where the log of a relay has a gap, a read ends; who asks from there is told what is missing
+and where to go on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -21,6 +24,7 @@ from tcprepl import limits
 from tcprepl.errors import TokenFromFuture, TokenTooOld
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import Live
+from tcprepl.replication.relay_state import Gap, Gaps
 from tcprepl.web.encoding import Encoder, Fragment, choose_encoder
 from tcprepl.web.http import ApiError, Call, Response, excerpt, invalid
 from tcprepl.web.services import WebServices
@@ -72,8 +76,8 @@ class LongPoll:
     """Answers long polls.
 
     Args:
-        services: The ports; uses *log*, *registry*, *notifier*, *reactor*, *instance* and
-            *acknowledge*.
+        services: The ports; uses *log*, *registry*, *notifier*, *reactor*, *instance*,
+            *acknowledge* and *gaps*.
     """
 
     def __init__(self, services: WebServices) -> None:
@@ -82,6 +86,7 @@ class LongPoll:
         self._reactor = services.reactor
         self._own = services.instance
         self._acknowledge = services.acknowledge
+        self._gaps = services.gaps if services.gaps is not None else Gaps()
         self._feeds = feeds(services.registry)
         self._slots = slots(services.registry)
         self._cache: dict[object, Fragment] = {}
@@ -257,8 +262,19 @@ class LongPoll:
         rows: list[list[list[Cell]]] = [[] for _ in feed.tables]
         for instance, position in positions.items():
             name = ask.encoder.cell_of_text(instance) if several else None
-            restart = self._log.restart_point(feed.stream, instance)
-            after = restart if vector is None else vector.get(instance, 0)
+            pair = (feed.stream, instance)
+            floor = self._log.floor(*pair)
+            restart = self._log.restart_point(*pair)
+            if vector is None:
+                # As far back as nothing is missing: who begins anew must not meet a gap again.
+                last_gap = self._gaps.last_end(pair, position)
+                after = last_gap if last_gap > floor else restart
+            else:
+                after = vector.get(instance, 0)
+            missing = self._gaps.chain(pair, after, position) if after >= floor else []
+            if missing:
+                raise rows_missing(feed, vector, instance, missing, self._own)
+            upto = self._gaps.readable(pair, max(after, floor), position)
             compacted = after == restart
             found = 0
             for _ in range(_MAX_PAGES):
@@ -267,12 +283,12 @@ class LongPoll:
                         feed.stream,
                         instance,
                         after,
-                        position,
+                        upto,
                         limit_rows=share,
                         compacted=compacted,
                     )
                 except TokenTooOld as error:
-                    raise too_old(error) from None
+                    raise too_old(error, feed, vector, self._own) from None
                 except TokenFromFuture as error:
                     raise from_future(error) from None
                 for token, row in page.rows():
@@ -287,7 +303,7 @@ class LongPoll:
                 after = page.upto
                 if found or not page.limited:
                     break
-            limited = limited or page.limited
+            limited = limited or page.limited or upto < position
             reached[instance] = after
         return ask.encoder.tables(
             feed,
@@ -330,14 +346,45 @@ class Turns:
             self._reactor.callLater(0, self._run)
 
 
-def too_old(error: TokenTooOld) -> ApiError:
+def too_old(error: TokenTooOld, feed: Feed, vector: Vector | None, own: InstanceName) -> ApiError:
     """Return the refusal of a position whose following rows are gone."""
     return ApiError(
         410,
         "TCPREPL_TOKEN_TOO_OLD",
         f"{error}; read on from {error.held}, or from -1",
-        extra={"stream": error.stream, "instance": error.instance, "held": error.held},
+        extra=_where_to_go_on(feed, vector, error.instance, error.held, own),
     )
+
+
+def rows_missing(
+    feed: Feed,
+    vector: Vector | None,
+    instance: InstanceName,
+    gaps: Sequence[Gap],
+    own: InstanceName,
+) -> ApiError:
+    """Return the refusal of a position that stands in a gap, and in those that adjoin it."""
+    held = gaps[-1].upto
+    return ApiError(
+        410,
+        "TCPREPL_ROWS_MISSING",
+        f"stream {feed.stream} of {instance}: {'; '.join(gap.words() for gap in gaps)}; "
+        f"go on from {held}, and forget what was built from earlier rows",
+        extra=_where_to_go_on(feed, vector, instance, held, own),
+    )
+
+
+def _where_to_go_on(
+    feed: Feed, vector: Vector | None, instance: InstanceName, held: Token, own: InstanceName
+) -> dict[str, object]:
+    """Return the members that say which position cannot be served, and what to ask instead."""
+    return {
+        "stream": feed.stream,
+        "instance": instance,
+        "held": held,
+        "parameter": feed.parameter,
+        "position": format_vector({**(vector or {}), instance: held}, own),
+    }
 
 
 def from_future(error: TokenFromFuture) -> ApiError:

@@ -36,6 +36,19 @@ _SCHEMAS: dict[str, Json] = {
             "error": {"type": "string", "description": "What is wrong, and what was expected."},
         },
     },
+    "Missing": {
+        "type": "object",
+        "required": ["errcode", "error", "stream", "instance", "held", "parameter", "position"],
+        "properties": {
+            "errcode": {"enum": ["TCPREPL_TOKEN_TOO_OLD", "TCPREPL_ROWS_MISSING"]},
+            "error": {"type": "string", "description": "Which rows, and why."},
+            "stream": _TEXT,
+            "instance": {"type": "string", "description": "Whose rows."},
+            "held": {**_TOKEN, "description": "Where to go on: behind what is missing."},
+            "parameter": {"type": "string", "description": "Whose position is meant."},
+            "position": {**_POSITION, "description": "What to ask with instead."},
+        },
+    },
     "Appended": {
         "type": "object",
         "required": ["stream", "instance", "first", "last"],
@@ -62,11 +75,17 @@ _SCHEMAS: dict[str, Json] = {
                 "description": "[token, row], ascending; equal tokens belong together.",
             },
             "upto_token": {"type": "integer"},
-            "limited": {"type": "boolean"},
+            "limited": {
+                "type": "boolean",
+                "description": "Whether there is more up to the token asked for; ask on.",
+            },
             "missing": {
                 "type": "array",
                 "items": {"type": "integer"},
-                "description": "After and up to which token rows are past retention.",
+                "minItems": 2,
+                "maxItems": 2,
+                "description": "After and up to which token rows are past retention, or in a "
+                "gap: the upstream of a relay could not tell them, or began anew.",
             },
         },
         "additionalProperties": False,
@@ -126,7 +145,6 @@ def _errors(*statuses: int) -> dict[str, Json]:
         404: "There is no such stream or path.",
         406: "A row cannot be said in MessagePack.",
         409: "The position was never written.",
-        410: "The position is past retention.",
         413: "Too much for one request.",
         429: "The log cannot keep up: come back after Retry-After.",
         503: "The log cannot be written: come back after Retry-After.",
@@ -228,7 +246,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         "summary": "Follow streams: answers as soon as there is a row, or after the timeout",
         "description": (
             "Any stream or table is a parameter too, with the position to read after; "
-            "-1 is the start."
+            "-1 is the start, or behind the last gap of a relay."
         ),
         "parameters": [
             _query(
@@ -269,7 +287,11 @@ OPERATIONS: dict[tuple[str, str], Json] = {
                     "application/msgpack": {"schema": {}},
                 },
             },
-            **_errors(400, 401, 403, 406, 409, 410),
+            "410": _answer(
+                "Rows after the position are past retention, or it stands in a gap of a relay.",
+                _ref("Missing"),
+            ),
+            **_errors(400, 401, 403, 406, 409),
         },
         **_GUARDED,
     },

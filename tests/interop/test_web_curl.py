@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Running, Server, program, start, wait_until
+from tests.harness import Running, Server, program, start, tcprepl, wait_until
+from tests.interop.web_tools import relay_with_a_gap
 
 ROW = ["!room:example.com", ["@alice:example.com"]]
 TYPING = {
@@ -115,6 +116,34 @@ def test_poll_follows_from_the_command_line_over_a_restart(server: Server, tmp_p
         server.publish("receipts", receipt)
         assert polling.wait() == 0
         assert polling.lines == [f"receipts 1 {row}", f"receipts 2 {row}"]
+
+
+def test_readers_of_a_relay_are_told_of_a_gap_over_http(tmp_path: Path) -> None:
+    """By 410, by ``missing``, and by ``tcprepl poll``, which goes on behind it."""
+    with relay_with_a_gap(tmp_path) as relay:
+        assert relay.link()["gaps"] == 1
+        curl = Curl(relay, tmp_path / "curl")
+        before = curl.get("/_synapse/replication?push_rules=0")["push_rules"]
+        assert before["position"] == 1
+        told = tmp_path / "told"
+        refused = curl.get("/_synapse/replication?push_rules=1", "--dump-header", str(told))
+        assert told.read_text().startswith("HTTP/1.1 410 ")
+        assert refused["errcode"] == "TCPREPL_ROWS_MISSING"
+        assert (refused["held"], refused["position"]) == (5, 5)
+        for position in (5, -1):
+            behind = curl.get(f"/_synapse/replication?push_rules={position}")["push_rules"]
+            assert [token for token, _ in behind["rows"]] == [6, 7]
+        path = "/_synapse/replication/get_repl_stream_updates/push_rules/x"
+        page = curl.get(f"{path}?from_token=1&upto_token=7")
+        assert (page["missing"], [token for token, _ in page["updates"]]) == ([1, 5], [6, 7])
+        done = tcprepl("poll", "push_rules", "--since", "0", "--until-head", "--url", relay.url)
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == [
+            f'push_rules {number} ["@{number}:example.com"]' for number in (1, 6, 7)
+        ]
+        (line,) = done.stderr.splitlines()
+        assert "push_rules of master: rows in (1, 5] may be missing" in line
+        assert line.endswith("poll goes on from 5")
 
 
 def test_a_request_is_safe_to_repeat_after_a_crash(server: Server, curl: Curl) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import WAIT_S, Running, program, wait_until
+from tests.harness import WAIT_S, Running, Server, program, start, wait_until
 from tests.interop.environments import cache_directory
 from tests.ports import free_port
 
@@ -30,6 +30,72 @@ CHROMIUM_FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
+
+
+class RelayOf(Server):
+    """A ``tcprepl relay`` of a server, on ports of its own, which it keeps over restarts."""
+
+    def __init__(self, upstream: Server, where: Path) -> None:
+        super().__init__(where)
+        self.upstream = upstream
+
+    def start(self) -> Running:
+        """Start it and wait until its upstream is there."""
+        self.running = start(
+            self.where,
+            "relay",
+            "--upstream",
+            self.upstream.address,
+            "--server-name",
+            self.server_name,
+            "--listen",
+            self.address,
+            "--http",
+            f"127.0.0.1:{self.http_port}",
+            "--data",
+            str(self.where / "data"),
+        )
+        self.running.wait_for_output("relay.ready")
+        wait_until(lambda: self.link()["up"], "the upstream is there")
+        return self.running
+
+    def link(self) -> Any:
+        """Return what it says of its upstream."""
+        return self.request("GET", "/_tcprepl/v1/status")["links"][0]
+
+    def position(self, stream: str) -> int:
+        """Return how far it has a stream."""
+        streams = self.request("GET", "/_tcprepl/v1/status")["streams"]
+        return max((one["position"] for one in streams if one["stream"] == stream), default=0)
+
+
+@contextlib.contextmanager
+def relay_with_a_gap(where: Path) -> Iterator[RelayOf]:
+    """Run a relay that was away for longer than its upstream keeps rows.
+
+    Of push_rules it has row 1, a gap up to where its upstream began by then, and two rows.
+    """
+    where.mkdir(parents=True, exist_ok=True)
+    config = where / "upstream.yaml"
+    config.write_text("streams: {retention_of: {push_rules: {rows: 2}}}\n", encoding="utf-8")
+    with Server(where / "upstream", "--config", str(config)) as upstream:
+        relay = RelayOf(upstream, where / "relay")
+        with relay:
+            upstream.publish("push_rules", ["@1:example.com"])
+            wait_until(lambda: relay.position("push_rules") == 1, "the first row is relayed")
+            assert relay.running is not None
+            relay.running.stop()
+            for number in range(2, 8):
+                upstream.publish("push_rules", [f"@{number}:example.com"])
+
+            def begins_after() -> int:
+                streams = upstream.request("GET", "/_tcprepl/v1/status")["streams"]
+                return max(one["floor"] for one in streams if one["stream"] == "push_rules")
+
+            wait_until(lambda: begins_after() == 5, "two rows are kept")
+            relay.start()
+            wait_until(lambda: relay.position("push_rules") == 7, "the last row is relayed")
+            yield relay
 
 
 def python_with(*requirements: str) -> Path:

@@ -127,6 +127,7 @@ def test_busy_and_broken_servers_are_asked_again() -> None:
     [
         (b'{"errcode": "X", "error": "row 1: no"}', "answered 400: row 1: no"),
         (b"plain words", "answered 400: plain words"),
+        (b'["listed"]', 'answered 400: ["listed"]'),
         (b"", "answered 400: nothing more"),
     ],
 )
@@ -139,6 +140,8 @@ def test_refusals_are_told_and_not_repeated(body: bytes, text: str) -> None:
     ):
         api.get("/x", {"a": "b"})
     assert str(caught.value) == f"{server.url} {text}"
+    assert caught.value.status == 400
+    assert caught.value.refusal == (json.loads(body) if body.startswith(b"{") else {})
     assert server.asked[0][1] == "/x?a=b"
 
 

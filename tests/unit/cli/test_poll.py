@@ -10,6 +10,9 @@ import pytest
 
 from tcprepl.cli import poll, run
 from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.retention import Bounds, Retention
 from tests.web_site import Stage
 
 ROOM = ["!r:x", ["@a:x"]]
@@ -18,8 +21,8 @@ ROOM = ["!r:x", ["@a:x"]]
 class World(Stage):
     """A site that the command asks; what happens while a poll waits is up to the test."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **services: Any) -> None:
+        super().__init__(**services)
         self.asked: list[Mapping[str, str]] = []
         self.meanwhile: list[Callable[[], object]] = []
         monkeypatch.setattr(Api, "get", lambda _, path, query: self.answer(path, query))
@@ -36,7 +39,8 @@ class World(Stage):
         answer = exchange.answer
         exchange.leave()
         if answer.status != 200:
-            raise ApiFailed(f"answered {answer.status}: {answer.json['error']}")
+            refusal = answer.json
+            raise ApiFailed(f"answered {answer.status}: {refusal['error']}", answer.status, refusal)
         return answer.json
 
 
@@ -51,6 +55,11 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
 def lines(capsysbinary: pytest.CaptureFixture[bytes]) -> list[str]:
     """Return what was printed."""
     return capsysbinary.readouterr().out.decode().splitlines()
+
+
+def complaints(err: str) -> list[str]:
+    """Return what the command said on stderr; the site beside it logs there, too."""
+    return [line for line in err.splitlines() if line.startswith("tcprepl: ")]
 
 
 def test_what_comes_now_is_printed(
@@ -120,6 +129,94 @@ def test_a_refusal_is_told(world: World, capsys: pytest.CaptureFixture[str]) -> 
     """In the server's words."""
     assert run(["poll", "typing", "--since", "7", "--until-head"]) == 1
     assert "start anew from -1" in capsys.readouterr().err
+
+
+def test_rows_that_are_missing_are_told_and_passed_over(
+    world: World, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """One line on stderr for each gap; what is there is printed, and the end is a good one."""
+    world.publish("audit", 1, 2)
+    world.lose("audit", 7)
+    world.publish("audit", 8)
+    world.lose("audit", 9, lost=False)
+    arguments = ["poll", "audit", "--since", "0", "--until-head"]
+    assert run(arguments) == 0
+    said = capsysbinary.readouterr()
+    assert said.out.decode().splitlines() == ["audit 1 [1]", "audit 2 [2]", "audit 8 [8]"]
+    assert complaints(said.err.decode()) == [
+        "tcprepl: stream audit of master: rows in (2, 7] may be missing: the upstream could not "
+        "tell them; go on from 7, and forget what was built from earlier rows; poll goes on from 7",
+        "tcprepl: stream audit of master: the stream began anew upstream after 8; go on from 9, "
+        "and forget what was built from earlier rows; poll goes on from 9",
+    ]
+
+
+def test_a_gap_that_arises_while_it_waits_is_told(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the wait goes on behind it, with the other streams where they were."""
+    world.publish("audit", 1)
+    world.publish("typing", ROOM)
+    world.publish("audit", 1, instance="w1")
+    world.meanwhile += [
+        lambda: world.lose("audit", 5, instance="w1"),
+        lambda: world.publish("audit", 6, instance="w1"),
+    ]
+    assert run(["poll", "audit", "typing", "--count", "1"]) == 0
+    said = capsys.readouterr()
+    assert said.out == 'audit 6 [6,"w1"]\n'
+    (line,) = complaints(said.err)
+    assert line.startswith("tcprepl: stream audit of w1: rows in (1, 5] may be missing")
+    assert [query.get("audit") for query in world.asked] == [
+        None,
+        "master~1,w1~1",
+        "master~1,w1~5",
+    ]
+    assert world.asked[-1]["typing"] == "1"
+
+
+def test_what_is_past_retention_is_told_and_passed_over(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """The rows that are held follow."""
+    bounds = Bounds(max_age_s=None, max_bytes=None, max_rows=2)
+    registry = Registry([StreamDef("audit")])
+    log = MemoryLog(registry, lambda: 0, Retention(durable=bounds, ephemeral=bounds))
+    world = World(monkeypatch, log=log)
+    for row in range(1, 6):
+        world.publish("audit", row)
+    assert run(["poll", "audit", "--since", "1", "--until-head"]) == 0
+    said = capsysbinary.readouterr()
+    assert said.out.decode().splitlines() == ["audit 4 [4]", "audit 5 [5]"]
+    (line,) = complaints(said.err.decode())
+    assert line.startswith(
+        "tcprepl: stream audit of master: token 1 is too old: rows up to 3 are gone"
+    )
+    assert line.endswith("poll goes on from 3")
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "refusal"),
+    [
+        (410, {}),
+        (410, {"parameter": "audit", "position": 1, "held": 1, "error": "gone"}),
+        (410, {"parameter": "typing", "position": 9, "held": 9, "error": "gone"}),
+        (409, {"parameter": "audit", "position": 9, "held": 9, "error": "never written"}),
+    ],
+)
+def test_a_refusal_that_helps_no_further_ends_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, status: int, refusal: Any
+) -> None:
+    """Rather than ask the same for ever."""
+
+    def refuse(_: Api, path: str, query: Mapping[str, str]) -> Any:
+        if "streams" in query:
+            return {"streams": {"rows": []}}
+        raise ApiFailed(f"answered {status}: no", status, refusal)
+
+    monkeypatch.setattr(Api, "get", refuse)
+    assert run(["poll", "audit", "--since", "1"]) == 1
 
 
 def test_a_position_needs_one_stream(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,8 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.replication.redis_url import RedisUrl, parse_redis_url
+from tcprepl.web.services import WebServices
+from tcprepl.web.site import build_site
 
 
 def made(upstream: RedisUrl | Address, reactor: Any = None, **options: Any) -> Relay:
@@ -100,6 +102,25 @@ def test_the_command_line_becomes_a_relay(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert run(["relay", "--upstream", "h:1", "--config", str(tmp_path / "c.yaml")]) == 0
     assert found[1][0].data_directory is None
     assert isinstance(found[1][1], Address)
+
+
+def test_http_readers_are_told_of_the_gaps_of_the_line_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[WebServices] = []
+
+    def build_and_keep(services: WebServices) -> Any:
+        built.append(services)
+        return build_site(services)
+
+    monkeypatch.setattr(relay, "build_site", build_and_keep)
+    reactor = MemoryReactorClock()
+    made_relay = made(parse_address("127.0.0.1:9092"), reactor)
+    settle(reactor, made_relay.start())
+    (services,) = built
+    assert services.gaps is not None
+    assert services.gaps is made_relay._server.hub._gaps
+    settle(reactor, made_relay.stop())
 
 
 @pytest.mark.parametrize("where", ["redis://127.0.0.1:6379", "127.0.0.1:9092"])

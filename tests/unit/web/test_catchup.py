@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tcprepl.metrics import REGISTRY
 from tcprepl.streams.memory import MemoryLog, MemoryStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tests.web_site import Answer, Stage
+
+IN_A_GAP = {"what": "rows", "why": "asked for in a gap"}
 
 
 @pytest.fixture
@@ -85,6 +88,82 @@ def test_what_is_past_retention_is_named(stage: Stage) -> None:
     assert (gap["stream"], gap["after"], gap["upto"]) == ("audit", 1, 3)
     answer = ask(stage, "audit", 1, 2).json
     assert (answer["updates"], answer["upto_token"], answer["missing"]) == ([], 2, [1, 2])
+
+
+def test_a_page_ends_where_a_gap_begins_and_the_next_one_names_it(stage: Stage) -> None:
+    """Rows are missing for the upstream of a relay could not tell them."""
+    stage.publish("audit", 1, 2)
+    stage.lose("audit", 7)
+    stage.publish("audit", 8)
+    assert ask(stage, "audit", 0, 8).json == {
+        "updates": [[1, 1], [2, 2]],
+        "upto_token": 2,
+        "limited": True,
+    }
+    with capture_logs() as logs:
+        before = REGISTRY.get_sample_value("tcprepl_dropped_total", IN_A_GAP) or 0
+        assert ask(stage, "audit", 2, 8).json == {
+            "updates": [[8, 8]],
+            "upto_token": 8,
+            "limited": False,
+            "missing": [2, 7],
+        }
+    assert REGISTRY.get_sample_value("tcprepl_dropped_total", IN_A_GAP) == before + 1
+    gap = next(entry for entry in logs if entry["event"] == "http.catch_up.gap")
+    assert (gap["after"], gap["upto"]) == (2, 7)
+    assert gap["why"] == "rows in (2, 7] may be missing: the upstream could not tell them"
+    assert ask(stage, "audit", 5, 8).json["missing"] == [5, 7]
+    assert ask(stage, "audit", 4, 6).json == {
+        "updates": [],
+        "upto_token": 6,
+        "limited": False,
+        "missing": [4, 6],
+    }
+    assert "missing" not in ask(stage, "audit", 7, 8).json
+    assert "missing" not in ask(stage, "audit", 0, 2).json
+
+
+def test_a_page_without_rows_ends_before_a_gap_too(stage: Stage) -> None:
+    """It is progress all the same."""
+    stage.publish("audit", 1)
+    _ = stage.log.advance("audit", "master", 5)
+    stage.lose("audit", 9)
+    assert ask(stage, "audit", 1, 9).json == {"updates": [], "upto_token": 5, "limited": True}
+    assert ask(stage, "audit", 5, 9).json["missing"] == [5, 9]
+
+
+def test_gaps_that_adjoin_are_one(stage: Stage) -> None:
+    """Also with what is past retention; where a stream began anew counts as well."""
+    for row in range(1, 4):
+        stage.publish("audit", row)
+    stage.lose("audit", 5)
+    stage.lose("audit", 6, lost=False)
+    for row in range(7, 10):
+        stage.publish("audit", row)
+    assert stage.log.floor("audit", "master") == 3
+    with capture_logs() as logs:
+        answer = ask(stage, "audit", 1, 9).json
+    assert (answer["updates"][0], answer["missing"]) == ([7, 7], [1, 6])
+    (gap,) = [entry for entry in logs if entry["event"] == "http.catch_up.gap"]
+    assert (gap["after"], gap["upto"]) == (1, 6)
+    assert gap["why"].startswith("past retention; rows in (3, 5] may be missing")
+    assert gap["why"].endswith("the stream began anew upstream after 5")
+    assert ask(stage, "audit", 1, 2).json["missing"] == [1, 2]
+
+
+def test_what_is_past_retention_and_a_gap_further_on_are_two(stage: Stage) -> None:
+    """Each is named in an answer of its own, the rows between them in the first."""
+    for row in range(1, 6):
+        stage.publish("audit", row)
+    stage.lose("audit", 8)
+    assert stage.log.floor("audit", "master") == 2
+    assert ask(stage, "audit", 0, 8).json == {
+        "updates": [[3, 3], [4, 4], [5, 5]],
+        "upto_token": 5,
+        "limited": True,
+        "missing": [0, 2],
+    }
+    assert ask(stage, "audit", 5, 8).json["missing"] == [5, 8]
 
 
 def test_states_are_told_from_zero(stage: Stage) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tcprepl import limits
+from tcprepl.replication.relay_state import Gap
 from tcprepl.streams.log import Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
@@ -222,6 +223,161 @@ def test_states_are_told_whole_to_who_begins(short: Stage) -> None:
         ]
         assert table["position"] == 6
     assert short.get("/_synapse/replication", typing=1).status == 410
+
+
+def test_a_position_in_a_gap_is_410(stage: Stage) -> None:
+    """From its beginning up to its last token; what is missing, and where to go on."""
+    stage.publish("audit", "a", "b")
+    stage.lose("audit", 7)
+    stage.publish("audit", "h")
+    for position in (2, 6, "master~3"):
+        answer = stage.get("/_synapse/replication", audit=position)
+        assert answer.error == (
+            410,
+            "TCPREPL_ROWS_MISSING",
+            "stream audit of master: rows in (2, 7] may be missing: the upstream could not tell "
+            "them; go on from 7, and forget what was built from earlier rows",
+        )
+        assert {k: v for k, v in answer.json.items() if not k.startswith("err")} == {
+            "stream": "audit",
+            "instance": "master",
+            "held": 7,
+            "parameter": "audit",
+            "position": 7,
+        }
+    assert stage.get("/_synapse/replication", audit=7).json["audit"]["rows"] == [[8, "h"]]
+
+
+def test_a_stream_that_began_anew_upstream_is_told_too(stage: Stage) -> None:
+    """What was built from its rows is no longer true."""
+    stage.publish("audit", "a")
+    stage.lose("audit", 2, lost=False)
+    status, errcode, error = stage.get("/_synapse/replication", audit=1).error
+    assert (status, errcode) == (410, "TCPREPL_ROWS_MISSING")
+    assert "audit of master: the stream began anew upstream after 1; go on from 2" in error
+
+
+def test_gaps_that_adjoin_are_told_at_once(stage: Stage) -> None:
+    """It takes one answer to pass them, not one for each."""
+    stage.publish("audit", "a")
+    stage.lose("audit", 4)
+    stage.lose("audit", 5, lost=False)
+    answer = stage.get("/_synapse/replication", audit=1)
+    assert (answer.status, answer.json["held"], answer.json["position"]) == (410, 5, 5)
+    assert "(1, 4] may be missing" in answer.json["error"]
+    assert "began anew upstream after 4" in answer.json["error"]
+    assert stage.get("/_synapse/replication", audit=5, timeout=0).json == {}
+
+
+def test_a_read_from_below_a_gap_ends_where_it_begins(stage: Stage) -> None:
+    """At once, even without a row: the next request is told of the gap."""
+    stage.publish("audit", "a", "b")
+    stage.lose("audit", 7)
+    stage.publish("audit", "h")
+    table = stage.get("/_synapse/replication", audit=0).json["audit"]
+    assert (table["position"], table["rows"]) == (2, [[1, "a"], [2, "b"]])
+    _ = stage.log.advance("audit", "master", 12)
+    stage.lose("audit", 20)
+    table = stage.get("/_synapse/replication", audit=8, timeout=60_000).json["audit"]
+    assert (table["position"], table["rows"]) == (12, [])
+    assert stage.get("/_synapse/replication", audit=12).json["held"] == 20
+
+
+def test_minus_one_begins_behind_the_last_gap(stage: Stage) -> None:
+    """So that who answers 410 by it goes on; rows before can be had with a position."""
+    stage.publish("audit", "a")
+    stage.lose("audit", 4)
+    stage.publish("audit", "e")
+    stage.lose("audit", 9)
+    assert stage.get("/_synapse/replication", audit=-1, timeout=0).json["audit"]["position"] == 9
+    stage.publish("audit", "j")
+    table = stage.get("/_synapse/replication", audit=-1).json["audit"]
+    assert (table["position"], table["rows"]) == (10, [[10, "j"]])
+    for position, rows in ((0, [[1, "a"]]), (4, [[5, "e"]])):
+        assert stage.get("/_synapse/replication", audit=position).json["audit"]["rows"] == rows
+
+
+def test_minus_one_ends_before_a_gap_that_comes_later(stage: Stage) -> None:
+    """A gap above the position is nobody's yet."""
+    stage.publish("audit", "a", "b")
+    stage.gaps.add(("audit", "master"), Gap(2, 9, lost=True))
+    assert stage.get("/_synapse/replication", audit=-1).json["audit"]["position"] == 2
+    assert stage.get("/_synapse/replication", audit=2, timeout=0).json == {}
+
+
+def test_who_waits_is_told_of_a_gap_when_it_arises(stage: Stage) -> None:
+    """The position that moves over it wakes them, without a row."""
+    stage.publish("audit", "a")
+    exchange = stage.poll(audit=1)
+    other = stage.poll(typing=0)
+    stage.clock.advance(5)
+    assert not exchange.answered
+    stage.lose("audit", 9)
+    assert exchange.answer.error[:2] == (410, "TCPREPL_ROWS_MISSING")
+    assert done(exchange)["held"] == 9
+    assert not other.answered
+    other.leave()
+    assert waiting(stage) == 0
+
+
+def test_the_gap_of_one_writer_leaves_the_others_where_they_are(stage: Stage) -> None:
+    """The position to go on with names them all; each gap is told by itself."""
+    stage.publish("audit", "m1")
+    stage.publish("audit", "w1", instance="w,1")
+    stage.lose("audit", 5, instance="w,1")
+    stage.lose("audit", 8)
+    table = stage.get("/_synapse/replication", audit=0).json["audit"]
+    assert table["rows"] == [[1, "m1", "master"], [1, "w1", "w,1"]]
+    first = stage.get("/_synapse/replication", audit=table["position"]).json
+    assert (first["instance"], first["held"], first["position"]) == (
+        "master",
+        8,
+        "master~8,w=2C1~1",
+    )
+    second = stage.get("/_synapse/replication", audit=first["position"]).json
+    assert (second["instance"], second["held"], second["position"]) == (
+        "w,1",
+        5,
+        "master~8,w=2C1~5",
+    )
+    stage.publish("audit", "w6", instance="w,1")
+    table = stage.get("/_synapse/replication", audit=second["position"]).json["audit"]
+    assert table["rows"] == [[6, "w6", "w,1"]]
+
+
+def test_the_parameter_whose_position_cannot_be_served_is_named(stage: Stage) -> None:
+    """Two tables of one stream have positions of their own."""
+    stage.publish("account_data", ["@a:x", "!r:x", "t"])
+    stage.lose("account_data", 4)
+    query = {"user_account_data": 0, "room_account_data": 1}
+    answer = stage.get("/_synapse/replication", **query)
+    assert (answer.status, answer.json["stream"]) == (410, "account_data")
+    assert answer.json["parameter"] == "room_account_data"
+
+
+def test_retention_is_told_before_a_gap(short: Stage) -> None:
+    """One after the other, each once; a gap below what is held is told of no more."""
+    short.publish("audit", 1)
+    short.lose("audit", 3)
+    short.publish("audit", 4)
+    short.lose("audit", 8)
+    short.publish("audit", 9)
+    assert short.log.floor("audit", "master") == 1
+    short.publish("audit", 10)
+    assert short.log.floor("audit", "master") == 4
+    for position, errcode, held in (
+        (0, "TCPREPL_TOKEN_TOO_OLD", 4),
+        (1, "TCPREPL_TOKEN_TOO_OLD", 4),
+        (4, "TCPREPL_ROWS_MISSING", 8),
+    ):
+        answer = short.get("/_synapse/replication", audit=position)
+        assert answer.error[:2] == (410, errcode)
+        assert (answer.json["held"], answer.json["position"]) == (held, held)
+    rows = short.get("/_synapse/replication", audit=-1).json["audit"]["rows"]
+    assert rows == [[9, 9], [10, 10]]
+    short.publish("audit", 11, 12)
+    rows = short.get("/_synapse/replication", audit=-1).json["audit"]["rows"]
+    assert rows == [[11, 11], [12, 12]]
 
 
 @pytest.mark.parametrize("position", ["2", "w1~1", "master~2"])

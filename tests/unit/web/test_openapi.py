@@ -9,6 +9,7 @@ import pytest
 from tcprepl.web.http import Call, Response, Route
 from tcprepl.web.openapi import MOUNTED, OPERATIONS, document, operation_of
 from tests.unit.web.test_client_api import World
+from tests.web_site import Stage
 
 
 def described() -> Any:
@@ -51,6 +52,23 @@ def test_every_path_argument_is_a_parameter() -> None:
         for part in repr(found).replace("'", '"').split("#/components/schemas/")[1:]
     ]
     assert set(references) <= schemas.keys()
+
+
+def test_a_refusal_for_missing_rows_is_as_described() -> None:
+    """Each member by its name, in both kinds."""
+    schema = described()["components"]["schemas"]["Missing"]
+    stage = Stage()
+    stage.publish("audit", 1)
+    stage.log.trim("audit", "master", 1)
+    stage.lose("audit", 4)
+    kinds = []
+    for position in (0, 1):
+        answer = stage.get("/_synapse/replication", audit=position)
+        assert answer.status == 410
+        assert answer.json.keys() == set(schema["required"]) == schema["properties"].keys()
+        kinds.append(answer.json["errcode"])
+    assert kinds == schema["properties"]["errcode"]["enum"]
+    stage.close()
 
 
 def test_resources_of_other_rooms_are_described_where_they_are_mounted() -> None:
