@@ -206,6 +206,33 @@ PEER_PAUSED_SECONDS = Live(
     kind="counter",
     labels=("peer",),
 )
+LINK_UP = Live(
+    "tcprepl_link_up",
+    "Whether an upstream, or the Redis that is published to, is there (1) or away (0)",
+    labels=("link", "kind"),
+)
+LINK_ROWS = Live(
+    "tcprepl_link_rows",
+    "Rows that came or went over a link",
+    kind="counter",
+    labels=("link", "kind"),
+)
+LINK_RECONNECTS = Live(
+    "tcprepl_link_reconnects",
+    "Times a link was made again",
+    kind="counter",
+    labels=("link", "kind"),
+)
+LINK_GAPS = Live(
+    "tcprepl_link_gaps",
+    "Gaps held beside the log: rows lost on the way from an upstream",
+    labels=("link", "kind"),
+)
+LINK_IDLE_SECONDS = Live(
+    "tcprepl_link_idle_seconds",
+    "Time since the last row came from an upstream",
+    labels=("link", "kind"),
+)
 DROPPED = Counter(
     "tcprepl_dropped",
     "What was thrown away: rows, EDUs, lines; and why",

@@ -417,5 +417,6 @@ class RedisUpstream:
             reason=self.link.last_error,
             reconnects=self.link.reconnects,
             rows=self._intake.rows_taken,
+            idle_seconds=self._intake.idle_seconds(),
             **self._intake.gap_status(),
         )

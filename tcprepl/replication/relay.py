@@ -113,6 +113,7 @@ class Intake:
     ) -> None:
         self.failed: Deferred[None] = Deferred()
         self.rows_taken = 0
+        self._rows_at: float | None = None
         self.on_pair: Callable[[StreamName, InstanceName], None] | None = None
         self._reactor = reactor
         self._log = stream_log
@@ -150,6 +151,13 @@ class Intake:
         """Return up to where *pair* is taken, in the upstream's tokens; None for a new one."""
         head = self._heads.get(pair)
         return None if head is None else max(0, head - self._offsets[pair])
+
+    def idle_seconds(self) -> float | None:
+        """Return how long ago the last row came; None before the first since the start."""
+        if self._rows_at is None:
+            return None
+        now: float = self._reactor.seconds()
+        return now - self._rows_at
 
     def gap_status(self) -> dict[str, Any]:
         """Return how many gaps there are, and the newest of them in words, for the status."""
@@ -261,6 +269,7 @@ class Intake:
         item.size += size
         self._waiting_bytes += size
         self.rows_taken += len(rows)
+        self._rows_at = self._reactor.seconds()
         self._heads[pair] = token
         self._kick()
 

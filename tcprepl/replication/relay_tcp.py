@@ -103,6 +103,7 @@ class TcpUpstream:
             reason=self._client.last_error,
             reconnects=self._client.reconnects,
             rows=self._intake.rows_taken,
+            idle_seconds=self._intake.idle_seconds(),
             **self._intake.gap_status(),
         )
 

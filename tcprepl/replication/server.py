@@ -550,8 +550,12 @@ class ReplicationServer:
             streams=self.streams(),
             peers=self.peers(),
             closed=dict(self._closed),
-            links=[link() for link in self.links],
+            links=self.link_states(),
         )
+
+    def link_states(self) -> list[LinkStatus]:
+        """Return how it goes with each upstream and Redis."""
+        return [link() for link in self.links]
 
     def received_commands(self) -> dict[tuple[str, str], int]:
         """Return how many commands came in, by command and name of the peer."""
@@ -612,6 +616,11 @@ class _Sources:
                 metrics.PEER_PAUSED_SECONDS,
                 lambda: [((_label(p),), p.paused_seconds) for p in server.peers()],
             ),
+            (metrics.LINK_UP, _of_links(server, "up")),
+            (metrics.LINK_ROWS, _of_links(server, "rows")),
+            (metrics.LINK_RECONNECTS, _of_links(server, "reconnects")),
+            (metrics.LINK_GAPS, _of_links(server, "gaps")),
+            (metrics.LINK_IDLE_SECONDS, _of_links(server, "idle_seconds")),
         ]
 
     def add(self) -> None:
@@ -621,6 +630,16 @@ class _Sources:
     def remove(self) -> None:
         for live, source in self._metrics:
             live.remove_source(source)
+
+
+def _of_links(server: ReplicationServer, what: str) -> metrics.Source:
+    """Return the source of one number of each link, where it is known."""
+
+    def samples() -> list[tuple[tuple[str, str], float]]:
+        found = [(link, getattr(link, what)) for link in server.link_states()]
+        return [((link.name, link.kind), float(n)) for link, n in found if n is not None]
+
+    return samples
 
 
 def _label(peer: PeerStatus) -> str:

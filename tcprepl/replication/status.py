@@ -85,6 +85,8 @@ class LinkStatus:
         rows: Rows that came or went this way since the start.
         gaps: How often rows were lost on the way and could not be had again.
         newest_gaps: The newest of them, in words.
+        idle_seconds: How long ago the last row came; None when none has since the start, and
+            where rows only go.
     """
 
     name: str
@@ -96,13 +98,15 @@ class LinkStatus:
     rows: int
     gaps: int = 0
     newest_gaps: list[str] = field(default_factory=list)
+    idle_seconds: float | None = None
 
     def lines(self) -> list[str]:
         """Return it in words, a line each."""
         state = f"up for {self.seconds:.0f} s" if self.up else f"away for {self.seconds:.0f} s"
         reason = f" ({self.reason})" if self.reason and not self.up else ""
+        last = "" if self.idle_seconds is None else f" (the last {self.idle_seconds:.0f} s ago)"
         first = (
-            f"{self.kind} {self.name}: {state}{reason}, {_count(self.rows, 'row')}, "
+            f"{self.kind} {self.name}: {state}{reason}, {_count(self.rows, 'row')}{last}, "
             f"{_count(self.reconnects, 'reconnect')}, {_count(self.gaps, 'gap')}"
         )
         return [first, *(f"gap: {gap}" for gap in self.newest_gaps)]

@@ -124,6 +124,29 @@ _SCHEMAS: dict[str, Json] = {
             "peers": {"type": "array", "items": {"type": "object"}},
             "closed": {"type": "object", "additionalProperties": {"type": "integer"}},
             "destinations": {"type": "array", "items": {"type": "object"}},
+            "links": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name", "kind", "up", "seconds", "reason", "rows", "gaps"],
+                    "properties": {
+                        "name": _TEXT,
+                        "kind": {"enum": ["upstream", "redis"]},
+                        "up": {"type": "boolean"},
+                        "seconds": {"type": "number", "description": "Up, or away, for so long."},
+                        "reason": {"type": ["string", "null"]},
+                        "reconnects": {"type": "integer"},
+                        "rows": {"type": "integer"},
+                        "gaps": {"type": "integer"},
+                        "newest_gaps": {"type": "array", "items": _TEXT},
+                        "idle_seconds": {
+                            "type": ["number", "null"],
+                            "description": "How long ago the last row came.",
+                        },
+                    },
+                },
+                "description": "The upstream of a relay, and the Redis that is published to.",
+            },
         },
     },
 }
@@ -202,7 +225,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         "responses": {"200": _answer("The document.", {"type": "object"})},
     },
     ("GET", "/_tcprepl/v1/status"): {
-        "summary": "Streams, peers and destinations",
+        "summary": "Streams, peers, destinations and links",
         "responses": {"200": _answer("The state now.", _ref("Status")), **_errors(401, 403)},
         **_GUARDED,
     },

@@ -16,7 +16,7 @@ from typing import Any
 
 from tcprepl import __version__
 from tcprepl.ids import InstanceName, StreamName
-from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 
 #: Samples that a plot has room for: one a second, the newest at the right.
 HISTORY = 120
@@ -33,7 +33,7 @@ class View:
     """What the page shows.
 
     Attributes:
-        status: Streams and peers.
+        status: Streams, peers and links.
         reason: Why the process cannot serve, or None.
         destinations: What the federation sender says of each destination.
         rates: Rows per second of each (stream, instance), oldest first.
@@ -56,6 +56,7 @@ def parts(view: View) -> dict[str, str]:
     return {
         "state": _state(view),
         "summary": _summary(view),
+        "links": _links(view.status.links),
         "streams": _streams(view),
         "peers": _peers(view),
         "destinations": _destinations(view),
@@ -65,7 +66,7 @@ def parts(view: View) -> dict[str, str]:
 
 def document(server_name: str, content: Mapping[str, str]) -> bytes:
     """Return the whole page with *content* in its places."""
-    sections = "".join(
+    sections = f'<section id="links">{content["links"]}</section>' + "".join(
         f'<section><h2>{title}</h2><div id="{name}">{content[name]}</div></section>'
         for name, title in (
             ("streams", "Streams"),
@@ -101,7 +102,21 @@ def _state(view: View) -> str:
         pill = '<span class="pill good">ready</span>'
     else:
         pill = f'<span class="pill bad">not ready</span> {escape(view.reason)}'
-    return f"{pill} instance <b>{escape(status.instance)}</b>, up {duration(status.uptime_seconds)}"
+    away = "".join(
+        f'<span class="away"><span class="pill bad">{escape(link.kind)} away</span> '
+        f"{_whereabouts(link)}</span>"
+        for link in status.links
+        if not link.up
+    )
+    return (
+        f"{pill} instance <b>{escape(status.instance)}</b>, up "
+        f"{duration(status.uptime_seconds)}{away}"
+    )
+
+
+def _whereabouts(link: LinkStatus) -> str:
+    reason = f": {escape(link.reason)}" if link.reason else ""
+    return f"{escape(link.name)} for {duration(link.seconds)}{reason}"
 
 
 def _summary(view: View) -> str:
@@ -137,6 +152,46 @@ def _note(count: int, what: str, otherwise: str) -> str:
     if count <= 0:
         return f'<span class="quiet">{otherwise}</span>'
     return f'<span class="warn">{number(count)} {what}</span>'
+
+
+def _links(links: Sequence[LinkStatus]) -> str:
+    """Return the whole section, with its title: most servers have no links, and no section."""
+    if not links:
+        return ""
+    table = _table(
+        ("Link", "State", "For", "Last row", "Rows", "Reconnects", "Gaps"),
+        (_link_row(link) for link in links),
+        numeric=(2, 3, 4, 5, 6),
+    )
+    return f"<h2>Links</h2>{table}{''.join(_newest_gaps(link) for link in links)}"
+
+
+def _link_row(link: LinkStatus) -> Sequence[str]:
+    kind, state = ("good", "up") if link.up else ("bad", "away")
+    reason = ""
+    if link.reason:
+        reason = (
+            f'<span class="quiet">last lost: {escape(link.reason)}</span>'
+            if link.up
+            else escape(link.reason)
+        )
+    return (
+        f'<b>{escape(link.name)}</b> <span class="quiet">{escape(link.kind)}</span>',
+        f'<span class="pill {kind}">{state}</span> {reason}',
+        duration(link.seconds),
+        "" if link.idle_seconds is None else f"{duration(link.idle_seconds)} ago",
+        number(link.rows),
+        number(link.reconnects),
+        f'<span class="warn">{number(link.gaps)}</span>' if link.gaps else "0",
+    )
+
+
+def _newest_gaps(link: LinkStatus) -> str:
+    if not link.newest_gaps:
+        return ""
+    items = "".join(f"<li>{escape(gap)}</li>" for gap in reversed(link.newest_gaps))
+    older = _note(link.gaps - len(link.newest_gaps), "more are not listed", "")
+    return f'<h3>Newest gaps of {escape(link.name)}</h3><ul class="gaps">{items}</ul>{older}'
 
 
 def _streams(view: View) -> str:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Lines, Server, wait_until
-from tests.interop.web_tools import Browser
+from tests.interop.web_tools import Browser, relay_with_a_gap
 
 ROW = ["!r:example.com", "m.read", "@a:example.com", "$e", {"ts": 1, "pad": "x" * 200}]
 #: Rows that fill every buffer between the server and a reader that does not read.
 FLOOD_ROWS = 60_000
+#: How wide the page is, and how wide the window.
+WIDTHS = "return [document.documentElement.scrollWidth, window.innerWidth]"
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,43 @@ def test_numbers_move_and_a_slow_peers_lag_grows_and_shrinks(
     )
 
 
+def test_a_relay_shows_its_upstream_and_what_was_lost(shots: Path, tmp_path: Path) -> None:
+    """Away is seen at once, without a reload, and gone when it is back."""
+    with relay_with_a_gap(tmp_path / "stage") as relay, Browser(tmp_path) as browser:
+        browser.open(relay.url)
+        browser.wait_for("return document.getElementById('live').className.includes('on')", "live")
+        links = browser.text("#links")
+        assert links.startswith("Links")
+        assert relay.upstream.address in links
+        assert "push_rules of master: rows in (1, 5] may be missing" in links
+        assert browser.text("#links .pill.good") == "up"
+        assert "away" not in browser.text("#state")
+        rows = int(browser.text("#links [data-label=Rows]"))
+        relay.upstream.publish("push_rules", ["@8:example.com"])
+        wait_until(
+            lambda: int(browser.text("#links [data-label=Rows]")) == rows + 1, "the row is counted"
+        )
+        (shots / "status-relay.png").write_bytes(browser.screenshot())
+        relay.upstream.process.stop()
+        browser.wait_for("return document.querySelectorAll('#links .pill.bad').length", "away")
+        assert "upstream away" in browser.text("#state .pill.bad")
+        assert relay.upstream.address in browser.text("#state")
+        (shots / "status-relay-away.png").write_bytes(browser.screenshot())
+        with Browser(tmp_path / "phone", 500, 900) as phone:
+            phone.open(relay.url)
+            assert "Reconnects" in phone.run(
+                "return getComputedStyle(document.querySelector('[data-label=Reconnects]'), "
+                "'::before').content"
+            )
+            assert phone.run(WIDTHS)[0] <= phone.run(WIDTHS)[1]
+            (shots / "status-relay-phone.png").write_bytes(phone.screenshot())
+        relay.upstream.start()
+        browser.wait_for("return document.querySelectorAll('#links .pill.good').length", "back")
+        wait_until(lambda: "away" not in browser.text("#state"), "the alarm is over")
+        assert "last lost" in browser.text("#links [data-label=State]")
+        assert browser.console() == []
+
+
 def test_a_phone_shows_it_without_scrolling_sideways(
     server: Server, shots: Path, tmp_path: Path
 ) -> None:
@@ -153,7 +192,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(
         browser.wait_for(
             "return document.getElementById('peers').innerText.includes('slow-sender')", "the peer"
         )
-        wide, room = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
+        wide, room = browser.run(WIDTHS)
         assert wide <= room
         assert "Dialect" in browser.run(
             "return getComputedStyle(document.querySelector('[data-label=Dialect]'), '::before')"

@@ -90,6 +90,8 @@ def test_render_has_the_names_that_dashboards_ask_for() -> None:
         "synapse_background_process_start_count_total counter",
         "tcprepl_peer_behind_rows gauge",
         "tcprepl_peer_paused_seconds_total counter",
+        "tcprepl_link_up gauge",
+        "tcprepl_link_rows_total counter",
         "tcprepl_dropped_total counter",
         "tcprepl_gaps_total counter",
         "tcprepl_outbox_oldest_seconds gauge",

@@ -102,6 +102,7 @@ def test_rows_after_a_position_are_taken() -> None:
     assert world.rows() == [(5, b"[1]"), (5, b"[2]"), (6, b"[3]")]
     assert world.upstream.status().rows == 3
     assert world.upstream.status().up
+    assert world.upstream.status().idle_seconds is not None
     samples = metrics.INBOUND_RDATA.samples()
     assert samples["receipts",] >= 3
     done = Deferred.fromCoroutine(world.upstream.stop())

@@ -84,6 +84,19 @@ def test_rows_keep_their_tokens_and_batches(world: World) -> None:
     assert world.intake.rows_taken == 4
 
 
+def test_how_long_ago_the_last_row_came(world: World) -> None:
+    """A position is no row."""
+    world.clock.advance(3)
+    world.position(4)
+    assert world.intake.idle_seconds() is None
+    world.take(5)
+    world.clock.advance(2.5)
+    world.position(9)
+    assert world.intake.idle_seconds() == 2.5
+    world.take(10)
+    assert world.intake.idle_seconds() == 0.0
+
+
 def test_first_sight_begins_the_record_there(world: World) -> None:
     world.position(40)
     assert world.log.floor(*PAIR) == world.log.position(*PAIR) == 40

@@ -74,6 +74,8 @@ def test_all_that_is_held_upstream_is_mirrored() -> None:
     assert world.rows() == [(1, b"[1]"), (1, b"[2]"), (2, b"[3]")]
     status = world.upstream.status()
     assert (status.kind, status.up, status.rows, status.gaps) == ("upstream", True, 3, 0)
+    world.clock.advance(4)
+    assert world.upstream.status().idle_seconds == 4
 
 
 def test_resumes_after_a_cut_and_after_its_own_end() -> None:

@@ -19,6 +19,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.replication import server as server_module
 from tcprepl.replication.server import ReplicationServer, help_lines
+from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
@@ -262,6 +263,25 @@ def test_a_reader_that_does_not_read_is_not_pinged_into_memory(world: World) -> 
     wire.client.reading = True
     world.network.settle()
     assert len([line for line in caller.lines() if line.startswith("RDATA")]) == 40
+
+
+def test_links_are_measured(world: World) -> None:
+    """Whether each is there, and what came over it; what is not known is left out."""
+    up = LinkStatus("measured:1", "upstream", True, 5.0, None, 2, 7, 1, [], 0.5)
+    away = LinkStatus("measured:2", "redis", False, 5.0, "cut", 0, 3)
+    world.server.links += [lambda: up, lambda: away]
+    told = generate_latest(metrics.REGISTRY).decode().splitlines()
+    assert [line for line in told if 'link="measured:' in line] == [
+        'tcprepl_link_up{kind="upstream",link="measured:1"} 1.0',
+        'tcprepl_link_up{kind="redis",link="measured:2"} 0.0',
+        'tcprepl_link_rows_total{kind="upstream",link="measured:1"} 7.0',
+        'tcprepl_link_rows_total{kind="redis",link="measured:2"} 3.0',
+        'tcprepl_link_reconnects_total{kind="upstream",link="measured:1"} 2.0',
+        'tcprepl_link_reconnects_total{kind="redis",link="measured:2"} 0.0',
+        'tcprepl_link_gaps{kind="upstream",link="measured:1"} 1.0',
+        'tcprepl_link_gaps{kind="redis",link="measured:2"} 0.0',
+        'tcprepl_link_idle_seconds{kind="upstream",link="measured:1"} 0.5',
+    ]
 
 
 def test_questions_without_reading_the_answers_stop_the_questions(

@@ -62,5 +62,10 @@ def test_links_are_told_with_their_gaps() -> None:
         "gap: a of b: x",
     ]
     assert status.as_dict()["links"][0]["reason"] == "no answer"
+    late = replace(link, up=True, newest_gaps=[], idle_seconds=7.4)
+    assert late.lines() == [
+        "upstream redis://h: up for 61 s, 1 row (the last 7 s ago), 2 reconnects, 1 gap"
+    ]
+    assert replace(status, links=[late]).as_dict()["links"][0]["idle_seconds"] == 7.4
     up = LinkStatus("redis://h", "redis", True, 3.0, "no answer", 1, 0)
     assert up.lines() == ["redis redis://h: up for 3 s, 0 rows, 1 reconnect, 0 gaps"]

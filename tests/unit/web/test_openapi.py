@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from tcprepl.replication.status import LinkStatus
 from tcprepl.web.http import Call, Response, Route
 from tcprepl.web.openapi import MOUNTED, OPERATIONS, document, operation_of
 from tests.unit.web.test_client_api import World
@@ -69,6 +71,13 @@ def test_a_refusal_for_missing_rows_is_as_described() -> None:
         kinds.append(answer.json["errcode"])
     assert kinds == schema["properties"]["errcode"]["enum"]
     stage.close()
+
+
+def test_links_are_described() -> None:
+    """All that the status says of one."""
+    status = described()["components"]["schemas"]["Status"]["properties"]
+    told = status["links"]["items"]["properties"].keys()
+    assert told == {field.name for field in fields(LinkStatus)}
 
 
 def test_resources_of_other_rooms_are_described_where_they_are_mounted() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.web import page
 
 PEER = PeerStatus(
@@ -95,6 +96,70 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
+AWAY = LinkStatus(
+    "redis://h<1>",
+    "upstream",
+    up=False,
+    seconds=61.0,
+    reason="no <answer>",
+    reconnects=2,
+    rows=1234,
+    gaps=3,
+    newest_gaps=["receipts of w1: rows in (5, 8] may be missing", "a of <b>: newest"],
+    idle_seconds=75.0,
+)
+UP = LinkStatus("redis://own", "redis", True, 5.0, None, 0, 7)
+
+
+def with_links(*links: LinkStatus) -> page.View:
+    """Return a view of a server that has links."""
+    return view(status=ServerStatus("example.com", "master", 9.0, links=list(links)))
+
+
+def test_links_say_how_it_goes_and_what_was_lost() -> None:
+    """Away is bad, and says why; the newest gap comes first."""
+    html = page.parts(with_links(AWAY, UP))["links"]
+    told = text(html)
+    assert told.startswith("Links Link State For Last row Rows Reconnects Gaps redis://h")
+    assert (
+        "redis://h&lt;1&gt; upstream away no &lt;answer&gt; 1 min 1 s 1 min 15 s ago 1 234 2 3"
+    ) in told
+    assert "redis://own redis up 5.0 s 7 0 0 Newest gaps" in told
+    assert told.endswith(
+        "Newest gaps of redis://h&lt;1&gt; a of &lt;b&gt;: newest receipts of w1: rows in (5, 8] "
+        "may be missing 1 more are not listed"
+    )
+    assert html.count('class="pill bad"') == html.count('class="pill good"') == 1
+
+
+def test_a_link_that_is_back_says_quietly_why_it_was_lost() -> None:
+    """It is no alarm any more."""
+    html = page.parts(with_links(replace(AWAY, up=True, gaps=0, newest_gaps=[])))["links"]
+    assert '<span class="quiet">last lost: no &lt;answer&gt;</span>' in html
+    assert 'class="pill good"' in html
+    assert 'class="warn"' not in html
+    assert "Newest gaps" not in html
+
+
+def test_a_link_that_is_away_is_seen_at_once() -> None:
+    """In the line below the name, whatever else there is to see."""
+    html = page.parts(with_links(AWAY, UP))["state"]
+    assert '<span class="pill bad">upstream away</span>' in html
+    assert text(html).endswith("upstream away redis://h&lt;1&gt; for 1 min 1 s: no &lt;answer&gt;")
+    fresh = page.parts(with_links(replace(AWAY, reason=None), UP))["state"]
+    assert text(fresh).endswith("redis://h&lt;1&gt; for 1 min 1 s")
+    assert "away" not in page.parts(with_links(UP))["state"]
+
+
+def test_a_server_without_links_shows_no_section_for_them() -> None:
+    """Its place is there, for the day when it has some."""
+    parts = page.parts(view())
+    assert parts["links"] == ""
+    html = page.document("x", parts).decode()
+    assert '<section id="links"></section>' in html
+    assert "<h2>Links</h2>" not in html
+
+
 def test_streams_have_position_rate_and_plot() -> None:
     """Those without a row are listed, not tabulated."""
     html = page.parts(view())["streams"]
@@ -160,8 +225,6 @@ def test_close_reasons_are_counted() -> None:
 
 def test_a_peer_that_is_a_little_behind_is_no_alarm() -> None:
     """Yellow below five seconds."""
-    from dataclasses import replace
-
     peers = [replace(PEER, behind_seconds=0.5)]
     html = page.parts(view(status=ServerStatus("x", "m", 1.0, [], peers)))["peers"]
     assert 'class="pill warn"' in html
@@ -170,7 +233,8 @@ def test_a_peer_that_is_a_little_behind_is_no_alarm() -> None:
 
 def test_the_document_is_whole_and_allows_only_itself() -> None:
     """Balanced, without foreign assets, and the policy fits the script and the style."""
-    html = page.document("a&b", page.parts(view())).decode()
+    shown = page.parts(with_links(AWAY, UP)) | {"streams": page.parts(view())["streams"]}
+    html = page.document("a&b", shown).decode()
     parser = Balanced()
     parser.feed(html.replace("<!doctype html>", ""))
     assert parser.open == []

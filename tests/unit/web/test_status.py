@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tcprepl import limits
-from tcprepl.replication.status import PeerStatus, ServerStatus
+from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus
 from tests.web_site import Exchange, Stage
 
 
@@ -17,6 +18,7 @@ class Server:
 
     def __init__(self) -> None:
         self.behind = {1: 10}
+        self.links: list[LinkStatus] = []
 
     def status(self) -> ServerStatus:
         """Return the peers."""
@@ -24,7 +26,7 @@ class Server:
             PeerStatus(number, "w", "here", "1.22", "behind", rows, 0, 1.0, None, 0.0, 0, 0, 0, 1.0)
             for number, rows in self.behind.items()
         ]
-        return ServerStatus("example.com", "master", 5.0, [], peers)
+        return ServerStatus("example.com", "master", 5.0, [], peers, links=self.links)
 
 
 @pytest.fixture
@@ -79,6 +81,34 @@ def test_status_has_the_peers_of_the_server_and_the_destinations() -> None:
     found = stage.get("/_tcprepl/v1/status").json
     assert found["peers"][0]["behind_rows"] == 10
     assert found["destinations"] == [{"destination": "d"}]
+    stage.close()
+
+
+def test_links_are_in_the_status_the_page_and_each_sample() -> None:
+    """Also when they come to be while somebody watches, and when they go away."""
+    server = Server()
+    stage = Stage(replication_server=server)
+    stage.site.startFactory()
+    watching = stage.open("GET", "/_tcprepl/v1/events")
+    link = LinkStatus("redis://h", "upstream", True, 5.0, None, 0, 7, 1, ["a gap"], 2.0)
+    server.links = [link]
+    found = stage.get("/_tcprepl/v1/status").json["links"]
+    assert (found[0]["up"], found[0]["idle_seconds"], found[0]["newest_gaps"]) == (
+        True,
+        2.0,
+        ["a gap"],
+    )
+    assert b"<li>a gap</li>" in stage.get("/").body
+    stage.clock.advance(1)
+    server.links = [replace(link, up=False, reason="cut")]
+    stage.clock.advance(1)
+    first, second, third = events(watching)
+    assert first["links"] == ""
+    assert "a gap" in second["links"]
+    assert "away" not in second["state"]
+    assert "upstream away" in third["state"]
+    assert "cut" in third["links"]
+    watching.leave()
     stage.close()
 
 
