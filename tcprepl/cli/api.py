@@ -157,6 +157,11 @@ def _seconds(value: str | None) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
         return f"that is no HTTP server; it says {str(error).strip()[:60]!r}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}); the variable "
+            "SSL_CERT_FILE names a PEM file with those that are"
+        )
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is `tcprepl serve` running there?"
     return str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from tcprepl.federation.sender import FederationSender
 from tcprepl.federation.transport import Answer, NotReached
 from tcprepl.federation.worker import OUTBOX_FILE
 
+_DATA = click.Path(path_type=Path, file_okay=False)
+
 
 @click.group("fed")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_DATA,
     default=DEFAULT_DATA,
     envvar="TCPREPL_SENDER_DATA",
     show_default=True,
@@ -46,11 +49,36 @@ def command(context: click.Context, data: Path, as_json: bool) -> None:
     context.obj = data, as_json
 
 
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a subcommand take ``--data`` and ``--json``, too: people write them at either place."""
+
+    @click.option(
+        "--data",
+        "own_data",
+        type=_DATA,
+        metavar="DIRECTORY",
+        help="As before the command.",
+    )
+    @click.option("--json", "own_json", is_flag=True, help="Print JSON.")
+    @click.pass_obj
+    def wrapped(
+        options: tuple[Path, bool],
+        /,
+        own_data: Path | None,
+        own_json: bool,
+        **arguments: Any,
+    ) -> None:
+        data, as_json = options
+        function(own_data or data, as_json or own_json, **arguments)
+
+    wrapped.__doc__ = function.__doc__
+    return wrapped
+
+
 @command.command("ls")
-@click.pass_obj
-def ls(options: tuple[Path, bool]) -> None:
+@_with_options
+def ls(data: Path, as_json: bool) -> None:
     """List the destinations for which something waits, the oldest first."""
-    data, as_json = options
     found = ask(data, "ls")
     if as_json:
         click.echo(json.dumps(found))
@@ -81,10 +109,9 @@ def ls(options: tuple[Path, bool]) -> None:
 
 @command.command("show")
 @click.argument("destination")
-@click.pass_obj
-def show(options: tuple[Path, bool], destination: str) -> None:
+@_with_options
+def show(data: Path, as_json: bool, destination: str) -> None:
     """Show everything that is known of one destination."""
-    data, as_json = options
     found = ask(data, "show", destination)
     if as_json:
         click.echo(json.dumps(found))
@@ -111,9 +138,8 @@ def _handle(name: str, summary: str, answer: str) -> None:
 
     @command.command(name, help=summary)
     @click.argument("destination")
-    @click.pass_obj
-    def handle(options: tuple[Path, bool], destination: str) -> None:
-        data, as_json = options
+    @_with_options
+    def handle(data: Path, as_json: bool, destination: str) -> None:
         found = ask(data, name, destination)
         click.echo(json.dumps(found) if as_json else f"{destination}: {answer.format(**found)}")
 
@@ -125,7 +151,11 @@ _handle(
 )
 _handle("pause", "Send nothing to a destination; what waits is kept.", "paused")
 _handle("resume", "Send to a destination again.", "resumed")
-_handle("purge", "Throw away everything that waits for a destination.", "{purged} EDUs purged")
+_handle(
+    "purge",
+    "Throw away everything that waits for a destination.",
+    "purged; EDUs thrown away: {purged}",
+)
 _handle(
     "forget-discovery",
     "Forget where a destination is, and look for it again.",

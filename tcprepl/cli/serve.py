@@ -15,7 +15,7 @@ from tcprepl.background import looping_background_process
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS
 from tcprepl.cli.running import run_until_done
-from tcprepl.config import Address, Loaded, build, load
+from tcprepl.config import DEFAULT_HTTP, Address, Loaded, build, load
 
 log = structlog.get_logger()
 
@@ -133,7 +133,8 @@ def welcome(server: Server) -> str:
     replication = next((a for a in server.replication_addresses if ":" in a), "")
     http = next((a for a in server.http_addresses if not a.startswith("unix:")), "")
     source = "" if replication == "127.0.0.1:9092" else f" --from {replication}"
-    target = "" if http == "127.0.0.1:9093" else f" --to http://{http}"
+    url = f"http{'' if config.http.tls is None else 's'}://{http}"
+    target = "" if url == f"http://{DEFAULT_HTTP}" else f" --to {url}"
     command = sys.argv[0] if sys.argv[0].endswith("/tcprepl") else "tcprepl"
     if "/" in command and Path(command).is_absolute():
         try:
@@ -155,8 +156,8 @@ def welcome(server: Server) -> str:
         f"  {command} tail{source}",
         "",
     ]
-    if http and config.http.tls is None:
-        lines += [f"A page to look at:  http://{http}/", ""]
+    if http:
+        lines += [f"A page to look at:  {url}/", ""]
     if config.data_directory is None:
         lines += ["Everything is kept in memory only. Ctrl-C stops it.", ""]
     else:

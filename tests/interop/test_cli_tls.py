@@ -93,6 +93,35 @@ def test_line_protocol_on_a_socket_file(tmp_path: Path, socket_directory: Path) 
         assert server.stop() == 0
 
 
+def test_https_that_is_trusted(
+    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command says what to set when it does not know who signed a certificate."""
+    http = free_port()
+    config = tmp_path / "tcprepl.yaml"
+    config.write_text(
+        f"""
+        data_directory: null
+        replication: {{listen: "127.0.0.1:{free_port()}"}}
+        http:
+          listen: 127.0.0.1:{http}
+          tls: {{certificate: {tmp_path}/server.pem, private_key: {tmp_path}/server.key}}
+        """,
+        encoding="utf-8",
+    )
+    with start(tmp_path, "serve", "--config", str(config)) as server:
+        server.wait_for_output("serve.ready")
+        url = f"https://localhost:{http}"
+        refused = tcprepl("publish", "typing", ROW, "--to", url)
+        assert refused.returncode == 1
+        assert "certificate is not trusted" in refused.stderr
+        assert "SSL_CERT_FILE" in refused.stderr
+        monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/trusted/ca.pem")
+        done = tcprepl("publish", "typing", ROW, "--to", url)
+        assert (done.stdout, done.returncode) == ("typing master 1\n", 0), done.stderr
+        assert server.stop() == 0
+
+
 def test_http_token(tmp_path: Path) -> None:
     """With a token configured, nobody publishes without it, and no log shows it."""
     port, http = free_port(), free_port()

@@ -75,7 +75,7 @@ def test_each_handle_is_kept_on_disk(data: Path, capsys: pytest.CaptureFixture[s
         "y.example: resumed",
         "y.example: tried now (0 taken up again)",
         "y.example: forgotten: False",
-        "y.example: 2 EDUs purged",
+        "y.example: purged; EDUs thrown away: 2",
     ]
     assert ask(data, "show", NAME)["queued_edus"] == 0
 
@@ -83,6 +83,14 @@ def test_each_handle_is_kept_on_disk(data: Path, capsys: pytest.CaptureFixture[s
 def test_json_is_for_programs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["ls"], ["show", NAME], ["purge", NAME]):
         assert run(["fed", "--json", "--data", str(data), *words]) == 0
+        assert json.loads(capsys.readouterr().out)
+
+
+def test_options_may_stand_behind_the_command(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["ls"], ["show", NAME], ["pause", NAME]):
+        assert run(["fed", *words, "--json", "--data", str(data)]) == 0
         assert json.loads(capsys.readouterr().out)
 
 

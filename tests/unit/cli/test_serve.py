@@ -53,6 +53,11 @@ def test_welcome_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n  tcprepl publish --to http://127.0.0.1:8 typing" in text
     assert "\n  tcprepl tail --from [::1]:7\n" in text
     assert "The logs are in /var/lib/tcprepl." in text
+    text = welcomed(
+        {"http": ["127.0.0.1:9093"]}, http={"tls": {"certificate": "c", "private_key": "k"}}
+    )
+    assert "publish --to https://127.0.0.1:9093 typing" in text
+    assert "A page to look at:  https://127.0.0.1:9093/\n" in text
     monkeypatch.setattr("sys.argv", ["-m"])
     text = welcomed({"replication": ["unix:/run/x"], "http": ["unix:/run/y"]})
     assert "nc " not in text
