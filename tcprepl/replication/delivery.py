@@ -481,6 +481,8 @@ class Delivery:
                     return
                 await self._link.wait(backoff_s(attempt))
                 continue
+            if page.missing is not None:
+                await self._reset(pair, *page.missing)
             await self._hand_over(pair, after, page.updates)
             if not page.limited or page.upto <= after:
                 break

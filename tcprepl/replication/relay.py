@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import structlog
@@ -412,4 +413,5 @@ class RelayCatchUp:
         if page.missing is not None:
             await self._intake.reset(stream, instance, *page.missing)
             self._intake.position(stream, instance, page.missing[1])
+            page = replace(page, missing=None)  # it has been dealt with
         return page

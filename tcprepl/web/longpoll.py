@@ -275,7 +275,6 @@ class LongPoll:
             if missing:
                 raise rows_missing(feed, vector, instance, missing, self._own)
             upto = self._gaps.readable(pair, max(after, floor), position)
-            compacted = after == restart
             found = 0
             for _ in range(_MAX_PAGES):
                 try:
@@ -285,7 +284,7 @@ class LongPoll:
                         after,
                         upto,
                         limit_rows=share,
-                        compacted=compacted,
+                        compacted=True,  # of states, what is below the floor comes as it is now
                     )
                 except TokenTooOld as error:
                     raise too_old(error, feed, vector, self._own) from None

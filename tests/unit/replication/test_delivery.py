@@ -315,6 +315,20 @@ def test_rows_already_held_are_passed_over_in_a_fetch() -> None:
     assert stage.tokens == [2]
 
 
+def test_what_the_other_side_no_longer_has_is_a_reset_before_the_rows_after_it() -> None:
+    class Short(Archive):
+        def fetch(self, stream: str, instance: str, after: int, upto: int) -> Any:
+            if after < 4:
+                return succeed(CatchUpPage([(5, b"[5]")], 5, True, missing=(after, 4)))
+            return succeed(CatchUpPage([(6, b"[6]")], 6, False))
+
+    stage = Stage(archive=Short([]), alpha=1)
+    stage.position(6, 6)
+    assert stage.resets == [("alpha", "master", 1, 4)]
+    assert stage.tokens == [5, 6]
+    assert stage.heard == [("alpha", "master", 4), ("alpha", "master", 6)]
+
+
 def test_stale_rows_are_dropped_live() -> None:
     stage = Stage(alpha=3)
     stage.rows(3, b"[3]")

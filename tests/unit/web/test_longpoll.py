@@ -14,6 +14,7 @@ from tcprepl.streams.log import Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.streams.ring import BLANKS_KEPT
 from tcprepl.web.longpoll import WAITING, Turns
 from tests.web_site import Exchange, Stage
 
@@ -209,7 +210,7 @@ def test_a_position_past_retention_is_410(short: Stage) -> None:
 
 
 def test_states_are_told_whole_to_who_begins(short: Stage) -> None:
-    """Below the floor the newest row of each room; who fell behind has to begin again."""
+    """Below the floor the newest row of each room, also in pages, and to who fell behind."""
     for room in "abcabd":
         short.publish("typing", [f"!{room}:x", ["@a:x"]])
     for position in (-1, 0):
@@ -222,7 +223,23 @@ def test_states_are_told_whole_to_who_begins(short: Stage) -> None:
             [6, "!d:x"],
         ]
         assert table["position"] == 6
-    assert short.get("/_synapse/replication", typing=1).status == 410
+    found: list[str] = []
+    position = -1
+    while position != 6:
+        table = short.get("/_synapse/replication", typing=position, limit=2).json["typing"]
+        assert len(table["rows"]) <= 2
+        found += [row[1] for row in table["rows"]]
+        position = table["position"]
+    assert found == ["!b:x", "!c:x", "!a:x", "!b:x", "!d:x"]
+    # A page later a room may have gone blank, and from further back than blanks are known
+    # nobody can go on.
+    short.publish("typing", ["!b:x", []], ["!e:x", ["@a:x"]], ["!f:x", ["@a:x"]])
+    rows = short.get("/_synapse/replication", typing=3).json["typing"]["rows"]
+    assert rows[2:] == [[7, "!b:x", "[]"], [8, "!e:x", '["@a:x"]'], [9, "!f:x", '["@a:x"]']]
+    for number in range(3 * BLANKS_KEPT):
+        short.publish("typing", [f"!{number}:x", ["@a:x"]], [f"!{number}:x", []])
+    answer = short.get("/_synapse/replication", typing=3)
+    assert answer.error[:2] == (410, "TCPREPL_TOKEN_TOO_OLD")
 
 
 def test_a_position_in_a_gap_is_410(stage: Stage) -> None:
