@@ -49,6 +49,8 @@ class RowCodec:
     Attributes:
         stream: Name of the stream, for errors.
         row_type: Type of a row; `typing.Any` for opaque JSON.
+        quick_decode: Returns a row of the newest shape as its type; what it refuses is for
+            `decode`.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class RowCodec:
         "_key_field",
         "_reader",
         "_short",
+        "quick_decode",
         "row_type",
         "stream",
     )
@@ -85,6 +88,7 @@ class RowCodec:
         self._reader = reader
         self._key_field = attrgetter(row_type.__struct_fields__[0]) if keyed else None
         self._decoder = _opaque_decoder if row_type is Any else msgspec.json.Decoder(row_type)
+        self.quick_decode = self._decoder.decode
         # whether rows may end in UNSET fields, which the encoder does not leave out by itself
         self._short = any(
             UNSET in (field.default for field in msgspec.structs.fields(struct))
@@ -320,7 +324,13 @@ class Rows(Struct, gc=False, eq=False):
         if decoded is None:
             raw = self.raw
             codec = self._codec
-            decoded = [codec.decode(raw[0])] if len(raw) == 1 else codec.decode_all(raw)
+            if len(raw) == 1:  # nearly always, and nearly always of the newest shape
+                try:
+                    decoded = [codec.quick_decode(raw[0])]
+                except (msgspec.MsgspecError, UnicodeError, RecursionError):
+                    decoded = [codec.decode(raw[0])]
+            else:
+                decoded = codec.decode_all(raw)
             self._decoded = decoded
         return iter(decoded)
 

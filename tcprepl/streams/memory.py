@@ -62,11 +62,10 @@ class MemoryStream:
         return self._ring.rows, self._ring.size_bytes
 
     def add(self, tokens: Sequence[Token], rows: Sequence[bytes], now_ms: int) -> Block:
-        """Add rows, let go of what is beyond the bounds, and return the new block."""
+        """Add rows and return the new block; `expire` lets go of what is then beyond the bounds."""
         block = render(self.stream.name, self.instance, tokens, rows, now_ms)
         self._ring.append(block)
         self.position = block.last
-        self.expire(now_ms)
         return block
 
     def expire(self, now_ms: int) -> None:
@@ -196,7 +195,9 @@ class MemoryLog(BaseLog):
         if transaction_id is not None:
             self._transactions.put(stream, transaction_id, appended, now)
         self._announce_block(found.add(given, rows, now))
-        return self._announced(appended)
+        answered = self._announced(appended)
+        found.expire(now)  # nobody has to wait for that
+        return answered
 
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows."""

@@ -289,7 +289,9 @@ class SqliteLog(BaseLog):
         if transaction_id is not None:
             self._transactions.put(pair.stream.name, transaction_id, answer, now)
         self._announce_block(pair.add(tokens, rows, now))
-        return self._announced(answer)
+        answered = self._announced(answer)
+        pair.expire(now)  # nobody has to wait for that
+        return answered
 
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows."""

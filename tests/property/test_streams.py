@@ -240,6 +240,7 @@ def test_a_reader_of_states_ends_with_what_everybody_has(
             key, on = step
             row = typing(f"!{key}", *([f"@{stream.position}"] if on else []))
             stream.add(range(stream.position + 1, stream.position + 2), [row], 0)
+            stream.expire(0)
             apply(published, row)
     while take_page(1):
         pass

@@ -20,6 +20,7 @@ def test_a_stream_that_begins_above_zero_says_why_earlier_rows_are_gone() -> Non
     with pytest.raises(TokenTooOld):
         stream.read(3, 9, 10, 1_000, True)
     stream.add(range(8, 10), [b"[]", b"[]"], 0)
+    stream.expire(0)
     assert stream.held == (2, len(b"RDATA s w 8 []\n") * 2)
     assert list(stream.read(7, 99, 10, 1_000, False).tokens) == [8, 9]
 
@@ -27,9 +28,11 @@ def test_a_stream_that_begins_above_zero_says_why_earlier_rows_are_gone() -> Non
 def test_a_reader_that_missed_blank_rows_has_to_begin_again() -> None:
     stream = MemoryStream(Registry().get("typing"), "w", Bounds(max_rows=1))
     stream.add(range(1, 3), [typing("!a", "@1"), typing("!b", "@1")], 0)
+    stream.expire(0)
     token = 3
     for number in range(3 * BLANKS_KEPT):
         stream.add(range(token, token + 1), [typing(f"!{number % 2_500}")], 0)
+        stream.expire(0)
         token += 1
     with pytest.raises(TokenTooOld, match="went blank since is forgotten"):
         stream.read(1, token, 1, 1_000, True)
@@ -39,7 +42,9 @@ def test_a_reader_that_missed_blank_rows_has_to_begin_again() -> None:
 def test_a_holder_of_states_of_an_earlier_process_has_to_begin_again() -> None:
     stream = MemoryStream(Registry().get("typing"), "w", Bounds(max_rows=1), start=7)
     stream.add(range(8, 10), [typing("!a", "@1"), typing("!b", "@1")], 0)
+    stream.expire(0)
     stream.add(range(10, 11), [typing("!c", "@1")], 0)
+    stream.expire(0)
     with pytest.raises(TokenTooOld, match="went blank since is forgotten"):
         stream.read(6, 10, 9, 1_000, True)
     for after in (0, 7):
