@@ -77,6 +77,7 @@ class Hub:
         self._pending: list[Block | _Move] = []
         self._turn_end: Any = None
         self._bursting = False
+        self._turn_open = False
         self._events_of_turn = 0
         self._closed = False
         for pair in stream_log.pairs():
@@ -107,14 +108,19 @@ class Hub:
             return
         self._pending.append(event)
         self._events_of_turn += 1
-        if self._turn_end is None:
-            self._turn_end = self._reactor.callLater(0, self._end_turn)
+        if self._turn_open:
+            return
+        self._turn_open = True
+        try:
             if not self._bursting:
                 self._hand_out()
+        finally:
+            self._turn_end = self._reactor.callLater(0, self._end_turn)
 
     def _end_turn(self) -> None:
         """Hand out what came after the first of this turn; note whether it brought more."""
         self._turn_end = None
+        self._turn_open = False
         self._bursting = self._events_of_turn > 1
         self._events_of_turn = 0
         self._hand_out()
@@ -128,6 +134,9 @@ class Hub:
     def _hand_out(self) -> None:
         pending = self._pending
         self._pending = []
+        if len(pending) == 1:
+            self._deliver(pending)
+            return
         segment: list[Block | _Move] = []
         size = 0
         for event in pending:
@@ -186,6 +195,10 @@ class Hub:
         rendered: dict[tuple[WireForm, tuple[bool, ...] | None], bytes],
     ) -> bytes:
         """Return the bytes of *segment* for *group*, shared between groups that want the same."""
+        if len(segment) == 1 and not fresh and type(event := segment[0]) is Block:
+            if group.wants((event.stream, event.instance)):
+                return self._render(group.form, event)
+            return b""
         wanted = tuple(group.wants((event.stream, event.instance)) for event in segment)
         if not any(wanted):
             return b""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -115,8 +115,19 @@ class BaseLog:
         if self._expiry is not None and self._expiry.active():
             self._expiry.cancel()
 
-    def _announce_block(self, block: Block) -> None:
-        self._outbox.append(lambda: self._tell_block(block))
+    def _announced_block(self, block: Block, answer: T) -> Deferred[T]:
+        """Tell the listeners of *block*; return a Deferred that fires once they have heard."""
+        if self._announcing or self._outbox:
+            self._outbox.append(lambda: self._tell_block(block))
+            return self._announced(answer)
+        self._announcing = True
+        try:
+            self._tell_block(block)
+        finally:
+            self._announcing = False
+        if self._outbox:  # what the listeners have published
+            self._drain()
+        return succeed(answer)
 
     def _announce_position(
         self, stream: StreamName, instance: InstanceName, before: Token, token: Token

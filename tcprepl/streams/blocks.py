@@ -65,6 +65,9 @@ def render(
     # line at a time.
     whole = JsonRows.of(rows)
     joined = whole.joined
+    if len(tokens) == 1:
+        lines = f"RDATA {stream} {instance} {tokens[0]} ".encode() + joined
+        return Block(stream, instance, tokens, lines, now_ms, whole.keys)
     words: Sequence[object] = tokens
     if type(tokens) is range:
         prefix = f"RDATA {stream} {instance} ".replace("%", "%%").encode() + b"%d "

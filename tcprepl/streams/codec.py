@@ -107,7 +107,7 @@ class RowCodec:
         Raises:
             BadRow: one of them does not fit.
         """
-        types = set(map(type, rows))
+        types = {type(rows[0])} if len(rows) == 1 else set(map(type, rows))
         plain = types <= _SEQUENCES
         if self._short and not plain:
             rows = [_without_unset(row) for row in rows]

@@ -17,6 +17,8 @@ from itertools import accumulate, count
 from operator import add
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import Struct
+
 from tcprepl.ids import InstanceName, StreamName, Token
 
 if TYPE_CHECKING:
@@ -75,8 +77,7 @@ class Block:
         return self._ends
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(Struct, frozen=True, gc=False):
     """What an append answers: the tokens that its rows got."""
 
     stream: StreamName

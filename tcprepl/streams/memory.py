@@ -194,8 +194,7 @@ class MemoryLog(BaseLog):
         appended = Appended(stream, instance, given[0], given[-1])
         if transaction_id is not None:
             self._transactions.put(stream, transaction_id, appended, now)
-        self._announce_block(found.add(given, rows, now))
-        answered = self._announced(appended)
+        answered = self._announced_block(found.add(given, rows, now), appended)
         found.expire(now)  # nobody has to wait for that
         return answered
 

@@ -288,8 +288,7 @@ class SqliteLog(BaseLog):
         answer = Appended(pair.stream.name, pair.instance, tokens[0], tokens[-1])
         if transaction_id is not None:
             self._transactions.put(pair.stream.name, transaction_id, answer, now)
-        self._announce_block(pair.add(tokens, rows, now))
-        answered = self._announced(answer)
+        answered = self._announced_block(pair.add(tokens, rows, now), answer)
         pair.expire(now)  # nobody has to wait for that
         return answered
 
