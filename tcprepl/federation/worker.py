@@ -121,6 +121,7 @@ class FederationWorker:
             on_command=self._on_command,
             on_connected=self._on_connected,
             dialect=dialect,
+            join_batches=True,
         )
 
     def _run(self, work: Any) -> Deferred[Any]:

@@ -74,6 +74,9 @@ class ReplicationClient(Service):
         registry: The streams and their rows; the built-in ones by default.
         max_attempts: How often a failing handler is called before the client stops and
             `failed` fires; None is for ever.
+        join_batches: Whether batches of one (stream, instance) that came together may be
+            handed over as one, with the token of the last: for a handler to which only the
+            newest position counts, and which gets many small batches.
 
     Attributes:
         failed: Fires, with the failure, when a handler has failed for good.
@@ -100,6 +103,7 @@ class ReplicationClient(Service):
         catch_up: CatchUp | None = None,
         registry: Registry | None = None,
         max_attempts: int | None = None,
+        join_batches: bool = False,
     ) -> None:
         if since not in ("now", "start"):
             raise ValueError(f"since is {since!r}, expected 'now' or 'start'")
@@ -132,6 +136,7 @@ class ReplicationClient(Service):
             on_command=on_command,
             catch_up=catch_up,
             max_attempts=max_attempts,
+            join_batches=join_batches,
         )
 
     # -- life --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from types import CoroutineType
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -76,6 +77,7 @@ class Delivery:
         on_command: Called with every other command.
         catch_up: Where missed rows are fetched if the dialect cannot resume.
         max_attempts: How often a failing handler is called; None is for ever.
+        join_batches: Whether neighbouring batches may be handed over as one.
 
     Attributes:
         known: The position of each (stream, instance).
@@ -99,6 +101,7 @@ class Delivery:
         on_command: Callable[[Command], object] | None,
         catch_up: CatchUp | None,
         max_attempts: int | None,
+        join_batches: bool = False,
     ) -> None:
         self.known: dict[Pair, Token] = {}
         self.catching_up: dict[Pair, Token] = {}
@@ -117,6 +120,7 @@ class Delivery:
         self._on_command = on_command
         self._catch_up = catch_up
         self._max_attempts = max_attempts
+        self._join_batches = join_batches
         self._codecs: dict[StreamName, RowCodec] = {}
         self._dirty: dict[Pair, Token] = {}
         self._inbox: deque[object] = deque()
@@ -164,6 +168,9 @@ class Delivery:
         if self._legacy or self._atomic:
             self._work_with_care(events)
             return
+        if self._join_batches:
+            self._work_in_runs(events)
+            return
         known = self.known
         handler = self._handler
         run = _Run("", "", None, None)  # neighbours of one stream are one run
@@ -207,6 +214,50 @@ class Delivery:
         self._end_run(run)
         if self._dirty:
             self._save()
+
+    def _work_in_runs(self, events: Sequence[object]) -> None:
+        """Work through *events*, neighbouring batches of one (stream, instance) at a time."""
+        index = 0
+        while index < len(events):
+            event = events[index]
+            if type(event) is RowsReceived:
+                stream, instance, token, _ = event
+                index, token, raw = self._run(events, index, self.known.get((stream, instance)))
+                waiting = self._hand_on((stream, instance), token, raw, token) if raw else None
+            else:
+                index += 1
+                waiting = self._other(event)
+            if waiting is not None and not self._passed(waiting):
+                self._inbox.extendleft(reversed(events[index:]))
+                return
+        if self._dirty:
+            self._save()
+
+    def _run(
+        self, events: Sequence[object], index: int, reached: Token | None
+    ) -> tuple[int, Token, list[bytes]]:
+        """Join the batches from *index* on that are of one pair, leaving out what is known.
+
+        Returns:
+            Where to go on, the token of the last batch, and all rows.
+        """
+        first = events[index]
+        assert type(first) is RowsReceived
+        stream, instance, newest, _ = first
+        raw: list[bytes] = []
+        for event in islice(events, index, None):
+            if type(event) is not RowsReceived:
+                break
+            of_stream, of_instance, token, rows = event
+            if of_stream != stream or of_instance != instance:
+                break
+            index += 1
+            if reached is not None and token <= reached:
+                metrics.DROPPED.labels("row", "already_known").inc(len(rows))
+                continue
+            reached = newest = token
+            raw += rows
+        return index, newest, raw
 
     def _work_with_care(self, events: Sequence[object]) -> None:
         """Work through *events* one at a time: 2017, or a store that commits each batch."""

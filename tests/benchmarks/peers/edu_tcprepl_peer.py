@@ -1,8 +1,9 @@
 """Our path of an EDU: from RDATA lines to finished transaction bodies.
 
-``python edu_tcprepl_peer.py COUNT`` prints the CPU time in us per EDU. The session, the intake,
-the sender and the destinations are the real ones. As on Synapse's side, what hangs below (disk,
-network, signatures) is left out: the outbox keeps nothing and the transport takes everything.
+``python edu_tcprepl_peer.py COUNT`` prints the CPU time in us per EDU. The session, the delivery,
+the intake, the sender and the destinations are the real ones. As on Synapse's side, what hangs
+below (disk, network, signatures) is left out: the outbox keeps nothing and the transport takes
+everything.
 ``python edu_tcprepl_peer.py COUNT DIRECTORY`` keeps the real outbox, on disk.
 """
 
@@ -24,9 +25,9 @@ from tcprepl.federation.outbox import Outbox, run_inline
 from tcprepl.federation.sender import FederationSender
 from tcprepl.federation.transport import Answer
 from tcprepl.protocol.commands import ReplicateCommand
-from tcprepl.protocol.events import RowsReceived
+from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.session import ClientSession
-from tcprepl.streams.codec import Rows
+from tcprepl.replication.delivery import Delivery
 from tcprepl.streams.registry import Registry
 
 ORIGIN = "matrix.example.com"
@@ -88,6 +89,16 @@ class Sink:
         return sum(body.count(b'"edu_type"') for body in self.bodies)
 
 
+class NoConnection:
+    """What the delivery would stop while the disk is slow; here it never is."""
+
+    def pause(self) -> None:
+        """Never asked for."""
+        raise AssertionError("the intake is behind")
+
+    resume = give_up = wait = pause  # type: ignore[assignment]
+
+
 def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int) -> Sink:
     """Take every read, send until nothing waits."""
     clock = Clock()
@@ -97,17 +108,29 @@ def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int) -> Sink:
     sender.start()
     intake = sender.intake
     intake.canonical = True
-    codec = Registry().get("federation").codec
+    delivery = Delivery(
+        NoConnection(),
+        intake.handle_rows,
+        intake,
+        Registry(),
+        streams=["federation"],
+        since="start",
+        on_reset=intake.handle_reset,
+        on_position=None,
+        on_command=None,
+        catch_up=None,
+        max_attempts=None,
+        join_batches=True,
+    )
+    delivery.start()
+    delivery.begin(DIALECTS["tcprepl"])
     session = ClientSession(0.0, name="fed1")
     session.receive_data(b"SERVER matrix.example.com\nPING 1 tcprepl/1\n", 0.0)
     session.send(ReplicateCommand("federation", "*", 0), 0.0)
     session.data_to_send()
     session.receive_data(b"POSITION federation master 0 0\n", 0.0)
     for number, data in enumerate(reads):
-        for event in session.receive_data(data, 0.0):
-            if type(event) is RowsReceived:
-                rows = Rows(codec, event.rows)
-                intake.handle_rows(event.stream, event.instance, event.token, rows)
+        delivery.take(session.receive_data(data, 0.0))
         if number % reads_per_request == reads_per_request - 1:
             clock.advance(0.001)
     while sender.pending():
