@@ -15,7 +15,7 @@ from tcprepl.limits import MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_PAIRS, MAX_TOKEN
 from tcprepl.protocol.codec import snippet
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
-from tcprepl.protocol.events import Event, RowsReceived
+from tcprepl.protocol.events import Event, RowsReceived, RunReceived
 from tcprepl.protocol.grammar import NAME_SHAPE, PATTERNS, TOKEN_RANGE
 
 _WORD: Final = b"RDATA "
@@ -149,41 +149,51 @@ class BatchAssembler:
         self, pair: _Pair, lines: list[bytes], index: int, line_number: int, events: list[Event]
     ) -> int:
         """Read neighbouring lines of known live pairs; return the index after them."""
-        stream, instance, prefix = pair.stream, pair.instance, pair.prefix
+        prefix = pair.prefix
         skip = len(prefix)
         end = len(lines)
-        append = events.append
-        new = tuple.__new__  # NamedTuple's own constructor costs twice as much
         pending = pair.pending
-        while index < end:
-            line = lines[index]
-            if not line.startswith(prefix):
-                other = self._known_pair(line)
-                if other is None:
-                    break
-                pair = other
-                stream, instance, prefix = pair.stream, pair.instance, pair.prefix
-                skip = len(prefix)
-                pending = pair.pending
-            token, _, row = line[skip:].partition(b" ")
-            if token.isdigit() and row and len(token) <= _TOKEN_DIGITS:
-                value = int(token)
-                if value > MAX_TOKEN:
-                    raise self._unreadable(line, skip, line_number + index)
-                if pending:
-                    self._release(pending)
+        tokens: list[Token] = []
+        rows: list[bytes] = []
+        try:
+            while index < end:
+                line = lines[index]
+                if not line.startswith(prefix):
+                    other = self._known_pair(line)
+                    if other is None:
+                        break
+                    if tokens:
+                        events.append(_run(pair, tokens, rows))
+                        tokens, rows = [], []
+                    pair = other
+                    prefix = pair.prefix
+                    skip = len(prefix)
+                    pending = pair.pending
+                token, _, row = line[skip:].partition(b" ")
+                if token.isdigit() and row and len(token) <= _TOKEN_DIGITS:
+                    value = int(token)
+                    if value > MAX_TOKEN:
+                        raise self._unreadable(line, skip, line_number + index)
+                    if pending:
+                        if tokens:
+                            events.append(_run(pair, tokens, rows))
+                            tokens, rows = [], []
+                        self._release(pending)
+                        pending.append(row)
+                        events.append(RowsReceived(pair.stream, pair.instance, value, pending))
+                        pair.pending = pending = []
+                    else:
+                        tokens.append(value)
+                        rows.append(row)
+                elif token == _BATCH and row:
+                    self._hold(row, line_number + index)
                     pending.append(row)
-                    rows = pending
-                    pair.pending = pending = []
                 else:
-                    rows = [row]
-                append(new(RowsReceived, (stream, instance, value, rows)))
-            elif token == _BATCH and row:
-                self._hold(row, line_number + index)
-                pending.append(row)
-            else:
-                raise self._unreadable(line, skip, line_number + index)
-            index += 1
+                    raise self._unreadable(line, skip, line_number + index)
+                index += 1
+        finally:
+            if tokens:
+                events.append(_run(pair, tokens, rows))
         return index
 
     def _known_pair(self, line: bytes) -> _Pair | None:
@@ -285,3 +295,10 @@ class BatchAssembler:
         return LostRow(
             f"RDATA: {what}; expected RDATA {shape}", snippet=shown, line_number=line_number
         )
+
+
+def _run(pair: _Pair, tokens: list[Token], rows: list[bytes]) -> RowsReceived | RunReceived:
+    """Return the event for batches of one row each; it keeps *tokens* and *rows*."""
+    if len(tokens) == 1:
+        return RowsReceived(pair.stream, pair.instance, tokens[0], rows)
+    return RunReceived(pair.stream, pair.instance, tokens, rows)

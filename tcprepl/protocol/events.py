@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from tcprepl.errors import CloseReason
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -11,7 +12,10 @@ from tcprepl.protocol.dialects import Dialect
 
 
 class CommandReceived(NamedTuple):
-    """The peer sent a command that is legal here; RDATA comes as `RowsReceived` instead."""
+    """The peer sent a command that is legal here.
+
+    RDATA comes as `RowsReceived` or `RunReceived` instead.
+    """
 
     command: Command
 
@@ -22,6 +26,19 @@ class RowsReceived(NamedTuple):
     stream: StreamName
     instance: InstanceName
     token: Token
+    rows: list[bytes]
+
+
+class RunReceived(NamedTuple):
+    """Batches of one row each came one after the other: *tokens* are those of *rows*.
+
+    It stands for as many `RowsReceived`, and costs a client half of what they would. How
+    batches fall into runs depends on how the bytes fell into reads; `in_batches` undoes it.
+    """
+
+    stream: StreamName
+    instance: InstanceName
+    tokens: list[Token]
     rows: list[bytes]
 
 
@@ -45,4 +62,17 @@ class Closing(NamedTuple):
     text: str
 
 
-Event: TypeAlias = CommandReceived | RowsReceived | DialectChosen | Closing
+Event: TypeAlias = CommandReceived | RowsReceived | RunReceived | DialectChosen | Closing
+
+E = TypeVar("E")
+
+
+def in_batches(events: Iterable[E | RunReceived]) -> Iterator[E | RowsReceived]:
+    """Yield *events* with a `RowsReceived` for each batch of a run."""
+    for event in events:
+        if isinstance(event, RunReceived):
+            stream, instance, tokens, rows = event
+            for token, row in zip(tokens, rows, strict=True):
+                yield RowsReceived(stream, instance, token, [row])
+        else:
+            yield event

@@ -49,7 +49,14 @@ from tcprepl.protocol.commands import (
     ServerCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS, NATIVE_TAG, Dialect
-from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen, Event, RowsReceived
+from tcprepl.protocol.events import (
+    Closing,
+    CommandReceived,
+    DialectChosen,
+    Event,
+    RowsReceived,
+    RunReceived,
+)
 from tcprepl.protocol.foreign import Foreign, recognise_line, recognise_start
 from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
@@ -61,6 +68,7 @@ __all__ = [
     "DialectChosen",
     "Event",
     "RowsReceived",
+    "RunReceived",
     "ServerSession",
     "Session",
 ]

@@ -20,7 +20,13 @@ from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import ServerName
 from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand
 from tcprepl.protocol.dialects import Dialect
-from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen, RowsReceived
+from tcprepl.protocol.events import (
+    Closing,
+    CommandReceived,
+    DialectChosen,
+    RowsReceived,
+    RunReceived,
+)
 from tcprepl.protocol.session import ClientSession
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.transport import Outlet, make_outlet
@@ -30,7 +36,7 @@ log = structlog.get_logger()
 #: How often the deadlines of a connection are looked at.
 SWEEP_INTERVAL_S = 1.0
 #: What most reads bring.
-_ROWS_ONLY = {RowsReceived}
+_ROWS_ONLY = {RowsReceived, RunReceived}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,7 @@ class ClientConnection:
 
     def _take(self, events: Sequence[object]) -> None:
         """Hand on rows and commands; keep what concerns the connection."""
-        if set(map(type, events)) == _ROWS_ONLY:
+        if events and set(map(type, events)) <= _ROWS_ONLY:
             self._deliver(events)
             return
         own: list[object] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from itertools import islice
+from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -24,7 +24,7 @@ from tcprepl.errors import BadRow, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
-from tcprepl.protocol.events import RowsReceived
+from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.catchup import CatchUp
 from tcprepl.streams.codec import RowCodec, Rows
 from tcprepl.streams.position_store import PositionStore
@@ -133,7 +133,9 @@ class Delivery:
     @property
     def waiting(self) -> int:
         """Batches and commands received that wait for their turn."""
-        return len(self._inbox)
+        return sum(
+            len(event.tokens) if isinstance(event, RunReceived) else 1 for event in self._inbox
+        )
 
     def start(self) -> None:
         """Begin from the saved positions."""
@@ -166,98 +168,83 @@ class Delivery:
         This is the hot loop of every worker: what a batch costs beyond its handler is here.
         """
         if self._legacy or self._atomic:
-            self._work_with_care(events)
+            self._work_with_care(list(in_batches(events)))
             return
-        if self._join_batches:
-            self._work_in_runs(events)
-            return
-        known = self.known
-        handler = self._handler
-        run = _Run("", "", None, None)  # neighbours of one stream are one run
+        work_run = self._join if self._join_batches else self._batches
         waiting: Deferred[None] | None
         for index, event in enumerate(events):
-            if type(event) is RowsReceived:
-                stream, instance, token, raw = event
-                if stream is not run.stream or instance is not run.instance:
-                    self._end_run(run)
-                    run = _Run(stream, instance, known.get((stream, instance)), self._codec(stream))
-                codec = run.codec
-                before = run.token
-                if codec is None:
-                    continue
-                if before is not None and token <= before:
-                    metrics.DROPPED.labels("row", "already_known").inc(len(raw))
-                    continue
-                rows = Rows(codec, raw)
-                try:
-                    result = handler(stream, instance, token, rows)
-                except Exception as error:
-                    self._end_run(run)
-                    waiting = self._again((stream, instance), token, rows, error, token)
+            rest: object = event
+            while rest is not None:
+                if type(rest) is RunReceived:
+                    waiting, rest = work_run(rest)
+                elif type(rest) is RowsReceived:
+                    waiting, rest = self._one_batch(rest), None
                 else:
-                    if result is None or not isinstance(result, (Deferred, CoroutineType)):
-                        run.token = token
-                        run.rows += len(raw)
-                        continue
-                    self._end_run(run)
-                    waiting = Deferred.fromCoroutine(
-                        self._settle((stream, instance), token, rows, result, token)
-                    )
-                run = _Run("", "", None, None)
-            else:
-                self._end_run(run)
-                run = _Run("", "", None, None)
-                waiting = self._other(event)
-            if waiting is not None and not self._passed(waiting):
-                self._inbox.extendleft(reversed(events[index + 1 :]))
-                return
-        self._end_run(run)
+                    waiting, rest = self._other(rest), None
+                if waiting is not None and not self._passed(waiting):
+                    self._inbox.extendleft(reversed(events[index + 1 :]))
+                    if rest is not None:
+                        self._inbox.appendleft(rest)
+                    return
         if self._dirty:
             self._save()
 
-    def _work_in_runs(self, events: Sequence[object]) -> None:
-        """Work through *events*, neighbouring batches of one (stream, instance) at a time."""
-        index = 0
-        while index < len(events):
-            event = events[index]
-            if type(event) is RowsReceived:
-                stream, instance, token, _ = event
-                index, token, raw = self._run(events, index, self.known.get((stream, instance)))
-                waiting = self._hand_on((stream, instance), token, raw, token) if raw else None
-            else:
-                index += 1
-                waiting = self._other(event)
-            if waiting is not None and not self._passed(waiting):
-                self._inbox.extendleft(reversed(events[index:]))
-                return
-        if self._dirty:
-            self._save()
-
-    def _run(
-        self, events: Sequence[object], index: int, reached: Token | None
-    ) -> tuple[int, Token, list[bytes]]:
-        """Join the batches from *index* on that are of one pair, leaving out what is known.
+    def _batches(self, run: RunReceived) -> tuple[Deferred[None] | None, RunReceived | None]:
+        """Hand over batches of one row each, as far as the handler does not take its time.
 
         Returns:
-            Where to go on, the token of the last batch, and all rows.
+            What to wait for, and what is left of the run.
         """
-        first = events[index]
-        assert type(first) is RowsReceived
-        stream, instance, newest, _ = first
-        raw: list[bytes] = []
-        for event in islice(events, index, None):
-            if type(event) is not RowsReceived:
-                break
-            of_stream, of_instance, token, rows = event
-            if of_stream != stream or of_instance != instance:
-                break
-            index += 1
+        stream, instance, tokens, raws = run
+        codec = self._codec(stream)
+        if codec is None:
+            return None, None
+        pair = (stream, instance)
+        handler = self._handler
+        known = reached = self.known.get(pair)
+        handed = stale = 0
+        later: Callable[[], Deferred[None]] | None = None
+        for token, raw in zip(tokens, raws, strict=True):
             if reached is not None and token <= reached:
-                metrics.DROPPED.labels("row", "already_known").inc(len(rows))
+                stale += 1
                 continue
-            reached = newest = token
-            raw += rows
-        return index, newest, raw
+            rows = Rows(codec, [raw])
+            handed += 1
+            try:
+                result = handler(stream, instance, token, rows)
+            except Exception as error:
+                later = partial(self._again, pair, token, rows, error, token)
+                break
+            if result is not None and isinstance(result, (Deferred, CoroutineType)):
+                later = partial(self._settle_soon, pair, token, rows, result, token)
+                break
+            reached = token
+        if stale:
+            metrics.DROPPED.labels("row", "already_known").inc(stale)
+        if handed:
+            self.received_rows[stream] = self.received_rows.get(stream, 0) + handed
+        if reached is not None and reached != known:
+            self._advance(pair, reached)
+        if later is None:
+            return None, None
+        done = handed + stale
+        left = RunReceived(stream, instance, tokens[done:], raws[done:])
+        return later(), left if left.tokens else None
+
+    def _join(self, run: RunReceived) -> tuple[Deferred[None] | None, None]:
+        """Hand over batches of one row each as one, with the token of the last."""
+        stream, instance, tokens, raws = run
+        reached = self.known.get((stream, instance))
+        new: list[bytes] = []
+        for token, raw in zip(tokens, raws, strict=True):
+            if reached is None or token > reached:
+                reached = token
+                new.append(raw)
+        if len(new) < len(raws):
+            metrics.DROPPED.labels("row", "already_known").inc(len(raws) - len(new))
+        if not new or reached is None:
+            return None, None
+        return self._hand_on((stream, instance), reached, new, reached), None
 
     def _work_with_care(self, events: Sequence[object]) -> None:
         """Work through *events* one at a time: 2017, or a store that commits each batch."""
@@ -268,12 +255,6 @@ class Delivery:
                 return
         if self._dirty:
             self._save()
-
-    def _end_run(self, run: _Run) -> None:
-        """Note how far a run of batches has come."""
-        if run.rows and run.token is not None:
-            self.received_rows[run.stream] = self.received_rows.get(run.stream, 0) + run.rows
-            self._advance((run.stream, run.instance), run.token)
 
     def _codec(self, stream: StreamName) -> RowCodec | None:
         """Return how to read the rows of *stream*; None when it is not ours to read."""
@@ -381,11 +362,16 @@ class Delivery:
         try:
             result = self._handler(*pair, token, rows)
             if result is not None and isinstance(result, (Deferred, CoroutineType)):
-                return Deferred.fromCoroutine(self._settle(pair, token, rows, result, reached))
+                return self._settle_soon(pair, token, rows, result, reached)
             self._advance(pair, reached)
         except Exception as error:
             return self._again(pair, token, rows, error, reached)
         return None
+
+    def _settle_soon(
+        self, pair: Pair, token: Token, rows: Rows, result: Any, reached: Token | None
+    ) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._settle(pair, token, rows, result, reached))
 
     def _again(
         self, pair: Pair, token: Token, rows: Rows, error: Exception, reached: Token | None
@@ -600,25 +586,6 @@ class Delivery:
     def _commit(self) -> None:
         self._store.save(dict(self._dirty))
         self._dirty.clear()
-
-
-class _Run:
-    """Batches of one (stream, instance) that follow each other in one read."""
-
-    __slots__ = ("codec", "instance", "rows", "stream", "token")
-
-    def __init__(
-        self,
-        stream: StreamName,
-        instance: InstanceName,
-        token: Token | None,
-        codec: RowCodec | None,
-    ) -> None:
-        self.stream = stream
-        self.instance = instance
-        self.token = token
-        self.codec = codec
-        self.rows = 0
 
 
 class _Stopped(Exception):

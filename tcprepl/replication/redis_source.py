@@ -35,7 +35,7 @@ from tcprepl.protocol.commands import (
     UserIpCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import RowsReceived
+from tcprepl.protocol.events import RowsReceived, in_batches
 from tcprepl.replication.catchup import CatchUp
 from tcprepl.replication.delivery import Delivery, Pair
 from tcprepl.replication.redis_link import RedisLink
@@ -343,7 +343,7 @@ class RedisUpstream:
         """Hand each pair its events, neighbours together."""
         follower: _Follower | None = None
         run: list[Any] = []
-        for event in events:
+        for event in in_batches(events):
             pair = (event.stream, event.instance)
             if follower is None or follower.pair != pair:
                 if follower is not None:

@@ -22,7 +22,7 @@ from random import Random
 from tcprepl.errors import LocalProtocolError
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import COMMANDS, ReplicateCommand
-from tcprepl.protocol.events import Closing, CommandReceived, Event, RowsReceived
+from tcprepl.protocol.events import Closing, CommandReceived, Event, RowsReceived, in_batches
 from tcprepl.protocol.session import ClientSession, ServerSession, Session
 from tcprepl.protocol.state import State
 
@@ -62,7 +62,7 @@ def drive(session: Session, pieces: list[bytes]) -> tuple[list[Event], bytes, ob
     events: list[Event] = []
     for piece in pieces:
         events += session.receive_data(piece, 1.0)
-    return events, session.data_to_send(), (session.state, session.close_reason)
+    return list(in_batches(events)), session.data_to_send(), (session.state, session.close_reason)
 
 
 def check_event(event: Event, session: Session) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import Command, PositionCommand, RdataCommand, ReplicateCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import CommandReceived, Event, RowsReceived
+from tcprepl.protocol.events import CommandReceived, Event, RowsReceived, in_batches
 from tcprepl.protocol.session import ClientSession
 from tcprepl.streams.registry import Registry
 from tests.harness import DATA
@@ -122,7 +122,9 @@ def test_a_capture_cut_anywhere_gives_the_same_batches(name: str, data: st.DataO
     pieces = [raw[a:b] for a, b in pairwise(bounds)]
     session = client(name)
     events = feed(session, pieces)
-    found = [(e.stream, e.token, list(e.rows)) for e in events if isinstance(e, RowsReceived)]
+    found = [
+        (e.stream, e.token, list(e.rows)) for e in in_batches(events) if isinstance(e, RowsReceived)
+    ]
     assert found == plainly(name)
     positions = [c for c in commands(name) if isinstance(c, PositionCommand)]
     heard = [e.command for e in events if isinstance(e, CommandReceived)]

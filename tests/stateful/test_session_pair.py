@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tcprepl.errors import CloseReason
 from tcprepl.limits import PING_INTERVAL_S, PING_TIMEOUT_S
 from tcprepl.protocol.commands import PositionCommand, RdataCommand, ReplicateCommand
-from tcprepl.protocol.events import CommandReceived, DialectChosen, RowsReceived
+from tcprepl.protocol.events import CommandReceived, DialectChosen, RowsReceived, in_batches
 from tcprepl.protocol.session import ClientSession, Closing, Event, ServerSession, Session
 from tcprepl.protocol.state import State
 
@@ -75,7 +75,7 @@ class SessionPair(RuleBasedStateMachine):
 
     def handle(self, session: Session, events: list[Event]) -> None:
         """Do what the adapters would do with *events*."""
-        for event in events:
+        for event in in_batches(events):
             match event:
                 case RowsReceived(stream, instance, token, rows):
                     self.got[stream, instance].append((token, rows))

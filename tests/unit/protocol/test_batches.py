@@ -9,7 +9,7 @@ from tcprepl.limits import MAX_TOKEN
 from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import Event, RowsReceived
+from tcprepl.protocol.events import Event, RowsReceived, RunReceived, in_batches
 
 
 def assembler(*live: str, dialect: str = "1.22", **limits: int) -> BatchAssembler:
@@ -24,7 +24,7 @@ def read(batches: BatchAssembler, *lines: bytes) -> list[Event]:
     """Return the events of *lines*, all of which have to be RDATA."""
     events: list[Event] = []
     assert batches.read(list(lines), 0, 1, events) == len(lines)
-    return events
+    return list(in_batches(events))
 
 
 def test_each_token_is_a_batch() -> None:
@@ -33,6 +33,40 @@ def test_each_token_is_a_batch() -> None:
         RowsReceived("a", "m", 5, [b"[1]"]),
         RowsReceived("a", "m", 7, [b"[2, 3]"]),
     ]
+
+
+def test_neighbours_of_one_row_are_a_run() -> None:
+    batches = assembler("a", "b")
+    events: list[Event] = []
+    lines = [
+        b"RDATA a m 5 [1]",
+        b"RDATA a m 6 [2]",
+        b"RDATA a n 3 [3]",
+        b"RDATA b m 1 [4]",
+        b"RDATA b m 2 [5]",
+        b"RDATA b m batch [6]",
+        b"RDATA a m 7 [7]",
+        b"RDATA a m 8 [8]",
+        b"RDATA b m 3 [9]",
+        b"RDATA b m 4 [10]",
+    ]
+    assert batches.read(lines, 0, 1, events) == len(lines)
+    assert events == [
+        RunReceived("a", "m", [5, 6], [b"[1]", b"[2]"]),
+        RowsReceived("a", "n", 3, [b"[3]"]),
+        RunReceived("b", "m", [1, 2], [b"[4]", b"[5]"]),
+        RunReceived("a", "m", [7, 8], [b"[7]", b"[8]"]),
+        RowsReceived("b", "m", 3, [b"[6]", b"[9]"]),
+        RowsReceived("b", "m", 4, [b"[10]"]),
+    ]
+
+
+def test_a_line_that_cannot_be_read_ends_a_run() -> None:
+    batches = assembler("a")
+    events: list[Event] = []
+    with pytest.raises(LostRow):
+        batches.read([b"RDATA a m 5 [1]", b"RDATA a m 6 [2]", b"RDATA a m x [3]"], 0, 1, events)
+    assert events == [RunReceived("a", "m", [5, 6], [b"[1]", b"[2]"])]
 
 
 def test_rows_of_a_token_travel_together() -> None:
@@ -70,7 +104,7 @@ def test_reading_stops_at_the_first_other_line() -> None:
     events: list[Event] = []
     assert batches.read(lines, 0, 1, events) == 0
     assert batches.read(lines, 1, 1, events) == 3
-    assert len(events) == 2
+    assert events == [RunReceived("a", "m", [1, 2], [b"[1]", b"[2]"])]
 
 
 def test_rows_of_a_stream_that_was_not_announced_are_dropped_and_counted() -> None:
@@ -120,7 +154,7 @@ def test_a_line_that_cannot_be_read_ends_it(before: list[bytes], line: bytes, te
     events: list[Event] = []
     with pytest.raises(LostRow) as caught:
         batches.read([*before, line], 0, 7, events)
-    assert len(events) == len(before)
+    assert len(list(in_batches(events))) == len(before)
     assert caught.value.text.startswith(text)
     assert caught.value.line_number == 7 + len(before)
     assert caught.value.close_reason is CloseReason.LOST_ROW

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
@@ -14,7 +17,7 @@ from twisted.python.failure import Failure
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import RowsReceived
+from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.catchup import CatchUpPage
 from tcprepl.replication.delivery import Delivery, backoff_s
 from tcprepl.streams.position_store import MemoryPositionStore
@@ -327,6 +330,102 @@ def test_what_the_other_side_no_longer_has_is_a_reset_before_the_rows_after_it()
     assert stage.resets == [("alpha", "master", 1, 4)]
     assert stage.tokens == [5, 6]
     assert stage.heard == [("alpha", "master", 4), ("alpha", "master", 6)]
+
+
+def as_runs(batches: list[tuple[int, int]], sizes: list[int]) -> list[Any]:
+    """Return (token, rows) as events, those of one row joined to runs of *sizes* in turn."""
+    events: list[Any] = []
+    cycle = itertools.cycle(sizes)
+    left = 0
+    for token, count in batches:
+        rows = [b"[%d]" % token] * count
+        last = events[-1] if events else None
+        if count > 1:
+            events.append(RowsReceived("alpha", "master", token, rows))
+        elif left and isinstance(last, RunReceived):
+            last.tokens.append(token)
+            last.rows.extend(rows)
+            left -= 1
+        else:
+            events.append(RunReceived("alpha", "master", [token], rows))
+            left = next(cycle) - 1
+    return events
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1, 1, 1, 2])), max_size=15),
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.lists(st.sampled_from(["now", "fired", "later", "raise"]), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_a_run_is_delivered_as_its_batches_are(
+    batches: list[tuple[int, int]], sizes: list[int], ways: list[str], atomic: bool
+) -> None:
+    """Whatever the handler does: at once, later, or only when it is called again."""
+    seen: list[Any] = []
+    for whole in (False, True):
+        stage = Stage(alpha=2)
+        stage.delivery._atomic = atomic
+        calls = itertools.cycle(ways)
+        handed: list[Any] = []
+        trail: list[Any] = []
+        most = 0
+
+        def handler(
+            stream: str,
+            instance: str,
+            token: int,
+            rows: Any,
+            calls: Iterator[str] = calls,
+            handed: list[Any] = handed,
+            stage: Stage = stage,
+        ) -> Any:
+            way = next(calls)
+            handed.append((token, list(rows), way))
+            if way == "raise":
+                raise RuntimeError("not yet")
+            if way == "later":
+                return deferLater(stage.link.clock, 1)
+            return succeed(None) if way == "fired" else None
+
+        stage.delivery._handler = handler
+        events = as_runs(batches, sizes)
+        with structlog.testing.capture_logs():
+            stage.delivery.take(events if whole else list(in_batches(events)))
+            for _ in range(80 * len(batches)):
+                most = max(most, stage.delivery.waiting)
+                trail.append((len(handed), stage.delivery.waiting, stage.delivery.known[ALPHA]))
+                if ways == ["raise"] or not stage.delivery._working:
+                    break
+                stage.link.clock.advance(1)
+        seen.append((handed, trail, most, stage.delivery.received_rows))
+    assert seen[0] == seen[1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1, 1, 1, 2])), max_size=15),
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+)
+def test_joined_batches_are_the_same_rows(batches: list[tuple[int, int]], sizes: list[int]) -> None:
+    single, joined = Stage(alpha=2), Stage(alpha=2)
+    joined.delivery._join_batches = True
+    for stage in (single, joined):
+        stage.delivery.take(as_runs(batches, sizes))
+    rows = [[row for _, found in stage.seen for row in found] for stage in (single, joined)]
+    assert rows[0] == rows[1]
+    assert single.delivery.known == joined.delivery.known
+    assert single.delivery.received_rows == joined.delivery.received_rows
+    assert len(joined.seen) <= len(as_runs(batches, sizes))
+    assert {token for token, _ in joined.seen} <= {token for token, _ in single.seen}
+
+
+def test_a_run_of_a_stream_that_is_not_ours_is_left_out() -> None:
+    for join in (False, True):
+        stage = Stage()
+        stage.delivery._join_batches = join
+        stage.delivery.take([RunReceived("beta", "master", [1, 2], [b"[1]", b"[2]"])])
+        assert not stage.seen
+        assert not stage.delivery.received_rows
 
 
 def test_stale_rows_are_dropped_live() -> None:
