@@ -86,18 +86,20 @@ def is_shown(settings: Any, path: str) -> bool:
 
 def test_configuration_shows_every_key_and_is_good() -> None:
     """The example is read without faults, and nothing can be set that it does not show."""
-    (text,) = blocks("yaml")
+    *examples, text = blocks("yaml")
     settings = yaml.safe_load(text)
     loaded = build(settings, "README.md")
     assert loaded.warnings == ()
     assert loaded.config.server_name == "example.com"
     missing = [path for path in sections(Config) if not is_shown(settings, path)]
     assert missing == []
+    for example in examples:
+        assert build(yaml.safe_load(example), "README.md").warnings == ()
 
 
 def test_defaults_in_the_configuration_are_true() -> None:
     """Keys that README gives their default for have it."""
-    (text,) = blocks("yaml")
+    text = blocks("yaml")[-1]
     shown = build(yaml.safe_load(text), "README.md").config
     default = Config()
     assert shown.instance == default.instance
