@@ -120,13 +120,8 @@ class Intake:
     ) -> Deferred[None] | None:
         """Take one batch; a Deferred when the reading has to wait for the disk."""
         raw = rows.raw
-        if len(raw) == 1:  # nearly always
-            row = raw[0]
-            self._rows.append(row)
-            self._bytes += len(row)
-        else:
-            self._rows += raw
-            self._bytes += sum(map(len, raw))
+        self._rows += raw
+        self._bytes += sum(map(len, raw))
         self._positions[stream, instance] = token
         if not self._scheduled:
             self._schedule()

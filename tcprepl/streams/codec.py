@@ -86,6 +86,7 @@ class RowCodec:
         self.stream = stream
         self.row_type = row_type
         self._reader = reader
+        keyed = keyed and _structs(row_type) == (row_type,)
         self._key_field = attrgetter(row_type.__struct_fields__[0]) if keyed else None
         self._decoder = _opaque_decoder if row_type is Any else msgspec.json.Decoder(row_type)
         self.quick_decode = self._decoder.decode

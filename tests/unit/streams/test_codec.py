@@ -282,6 +282,8 @@ def test_keys_are_told_where_that_is_easy() -> None:
     assert isinstance(checked, JsonRows)
     assert checked.keys == ["!a", "!b"]
     assert not isinstance(codec.check([b'["\\ud800",[]]']), JsonRows)
+    opaque = StreamDef("opaque", key=str, key_is_first_field=True).codec
+    assert getattr(opaque.encode([["!a"], []]), "keys", None) is None
     for other in ("federation", "receipts"):
         assert getattr(STREAMS[other].check([]), "keys", None) is None
 
