@@ -74,19 +74,20 @@ class NoDisk:
 
 
 class Sink:
-    """A transport that takes everything at once."""
+    """A transport that takes everything at once, and knows how long it took to count it."""
 
     def __init__(self) -> None:
-        self.bodies: list[bytes] = []
+        self.edus = 0
+        self.transactions = 0
+        self.counting_s = 0.0
 
     async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
         """Take one transaction."""
-        self.bodies.append(body)
+        before = time.process_time()
+        self.edus += body.count(b'"edu_type"')
+        self.transactions += 1
+        self.counting_s += time.process_time() - before
         return Answer(200, b"{}")
-
-    def edus(self) -> int:
-        """Return how many EDUs are in what was taken."""
-        return sum(body.count(b'"edu_type"') for body in self.bodies)
 
 
 class NoConnection:
@@ -153,9 +154,9 @@ def main() -> None:
         outbox = NoDisk()
     before = time.process_time()
     sink = run(reads, outbox, module.READS_PER_REQUEST)
-    used = time.process_time() - before
-    assert sink.edus() == count, (sink.edus(), count)
-    print(used / count * 1e6, count / len(sink.bodies))
+    used = time.process_time() - before - sink.counting_s
+    assert sink.edus == count, (sink.edus, count)
+    print(used / count * 1e6, count / sink.transactions)
 
 
 main()

@@ -27,7 +27,10 @@ from tcprepl.streams.log import Log
 from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
+from tcprepl.streams.retention import Bounds, Retention
 
+#: What a stream in memory may hold: as much as is published in a second or two.
+_HELD_BYTES = 32 * 1024 * 1024
 HERE = Path(__file__).resolve().parent
 SERVER_NAME = "bench.example.com"
 reactor: Any = global_reactor
@@ -44,8 +47,15 @@ def load(path: Path) -> ModuleType:
 
 
 def make_log(kind: str, registry: Registry) -> Log:
-    """Return a log in memory, or on disk in the current directory."""
-    return open_log(None if kind == "memory" else Path("data"), registry, reactor)
+    """Return a log in memory, or on disk in the current directory.
+
+    The one in memory is as it is after a while: as large as it may get. Until then every row
+    takes memory that nobody had before, and what a fresh page costs says more of the machine
+    (0.1 us on one, 10 us on a nested virtual one) than of any server.
+    """
+    if kind == "memory":
+        return open_log(None, registry, reactor, Retention(durable=Bounds(max_bytes=_HELD_BYTES)))
+    return open_log(Path("data"), registry, reactor)
 
 
 async def serve(port: int, control_port: int, kind: str) -> None:
