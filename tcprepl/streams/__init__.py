@@ -3,6 +3,7 @@
 * `rows`, `registry`, `codec`: the shape of each stream's rows, and JSON in and out.
 * `log`: what a log promises; `memory` and `sqlite` are its two stores, `opening.open_log`
   chooses between them.
+* `json_rows`: the rows of an append in one piece; `blocks` makes lines of them, once.
 * `publisher`: rows in; `notifier`: who waits for rows; `position_store`: what a
   reader holds.
 

@@ -87,7 +87,6 @@ class Kept:
 
     A row that is blank is kept too, for a while: a reader that is in the middle of the
     states, and got an earlier row of the key, has to hear of it.
-
     """
 
     def __init__(self, stream: StreamDef, start: Token = 0) -> None:
