@@ -128,6 +128,8 @@ class Delivery:
         self._resumable = False
         self._working = False
         self._blocked = False
+        #: Whether a batch was given up: nothing may pass it before the client begins anew.
+        self._halted = False
         self._idle_waiter: Deferred[None] | None = None
 
     @property
@@ -141,6 +143,7 @@ class Delivery:
         """Begin from the saved positions."""
         self.known = dict(self._store.load())
         self.running = True
+        self._halted = False
 
     def begin(self, dialect: Dialect) -> None:
         """Begin with a new connection that speaks *dialect*."""
@@ -156,7 +159,13 @@ class Delivery:
             self._save()
 
     def take(self, events: Sequence[object]) -> None:
-        """Take what one read brought; work through it, or stop the reading until it is done."""
+        """Take what one read brought; work through it, or stop the reading until it is done.
+
+        What comes while the client stops comes again when it begins anew: a handler that
+        failed now would not be called again.
+        """
+        if self._halted or not self.running:
+            return
         if self._working or self._inbox:
             self._inbox.extend(events)
         else:
@@ -182,9 +191,8 @@ class Delivery:
                 else:
                     waiting, rest = self._other(rest), None
                 if waiting is not None and not self._passed(waiting):
-                    self._inbox.extendleft(reversed(events[index + 1 :]))
-                    if rest is not None:
-                        self._inbox.appendleft(rest)
+                    rests = () if rest is None else (rest,)
+                    self._keep((*rests, *events[index + 1 :]))
                     return
         if self._dirty:
             self._save()
@@ -251,7 +259,7 @@ class Delivery:
         for index, event in enumerate(events):
             waiting = self._one_batch(event) if type(event) is RowsReceived else self._other(event)
             if waiting is not None and not self._passed(waiting):
-                self._inbox.extendleft(reversed(events[index + 1 :]))
+                self._keep(events[index + 1 :])
                 return
         if self._dirty:
             self._save()
@@ -284,14 +292,19 @@ class Delivery:
         return self._hand_on(pair, event.token, event.rows, event.token)
 
     def _passed(self, waiting: Deferred[None]) -> bool:
-        """Return whether *waiting* has fired; else stop reading until it does."""
+        """Return whether *waiting* has fired and went well; else stop reading until it does."""
         self._working = True
         _ = waiting.addCallbacks(self._went_well, self._give_up)
         if not self._is_working():
-            return True
+            return not self._halted
         self._blocked = True
         self._link.pause()
         return False
+
+    def _keep(self, events: Sequence[object]) -> None:
+        """Keep *events* for when the handler that takes its time is done."""
+        if not self._halted:
+            self._inbox.extendleft(reversed(events))
 
     def _is_working(self) -> bool:
         return self._working
@@ -312,6 +325,7 @@ class Delivery:
         """A handler has failed for good, or the service stops: nothing may pass this batch."""
         self._working = False
         self._blocked = False
+        self._halted = True
         self._inbox.clear()
         if not failure.check(_Stopped):
             self._link.give_up(failure)

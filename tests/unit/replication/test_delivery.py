@@ -419,6 +419,70 @@ def test_joined_batches_are_the_same_rows(batches: list[tuple[int, int]], sizes:
     assert {token for token, _ in joined.seen} <= {token for token, _ in single.seen}
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [
+            RunReceived("alpha", "master", [4, 5], [b"[4]", b"[5]"]),
+            PositionCommand("alpha", "master", 5, 9),
+        ],
+        [
+            RowsReceived("alpha", "master", 4, [b"[4]"]),
+            RowsReceived("alpha", "master", 5, [b"[5]"]),
+        ],
+    ],
+)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_nothing_passes_a_batch_that_was_given_up(events: list[Any], atomic: bool) -> None:
+    """Neither what came with it nor what comes later, until the client begins anew."""
+    stage = Stage(alpha=3)
+    stage.delivery._max_attempts = 1
+    stage.delivery._atomic = atomic
+    take = stage.delivery._handler
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("never")
+
+    stage.delivery._handler = fails
+    with structlog.testing.capture_logs():
+        stage.delivery.take(events)
+    assert [str(failure.value) for failure in stage.link.failures] == ["never"]
+    stage.delivery._handler = take
+    stage.delivery.take(events)
+    assert not stage.seen
+    assert stage.delivery.known == {ALPHA: 3}
+    assert stage.delivery.waiting == 0
+    stage.delivery.start()
+    stage.delivery.take(events)
+    assert stage.tokens == [4, 5]
+
+
+def test_what_still_comes_while_the_client_stops_waits_for_the_next_start() -> None:
+    """A handler that fails then is not called again, so what follows must not be handed on."""
+    stage = Stage(alpha=3)
+    take = stage.delivery._handler
+    fails = [True]
+
+    def handler(stream: str, instance: str, token: int, rows: Any) -> Any:
+        if fails:
+            raise RuntimeError("not yet")
+        return take(stream, instance, token, rows)
+
+    stage.delivery._handler = handler
+    run = RunReceived("alpha", "master", [4, 5], [b"[4]", b"[5]"])
+    with structlog.testing.capture_logs():
+        stage.delivery.take([run])
+        stage.delivery.running = False
+        fails.clear()
+        stage.link.clock.advance(60)
+    stage.delivery.take([RowsReceived("alpha", "master", 6, [b"[6]"])])
+    assert not stage.seen
+    assert stage.delivery.known == {ALPHA: 3}
+    stage.delivery.start()
+    stage.delivery.take([run])
+    assert stage.tokens == [4, 5]
+
+
 def test_a_run_of_a_stream_that_is_not_ours_is_left_out() -> None:
     for join in (False, True):
         stage = Stage()
