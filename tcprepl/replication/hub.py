@@ -381,13 +381,13 @@ class Hub:
         """Forget *reader*: its connection has ended."""
         reader.live = False
         if reader.group is not None:
-            reader.group.readers.discard(reader)
+            reader.group.readers.pop(reader, None)
             reader.group = None
         reader.backlog = None
 
     def _leave_head(self, reader: Reader) -> None:
         if reader.group is not None:
-            reader.group.readers.discard(reader)
+            reader.group.readers.pop(reader, None)
             reader.group = None
         if reader.backlog is None:
             reader.backlog = self._backlog_at_head(self._reactor.seconds())
@@ -405,7 +405,7 @@ class Hub:
         """Give each of *readers*, whose socket is full, its cursors."""
         for reader in readers:
             if reader.group is not None:
-                reader.group.readers.discard(reader)
+                reader.group.readers.pop(reader, None)
                 reader.group = None
             if reader.live:
                 reader.backlog = self._backlog_at_head(now)
@@ -553,7 +553,7 @@ class Hub:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(reader.form, subscription)
-        group.readers.add(reader)
+        group.readers[reader] = None
         reader.group = group
 
     # -- looking -----------------------------------------------------------------------

@@ -105,7 +105,7 @@ class Group:
     """Readers at the head that want the same lines in the same form.
 
     Attributes:
-        readers: The readers; in no order.
+        readers: The readers, in the order in which they came (a set that keeps it).
         written_at: When bytes were last written to all of them (monotonic seconds).
     """
 
@@ -114,7 +114,7 @@ class Group:
     def __init__(self, form: WireForm, subscription: Subscription) -> None:
         self.form = form
         self.subscription = subscription
-        self.readers: set[Reader] = set()
+        self.readers: dict[Reader, None] = {}
         self.written_at = 0.0
         self._wanted: dict[Pair, bool] = {}
 
