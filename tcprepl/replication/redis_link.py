@@ -243,7 +243,8 @@ class RedisLink:
                 try:
                     await self._connect()
                 except ConnectionFailed as error:
-                    self._failed(error, failures)
+                    if not self._is_stopping():  # else it is we who broke it off
+                        self._failed(error, failures)
                 else:
                     failures = 0
                     await self._until_lost()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl.replication.redis_link import DEAD_AFTER_S, PING_AFTER_S, RedisLink
@@ -192,10 +193,12 @@ def test_stopping_while_connecting(after: int) -> None:
         for wire in list(user.network.wires.values()):
             for end in wire.ends:
                 end.arrive()
-    user.stop()
-    user.network.run(10)
+    with structlog.testing.capture_logs() as logs:
+        user.stop()
+        user.network.run(10)
     assert not user.link.up
     assert not user.redis.connections
+    assert [entry for entry in logs if entry["event"] == "redis.unreachable"] == []
 
 
 @pytest.mark.parametrize("password", [None, "secret"])
