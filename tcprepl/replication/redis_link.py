@@ -12,6 +12,7 @@ gives up for good when a password is refused. Its reading of replies is replaced
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -35,7 +36,14 @@ from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.protocol.codec import snippet
 from tcprepl.replication.delivery import backoff_s
 from tcprepl.replication.failures import close_reason_of
-from tcprepl.replication.resp import BadReply, ErrorReply, Message, RespReader, encode
+from tcprepl.replication.resp import (
+    BadReply,
+    ErrorReply,
+    Message,
+    RespReader,
+    encode,
+    encode_publish,
+)
 from tcprepl.replication.transport import Outlet, make_outlet
 
 log = structlog.get_logger()
@@ -205,6 +213,8 @@ class RedisLink:
         self._subscriber: RedisConnection | None = None
         self._publisher: RedisConnection | None = None
         self._early: list[bytes] = []
+        #: Lines of ours that Redis has still to bring back: everybody hears every line.
+        self._echoes: Counter[bytes] = Counter()
         self._paused = False
         self._delay: Deferred[None] | None = None
         self._pending: Any = None
@@ -265,6 +275,24 @@ class RedisLink:
         say = log.warning if error.transient else log.error
         say("redis.unreachable", error=str(error), failures=failures)
 
+    def publish(self, lines: Sequence[bytes]) -> bool:
+        """Publish *lines* on the channel; return whether Redis was there to take them."""
+        outlet = self.outlet
+        if outlet is None:
+            return False
+        self._echoes.update(lines)
+        outlet.write(encode_publish(self.channel, lines))
+        return True
+
+    def is_echo(self, line: bytes) -> bool:
+        """Return whether *line*, which was heard, is one that we published; each counts once."""
+        if not self._echoes[line]:
+            return False
+        self._echoes[line] -= 1
+        if not self._echoes[line]:
+            del self._echoes[line]
+        return True
+
     async def _until_lost(self) -> None:
         """Be up until either connection is lost, and say why."""
         assert self._subscriber is not None
@@ -279,6 +307,7 @@ class RedisLink:
         if publisher is not None:
             _ = publisher.gone.addCallback(lambda reason: note("publishing", reason))
         self.up = True
+        self._echoes.clear()
         self.changed_at = self._reactor.seconds()
         log.info("redis.up", channel=self.channel.decode())
         self._on_up()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -40,7 +40,6 @@ from tcprepl.replication.catchup import CatchUp
 from tcprepl.replication.delivery import Delivery, Pair
 from tcprepl.replication.redis_link import RedisLink
 from tcprepl.replication.relay import Intake, RelayCatchUp
-from tcprepl.replication.resp import encode_publish
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.registry import Registry
@@ -186,7 +185,6 @@ class RedisUpstream:
         self._assembler = BatchAssembler(_REDIS)
         self._passing: set[bytes] = set()
         self._unsent: list[bytes] = []
-        self._echoes: Counter[bytes] = Counter()
         self._rdata_source: metrics.Source | None = None
         self.link = RedisLink(
             reactor,
@@ -225,12 +223,11 @@ class RedisUpstream:
     def _up(self) -> None:
         self._assembler = BatchAssembler(_REDIS)
         self._passing.clear()
-        self._echoes.clear()
         for follower in self._followers.values():
             follower.heard = False
         if not self._passive:
             unsent, self._unsent = self._unsent, []
-            self._publish([serialize(ReplicateCommand(), _REDIS)[:-1], *unsent])
+            self.link.publish([serialize(ReplicateCommand(), _REDIS)[:-1], *unsent])
 
     def _down(self, reason: str) -> None:
         dropped = self._assembler.held_rows
@@ -250,19 +247,13 @@ class RedisUpstream:
             log.info("redis.command.dropped", command=command.NAME, reason=str(error))
             return False
         if self.link.up:
-            self._publish([line])
+            self.link.publish([line])
         elif len(self._unsent) < MAX_UNSENT:
             self._unsent.append(line)
         else:
             metrics.DROPPED.labels("command", "not_connected").inc()
             return False
         return True
-
-    def _publish(self, lines: Sequence[bytes]) -> None:
-        outlet = self.link.outlet
-        if outlet is not None:
-            self._echoes.update(lines)
-            outlet.write(encode_publish(self.link.channel, lines))
 
     # -- down --------------------------------------------------------------------------
 
@@ -316,8 +307,8 @@ class RedisUpstream:
 
     def _other(self, line: bytes, events: list[Any]) -> None:
         """Deal with a line that is not RDATA."""
-        if self._echoes and self._echoes.pop(line, 0):
-            return  # our own words
+        if self.link.is_echo(line):
+            return
         try:
             command = parse_line(line, _REDIS)
         except ProtocolError as error:

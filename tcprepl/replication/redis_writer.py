@@ -9,7 +9,6 @@ rows before them and before the rows after them; who finds that it missed some a
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, Final, cast
 
 import structlog
@@ -150,7 +149,6 @@ class RedisWriter:
         self._outlet: PublishOutlet | None = None
         self._form = WireForm.of(_REDIS)
         self._published = 0
-        self._echoes: Counter[bytes] = Counter()
         self._announce_call: Any = None
         self._announced_at = float("-inf")
         self.link = RedisLink(
@@ -183,7 +181,6 @@ class RedisWriter:
         assert outlet is not None
         self._outlet = PublishOutlet(outlet, self.link.channel)
         self._reader = Reader(cast("Outlet", self._outlet), f"redis {self._name}")
-        self._echoes.clear()
         self._announced_at = float("-inf")
         self._announce()
 
@@ -215,7 +212,7 @@ class RedisWriter:
         for payload in payloads:
             if payload.startswith((_RDATA, _POSITION)):
                 continue  # ours, or of another writer, whose reader we are not
-            if self._echoes and self._echoes.pop(payload, 0):
+            if self.link.is_echo(payload):
                 continue
             try:
                 command = parse_line(payload.rstrip(b"\r\n"), _REDIS)
@@ -239,19 +236,16 @@ class RedisWriter:
 
     def send(self, command: Command) -> bool:
         """Publish *command*; return whether Redis was there to take it."""
-        outlet = self.link.outlet
-        if outlet is None:
-            metrics.DROPPED.labels("command", "not_connected").inc()
-            log.info("redis.command.dropped", command=command.NAME)
-            return False
         try:
             line = serialize(command, _REDIS)[:-1]
         except LocalProtocolError as error:
             log.info("redis.command.dropped", command=command.NAME, reason=str(error))
             return False
-        self._echoes[line] += 1
-        outlet.write(encode_publish(self.link.channel, [line]))
-        return True
+        if self.link.publish([line]):
+            return True
+        metrics.DROPPED.labels("command", "not_connected").inc()
+        log.info("redis.command.dropped", command=command.NAME)
+        return False
 
     def _server_up(self, command: RemoteServerUpCommand, peer: Any) -> None:
         """Pass on what a peer of ours noticed; what came from Redis stays there."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import structlog
@@ -164,7 +163,7 @@ class Intake:
         """Return how many gaps there are, and the newest of them in words, for the status."""
         lost = [(pair, gap) for pair, gap in self._state.gaps.all() if gap.lost]
         words = [
-            f"{stream} of {instance}: rows in ({gap.after}, {gap.upto}] may be missing"
+            f"{stream} of {instance}: {gap.words()}"
             for (stream, instance), gap in lost[-GAPS_SHOWN:]
         ]
         return {"gaps": len(lost), "newest_gaps": words}
@@ -410,8 +409,4 @@ class RelayCatchUp:
                 transient=False,
             ) from error
         self._failures.pop(pair, None)
-        if page.missing is not None:
-            await self._intake.reset(stream, instance, *page.missing)
-            self._intake.position(stream, instance, page.missing[1])
-            page = replace(page, missing=None)  # it has been dealt with
         return page

@@ -37,6 +37,7 @@ class Archive:
         self.asked: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.hold: Deferred[Any] | None = None
+        self.floor = 0
 
     async def fetch(self, stream: str, instance: str, after: int, upto: int) -> CatchUpPage:
         """Return two rows at a time."""
@@ -45,9 +46,11 @@ class Archive:
             await self.hold
         if self.error is not None:
             raise self.error
+        missing = (after, self.floor) if after < self.floor else None
+        after = max(after, self.floor)
         found = [(token, row) for token, row in sorted(self.rows.items()) if after < token <= upto]
         page = found[:2]
-        return CatchUpPage(page, page[-1][0] if page else upto, limited=len(found) > 2)
+        return CatchUpPage(page, page[-1][0] if page else upto, len(found) > 2, missing)
 
 
 class World:
@@ -145,7 +148,9 @@ def test_what_was_missed_is_a_gap_without_http(first: str) -> None:
     assert world.rows() == [(5, b"[1]"), (9, b"[2]")]
     status = world.upstream.status()
     assert status.gaps == 1
-    assert status.newest_gaps == ["receipts of w1: rows in (5, 8] may be missing"]
+    assert status.newest_gaps == [
+        "receipts of w1: rows in (5, 8] may be missing: the upstream could not tell them"
+    ]
 
 
 @pytest.mark.parametrize("first", ["POSITION receipts w1 8 8", "RDATA receipts w1 8 [8]"])
@@ -160,6 +165,20 @@ def test_what_was_missed_is_fetched_in_pages(first: str) -> None:
     assert [token for token, _ in world.rows()] == [5, 6, 7, 8, 9]
     assert archive.asked == [("receipts", "w1", 5, 8), ("receipts", "w1", 7, 8)]
     assert world.upstream.status().gaps == 0
+
+
+def test_what_the_writer_no_longer_holds_is_a_gap_before_the_rows_after_it() -> None:
+    archive = Archive()
+    world = World(archive=archive)
+    world.say("POSITION receipts w1 4 4")
+    world.reconnect()
+    archive.rows = {token: b"[%d]" % token for token in range(1, 10)}
+    archive.floor = 7
+    world.say("POSITION receipts w1 9 9")
+    assert [token for token, _ in world.rows()] == [8, 9]
+    assert world.upstream.status().newest_gaps == [
+        "receipts of w1: rows in (4, 7] may be missing: the upstream could not tell them"
+    ]
 
 
 def test_a_page_that_takes_its_time_holds_up_no_other_pair(
@@ -295,10 +314,13 @@ def test_readers_are_heard_upstream_and_kept_while_it_is_away(
 ) -> None:
     monkeypatch.setattr(redis_source, "MAX_UNSENT", 1)
     world = World()
-    assert world.upstream.send(RemoteServerUpCommand("far.example.com"))
+    for _ in range(2):
+        assert world.upstream.send(RemoteServerUpCommand("far.example.com"))
     world.network.settle()
-    assert world.redis.published[-1] == b"REMOTE_SERVER_UP far.example.com"
-    assert world.heard == []  # our own echo
+    assert world.redis.published[-2:] == [b"REMOTE_SERVER_UP far.example.com"] * 2
+    assert world.heard == []  # our own echoes
+    world.say("REMOTE_SERVER_UP far.example.com")
+    assert world.heard == [RemoteServerUpCommand("far.example.com")]
     assert not world.upstream.send(RemovePusherCommand("app", "key", "@a:x"))
     world.redis.cut()
     world.network.turn()

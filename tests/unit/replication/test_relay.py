@@ -127,7 +127,9 @@ def test_a_gap_is_remembered_and_shown(world: World) -> None:
     assert [token for token, _ in world.rows()] == [2, 11]
     status = world.intake.gap_status()
     assert status["gaps"] == 1
-    assert status["newest_gaps"] == ["typing of master: rows in (2, 10] may be missing"]
+    assert status["newest_gaps"] == [
+        "typing of master: rows in (2, 10] may be missing: the upstream could not tell them"
+    ]
 
 
 def test_tokens_grow_when_the_stream_begins_anew(world: World) -> None:
@@ -286,14 +288,3 @@ def test_catch_up_gives_up_in_the_end(world: World) -> None:
     assert "given up after" in str(last)
     source.answers = [ConnectionFailed("no", reason=CloseReason.CONNECTION_LOST, transient=False)]
     assert str(fetch(catch_up).value) == "no"
-
-
-def test_what_the_writer_no_longer_holds_is_a_gap_before_the_rows_after_it(world: World) -> None:
-    source = Source()
-    catch_up = RelayCatchUp(world.intake, source)
-    world.position(4)
-    source.answers = [CatchUpPage([(8, b"[8]")], 9, limited=False, missing=(4, 7))]
-    assert fetch(catch_up).updates == [(8, b"[8]")]
-    world.take(8)
-    assert world.state.gaps.next(PAIR, 4) == Gap(4, 7, lost=True)
-    assert world.log.position(*PAIR) == 8
