@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 T = TypeVar("T")
 
@@ -129,6 +130,66 @@ class Child:
         """End the process without a warning."""
         self._popen.kill()
         self._popen.wait()
+
+
+class Restartable:
+    """One child at a time, started, stopped and killed any number of times.
+
+    A subclass says in `start` what runs, and puts it into ``_child``.
+    """
+
+    def __init__(self, log_path: Path) -> None:
+        self.log_path = log_path
+        self._child: Child | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def child(self) -> Child:
+        """The running process."""
+        assert self._child is not None, "not started"
+        return self._child
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.child.pid
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready."""
+        raise NotImplementedError
+
+    def stop(self) -> int | None:
+        """Stop the process, if it runs; return its exit code."""
+        child, self._child = self._child, None
+        return None if child is None else child.stop()
+
+    def kill(self) -> None:
+        """End the process without a warning."""
+        self.child.kill()
+        self._child = None
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.stop()
+
+    def log(self) -> str:
+        """Return what the process logged so far, over all its starts."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def wait_for_log(self, text: str) -> None:
+        """Wait until the log holds *text*."""
+        self.child.wait_ready(f"{text!r} in the log", lambda: text in self.log())
 
 
 def cpu_seconds(pid: int) -> float:

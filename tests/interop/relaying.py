@@ -13,7 +13,7 @@ from typing import Any, Self
 import yaml
 
 from tests.interop.environments import REPOSITORY, find_program
-from tests.interop.processes import Child, accepts, wait_until
+from tests.interop.processes import Child, Restartable, accepts, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.synapse import SynapseMain, SynapseWorker, request
 from tests.ports import free_port
@@ -22,7 +22,7 @@ from tests.ports import free_port
 ByPair = dict[tuple[str, str], list[bytes]]
 
 
-class Relay:
+class Relay(Restartable):
     """``tcprepl relay`` in a directory of its own; started and stopped any number of times.
 
     Attributes:
@@ -33,32 +33,13 @@ class Relay:
     def __init__(
         self, server_name: str, directory: Path, upstream: str, *options: str, name: str = "relay"
     ) -> None:
+        super().__init__(directory / f"{name}.log")
         self.server_name = server_name
         self.upstream = upstream
         self.port = free_port()
         self.http_port = free_port()
-        self.log_path = directory / f"{name}.log"
         self._data = directory / name
         self._options = options
-        self._child: Child | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def child(self) -> Child:
-        """The running process."""
-        assert self._child is not None, "not started"
-        return self._child
 
     def start(self) -> None:
         """Start, with the data that an earlier start left, and wait until it listens."""
@@ -70,16 +51,6 @@ class Relay:
         self._child.wait_ready(
             "the relay listens", lambda: accepts(self.port) and accepts(self.http_port)
         )
-
-    def stop(self) -> int | None:
-        """Stop, if it runs; return its exit code."""
-        child, self._child = self._child, None
-        return None if child is None else child.stop()
-
-    def kill(self) -> None:
-        """End it without a warning."""
-        self.child.kill()
-        self._child = None
 
     def status(self) -> Any:
         """Return the status document."""
@@ -98,51 +69,21 @@ class Relay:
         """Wait until the upstream is there."""
         wait_until("the upstream is there", lambda: self.link()["up"])
 
-    def log(self) -> str:
-        """Return what was logged over all starts."""
-        return self.log_path.read_text()
 
-
-class StubbornRedis:
+class StubbornRedis(Restartable):
     """A Redis server that can be killed and started again on its port."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__(directory / "redis.log")
         self.port = free_port()
         self._directory = directory
-        self._child: Child | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._child is not None:
-            self._child.stop()
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        assert self._child is not None, "not started"
-        return self._child.pid
 
     def start(self, *options: str) -> None:
         """Start it and wait until it answers."""
         program = find_program("redis-server", "redis-server")
         command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
-        log = self._directory / "redis.log"
-        self._child = Child([*command, "--dir", str(self._directory)], log)
+        self._child = Child([*command, "--dir", str(self._directory)], self.log_path)
         self._child.wait_ready("Redis accepts connections", lambda: accepts(self.port) or None)
-
-    def kill(self) -> None:
-        """End it without a warning."""
-        assert self._child is not None, "not started"
-        self._child.kill()
-        self._child = None
 
     def command(self, *words: str) -> str:
         """Run one command with redis-cli and return what it printed."""

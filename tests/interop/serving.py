@@ -15,12 +15,12 @@ from typing import Any, Self
 import trustme
 
 from tests.interop.environments import REPOSITORY
-from tests.interop.processes import Child, accepts
+from tests.interop.processes import Child, Restartable, accepts
 from tests.interop.synapse import request
 from tests.ports import free_port
 
 
-class Serve:
+class Serve(Restartable):
     """``tcprepl serve`` in a directory of its own; started and stopped any number of times.
 
     Attributes:
@@ -29,51 +29,22 @@ class Serve:
     """
 
     def __init__(self, server_name: str, directory: Path, *options: str) -> None:
+        super().__init__(directory / "serve.log")
         self.server_name = server_name
         self.port = free_port()
         self.http_port = free_port()
         self._directory = directory
         self._options = options
-        self._child: Child | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def child(self) -> Child:
-        """The running process."""
-        assert self._child is not None, "not started"
-        return self._child
 
     def start(self) -> None:
         """Start, with the data that an earlier start left, and wait until it listens."""
         command: list[str | Path] = [sys.executable, "-m", "tcprepl", "serve"]
         command += ["--server-name", self.server_name, "--data", self._directory / "data"]
         command += ["--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http_port}"]
-        log = self._directory / "serve.log"
-        self._child = Child([*command, *self._options], log, cwd=REPOSITORY)
+        self._child = Child([*command, *self._options], self.log_path, cwd=REPOSITORY)
         self._child.wait_ready(
             "tcprepl listens", lambda: accepts(self.port) and accepts(self.http_port)
         )
-
-    def stop(self) -> int | None:
-        """Stop, if it runs; return its exit code."""
-        child, self._child = self._child, None
-        return None if child is None else child.stop()
-
-    def kill(self) -> None:
-        """End it without a warning."""
-        self.child.kill()
-        self._child = None
 
     def publish(self, stream: str, *rows: object) -> int:
         """Publish rows over HTTP and return the last one's token."""
@@ -89,10 +60,6 @@ class Serve:
     def status(self) -> Any:
         """Return the status document."""
         return request(self.http_port, "GET", "/_tcprepl/v1/status")
-
-    def log(self) -> str:
-        """Return what was logged over all starts."""
-        return (self._directory / "serve.log").read_text()
 
 
 class RemoteServer:

@@ -16,8 +16,7 @@ import sqlite3
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import trustme
@@ -25,7 +24,7 @@ import yaml
 from signedjson.key import generate_signing_key, write_signing_keys
 
 from tests.interop.environments import python_of
-from tests.interop.processes import Child, accepts
+from tests.interop.processes import Child, Restartable, accepts
 from tests.interop.servers import Postgres, Redis
 from tests.ports import free_port
 
@@ -158,64 +157,13 @@ class User:
         self.call("PUT", f"/devices/{quote(self.device_id)}", {"display_name": name})
 
 
-class _Process:
-    """Common to main and workers: one child at a time, started and stopped any number of times."""
+class _Process(Restartable):
+    """Common to main and workers."""
 
     def __init__(self, python: Path, directory: Path, log_path: Path) -> None:
+        super().__init__(log_path)
         self.python = python
         self.directory = directory
-        self.log_path = log_path
-        self._child: Child | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def child(self) -> Child:
-        """The running process."""
-        assert self._child is not None, "not started"
-        return self._child
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self.child.pid
-
-    def start(self) -> None:
-        """Start the process and wait until it is ready."""
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        """Stop the process, if it runs."""
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
-
-    def kill(self) -> None:
-        """End the process without a warning."""
-        self.child.kill()
-        self._child = None
-
-    def close(self) -> None:
-        """Stop for good."""
-        self.stop()
-
-    def log(self) -> str:
-        """Return what the process logged so far, over all its starts."""
-        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-
-    def wait_for_log(self, text: str) -> None:
-        """Wait until the log holds *text*."""
-        self.child.wait_ready(f"{text!r} in the log", lambda: text in self.log())
 
 
 class SynapseWorker(_Process):
