@@ -33,7 +33,7 @@ from pydantic_core import ErrorDetails
 
 from tcprepl import limits
 from tcprepl.errors import ConfigError
-from tcprepl.replication.redis_url import parse_redis_url
+from tcprepl.replication.redis.url import parse_redis_url
 
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.cli import following
 from tcprepl.config import Address
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry

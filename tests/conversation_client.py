@@ -22,8 +22,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl.limits import RECONNECT_MAX_S
-from tcprepl.replication.catchup import CatchUpPage
-from tcprepl.replication.client import ReplicationClient
+from tcprepl.replication.following.catchup import CatchUpPage
+from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import MemoryPositionStore
 from tests.conversation import (

@@ -19,11 +19,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
 
 from tcprepl.ephemeral.typing_notifications import TypingWriter
-from tcprepl.federation.resources import FederationServices, federation_resources
-from tcprepl.federation.room_hosts import RoomHosts
-from tcprepl.federation.send_queue import SendQueue
-from tcprepl.replication.relay_state import Gap, Gaps
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.federation.receiving.resources import FederationServices, federation_resources
+from tcprepl.federation.writing.room_hosts import RoomHosts
+from tcprepl.federation.writing.send_queue import SendQueue
+from tcprepl.replication.relaying.state import Gap, Gaps
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.publisher import Publisher

@@ -19,12 +19,12 @@ from unpaddedbase64 import encode_base64
 
 from tcprepl.ephemeral import presence_states, typing_notifications
 from tcprepl.ephemeral.presence_states import PresenceTimers
-from tcprepl.federation.backoff import BackoffPolicy
-from tcprepl.federation.edu import edu_from_bytes
-from tcprepl.federation.lanes import EXPIRY_MS, LANES, SHARES, Lane
-from tcprepl.federation.sharding import responsible_sender
-from tcprepl.federation.signing import Signer, request_bytes
-from tcprepl.federation.transaction import MAX_PRESENCE_USERS, TransactionLimits, build_body
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.lanes import EXPIRY_MS, LANES, SHARES, Lane
+from tcprepl.federation.sending.sharding import responsible_sender
+from tcprepl.federation.wire.edu import edu_from_bytes
+from tcprepl.federation.wire.signing import Signer, request_bytes
+from tcprepl.federation.wire.transaction import MAX_PRESENCE_USERS, TransactionLimits, build_body
 from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.grammar import ABNF

@@ -19,13 +19,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from tcprepl.federation.backoff import BackoffPolicy
-from tcprepl.federation.edu import PresenceState, build_edu, edu_row, presence_row
-from tcprepl.federation.outbox import Outbox
-from tcprepl.federation.sender import FederationSender
-from tcprepl.federation.sharding import Shard
-from tcprepl.federation.transaction import MIN_TRANSACTION_BYTES, TransactionLimits
-from tcprepl.federation.transport import Answer, NotReached, RequestFailed
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.wire.edu import PresenceState, build_edu, edu_row, presence_row
+from tcprepl.federation.wire.transaction import MIN_TRANSACTION_BYTES, TransactionLimits
+from tcprepl.federation.wire.transport import Answer, NotReached, RequestFailed
 
 US = "here.example"
 START_S = 1_700_000_000.0

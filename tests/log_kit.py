@@ -26,12 +26,12 @@ from tcprepl.errors import (
     UnknownStream,
 )
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams.log import Appended, Block, Log, Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
-from tcprepl.streams.worker import InlineWorker
 
 #: A durable stream, an ephemeral one, and an ephemeral one of states.
 DURABLE, EPHEMERAL, STATES = "push_rules", "sparks", "typing"

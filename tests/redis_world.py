@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol
 
-from tcprepl.replication.resp import RespReader, encode
+from tcprepl.replication.redis.resp import RespReader, encode
 from tests.wire import Network
 
 

@@ -371,7 +371,7 @@ def test_texts_of_errors_are_those_of_the_code() -> None:
     source = "".join(
         path.read_text(encoding="utf-8")
         for room in ("protocol", "replication")
-        for path in sorted((ROOT / "tcprepl" / room).glob("*.py"))
+        for path in sorted((ROOT / "tcprepl" / room).rglob("*.py"))
     )
     joined = re.sub(r'"\s*\n\s*f?"', "", source)
     for number in ("12.2", "12.3"):

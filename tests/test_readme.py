@@ -112,7 +112,7 @@ def test_defaults_in_the_configuration_are_true() -> None:
 
 def test_metrics_exist() -> None:
     """Every metric that is named is exposed."""
-    importlib.import_module("tcprepl.app")
+    importlib.import_module("tcprepl.app.server")
     exposed = set(re.findall(r"^# HELP (\S+)", metrics.render().decode(), re.MULTILINE))
     named = set(re.findall(r"`((?:synapse|tcprepl)_[a-z_]{8,})`", README))
     assert len(named) > 5

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tcprepl.replication.relay_state import Gap, Gaps
+from tcprepl.replication.relaying.state import Gap, Gaps
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.publisher import Publisher

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
+from tcprepl.app.sender import OUTBOX_FILE
 from tcprepl.cli.federation_sender import DEFAULT_DATA, NAME_FILE
 from tcprepl.errors import ConfigError
-from tcprepl.federation import control
-from tcprepl.federation.outbox import Outbox, run_inline
-from tcprepl.federation.sender import FederationSender
-from tcprepl.federation.transport import Answer, NotReached
-from tcprepl.federation.worker import OUTBOX_FILE
+from tcprepl.federation.sending import control
+from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.wire.transport import Answer, NotReached
 
 _DATA = click.Path(path_type=Path, file_okay=False)
 

@@ -11,24 +11,24 @@ import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from tcprepl.app.sender import FederationWorker
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.following import client_endpoint
 from tcprepl.cli.running import run_until_done
 from tcprepl.config import Address
 from tcprepl.errors import ConfigError
-from tcprepl.federation.backoff import BackoffPolicy
-from tcprepl.federation.edu import is_server_name
-from tcprepl.federation.greeting import ask_server_name
-from tcprepl.federation.sender import MAX_CONCURRENT_REQUESTS
-from tcprepl.federation.transaction import (
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS
+from tcprepl.federation.wire.edu import is_server_name
+from tcprepl.federation.wire.greeting import ask_server_name
+from tcprepl.federation.wire.transaction import (
     MAX_EDUS,
     MAX_TRANSACTION_BYTES,
     MIN_TRANSACTION_BYTES,
     TransactionLimits,
 )
-from tcprepl.federation.transport import AddressPolicy, SystemAndFile
-from tcprepl.federation.worker import FederationWorker
+from tcprepl.federation.wire.transport import AddressPolicy, SystemAndFile
 
 log = structlog.get_logger()
 

@@ -24,8 +24,8 @@ from tcprepl.protocol.commands import (
     UserIpCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS, Dialect
-from tcprepl.replication.client import ReplicationClient
-from tcprepl.replication.connection import ClientConnection, Ended, connect
+from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.following.connection import ClientConnection, Ended, connect
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import MemoryPositionStore
 

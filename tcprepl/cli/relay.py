@@ -13,13 +13,14 @@ import click
 import structlog
 from twisted.internet.defer import CancelledError, Deferred, fail
 
-from tcprepl.app import done, listened, redis_extra, retention_of, sd_notify, server_endpoint
+from tcprepl.app.server import done, listened, redis_extra, retention_of, sd_notify, server_endpoint
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS
 from tcprepl.cli.following import client_endpoint
 from tcprepl.cli.running import run_until_done
 from tcprepl.config import Address, Config, Loaded, build, load, parse_address
 from tcprepl.errors import TcpreplError
+from tcprepl.http.routing import ApiError
 from tcprepl.protocol.commands import (
     CancelTaskCommand,
     ClearUserSyncCommand,
@@ -31,16 +32,15 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.replication.catchup import HttpCatchUp
 from tcprepl.replication.failures import describe_address
-from tcprepl.replication.redis_url import RedisUrl, is_redis_url, parse_redis_url, redis_endpoint
-from tcprepl.replication.relay import Intake, Upstream, relay_registry
-from tcprepl.replication.relay_state import RelayState
-from tcprepl.replication.relay_tcp import TcpUpstream
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.following.catchup import HttpCatchUp
+from tcprepl.replication.redis.url import RedisUrl, is_redis_url, parse_redis_url, redis_endpoint
+from tcprepl.replication.relaying.intake import Intake, Upstream, relay_registry
+from tcprepl.replication.relaying.state import RelayState
+from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.opening import open_log
-from tcprepl.web.http import ApiError
 from tcprepl.web.services import HttpLimits, WebServices
 from tcprepl.web.site import build_site
 
@@ -341,7 +341,7 @@ class Relay:
                 on_command=self._say_downstream,
                 passive=self._passive,
             )
-        made: Upstream = redis_extra("redis_source").RedisUpstream(
+        made: Upstream = redis_extra("relaying.redis_source").RedisUpstream(
             self._reactor,
             redis_endpoint(self._reactor, where),
             str(where),

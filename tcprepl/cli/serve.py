@@ -10,7 +10,7 @@ import click
 import structlog
 from twisted.internet.defer import CancelledError, Deferred
 
-from tcprepl.app import Server, sd_notify
+from tcprepl.app.server import Server, sd_notify
 from tcprepl.background import looping_background_process
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS

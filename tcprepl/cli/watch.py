@@ -23,7 +23,7 @@ from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.presence import PresenceFollower
 from tcprepl.ephemeral.presence_states import is_blank
 from tcprepl.ephemeral.typing_notifications import TypingFollower
-from tcprepl.replication.client import ReplicationClient
+from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.rows import PresenceRow
 

@@ -15,7 +15,7 @@ V = TypeVar("V")
 class Follower(ABC, Generic[V]):
     """Follows a keyed stream: each row is the whole state of one key.
 
-    `handle_rows` and `on_reset` are what a `tcprepl.replication.client.ReplicationClient`
+    `handle_rows` and `on_reset` are what a `tcprepl.replication.following.client.ReplicationClient`
     calls. A reset, or a token that goes back (the writer of another implementation was
     restarted), forgets everything that the instance had said; the rows that follow rebuild
     it. Applying a row twice does no harm.

@@ -1,4 +1,4 @@
-"""What this room needs from others, as small ports that `tcprepl.app` fills in."""
+"""What this room needs from others, as small ports that `tcprepl.app.server` fills in."""
 
 from __future__ import annotations
 

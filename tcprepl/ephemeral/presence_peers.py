@@ -48,7 +48,7 @@ class PresencePort(Protocol):
 
 
 class Server(Protocol):
-    """What commands come from (`tcprepl.replication.server.ReplicationServer`)."""
+    """What commands come from (`tcprepl.replication.serving.server.ReplicationServer`)."""
 
     def on(self, command: type[Command], handler: Callable[[Any, Any], object]) -> None:
         """Call *handler* with each such command and its peer."""

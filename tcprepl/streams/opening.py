@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
 from tcprepl.streams.sqlite import SqliteLog
-from tcprepl.streams.worker import ThreadWorker
 
 
 def wall_clock_ms() -> int:

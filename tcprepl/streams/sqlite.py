@@ -23,18 +23,18 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from tcprepl.errors import LogError, LogUnavailable, TokenFromFuture, TokenOrder
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.storage.lock import DirectoryLock
+from tcprepl.storage.worker import Worker
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, empty_page
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.json_rows import JsonRows
-from tcprepl.streams.lock import DirectoryLock
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.memory import MemoryStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.streams.worker import Worker
 
 logger = structlog.get_logger()
 

@@ -12,11 +12,11 @@ from msgspec import Raw
 
 from tcprepl import limits
 from tcprepl.errors import TokenTooOld, UnknownStream
+from tcprepl.http.routing import Call, Response, invalid, missing
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import DROPPED
-from tcprepl.replication.relay_state import Gaps
+from tcprepl.replication.relaying.state import Gaps
 from tcprepl.streams.log import Page
-from tcprepl.web.http import Call, Response, invalid, missing
 from tcprepl.web.ingest import unknown_stream
 from tcprepl.web.services import WebServices
 

@@ -15,10 +15,19 @@ from typing import Any, Literal
 import msgspec
 
 from tcprepl.errors import LogUnavailable
+from tcprepl.http.routing import (
+    ApiError,
+    Call,
+    Guard,
+    Response,
+    Route,
+    excerpt,
+    invalid,
+    json_response,
+)
+from tcprepl.http.security import bearer
 from tcprepl.web.client_tokens import ClientTokens
-from tcprepl.web.http import ApiError, Call, Guard, Response, Route, excerpt, invalid, json_response
 from tcprepl.web.ingest import Ingest, busy
-from tcprepl.web.security import bearer
 from tcprepl.web.services import WebServices
 
 #: The versions of the client-server API under which the paths are served.

@@ -15,8 +15,8 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-from tcprepl.web.http import ApiError, Call, excerpt
-from tcprepl.web.security import bearer, equal
+from tcprepl.http.routing import ApiError, Call, excerpt
+from tcprepl.http.security import bearer, equal
 
 _PREFIX = "tcprepl_user"
 _MAX_USER_CHARS = 255

@@ -1,7 +1,7 @@
 """What the federation senders of this machine have to send, for the status page.
 
 A sender is a process of its own, with a control socket in its data directory
-(`tcprepl.federation.control`). Each is asked every few seconds while the site listens; one
+(`tcprepl.federation.sending.control`). Each is asked every few seconds while the site listens; one
 that does not run, or does not answer, is left out.
 """
 
@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import FederationError
-from tcprepl.federation.control import SOCKET_FILE, ControlError, socket_name
+from tcprepl.federation.sending.control import SOCKET_FILE, ControlError, socket_name
 
 logger = structlog.get_logger()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcprepl import metrics
 from tcprepl.errors import TcpreplError
-from tcprepl.web.http import Call, Response, json_response
+from tcprepl.http.routing import Call, Response, json_response
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.services import WebServices
 

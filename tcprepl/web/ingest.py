@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import BadRow, LogUnavailable, UnknownStream
+from tcprepl.http.routing import ApiError, Call, Response, invalid, json_response
 from tcprepl.metrics import Live
 from tcprepl.streams.log import Appended
-from tcprepl.web.http import ApiError, Call, Response, invalid, json_response
 from tcprepl.web.services import WebServices
 
 if TYPE_CHECKING:

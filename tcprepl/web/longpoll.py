@@ -22,11 +22,11 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import TokenFromFuture, TokenTooOld
+from tcprepl.http.routing import ApiError, Call, Response, excerpt, invalid
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import Live
-from tcprepl.replication.relay_state import Gap, Gaps
+from tcprepl.replication.relaying.state import Gap, Gaps
 from tcprepl.web.encoding import Encoder, Fragment, choose_encoder
-from tcprepl.web.http import ApiError, Call, Response, excerpt, invalid
 from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
 from tcprepl.web.vector import START, Vector, format_vector, parse_vector

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from tcprepl import __version__, limits
+from tcprepl.http.routing import Call, Response, Route
 from tcprepl.ids import StreamName
-from tcprepl.web.http import Call, Response, Route
 from tcprepl.web.services import WebServices
 
 Json: TypeAlias = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What the HTTP faces need from the rest: ports, joined to real things by `tcprepl.app`."""
+"""What the HTTP faces need from the rest: ports, joined to real things by `tcprepl.app.server`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.web.resource import IResource
 
 from tcprepl import limits
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
-from tcprepl.replication.relay_state import Gaps
+from tcprepl.replication.relaying.state import Gaps
 from tcprepl.replication.status import ServerStatus
 from tcprepl.streams.log import Appended, Log
 
@@ -39,7 +39,7 @@ class PublisherPort(Protocol):
 
 
 class StatusPort(Protocol):
-    """Who is connected to the line protocol (`tcprepl.replication.server`)."""
+    """Who is connected to the line protocol (`tcprepl.replication.serving.server`)."""
 
     def status(self) -> ServerStatus:
         """Return what is held and who is connected."""
@@ -81,7 +81,7 @@ class ReceiptsPort(Protocol):
 
 
 class EdusPort(Protocol):
-    """Where EDUs for other servers go (`tcprepl.federation.send_queue.SendQueue`)."""
+    """Where EDUs for other servers go (`tcprepl.federation.writing.send_queue.SendQueue`)."""
 
     def build_and_send_edu(
         self,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tcprepl.http.channel import LimitedSite
+from tcprepl.http.routing import Root, Route, Router
+from tcprepl.http.security import Gate
 from tcprepl.web.catchup import CatchUp
-from tcprepl.web.channel import LimitedSite
 from tcprepl.web.client_api import ClientApi
 from tcprepl.web.health import Health
-from tcprepl.web.http import Root, Route, Router
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
 from tcprepl.web.openapi import Document
-from tcprepl.web.security import Gate
 from tcprepl.web.services import WebServices
 from tcprepl.web.status import Board
 

@@ -20,11 +20,11 @@ from zope.interface import implementer
 
 from tcprepl import __version__, limits
 from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.http.routing import ApiError, Call, Response, json_response
 from tcprepl.ids import InstanceName, StreamName
 from tcprepl.replication.status import ServerStatus, StreamStatus
 from tcprepl.streams.log import Block
 from tcprepl.web import page
-from tcprepl.web.http import ApiError, Call, Response, json_response
 from tcprepl.web.services import WebServices
 
 #: Time between samples.

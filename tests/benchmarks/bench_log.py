@@ -101,9 +101,9 @@ def read_back(log: Any, upto: int, first: int | None = None) -> float:
 
 def read_from_disk(directory: Path) -> dict[str, float]:
     """Read the whole log of *directory* back, three times; return the best figure."""
+    from tcprepl.storage.worker import InlineWorker
     from tcprepl.streams.registry import Registry
     from tcprepl.streams.sqlite import SqliteLog
-    from tcprepl.streams.worker import InlineWorker
 
     log = SqliteLog(directory, Registry(), lambda: int(time.time() * 1000), InlineWorker())
     upto = log.position("receipts", "master")

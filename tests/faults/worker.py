@@ -13,7 +13,7 @@ from twisted.internet import reactor as installed
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from tcprepl.cli import logs
-from tcprepl.replication.client import ReplicationClient
+from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import SqlitePositionStore
 

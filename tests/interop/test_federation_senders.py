@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tcprepl.federation.sharding import responsible_sender
+from tcprepl.federation.sending.sharding import responsible_sender
 from tests.federation_servers import ROOM, Homeserver, rows_of, typing_edu, wait_for_row
 from tests.interop.processes import wait_until
 

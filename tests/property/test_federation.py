@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from signedjson.key import generate_signing_key, get_verify_key
 from signedjson.sign import SignatureVerifyException, verify_signed_json
 
-from tcprepl.federation.backoff import Backoff, BackoffPolicy
-from tcprepl.federation.discovery import NotFound, SrvRecord, order_srv, split_server_name
-from tcprepl.federation.edu import build_edu, canonicalise, edu_row, is_server_name, parse_rows
-from tcprepl.federation.lanes import LANES, Entry, LaneQueue
-from tcprepl.federation.sharding import Shard, responsible_sender
-from tcprepl.federation.signing import (
+from tcprepl.federation.sending.backoff import Backoff, BackoffPolicy
+from tcprepl.federation.sending.lanes import LANES, Entry, LaneQueue
+from tcprepl.federation.sending.sharding import Shard, responsible_sender
+from tcprepl.federation.wire.discovery import NotFound, SrvRecord, order_srv, split_server_name
+from tcprepl.federation.wire.edu import build_edu, canonicalise, edu_row, is_server_name, parse_rows
+from tcprepl.federation.wire.signing import (
     BadAuthorization,
     Signer,
     parse_authorization,
     request_bytes,
 )
-from tcprepl.federation.transaction import (
+from tcprepl.federation.wire.transaction import (
     ENVELOPE_BYTES,
     MIN_TRANSACTION_BYTES,
     TransactionLimits,

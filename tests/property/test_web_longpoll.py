@@ -22,10 +22,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.sqlite import SqliteLog
-from tcprepl.streams.worker import InlineWorker
 from tests.web_site import START_MS, Exchange, Stage
 
 JSON = "application/json"

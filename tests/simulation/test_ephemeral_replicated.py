@@ -22,8 +22,8 @@ from tcprepl.ephemeral.presence import PresenceFollower, PresenceWriter
 from tcprepl.ephemeral.presence_peers import SyncListener, SyncReporter
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
 from tcprepl.ephemeral.typing_notifications import TypingFollower, TypingWriter
-from tcprepl.replication.client import ReplicationClient
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tcprepl.federation.backoff import BackoffPolicy
-from tcprepl.federation.edu import build_edu, edu_row
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.wire.edu import build_edu, edu_row
 from tests.federation_world import World
 
 

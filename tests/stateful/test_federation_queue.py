@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.defer import Deferred
 
-from tcprepl.federation.edu import build_edu
-from tcprepl.federation.outbox import Outbox, StoredTransaction, run_inline
+from tcprepl.federation.sending.outbox import Outbox, StoredTransaction, run_inline
+from tcprepl.federation.wire.edu import build_edu
 
 NAMES = st.sampled_from(["a.example", "b.example"])
 KEYS = st.none() | st.sampled_from(["k1", "k2"])

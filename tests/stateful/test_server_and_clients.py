@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import Deferred
 
-from tcprepl.replication import hub
-from tcprepl.replication.client import ReplicationClient
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.serving import hub
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.publisher import Publisher

@@ -30,10 +30,10 @@ from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-from tcprepl.federation.outbox import Outbox
-from tcprepl.federation.sender import FederationSender
-from tcprepl.federation.signing import Signer
-from tcprepl.federation.transport import FederationTransport, SystemAndFile
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.wire.signing import Signer
+from tcprepl.federation.wire.transport import FederationTransport, SystemAndFile
 
 ORIGIN = "matrix.example.com"
 HERE = Path(__file__).resolve().parent

@@ -21,13 +21,13 @@ import structlog
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from tcprepl.federation.outbox import Outbox, run_inline
-from tcprepl.federation.sender import FederationSender
-from tcprepl.federation.transport import Answer
+from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.wire.transport import Answer
 from tcprepl.protocol.commands import ReplicateCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.session import ClientSession
-from tcprepl.replication.delivery import Delivery
+from tcprepl.replication.following.delivery import Delivery
 from tcprepl.streams.registry import Registry
 
 ORIGIN = "matrix.example.com"

@@ -20,8 +20,8 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
 from tcprepl.background import run_in_background
-from tcprepl.replication.client import ReplicationClient
-from tcprepl.replication.server import ReplicationServer
+from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.log import Log
 from tcprepl.streams.opening import open_log

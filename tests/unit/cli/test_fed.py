@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tcprepl.app.sender import OUTBOX_FILE
 from tcprepl.cli import run
 from tcprepl.cli.fed import age, ask
 from tcprepl.errors import ConfigError
-from tcprepl.federation import control
-from tcprepl.federation.backoff import Backoff
-from tcprepl.federation.edu import build_edu
-from tcprepl.federation.outbox import Outbox, run_inline
-from tcprepl.federation.worker import OUTBOX_FILE
+from tcprepl.federation.sending import control
+from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.wire.edu import build_edu
 
 NAME = "y.example"
 

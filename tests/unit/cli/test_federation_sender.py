@@ -19,7 +19,7 @@ from tcprepl.cli.federation_sender import (
 )
 from tcprepl.config import parse_address
 from tcprepl.errors import ConfigError
-from tcprepl.federation.backoff import BackoffPolicy
+from tcprepl.federation.sending.backoff import BackoffPolicy
 
 
 def result(work: Any) -> Any:

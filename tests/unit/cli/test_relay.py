@@ -22,7 +22,7 @@ from tcprepl.protocol.commands import (
     RemoteServerUpCommand,
     UserSyncCommand,
 )
-from tcprepl.replication.redis_url import RedisUrl, parse_redis_url
+from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.web.services import WebServices
 from tcprepl.web.site import build_site
 

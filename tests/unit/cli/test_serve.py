@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
-from tcprepl.app import Server
+from tcprepl.app.server import Server
 from tcprepl.cli import run, serve
 from tcprepl.config import BadConfig, Loaded, build
 

@@ -13,13 +13,13 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import LogCorrupt, LogLocked, LogUnavailable, TokenFromFuture, TokenTooOld
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.base import EXPIRE_INTERVAL_S
 from tcprepl.streams.database import Database
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
-from tcprepl.streams.worker import Done, InlineWorker
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,

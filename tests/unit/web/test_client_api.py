@@ -13,7 +13,7 @@ from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.errors import LogUnavailable
-from tcprepl.federation.send_queue import SendQueue
+from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.streams.registry import StreamDef
 from tests.web_site import Answer, Stage
 

@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionDone, ConnectionRefusedError
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from tcprepl.federation.control import SOCKET_FILE
+from tcprepl.federation.sending.control import SOCKET_FILE
 from tcprepl.web import destinations
 from tcprepl.web.destinations import ANSWER_TIMEOUT_S, ASK_INTERVAL_S, SenderDestinations
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tcprepl import limits
-from tcprepl.replication.relay_state import Gap
+from tcprepl.replication.relaying.state import Gap
 from tcprepl.streams.log import Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef

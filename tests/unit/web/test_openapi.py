@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tcprepl.http.routing import Call, Response, Route
 from tcprepl.replication.status import LinkStatus
-from tcprepl.web.http import Call, Response, Route
 from tcprepl.web.openapi import MOUNTED, OPERATIONS, document, operation_of
 from tests.unit.web.test_client_api import World
 from tests.web_site import Stage

@@ -1,0 +1,1 @@
+"""Composition roots: each makes one kind of process from a configuration, starts and stops it."""

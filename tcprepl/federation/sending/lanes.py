@@ -1,0 +1,236 @@
+"""The lanes of a destination: what waits in memory, by kind (protocol.md section 14).
+
+EDUs of one kind must not hold back another: to-device messages carry keys without which people
+cannot read, and presence comes in floods. So each kind has a lane with a share of every
+transaction; what a lane leaves of its share goes to the others, in order of importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import TypeAlias
+
+from msgspec import Raw
+
+from tcprepl.federation.wire.edu import (
+    DEVICE_LIST,
+    PRESENCE,
+    RECEIPT,
+    SIGNING_KEYS,
+    TO_DEVICE,
+    TYPING,
+    Edu,
+    EduKey,
+)
+from tcprepl.federation.wire.transaction import edu_bytes
+
+
+class Lane(IntEnum):
+    """A kind of EDU, most important first; the values are kept on disk."""
+
+    TO_DEVICE = 0
+    DEVICE_LISTS = 1
+    RECEIPTS = 2
+    TYPING = 3
+    PRESENCE = 4
+    OTHER = 5
+
+
+LANES: dict[str, Lane] = {
+    TO_DEVICE: Lane.TO_DEVICE,
+    DEVICE_LIST: Lane.DEVICE_LISTS,
+    SIGNING_KEYS: Lane.DEVICE_LISTS,
+    RECEIPT: Lane.RECEIPTS,
+    TYPING: Lane.TYPING,
+    PRESENCE: Lane.PRESENCE,
+}
+
+#: Per cent of a transaction that a lane may count on, in the order of `Lane`.
+SHARES = (40, 20, 15, 10, 10, 5)
+
+#: How long an EDU is worth sending, in ms; what is not here never expires.
+EXPIRY_MS: dict[str, int] = {TYPING: 60_000, PRESENCE: 600_000}
+
+#: An EDU that waits: its id in the outbox, when it expires (0 for never), and the EDU itself.
+Entry: TypeAlias = tuple[int, int, Edu]
+
+_Ident: TypeAlias = int | tuple[str, EduKey]
+
+
+def lane_of(edu_type: str) -> Lane:
+    """Return the lane of EDUs of *edu_type*."""
+    return LANES.get(edu_type, Lane.OTHER)
+
+
+#: The lane of a type, and what is around the content of such an EDU in a body.
+_kinds: dict[str, tuple[int, int]] = {}
+#: Types that are remembered.
+_MAX_KINDS = 1_024
+
+
+def _kind_of(edu_type: str) -> tuple[int, int]:
+    """Return the lane of *edu_type*, and the bytes around the content."""
+    kind = int(lane_of(edu_type)), edu_bytes(Edu(Raw(b""), "", edu_type, ""))
+    if len(_kinds) < _MAX_KINDS:
+        _kinds[edu_type] = kind
+    return kind
+
+
+class LaneQueue:
+    """What waits for one destination in memory; one place for each key.
+
+    Attributes:
+        length: How many EDUs wait.
+        size_bytes: An upper bound of what all of it takes in a body.
+    """
+
+    __slots__ = ("_lanes", "_turn", "length", "size_bytes")
+
+    def __init__(self) -> None:
+        self._lanes: tuple[dict[_Ident, Entry], ...] = tuple({} for _ in Lane)
+        self._turn = 0
+        self.length = 0
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        """Return how many EDUs wait."""
+        return self.length
+
+    def counts(self) -> dict[Lane, int]:
+        """Return how many EDUs wait in each lane that has any."""
+        return {lane: len(self._lanes[lane]) for lane in Lane if self._lanes[lane]}
+
+    def add(self, entry: Entry) -> int:
+        """Add *entry*, in the place of the one with its key if there is one.
+
+        Returns:
+            How many more wait: 1, or 0.
+        """
+        return self.extend((entry,))
+
+    def extend(self, entries: Iterable[Entry]) -> int:
+        """Add *entries* in their order, as `add` does each; returns how many more wait."""
+        lanes = self._lanes
+        size_bytes = self.size_bytes
+        more = 0
+        for entry in entries:
+            edu = entry[2]
+            edu_type = edu.edu_type
+            number, around_bytes = _kinds.get(edu_type) or _kind_of(edu_type)
+            lane = lanes[number]
+            size_bytes += len(edu.content) + around_bytes
+            key = edu.key
+            if key is None:
+                lane[entry[0]] = entry
+                more += 1
+            else:
+                before = len(lane)
+                lane[edu_type, key] = entry
+                more += len(lane) - before
+        self.size_bytes = size_bytes
+        self.length += more
+        return more
+
+    def discard(self, edu: Edu) -> bool:
+        """Forget the EDU with the type and key of *edu*; returns whether there was one."""
+        if edu.key is None:
+            return False
+        lane = self._lanes[lane_of(edu.edu_type)]
+        if lane.pop((edu.edu_type, edu.key), None) is None:
+            return False
+        self.length -= 1
+        return True
+
+    def take(self, max_edus: int, max_bytes: int, now_ms: int, expired: list[Entry]) -> list[Entry]:
+        """Remove and return what goes into the next transaction, in the order of the lanes.
+
+        First every lane gets its share of the places and of the bytes, and one EDU in any
+        case if it fits; then the rest is filled. Within a lane the order is kept. The first
+        EDU is taken even if it is larger than *max_bytes*.
+
+        Args:
+            max_edus: Most EDUs to take.
+            max_bytes: Most bytes to take (`edu_bytes`).
+            now_ms: Wall-clock time in ms.
+            expired: Takes the entries that were not worth sending any more.
+        """
+        filled = [lane for lane in Lane if self._lanes[lane]]
+        if self.length <= max_edus and self.size_bytes <= max_bytes:
+            return self._take_all(filled, now_ms, expired)
+        draws = [_Draw(self._lanes[lane], SHARES[lane]) for lane in filled]
+        room = _Room(max_edus, max_bytes)
+        if len(draws) > 1:
+            self._turn += 1
+            start = self._turn % len(draws)
+            for draw in draws[start:] + draws[:start]:
+                quota = max(1, max_edus * draw.share // 100)
+                draw.some(room, quota, max_bytes * draw.share // 100, now_ms, expired)
+        for draw in draws:
+            draw.some(room, max_edus, max_bytes, now_ms, expired)
+        self.length = sum(map(len, self._lanes))
+        self.size_bytes = self.size_bytes - (max_bytes - room.size_bytes) if self.length else 0
+        return [entry for draw in draws for entry in draw.taken]
+
+    def _take_all(self, filled: Sequence[Lane], now_ms: int, expired: list[Entry]) -> list[Entry]:
+        """Take everything: the usual case, without looking at the size of each."""
+        found: list[Entry] = []
+        for lane in (self._lanes[number] for number in filled):
+            for entry in lane.values():
+                if 0 < entry[1] <= now_ms:
+                    expired.append(entry)
+                else:
+                    found.append(entry)
+            lane.clear()
+        self.length = 0
+        self.size_bytes = 0
+        return found
+
+
+class _Room:
+    """What is left of a transaction."""
+
+    __slots__ = ("edus", "empty", "size_bytes")
+
+    def __init__(self, edus: int, size_bytes: int) -> None:
+        self.edus = edus
+        self.size_bytes = size_bytes
+        self.empty = True
+
+
+class _Draw:
+    """What one lane gives to one transaction."""
+
+    __slots__ = ("lane", "share", "taken")
+
+    def __init__(self, lane: dict[_Ident, Entry], share: int) -> None:
+        self.lane = lane
+        self.share = share
+        self.taken: list[Entry] = []
+
+    def some(
+        self, room: _Room, quota_edus: int, quota_bytes: int, now_ms: int, expired: list[Entry]
+    ) -> None:
+        """Take entries within a quota and the *room* that is left."""
+        done: list[_Ident] = []
+        for ident, entry in self.lane.items():
+            if 0 < entry[1] <= now_ms:
+                expired.append(entry)
+                done.append(ident)
+                continue
+            if room.edus <= 0 or quota_edus <= 0:
+                break
+            size = edu_bytes(entry[2])
+            if not room.empty and (
+                size > room.size_bytes or (size > quota_bytes and bool(self.taken))
+            ):
+                break
+            self.taken.append(entry)
+            done.append(ident)
+            room.empty = False
+            room.edus -= 1
+            room.size_bytes -= size
+            quota_edus -= 1
+            quota_bytes -= size
+        for ident in done:
+            del self.lane[ident]

@@ -1,0 +1,245 @@
+"""Everything of federation that lives in the writer's process, put together.
+
+`tcprepl.app.server` makes one of these, gives its ports to typing, presence and receipts, and
+mounts its resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, fail
+from twisted.web.resource import IResource
+
+from tcprepl.federation.receiving.receiver import (
+    EduHandler,
+    ReceivedEdu,
+    SeenTransactions,
+    TransactionReceiver,
+    content_handler,
+)
+from tcprepl.federation.receiving.resources import FederationServices, Guard, federation_resources
+from tcprepl.federation.wire.edu import (
+    PRESENCE,
+    RECEIPT,
+    TO_DEVICE,
+    TYPING,
+    BadEdu,
+    canonical_row,
+)
+from tcprepl.federation.wire.keyring import Keyring
+from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
+from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
+from tcprepl.federation.writing.room_hosts import RoomHosts
+from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
+from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.streams.log import Appended, Log
+from tcprepl.streams.publisher import Publisher
+
+#: The stream of EDUs that came from other servers and have no stream of their own: rows are
+#: ``{"content", "edu_type", "origin"}``.
+RECEIVED_EDUS = "received_edus"
+#: The stream of to-device messages for our users, a row for each device.
+TO_DEVICE_MESSAGES = "to_device_messages"
+#: The stream that names users for whom there is a to-device message.
+TO_DEVICE_STREAM = "to_device"
+#: The streams of opaque rows that the registry has to know.
+OWN_STREAMS = (RECEIVED_EDUS, TO_DEVICE_MESSAGES)
+#: The name of the signing key's file in the data directory.
+SIGNING_KEY_FILE = "signing.key"
+
+
+class CanonicalPublisher(Publisher):
+    """A publisher whose rows of ``federation`` are canonical, whoever made them.
+
+    Senders rely on it: they do not look into the content of what our own writers send.
+    """
+
+    def _append(
+        self,
+        stream: StreamName,
+        rows: Sequence[bytes],
+        batch: bool,
+        instance: InstanceName | None,
+        tokens: Sequence[Token] | None,
+        transaction_id: str | None,
+    ) -> Deferred[Appended]:
+        if stream == STREAM:
+            try:
+                rows = [canonical_row(row) for row in rows]
+            except BadEdu:
+                return fail()
+        return super()._append(stream, rows, batch, instance, tokens, transaction_id)
+
+
+class FederationWriter:
+    """The writer's half of federation.
+
+    Attributes:
+        send_queue: Queues EDUs for the senders.
+        hosts: The servers of each room.
+        signer: Our key.
+        keyring: The keys of others.
+        receiver: Takes transactions of others.
+        transport: Asks other servers for their keys.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        server_name: ServerName,
+        instance: InstanceName,
+        log: Log,
+        publish_json: Publish,
+        guard: Guard,
+        data_directory: Path | None = None,
+        signing_key: Path | None = None,
+        senders: Sequence[InstanceName] = (),
+        trust: Any = None,
+        policy: AddressPolicy | None = None,
+        overrides: Mapping[ServerName, tuple[str, int]] | None = None,
+        wall_ms: Callable[[], int],
+        on_origin_up: Callable[[ServerName], object] | None = None,
+    ) -> None:
+        """Put it together.
+
+        Args:
+            reactor: The reactor.
+            server_name: Who we are.
+            instance: The name under which this process writes.
+            log: The log; ``federation`` is read and trimmed, and `OWN_STREAMS` announced.
+            publish_json: Appends rows (`Publisher.publish_json`).
+            guard: Checks who may use the paths for our own processes.
+            data_directory: Where to keep things; None keeps them in memory.
+            signing_key: The file of our key; one in the data directory by default.
+            senders: The configured senders.
+            trust: Who vouches for certificates; the platform's authorities by default.
+            policy: Which addresses we connect to; public ones by default.
+            overrides: Where servers are that an operator has placed.
+            wall_ms: Returns wall-clock time in ms.
+            on_origin_up: Called with a server that has just shown to be up.
+
+        Raises:
+            FederationError: The key or a database is not usable.
+        """
+
+        def path(name: str) -> Path | None:
+            return None if data_directory is None else data_directory / name
+
+        self.server_name = server_name
+        self._publish = publish_json
+        self._wall_ms = wall_ms
+        self._guard = guard
+        key = load_or_create_signing_key(signing_key or path(SIGNING_KEY_FILE))
+        self.signer = Signer(server_name, key)
+        self.transport = FederationTransport(
+            reactor, self.signer, trust=trust, policy=policy, overrides=overrides
+        )
+        self.keyring = Keyring(self.transport.fetch, wall_ms)
+        self.hosts = RoomHosts(path("rooms.sqlite"))
+        self._seen = SeenTransactions(path("received.sqlite"))
+        self.receiver = TransactionReceiver(
+            server_name, self.keyring, self._seen, wall_ms, on_origin_up=on_origin_up
+        )
+        self.send_queue = SendQueue(publish_json, log, server_name, instance, senders)
+        for stream in OWN_STREAMS:
+            log.ensure(stream, instance)
+        self.receiver.on(None, self.publish_received)
+        self.receiver.on(TO_DEVICE, self.publish_to_device)
+
+    def handle(
+        self,
+        *,
+        typing: Callable[[ServerName, Mapping[str, Any]], object] | None = None,
+        presence: Callable[[ServerName, Mapping[str, Any]], object] | None = None,
+        receipts: Callable[[ServerName, Mapping[str, Any]], object] | None = None,
+    ) -> None:
+        """Say who takes received typing, presence and receipts: functions of origin, content."""
+        for edu_type, function in ((TYPING, typing), (PRESENCE, presence), (RECEIPT, receipts)):
+            if function is not None:
+                handler: EduHandler = content_handler(function)
+                self.receiver.on(edu_type, handler)
+
+    def resources(self) -> dict[str, IResource]:
+        """Return the HTTP resources by the prefix of their path."""
+        return federation_resources(
+            FederationServices(
+                now_ms=self._wall_ms,
+                guard=self._guard,
+                signer=self.signer,
+                receiver=self.receiver,
+                send_queue=self.send_queue,
+                hosts=self.hosts,
+            )
+        )
+
+    async def close(self) -> None:
+        """Close the connections and the databases."""
+        await self.transport.close()
+        self.send_queue.close()
+        self.hosts.close()
+        self._seen.close()
+
+    # -- EDUs without a handler of their own --------------------------------------------------
+
+    def publish_received(
+        self, origin: ServerName, edu: ReceivedEdu, delivery_id: str, /
+    ) -> Deferred[Any]:
+        """Put an EDU on the stream of received EDUs, once however often it is delivered."""
+        row = b'{"content":%b,"edu_type":%b,"origin":%b}' % (
+            edu.content,
+            msgspec.json.encode(edu.edu_type),
+            msgspec.json.encode(origin),
+        )
+        return self._publish(RECEIVED_EDUS, [row], transaction_id=delivery_id)
+
+    async def publish_to_device(
+        self, origin: ServerName, edu: ReceivedEdu, delivery_id: str, /
+    ) -> None:
+        """Put the messages for our users on the stream of messages, and name who they are for.
+
+        Raises:
+            ValueError: The sender is not a user of the origin, or it is for nobody here.
+        """
+        content = msgspec.json.decode(edu.content, type=_ToDevice)
+        if content.sender.partition(":")[2] != origin:
+            raise ValueError(f"sender: {content.sender[:64]!r}; expected a user of {origin}")
+        ours = sorted(
+            user_id
+            for user_id in content.messages
+            if user_id.startswith("@") and user_id.partition(":")[2] == self.server_name
+        )
+        if not ours:
+            raise ValueError("messages: none is for a user of ours")
+        rows = [
+            msgspec.json.encode(
+                {
+                    "sender": content.sender,
+                    "type": content.type,
+                    "message_id": content.message_id,
+                    "user_id": user_id,
+                    "device_id": device_id,
+                    "content": message,
+                }
+            )
+            for user_id in ours
+            for device_id, message in content.messages[user_id].items()
+        ]
+        if rows:
+            await self._publish(TO_DEVICE_MESSAGES, rows, transaction_id=delivery_id)
+        await self._publish(
+            TO_DEVICE_STREAM,
+            [msgspec.json.encode([user_id]) for user_id in ours],
+            transaction_id=delivery_id,
+        )
+
+
+class _ToDevice(msgspec.Struct):
+    sender: str
+    type: str
+    messages: dict[str, dict[str, msgspec.Raw]]
+    message_id: str | None = None

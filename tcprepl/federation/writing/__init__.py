@@ -1,0 +1,1 @@
+"""EDUs on their way into the ``federation`` stream: the queue, and who is in a room."""

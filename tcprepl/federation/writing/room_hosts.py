@@ -1,0 +1,102 @@
+"""Which servers have users in a room, for a server that stands alone.
+
+A homeserver that embeds the library knows its rooms and passes a callable. A server that stands
+alone is told by ``PUT /_tcprepl/v1/rooms/{roomId}/hosts``, and remembers it on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import msgpack
+
+from tcprepl.errors import FederationError
+from tcprepl.federation.wire.edu import is_server_name
+from tcprepl.ids import ServerName
+
+#: Most servers of a room.
+MAX_HOSTS = 50_000
+
+
+class BadHosts(FederationError):
+    """Not a list of server names."""
+
+
+class RoomHosts:
+    """The servers of each room, in memory, and in a small SQLite database if there is a path."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Open or create the database at *path*; None keeps everything in memory.
+
+        Raises:
+            FederationError: The file is no usable database.
+        """
+        self._hosts: dict[str, frozenset[ServerName]] = {}
+        self._everywhere: frozenset[ServerName] | None = None
+        self._connection: sqlite3.Connection | None = None
+        if path is None:
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            connection = sqlite3.connect(path, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS room_hosts"
+                " (room_id TEXT PRIMARY KEY, hosts BLOB NOT NULL) WITHOUT ROWID"
+            )
+            for room_id, packed in connection.execute("SELECT room_id, hosts FROM room_hosts"):
+                self._hosts[room_id] = frozenset(msgpack.unpackb(packed))
+        except (sqlite3.Error, ValueError) as error:
+            raise FederationError(f"{path}: {error}; move it away to start without") from error
+        self._connection = connection
+
+    def __call__(self, room_id: str, /) -> Collection[ServerName]:
+        """Return the servers of *room_id*; none for a room that is not known."""
+        return self._hosts.get(room_id, frozenset())
+
+    def of_user(self, user_id: str, /) -> Collection[ServerName]:
+        """Return the servers of all rooms: a server that stands alone knows no members."""
+        if self._everywhere is None:
+            self._everywhere = frozenset().union(*self._hosts.values())
+        return self._everywhere
+
+    def __len__(self) -> int:
+        """Return how many rooms are known."""
+        return len(self._hosts)
+
+    def put(self, room_id: str, hosts: Iterable[str]) -> None:
+        """Say which servers have users in a room; none forgets the room.
+
+        Raises:
+            BadHosts: One of them is not a server name, or there are too many.
+        """
+        found = frozenset(hosts)
+        if len(found) > MAX_HOSTS:
+            raise BadHosts(f"hosts: {len(found)}; expected at most {MAX_HOSTS}")
+        for host in found:
+            if not isinstance(host, str) or not is_server_name(host):
+                raise BadHosts(f"hosts: {str(host)[:64]!r}; expected server names")
+        if self._connection is not None:
+            if found:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO room_hosts VALUES (?,?)",
+                    (room_id, msgpack.packb(sorted(found))),
+                )
+            else:
+                self._connection.execute("DELETE FROM room_hosts WHERE room_id=?", (room_id,))
+        self._everywhere = None
+        if found:
+            self._hosts[room_id] = found
+        else:
+            self._hosts.pop(room_id, None)
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

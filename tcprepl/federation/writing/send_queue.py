@@ -1,0 +1,306 @@
+"""The writer's side: EDUs onto the ``federation`` stream (protocol.md section 14).
+
+The stream is durable, so an EDU is safe once `SendQueue.send_edu` has answered. A row stays in
+the log until every configured sender has acknowledged it, or until the retention of the
+stream (age, bytes, rows) lets it go. An acknowledged token itself is kept: a sender that comes
+back asks from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tcprepl import metrics
+from tcprepl.errors import TcpreplError
+from tcprepl.federation.wire.edu import (
+    Edu,
+    PresenceState,
+    build_edu,
+    edu_from_bytes,
+    edu_row,
+    presence_row,
+)
+from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.streams.log import Appended, Log
+from tcprepl.streams.rows import PresenceRow
+
+logger = structlog.get_logger()
+
+STREAM = "federation"
+
+
+class Publish(Protocol):
+    """Appends rows that are JSON already (`tcprepl.streams.publisher.Publisher.publish_json`)."""
+
+    def __call__(
+        self,
+        stream: StreamName,
+        rows: Sequence[bytes],
+        *,
+        transaction_id: str | None = None,
+    ) -> Deferred[Appended]:
+        """Answer with the tokens that the rows got, once they are on disk."""
+        ...
+
+
+class SendQueue:
+    """Queues EDUs for the federation senders.
+
+    Attributes:
+        server_name: Who we are; what is addressed to it is dropped.
+        senders: The configured senders, whose acknowledgements count.
+    """
+
+    def __init__(
+        self,
+        publish: Publish,
+        log: Log,
+        server_name: ServerName,
+        instance: InstanceName,
+        senders: Sequence[InstanceName] = (),
+    ) -> None:
+        """Make the queue.
+
+        Args:
+            publish: Appends rows.
+            log: Where they are; read from and trimmed.
+            server_name: Who we are.
+            instance: The instance that writes the stream.
+            senders: The configured senders. Without any, every sender that has acknowledged
+                counts.
+        """
+        self.server_name = server_name
+        self.senders = tuple(senders)
+        self._publish = publish
+        self._log = log
+        self._instance = instance
+        self._acknowledged: dict[InstanceName, Token] = {}
+        self._sources = [
+            (live, live.add_source(self._sizes))
+            for name, live in metrics.SEND_QUEUE_SIZES.items()
+            if name == "edus"
+        ]
+        log.ensure(STREAM, instance)
+
+    def close(self) -> None:
+        """Stop telling metrics."""
+        for live, source in self._sources:
+            live.remove_source(source)
+
+    def _sizes(self) -> list[tuple[tuple[str, ...], float]]:
+        return [((), float(self.position - self._log.floor(STREAM, self._instance)))]
+
+    @property
+    def position(self) -> Token:
+        """The newest token."""
+        return self._log.position(STREAM, self._instance)
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def build_and_send_edu(
+        self,
+        destination: ServerName,
+        edu_type: str,
+        content: Mapping[str, Any],
+        key: Iterable[str] | None = None,
+        *,
+        transaction_id: str | None = None,
+    ) -> Deferred[Appended | None]:
+        """Build an EDU and queue it; answers once it is on disk.
+
+        Args:
+            destination: The server it goes to.
+            edu_type: What it is, for instance ``m.typing``.
+            content: The content.
+            key: What it supersedes by; None if each such EDU counts.
+            transaction_id: Makes the call safe to retry.
+
+        Raises:
+            BadEdu: (in the Deferred) it is not an EDU.
+            LogUnavailable: (in the Deferred) the disk refused.
+        """
+        return self.send_to((destination,), edu_type, content, key, transaction_id=transaction_id)
+
+    def send_edu(self, edu: Edu, key: Iterable[str] | None = None) -> Deferred[Appended | None]:
+        """Queue an EDU that exists already, as *key* if that is given.
+
+        Its content goes into the row as it is.
+        """
+        if key is not None:
+            edu = Edu(edu.content, edu.destination, edu.edu_type, edu.origin, tuple(key))
+        return self.send_edus((edu,))
+
+    def send_edus(
+        self, edus: Iterable[Edu], *, transaction_id: str | None = None
+    ) -> Deferred[Appended | None]:
+        """Queue EDUs, all or none; answers None if all of them are to ourselves."""
+        rows = [edu_row(edu) for edu in edus if edu.destination != self.server_name]
+        return self._append(rows, transaction_id)
+
+    def send_to(
+        self,
+        destinations: Collection[ServerName],
+        edu_type: str,
+        content: Mapping[str, Any] | bytes,
+        key: Iterable[str] | None = None,
+        *,
+        transaction_id: str | None = None,
+    ) -> Deferred[Appended | None]:
+        """Queue one EDU for several servers; its content is encoded once.
+
+        Args:
+            destinations: The servers it goes to; each gets it once.
+            edu_type: What it is.
+            content: The content, or bytes that are canonical JSON already.
+            key: What it supersedes by.
+            transaction_id: Makes the call safe to retry.
+        """
+        try:
+            key = None if key is None else tuple(key)
+            encoded = (
+                content
+                if isinstance(content, bytes)
+                else build_edu(self.server_name, self.server_name, edu_type, content).content_bytes
+            )
+            edus = [
+                edu_from_bytes(self.server_name, destination, edu_type, encoded, key)
+                for destination in dict.fromkeys(destinations)
+            ]
+        except TcpreplError:
+            return fail()
+        return self.send_edus(edus, transaction_id=transaction_id)
+
+    def send_presence(
+        self, state: PresenceRow, destinations: Collection[ServerName], /
+    ) -> Deferred[Appended | None]:
+        """Queue a user's presence for several servers; a newer one of the user replaces it."""
+        others = [name for name in dict.fromkeys(destinations) if name != self.server_name]
+        if not others:
+            return succeed(None)
+        row = presence_row(
+            PresenceState(
+                state.user_id,
+                state.state,
+                state.last_active_ts,
+                state.last_federation_update_ts,
+                state.last_user_sync_ts,
+                state.status_msg,
+                bool(state.currently_active),
+            ),
+            others,
+        )
+        return self._append([row], None)
+
+    def _append(self, rows: list[bytes], transaction_id: str | None) -> Deferred[Appended | None]:
+        if not rows:
+            return succeed(None)
+        appended: Deferred[Any] = self._publish(STREAM, rows, transaction_id=transaction_id)
+        return appended
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def read(
+        self, after: Token, upto: Token, *, limit_rows: int = 1_000
+    ) -> tuple[list[tuple[Token, bytes]], Token, bool]:
+        """Return the rows in ``(after, upto]``, of each key only the newest.
+
+        Args:
+            after: Exclusive lower bound.
+            upto: Inclusive upper bound.
+            limit_rows: Most rows to read; fewer are returned where some collapse.
+
+        Returns:
+            Tokens and rows, the token reached, and whether more remain.
+
+        Raises:
+            TokenTooOld: *after* is below what is kept.
+            TokenFromFuture: *after* is above the position.
+        """
+        page = self._log.read(STREAM, self._instance, after, upto, limit_rows=limit_rows)
+        return collapse(page.rows()), page.upto, page.limited
+
+    # -- acknowledgements ---------------------------------------------------------------------
+
+    def acknowledge(self, name: InstanceName | None, token: Token) -> None:
+        """Note that sender *name* has everything up to *token*, and trim.
+
+        Rows go whose token is strictly below the lowest acknowledgement. A configured sender
+        that has not acknowledged yet holds everything; one that is not configured counts for
+        nothing.
+        """
+        name = name or ""
+        if token > self.position:
+            logger.warning(
+                "federation.ack.impossible", sender=name, token=token, position=self.position
+            )
+            return
+        if self.senders and len(self.senders) > 1 and name not in self.senders:
+            logger.warning("federation.ack.unknown_sender", sender=name, senders=self.senders)
+            return
+        self._acknowledged[name] = token
+        if len(self.senders) > 1:
+            lowest = min(self._acknowledged.get(sender, 0) for sender in self.senders)
+        else:
+            lowest = min(self._acknowledged.values())
+        floor = self._log.floor(STREAM, self._instance)
+        if lowest - 1 > floor:
+            self._log.trim(STREAM, self._instance, lowest - 1)
+
+    def acknowledged(self) -> dict[InstanceName, Token]:
+        """Return the newest acknowledgement of each sender."""
+        return {**dict.fromkeys(self.senders, 0), **self._acknowledged}
+
+
+class _RowKey(msgspec.Struct, gc=False):
+    destination: str
+    edu_type: str
+
+
+class _KeyedHead(msgspec.Struct, gc=False):
+    edu: _RowKey
+    key: msgspec.Raw
+
+
+class _StateHead(msgspec.Struct, gc=False):
+    user_id: str
+
+
+class _PresenceHead(msgspec.Struct, gc=False):
+    dests: msgspec.Raw
+    state: _StateHead
+
+
+class _KeyedRow(msgspec.Struct, array_like=True, tag="k", gc=False):
+    head: _KeyedHead
+
+
+class _PresenceRow(msgspec.Struct, array_like=True, tag="pd", gc=False):
+    head: _PresenceHead
+
+
+_decode_head = msgspec.json.Decoder(_KeyedRow | _PresenceRow).decode
+
+
+def collapse(rows: Iterable[tuple[Token, bytes]]) -> list[tuple[Token, bytes]]:
+    """Return *rows* with only the newest of each key, in the order of their tokens."""
+    newest: dict[object, tuple[Token, bytes]] = {}
+    for number, (token, row) in enumerate(rows):
+        ident: object = number
+        if not row.startswith(b'["e"'):
+            try:
+                head = _decode_head(row).head
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                pass
+            else:
+                if isinstance(head, _KeyedHead):
+                    ident = (head.edu.destination, head.edu.edu_type, bytes(head.key))
+                else:
+                    ident = (head.state.user_id, bytes(head.dests))
+                newest.pop(ident, None)
+        newest[ident] = (token, row)
+    return list(newest.values())

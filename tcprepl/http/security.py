@@ -1,0 +1,170 @@
+"""Who may ask what (protocol.md section 16).
+
+Secrets are compared in constant time. Without one the server is for its own machine only:
+the configuration refuses any other bind, and a browser that was lured into asking a loopback
+address (DNS rebinding, a form on a foreign page) is turned away here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Collection
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from tcprepl.errors import ConfigError
+from tcprepl.http.routing import ApiError, Call, excerpt
+
+
+def equal(given: str, secret: str) -> bool:
+    """Return whether the two are equal, in time that tells nothing about *secret*."""
+    return hmac.compare_digest(
+        hashlib.sha256(given.encode("utf-8", "surrogatepass")).digest(),
+        hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest(),
+    )
+
+
+def equal_to_one(given: str, secrets: Collection[str]) -> bool:
+    """Return whether *given* is one of *secrets*, in time that tells nothing about them."""
+    found = False
+    for secret in secrets:
+        found |= equal(given, secret)
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host*, an address or a name, is this machine and no other."""
+    name = host.strip("[]").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def bearer(call: Call) -> str | None:
+    """Return the token of ``Authorization: Bearer``; None when there is no such header.
+
+    Raises:
+        ApiError: there are several headers, or one of another scheme than Bearer and Basic.
+    """
+    values = call.request.requestHeaders.getRawHeaders("Authorization") or []
+    if not values:
+        return None
+    if len(values) > 1:
+        raise unauthorized("there are several Authorization headers: expected one")
+    scheme, _, token = values[0].partition(" ")
+    return token if scheme == "Bearer" else None
+
+
+def unauthorized(message: str, *, browser: bool = False) -> ApiError:
+    """Return the refusal of a request that did not show the secret."""
+    challenge = 'Basic realm="tcprepl", charset="UTF-8"' if browser else 'Bearer realm="tcprepl"'
+    return ApiError(401, "M_UNKNOWN_TOKEN", message, headers={"WWW-Authenticate": challenge})
+
+
+class Gate:
+    """Guards the replication side of the server with shared secrets.
+
+    Args:
+        secrets: A request has to show one of them; with none, every process of this machine
+            is let in.
+        hosts: Names under which a browser may reach a server without a secret, beside
+            loopback names and addresses.
+        client_tokens: The tokens of the Matrix client paths, which check them themselves.
+    """
+
+    def __init__(
+        self,
+        secrets: Collection[str],
+        hosts: Collection[str] = (),
+        *,
+        client_tokens: Collection[str] = (),
+    ) -> None:
+        if "" in (*secrets, *client_tokens):
+            raise ConfigError("an HTTP secret is empty: expected at least one character")
+        self._secrets = tuple(secrets)
+        self._trusting_clients = not secrets and not client_tokens
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    def open(self, call: Call) -> None:
+        """Let everybody in."""
+
+    def machine(self, call: Call) -> None:
+        """Let in who shows ``Authorization: Bearer`` with the secret."""
+        if not self._secrets:
+            self._only_local_pages(call)
+            return
+        token = bearer(call)
+        if token is None:
+            raise unauthorized("this needs Authorization: Bearer with the replication secret")
+        if not equal_to_one(token, self._secrets):
+            raise unauthorized("the replication secret is wrong")
+
+    def person(self, call: Call) -> None:
+        """Let in who shows the secret as Bearer, or as the password a browser asks for."""
+        if not self._secrets:
+            self._only_local_pages(call)
+            return
+        token = bearer(call)
+        if token is None:
+            token = _basic_password(call)
+        if token is None or not equal_to_one(token, self._secrets):
+            raise unauthorized(
+                "this needs the replication secret: as Bearer, or as the password",
+                browser=True,
+            )
+
+    def client(self, call: Call) -> None:
+        """Let in who will show a token, or a process of this machine that needs none."""
+        if self._trusting_clients:
+            self._only_local_pages(call, reading=False)
+
+    def _only_local_pages(self, call: Call, *, reading: bool = True) -> None:
+        """Refuse a browser that a foreign page sent here."""
+        host = call.header("Host") or ""
+        if not self._local(host):
+            raise ApiError(
+                403,
+                "M_FORBIDDEN",
+                f"Host is {excerpt(host)}: without a secret this server answers to addresses, "
+                "localhost and the hosts named in the configuration only",
+            )
+        origin = call.header("Origin")
+        if origin is not None and not (reading and call.method in ("GET", "HEAD")):
+            parts = urlsplit(origin)
+            if parts.netloc.lower() != host.lower():
+                raise ApiError(
+                    403,
+                    "M_FORBIDDEN",
+                    f"Origin is {excerpt(origin)}: without a secret, pages of other sites may "
+                    "not write here",
+                )
+
+    def _local(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if is_loopback(name) or name in self._hosts or not name:
+            return True
+        try:
+            ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _basic_password(call: Call) -> str | None:
+    values = call.request.requestHeaders.getRawHeaders("Authorization") or []
+    scheme, _, encoded = values[0].partition(" ") if values else ("", "", "")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return None

@@ -1,0 +1,1 @@
+"""Our streams on the channels of Synapse over Redis. Stands above serving, whose reader it is."""

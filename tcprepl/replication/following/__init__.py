@@ -1,0 +1,1 @@
+"""The client library: connect, resume, hand batches to a handler, once and in order."""

@@ -1,0 +1,366 @@
+"""Following a server: reconnect, resume, deliver in order (protocol.md sections 5, 7 and 17).
+
+`ReplicationClient` is a Twisted service. It connects, asks for the chosen streams from the
+positions it holds, and calls a handler with each batch in order. The position of a stream
+advances only after the handler has succeeded, and a slow handler stops the reading from
+the socket, not the memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import structlog
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from tcprepl import metrics
+from tcprepl.background import run_as_background_process, run_in_background
+from tcprepl.errors import ConnectionFailed
+from tcprepl.ids import ServerName, StreamName, Token
+from tcprepl.protocol.commands import Command, ReplicateCommand
+from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
+from tcprepl.replication.following.catchup import CatchUp
+from tcprepl.replication.following.connection import ClientConnection, connect
+from tcprepl.replication.following.delivery import (
+    Delivery,
+    Pair,
+    PositionHandler,
+    ResetHandler,
+    RowHandler,
+    backoff_s,
+)
+from tcprepl.streams.position_store import MemoryPositionStore, PositionStore
+from tcprepl.streams.registry import Registry
+
+log = structlog.get_logger()
+
+
+class ReplicationClient(Service):
+    """Follows a server for as long as the service runs.
+
+    Delivery, per (stream, instance): batches come in order, one at a time; a batch whose
+    handler fails is delivered again until it succeeds, and nothing passes it. Positions are
+    saved once the handlers of what one read from the socket brought have succeeded: a
+    worker that is killed in between sees these batches again, unless its own writes and the
+    positions are committed together (see `SqlitePositionStore`), in which case each row of
+    a durable stream is seen exactly once.
+
+    A row that does not fit its stream is quarantined: logged, counted, left out; the rest
+    of its batch is delivered.
+
+    Args:
+        reactor: The reactor.
+        endpoint: Where the server is.
+        streams: Names of the streams to follow; None follows all.
+        handler: Called with each batch; sync or async. Its failure is logged and retried.
+        positions: Where positions are kept; in memory by default.
+        name: How the server is to call us.
+        server_name: The homeserver that it has to be; None takes any.
+        since: Where to begin a stream for which no position is known: ``now`` or ``start``.
+        on_reset: Called when a stream cannot go on from where we are: rows in
+            ``(known, token]`` are lost when *token* is above *known*; state has to be
+            forgotten when it is below. What follows begins after *token*.
+        on_position: Called with each position heard: the stream is known up to there.
+        on_command: Called with every other command received (ERROR, REMOTE_SERVER_UP, ...).
+        on_connected: Called with this client when a connection is ready for commands.
+        dialect: ``auto``, or the name of the dialect that the server speaks.
+        catch_up: Where missed rows are fetched if the server's dialect cannot resume.
+        registry: The streams and their rows; the built-in ones by default.
+        max_attempts: How often a failing handler is called before the client stops and
+            `failed` fires; None is for ever.
+        join_batches: Whether batches of one (stream, instance) that came together may be
+            handed over as one, with the token of the last: for a handler to which only the
+            newest position counts, and which gets many small batches.
+
+    Attributes:
+        failed: Fires, with the failure, when a handler has failed for good.
+        reconnects: Connections made after the first.
+        last_error: Why the newest connection ended or could not be made; None at first.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        streams: Collection[StreamName] | None,
+        handler: RowHandler,
+        *,
+        positions: PositionStore | None = None,
+        name: str = "tcprepl",
+        server_name: ServerName | None = None,
+        since: str = "now",
+        on_reset: ResetHandler | None = None,
+        on_position: PositionHandler | None = None,
+        on_command: Callable[[Command], object] | None = None,
+        on_connected: Callable[[ReplicationClient], object] | None = None,
+        dialect: str = "auto",
+        catch_up: CatchUp | None = None,
+        registry: Registry | None = None,
+        max_attempts: int | None = None,
+        join_batches: bool = False,
+    ) -> None:
+        if since not in ("now", "start"):
+            raise ValueError(f"since is {since!r}, expected 'now' or 'start'")
+        self.reactor = reactor
+        self.failed: Deferred[None] = Deferred()
+        self.reconnects = 0
+        self.last_error: str | None = None
+        self._endpoint = endpoint
+        self._streams = None if streams is None else tuple(streams)
+        self._worker_name = name
+        self._server_name = server_name
+        self._since = since
+        self._on_connected = on_connected
+        self._dialect = dialect
+        self._connection: ClientConnection | None = None
+        self._delay: Deferred[None] | None = None
+        self._attempt: Deferred[ClientConnection] | None = None
+        self._finished: Deferred[None] | None = None
+        self._refused_streams: set[StreamName] = set()
+        self._sources: list[tuple[metrics.Live, metrics.Source]] = []
+        self._delivery = Delivery(
+            self,
+            handler,
+            MemoryPositionStore() if positions is None else positions,
+            registry or Registry(),
+            streams=self._streams,
+            since=since,
+            on_reset=on_reset,
+            on_position=on_position,
+            on_command=on_command,
+            catch_up=catch_up,
+            max_attempts=max_attempts,
+            join_batches=join_batches,
+        )
+
+    # -- life --------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Begin to follow (Twisted calls this)."""
+        if self.running:
+            return
+        self.running = True
+        self._delivery.start()
+        rows = self._delivery.received_rows
+        self._sources = [
+            (
+                metrics.INBOUND_RDATA,
+                metrics.INBOUND_RDATA.add_source(
+                    lambda: [((stream,), float(count)) for stream, count in rows.items()]
+                ),
+            ),
+            (
+                metrics.COMMAND_QUEUE,
+                metrics.COMMAND_QUEUE.add_source(lambda: [(("*",), float(self._delivery.waiting))]),
+            ),
+        ]
+        self._finished = Deferred()
+        run_as_background_process("replication_client", self._run)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop: let the running handler end, save the positions, disconnect."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if not self.running:
+            return
+        self.running = False
+        self._delivery.running = False
+        if self._delay is not None:
+            self._delay.cancel()
+        if self._attempt is not None:
+            self._attempt.cancel()
+        if self._connection is not None:
+            self._connection.close("client stopping")
+        if self._finished is not None:
+            await self._finished
+
+    async def _run(self) -> None:
+        """Connect, follow, connect again: until the service stops."""
+        failures = 0
+        learned: str | None = None
+        try:
+            while self.running:
+                try:
+                    connection = await self._connect(learned or self._dialect)
+                except ConnectionFailed as error:
+                    self.last_error = str(error)
+                    log.info("replication.client.unreachable", error=str(error), failures=failures)
+                    if not error.transient:
+                        log.error("replication.client.refused", error=str(error))
+                else:
+                    if connection is not None:
+                        ended = await connection.lost
+                        self._connection = None
+                        self.last_error = ended.text
+                        await self._delivery.end()
+                        if ended.established:
+                            failures = 0
+                        if ended.speaks_2017:
+                            learned = "2017"
+                        self._note_refused(ended.text)
+                        if self.running:
+                            log.info(
+                                "replication.client.disconnected",
+                                reason=ended.reason.value,
+                                text=ended.text,
+                            )
+                if not self.running:
+                    break
+                await self.wait(backoff_s(failures))
+                failures += 1
+                self.reconnects += 1
+        finally:
+            await self._delivery.end()
+            for live, source in self._sources:
+                live.remove_source(source)
+            finished, self._finished = self._finished, None
+            if finished is not None:
+                finished.callback(None)
+
+    async def _connect(self, dialect: str) -> ClientConnection | None:
+        self._attempt = Deferred.fromCoroutine(
+            connect(
+                self.reactor,
+                self._endpoint,
+                worker_name=self._worker_name,
+                server_name=self._server_name,
+                dialect=dialect,
+                deliver=self._delivery.take,
+                ready=self._subscribe,
+            )
+        )
+        try:
+            connection = await self._attempt
+        finally:
+            self._attempt = None
+        if not self.running:
+            connection.close("client stopping")
+            await connection.lost
+            return None
+        self._connection = connection
+        return connection
+
+    async def wait(self, seconds: float) -> None:
+        """Wait; stopping the service ends it early."""
+        self._delay = deferLater(self.reactor, seconds)
+        try:
+            await self._delay
+        except CancelledError:
+            if self.running:
+                raise
+        finally:
+            self._delay = None
+
+    # -- what the delivery asks for ----------------------------------------------------
+
+    def pause(self) -> None:
+        """Read no more from the connection for now."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    def give_up(self, failure: Failure) -> None:
+        """Stop for good: a handler has failed as often as it may."""
+        self.failed.errback(failure)
+        run_in_background(self.stopService)
+
+    # -- what callers may ask ----------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is up and past its greeting."""
+        return self._connection is not None and self._connection.ready
+
+    @property
+    def dialect(self) -> str | None:
+        """Name of the dialect of the present connection; None without one."""
+        return None if self._connection is None else self._connection.dialect.name
+
+    def positions(self) -> dict[Pair, Token]:
+        """Return what is known of each (stream, instance)."""
+        return dict(self._delivery.known)
+
+    @property
+    def catching_up(self) -> Collection[Pair]:
+        """In the dialect of 2017: what was asked for and has not had its POSITION yet."""
+        return self._delivery.catching_up.keys()
+
+    @property
+    def quarantined_rows(self) -> int:
+        """Rows left out because they do not fit their stream."""
+        return self._delivery.quarantined_rows
+
+    def send(self, command: Command) -> bool:
+        """Send *command*; return whether there was a connection to send it on."""
+        if self._connection is None or not self._connection.ready:
+            metrics.DROPPED.labels("command", "not_connected").inc()
+            return False
+        self._connection.send(command)
+        return True
+
+    # -- asking for streams ------------------------------------------------------------
+
+    def _subscribe(self, connection: ClientConnection, dialect: Dialect) -> None:
+        """Ask for what we follow; the greeting is over and the dialect is known."""
+        self._connection = connection
+        self._delivery.begin(dialect)
+        for command in self._requests(dialect):
+            connection.send(command)
+        if self._on_connected is not None:
+            run_in_background(self._on_connected, self)
+
+    def _requests(self, dialect: Dialect) -> list[ReplicateCommand]:
+        if not dialect.in_band_resume:
+            return [ReplicateCommand()]
+        now = self._since == "now"
+        start = None if now else 0
+        named = [
+            (stream, instance, token)
+            for (stream, instance), token in sorted(self._delivery.known.items())
+            if self._streams is None or stream in self._streams
+        ]
+        if not dialect.rdata_instance:
+            return self._requests_2017({stream: token for stream, _, token in named}, start)
+        requests = [ReplicateCommand(s, instance, token) for s, instance, token in named]
+        requests += [
+            ReplicateCommand(stream, "*", start, now=now) for stream in self._streams or ("*",)
+        ]
+        return requests
+
+    def _requests_2017(
+        self, known: dict[StreamName, Token], start: Token | None
+    ) -> list[ReplicateCommand]:
+        """Return what to ask a server of the dialect of 2017, which resumes in band.
+
+        It answers an unknown stream with an ERROR and the loss of the connection, so what
+        was refused before is left out.
+        """
+        requests = [] if self._streams is not None else [ReplicateCommand("ALL", now=True)]
+        for stream in self._streams or sorted(known):
+            if stream in self._refused_streams:
+                continue
+            token = known.get(stream, start)
+            if token is not None:
+                self._delivery.catching_up[stream, DEFAULT_INSTANCE] = token
+            requests.append(ReplicateCommand(stream, token=token, now=token is None))
+        return requests
+
+    def _note_refused(self, text: str) -> None:
+        if "failed to handle replicate" in text:
+            words = set(re.findall(r"\w+", text.partition("failed to handle replicate")[2]))
+            refused = words.intersection(
+                self._streams or [pair[0] for pair in self._delivery.known]
+            )
+            self._refused_streams |= refused
+            log.error("replication.client.stream_refused", streams=sorted(refused), text=text)

@@ -1,0 +1,412 @@
+"""From an upstream into the log, so that it can be served again (protocol.md section 15.4).
+
+A relay is a client, a log and a server in one. `Intake` is what is between the first two: it
+takes batches and positions in the upstream's tokens, and appends them to the log in ours. Its
+positions are those of the log, so that a relay that is killed goes on exactly where its log
+ends: what was logged is not asked for again, and what was not is.
+
+One group of appends is under way at a time, and what comes meanwhile is the next one; so
+the disk decides how many rows share an fsync. When the disk refuses, the relay stops: it has
+kept everything up to a point, and the next start goes on from there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+import structlog
+from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
+
+from tcprepl.background import run_in_background
+from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.protocol.commands import Command
+from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
+from tcprepl.replication.following.delivery import Pair
+from tcprepl.replication.relaying.state import Epoch, Gap, RelayState
+from tcprepl.replication.status import LinkStatus
+from tcprepl.streams.codec import Rows
+from tcprepl.streams.log import Log
+from tcprepl.streams.registry import Registry, StreamDef
+
+log = structlog.get_logger()
+
+#: Bytes of rows that one group of appends carries at most.
+GROUP_BYTES: Final = 1_048_576
+#: Bytes of rows that may wait for the disk before the upstream is read no further.
+MAX_WAITING_BYTES: Final = 16 * 1_048_576
+#: Gaps that the status names.
+GAPS_SHOWN: Final = 20
+#: How often a page is asked for before its rows are given up as a gap.
+CATCH_UP_ATTEMPTS: Final = 6
+
+
+def relay_registry(met: Iterable[StreamName] = ()) -> Registry:
+    """Return the streams of a relay: all of them on disk, *met* ones as opaque JSON.
+
+    On disk even what is ephemeral at its writer: a relay can ask nobody what is true now, and
+    must not forget by dying what its readers have still to hear.
+    """
+    registry = Registry(StreamDef(name) for name in met)
+    for name in registry.names():
+        kept = copy.copy(registry.get(name))
+        kept.durable = True
+        registry.add(kept)
+    return registry
+
+
+class Upstream(Protocol):
+    """Where a relay's rows come from."""
+
+    def start(self) -> None:
+        """Connect, and stay connected."""
+        ...
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        ...
+
+    def send(self, command: Command) -> bool:
+        """Send *command* up; return whether it left, or will."""
+        ...
+
+    def status(self) -> LinkStatus:
+        """Return how it goes."""
+        ...
+
+
+class _Item:
+    """One thing to do to the log: rows of a pair, or a position without rows."""
+
+    __slots__ = ("pair", "rows", "size", "tokens", "trims")
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.tokens: list[Token] = []
+        self.rows: list[bytes] = []
+        self.size = 0
+        self.trims = False
+
+
+class Intake:
+    """Puts what an upstream sends into the log, in order, once.
+
+    Its methods `rows`, `reset` and `position` are the handlers of a `Delivery`.
+
+    Args:
+        reactor: For gathering what one turn brings.
+        stream_log: The log.
+        registry: The streams; those met on the way are added to it.
+        state: Offsets and gaps.
+
+    Attributes:
+        failed: Fires, with the failure, when the log takes no more.
+        rows_taken: Rows queued for the log since the start.
+        on_pair: Called with the stream and the instance when a pair is met.
+    """
+
+    def __init__(
+        self, reactor: Any, stream_log: Log, registry: Registry, state: RelayState
+    ) -> None:
+        self.failed: Deferred[None] = Deferred()
+        self.rows_taken = 0
+        self._rows_at: float | None = None
+        self.on_pair: Callable[[StreamName, InstanceName], None] | None = None
+        self._reactor = reactor
+        self._log = stream_log
+        self._registry = registry
+        self._state = state
+        self._heads: dict[Pair, Token] = {}
+        self._offsets: dict[Pair, Token] = {}
+        self._queue: deque[_Item] = deque()
+        self._waiting_bytes = 0
+        self._busy = False
+        self._broken = False
+        self._call: Any = None
+        self._drained: list[Deferred[None]] = []
+        self._room: Deferred[None] | None = None
+        for pair in stream_log.pairs():
+            self._resume(pair)
+
+    def _resume(self, pair: Pair) -> None:
+        """Go on with a pair that the log holds."""
+        position = self._log.position(*pair)
+        epoch = self._state.epoch(pair)
+        self._state.settle(pair, self._log.floor(*pair), max(position, epoch.start))
+        self._offsets[pair] = epoch.offset
+        self._heads[pair] = position
+        if epoch.start > position:  # killed between the two
+            self._advance(pair, epoch.start)
+
+    # -- positions, as the upstream counts -----------------------------------------------
+
+    def positions(self) -> dict[Pair, Token]:
+        """Return up to where each (stream, instance) is taken, in the upstream's tokens."""
+        return {pair: max(0, head - self._offsets[pair]) for pair, head in self._heads.items()}
+
+    def known(self, pair: Pair) -> Token | None:
+        """Return up to where *pair* is taken, in the upstream's tokens; None for a new one."""
+        head = self._heads.get(pair)
+        return None if head is None else max(0, head - self._offsets[pair])
+
+    def idle_seconds(self) -> float | None:
+        """Return how long ago the last row came; None before the first since the start."""
+        if self._rows_at is None:
+            return None
+        now: float = self._reactor.seconds()
+        return now - self._rows_at
+
+    def gap_status(self) -> dict[str, Any]:
+        """Return how many gaps there are, and the newest of them in words, for the status."""
+        lost = [(pair, gap) for pair, gap in self._state.gaps.all() if gap.lost]
+        words = [
+            f"{stream} of {instance}: {gap.words()}"
+            for (stream, instance), gap in lost[-GAPS_SHOWN:]
+        ]
+        return {"gaps": len(lost), "newest_gaps": words}
+
+    # -- what the upstream sends ---------------------------------------------------------
+
+    def rows(
+        self, stream: StreamName, instance: InstanceName, token: Token, rows: Rows
+    ) -> Deferred[None] | None:
+        """Take a batch; the answer, if any, fires when there is room for the next."""
+        return self.take((stream, instance), token, list(rows.raw))
+
+    def take(self, pair: Pair, token: Token, raw: list[bytes]) -> Deferred[None] | None:
+        """Take a batch as JSON bytes; otherwise as `rows`."""
+        offset = self._offsets.get(pair)
+        if offset is None:
+            self._meet(pair)
+            offset = self._offsets[pair]
+        ours = token + offset
+        head = self._heads[pair]
+        if ours <= head:
+            # The dialect of 2017 repeats tokens: ours are one ahead from here on.
+            return Deferred.fromCoroutine(self._shift(pair, token, raw))
+        self._append(pair, ours, raw)
+        return self._wait_for_room()
+
+    async def _shift(self, pair: Pair, token: Token, raw: list[bytes]) -> None:
+        await self.drained()
+        ours = self._heads[pair] + 1
+        self._state.set_epoch(pair, Epoch(ours - token, 0))
+        self._offsets[pair] = ours - token
+        self._append(pair, ours, raw)
+
+    def position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
+        """Take note that the upstream is at *token*, and that nothing is missing up to there."""
+        pair = (stream, instance)
+        first = pair not in self._heads
+        if first:
+            self._meet(pair)
+        ours = token + self._offsets[pair]
+        if ours <= self._heads[pair]:
+            return
+        if first:
+            # What was before we came is not ours to tell; nothing that we held is missing.
+            self._state.add_gap(pair, Gap(0, ours, lost=False))
+        self._advance(pair, ours, trims=first)
+
+    async def reset(
+        self, stream: StreamName, instance: InstanceName, known: Token | None, token: Token
+    ) -> None:
+        """Take note that the stream goes on after *token*, whatever was between."""
+        pair = (stream, instance)
+        if pair not in self._heads:
+            return
+        await self.drained()
+        head = self._heads[pair]
+        if known is not None and token > known:
+            self._state.add_gap(pair, Gap(head, token + self._offsets[pair], lost=True))
+            log.warning(
+                "replication.relay.gap",
+                stream=stream,
+                instance=instance,
+                after=known,
+                upto=token,
+                reason="the upstream could not tell what was between",
+            )
+            return
+        log.warning(
+            "replication.relay.began_anew",
+            stream=stream,
+            instance=instance,
+            known=known,
+            token=token,
+            goes_on_as=head + 1,
+        )
+        self._state.add_gap(pair, Gap(head, head + 1, lost=False))
+        self._state.set_epoch(pair, Epoch(head + 1 - token, head + 1))
+        self._offsets[pair] = head + 1 - token
+        self._advance(pair, head + 1)
+
+    # -- into the log --------------------------------------------------------------------
+
+    def _meet(self, pair: Pair) -> None:
+        stream, instance = pair
+        if stream not in self._registry:
+            self._state.add_stream(stream)
+            self._registry.add(StreamDef(stream))
+            log.info("replication.relay.unknown_stream", stream=stream, kept_as="opaque JSON")
+        self._log.ensure(stream, instance)
+        self._heads[pair] = self._log.position(stream, instance)
+        self._offsets[pair] = self._state.epoch(pair).offset
+        if self.on_pair is not None:
+            self.on_pair(stream, instance)
+
+    def _append(self, pair: Pair, token: Token, rows: list[bytes]) -> None:
+        item = self._queue[-1] if self._queue else None
+        if item is None or item.pair != pair or not item.rows or item.size > GROUP_BYTES // 4:
+            item = _Item(pair)
+            self._queue.append(item)
+        size = sum(map(len, rows))
+        item.tokens += [token] * len(rows)
+        item.rows += rows
+        item.size += size
+        self._waiting_bytes += size
+        self.rows_taken += len(rows)
+        self._rows_at = self._reactor.seconds()
+        self._heads[pair] = token
+        self._kick()
+
+    def _advance(self, pair: Pair, token: Token, *, trims: bool = False) -> None:
+        item = _Item(pair)
+        item.tokens.append(token)
+        item.trims = trims
+        self._queue.append(item)
+        self._heads[pair] = token
+        self._kick()
+
+    def _wait_for_room(self) -> Deferred[None] | None:
+        if self._waiting_bytes <= MAX_WAITING_BYTES or self._broken:
+            return None
+        if self._room is None:
+            self._room = Deferred()
+        waiter: Deferred[None] = Deferred()
+        _ = self._room.addCallback(lambda _: waiter.callback(None))
+        return waiter
+
+    async def drained(self) -> None:
+        """Wait until everything taken so far is in the log."""
+        if (self._queue or self._busy) and not self._broken:
+            waiter: Deferred[None] = Deferred()
+            self._drained.append(waiter)
+            await waiter
+
+    def _kick(self) -> None:
+        if not self._busy and self._call is None and not self._broken:
+            self._call = self._reactor.callLater(0, self._begin)
+
+    def _begin(self) -> None:
+        self._call = None
+        self._busy = True
+        run_in_background(self._pump)
+
+    async def _pump(self) -> None:
+        """Append group after group until nothing waits."""
+        try:
+            while self._queue:
+                await self._append_group()
+        except FirstError as error:
+            self._broken = True
+            failure = error.subFailure
+            log.error("replication.relay.stopped", error=failure.getErrorMessage())
+            self.failed.errback(failure)
+        self._busy = False
+        waiters, self._drained = self._drained, []
+        for waiter in waiters:
+            waiter.callback(None)
+        if self._broken and self._room is not None:
+            self._room.callback(None)
+            self._room = None
+        elif self._queue:
+            self._kick()
+
+    async def _append_group(self) -> None:
+        items: list[_Item] = []
+        size = 0
+        while self._queue and size < GROUP_BYTES:
+            item = self._queue.popleft()
+            items.append(item)
+            size += item.size
+        await gatherResults(
+            [maybeDeferred(self._apply, item) for item in items], consumeErrors=True
+        )
+        self._waiting_bytes -= size
+        for item in items:
+            if item.trims:
+                self._log.trim(*item.pair, item.tokens[0])
+        if self._room is not None and self._waiting_bytes <= MAX_WAITING_BYTES // 2:
+            room, self._room = self._room, None
+            room.callback(None)
+
+    def _apply(self, item: _Item) -> Deferred[Any]:
+        if item.rows:
+            return self._log.append(*item.pair, item.rows, tokens=item.tokens)
+        return self._log.advance(*item.pair, item.tokens[0])
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        await self.drained()
+
+
+class LogPositions:
+    """The position store of a relay: the log itself."""
+
+    atomic = False
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def load(self) -> dict[Pair, Token]:
+        """Return what the log holds, in the upstream's tokens."""
+        return self._intake.positions()
+
+    def save(self, positions: object) -> None:
+        """Do nothing: the rows in the log are the position."""
+
+    def rollback(self) -> None:
+        """Do nothing: handlers share no transaction with this store."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class RelayCatchUp:
+    """Fetches what was missed, and gives up in the end; what we never held is not missed."""
+
+    def __init__(self, intake: Intake, source: CatchUp) -> None:
+        self._intake = intake
+        self._source = source
+        self._failures: dict[Pair, int] = {}
+
+    async def fetch(
+        self, stream: StreamName, instance: InstanceName, after: Token, upto: Token
+    ) -> CatchUpPage:
+        """Return a page of ``(after, upto]``.
+
+        Raises:
+            ConnectionFailed: It could not be had; not transient when it is given up.
+        """
+        pair = (stream, instance)
+        if self._intake.known(pair) is None:
+            return CatchUpPage([], upto, limited=False)
+        try:
+            page = await self._source.fetch(stream, instance, after, upto)
+        except Exception as error:
+            failures = self._failures.get(pair, 0) + 1
+            self._failures[pair] = failures
+            if failures < CATCH_UP_ATTEMPTS or not getattr(error, "transient", True):
+                raise
+            del self._failures[pair]
+            raise ConnectionFailed(
+                f"given up after {failures} attempts: {error}",
+                reason=getattr(error, "reason", CloseReason.CONNECTION_LOST),
+                transient=False,
+            ) from error
+        self._failures.pop(pair, None)
+        return page

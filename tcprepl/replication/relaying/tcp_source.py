@@ -1,0 +1,135 @@
+"""An upstream that speaks the line protocol over TCP: tcprepl, or Synapse up to 1.66."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.protocol.commands import Command, ErrorCommand, ServerCommand
+from tcprepl.replication.following.catchup import CatchUp
+from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.following.delivery import Pair
+from tcprepl.replication.relaying.intake import Intake, LogPositions, RelayCatchUp
+from tcprepl.replication.status import LinkStatus
+from tcprepl.streams.codec import Rows
+from tcprepl.streams.registry import Registry
+
+
+class TcpUpstream:
+    """Follows every stream of a server and hands all of it to an `Intake`.
+
+    Args:
+        reactor: The reactor.
+        endpoint: Where the server is.
+        name: What to call it in the status.
+        intake: Where rows go.
+        registry: The streams.
+        server_name: The homeserver that it has to be.
+        dialect: ``auto``, or what it speaks.
+        catch_up: Where missed rows are fetched if it cannot resume.
+        on_command: Called with every other command that comes down.
+        passive: Never send a command of our readers up.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        name: str,
+        intake: Intake,
+        registry: Registry,
+        *,
+        server_name: ServerName,
+        dialect: str = "auto",
+        catch_up: CatchUp | None = None,
+        on_command: Callable[[Command], object] | None = None,
+        passive: bool = False,
+    ) -> None:
+        self._reactor = reactor
+        self._name = name
+        self._intake = intake
+        self._on_command = on_command
+        self._passive = passive
+        self._was_up = False
+        self._changed_at: float = reactor.seconds()
+        # Rows of 2017 before their POSITION: they come in any order, and the log wants theirs.
+        self._unordered: dict[Pair, list[tuple[Token, bytes]]] = {}
+        self._client = ReplicationClient(
+            reactor,
+            endpoint,
+            None,
+            self._rows,
+            positions=LogPositions(intake),
+            name="tcprepl-relay",
+            server_name=server_name,
+            since="start",
+            on_reset=intake.reset,
+            on_position=self._position,
+            on_command=self._command,
+            on_connected=self._connected,
+            dialect=dialect,
+            catch_up=None if catch_up is None else RelayCatchUp(intake, catch_up),
+            registry=registry,
+        )
+
+    def start(self) -> None:
+        """Connect, and stay connected."""
+        self._client.startService()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._client.stopService()
+
+    def send(self, command: Command) -> bool:
+        """Send *command* up; return whether it left."""
+        return not self._passive and self._client.send(command)
+
+    def status(self) -> LinkStatus:
+        """Return how it goes."""
+        up = self._client.connected
+        now: float = self._reactor.seconds()
+        if up != self._was_up:  # lost since somebody last looked
+            self._was_up, self._changed_at = up, now
+        return LinkStatus(
+            name=self._name,
+            kind="upstream",
+            up=up,
+            seconds=now - self._changed_at,
+            reason=self._client.last_error,
+            reconnects=self._client.reconnects,
+            rows=self._intake.rows_taken,
+            idle_seconds=self._intake.idle_seconds(),
+            **self._intake.gap_status(),
+        )
+
+    def _connected(self, client: ReplicationClient) -> None:
+        self._unordered.clear()
+        self._was_up, self._changed_at = True, self._reactor.seconds()
+
+    def _rows(
+        self, stream: StreamName, instance: InstanceName, token: Token, rows: Rows
+    ) -> Deferred[None] | None:
+        if (stream, instance) in self._client.catching_up:
+            held = self._unordered.setdefault((stream, instance), [])
+            held += [(token, row) for row in rows.raw]
+            return None
+        return self._intake.rows(stream, instance, token, rows)
+
+    async def _position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
+        held = self._unordered.pop((stream, instance), [])
+        held.sort(key=lambda one: one[0])
+        for own, group in groupby(held, key=lambda one: one[0]):
+            waiting = self._intake.take((stream, instance), own, [row for _, row in group])
+            if waiting is not None:
+                await waiting
+        self._intake.position(stream, instance, token)
+
+    def _command(self, command: Command) -> None:
+        of_the_connection = isinstance(command, ErrorCommand | ServerCommand)
+        if self._on_command is not None and not of_the_connection:
+            self._on_command(command)

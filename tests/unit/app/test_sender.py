@@ -1,0 +1,97 @@
+"""A sender as a process, put together on a reactor in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.testing import MemoryReactorClock
+
+from tcprepl.app import sender as module
+from tcprepl.app.sender import FederationWorker
+from tcprepl.federation.sending.outbox import run_inline
+from tcprepl.protocol.commands import FederationAckCommand, PingCommand, RemoteServerUpCommand
+
+
+class Client:
+    """Stands for the replication client: notes what it is told to send."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.dialect = "tcprepl"
+        self.sent: list[object] = []
+
+    def send(self, command: object) -> bool:
+        self.sent.append(command)
+        return True
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FederationWorker]:
+    monkeypatch.setattr(FederationWorker, "_run", lambda self, work: run_inline(work))
+    reactor: Any = MemoryReactorClock()
+    made = FederationWorker(
+        reactor,
+        TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
+        tmp_path,
+        server_name="x.example",
+        name="fed1",
+        senders=("fed1", "fed2"),
+        signing_key=tmp_path / "signing.key",
+    )
+    yield made
+    made.outbox.close()
+
+
+def test_what_is_on_disk_is_acknowledged_by_name(worker: FederationWorker) -> None:
+    client: Any = Client()
+    worker.client = client
+    worker._on_position("federation", "master", 7)
+    worker._reactor.advance(0)
+    assert client.sent == [FederationAckCommand("fed1", 7)]
+    worker._on_connected(client)
+    assert client.sent == [FederationAckCommand("fed1", 7)] * 2
+    client.connected = False
+    worker._acknowledge("master", 8)
+    assert len(client.sent) == 2
+
+
+def test_only_our_own_writers_are_taken_at_their_word(worker: FederationWorker) -> None:
+    client: Any = Client()
+    worker.client = client
+    worker._on_connected(client)
+    assert worker.sender.intake.canonical
+    client.dialect = "1.22"
+    worker._on_connected(client)
+    assert not worker.sender.intake.canonical
+
+
+def test_a_server_that_is_up_again_is_tried(
+    worker: FederationWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(worker.sender, "remote_server_up", heard.append)
+    worker._on_command(RemoteServerUpCommand("y.example"))
+    worker._on_command(PingCommand("1"))
+    assert heard == ["y.example"]
+
+
+def test_it_starts_and_stops(worker: FederationWorker) -> None:
+    worker.start()
+    assert worker.client.running
+    ((address, *_),) = worker._reactor.unixServers
+    assert address.endswith(module.control.SOCKET_FILE)
+    done: list[object] = []
+    Deferred.fromCoroutine(worker.stop()).addBoth(done.append)
+    worker._reactor.advance(60)
+    assert done == [None]
+    assert not worker.client.running
+
+
+def test_the_position_of_the_client_is_that_of_the_outbox(worker: FederationWorker) -> None:
+    worker.outbox.add([], 0, {("federation", "master"): 5})
+    assert worker.sender.intake.load() == {("federation", "master"): 5}

@@ -1,0 +1,55 @@
+"""Back-off: quick tries first, then doubling, spread and bounded."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tcprepl.federation.sending.backoff import DAY_MS, MINUTE_MS, Backoff, BackoffPolicy
+
+
+def middle(low: float, high: float) -> float:
+    """Stand for chance: always 1, which is within the bounds of jitter."""
+    return 1.0
+
+
+def test_the_default_schedule() -> None:
+    policy = BackoffPolicy()
+    waits = [policy.wait_ms(n, middle) for n in range(1, 40)]
+    assert waits[:3] == [4_000, 16_000, MINUTE_MS]
+    assert waits[9:13] == [MINUTE_MS, 10 * MINUTE_MS, 20 * MINUTE_MS, 40 * MINUTE_MS]
+    assert waits[-1] == 7 * DAY_MS
+    assert policy.wait_ms(10_000, middle) == 7 * DAY_MS
+
+
+def test_failures_are_counted_and_cleared() -> None:
+    backoff = Backoff()
+    assert backoff.next_ms == 0
+    assert not backoff.cleared()
+    backoff.failed(1_000, BackoffPolicy(), middle, "first")
+    backoff.failed(9_000, BackoffPolicy(), middle, "second")
+    assert (backoff.failures, backoff.failure_ms, backoff.last_ms) == (2, 1_000, 9_000)
+    assert backoff.next_ms == 25_000
+    assert backoff.reason == "second"
+    backoff.due_now()
+    assert backoff.next_ms == 0
+    assert backoff.failures == 2
+    assert backoff.cleared()
+    assert backoff == Backoff()
+
+
+def test_what_the_remote_asks_for_is_honoured_within_the_cap() -> None:
+    policy = BackoffPolicy()
+    chance = random.Random(1)
+    for asked in (0, 500, 30_000, 10**15):
+        backoff = Backoff()
+        backoff.failed(0, policy, chance.uniform, "429", asked)
+        assert min(asked, policy.cap_ms) <= backoff.interval_ms <= policy.cap_ms
+        assert backoff.interval_ms >= 100
+
+
+@pytest.mark.parametrize("wrong", [{"first_ms": 0}, {"cap_ms": 0}, {"factor": 0.5}])
+def test_a_policy_that_does_not_wait_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        BackoffPolicy(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+"""The intake: rows into the outbox, positions with them, acknowledgements after."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from twisted.internet.task import Clock
+
+from tcprepl.federation.sending import intake as module
+from tcprepl.federation.sending.intake import Intake
+from tcprepl.federation.sending.lanes import Entry
+from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.wire.edu import build_edu, edu_row
+from tests.federation_world import RawRows
+
+
+class World:
+    """An intake on a real outbox."""
+
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        self.clock = Clock()
+        self.outbox = Outbox(path, run_inline)
+        self.delivered: list[Entry] = []
+        self.acked: list[tuple[str, int]] = []
+        self.intake = Intake(
+            self.clock,
+            self.outbox,
+            "x.example",
+            shard or Shard("fed1", ()),
+            self.delivered.extend,
+            lambda instance, token: self.acked.append((instance, token)),
+            now_ms=lambda: 1_000,
+        )
+
+    def row(self, token: int, destination: str = "y.example", kind: str = "m.test") -> Any:
+        row = edu_row(build_edu("x.example", destination, kind, {"n": token}))
+        return self.intake.handle_rows("federation", "master", token, RawRows(row))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path / "outbox.sqlite")
+    yield made
+    made.outbox.close()
+
+
+def test_what_one_turn_brings_goes_into_one_commit_and_one_acknowledgement(world: World) -> None:
+    for token in range(1, 6):
+        assert world.row(token) is None
+    assert world.acked == []
+    world.clock.advance(0)
+    assert world.acked == [("master", 5)]
+    assert [entry[2].decode_content()["n"] for entry in world.delivered] == [1, 2, 3, 4, 5]
+    assert world.intake.load() == {("federation", "master"): 5}
+
+
+def test_the_client_does_not_write_positions(world: World) -> None:
+    world.intake.save({("federation", "master"): 99})
+    world.intake.rollback()
+    world.intake.close()
+    assert world.intake.load() == {}
+    assert world.intake.atomic is False
+
+
+def test_edus_to_ourselves_and_of_other_shards_are_passed_over(tmp_path: Path) -> None:
+    world = World(tmp_path / "outbox.sqlite", Shard("a", ("a", "b")))
+    for token in range(1, 41):
+        world.row(token, f"s{token}.example")
+    world.row(41, "x.example")
+    world.clock.advance(0)
+    names = {entry[2].destination for entry in world.delivered}
+    assert 0 < len(names) < 40
+    assert all(Shard("a", ("a", "b")).owns(name) for name in names)
+    assert "x.example" not in names
+    assert world.acked == [("master", 41)]
+    world.outbox.close()
+
+
+def test_edus_get_the_lifetime_of_their_type(world: World) -> None:
+    world.row(1, kind="m.typing")
+    world.row(2, kind="m.direct_to_device")
+    world.clock.advance(0)
+    assert [entry[1] for entry in world.delivered] == [61_000, 0]
+
+
+def test_a_position_is_acknowledged_like_rows(world: World) -> None:
+    world.intake.handle_position("federation", "master", 7)
+    world.intake.handle_position("typing", "master", 9)
+    world.clock.advance(0)
+    assert world.acked == [("master", 7)]
+    world.intake.acknowledge_again()
+    assert world.acked == [("master", 7)] * 2
+
+
+def test_a_reset_moves_the_position_and_a_gap_is_told(world: World) -> None:
+    with structlog.testing.capture_logs() as logs:
+        world.intake.handle_reset("federation", "master", 5, 9)
+        world.intake.handle_reset("federation", "master", 9, 2)
+        world.intake.handle_reset("typing", "master", 9, 2)
+    assert [log["event"] for log in logs] == ["federation.rows.lost", "federation.stream.reset"]
+    world.clock.advance(0)
+    assert world.intake.load() == {("federation", "master"): 2}
+
+
+@pytest.mark.parametrize(("bound", "value"), [("ROWS", 2), ("BYTES", 200)])
+def test_reading_waits_while_too_much_waits_for_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(module, f"MAX_UNSTORED_{bound}", value)
+    world.row(1)
+    world.row(2)
+    waiting = world.row(3)
+    assert waiting is not None
+    assert not waiting.called
+    world.clock.advance(0)
+    assert waiting.called
+
+
+def test_a_disk_that_refuses_is_asked_again_and_nothing_is_acknowledged(world: World) -> None:
+    real = world.outbox._in_one
+
+    def refusing(ops: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    world.outbox._in_one = refusing  # type: ignore[method-assign]
+    world.row(1)
+    world.clock.advance(0)
+    world.row(2)
+    world.clock.advance(0.5)
+    assert world.acked == []
+    world.outbox._in_one = real  # type: ignore[method-assign]
+    world.clock.advance(1)
+    world.clock.advance(0)
+    assert world.acked == [("master", 1), ("master", 2)]
+    assert len(world.delivered) == 2
+
+
+def test_after_the_end_nothing_more_is_taken(world: World) -> None:
+    world.row(1)
+    world.intake.stop()
+    world.clock.advance(0)
+    world.row(2)
+    world.clock.advance(60)
+    assert world.acked == []
+    assert world.intake.load() == {}

@@ -1,0 +1,100 @@
+"""Lanes: shares, order, one place for each key, expiry."""
+
+from __future__ import annotations
+
+from tcprepl.federation.sending.lanes import Entry, Lane, LaneQueue, lane_of
+from tcprepl.federation.wire.edu import Edu, build_edu
+
+
+def edu(edu_type: str, number: int = 0, key: str | None = None, pad: int = 0) -> Edu:
+    content = {"n": number, "pad": "x" * pad}
+    return build_edu("x", "y", edu_type, content, None if key is None else (key,))
+
+
+def numbers(entries: list[Entry]) -> list[int]:
+    return [entry[2].decode_content()["n"] for entry in entries]
+
+
+def test_a_lane_keeps_its_order() -> None:
+    queue = LaneQueue()
+    for number in range(10):
+        queue.add((number, 0, edu("m.direct_to_device", number)))
+    assert numbers(queue.take(4, 10**6, 0, [])) == [0, 1, 2, 3]
+    assert numbers(queue.take(100, 10**6, 0, [])) == [4, 5, 6, 7, 8, 9]
+    assert queue.take(100, 10**6, 0, []) == []
+    assert len(queue) == 0
+
+
+def test_the_newest_of_a_key_takes_the_place_of_the_older() -> None:
+    queue = LaneQueue()
+    assert queue.add((1, 0, edu("m.typing", 1, "a")))
+    assert queue.add((2, 0, edu("m.typing", 2, "b")))
+    newest = edu("m.typing", 3, "a")
+    assert not queue.add((3, 0, newest))
+    entries = queue.take(100, 10**6, 0, [])
+    assert numbers(entries) == [3, 2]
+    assert entries[0][2] is newest
+
+
+def test_equal_keys_of_different_types_are_different() -> None:
+    queue = LaneQueue()
+    queue.add((1, 0, edu("m.device_list_update", 1, "a")))
+    queue.add((2, 0, edu("m.signing_key_update", 2, "a")))
+    assert len(queue) == 2
+
+
+def test_no_lane_starves_another() -> None:
+    queue = LaneQueue()
+    for number in range(1_000):
+        queue.add((number, 0, edu("m.direct_to_device", number)))
+    for number in range(5):
+        queue.add((2_000 + number, 0, edu("m.presence", number, f"@{number}")))
+        queue.add((3_000 + number, 0, edu("m.typing", number, f"@{number}")))
+        queue.add((4_000 + number, 0, edu("m.strange", number)))
+    types = [entry[2].edu_type for entry in queue.take(100, 10**6, 0, [])]
+    assert len(types) == 100
+    assert types.count("m.presence") == 5
+    assert types.count("m.typing") == 5
+    assert types.count("m.strange") == 5
+    assert types[0] == "m.direct_to_device"
+
+
+def test_a_lane_of_large_edus_leaves_bytes_for_the_others() -> None:
+    queue = LaneQueue()
+    for number in range(20):
+        queue.add((number, 0, edu("m.direct_to_device", number, pad=30_000)))
+        queue.add((100 + number, 0, edu("m.receipt", number, f"k{number}")))
+    types = [entry[2].edu_type for entry in queue.take(100, 100_000, 0, [])]
+    assert types.count("m.direct_to_device") == 3
+    assert types.count("m.receipt") == 20
+
+
+def test_one_edu_goes_even_if_it_is_too_large() -> None:
+    queue = LaneQueue()
+    queue.add((1, 0, edu("m.direct_to_device", 1, pad=5_000)))
+    queue.add((2, 0, edu("m.direct_to_device", 2)))
+    assert numbers(queue.take(100, 1_000, 0, [])) == [1]
+
+
+def test_what_has_expired_is_not_taken() -> None:
+    queue = LaneQueue()
+    queue.add((1, 500, edu("m.typing", 1, "a")))
+    queue.add((2, 1_500, edu("m.typing", 2, "b")))
+    expired: list[Entry] = []
+    assert numbers(queue.take(100, 10**6, 1_000, expired)) == [2]
+    assert numbers(expired) == [1]
+
+
+def test_discard_forgets_a_key() -> None:
+    queue = LaneQueue()
+    queue.add((1, 0, edu("m.typing", 1, "a")))
+    assert not queue.discard(edu("m.typing", 2, "b"))
+    assert not queue.discard(edu("m.typing", 2))
+    assert queue.counts() == {Lane.TYPING: 1}
+    assert queue.discard(edu("m.typing", 2, "a"))
+    assert queue.counts() == {}
+
+
+def test_lane_of() -> None:
+    assert lane_of("m.direct_to_device") is Lane.TO_DEVICE
+    assert lane_of("org.example.custom") is Lane.OTHER

@@ -1,0 +1,66 @@
+"""Asking a writer for its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from tcprepl.federation.wire.greeting import ASK_AGAIN_S, ask_server_name
+
+
+class Endpoint:
+    """An endpoint that connects to a transport in memory, or not at all."""
+
+    def __init__(self, lines: list[bytes] | None) -> None:
+        self.lines = lines
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        if self.lines is None:
+            return fail(Refused())
+        protocol = factory.buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+        for line in self.lines:
+            protocol.dataReceived(line)
+        protocol.connectionLost()
+        return succeed(protocol)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ([b"SERVER x.example\nPING 1\n"], "x.example"),
+        ([b"SERV", b"ER x.example\r\n"], "x.example"),
+        ([b"HTTP/1.1 400\n"], ""),
+        ([b"SERVER x"], ""),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_the_first_line_says_who_it_is(lines: list[bytes] | None, name: str) -> None:
+    clock = Clock()
+    found: list[str] = []
+    endpoint: Any = Endpoint(lines)
+    Deferred.fromCoroutine(ask_server_name(clock, endpoint)).addCallback(found.append)
+    if not name:
+        # Whoever does not say is not asked again at once.
+        assert found == []
+        clock.advance(ASK_AGAIN_S)
+    assert found == [name]
+
+
+def test_it_can_be_cancelled() -> None:
+    class Never:
+        def connect(self, factory: Any) -> Deferred[Any]:
+            return Deferred()
+
+    never: Any = Never()
+    failures: list[Any] = []
+    asking = Deferred.fromCoroutine(ask_server_name(Clock(), never))
+    asking.addErrback(failures.append)
+    asking.cancel()
+    assert len(failures) == 1

@@ -1,0 +1,53 @@
+"""The servers of rooms, for a server that stands alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcprepl.errors import FederationError
+from tcprepl.federation.writing import room_hosts
+from tcprepl.federation.writing.room_hosts import BadHosts, RoomHosts
+
+
+def test_what_was_said_is_known_and_survives_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "rooms.sqlite"
+    hosts = RoomHosts(path)
+    hosts.put("!r:x", ["a.example", "b.example"])
+    hosts.put("!s:x", ["c.example"])
+    hosts.put("!s:x", [])
+    hosts.close()
+    hosts.close()
+    again = RoomHosts(path)
+    assert again("!r:x") == {"a.example", "b.example"}
+    assert again("!s:x") == frozenset()
+    assert len(again) == 1
+    again.close()
+
+
+def test_a_user_may_be_in_any_room() -> None:
+    hosts = RoomHosts()
+    assert hosts.of_user("@a:x") == frozenset()
+    hosts.put("!r:x", ["a.example"])
+    hosts.put("!s:x", ["b.example"])
+    assert hosts.of_user("@a:x") == {"a.example", "b.example"}
+    hosts.put("!s:x", [])
+    assert hosts.of_user("@a:x") == {"a.example"}
+
+
+def test_what_is_no_server_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = RoomHosts()
+    with pytest.raises(BadHosts, match="server names"):
+        hosts.put("!r:x", ["a b"])
+    monkeypatch.setattr(room_hosts, "MAX_HOSTS", 1)
+    with pytest.raises(BadHosts, match="at most"):
+        hosts.put("!r:x", ["a", "b"])
+    assert len(hosts) == 0
+
+
+def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "rooms.sqlite"
+    path.write_bytes(b"rubbish" * 1_000)
+    with pytest.raises(FederationError, match="move it away"):
+        RoomHosts(path)

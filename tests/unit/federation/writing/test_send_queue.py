@@ -1,0 +1,171 @@
+"""The writer's queue: onto the stream, collapsed on reading, trimmed by acknowledgement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tcprepl.errors import TokenTooOld
+from tcprepl.federation.wire.edu import BadEdu, build_edu
+from tcprepl.federation.writing.send_queue import SendQueue, collapse
+from tcprepl.streams.log import Log
+from tcprepl.streams.opening import open_log
+from tcprepl.streams.publisher import Publisher
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.retention import Retention
+from tcprepl.streams.rows import PresenceRow
+
+
+class World:
+    """A queue on a log in memory."""
+
+    def __init__(self, *senders: str) -> None:
+        registry = Registry()
+        self.log: Log = open_log(None, registry, Clock(), Retention())
+        publisher = Publisher(self.log, registry, "master")
+        self.queue = SendQueue(publisher.publish_json, self.log, "x.example", "master", senders)
+
+    def send(self, number: int, destination: str = "y.example", key: str | None = None) -> Any:
+        return result(
+            self.queue.build_and_send_edu(
+                destination, "m.test", {"n": number}, None if key is None else (key,)
+            )
+        )
+
+    def held(self) -> list[int]:
+        floor = self.log.floor("federation", "master")
+        rows, _, _ = self.queue.read(floor, self.queue.position)
+        return [token for token, _ in rows]
+
+
+def result(done: Deferred[Any]) -> Any:
+    found: list[Any] = []
+    done.addBoth(found.append)
+    if hasattr(found[0], "raiseException"):
+        found[0].raiseException()
+    return found[0]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.queue.close()
+
+
+def test_edus_get_ascending_tokens(world: World) -> None:
+    assert world.send(1).last == 1
+    assert world.send(2).last == 2
+    assert world.queue.position == 2
+
+
+def test_the_row_is_the_edu_with_its_bytes(world: World) -> None:
+    edu = build_edu("x.example", "y.example", "m.test", {"b": 1, "a": "é"})
+    result(world.queue.send_edu(edu))
+    result(world.queue.send_edu(edu, ("k",)))
+    rows, upto, limited = world.queue.read(0, 9)
+    assert (upto, limited) == (2, False)
+    assert edu.content_bytes in rows[0][1]
+    assert json.loads(rows[1][1])[1]["key"] == ["k"]
+
+
+def test_edus_to_ourselves_are_dropped(world: World) -> None:
+    assert world.send(1, "x.example") is None
+    assert result(world.queue.send_to(["x.example", "y.example"], "m.x", {})).last == 1
+    row = PresenceRow("@a:x", "online", 1, 2, 3, None, True)
+    assert result(world.queue.send_presence(row, ["x.example"])) is None
+
+
+def test_one_edu_for_many_is_encoded_once_and_sent_once_each(world: World) -> None:
+    appended = result(
+        world.queue.send_to(["y.example", "z.example", "y.example"], "m.x", {"a": 1}, ["k"])
+    )
+    assert (appended.first, appended.last) == (1, 2)
+
+
+def test_what_is_no_edu_is_refused(world: World) -> None:
+    for destination, content in (("not a name", {}), ("y.example", {"a": float("inf")})):
+        with pytest.raises(BadEdu):
+            result(world.queue.build_and_send_edu(destination, "m.x", content))
+    assert world.queue.position == 0
+
+
+def test_a_transaction_id_makes_it_safe_to_send_again(world: World) -> None:
+    for _ in range(2):
+        done = world.queue.build_and_send_edu("y.example", "m.x", {}, transaction_id="t")
+        assert result(done).last == 1
+
+
+def test_presence_is_one_row_for_all(world: World) -> None:
+    row = PresenceRow("@a:x", "online", 1, 2, 3, "hi", 1)
+    assert result(world.queue.send_presence(row, ["y.example", "z.example"])).last == 1
+    ((_, found),) = world.queue.read(0, 1)[0]
+    kind, presence = json.loads(found)
+    assert kind == "pd"
+    assert presence["dests"] == ["y.example", "z.example"]
+    assert presence["state"]["currently_active"] is True
+
+
+def test_reading_gives_only_the_newest_of_each_key_within_the_range(world: World) -> None:
+    for number, key in enumerate(["a", "b", "a", None, "a"], 1):
+        world.send(number, key=key)
+    world.send(6, "z.example", "a")
+    rows = world.queue.read(0, 6)[0]
+    assert [token for token, _ in rows] == [2, 4, 5, 6]
+    assert [token for token, _ in world.queue.read(0, 3)[0]] == [2, 3]
+    rows, upto, limited = world.queue.read(0, 6, limit_rows=2)
+    assert ([token for token, _ in rows], upto, limited) == ([1, 2], 2, True)
+
+
+def test_collapse_takes_presence_by_user_and_leaves_what_it_does_not_know() -> None:
+    def presence(user: str, *dests: str) -> bytes:
+        return json.dumps(["pd", {"dests": dests, "state": {"user_id": user}}]).encode()
+
+    rows = [
+        (1, presence("@a:x", "y")),
+        (2, presence("@b:x", "y")),
+        (3, presence("@a:x", "y")),
+        (4, presence("@a:x", "z")),
+        (5, b'["zz",1]'),
+        (6, b'["zz",1]'),
+    ]
+    assert [token for token, _ in collapse(rows)] == [2, 3, 4, 5, 6]
+
+
+def test_an_acknowledgement_trims_strictly_below(world: World) -> None:
+    for number in range(1, 6):
+        world.send(number)
+    world.queue.acknowledge("fed1", 3)
+    assert world.held() == [3, 4, 5]
+    with pytest.raises(TokenTooOld):
+        world.queue.read(0, 5)
+    world.queue.acknowledge("fed1", 2)
+    assert world.held() == [3, 4, 5]
+
+
+def test_the_slowest_configured_sender_holds_what_it_lacks() -> None:
+    world = World("fed1", "fed2")
+    for number in range(1, 6):
+        world.send(number)
+    world.queue.acknowledge("fed1", 5)
+    assert world.held() == [1, 2, 3, 4, 5]
+    world.queue.acknowledge("stranger", 5)
+    assert world.held() == [1, 2, 3, 4, 5]
+    world.queue.acknowledge("fed2", 4)
+    assert world.held() == [4, 5]
+    assert world.queue.acknowledged() == {"fed1": 5, "fed2": 4}
+    world.queue.close()
+
+
+def test_an_acknowledgement_of_what_was_never_written_does_nothing(world: World) -> None:
+    world.send(1)
+    world.queue.acknowledge(None, 10)
+    assert world.held() == [1]
+    assert world.queue.acknowledged() == {}
+    world.queue.acknowledge(None, 1)
+    assert world.queue.acknowledged() == {"": 1}

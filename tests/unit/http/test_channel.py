@@ -1,0 +1,209 @@
+"""What a connection may cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tcprepl import limits
+from tcprepl.http.channel import CONNECTIONS
+from tcprepl.web.services import HttpLimits
+from tests.web_site import Answer, Exchange, Stage
+
+ROWS = "/_tcprepl/v1/streams/audit/rows"
+
+
+@pytest.fixture
+def stage() -> Any:
+    """A site with small limits."""
+    stage = Stage(
+        limits=HttpLimits(
+            max_body_bytes=100, max_bodies_bytes=150, max_connections=3, request_timeout_s=10.0
+        )
+    )
+    yield stage
+    stage.close()
+
+
+def test_a_declared_body_that_is_too_large_is_refused_unread(stage: Stage) -> None:
+    """Before 100 Continue, so that a polite client sends none of it."""
+    exchange = Exchange(stage).send(
+        b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\nExpect: 100-continue\r\n\r\n"
+        % ROWS.encode()
+    )
+    assert exchange.answer.error[:2] == (413, "M_TOO_LARGE")
+    assert exchange.transport.disconnecting
+    exchange.send(b"x" * 101)
+    assert stage.log.position("audit", "master") == 0
+    exchange.leave()
+
+
+def test_a_chunked_body_is_cut_at_the_limit(stage: Stage) -> None:
+    """Nobody had to say how long it was; what follows is thrown away."""
+    exchange = Exchange(stage).send(
+        b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % ROWS.encode()
+    )
+    exchange.send(b"50\r\n" + b"1" * 0x50 + b"\r\n")
+    assert not exchange.answered
+    exchange.send(b"50\r\n" + b"1" * 0x50 + b"\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+    assert exchange.answer.error[:2] == (413, "M_TOO_LARGE")
+    assert exchange.transport.value().count(b"HTTP/1.1") == 1
+    exchange.leave()
+
+
+def test_bodies_of_all_requests_share_a_bound(stage: Stage) -> None:
+    """The second large body is told to come back; what is answered is given back."""
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" % ROWS.encode()
+    first = Exchange(stage).send(head + b"[" + b" " * 90)
+    second = Exchange(stage).send(head + b"[" + b" " * 90)
+    assert second.answer.error[:2] == (429, "M_LIMIT_EXCEEDED")
+    assert second.answer.headers["retry-after"] == "1"
+    first.send(b"       1]")
+    assert first.answer.status == 200
+    assert stage.site.held_bytes == 0
+    assert stage.ask("POST", ROWS, body=b"[1]").status == 200
+    second.leave()
+    first.leave()
+
+
+def test_a_form_is_a_body_like_any_other(stage: Stage) -> None:
+    """What curl calls a body by default does not turn JSON into parameters."""
+    answer = stage.ask(
+        "POST",
+        ROWS,
+        body=b'["a=b&c"]',
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+    assert answer.status == 200
+
+
+def test_a_request_that_dribbles_is_ended(stage: Stage) -> None:
+    """From being ready to the last byte, not from byte to byte."""
+    exchange = Exchange(stage)
+    for byte in b"GET /health ":
+        exchange.send(bytes([byte]))
+        stage.clock.advance(0.5)
+    stage.clock.advance(3.9)
+    exchange.send(b"HTTP/1.1\r\n")
+    assert not exchange.answered
+    stage.clock.advance(0.2)
+    assert exchange.answer.error[:2] == (408, "M_LIMIT_EXCEEDED")
+    assert exchange.transport.disconnecting
+    assert not exchange.transport.aborted
+    stage.clock.advance(limits.HTTP_CLOSE_TIMEOUT_S)
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+def test_an_idle_connection_is_closed_without_a_word(stage: Stage) -> None:
+    """After an answer the time begins anew."""
+    exchange = Exchange(stage)
+    stage.clock.advance(9)
+    exchange.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    before = exchange.transport.value()
+    stage.clock.advance(9)
+    assert not exchange.transport.disconnecting
+    stage.clock.advance(1)
+    assert exchange.transport.disconnecting
+    assert exchange.transport.value() == before
+    stage.clock.advance(limits.HTTP_CLOSE_TIMEOUT_S)
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+def test_a_request_that_waits_for_its_answer_has_no_deadline(stage: Stage) -> None:
+    """A blocked poll outlives the time for sending a request."""
+    exchange = stage.poll(typing=0, timeout=60_000)
+    stage.clock.advance(59)
+    assert not exchange.answered
+    stage.clock.advance(1)
+    assert exchange.answer.status == 200
+    exchange.leave()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * limits.MAX_HTTP_HEADER_BYTES + b" HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * limits.MAX_HTTP_HEADER_BYTES,
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: %b\r\n" % (n, b"y" * 900) for n in range(20)),
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (limits.MAX_HTTP_HEADERS + 2),
+    ],
+)
+def test_a_large_head_is_refused(stage: Stage, head: bytes) -> None:
+    """A long request line, a long header, many headers; once, however much follows."""
+    exchange = Exchange(stage).send(head).send(b"more\r\n" * 3_000).send(b"\r\n\r\n")
+    assert exchange.answer.error[:2] == (431, "M_TOO_LARGE")
+    assert exchange.transport.value().count(b"HTTP/1.1") == 1
+    exchange.leave()
+
+
+def test_as_many_headers_as_allowed_are_taken(stage: Stage) -> None:
+    """The bound is where protocol.md says, for each request of a connection."""
+    exchange = Exchange(stage)
+    for _ in range(2):
+        exchange.send(b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * limits.MAX_HTTP_HEADERS + b"\r\n")
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 2
+    exchange.leave()
+
+
+def test_connections_are_counted(stage: Stage) -> None:
+    """One too many is closed at once; one that leaves makes room."""
+    known = CONNECTIONS.samples().get((), 0.0)
+    open_ = [Exchange(stage) for _ in range(3)]
+    assert CONNECTIONS.samples()[()] - known == 3
+    with capture_logs() as logs:
+        assert stage.site.buildProtocol(None) is None
+    assert logs[0]["event"] == "http.too_many_connections"
+    open_.pop().leave()
+    assert stage.site.buildProtocol(None) is not None
+    for exchange in open_:
+        exchange.leave()
+
+
+def test_the_log_has_no_query(stage: Stage) -> None:
+    """Access tokens come in queries."""
+    with capture_logs() as logs:
+        stage.get("/health", access_token="hush")
+    assert "hush" not in repr(logs)
+    assert logs[0]["event"] == "http.request"
+    assert logs[0]["path"] == "/health"
+
+
+def test_drain_answers_what_waits_and_closes_the_rest(stage: Stage) -> None:
+    """Polls are answered at once, idle connections closed, nobody is cut off."""
+    idle = Exchange(stage)
+    poll = stage.poll(typing=0)
+    stage.site.drain()
+    assert idle.transport.disconnecting
+    assert Answer(poll.transport.value()).json == {}
+    assert poll.transport.disconnecting
+    late = stage.poll(typing=0)
+    assert late.answer.json == {}
+    for exchange in (idle, poll, late):
+        exchange.leave()
+
+
+def test_what_is_no_http_is_refused_once(stage: Stage) -> None:
+    """With a sentence, whatever comes after it."""
+    exchange = Exchange(stage).send(b"REPLICATE\r\n")
+    assert exchange.answer.error == (400, "M_UNRECOGNIZED", "this is not an HTTP request")
+    exchange.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    exchange.channel.loseConnection()
+    stage.clock.advance(limits.HTTP_CLOSE_TIMEOUT_S)
+    assert exchange.transport.value().count(b"HTTP/1.1") == 1
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+def test_a_long_answer_may_take_longer_to_read_than_a_refusal(stage: Stage) -> None:
+    """But not for ever."""
+    exchange = Exchange(stage).send(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    stage.clock.advance(9)
+    assert exchange.transport.disconnecting
+    assert not exchange.transport.aborted
+    stage.clock.advance(1)
+    assert exchange.transport.aborted
+    exchange.leave()

@@ -1,0 +1,111 @@
+"""Fetching over HTTP, against a real resource on treq's memory transport."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from treq.testing import StubTreq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.web.resource import Resource
+
+from tcprepl.errors import ConnectionFailed
+from tcprepl.replication.following import catchup
+from tcprepl.replication.following.catchup import CatchUpPage, HttpCatchUp
+
+
+class Updates(Resource):
+    """Answers as told, and notes what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.isLeaf = True
+        self.requests: list[Any] = []
+        self.code = 200
+        self.body = json.dumps(
+            {"updates": [[2, ["!r:x", []]], [3, [1]]], "upto_token": 3, "limited": True}
+        ).encode()
+
+    def render_GET(self, request: Any) -> bytes:
+        """Answer."""
+        self.requests.append(request)
+        request.setResponseCode(self.code)
+        return self.body
+
+
+class World:
+    """A catch-up client and what answers it."""
+
+    def __init__(self, urls: dict[str, str] | None = None, secret: str | None = None) -> None:
+        self.site = Updates()
+        self.catch_up = HttpCatchUp(Clock(), urls or {"*": "http://main:9093/"}, secret)
+        self.stub: Any = StubTreq(self.site)
+        self.catch_up._client = self.stub
+
+    def fetch(self, instance: str = "master", stream: str = "typing") -> Any:
+        """Fetch; return the page or raise what came."""
+        result: list[Any] = []
+        fetched = Deferred.fromCoroutine(self.catch_up.fetch(stream, instance, 1, 9))
+        fetched.addBoth(result.append)
+        self.stub.flush()
+        (answer,) = result
+        if isinstance(answer, CatchUpPage):
+            return answer
+        answer.raiseException()
+        return None
+
+
+def test_a_page_and_what_was_asked() -> None:
+    world = World(secret="s3cret")
+    page = world.fetch(stream="a/b")
+    assert page.updates == [(2, b'["!r:x", []]'), (3, b"[1]")]
+    assert (page.upto, page.limited) == (3, True)
+    (request,) = world.site.requests
+    assert request.path.startswith(b"/_synapse/replication/get_repl_stream_updates/a%2Fb/")
+    assert request.args[b"from_token"] == [b"1"]
+    assert request.args[b"upto_token"] == [b"9"]
+    assert request.getHeader("authorization") == "Bearer s3cret"
+
+
+def test_each_request_has_an_id_of_its_own() -> None:
+    world = World()
+    world.fetch()
+    world.fetch()
+    first, second = (request.path.rpartition(b"/")[2] for request in world.site.requests)
+    assert first != second
+    assert world.site.requests[0].getHeader("authorization") is None
+
+
+@pytest.mark.parametrize(
+    ("code", "transient"), [(400, False), (401, False), (429, True), (502, True)]
+)
+def test_a_refusal_says_whether_trying_again_helps(code: int, transient: bool) -> None:
+    world = World()
+    world.site.code = code
+    world.site.body = b"no"
+    with pytest.raises(ConnectionFailed, match=f"answered {code} when asked for typing") as raised:
+        world.fetch()
+    assert raised.value.transient is transient
+
+
+def test_another_answer_than_updates() -> None:
+    world = World()
+    world.site.body = b"<html>"
+    with pytest.raises(ConnectionFailed, match="something else than updates"):
+        world.fetch()
+
+
+def test_an_answer_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", 10)
+    with pytest.raises(ConnectionFailed, match="at most 10"):
+        World().fetch()
+
+
+def test_an_instance_without_a_url() -> None:
+    world = World({"other": "http://other"})
+    with pytest.raises(ConnectionFailed, match="no URL is configured for instance master"):
+        world.fetch()
+    closed = Deferred.fromCoroutine(world.catch_up.close())
+    assert closed.called

@@ -1,0 +1,290 @@
+"""The intake of a relay: tokens that only grow, gaps that are told, one group at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable
+from tcprepl.replication.following.catchup import CatchUpPage
+from tcprepl.replication.relaying import intake as relay_module
+from tcprepl.replication.relaying.intake import Intake, LogPositions, RelayCatchUp, relay_registry
+from tcprepl.replication.relaying.state import Epoch, Gap, RelayState
+from tcprepl.streams.log import Page
+from tcprepl.streams.memory import MemoryLog
+
+PAIR = ("typing", "master")
+
+
+class World:
+    """An intake over a log in memory."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.state = RelayState(None)
+        self.registry = relay_registry(["met"])
+        self.log = MemoryLog(self.registry, lambda: 0)
+        self.intake = self.make()
+
+    def make(self) -> Intake:
+        """Return an intake over the log as it is, as after a restart."""
+        return Intake(self.clock, self.log, self.registry, self.state)
+
+    def take(self, *tokens: int, pair: tuple[str, str] = PAIR) -> None:
+        """Have rows taken, each with its upstream token, and wait until they are logged."""
+        for token in tokens:
+            answer = self.intake.take(pair, token, [b"[%d]" % token])
+            assert answer is None or answer.called
+        self.clock.advance(0)
+
+    def position(self, token: int, pair: tuple[str, str] = PAIR) -> None:
+        """Have the upstream say a position."""
+        self.intake.position(*pair, token)
+        self.clock.advance(0)
+
+    def reset(self, known: int | None, token: int, pair: tuple[str, str] = PAIR) -> None:
+        """Have the upstream go on elsewhere."""
+        done = Deferred.fromCoroutine(self.intake.reset(*pair, known, token))
+        self.clock.advance(0)
+        assert done.called
+        self.clock.advance(0)
+
+    def rows(self, pair: tuple[str, str] = PAIR) -> list[tuple[int, bytes]]:
+        """Return what the log holds."""
+        page: Page = self.log.read(*pair, self.log.floor(*pair), self.log.position(*pair))
+        return list(page.rows())
+
+
+@pytest.fixture
+def world() -> World:
+    """Return a fresh world."""
+    return World()
+
+
+def test_everything_is_durable_and_met_streams_are_opaque() -> None:
+    registry = relay_registry(["odd"])
+    assert all(registry.get(name).durable for name in registry.names())
+    assert registry.get("odd").row_type is None
+    assert registry.get("typing").keyed
+
+
+def test_rows_keep_their_tokens_and_batches(world: World) -> None:
+    world.position(4)
+    world.intake.take(PAIR, 5, [b"[1]", b"[2]"])
+    world.intake.take(PAIR, 7, [b"[3]"])
+    world.intake.take(("odd", "w1"), 1, [b"[4]"])
+    world.clock.advance(0)
+    assert world.rows() == [(5, b"[1]"), (5, b"[2]"), (7, b"[3]")]
+    assert world.rows(("odd", "w1")) == [(1, b"[4]")]
+    assert world.state.streams() == {"odd"}
+    assert world.intake.positions() == {PAIR: 7, ("odd", "w1"): 1}
+    assert world.intake.rows_taken == 4
+
+
+def test_how_long_ago_the_last_row_came(world: World) -> None:
+    """A position is no row."""
+    world.clock.advance(3)
+    world.position(4)
+    assert world.intake.idle_seconds() is None
+    world.take(5)
+    world.clock.advance(2.5)
+    world.position(9)
+    assert world.intake.idle_seconds() == 2.5
+    world.take(10)
+    assert world.intake.idle_seconds() == 0.0
+
+
+def test_first_sight_begins_the_record_there(world: World) -> None:
+    world.position(40)
+    assert world.log.floor(*PAIR) == world.log.position(*PAIR) == 40
+    assert world.state.gaps.next(PAIR, 0) == Gap(0, 40, lost=False)
+    assert world.intake.gap_status() == {"gaps": 0, "newest_gaps": []}
+    world.position(0, ("receipts", "master"))
+    assert ("receipts", "master") in world.log.pairs()
+    assert world.intake.known(("receipts", "master")) == 0
+    assert world.intake.known(("receipts", "w1")) is None
+
+
+def test_positions_move_without_rows(world: World) -> None:
+    world.position(1)
+    world.take(2)
+    world.position(9)
+    world.position(3)  # an old one says nothing
+    assert world.log.position(*PAIR) == 9
+    assert world.state.gaps.next(PAIR, 2) is None
+
+
+def test_a_gap_is_remembered_and_shown(world: World) -> None:
+    world.position(1)
+    world.take(2)
+    world.reset(2, 10)
+    world.position(10)
+    world.take(11)
+    assert world.state.gaps.next(PAIR, 2) == Gap(2, 10, lost=True)
+    assert [token for token, _ in world.rows()] == [2, 11]
+    status = world.intake.gap_status()
+    assert status["gaps"] == 1
+    assert status["newest_gaps"] == [
+        "typing of master: rows in (2, 10] may be missing: the upstream could not tell them"
+    ]
+
+
+def test_tokens_grow_when_the_stream_begins_anew(world: World) -> None:
+    world.position(99)
+    world.take(100)
+    world.reset(100, 3)
+    world.position(3)
+    world.take(4, 5)
+    assert [token for token, _ in world.rows()] == [100, 102, 103]
+    assert world.state.epoch(PAIR) == Epoch(98, 101)
+    assert world.state.gaps.next(PAIR, 100) == Gap(100, 101, lost=False)
+    assert world.intake.positions() == {PAIR: 5}
+    assert world.make().positions() == {PAIR: 5}
+
+
+def test_killed_between_epoch_and_log(world: World) -> None:
+    world.position(99)
+    world.take(100)
+    world.state.set_epoch(PAIR, Epoch(98, 101))
+    world.intake = world.make()
+    assert world.intake.positions() == {PAIR: 3}
+    world.clock.advance(0)
+    assert world.log.position(*PAIR) == 101
+
+
+def test_a_gap_that_was_never_logged_is_forgotten(world: World) -> None:
+    world.position(1)
+    world.take(2)
+    world.state.add_gap(PAIR, Gap(2, 9, lost=True))
+    world.make()
+    assert world.state.gaps.next(PAIR, 2) is None
+
+
+def test_repeated_tokens_of_2017_move_ours_ahead(world: World) -> None:
+    world.position(3)
+    world.take(4)
+    answer = world.intake.take(PAIR, 4, [b"[other]"])
+    world.clock.advance(0)
+    assert answer is not None
+    assert answer.called
+    world.take(5)
+    assert world.rows() == [(4, b"[4]"), (5, b"[other]"), (6, b"[5]")]
+    assert world.make().positions() == {PAIR: 5}
+
+
+def test_reset_of_what_was_never_seen_means_nothing(world: World) -> None:
+    world.reset(None, 5)
+    assert world.log.pairs() == []
+
+
+class SlowLog(MemoryLog):
+    """A log whose appends wait to be let through."""
+
+    waiting: list[Deferred[Any]]
+
+    def append(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """Append; the answer waits."""
+        answer: Deferred[Any] = Deferred()
+        done = super().append(*args, **kwargs)
+        self.waiting.append(answer)
+        _ = answer.addCallback(lambda _: done)
+        return answer
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Return a world with a slow log and little room."""
+    monkeypatch.setattr(relay_module, "MAX_WAITING_BYTES", 8)
+    world = World()
+    world.log = SlowLog(world.registry, lambda: 0)
+    world.log.waiting = []
+    world.intake = world.make()
+    return world
+
+
+def test_one_group_at_a_time_and_room_is_waited_for(slow: World) -> None:
+    log: Any = slow.log
+    assert slow.intake.take(PAIR, 1, [b"[111]"]) is None
+    slow.clock.advance(0)
+    full = [slow.intake.take(PAIR, token, [b"[222]"]) for token in (2, 3)]
+    assert all(one is not None and not one.called for one in full)
+    drained = Deferred.fromCoroutine(slow.intake.drained())
+    slow.clock.advance(0)
+    assert len(log.waiting) == 1
+    log.waiting[0].callback(None)
+    assert len(log.waiting) == 2  # the rest went as one
+    log.waiting[1].callback(None)
+    assert all(one is not None and one.called for one in full)
+    assert drained.called
+    assert Deferred.fromCoroutine(slow.intake.close()).called
+
+
+def test_when_the_disk_refuses_the_relay_stops(slow: World) -> None:
+    log: Any = slow.log
+    failures: list[Any] = []
+    slow.intake.failed.addErrback(failures.append)
+    slow.intake.take(PAIR, 1, [b"[1]"])
+    slow.clock.advance(0)
+    blocked = slow.intake.take(PAIR, 2, [b"[a long row]"])
+    drained = Deferred.fromCoroutine(slow.intake.drained())
+    log.waiting[0].errback(LogUnavailable("no room"))
+    assert failures[0].check(LogUnavailable)
+    assert blocked is not None
+    assert blocked.called
+    assert drained.called
+    assert slow.intake.take(PAIR, 3, [b"[another long row]"]) is None
+    slow.clock.advance(1)
+    assert len(log.waiting) == 1
+
+
+def test_the_log_is_the_position_store(world: World) -> None:
+    world.position(4)
+    store = LogPositions(world.intake)
+    assert store.load() == {PAIR: 4}
+    store.save({PAIR: 9})
+    store.rollback()
+    store.close()
+    assert store.load() == {PAIR: 4}
+    assert not store.atomic
+
+
+class Source:
+    """Answers as told."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+
+    def fetch(self, *_: object) -> Any:
+        """Return the next answer."""
+        answer = self.answers.pop(0)
+        return fail(answer) if isinstance(answer, Exception) else succeed(answer)
+
+
+def fetch(catch_up: RelayCatchUp, pair: tuple[str, str] = PAIR) -> Any:
+    """Fetch a page and return it, or the error."""
+    outcome: list[Any] = []
+    Deferred.fromCoroutine(catch_up.fetch(*pair, 0, 9)).addBoth(outcome.append)
+    return outcome[0]
+
+
+def test_catch_up_gives_up_in_the_end(world: World) -> None:
+    source = Source()
+    catch_up = RelayCatchUp(world.intake, source)
+    assert fetch(catch_up) == CatchUpPage([], 9, limited=False)  # never held: nothing missed
+    world.position(4)
+    page = CatchUpPage([(5, b"[5]")], 5, limited=True)
+    away = ConnectionFailed("away", reason=CloseReason.CONNECTION_LOST)
+    source.answers = [OSError("x"), page]
+    assert fetch(catch_up).check(OSError)
+    assert fetch(catch_up) is page
+    source.answers = [away] * relay_module.CATCH_UP_ATTEMPTS
+    for _ in range(relay_module.CATCH_UP_ATTEMPTS - 1):
+        assert fetch(catch_up).value is away
+    last = fetch(catch_up).value
+    assert not last.transient
+    assert "given up after" in str(last)
+    source.answers = [ConnectionFailed("no", reason=CloseReason.CONNECTION_LOST, transient=False)]
+    assert str(fetch(catch_up).value) == "no"

@@ -1,0 +1,131 @@
+"""A relay of a server over TCP: every stream, resumed, in every dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
+from tcprepl.replication.relaying.intake import Intake, relay_registry
+from tcprepl.replication.relaying.state import Gap, RelayState
+from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.publisher import Publisher
+from tcprepl.streams.registry import Registry, StreamDef
+from tests.wire import Network, run_until
+
+ALPHA = ("alpha", "master")
+
+
+class World:
+    """A server, and a relay of it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.network = Network(window_bytes=1 << 20)
+        self.clock = self.network.clock
+        registry = Registry([StreamDef("alpha")])
+        self.source = MemoryLog(registry, lambda: 0)
+        self.source.ensure(*ALPHA)
+        self.publisher = Publisher(self.source, registry, "master")
+        self.server = ReplicationServer(self.clock, self.source, registry, "example.com", "master")
+        self.listen()
+        self.state = RelayState(None)
+        self.registry = relay_registry()
+        self.log = MemoryLog(self.registry, lambda: 0)
+        self.heard: list[Any] = []
+        self.upstream = self.make(**options)
+        self.upstream.start()
+        self.network.settle()
+
+    def listen(self) -> None:
+        """Have the server listen."""
+        _ = Deferred.fromCoroutine(self.server.listen(self.network.server_endpoint()))
+
+    def make(self, **options: Any) -> TcpUpstream:
+        """Return the relay's first half."""
+        return TcpUpstream(
+            self.clock,
+            self.network.client_endpoint("relay"),
+            "h:9092",
+            Intake(self.clock, self.log, self.registry, self.state),
+            self.registry,
+            server_name="example.com",
+            on_command=self.heard.append,
+            **options,
+        )
+
+    def publish(self, *rows: object, **options: Any) -> None:
+        """Publish rows upstream."""
+        _ = self.publisher.publish("alpha", rows, **options)
+        self.network.settle()
+
+    def rows(self) -> list[tuple[int, bytes]]:
+        """Return what the relay's log holds."""
+        page = self.log.read(*ALPHA, self.log.floor(*ALPHA), self.log.position(*ALPHA))
+        return list(page.rows())
+
+
+def test_all_that_is_held_upstream_is_mirrored() -> None:
+    world = World()
+    world.publish([1], [2], batch=True)
+    world.publish([3])
+    assert world.rows() == [(1, b"[1]"), (1, b"[2]"), (2, b"[3]")]
+    status = world.upstream.status()
+    assert (status.kind, status.up, status.rows, status.gaps) == ("upstream", True, 3, 0)
+    world.clock.advance(4)
+    assert world.upstream.status().idle_seconds == 4
+
+
+def test_resumes_after_a_cut_and_after_its_own_end() -> None:
+    world = World()
+    world.publish([1])
+    world.network.wires["relay"].cut()
+    world.publish([2])
+    run_until(world.network, lambda: len(world.rows()) == 2)
+    done = Deferred.fromCoroutine(world.upstream.stop())
+    world.network.settle()
+    assert done.called
+    assert not world.upstream.status().up
+    world.publish([3])
+    again = world.make()
+    again.start()
+    world.network.settle()
+    assert [token for token, _ in world.rows()] == [1, 2, 3]
+    assert world.upstream.status().gaps == 0
+
+
+def test_what_the_upstream_no_longer_holds_is_a_gap() -> None:
+    world = World()
+    world.publish([1])
+    world.network.wires["relay"].cut()
+    world.publish([2], [3], [4])
+    world.source.trim(*ALPHA, 3)
+    run_until(world.network, lambda: len(world.rows()) == 2)
+    assert [token for token, _ in world.rows()] == [1, 4]
+    assert world.state.gaps.next(ALPHA, 1) == Gap(1, 3, lost=True)
+
+
+def test_commands_both_ways() -> None:
+    world = World()
+    acks: list[Any] = []
+    world.server.on(FederationAckCommand, lambda command, peer: acks.append(command))
+    world.server.broadcast(RemoteServerUpCommand("far.example.com"))
+    assert world.upstream.send(FederationAckCommand("fed1", 3))
+    world.network.settle()
+    assert world.heard == [RemoteServerUpCommand("far.example.com")]
+    assert acks == [FederationAckCommand("fed1", 3)]
+    silent = World(passive=True)
+    assert not silent.upstream.send(FederationAckCommand("fed1", 3))
+
+
+def test_rows_of_2017_come_in_any_order_before_their_position() -> None:
+    world = World(dialect="2017")
+    world.upstream._client._delivery.catching_up[ALPHA] = 3
+    world.network.wires["relay"].client.protocol.dataReceived(
+        b"RDATA alpha 5 [5]\nRDATA alpha 4 [4]\nRDATA alpha 5 [5.5]\nPOSITION alpha 6\n"
+    )
+    world.network.turn()
+    assert [token for token, _ in world.rows()] == [4, 5, 5]
+    assert world.log.position(*ALPHA) == 6
