@@ -18,8 +18,9 @@ from zlib import crc32
 
 import msgpack
 
-from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+from tcprepl.errors import LogCorrupt, LogError, LogUnavailable
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
 from tcprepl.streams.log import Appended, Block
 
 #: Name of the database in the data directory.
@@ -28,14 +29,10 @@ DATABASE_NAME = "log.sqlite3"
 APPLICATION_ID = 0x74637270
 #: Version of the schema below; a higher one in a file is refused.
 SCHEMA_VERSION = 1
-#: Pages of write-ahead log (16 MiB) after which it is folded into the database.
-CHECKPOINT_PAGES = 1_000
-#: How long another process that reads the file may hold a write up.
-BUSY_TIMEOUT_S = 5.0
 #: Expired transaction ids removed in one commit.
 _EXPIRED_AT_ONCE = 1_000
 
-_SCHEMA = f"""
+_CREATE = """
 CREATE TABLE pairs (
     id INTEGER PRIMARY KEY,
     stream TEXT NOT NULL,
@@ -66,9 +63,20 @@ CREATE TABLE transactions (
     PRIMARY KEY (stream, id)
 ) WITHOUT ROWID;
 CREATE INDEX transactions_by_age ON transactions (written_ms);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+#: What the file holds. A page has room for a few blocks of one row.
+SCHEMA = Schema(
+    _CREATE,
+    version=SCHEMA_VERSION,
+    application_id=APPLICATION_ID,
+    page_size=16_384,
+    if_damaged=(
+        "stop the process, keep a copy of the directory, then either put a good copy in its "
+        f"place, or rescue what is readable with `sqlite3 {DATABASE_NAME} .recover`, or move it "
+        "away to begin empty"
+    ),
+)
 
 _INSERT_BLOCK = (
     "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
@@ -167,69 +175,20 @@ class Database:
         """
         self.directory = directory
         self.path = directory / DATABASE_NAME
-        self._writer: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = self._connect()
         self._reader: sqlite3.Connection | None = None
         try:
-            self._writer = self._connect()
-            self._check_schema(self._writer)
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only=ON")
-        except sqlite3.Error as error:
-            self.close()
-            raise self.explained(error) from error
+            self._reader = open_reader(self.path, SCHEMA)
         except LogError:
             self.close()
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA page_size=16384")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-            connection.execute("PRAGMA journal_size_limit=67108864")
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.execute("PRAGMA cell_size_check=ON")
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
-
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if version == 0 and not tables:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        elif application != APPLICATION_ID:
-            raise LogCorrupt(
-                f"{self.path} is a database of another program: "
-                f"choose another data directory, or move the file away"
-            )
-        elif version > SCHEMA_VERSION:
-            raise LogTooNew(str(self.path), version, SCHEMA_VERSION)
+        return open_database(self.path, SCHEMA)
 
     def explained(self, error: sqlite3.Error) -> LogError:
         """Return *error* as one of ours that says what to do."""
-        text = str(error)
-        if isinstance(error, sqlite3.OperationalError):
-            if "full" in text:
-                todo = f"free space in {self.directory}"
-            elif "readonly" in text or "unable to open" in text:
-                todo = f"make {self.directory} writable for this user"
-            elif "locked" in text:
-                todo = f"another program holds {self.path}: end it"
-            else:
-                todo = f"check the disk of {self.directory}"
-            return LogUnavailable(f"{self.path}: {text}; {todo}")
-        return LogCorrupt(
-            f"{self.path}: {text}; stop the process, keep a copy of the directory, then either "
-            f"put a good copy in its place, or rescue what is readable with "
-            f"`sqlite3 {self.path.name} .recover`, or move it away to begin empty"
-        )
+        return explained(error, self.path, SCHEMA)
 
     # --- in the reactor's thread ----------------------------------------------------------
 

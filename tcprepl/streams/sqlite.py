@@ -24,6 +24,7 @@ from tcprepl.errors import LogError, LogUnavailable, TokenFromFuture, TokenOrder
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.lock import DirectoryLock
+from tcprepl.storage.sqlite import private_directory
 from tcprepl.storage.worker import Worker
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, empty_page
@@ -91,10 +92,7 @@ class SqliteLog(BaseLog):
         """
         super().__init__(registry, clock_ms, retention or Retention(), reactor)
         directory = Path(directory)
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise LogUnavailable(f"cannot make {directory}: {error.strerror}") from error
+        private_directory(directory)
         self._lock = DirectoryLock(directory)
         self._worker = worker
         self._pairs: dict[Pair, DurableStream | _Ephemeral] = {}

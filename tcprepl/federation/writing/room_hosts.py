@@ -13,10 +13,24 @@ from pathlib import Path
 
 import msgpack
 
-from tcprepl.errors import FederationError
+from tcprepl.errors import FederationError, LogCorrupt, LogError
 from tcprepl.federation.wire.edu import is_server_name
 from tcprepl.ids import ServerName
+from tcprepl.storage.sqlite import (
+    Durability,
+    Schema,
+    explaining,
+    open_database,
+    private_directory,
+)
 
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS room_hosts"
+    " (room_id TEXT PRIMARY KEY, hosts BLOB NOT NULL) WITHOUT ROWID;"
+)
+_SCHEMA = Schema(
+    _CREATE, upgrades={0: _CREATE}, if_damaged="move it away to start without the hosts of rooms"
+)
 #: Most servers of a room.
 MAX_HOSTS = 50_000
 
@@ -32,27 +46,26 @@ class RoomHosts:
         """Open or create the database at *path*; None keeps everything in memory.
 
         Raises:
-            FederationError: The file is no usable database.
+            LogError: The file is no usable database, or the disk refuses.
         """
         self._hosts: dict[str, frozenset[ServerName]] = {}
         self._everywhere: frozenset[ServerName] | None = None
         self._connection: sqlite3.Connection | None = None
         if path is None:
             return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = Path(path)
+        private_directory(self._path.parent)
+        connection = open_database(self._path, _SCHEMA, Durability.PROCESS_DEATH)
         try:
-            connection = sqlite3.connect(path, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS room_hosts"
-                " (room_id TEXT PRIMARY KEY, hosts BLOB NOT NULL) WITHOUT ROWID"
-            )
-            for room_id, packed in connection.execute("SELECT room_id, hosts FROM room_hosts"):
-                self._hosts[room_id] = frozenset(msgpack.unpackb(packed))
-        except (sqlite3.Error, ValueError) as error:
-            raise FederationError(f"{path}: {error}; move it away to start without") from error
+            with explaining(self._path, _SCHEMA):
+                for room_id, packed in connection.execute("SELECT room_id, hosts FROM room_hosts"):
+                    self._hosts[room_id] = frozenset(msgpack.unpackb(packed))
+        except LogError:
+            connection.close()
+            raise
+        except ValueError as error:
+            connection.close()
+            raise LogCorrupt(f"{self._path}: {error}; {_SCHEMA.if_damaged}") from error
         self._connection = connection
 
     def __call__(self, room_id: str, /) -> Collection[ServerName]:
@@ -74,6 +87,7 @@ class RoomHosts:
 
         Raises:
             BadHosts: One of them is not a server name, or there are too many.
+            LogUnavailable: The disk refused; what was known of the room still holds.
         """
         found = frozenset(hosts)
         if len(found) > MAX_HOSTS:
@@ -82,13 +96,14 @@ class RoomHosts:
             if not isinstance(host, str) or not is_server_name(host):
                 raise BadHosts(f"hosts: {str(host)[:64]!r}; expected server names")
         if self._connection is not None:
-            if found:
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO room_hosts VALUES (?,?)",
-                    (room_id, msgpack.packb(sorted(found))),
-                )
-            else:
-                self._connection.execute("DELETE FROM room_hosts WHERE room_id=?", (room_id,))
+            with explaining(self._path, _SCHEMA):
+                if found:
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO room_hosts VALUES (?,?)",
+                        (room_id, msgpack.packb(sorted(found))),
+                    )
+                else:
+                    self._connection.execute("DELETE FROM room_hosts WHERE room_id=?", (room_id,))
         self._everywhere = None
         if found:
             self._hosts[room_id] = found

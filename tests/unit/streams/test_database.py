@@ -12,7 +12,6 @@ import msgpack
 import pytest
 
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
-from tcprepl.streams import database as module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.database import (
     DATABASE_NAME,
@@ -246,10 +245,3 @@ def test_a_closed_database_says_so(database: Database) -> None:
     database.close()
     with pytest.raises(LogUnavailable, match="closed"):
         database.pairs()
-
-
-def test_a_connection_that_cannot_be_set_up_is_closed(tmp_path: Path) -> None:
-    made = Database(tmp_path)
-    with mock.patch.object(module, "CHECKPOINT_PAGES", "nonsense("), pytest.raises(sqlite3.Error):
-        made._connect()
-    made.close()

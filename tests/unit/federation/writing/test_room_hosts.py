@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tcprepl.errors import FederationError
+from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.federation.writing import room_hosts
 from tcprepl.federation.writing.room_hosts import BadHosts, RoomHosts
 
@@ -49,5 +51,35 @@ def test_what_is_no_server_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
     path = tmp_path / "rooms.sqlite"
     path.write_bytes(b"rubbish" * 1_000)
-    with pytest.raises(FederationError, match="move it away"):
+    with pytest.raises(LogCorrupt, match="move it away"):
+        RoomHosts(path)
+
+
+def test_hosts_that_are_no_list_say_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "rooms.sqlite"
+    RoomHosts(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO room_hosts VALUES ('!r:x', x'c1')")
+        connection.commit()
+    with pytest.raises(LogCorrupt, match="move it away"):
+        RoomHosts(path)
+
+
+def test_a_disk_that_refuses_changes_nothing(tmp_path: Path) -> None:
+    """What was known of a room before still holds, and the caller is told what to do."""
+    hosts = RoomHosts(tmp_path / "rooms.sqlite")
+    hosts.put("!r:x", ["a"])
+    assert hosts._connection is not None
+    hosts._connection.execute("PRAGMA query_only=ON")
+    with pytest.raises(LogUnavailable, match="attempt to write"):
+        hosts.put("!r:x", ["b"])
+    assert hosts("!r:x") == {"a"}
+    hosts.close()
+
+
+def test_a_file_without_tables_of_ours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rooms.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE room_hosts (other)")
+    with pytest.raises(LogUnavailable, match="no such column"):
         RoomHosts(path)

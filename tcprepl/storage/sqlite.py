@@ -1,0 +1,231 @@
+"""The one door to SQLite: how a file of ours is opened, kept private, checked and explained.
+
+Every database of the package comes through `open_database`, so that all of them have the same
+promises: a file that only its owner can read, WAL, a stated durability, a schema with a version
+(a newer one is refused, an older one brought up to date), and errors that say what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+
+#: How long another program that holds a file may hold a statement up.
+BUSY_TIMEOUT_S: Final = 5.0
+#: What only its owner may use.
+PRIVATE_FILE: Final = 0o600
+PRIVATE_DIRECTORY: Final = 0o700
+#: Files that SQLite keeps beside a database.
+_COMPANIONS: Final = ("", "-wal", "-shm")
+
+
+class Durability(Enum):
+    """What of a committed transaction survives (the pragma ``synchronous``)."""
+
+    POWER_CUT = "FULL"
+    """Everything: each commit is an fsync."""
+    PROCESS_DEATH = "NORMAL"
+    """All but the last moments before a power cut; ``kill -9`` loses nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a database holds.
+
+    Attributes:
+        create: The statements that make it, for a file without tables.
+        version: The version of the schema that they make, in ``user_version``.
+        upgrades: From each older version, the statements that make the next one of it. Version 0
+            with tables in it is a file from before there were versions.
+        application_id: Marks the file as ours in ``application_id``; 0 does not.
+        page_size: Bytes of a page, for a new file.
+        if_damaged: What whoever has a damaged file can do: the end of a sentence.
+    """
+
+    create: str
+    version: int = 1
+    upgrades: Mapping[int, str] = field(default_factory=dict)
+    application_id: int = 0
+    page_size: int = 4096
+    if_damaged: str = "put a good copy in its place, or move it away to begin without it"
+
+
+def private_directory(path: Path) -> None:
+    """Make *path* if need be, and let nobody else into it.
+
+    A directory of somebody else's, or one that everybody shares (``/tmp``), is left as it is.
+
+    Raises:
+        LogUnavailable: it cannot be made, or is no directory.
+    """
+    try:
+        path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        found = path.stat()
+        shared = found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX
+        if found.st_mode & 0o077 and not shared:
+            path.chmod(PRIVATE_DIRECTORY)
+    except OSError as error:
+        raise LogUnavailable(f"cannot make {path}: {error.strerror}") from error
+
+
+def _private_file(path: Path) -> None:
+    """Make the file if need be, for its owner alone, before anything is written into it.
+
+    What SQLite makes beside it gets the same mode.
+    """
+    with suppress(OSError):  # what cannot be opened SQLite says itself, and better
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
+        for companion in _COMPANIONS:
+            beside = path.with_name(path.name + companion)
+            with suppress(FileNotFoundError):
+                if beside.stat().st_mode & 0o077:
+                    beside.chmod(PRIVATE_FILE)
+
+
+def open_database(
+    path: Path | None,
+    schema: Schema,
+    durability: Durability = Durability.POWER_CUT,
+) -> sqlite3.Connection:
+    """Return a connection in autocommit mode, which any one thread at a time may use.
+
+    Args:
+        path: The file, which is made if need be; None is a database in memory.
+        schema: What it holds.
+        durability: What survives of what is committed on this connection.
+
+    Raises:
+        LogCorrupt: the file is damaged, or another program's.
+        LogTooNew: a newer version of tcprepl wrote it.
+        LogUnavailable: it cannot be opened, or the disk refuses.
+    """
+    if path is not None:
+        _private_file(path)
+    with explaining(path, schema):
+        connection = sqlite3.connect(
+            ":memory:" if path is None else path,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            connection.execute(f"PRAGMA page_size={schema.page_size}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={durability.value}")
+            connection.execute("PRAGMA journal_size_limit=67108864")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute("PRAGMA cell_size_check=ON")
+            _bring_up_to_date(connection, path, schema)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def open_reader(path: Path, schema: Schema) -> sqlite3.Connection:
+    """Return a connection that cannot write to the database that `open_database` made.
+
+    Raises:
+        LogCorrupt: the file is damaged.
+        LogUnavailable: it cannot be opened.
+    """
+    with explaining(path, schema):
+        connection = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA query_only=ON")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute("PRAGMA cell_size_check=ON")
+        except sqlite3.Error:
+            connection.close()
+            raise
+    return connection
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, path: Path | None, schema: Schema) -> None:
+    """Make the tables, or those of an older version into today's, all or nothing."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if not version and not tables:
+        steps = [schema.create]
+    elif application != schema.application_id:
+        raise LogCorrupt(
+            f"{path} is a database of another program: choose another data directory, or move "
+            f"the file away"
+        )
+    elif version > schema.version:
+        raise LogTooNew(str(path), version, schema.version)
+    elif version == schema.version:
+        return
+    else:
+        steps = [schema.upgrades[number] for number in range(version, schema.version)]
+    script = "\n".join(
+        (
+            "BEGIN IMMEDIATE;",
+            *steps,
+            f"PRAGMA application_id={schema.application_id};",
+            f"PRAGMA user_version={schema.version};",
+            "COMMIT;",
+        )
+    )
+    connection.executescript(script)
+
+
+@contextmanager
+def explaining(path: Path | None, schema: Schema) -> Iterator[None]:
+    """Raise what SQLite raises within as one of our errors.
+
+    Raises:
+        LogUnavailable: the disk refused, or another program holds the file: a later try may
+            succeed.
+        LogCorrupt: the file is not what was written.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explained(error, path, schema) from error
+
+
+def explained(error: sqlite3.Error, path: Path | None, schema: Schema) -> LogError:
+    """Return *error* as one of ours: what is wrong, where, and what to do."""
+    text = str(error)
+    where = "the database in memory" if path is None else str(path)
+    if isinstance(error, sqlite3.OperationalError):
+        directory = "" if path is None else path.parent
+        if "full" in text:
+            todo = f"free space in {directory}"
+        elif "readonly" in text or "unable to open" in text:
+            todo = f"make {directory} writable for this user"
+        elif "locked" in text:
+            todo = f"another program holds {where}: end it"
+        else:
+            todo = f"check the disk of {directory}"
+        return LogUnavailable(f"{where}: {text}; {todo}")
+    return LogCorrupt(f"{where}: {text}; {schema.if_damaged}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """Do what is done within in one transaction: all of it once it ends, nothing if it raises."""
+    cursor = connection.cursor()
+    cursor.execute("BEGIN IMMEDIATE")
+    try:
+        yield cursor
+        cursor.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            cursor.execute("ROLLBACK")
+        raise
+    finally:
+        cursor.close()

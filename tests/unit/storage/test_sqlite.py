@@ -1,0 +1,230 @@
+"""The door to SQLite: private files, stated durability, versions, errors that say what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+from tcprepl.storage import sqlite as module
+from tcprepl.storage.sqlite import (
+    Durability,
+    Schema,
+    explained,
+    explaining,
+    open_database,
+    open_reader,
+    private_directory,
+    transaction,
+)
+
+SCHEMA = Schema("CREATE TABLE t (x);", version=1, application_id=7)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> object:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+@pytest.mark.parametrize(("durability", "number"), [*zip(Durability, (2, 1), strict=True)])
+def test_what_survives_is_what_was_asked_for(
+    tmp_path: Path, durability: Durability, number: int
+) -> None:
+    """``synchronous`` is FULL (2) where a commit has to survive a power cut, NORMAL (1) else."""
+    with closing(open_database(tmp_path / "db", SCHEMA, durability)) as connection:
+        assert pragma(connection, "synchronous") == number
+        assert pragma(connection, "journal_mode") == "wal"
+        assert pragma(connection, "trusted_schema") == 0
+
+
+def test_by_default_a_commit_survives_a_power_cut(tmp_path: Path) -> None:
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        assert pragma(connection, "synchronous") == 2
+
+
+def test_a_new_file_and_its_companions_are_for_their_owner_alone(tmp_path: Path) -> None:
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+        assert {path.name: mode(path) for path in tmp_path.iterdir()} == {
+            "db": 0o600,
+            "db-wal": 0o600,
+            "db-shm": 0o600,
+        }
+
+
+def test_an_old_file_that_others_can_read_becomes_private(tmp_path: Path) -> None:
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+        for path in tmp_path.iterdir():
+            path.chmod(0o644)
+        with closing(open_database(tmp_path / "db", SCHEMA)):
+            assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_directory_is_made_private_whether_or_not_it_was_there(tmp_path: Path) -> None:
+    private_directory(tmp_path / "new" / "deep")
+    assert mode(tmp_path / "new" / "deep") == 0o700
+    old = tmp_path / "old"
+    old.mkdir(mode=0o755)
+    private_directory(old)
+    assert mode(old) == 0o700
+
+
+def test_a_shared_directory_is_left_as_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    private_directory(shared)
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_what_is_no_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogUnavailable, match="file"):
+        private_directory(tmp_path / "file")
+
+
+def test_a_new_file_has_its_schema_and_its_version(tmp_path: Path) -> None:
+    schema = Schema("CREATE TABLE t (x);", version=3, application_id=7, page_size=8192)
+    with closing(open_database(tmp_path / "db", schema)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        assert pragma(connection, "user_version") == 3
+        assert pragma(connection, "application_id") == 7
+        assert pragma(connection, "page_size") == 8192
+    with closing(open_database(tmp_path / "db", schema)) as connection:
+        assert pragma(connection, "user_version") == 3
+
+
+def test_without_a_path_it_is_in_memory() -> None:
+    with closing(open_database(None, SCHEMA)) as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+
+
+UPGRADED = Schema(
+    "CREATE TABLE t (x, y, z);",
+    version=3,
+    upgrades={
+        0: "ALTER TABLE t ADD COLUMN w;",
+        1: "ALTER TABLE t ADD COLUMN y;",
+        2: "ALTER TABLE t ADD COLUMN z;",
+    },
+    application_id=7,
+)
+
+
+def test_an_older_file_is_brought_up_to_date_step_by_step(tmp_path: Path) -> None:
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+    with closing(open_database(tmp_path / "db", UPGRADED)) as connection:
+        assert connection.execute("SELECT x, y, z FROM t").fetchall() == [(1, None, None)]
+        assert pragma(connection, "user_version") == 3
+
+
+def test_a_file_from_before_versions_is_brought_up_to_date(tmp_path: Path) -> None:
+    schema = Schema(
+        "CREATE TABLE IF NOT EXISTS t (x);", upgrades={0: "CREATE TABLE IF NOT EXISTS t (x);"}
+    )
+    with closing(sqlite3.connect(tmp_path / "db")) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    with closing(open_database(tmp_path / "db", schema)) as connection:
+        assert pragma(connection, "user_version") == 1
+
+
+def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    broken = Schema(
+        "",
+        version=2,
+        upgrades={1: "ALTER TABLE t ADD COLUMN y; ALTER TABLE missing ADD COLUMN y;"},
+        application_id=7,
+    )
+    open_database(tmp_path / "db", SCHEMA).close()
+    with pytest.raises(LogUnavailable, match="no such table"):
+        open_database(tmp_path / "db", broken)
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        assert [name for _, name, *_ in connection.execute("PRAGMA table_info(t)")] == ["x"]
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    open_database(tmp_path / "db", UPGRADED).close()
+    with pytest.raises(LogTooNew, match=r"version 3 .* reads up to 1: run the newer tcprepl"):
+        open_database(tmp_path / "db", SCHEMA)
+
+
+def test_the_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "db")) as connection:
+        connection.execute("CREATE TABLE other (x)")
+    with pytest.raises(LogCorrupt, match="another program"):
+        open_database(tmp_path / "db", SCHEMA)
+
+
+def test_what_is_no_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "db").write_bytes(b"no database at all, just text\n" * 1_000)
+    with pytest.raises(LogCorrupt, match="db: file is not a database; put a good copy"):
+        open_database(tmp_path / "db", SCHEMA)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for opened in (open_database, open_reader):
+        with pytest.raises(LogUnavailable, match="nowhere"):
+            opened(tmp_path / "nowhere" / "db", SCHEMA)
+
+
+def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    open_database(tmp_path / "db", SCHEMA).close()
+    with closing(open_reader(tmp_path / "db", SCHEMA)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        with pytest.raises(sqlite3.OperationalError):
+            connection.execute("INSERT INTO t VALUES (1)")
+
+
+def test_a_connection_that_cannot_be_set_up_is_closed(tmp_path: Path) -> None:
+    open_database(tmp_path / "db", SCHEMA).close()
+    made = mock.Mock()
+    made.execute.side_effect = sqlite3.OperationalError("disk I/O error")
+    with mock.patch.object(module.sqlite3, "connect", return_value=made):
+        for opened in (open_database, open_reader):
+            with pytest.raises(LogUnavailable, match="check the disk of"):
+                opened(tmp_path / "db", SCHEMA)
+    assert made.close.call_count == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("database or disk is full", "free space in"),
+        ("attempt to write a readonly database", "make .* writable"),
+        ("unable to open database file", "make .* writable"),
+        ("database is locked", "another program holds"),
+        ("disk I/O error", "check the disk"),
+    ],
+)
+def test_every_refusal_says_what_to_do(tmp_path: Path, text: str, advice: str) -> None:
+    with (
+        pytest.raises(LogUnavailable, match=f"{text}; {advice}"),
+        explaining(tmp_path / "db", SCHEMA),
+    ):
+        raise sqlite3.OperationalError(text)
+
+
+def test_a_database_in_memory_has_a_name_too() -> None:
+    error = explained(sqlite3.OperationalError("database or disk is full"), None, SCHEMA)
+    assert isinstance(error, LogError)
+    assert "in memory" in str(error)
+
+
+def test_a_transaction_is_all_or_nothing() -> None:
+    with closing(open_database(None, SCHEMA)) as connection:
+        with transaction(connection) as cursor:
+            cursor.execute("INSERT INTO t VALUES (1)")
+        for statement in ("INSERT INTO t VALUES (2)", "ROLLBACK"):
+            with suppress(KeyError), transaction(connection) as cursor:
+                cursor.execute(statement)
+                raise KeyError
+        assert connection.execute("SELECT x FROM t").fetchall() == [(1,)]
