@@ -1,0 +1,40 @@
+"""Text from peers, made safe for a terminal, a log or a page.
+
+A control character moves the cursor or sets the window's title, a C1 one does the same in one
+character, a bidirectional override lets a name read as another, and an invisible one hides in
+it. None of them has a business in a name or a reason; in JSON they may stand raw.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_UNSAFE: Final = (
+    "\\x00-\\x1f\\x7f-\\x9f"  # controls: C0, DEL, C1
+    "\\xad\\u180e\\u200b\\u2060-\\u2064\\ufeff"  # invisible
+    "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u206f"  # direction
+    "\\u2028\\u2029"  # ends of lines
+    "\\ud800-\\udfff"  # halves of characters, which no terminal can be sent
+    "\\ufff9-\\ufffb\\U000e0000-\\U000e007f"  # annotations and tags
+)
+_ONE_LINE: Final = re.compile(f"[{_UNSAFE}]")
+_LINES: Final = re.compile(f"(?![\\n\\t])[{_UNSAFE}]")
+
+
+def displayable(text: str, *, lines: bool = False) -> str:
+    r"""Return *text* with what a terminal would obey, or a reader not see, written as ``\uXXXX``.
+
+    That is the way JSON writes them: a text that is JSON stays the same JSON, as controls
+    stand raw in strings only where JSON allows them. What is safe already comes back as it is.
+
+    Args:
+        text: Whatever a peer has sent.
+        lines: Whether line ends and tabs stay, as in a traceback.
+    """
+    return (_LINES if lines else _ONE_LINE).sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{code[at : at + 2].hex()}" for at in range(0, len(code), 2))
