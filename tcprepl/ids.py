@@ -10,3 +10,5 @@ InstanceName: TypeAlias = str
 Token: TypeAlias = int
 #: The name of a homeserver, for instance ``example.com``.
 ServerName: TypeAlias = str
+#: The name of one start of a log, unlike any other (protocol.md section 7.11).
+IncarnationId: TypeAlias = str

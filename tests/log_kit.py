@@ -150,6 +150,16 @@ def check_log(make: Make) -> None:
         function(make)
 
 
+@check
+def a_log_begins_an_incarnation_of_its_own(make: Make) -> None:
+    with make() as store, make() as other:
+        history = store.log.history
+        assert history.current != other.log.history.current
+        add(store, DURABLE, row("a"))
+        assert history.shared((DURABLE, "w"), 1, history.current) == 1
+        assert history.shared((DURABLE, "w"), 1, other.log.history.current) is None
+
+
 @each(DURABLE, EPHEMERAL)
 def tokens_ascend_from_one_and_the_answer_says_which(make: Make, stream: str) -> None:
     with make() as store:

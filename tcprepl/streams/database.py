@@ -2,7 +2,8 @@
 
 One row of ``blocks`` is one committed block: its body is msgpack of the tokens and of the very
 lines that went out, with a CRC-32 of all that. ``pairs`` has the position of each (stream,
-instance), or for an ephemeral stream the highest token that may have been given out. Two
+instance), or for an ephemeral stream the highest token that may have been given out;
+``incarnations`` and ``beginnings`` are the log's `History`. Two
 connections are in use: one that writes, in the writer thread, and one that reads, in the
 reactor's; WAL keeps them out of each other's way.
 """
@@ -21,14 +22,15 @@ import msgpack
 from tcprepl.errors import LogCorrupt, LogError, LogUnavailable
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
+from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 
 #: Name of the database in the data directory.
 DATABASE_NAME = "log.sqlite3"
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
-#: Version of the schema below; a higher one in a file is refused.
-SCHEMA_VERSION = 1
+#: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
+SCHEMA_VERSION = 2
 #: Expired transaction ids removed in one commit.
 _EXPIRED_AT_ONCE = 1_000
 
@@ -64,11 +66,25 @@ CREATE TABLE transactions (
 ) WITHOUT ROWID;
 CREATE INDEX transactions_by_age ON transactions (written_ms);
 """
+_CREATE_INCARNATIONS = """
+CREATE TABLE incarnations (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    began_ms INTEGER NOT NULL
+);
+CREATE TABLE beginnings (
+    pair INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    token INTEGER NOT NULL,
+    PRIMARY KEY (pair, number)
+) WITHOUT ROWID;
+"""
 
 #: What the file holds. A page has room for a few blocks of one row.
 SCHEMA = Schema(
-    _CREATE,
+    _CREATE + _CREATE_INCARNATIONS,
     version=SCHEMA_VERSION,
+    upgrades={1: _CREATE_INCARNATIONS},
     application_id=APPLICATION_ID,
     page_size=16_384,
     if_damaged=(
@@ -97,6 +113,15 @@ _DELETE_TRANSACTIONS = (
     "DELETE FROM transactions WHERE (stream, id) IN"
     " (SELECT stream, id FROM transactions WHERE written_ms < ? LIMIT ?)"
 )
+_INSERT_BEGINNING = (
+    "INSERT INTO beginnings (pair, number, token)"
+    " SELECT id, ?, ? FROM pairs WHERE stream = ? AND instance = ?"
+)
+#: The newest beginning of each pair up to the oldest incarnation that is remembered stays.
+_DELETE_BEGINNINGS = (
+    "DELETE FROM beginnings WHERE number < (SELECT max(number) FROM beginnings AS newer"
+    " WHERE newer.pair = beginnings.pair AND newer.number <= ?)"
+)
 
 
 @dataclass(slots=True)
@@ -122,6 +147,8 @@ class Commit:
         trims: Id of a pair, and the floor up to which its blocks go.
         transactions: (stream, transaction id, answer, time in ms).
         expire_before_ms: Transaction ids from before this time go; None leaves them.
+        begun: What `History.begin` returned.
+        oldest_incarnation: The number of the oldest incarnation that is remembered.
     """
 
     pairs: list[StoredPair] = field(default_factory=list)
@@ -129,6 +156,8 @@ class Commit:
     trims: dict[int, Token] = field(default_factory=dict)
     transactions: list[tuple[StreamName, str, Appended, int]] = field(default_factory=list)
     expire_before_ms: int | None = None
+    begun: tuple[Incarnation, list[Beginning]] | None = None
+    oldest_incarnation: int = 1
 
     def __bool__(self) -> bool:
         return bool(
@@ -137,6 +166,7 @@ class Commit:
             or self.trims
             or self.transactions
             or self.expire_before_ms is not None
+            or self.begun is not None
         )
 
 
@@ -205,6 +235,23 @@ class Database:
                 "SELECT id, stream, instance, position, floor, rows, bytes FROM pairs ORDER BY id"
             )
             return [StoredPair(*row) for row in found]
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def history(self) -> History:
+        """Return the incarnations that were noted; none of them is current yet."""
+        try:
+            incarnations = self._read_connection.execute(
+                "SELECT number, id, began_ms FROM incarnations ORDER BY number"
+            )
+            beginnings = self._read_connection.execute(
+                "SELECT stream, instance, number, token FROM beginnings"
+                " JOIN pairs ON pairs.id = beginnings.pair ORDER BY number"
+            )
+            return History(
+                [Incarnation(*row) for row in incarnations],
+                (Beginning((stream, instance), *row) for stream, instance, *row in beginnings),
+            )
         except sqlite3.Error as error:
             raise self.explained(error) from error
 
@@ -319,11 +366,27 @@ class Database:
                     for stream, id_, answer, now_ms in commit.transactions
                 ],
             )
+            if commit.begun is not None:
+                self._begin(connection, *commit.begun, commit.oldest_incarnation)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._undo()
             raise self.explained(error) from error
         return freed
+
+    def _begin(
+        self,
+        connection: sqlite3.Connection,
+        begun: Incarnation,
+        noted: list[Beginning],
+        oldest: int,
+    ) -> None:
+        connection.execute("INSERT INTO incarnations VALUES (?, ?, ?)", begun)
+        connection.executemany(
+            _INSERT_BEGINNING, [(number, token, *pair) for pair, number, token in noted]
+        )
+        connection.execute("DELETE FROM incarnations WHERE number < ?", (oldest,))
+        connection.execute(_DELETE_BEGINNINGS, (oldest,))
 
     def _trim(
         self, connection: sqlite3.Connection, pair: int, floor: Token

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.streams.history import History
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -122,7 +123,12 @@ class Log(Protocol):
     """Every stream of one data directory; all calls are made in the reactor's thread.
 
     `read` may touch the disk; it is bounded by its limits.
+
+    Attributes:
+        history: The incarnations of the log, this one the current.
     """
+
+    history: History
 
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:
         """Return every (stream, instance) that the log knows, in a stable order."""

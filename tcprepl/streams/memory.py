@@ -17,6 +17,7 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, empty_page, render
+from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -117,7 +118,11 @@ class MemoryStream:
 
 
 class MemoryLog(BaseLog):
-    """Every stream in memory, safe at once; nothing outlives the object."""
+    """Every stream in memory, safe at once; nothing outlives the object.
+
+    Attributes:
+        history: The incarnations of the log: this one.
+    """
 
     def __init__(
         self,
@@ -136,6 +141,8 @@ class MemoryLog(BaseLog):
         """
         super().__init__(registry, clock_ms, retention or Retention(), reactor)
         self._streams: dict[tuple[StreamName, InstanceName], MemoryStream] = {}
+        self.history = History()
+        self.history.begin({}, clock_ms())
         self._start_expiry()
 
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:

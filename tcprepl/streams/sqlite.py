@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import structlog
 from twisted.internet.defer import Deferred, fail, succeed
@@ -31,6 +31,7 @@ from tcprepl.streams.blocks import assign_tokens, empty_page
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.history import Pair
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.memory import MemoryStream
@@ -38,8 +39,6 @@ from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 
 logger = structlog.get_logger()
-
-Pair: TypeAlias = tuple[StreamName, InstanceName]
 
 
 class _Ephemeral(MemoryStream):
@@ -62,7 +61,11 @@ class _Ephemeral(MemoryStream):
 
 
 class SqliteLog(BaseLog):
-    """Every stream of one data directory."""
+    """Every stream of one data directory.
+
+    Attributes:
+        history: The incarnations of the log, this one the current.
+    """
 
     def __init__(
         self,
@@ -121,10 +124,16 @@ class SqliteLog(BaseLog):
         self._lock.release()
 
     def _load(self) -> None:
-        """Take over what the database knows; claim tokens for the ephemeral streams."""
-        claims = Commit()
+        """Take over what the database knows, and begin an incarnation on top of it.
+
+        The incarnation and the claims of the ephemeral streams are on disk before anybody can
+        hear of either.
+        """
+        start = Commit()
+        positions: dict[Pair, Token] = {}
         for stored in self._database.pairs():
             self._next_id = max(self._next_id, stored.id + 1)
+            positions[stored.stream, stored.instance] = stored.position
             if stored.stream not in self._registry:
                 logger.warning(
                     "streams.unknown",
@@ -135,10 +144,13 @@ class SqliteLog(BaseLog):
                 continue
             pair = self._add(stored)
             if isinstance(pair, _Ephemeral):
+                positions[stored.stream, stored.instance] = pair.position
                 pair.claimed = self._claim_after(pair.position)
-                claims.pairs.append(self._claim_row(pair))
-        if claims:
-            self._database.write(claims)
+                start.pairs.append(self._claim_row(pair))
+        self.history = self._database.history()
+        start.begun = self.history.begin(positions, self._clock_ms())
+        start.oldest_incarnation = self.history.incarnations[0].number
+        self._database.write(start)
 
     def _add(self, stored: StoredPair) -> DurableStream | _Ephemeral:
         definition = self._registry.get(stored.stream)

@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.database import (
     DATABASE_NAME,
@@ -22,6 +23,7 @@ from tcprepl.streams.database import (
     decode_block,
     encode_block,
 )
+from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 
 
@@ -98,6 +100,38 @@ def test_trims_and_expiry(database: Database) -> None:
     database.close()
 
 
+def begin(database: Database, position: int, name: str) -> History:
+    """Begin an incarnation in the file, and return the history as the process knows it."""
+    known = database.history()
+    begun = known.begin({("s", "i"): position}, 5, name)
+    database.write(Commit(begun=begun, oldest_incarnation=known.incarnations[0].number))
+    return known
+
+
+def test_incarnations_are_noted(database: Database) -> None:
+    assert database.history().incarnations == []
+    begin(database, 3, "x")
+    begin(database, 3, "y")
+    begin(database, 7, "z")
+    noted = database.history()
+    assert noted.incarnations == [(1, "x", 5), (2, "y", 5), (3, "z", 5)]
+    assert [noted.shared(("s", "i"), 9, name) for name in "xyz"] == [3, 7, 9]
+    database.close()
+
+
+def test_forgotten_incarnations_are_deleted_and_where_the_oldest_began_stays(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "MAX_INCARNATIONS", 2)
+    for position, name in [(1, "v"), (2, "w"), (2, "x"), (2, "y"), (4, "z")]:
+        known = begin(database, position, name)
+        noted = database.history()
+        assert noted.incarnations == known.incarnations
+        assert noted._began == known._began
+    assert known._began == {("s", "i"): ([2, 5], [2, 4])}
+    database.close()
+
+
 def test_a_commit_is_all_or_nothing(database: Database) -> None:
     with pytest.raises(LogError):
         database.write(Commit(pairs=[stored(position=9)], blocks=[(1, block(9)), (1, block(3))]))
@@ -169,9 +203,9 @@ def test_a_newer_schema_is_refused(database: Database, tmp_path: Path) -> None:
     database.close()
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(LogTooNew, match=r"version 2 .* reads up to 1: run the newer tcprepl") as e:
+    with pytest.raises(LogTooNew, match=r"version 3 .* reads up to 2: run the newer tcprepl") as e:
         Database(tmp_path)
-    assert (e.value.version, e.value.supported) == (2, 1)
+    assert (e.value.version, e.value.supported) == (3, 2)
 
 
 def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
@@ -211,10 +245,12 @@ def test_reads_that_fail_are_explained(database: Database, tmp_path: Path) -> No
     _spoil(tmp_path, "ALTER TABLE blocks RENAME TO gone")
     _spoil(tmp_path, "ALTER TABLE pairs RENAME TO gone2")
     _spoil(tmp_path, "ALTER TABLE transactions RENAME TO gone3")
+    _spoil(tmp_path, "ALTER TABLE incarnations RENAME TO gone4")
     for call in (
         lambda: list(database.blocks(stored(), 0)),
         lambda: list(database.oldest(stored(), 0)),
         database.pairs,
+        database.history,
         lambda: database.transaction("s", "t", 0),
     ):
         with pytest.raises(LogUnavailable, match="no such table"):

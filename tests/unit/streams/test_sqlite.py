@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from tests.log_kit import (
 )
 
 T = TypeVar("T")
+DATA = Path(__file__).parents[2] / "data"
 
 
 class SlowWorker(InlineWorker):
@@ -121,6 +123,73 @@ def test_tokens_of_ephemeral_streams_never_go_back(
                     store.log.read(stream, "w", before, position)
         assert store.log.restart_point(STATES, "w") == 0
         assert read_all(store.log, STATES, 0, compacted=True) == []
+    store.close()
+
+
+def test_each_start_begins_an_incarnation_where_the_pairs_are(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    add(store, DURABLE, row("a"), row("b"))
+    add(store, STATES, typing("!a", "@1"))
+    first = store.log.history.current
+    copied = crashed(store, tmp_path)
+    add(store, DURABLE, row("c"))
+    lost = store.log
+    store.close()
+    add(copied, DURABLE, row("d"), row("e"))
+    history = copied.log.history
+    assert [known.id for known in history.incarnations] == [first, history.current]
+    assert history.incarnations[-1].began_ms == store.now_ms
+    # whoever was at 3 had another row there
+    assert history.shared((DURABLE, "w"), 3, first) == 2
+    assert history.shared((DURABLE, "w"), 2, first) == 2
+    assert history.shared((STATES, "w"), 1, first) == 1
+    assert lost.history.shared((DURABLE, "w"), 3, history.current) is None
+    copied.close()
+
+
+def test_an_incarnation_is_noted_for_streams_that_the_configuration_dropped(
+    store: SqliteStore,
+) -> None:
+    add(store, EPHEMERAL, row("a"))
+    first = store.log.history.current
+    store.close()
+    known, store.registry = store.registry, Registry()
+    store.open()
+    assert (EPHEMERAL, "w") not in store.log.pairs()
+    store.close()
+    store.registry = known
+    store.open()
+    add(store, EPHEMERAL, row("b"))
+    assert store.log.history.shared((EPHEMERAL, "w"), 2, first) == 1
+    store.close()
+
+
+def test_a_start_that_cannot_note_its_incarnation_is_none(store: SqliteStore) -> None:
+    store.close()
+    refused = LogUnavailable("the disk is full")
+    with mock.patch.object(Database, "write", side_effect=refused), pytest.raises(LogUnavailable):
+        store.open()
+    store.open()
+    assert len(store.log.history.incarnations) == 2
+    store.close()
+
+
+def test_a_directory_of_the_release_before_incarnations_goes_on(tmp_path: Path) -> None:
+    """It was written by 0.1.0, which was killed: ten rows on disk, one in memory."""
+    with tarfile.open(DATA / "directory-0.1.0.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = SqliteStore(tmp_path / "data")
+    assert store.log.position(DURABLE, "master") == 10
+    assert len(read_all(store.log, DURABLE, 0, instance="master")) == 10
+    assert store.log.position(STATES, "master") == 10_001
+    first = store.log.history
+    assert [known.number for known in first.incarnations] == [1]
+    add(store, DURABLE, row("k"), instance="master")
+    store.reopen()
+    second = store.log.history
+    assert second.shared((DURABLE, "master"), 12, first.current) == 11
+    assert read_all(store.log, DURABLE, 10, instance="master") == [(11, row("k"))]
     store.close()
 
 

@@ -1,0 +1,174 @@
+"""The names of a log's history (protocol.md section 7.11).
+
+A token means something only within the history that gave it out. Each start of a log begins an
+*incarnation* with a name of its own, and notes at which token each (stream, instance) then was.
+So a directory that is restored from an older copy goes on under a name that the lost future
+never had, and whoever comes from there is recognised, though its token may exist again by then.
+
+The notes are part of the log and are copied with it. They are bounded: an incarnation that was
+forgotten counts as unknown.
+"""
+
+from __future__ import annotations
+
+import secrets
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+from tcprepl.ids import IncarnationId, InstanceName, StreamName, Token
+
+#: Incarnations that a log remembers, the oldest go first.
+MAX_INCARNATIONS: Final = 10_000
+#: Notes of where an incarnation began that a log remembers, all pairs together.
+MAX_BEGINNINGS: Final = 100_000
+
+Pair: TypeAlias = tuple[StreamName, InstanceName]
+
+
+def new_incarnation_id() -> IncarnationId:
+    """Return a name that no other incarnation has: 16 hexadecimal digits, at random."""
+    return secrets.token_hex(8)
+
+
+class Incarnation(NamedTuple):
+    """One start of a log.
+
+    Attributes:
+        number: Its place among those of this log, from 1; a copy counts on by itself.
+        id: Its name.
+        began_ms: Wall-clock time in ms since 1970.
+    """
+
+    number: int
+    id: IncarnationId
+    began_ms: int
+
+
+class Beginning(NamedTuple):
+    """Where an incarnation began for a pair; noted only if an earlier one began elsewhere.
+
+    Attributes:
+        pair: The (stream, instance).
+        number: The number of the incarnation.
+        token: The position of the pair when it began.
+    """
+
+    pair: Pair
+    number: int
+    token: Token
+
+
+class History:
+    """The incarnations of a log, the newest of which is the *current* one.
+
+    A pair that was not known when an incarnation began, began in it at 0.
+    """
+
+    def __init__(
+        self,
+        incarnations: Sequence[Incarnation] = (),
+        beginnings: Iterable[Beginning] = (),
+    ) -> None:
+        """Take over what was noted; `begin` comes next, before anybody asks anything.
+
+        Args:
+            incarnations: Those remembered, oldest first.
+            beginnings: What was noted of them, oldest first for each pair.
+        """
+        self._incarnations = list(incarnations)
+        self._numbers = {known.id: known.number for known in incarnations}
+        self._began: dict[Pair, tuple[list[int], list[Token]]] = {}
+        for beginning in beginnings:
+            self._note(beginning)
+
+    def _note(self, beginning: Beginning) -> None:
+        numbers, tokens = self._began.setdefault(beginning.pair, ([], []))
+        numbers.append(beginning.number)
+        tokens.append(beginning.token)
+
+    def begin(
+        self, positions: Mapping[Pair, Token], now_ms: int, new_id: IncarnationId | None = None
+    ) -> tuple[Incarnation, list[Beginning]]:
+        """Begin an incarnation; what this returns has to be on disk before anybody hears of it.
+
+        Args:
+            positions: Where each pair is; all that have rows.
+            now_ms: Wall-clock time in ms since 1970.
+            new_id: Its name; a new one by default.
+
+        Returns:
+            The incarnation, and what is to be noted of it.
+        """
+        number = self._incarnations[-1].number + 1 if self._incarnations else 1
+        begun = Incarnation(number, new_id or new_incarnation_id(), now_ms)
+        self._incarnations.append(begun)
+        self._numbers[begun.id] = number
+        noted = [
+            Beginning(pair, number, token)
+            for pair, token in positions.items()
+            if token != self._began_at(pair, number)
+        ]
+        for beginning in noted:
+            self._note(beginning)
+        self._forget()
+        return begun, noted
+
+    def _forget(self) -> None:
+        """Forget the oldest incarnations beyond the bounds, but never the current one."""
+        known = self._incarnations
+        excess = max(0, len(known) - MAX_INCARNATIONS)
+        count = sum(len(numbers) for numbers, _ in self._began.values())
+        if count > MAX_BEGINNINGS:
+            # of each pair the newest of the forgotten ones stays: it still says where it was
+            noted = sorted(n for numbers, _ in self._began.values() for n in numbers)
+            oldest = noted[count - MAX_BEGINNINGS] + 1
+            excess = max(excess, sum(one.number < oldest for one in known[:-1]))
+        for gone in known[:excess]:
+            del self._numbers[gone.id]
+        del known[:excess]
+        for numbers, tokens in self._began.values():
+            stale = bisect_right(numbers, known[0].number) - 1
+            if stale > 0:
+                del numbers[:stale]
+                del tokens[:stale]
+
+    def _began_at(self, pair: Pair, number: int) -> Token:
+        """Return where *pair* was when incarnation *number* began."""
+        numbers, tokens = self._began.get(pair, ([], []))
+        index = bisect_right(numbers, number)
+        return tokens[index - 1] if index else 0
+
+    @property
+    def current(self) -> IncarnationId:
+        """The name of the incarnation that this process began."""
+        return self._incarnations[-1].id
+
+    @property
+    def incarnations(self) -> Sequence[Incarnation]:
+        """Those remembered, oldest first; the last is the current one."""
+        return self._incarnations
+
+    def shared(self, pair: Pair, token: Token, incarnation: IncarnationId) -> Token | None:
+        """Return up to which token a reader's rows are rows of this history.
+
+        Args:
+            pair: The (stream, instance).
+            token: The token that the reader got last.
+            incarnation: The incarnation in which it got that.
+
+        Returns:
+            *token*, if this history has all that the reader has: it goes on. A lower token, if
+            the reader's incarnation went on elsewhere after it: the reader forgets, or does
+            again, what it got above it. None, if the incarnation is not known: nothing can be
+            said of what the reader has, and it begins anew at the log's restart point.
+
+        A token above the position in the current incarnation is returned as it is: a read from
+        there is refused as ever (`TokenFromFuture`).
+        """
+        number = self._numbers.get(incarnation)
+        if number is None:
+            return None
+        if number == self._incarnations[-1].number:
+            return token
+        return min(token, self._began_at(pair, number + 1))
