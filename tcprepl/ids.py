@@ -12,3 +12,5 @@ Token: TypeAlias = int
 ServerName: TypeAlias = str
 #: The name of one start of a log, unlike any other (protocol.md section 7.11).
 IncarnationId: TypeAlias = str
+#: A stream and the instance that writes it: what has tokens of its own.
+Pair: TypeAlias = tuple[StreamName, InstanceName]

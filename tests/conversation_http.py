@@ -22,8 +22,8 @@ from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.receiving.resources import FederationServices, federation_resources
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
-from tcprepl.replication.relaying.state import Gap, Gaps
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.publisher import Publisher
@@ -119,7 +119,6 @@ class HttpStage:
         registry = Registry()
         self.log = MemoryLog(registry, self._now_ms)
         self.publisher = Publisher(self.log, registry, INSTANCE)
-        self.gaps = Gaps()
         notifier = Notifier()
         notifier.attach(self.log)
         hosts = RoomHosts(None)
@@ -131,9 +130,7 @@ class HttpStage:
             hosts_in_room=hosts,
             send_edu=self.queue.send_to,
         )
-        self.server = ReplicationServer(
-            self.clock, self.log, registry, SERVER_NAME, INSTANCE, gaps=self.gaps
-        )
+        self.server = ReplicationServer(self.clock, self.log, registry, SERVER_NAME, INSTANCE)
         self.mounts = federation_resources(
             FederationServices(
                 now_ms=self._now_ms, guard=lambda request: None, send_queue=self.queue, hosts=hosts
@@ -155,7 +152,6 @@ class HttpStage:
                 secrets=(SECRET,) if guarded else (),
                 client_tokens={CLIENT_TOKEN: None},
                 wall_ms=self._now_ms,
-                gaps=self.gaps,
             )
         )
 
@@ -244,8 +240,8 @@ class HttpStage:
             self.log.trim(found.group(1), INSTANCE, int(found.group(2)))
         elif found := re.fullmatch(r"rows of (\S+) up to ([0-9]+) are lost", text):
             stream, upto = found.group(1), int(found.group(2))
-            gap = Gap(self.log.position(stream, INSTANCE), upto, lost=True)
-            self.gaps.add((stream, INSTANCE), gap)
+            gap = Gap(self.log.position(stream, INSTANCE), upto, Cause.UPSTREAM)
+            self.log.gaps.add((stream, INSTANCE), gap)
             _ = self.log.advance(stream, INSTANCE, upto)
         elif found := re.fullmatch(r"after ([0-9]+) s", text):
             self.clock.pump([1.0] * int(found.group(1)))

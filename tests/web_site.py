@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tcprepl.replication.relaying.state import Gap, Gaps
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.publisher import Publisher
@@ -113,7 +113,7 @@ class Stage:
         self.clock = Clock()
         self.registry = Registry([StreamDef("audit"), *extra])
         self.log = services.pop("log", None) or MemoryLog(self.registry, self.now_ms)
-        self.gaps = Gaps()
+        self.gaps = self.log.gaps
         self.publisher = Publisher(self.log, self.registry, "master")
         self.notifier = Notifier()
         self.notifier.attach(self.log)
@@ -126,7 +126,6 @@ class Stage:
                 "notifier": self.notifier,
                 "server_name": "example.com",
                 "wall_ms": self.now_ms,
-                "gaps": self.gaps,
                 **services,
             }
         )
@@ -146,7 +145,9 @@ class Stage:
         """Go over rows that cannot be had, as a relay does."""
         pair = (stream, instance)
         self.log.ensure(*pair)
-        self.gaps.add(pair, Gap(self.log.position(*pair), upto, lost))
+        self.gaps.add(
+            pair, Gap(self.log.position(*pair), upto, Cause.UPSTREAM if lost else Cause.ANEW)
+        )
         _ = self.log.advance(*pair, upto)
         self.clock.advance(0)
 

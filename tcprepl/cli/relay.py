@@ -269,7 +269,9 @@ class Relay:
         state = RelayState(config.data_directory)
         self._stops.append(state.close)
         registry = relay_registry(state.streams())
-        stream_log = open_log(config.data_directory, registry, reactor, retention_of(config))
+        stream_log = open_log(
+            config.data_directory, registry, reactor, retention_of(config), gaps=state.gaps
+        )
         self._stops.append(stream_log.close)
         intake = Intake(reactor, stream_log, registry, state)
         self._stops.append(intake.close)
@@ -283,7 +285,6 @@ class Relay:
             dialect=config.replication.dialect,
             max_connections=config.replication.max_connections,
             epoch_s=time.time() - reactor.seconds(),
-            gaps=state.gaps,
         )
         self._stops.append(self._server.stop)
         intake.on_pair = self._server.hub.announce
@@ -307,7 +308,6 @@ class Relay:
                     FederationAckCommand(instance, token)
                 ),
                 ready=lambda: self._not_ready,
-                gaps=state.gaps,
                 secrets=[
                     s.get_secret_value()
                     for s in (config.http.token, config.http.replication_secret)

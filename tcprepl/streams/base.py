@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.registry import Registry, StreamDef, check_name
 from tcprepl.streams.retention import Retention
@@ -68,7 +69,9 @@ class BaseLog:
         clock_ms: Callable[[], int],
         retention: Retention,
         reactor: IReactorTime | None,
+        gaps: Gaps | None = None,
     ) -> None:
+        self.gaps = gaps or Gaps()
         self._registry = registry
         self._clock_ms = clock_ms
         self._retention = retention

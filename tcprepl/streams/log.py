@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
 
 if TYPE_CHECKING:
@@ -126,9 +127,12 @@ class Log(Protocol):
 
     Attributes:
         history: The incarnations of the log, this one the current.
+        gaps: Where rows are missing; whoever notes a gap does so before the position moves
+            over it.
     """
 
     history: History
+    gaps: Gaps
 
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:
         """Return every (stream, instance) that the log knows, in a stable order."""

@@ -17,6 +17,7 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, empty_page, render
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.registry import Registry, StreamDef
@@ -130,6 +131,7 @@ class MemoryLog(BaseLog):
         clock_ms: Callable[[], int],
         retention: Retention | None = None,
         reactor: IReactorTime | None = None,
+        gaps: Gaps | None = None,
     ) -> None:
         """Start with no streams.
 
@@ -138,8 +140,9 @@ class MemoryLog(BaseLog):
             clock_ms: Gives wall-clock time in ms since 1970.
             retention: What to keep; the defaults by default.
             reactor: Lets go of old rows now and then; without, only appends do.
+            gaps: Where rows are known to be missing, if anywhere.
         """
-        super().__init__(registry, clock_ms, retention or Retention(), reactor)
+        super().__init__(registry, clock_ms, retention or Retention(), reactor, gaps)
         self._streams: dict[tuple[StreamName, InstanceName], MemoryStream] = {}
         self.history = History()
         self.history.begin({}, clock_ms())

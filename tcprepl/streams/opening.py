@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tcprepl.storage.worker import ThreadWorker
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
@@ -26,6 +27,7 @@ def open_log(
     reactor: Any,
     retention: Retention | None = None,
     clock_ms: Callable[[], int] = wall_clock_ms,
+    gaps: Gaps | None = None,
 ) -> Log:
     """Open the log of a process.
 
@@ -35,6 +37,7 @@ def open_log(
         reactor: The reactor, with its time and its threads.
         retention: What to keep.
         clock_ms: Gives wall-clock time in ms since 1970.
+        gaps: Where rows are known to be missing, if anywhere: those of a relay.
 
     Raises:
         LogLocked: another process has the directory open.
@@ -43,6 +46,6 @@ def open_log(
         LogUnavailable: the directory cannot be used, or the disk refuses.
     """
     if directory is None:
-        return MemoryLog(registry, clock_ms, retention, reactor)
+        return MemoryLog(registry, clock_ms, retention, reactor, gaps)
     worker = ThreadWorker(reactor.callFromThread, "tcprepl-log")
-    return SqliteLog(directory, registry, clock_ms, worker, retention, reactor)
+    return SqliteLog(directory, registry, clock_ms, worker, retention, reactor, gaps)

@@ -31,6 +31,7 @@ from tcprepl.streams.blocks import assign_tokens, empty_page
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import Pair
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block, Page
@@ -75,6 +76,7 @@ class SqliteLog(BaseLog):
         worker: Worker,
         retention: Retention | None = None,
         reactor: IReactorTime | None = None,
+        gaps: Gaps | None = None,
     ) -> None:
         """Open the log in *directory*, which is created if need be.
 
@@ -86,6 +88,7 @@ class SqliteLog(BaseLog):
             retention: What to keep; the defaults by default.
             reactor: Gathers what one turn appends into one commit, and lets go of old rows
                 now and then. Without it commits start at once, and only appends clean up.
+            gaps: Where rows are known to be missing, if anywhere.
 
         Raises:
             LogLocked: another process has the directory open.
@@ -93,7 +96,7 @@ class SqliteLog(BaseLog):
             LogTooNew: a newer version of tcprepl wrote it.
             LogUnavailable: the directory cannot be used, or the disk refuses.
         """
-        super().__init__(registry, clock_ms, retention or Retention(), reactor)
+        super().__init__(registry, clock_ms, retention or Retention(), reactor, gaps)
         directory = Path(directory)
         private_directory(directory)
         self._lock = DirectoryLock(directory)

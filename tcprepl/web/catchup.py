@@ -15,7 +15,6 @@ from tcprepl.errors import TokenTooOld, UnknownStream
 from tcprepl.http.routing import Call, Response, invalid, missing
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import DROPPED
-from tcprepl.replication.relaying.state import Gaps
 from tcprepl.streams.log import Page
 from tcprepl.web.ingest import unknown_stream
 from tcprepl.web.services import WebServices
@@ -29,14 +28,14 @@ class CatchUp:
     """Serves what a reader missed.
 
     Args:
-        services: The ports; uses *log*, *registry*, *instance* and *gaps*.
+        services: The ports; uses *log*, *registry* and *instance*.
     """
 
     def __init__(self, services: WebServices) -> None:
         self._log = services.log
         self._registry = services.registry
         self._own = services.instance
-        self._gaps = services.gaps if services.gaps is not None else Gaps()
+        self._gaps = services.log.gaps
 
     def get_updates(self, call: Call) -> Response:
         """Answer ``{"updates": [[token, row], ...], "upto_token", "limited"}``.

@@ -25,7 +25,7 @@ from tcprepl.errors import TokenFromFuture, TokenTooOld
 from tcprepl.http.routing import ApiError, Call, Response, excerpt, invalid
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import Live
-from tcprepl.replication.relaying.state import Gap, Gaps
+from tcprepl.streams.gaps import Gap
 from tcprepl.web.encoding import Encoder, Fragment, choose_encoder
 from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
@@ -76,8 +76,8 @@ class LongPoll:
     """Answers long polls.
 
     Args:
-        services: The ports; uses *log*, *registry*, *notifier*, *reactor*, *instance*,
-            *acknowledge* and *gaps*.
+        services: The ports; uses *log*, *registry*, *notifier*, *reactor*, *instance*
+            and *acknowledge*.
     """
 
     def __init__(self, services: WebServices) -> None:
@@ -86,7 +86,7 @@ class LongPoll:
         self._reactor = services.reactor
         self._own = services.instance
         self._acknowledge = services.acknowledge
-        self._gaps = services.gaps if services.gaps is not None else Gaps()
+        self._gaps = services.log.gaps
         self._feeds = feeds(services.registry)
         self._slots = slots(services.registry)
         self._cache: dict[object, Fragment] = {}

@@ -13,7 +13,6 @@ from twisted.web.resource import IResource
 
 from tcprepl import limits
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
-from tcprepl.replication.relaying.state import Gaps
 from tcprepl.replication.status import ServerStatus
 from tcprepl.streams.log import Appended, Log
 
@@ -130,7 +129,6 @@ class WebServices:
             ``next_try_ms`` and more; what is not known may be left out.
         acknowledge: Hears ``federation_ack`` of a long poll: (instance or None, token).
         ready: Returns why this process cannot serve yet, or None.
-        gaps: Where the log has rows missing, if it does (that of a relay).
         mounts: Resources of other rooms, by path prefix.
         secrets: A request for replication has to show one of them; none means loopback only.
         client_tokens: The bearer tokens of the Matrix client paths, each with the user it
@@ -155,7 +153,6 @@ class WebServices:
     destinations: Callable[[], Iterable[Mapping[str, Any]]] | None = None
     acknowledge: Callable[[InstanceName | None, Token], object] | None = None
     ready: Callable[[], str | None] | None = None
-    gaps: Gaps | None = None
     mounts: Mapping[str, IResource] = field(default_factory=dict)
     secrets: Collection[str] = ()
     client_tokens: Mapping[str, str | None] = field(default_factory=dict)

@@ -26,9 +26,10 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
 from tcprepl.replication.following.delivery import Pair
-from tcprepl.replication.relaying.state import Epoch, Gap, RelayState
+from tcprepl.replication.relaying.state import Epoch, RelayState
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry, StreamDef
 
@@ -161,7 +162,7 @@ class Intake:
 
     def gap_status(self) -> dict[str, Any]:
         """Return how many gaps there are, and the newest of them in words, for the status."""
-        lost = [(pair, gap) for pair, gap in self._state.gaps.all() if gap.lost]
+        lost = [(pair, gap) for pair, gap in self._state.gaps if gap.lost]
         words = [
             f"{stream} of {instance}: {gap.words()}"
             for (stream, instance), gap in lost[-GAPS_SHOWN:]
@@ -208,7 +209,7 @@ class Intake:
             return
         if first:
             # What was before we came is not ours to tell; nothing that we held is missing.
-            self._state.add_gap(pair, Gap(0, ours, lost=False))
+            self._state.add_gap(pair, Gap(0, ours, Cause.RECORD))
         self._advance(pair, ours, trims=first)
 
     async def reset(
@@ -221,7 +222,7 @@ class Intake:
         await self.drained()
         head = self._heads[pair]
         if known is not None and token > known:
-            self._state.add_gap(pair, Gap(head, token + self._offsets[pair], lost=True))
+            self._state.add_gap(pair, Gap(head, token + self._offsets[pair], Cause.UPSTREAM))
             log.warning(
                 "replication.relay.gap",
                 stream=stream,
@@ -239,7 +240,7 @@ class Intake:
             token=token,
             goes_on_as=head + 1,
         )
-        self._state.add_gap(pair, Gap(head, head + 1, lost=False))
+        self._state.add_gap(pair, Gap(head, head + 1, Cause.ANEW))
         self._state.set_epoch(pair, Epoch(head + 1 - token, head + 1))
         self._offsets[pair] = head + 1 - token
         self._advance(pair, head + 1)

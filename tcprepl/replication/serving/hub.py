@@ -22,7 +22,6 @@ import structlog
 from tcprepl import metrics
 from tcprepl.errors import LogCorrupt, TokenTooOld
 from tcprepl.ids import InstanceName, StreamName, Token
-from tcprepl.replication.relaying.state import Gaps
 from tcprepl.replication.serving.readers import (
     ANY,
     Backlog,
@@ -67,7 +66,6 @@ class Hub:
         reactor: For coalescing within a turn and for the time.
         stream_log: The log; the hub listens to it from now on.
         instance: Our own instance: the one that 2017 peers are told of.
-        gaps: Where the log has rows missing, if it does (that of a relay).
     """
 
     def __init__(
@@ -75,9 +73,7 @@ class Hub:
         reactor: Any,
         stream_log: Log,
         instance: InstanceName,
-        gaps: Gaps | None = None,
     ) -> None:
-        self._gaps = gaps
         self._reactor = reactor
         self._log = stream_log
         self.instance = instance
@@ -102,7 +98,7 @@ class Hub:
     def _position_moved(
         self, stream: StreamName, instance: InstanceName, before: Token, now: Token
     ) -> None:
-        if self._gaps is not None and self._gaps.covers((stream, instance), before, now):
+        if self._log.gaps.covers((stream, instance), before, now):
             before = now  # rows may be missing: whoever is below *now* has to see it
         self._publish(_Move(stream, instance, before, now))
 
@@ -476,14 +472,13 @@ class Hub:
                 backlog.unbegun.discard(pair)
                 parts.append(position_line(reader.form, *pair, cursor, cursor))
             upto = head.token
-            gap = self._gaps.at(pair, cursor) if self._gaps is not None else None
+            gap = self._log.gaps.at(pair, cursor)
             if gap is not None:
                 reader.gaps += gap.lost
                 self._place(backlog, pair, min(gap.upto, upto))
                 parts.append(position_line(reader.form, *pair, gap.upto, gap.upto))
                 continue
-            if self._gaps is not None:
-                upto = self._gaps.readable(pair, cursor, upto)
+            upto = self._log.gaps.readable(pair, cursor, upto)
             part = self._read(reader, backlog, pair, cursor, upto)
             parts.append(part)
             size += len(part)

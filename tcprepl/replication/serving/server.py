@@ -41,7 +41,6 @@ from tcprepl.protocol.events import Closing, CommandReceived
 from tcprepl.protocol.session import ServerSession
 from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of, describe_address
-from tcprepl.replication.relaying.state import Gaps
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
@@ -354,7 +353,6 @@ class ReplicationServer:
         max_connections: Connections held at a time. When there are more, the oldest that
             has said nothing makes room; when there is none, the new one is turned away.
         epoch_s: What to add to the reactor's time to get seconds since 1970, for PING.
-        gaps: Where the log has rows missing, if it does.
 
     Attributes:
         links: Asked for what the status says of upstreams and Redis.
@@ -371,13 +369,12 @@ class ReplicationServer:
         dialect: str = "auto",
         max_connections: int = limits.MAX_CONNECTIONS,
         epoch_s: float = 0.0,
-        gaps: Gaps | None = None,
     ) -> None:
         self.links: list[Callable[[], LinkStatus]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
-        self.hub = Hub(reactor, stream_log, instance, gaps)
+        self.hub = Hub(reactor, stream_log, instance)
         self._epoch_s = epoch_s
         self._log = stream_log
         self._registry = registry

@@ -23,6 +23,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
+from tcprepl.replication.relaying.state import RelayState
 from tcprepl.web.services import WebServices
 from tcprepl.web.site import build_site
 
@@ -108,18 +109,23 @@ def test_http_readers_are_told_of_the_gaps_of_the_line_protocol(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     built: list[WebServices] = []
+    states: list[RelayState] = []
 
     def build_and_keep(services: WebServices) -> Any:
         built.append(services)
         return build_site(services)
 
+    def open_and_keep(directory: Any) -> RelayState:
+        states.append(RelayState(directory))
+        return states[0]
+
     monkeypatch.setattr(relay, "build_site", build_and_keep)
+    monkeypatch.setattr(relay, "RelayState", open_and_keep)
     reactor = MemoryReactorClock()
     made_relay = made(parse_address("127.0.0.1:9092"), reactor)
     settle(reactor, made_relay.start())
     (services,) = built
-    assert services.gaps is not None
-    assert services.gaps is made_relay._server.hub._gaps
+    assert services.log.gaps is made_relay._server.hub._log.gaps is states[0].gaps
     settle(reactor, made_relay.stop())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tcprepl import limits
-from tcprepl.replication.relaying.state import Gap
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
@@ -317,7 +317,7 @@ def test_minus_one_begins_behind_the_last_gap(stage: Stage) -> None:
 def test_minus_one_ends_before_a_gap_that_comes_later(stage: Stage) -> None:
     """A gap above the position is nobody's yet."""
     stage.publish("audit", "a", "b")
-    stage.gaps.add(("audit", "master"), Gap(2, 9, lost=True))
+    stage.gaps.add(("audit", "master"), Gap(2, 9, Cause.UPSTREAM))
     assert stage.get("/_synapse/replication", audit=-1).json["audit"]["position"] == 2
     assert stage.get("/_synapse/replication", audit=2, timeout=0).json == {}
 

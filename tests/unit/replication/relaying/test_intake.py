@@ -12,7 +12,8 @@ from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.relaying import intake as relay_module
 from tcprepl.replication.relaying.intake import Intake, LogPositions, RelayCatchUp, relay_registry
-from tcprepl.replication.relaying.state import Epoch, Gap, RelayState
+from tcprepl.replication.relaying.state import Epoch, RelayState
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
 from tcprepl.streams.memory import MemoryLog
 
@@ -100,7 +101,7 @@ def test_how_long_ago_the_last_row_came(world: World) -> None:
 def test_first_sight_begins_the_record_there(world: World) -> None:
     world.position(40)
     assert world.log.floor(*PAIR) == world.log.position(*PAIR) == 40
-    assert world.state.gaps.next(PAIR, 0) == Gap(0, 40, lost=False)
+    assert world.state.gaps.next(PAIR, 0) == Gap(0, 40, Cause.RECORD)
     assert world.intake.gap_status() == {"gaps": 0, "newest_gaps": []}
     world.position(0, ("receipts", "master"))
     assert ("receipts", "master") in world.log.pairs()
@@ -123,7 +124,7 @@ def test_a_gap_is_remembered_and_shown(world: World) -> None:
     world.reset(2, 10)
     world.position(10)
     world.take(11)
-    assert world.state.gaps.next(PAIR, 2) == Gap(2, 10, lost=True)
+    assert world.state.gaps.next(PAIR, 2) == Gap(2, 10, Cause.UPSTREAM)
     assert [token for token, _ in world.rows()] == [2, 11]
     status = world.intake.gap_status()
     assert status["gaps"] == 1
@@ -140,7 +141,7 @@ def test_tokens_grow_when_the_stream_begins_anew(world: World) -> None:
     world.take(4, 5)
     assert [token for token, _ in world.rows()] == [100, 102, 103]
     assert world.state.epoch(PAIR) == Epoch(98, 101)
-    assert world.state.gaps.next(PAIR, 100) == Gap(100, 101, lost=False)
+    assert world.state.gaps.next(PAIR, 100) == Gap(100, 101, Cause.ANEW)
     assert world.intake.positions() == {PAIR: 5}
     assert world.make().positions() == {PAIR: 5}
 
@@ -158,7 +159,7 @@ def test_killed_between_epoch_and_log(world: World) -> None:
 def test_a_gap_that_was_never_logged_is_forgotten(world: World) -> None:
     world.position(1)
     world.take(2)
-    world.state.add_gap(PAIR, Gap(2, 9, lost=True))
+    world.state.add_gap(PAIR, Gap(2, 9, Cause.UPSTREAM))
     world.make()
     assert world.state.gaps.next(PAIR, 2) is None
 

@@ -8,9 +8,10 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.relaying.intake import Intake, relay_registry
-from tcprepl.replication.relaying.state import Gap, RelayState
+from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
@@ -104,7 +105,7 @@ def test_what_the_upstream_no_longer_holds_is_a_gap() -> None:
     world.source.trim(*ALPHA, 3)
     run_until(world.network, lambda: len(world.rows()) == 2)
     assert [token for token, _ in world.rows()] == [1, 4]
-    assert world.state.gaps.next(ALPHA, 1) == Gap(1, 3, lost=True)
+    assert world.state.gaps.next(ALPHA, 1) == Gap(1, 3, Cause.UPSTREAM)
 
 
 def test_commands_both_ways() -> None:

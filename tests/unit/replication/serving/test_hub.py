@@ -10,11 +10,11 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import LogCorrupt
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.replication.relaying.state import Gap, Gaps
 from tcprepl.replication.serving import hub as hub_module
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
@@ -528,15 +528,14 @@ def test_gaps_of_a_relay_are_told_live_and_to_those_who_come_later() -> None:
     registry = Registry([StreamDef("alpha")])
     log = MemoryLog(registry, lambda: 0)
     log.ensure(*ALPHA)
-    gaps = Gaps()
-    hub = Hub(clock, log, "master", gaps)
+    hub = Hub(clock, log, "master")
     live, late = Outlet(), Outlet()
     reader = Reader(live, "live")
     hub.subscribe(reader, NATIVE, (ANY, ANY), None)
     hub.serve(reader)
     live.lines()
     _ = log.append(*ALPHA, [b"[1]", b"[2]"], tokens=[1, 2])
-    gaps.add(ALPHA, Gap(2, 9, lost=True))
+    log.gaps.add(ALPHA, Gap(2, 9, Cause.UPSTREAM))
     _ = log.advance(*ALPHA, 9)
     _ = log.advance(*ALPHA, 11)
     _ = log.append(*ALPHA, [b"[12]"], tokens=[12])

@@ -1,0 +1,92 @@
+"""Where a log has rows missing: found, passed once, said in words."""
+
+from __future__ import annotations
+
+from tcprepl.streams.gaps import Cause, Gap, Gaps
+
+PAIR = ("typing", "master")
+
+
+def test_gaps_are_found_by_where_they_end() -> None:
+    gaps = Gaps()
+    assert gaps.next(PAIR, 0) is None
+    gaps.add(PAIR, Gap(20, 30, Cause.UPSTREAM))
+    gaps.add(PAIR, Gap(5, 9, Cause.ANEW))
+    assert gaps.next(PAIR, 0) == gaps.next(PAIR, 8) == Gap(5, 9, Cause.ANEW)
+    assert gaps.next(PAIR, 9) == gaps.next(PAIR, 29) == Gap(20, 30, Cause.UPSTREAM)
+    assert gaps.next(PAIR, 30) is None
+    gaps.add(PAIR, Gap(20, 35, Cause.UPSTREAM))
+    assert list(gaps) == [(PAIR, Gap(5, 9, Cause.ANEW)), (PAIR, Gap(20, 35, Cause.UPSTREAM))]
+    gaps.keep(PAIR, 9, 34)
+    assert list(gaps) == []
+
+
+def test_a_cursor_stands_in_a_gap_from_its_beginning_on_and_has_passed_it_at_its_end() -> None:
+    gaps = Gaps()
+    assert gaps.at(PAIR, 0) is None
+    gap = Gap(5, 9, Cause.UPSTREAM)
+    gaps.add(PAIR, gap)
+    assert [gaps.at(PAIR, cursor) for cursor in (4, 5, 8, 9)] == [None, gap, gap, None]
+    assert gaps.at(("typing", "w1"), 5) is None
+
+
+def test_gaps_that_adjoin_are_passed_at_once_as_far_as_the_position_is() -> None:
+    gaps = Gaps()
+    chained = [Gap(5, 9, Cause.UPSTREAM), Gap(9, 10, Cause.ANEW), Gap(10, 20, Cause.UPSTREAM)]
+    for gap in (*chained, Gap(21, 30, Cause.UPSTREAM)):
+        gaps.add(PAIR, gap)
+    assert gaps.chain(PAIR, 5, 40) == chained
+    assert gaps.chain(PAIR, 9, 40) == chained[1:]
+    assert gaps.chain(PAIR, 7, 19) == chained[:2]
+    assert gaps.chain(PAIR, 4, 40) == gaps.chain(PAIR, 20, 40) == gaps.chain(PAIR, 5, 8) == []
+
+
+def test_a_read_ends_where_the_next_gap_begins() -> None:
+    gaps = Gaps()
+    assert gaps.readable(PAIR, 0, 7) == 7
+    gaps.add(PAIR, Gap(5, 9, Cause.UPSTREAM))
+    assert [gaps.readable(PAIR, cursor, 40) for cursor in (0, 4, 9, 10)] == [5, 5, 40, 40]
+    assert gaps.readable(PAIR, 0, 3) == 3
+
+
+def test_a_move_within_one_gap_is_covered() -> None:
+    gaps = Gaps()
+    assert not gaps.covers(PAIR, 0, 1)
+    gaps.add(PAIR, Gap(5, 9, Cause.UPSTREAM))
+    moves = [(5, 9), (6, 8), (4, 9), (5, 10), (9, 10)]
+    assert [gaps.covers(PAIR, *move) for move in moves] == [True, True, False, False, False]
+
+
+def test_nothing_is_missing_behind_the_last_gap() -> None:
+    gaps = Gaps()
+    assert gaps.last_end(PAIR, 40) == 0
+    gaps.add(PAIR, Gap(5, 9, Cause.UPSTREAM))
+    gaps.add(PAIR, Gap(12, 20, Cause.ANEW))
+    assert [gaps.last_end(PAIR, position) for position in (8, 9, 19, 20, 40)] == [0, 9, 9, 20, 20]
+
+
+def test_gaps_say_what_is_missing() -> None:
+    assert Gap(2, 7, Cause.UPSTREAM).words() == (
+        "rows in (2, 7] may be missing: the upstream could not tell them"
+    )
+    assert Gap(5, 6, Cause.ANEW).words() == "the stream began anew upstream after 5"
+    assert Gap(0, 6, Cause.RECORD).words() == (
+        "rows up to 6 were never held: the relay's record begins after them"
+    )
+
+
+def test_a_gap_is_new_once_and_found_by_its_cause() -> None:
+    gaps = Gaps()
+    damage = Gap(100, 200, Cause.DAMAGE, "its checksum does not match")
+    assert gaps.add(PAIR, damage)
+    assert not gaps.add(PAIR, damage)
+    assert gaps.add(PAIR, Gap(300, 400, Cause.RETENTION, "max_rows=3"))
+    assert gaps.of(Cause.DAMAGE) == [(PAIR, damage)]
+    assert damage.words() == "rows in (100, 200] cannot be read: its checksum does not match"
+    assert [gap.words() for _, gap in gaps.of(Cause.RETENTION)] == [
+        "rows in (300, 400] are gone: max_rows=3"
+    ]
+
+
+def test_rows_are_lost_unless_there_were_none() -> None:
+    assert [cause for cause in Cause if not cause.lost] == [Cause.RECORD, Cause.ANEW]
