@@ -49,6 +49,10 @@ MAX_INGEST_PENDING_BYTES = 32 * 2**20
 INGEST_RETRY_S = 1
 #: Characters in a transaction id of a client.
 MAX_TRANSACTION_ID_CHARS = 255
+#: How long a transaction id is remembered; remote servers repeat for days.
+TRANSACTION_AGE_S = 1_209_600.0
+#: Transaction ids of streams in memory that are remembered, until the process ends.
+MAX_VOLATILE_TRANSACTIONS = 100_000
 #: How long a long poll waits by default, in ms as its parameter.
 POLL_TIMEOUT_MS = 10_000
 #: How long a long poll waits at most.

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 from twisted.internet.defer import Deferred, fail
 from twisted.web.resource import IResource
 
+from tcprepl import metrics
 from tcprepl.federation.receiving.receiver import (
     EduHandler,
     ReceivedEdu,
@@ -35,9 +37,11 @@ from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import InstanceName, ServerName, StreamName, Token, idempotency_key
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.publisher import Publisher
+
+logger = structlog.get_logger()
 
 #: The stream of EDUs that came from other servers and have no stream of their own: rows are
 #: ``{"content", "edu_type", "origin"}``.
@@ -202,17 +206,30 @@ class FederationWriter:
     ) -> None:
         """Put the messages for our users on the stream of messages, and name who they are for.
 
+        A message that has an id is published once, in however many transactions it comes.
+
         Raises:
             ValueError: The sender is not a user of the origin, or it is for nobody here.
         """
         content = msgspec.json.decode(edu.content, type=_ToDevice)
         if content.sender.partition(":")[2] != origin:
             raise ValueError(f"sender: {content.sender[:64]!r}; expected a user of {origin}")
-        ours = sorted(
-            user_id
-            for user_id in content.messages
-            if user_id.startswith("@") and user_id.partition(":")[2] == self.server_name
-        )
+        message_id = content.message_id if isinstance(content.message_id, str) else None
+        if message_id:
+            delivery_id = idempotency_key("message", origin, content.sender, message_id)
+        ours: dict[str, dict[str, msgspec.Raw]] = {}
+        for user_id, devices in sorted(content.messages.items()):
+            if user_id.startswith("@") and user_id.partition(":")[2] == self.server_name:
+                try:
+                    ours[user_id] = msgspec.json.decode(devices, type=dict[str, msgspec.Raw])
+                except msgspec.ValidationError as error:
+                    metrics.DROPPED.labels(TO_DEVICE, "no messages by device").inc()
+                    logger.info(
+                        "federation.edu.recipient_skipped",
+                        origin=origin,
+                        user_id=user_id[:255],
+                        error=str(error),
+                    )
         if not ours:
             raise ValueError("messages: none is for a user of ours")
         rows = [
@@ -220,14 +237,14 @@ class FederationWriter:
                 {
                     "sender": content.sender,
                     "type": content.type,
-                    "message_id": content.message_id,
+                    "message_id": message_id,
                     "user_id": user_id,
                     "device_id": device_id,
                     "content": message,
                 }
             )
-            for user_id in ours
-            for device_id, message in content.messages[user_id].items()
+            for user_id, devices in ours.items()
+            for device_id, message in devices.items()
         ]
         if rows:
             await self._publish(TO_DEVICE_MESSAGES, rows, transaction_id=delivery_id)
@@ -241,5 +258,5 @@ class FederationWriter:
 class _ToDevice(msgspec.Struct):
     sender: str
     type: str
-    messages: dict[str, dict[str, msgspec.Raw]]
-    message_id: str | None = None
+    messages: dict[str, msgspec.Raw]
+    message_id: Any = None

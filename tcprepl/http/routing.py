@@ -125,13 +125,20 @@ def json_response(
 
 
 class Call:
-    """One request, as handlers see it."""
+    """One request, as handlers see it.
 
-    __slots__ = ("_query", "path_args", "request")
+    Attributes:
+        request: The request of twisted.web.
+        path_args: The arguments of its path.
+        caller: Whose transaction ids its own are among; the guard that let it in says so.
+    """
+
+    __slots__ = ("_query", "caller", "path_args", "request")
 
     def __init__(self, request: Request, path_args: Mapping[str, str]) -> None:
         self.request = request
         self.path_args = path_args
+        self.caller = ""
         self._query: list[tuple[str, str]] | None = None
 
     @property

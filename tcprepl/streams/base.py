@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.limits import MAX_VOLATILE_TRANSACTIONS
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.registry import Registry, StreamDef, check_name
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 
 class Transactions:
-    """Transaction ids in memory, with the answers that they got, for a while."""
+    """Transaction ids in memory, with the answers that they got: for a while, the newest ones."""
 
     def __init__(self, max_age_s: float) -> None:
         self._max_age_ms = max_age_s * 1000
@@ -48,10 +49,11 @@ class Transactions:
         self.expire(now_ms)
 
     def expire(self, now_ms: int) -> None:
-        """Forget what was answered too long ago."""
+        """Forget what was answered too long ago, and what is too much."""
         while self._answers:
             key = next(iter(self._answers))
-            if now_ms - self._answers[key][0] <= self._max_age_ms:
+            young = now_ms - self._answers[key][0] <= self._max_age_ms
+            if young and len(self._answers) <= MAX_VOLATILE_TRANSACTIONS:
                 return
             del self._answers[key]
 

@@ -31,8 +31,8 @@ DATABASE_NAME = "log.sqlite3"
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
 SCHEMA_VERSION = 2
-#: Expired transaction ids removed in one commit.
-_EXPIRED_AT_ONCE = 1_000
+#: Expired transaction ids removed in one commit: more than a minute brings.
+_EXPIRED_AT_ONCE = 50_000
 
 _CREATE = """
 CREATE TABLE pairs (

@@ -8,7 +8,7 @@ from msgspec import Raw
 from twisted.internet.defer import Deferred, fail
 
 from tcprepl.errors import TcpreplError
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, StreamName, Token, idempotency_key
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.registry import Registry
 
@@ -44,7 +44,7 @@ class Publisher:
             batch: Whether all rows share one token.
             instance: The writing instance, if it is another one.
             tokens: The tokens to use, for a relay.
-            transaction_id: Makes the call safe to retry.
+            transaction_id: Makes the call safe to retry; it counts for this stream and instance.
 
         Raises:
             UnknownStream: (in the Deferred) there is no such stream.
@@ -84,6 +84,8 @@ class Publisher:
         tokens: Sequence[Token] | None,
         transaction_id: str | None,
     ) -> Deferred[Appended]:
+        if transaction_id is not None and instance is not None and instance != self.instance:
+            transaction_id = idempotency_key("instance", instance, transaction_id)
         try:
             return self._log.append(
                 stream,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tcprepl.ids import StreamName
+from tcprepl.limits import TRANSACTION_AGE_S
 
 _MIB = 1_048_576
 
@@ -55,7 +56,8 @@ class Retention:
         streams: Bounds of single streams, in place of those two.
         recent_bytes: How much of a durable stream is also held in memory, so that readers
             who are a little behind never touch the disk.
-        transaction_age_s: How long a transaction id is remembered.
+        transaction_age_s: How long a transaction id is remembered: what HTTP and federation
+            promise to whoever asks again.
         reserved_tokens: How many tokens of an ephemeral stream are claimed on disk at once;
             a crash skips up to this many.
     """
@@ -64,7 +66,7 @@ class Retention:
     ephemeral: Bounds = Bounds(max_age_s=3_600.0, max_bytes=8 * _MIB, max_rows=50_000)
     streams: Mapping[StreamName, Bounds] = field(default_factory=lambda: MappingProxyType({}))
     recent_bytes: int = 4 * _MIB
-    transaction_age_s: float = 86_400.0
+    transaction_age_s: float = TRANSACTION_AGE_S
     reserved_tokens: int = 10_000
 
     def bounds(self, stream: StreamName, *, durable: bool) -> Bounds:

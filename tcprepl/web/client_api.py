@@ -7,7 +7,6 @@ writers of `tcprepl.ephemeral` and, for other servers, into the federation strea
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from tcprepl.http.routing import (
     json_response,
 )
 from tcprepl.http.security import bearer
+from tcprepl.ids import idempotency_key
 from tcprepl.web.client_tokens import ClientTokens
 from tcprepl.web.ingest import Ingest, busy
 from tcprepl.web.services import WebServices
@@ -129,24 +129,25 @@ class ClientApi:
         if not token:
             raise ApiError(401, "M_MISSING_TOKEN", f"{asked.type} needs a token")
         user = asked.identifier.user if asked.identifier is not None else asked.user
-        user_id, access_token = self._tokens.login(token, user)
-        device = hashlib.sha256(user_id.encode()).hexdigest()[:10].upper()
+        user_id, device_id, access_token = self._tokens.login(token, user, asked.device_id)
         return json_response(
             {
                 "user_id": user_id,
                 "access_token": access_token,
-                "device_id": asked.device_id or device,
+                "device_id": device_id,
                 "home_server": self._services.server_name,
             }
         )
 
     def get_whoami(self, call: Call) -> Response:
         """Say for whom a token speaks."""
-        return json_response({"user_id": self._tokens.user_of(call)})
+        speaker = self._tokens.speaker_of(call)
+        device = {} if speaker.device_id is None else {"device_id": speaker.device_id}
+        return json_response({"user_id": speaker.user_id, **device})
 
     async def put_typing(self, call: Call) -> Response:
         """Note that a user types, or stopped."""
-        user = self._tokens.user_of(call, call.path_args["user_id"])
+        user = self._tokens.speaker_of(call, call.path_args["user_id"]).user_id
         room_id = _room(call)
         asked = call.json(_Typing)
         typing = self._services.typing
@@ -161,7 +162,7 @@ class ClientApi:
 
     async def put_presence(self, call: Call) -> Response:
         """Set a user's presence."""
-        user = self._tokens.user_of(call, call.path_args["user_id"])
+        user = self._tokens.speaker_of(call, call.path_args["user_id"]).user_id
         asked = call.json(_Presence)
         presence = self._services.presence
         assert presence is not None
@@ -170,7 +171,7 @@ class ClientApi:
 
     def get_presence(self, call: Call) -> Response:
         """Say how a user is; who is not known is offline."""
-        self._tokens.user_of(call)
+        self._tokens.speaker_of(call)
         presence = self._services.presence
         assert presence is not None
         row = presence.get_state(call.path_args["user_id"])
@@ -187,7 +188,7 @@ class ClientApi:
 
     async def post_receipt(self, call: Call) -> Response:
         """Take a receipt; answers once it is on disk."""
-        user = self._tokens.user_of(call)
+        user = self._tokens.speaker_of(call).user_id
         room_id = _room(call)
         receipt_type = call.path_args["receipt_type"]
         if receipt_type not in _RECEIPT_TYPES:
@@ -206,7 +207,7 @@ class ClientApi:
         Messages for other servers become an EDU each, those for our own users rows of the
         stream ``to_device_messages``, where it is configured; ``to_device`` tells of them.
         """
-        user = self._tokens.user_of(call)
+        user, _, scope = self._tokens.speaker_of(call)
         event_type, txn = call.path_args["event_type"], call.path_args["txn"]
         messages = call.json(_Messages).messages
         if sum(map(len, messages.values())) > _MAX_MESSAGES:
@@ -219,13 +220,13 @@ class ClientApi:
             if not target.startswith("@") or not server:
                 raise invalid("messages", target, "user IDs as keys")
             by_server.setdefault(server, {})[target] = devices
-        # The same request has the same id, whenever it is repeated.
-        digest = hashlib.sha256("\0".join((user, event_type, txn)).encode()).hexdigest()[:32]
-        envelope = {"sender": user, "type": event_type, "message_id": digest[:16]}
+        # The same request has the same id, whenever it is repeated; another device's has not.
+        key = idempotency_key("to_device", user, *scope, event_type, txn)
+        envelope = {"sender": user, "type": event_type, "message_id": key[:16]}
         ours = by_server.pop(self._services.server_name, {})
         self._check_reach(bool(ours), by_server.keys())
         if ours:
-            await self._send_here(ours, envelope, f"to_device:{digest}")
+            await self._send_here(ours, envelope, key)
         edus = self._services.edus
         for server, theirs in by_server.items():
             assert edus is not None
@@ -235,7 +236,7 @@ class ClientApi:
                 server,
                 "m.direct_to_device",
                 content,
-                transaction_id=f"to_device:{digest}:{server}"[:255],
+                transaction_id=idempotency_key(key, server),
             )
             await _told(queue)
         return json_response({})

@@ -3,8 +3,8 @@
 A configured token is that of an application service: it speaks for the user it is configured
 for, or for whom the request names with ``user_id``. Where nothing at all is configured, the
 processes of this machine are trusted to say for whom they speak. ``POST /login`` turns a
-configured token into one for one user, which holds the user and a MAC under the configured
-one: nothing is stored, so it is good for as long as the configured token is.
+configured token into one for one device of one user, which holds both and a MAC under the
+configured one: nothing is stored, so it is good for as long as the configured token is.
 """
 
 from __future__ import annotations
@@ -13,13 +13,31 @@ import base64
 import binascii
 import hashlib
 import hmac
+import secrets
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from tcprepl.http.routing import ApiError, Call, excerpt
-from tcprepl.http.security import bearer, equal
+from tcprepl.http.routing import ApiError, Call, excerpt, invalid
+from tcprepl.http.security import bearer, equal, fingerprint
 
 _PREFIX = "tcprepl_user"
+_USER, _DEVICE = "tcprepl user token\0", "tcprepl device token\0"
 _MAX_USER_CHARS = 255
+_MAX_DEVICE_CHARS = 255
+
+
+class Speaker(NamedTuple):
+    """For whom a request speaks.
+
+    Attributes:
+        user_id: The user.
+        device_id: The device, if the token or the request names one.
+        scope: What the transaction ids of the user count within: the device, else the token.
+    """
+
+    user_id: str
+    device_id: str | None
+    scope: tuple[str, str]
 
 
 class ClientTokens:
@@ -34,7 +52,7 @@ class ClientTokens:
         self._tokens = dict(tokens)
         self._server_name = server_name
 
-    def user_of(self, call: Call, path_user: str | None = None) -> str:
+    def speaker_of(self, call: Call, path_user: str | None = None) -> Speaker:
         """Return for whom *call* speaks.
 
         Args:
@@ -42,10 +60,11 @@ class ClientTokens:
             path_user: The user in its path, for whom it has to speak.
 
         Raises:
-            ApiError: 401 without a good token, 403 for somebody else's user, 400 when nobody
-                is named.
+            ApiError: 401 without a good token, 403 for somebody else's user or device, 400
+                when nobody is named.
         """
-        bound = self._bound_user(self.token_of(call)) if self._tokens else None
+        token = self.token_of(call) if self._tokens else bearer(call) or ""
+        bound, device = self._bound_to(token) if self._tokens else (None, None)
         asked = call.param("user_id")
         user = bound or asked or path_user
         if user is None:
@@ -60,7 +79,14 @@ class ClientTokens:
             )
         if path_user not in (None, user):
             raise ApiError(403, "M_FORBIDDEN", f"{user} may not speak for {excerpt(path_user)}")
-        return self.check_user(user)
+        asked_device = call.param("device_id") or None
+        if device is not None and asked_device not in (None, device):
+            raise ApiError(
+                403, "M_FORBIDDEN", f"this token is of {device}, not {excerpt(asked_device)}"
+            )
+        device = device or asked_device
+        scope = ("token", fingerprint(token)) if device is None else ("device", device)
+        return Speaker(self.check_user(user), device, scope)
 
     def check_user(self, user: str) -> str:
         """Return *user*, which is one of this server.
@@ -91,12 +117,13 @@ class ClientTokens:
             raise ApiError(401, "M_MISSING_TOKEN", "this needs Authorization: Bearer")
         return token
 
-    def login(self, token: str, user: str | None) -> tuple[str, str]:
-        """Return (user, a token that speaks for that user alone).
+    def login(self, token: str, user: str | None, device: str | None) -> tuple[str, str, str]:
+        """Return (user, device, a token that speaks for that device of that user alone).
 
         Args:
             token: A configured token.
             user: Who logs in, as an ID or its local part; None for the token's own user.
+            device: On which device; None for a new one.
 
         Raises:
             ApiError: 403, the token is not known, or not for this user.
@@ -114,25 +141,31 @@ class ClientTokens:
                 400, "M_MISSING_PARAM", "'identifier' is missing: expected the user who logs in"
             )
         self.check_user(user)
-        encoded = _encode(user.encode())
-        return user, f"{_PREFIX}.{encoded}.{_mac(secret, user)}"
+        device = device or secrets.token_hex(5).upper()
+        if len(device) > _MAX_DEVICE_CHARS:
+            raise invalid("device_id", device, f"at most {_MAX_DEVICE_CHARS} characters")
+        bound_to = f"{_encode(user.encode())}.{_encode(device.encode())}"
+        return user, device, f"{_PREFIX}.{bound_to}.{_mac(secret, _DEVICE + bound_to)}"
 
-    def _bound_user(self, token: str) -> str | None:
+    def _bound_to(self, token: str) -> tuple[str | None, str | None]:
+        """Return the user and the device that *token* speaks for, as far as it says."""
         secret, bound = self._configured(token)
         if secret is not None:
-            return bound
-        prefix, _, rest = token.partition(".")
-        encoded, _, mac = rest.partition(".")
-        if prefix == _PREFIX and mac:
+            return bound, None
+        prefix, *parts = token.split(".")
+        if prefix == _PREFIX and 2 <= len(parts) <= 3:
+            mac = parts.pop()
             try:
-                user = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+                user, device = [*map(_decode, parts), None][:2]
             except (binascii.Error, ValueError):
-                user = ""
+                user, device = "", None
+            # Tokens of before 0.2 name no device.
+            signed = _USER + (user or "") if device is None else _DEVICE + ".".join(parts)
             good = False
             for configured in self._tokens:
-                good |= equal(mac, _mac(configured, user))
+                good |= equal(mac, _mac(configured, signed))
             if good and user:
-                return user
+                return user, device
         raise ApiError(401, "M_UNKNOWN_TOKEN", "this access token is not known here")
 
     def _configured(self, token: str) -> tuple[str | None, str | None]:
@@ -147,7 +180,9 @@ def _encode(value: bytes) -> str:
     return base64.urlsafe_b64encode(value).decode().rstrip("=")
 
 
-def _mac(secret: str, user: str) -> str:
-    return _encode(
-        hmac.digest(secret.encode(), b"tcprepl user token\0" + user.encode(), hashlib.sha256)
-    )
+def _decode(text: str) -> str:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+
+
+def _mac(secret: str, signed: str) -> str:
+    return _encode(hmac.digest(secret.encode(), signed.encode(), hashlib.sha256))

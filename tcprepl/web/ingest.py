@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from tcprepl import limits
 from tcprepl.errors import BadRow, LogUnavailable, UnknownStream
 from tcprepl.http.routing import ApiError, Call, Response, invalid, json_response
+from tcprepl.ids import idempotency_key
 from tcprepl.metrics import Live
 from tcprepl.streams.log import Appended
 from tcprepl.web.services import WebServices
@@ -88,7 +89,7 @@ class Ingest:
             rows,
             batch=batch,
             instance=instance,
-            transaction_id=transaction_id,
+            transaction_id=transaction_id and idempotency_key("rows", call.caller, transaction_id),
         )
         return json_response(
             {

@@ -12,7 +12,6 @@ import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -30,16 +29,15 @@ from tcprepl.federation.wire.edu import BadEdu, canonicalise, is_server_name
 from tcprepl.federation.wire.keyring import KeyNotFound, Keyring
 from tcprepl.federation.wire.signing import BadAuthorization, parse_authorization, request_bytes
 from tcprepl.federation.wire.transaction import MAX_EDUS, MAX_PDUS
-from tcprepl.ids import ServerName
+from tcprepl.ids import ServerName, idempotency_key
+from tcprepl.limits import MAX_TRANSACTION_ID_CHARS, TRANSACTION_AGE_S
 
 logger = structlog.get_logger()
 
 #: How long a transaction is remembered. Senders repeat for days.
-REMEMBER_MS = 14 * 24 * 3600 * 1000
+REMEMBER_MS = int(TRANSACTION_AGE_S * 1000)
 #: Most transactions that are remembered.
 REMEMBER_TRANSACTIONS = 500_000
-#: Longest transaction id.
-MAX_TRANSACTION_ID_CHARS = 255
 #: How often at most it is told that an origin is up.
 UP_INTERVAL_MS = 60_000
 #: Origins for which that is kept.
@@ -288,7 +286,9 @@ class TransactionReceiver:
                 f"expected at most {MAX_PDUS} and {MAX_EDUS}",
             )
         for number, raw in enumerate(transaction.edus):
-            await self._take_edu(origin, raw, _delivery_id(origin, transaction_id, number))
+            await self._take_edu(
+                origin, raw, idempotency_key("edu", origin, transaction_id, str(number))
+            )
         answer = b'{"pdus":{}}'
         self._seen.put(origin, transaction_id, answer, self._now_ms())
         return 200, answer
@@ -322,12 +322,6 @@ class TransactionReceiver:
             )
         else:
             _received.labels("taken").inc()
-
-
-def _delivery_id(origin: ServerName, transaction_id: str, number: int) -> str:
-    """Return a short name for one EDU of a transaction."""
-    words = f"{origin}\0{transaction_id}\0{number}"
-    return "edu:" + sha256(words.encode("utf-8", "replace")).hexdigest()[:40]
 
 
 class SeenTransactions:

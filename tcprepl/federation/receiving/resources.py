@@ -27,13 +27,13 @@ from tcprepl.federation.wire.edu import canonicalise, is_server_name
 from tcprepl.federation.wire.signing import Signer
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
+from tcprepl.ids import idempotency_key
+from tcprepl.limits import MAX_TRANSACTION_ID_CHARS
 
 logger = structlog.get_logger()
 
 #: Destinations of one request.
 MAX_DESTINATIONS = 10_000
-#: Longest transaction id of a request.
-MAX_TRANSACTION_ID_CHARS = 255
 
 #: Raises `Refused` unless a request may use what only our own processes may.
 Guard: TypeAlias = Callable[[Request], None]
@@ -295,4 +295,4 @@ def _transaction_id(request: Request, in_body: str | None) -> str | None:
             raise Refused(
                 400, "M_INVALID_PARAM", f"expected at most {MAX_TRANSACTION_ID_CHARS} characters"
             )
-    return next(iter(given), None)
+    return next((idempotency_key("edus", found) for found in given), None)

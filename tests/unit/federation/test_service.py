@@ -102,6 +102,34 @@ def test_to_device_messages_get_a_row_for_each_device_once(world: World) -> None
     }
 
 
+def test_a_message_is_one_however_it_comes(world: World) -> None:
+    """Its sender and its id say which; without an id each delivery is one."""
+    for number, sender in enumerate(("@a:y.example", "@a:y.example", "@b:y.example")):
+        world.receive("m.direct_to_device", message(sender=sender), f"d{number}")
+    assert len(world.rows(TO_DEVICE_MESSAGES)) == 4
+    for odd in (None, "", 7, {"a": 1}):
+        content = {**message(), "message_id": odd}
+        for delivery in ("d1", "d1", "d2"):
+            world.receive("m.direct_to_device", content, f"{odd}{delivery}")
+    rows = world.rows(TO_DEVICE_MESSAGES)
+    assert len(rows) == 4 + 4 * 4
+    assert {row["message_id"] for row in rows[4:]} <= {None, ""}
+
+
+def test_a_recipient_that_is_odd_costs_itself(world: World) -> None:
+    """The others get theirs."""
+    content = message()
+    content["messages"]["@c:x.example"] = 5
+    content["messages"]["@d:x.example"] = {"D": 6}
+    content["messages"]["nobody"] = []
+    world.receive("m.direct_to_device", content)
+    assert [row["user_id"] for row in world.rows(TO_DEVICE_MESSAGES)] == [
+        "@b:x.example",
+        "@b:x.example",
+        "@d:x.example",
+    ]
+
+
 @pytest.mark.parametrize(
     "content",
     [message(sender="@a:z.example"), message(user="@b:z.example"), message(user="b:x.example")],

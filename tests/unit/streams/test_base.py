@@ -36,6 +36,14 @@ def test_an_answer_that_is_given_again_is_young_again() -> None:
     assert known.get("s", "t", 9_000) is None
 
 
+def test_what_is_too_much_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcprepl.streams.base.MAX_VOLATILE_TRANSACTIONS", 2)
+    known = Transactions(max_age_s=10)
+    for id_ in "tuv":
+        known.put("s", id_, ANSWER, 0)
+    assert [known.get("s", id_, 0) for id_ in "tuv"] == [None, ANSWER, ANSWER]
+
+
 def test_old_rows_go_although_nothing_is_appended() -> None:
     clock = Clock()
     log = MemoryLog(

@@ -43,6 +43,9 @@ def test_another_instance_given_tokens_and_a_transaction_id(
     again = publisher.publish("push_rules", [["@a:x"]], instance="other", transaction_id="t")
     assert result(again) == result(answer)
     assert log.pairs() == [("push_rules", "other")]
+    for instance in (None, "third"):  # what one instance calls t is not what another does
+        first = publisher.publish("push_rules", [["@b:x"]], instance=instance, transaction_id="t")
+        assert result(first) == Appended("push_rules", instance or "w", 1, 1)
 
 
 def test_a_bad_row_keeps_the_whole_call_out(publisher: Publisher, log: MemoryLog) -> None:

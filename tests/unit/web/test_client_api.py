@@ -192,6 +192,38 @@ def test_to_device_messages_go_to_their_servers(world: World) -> None:
     assert len(world.rows("federation")) == 3
 
 
+def test_a_transaction_counts_for_its_device(world: World) -> None:
+    """Of two devices, two tokens, two users or two types none swallows what another sends."""
+    asked = [
+        ("alice", "m.test/1", ""),
+        ("any", "m.test/1", f"?user_id={ALICE}"),
+        ("any", "m.test/1", f"?user_id={ALICE}&device_id=D1"),
+        ("any", "m.test/1", f"?user_id={ALICE}&device_id=D2"),
+        ("any", "m.test/1", "?user_id=@bob:example.com"),
+        ("any", "m.other/1", "?user_id=@bob:example.com"),
+        ("any", "m%00a/b", "?user_id=@bob:example.com"),
+        ("any", "m/a%00b", "?user_id=@bob:example.com"),
+    ]
+    for _ in range(2):
+        for number, (token, path, query) in enumerate(asked):
+            messages = {"@c:example.com": {"D": {"n": number}}, "@c:remote": {"D": {"n": number}}}
+            assert (
+                world.put(f"/sendToDevice/{path}{query}", {"messages": messages}, token).json == {}
+            )
+    ours = world.rows("to_device_messages")
+    theirs = [row[1]["content"] for row in world.rows("federation")]
+    for found in (
+        [row["content"]["n"] for row in ours],
+        [content["messages"]["@c:remote"]["D"]["n"] for content in theirs],
+    ):
+        assert found == list(range(len(asked)))
+    assert len({row["message_id"] for row in ours}) == len(asked)
+    # The name of a server is never cut, however long.
+    names = ["x" * 248 + "a.b", "x" * 248 + "b.b"]
+    world.put("/sendToDevice/m.test/2", {"messages": {f"@c:{name}": {"D": {}} for name in names}})
+    assert [row[1]["destination"] for row in world.rows("federation")[-2:]] == names
+
+
 def test_empty_messages_are_nothing(world: World) -> None:
     """Nobody is told of no device."""
     for messages in ({}, {"@bob:example.com": {}}):

@@ -81,7 +81,8 @@ def test_login_makes_a_token_for_one_user(stage: Stage) -> None:
     assert found["user_id"] == "@bob:example.com"
     assert found["device_id"]
     again = Stage(client_tokens={"any": None})
-    assert whoami(again, found["access_token"]).json == {"user_id": "@bob:example.com"}
+    speaks_for = {"user_id": "@bob:example.com", "device_id": found["device_id"]}
+    assert whoami(again, found["access_token"]).json == speaks_for
     answer = whoami(again, found["access_token"], user_id="@eve:example.com")
     assert answer.error[:2] == (403, "M_FORBIDDEN")
     again.close()
@@ -91,10 +92,35 @@ def test_login_makes_a_token_for_one_user(stage: Stage) -> None:
 
 
 def test_a_made_token_cannot_be_given_to_another_user(stage: Stage) -> None:
-    """The MAC is over the user."""
+    """The MAC is over the user and the device."""
     token = login(stage, type="m.login.token", token="any", user="bob").json["access_token"]
-    prefix, _, mac = token.split(".")
-    assert whoami(stage, f"{prefix}.QGV2ZTpleGFtcGxlLmNvbQ.{mac}").status == 401
+    prefix, user, device, mac = token.split(".")
+    for parts in (
+        ["QGV2ZTpleGFtcGxlLmNvbQ", device, mac],
+        [user, "RDI", mac],
+        [user, mac],
+        [user, device, device, mac],
+        [mac],
+    ):
+        assert whoami(stage, ".".join([prefix, *parts])).status == 401
+
+
+def test_a_token_of_the_release_before_goes_on(stage: Stage) -> None:
+    """It names no device; one may be named beside it."""
+    old = "tcprepl_user.QGJvYjpleGFtcGxlLmNvbQ.Udaumtr_6E29lXuvGoyq1W58Yb9N2M_tyDiJiB-SCno"
+    assert whoami(stage, old).json == {"user_id": "@bob:example.com"}
+    assert whoami(stage, old, device_id="D7").json["device_id"] == "D7"
+
+
+def test_each_login_is_a_device_of_its_own(stage: Stage) -> None:
+    """Unless it names one; and a token of one device does not speak for another."""
+    found = [login(stage, type="m.login.token", token="alice").json for _ in range(2)]
+    assert len({one["device_id"] for one in found}) == 2
+    token = found[0]["access_token"]
+    assert whoami(stage, token, device_id=found[0]["device_id"]).status == 200
+    assert whoami(stage, token, device_id="other").error[:2] == (403, "M_FORBIDDEN")
+    long = login(stage, type="m.login.token", token="alice", device_id="x" * 256)
+    assert long.error[:2] == (400, "M_INVALID_PARAM")
 
 
 @pytest.mark.parametrize(
