@@ -34,6 +34,7 @@ from pydantic_core import ErrorDetails
 from tcprepl import limits
 from tcprepl.errors import ConfigError
 from tcprepl.replication.redis.url import parse_redis_url
+from tcprepl.streams.releases import Release, parse_release
 
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"
@@ -315,6 +316,22 @@ class RedisSettings(Settings):
     """The Redis server whose channels carry the streams as well."""
 
     url: SecretStr = Field(description="redis://[:PASSWORD@]HOST:PORT[/DB], rediss:// or unix:")
+    synapse: str | None = Field(
+        default=None,
+        description='null, or the release of the Synapse processes there, in quotes: "1.163"',
+    )
+
+    @property
+    def release(self) -> Release | None:
+        """The release of Synapse that is there; None when it was not said."""
+        return None if self.synapse is None else parse_release(self.synapse)
+
+    @field_validator("synapse")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_release(value)
+        return value
 
     @field_validator("url")
     @classmethod

@@ -24,12 +24,11 @@ from tcprepl.federation.wire.transaction import TransactionLimits
 from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
+from tcprepl.protocol.dialects import NATIVE
 from tcprepl.replication.following.client import ReplicationClient
 
 logger = structlog.get_logger()
 
-#: The dialect that only our own servers speak.
-NATIVE = "tcprepl"
 #: The name of the outbox in the data directory.
 OUTBOX_FILE = "outbox.sqlite"
 

@@ -430,6 +430,7 @@ class Server:
             self.replication,
             server_name=self.config.server_name,
             instance=self.config.instance,
+            release=settings.release,
             user=url.user,
             password=url.password,
         )

@@ -16,6 +16,8 @@ from tcprepl.limits import MAX_LINE_BYTES, MAX_NATIVE_LINE_BYTES
 
 #: The instance that dialects without instance names mean.
 DEFAULT_INSTANCE: Final = "master"
+#: The name of the dialect that only our own peers speak.
+NATIVE: Final = "tcprepl"
 #: Marks a peer that understands the ``tcprepl`` dialect, in the greeting's PING.
 NATIVE_TAG: Final = "tcprepl/1"
 
@@ -98,7 +100,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
                 max_line_bytes=MAX_NATIVE_LINE_BYTES,
             ),
             _dialect(
-                "tcprepl",
+                NATIVE,
                 in_band_resume=True,
                 user_sync_arguments=5,
                 max_line_bytes=MAX_NATIVE_LINE_BYTES,

@@ -233,6 +233,11 @@ class Session(ABC):
             self._out.append(answer)
         events.append(Closing(reason, text))
 
+    @property
+    def pinged(self) -> bool:
+        """Whether the peer has sent PING: programs do at once, people hardly ever."""
+        return self._armed
+
     # -- out -----------------------------------------------------------------------------
 
     def send(self, command: Command, now: float) -> None:

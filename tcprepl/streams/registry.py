@@ -118,7 +118,7 @@ def _read_federation(value: Any) -> Any:
     return rows.OtherFederationRow(found[0], _raw(found[1]))
 
 
-#: The streams of Synapse, from 0.21 to 1.157, in the order in which they are listed.
+#: The streams of Synapse, from 0.21 to 1.163, in the order in which they are listed.
 BUILT_IN: tuple[StreamDef, ...] = (
     StreamDef(
         "events",
@@ -169,6 +169,7 @@ BUILT_IN: tuple[StreamDef, ...] = (
     StreamDef("un_partial_stated_room", rows.UnPartialStatedRoomRow),
     StreamDef("un_partial_stated_event", rows.UnPartialStatedEventRow),
     StreamDef("quarantined_media", rows.QuarantinedMediaRow),
+    StreamDef("profile_updates", rows.ProfileUpdatesRow),
 )
 
 

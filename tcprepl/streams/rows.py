@@ -148,6 +148,14 @@ class QuarantinedMediaRow(Row, frozen=True):
     quarantined: Flag
 
 
+class ProfileUpdatesRow(Row, frozen=True):
+    """A user's profile changed, or a user joined or left a room and took it along."""
+
+    user_id: str
+    action: str
+    affected_fields: list[str] | None = None
+
+
 # --- ephemeral state ----------------------------------------------------------------------
 
 

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.interop.processes import accepts, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.serving import RemoteServer, Serve
-from tests.interop.synapse import SynapseMain, SynapseWorker
+from tests.interop.synapse import SynapseMain, SynapseWorker, faults
 from tests.interop.wire import Wire
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 SENDER = "fed1"
+#: Streams of ours that no Synapse has.
+EXTRA = ["received_edus", "to_device_messages", "my_stream"]
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Stage:
         sender: The federation sender; each test starts it, and finds it stopped.
         remote: Where EDUs are to go.
         queued: How many EDUs have been queued; each has its number.
+        logged: How much the sender had logged before its present start.
     """
 
     main: SynapseMain
@@ -39,6 +43,11 @@ class Stage:
     sender: SynapseWorker
     remote: RemoteServer
     queued: int = 0
+    logged: int = 0
+
+    def faults(self) -> list[str]:
+        """Return what the sender's log says is wrong, since its present start."""
+        return faults(self.sender.log()[self.logged :])
 
     def edu(self, number: int) -> dict[str, Any]:
         """Return an EDU for the remote server."""
@@ -74,7 +83,7 @@ class Stage:
         wait_until(f"rows below {token} are let go", lambda: self.held(token) == [token])
 
 
-@pytest.fixture(scope="module", params=["1.66.0", "1.12.4"])
+@pytest.fixture(scope="module", params=["1.66.0", "1.12.4", "1.0.0"])
 def theatre(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stage]:
@@ -88,7 +97,9 @@ def theatre(
         stack.callback(main.close)
         main.start()  # it makes the database that its workers need
         main.stop()
-        serve = stack.enter_context(Serve(main.server_name, directory))
+        settings = directory / "serve.yaml"
+        settings.write_text(yaml.safe_dump({"streams": {"extra": EXTRA}}))
+        serve = stack.enter_context(Serve(main.server_name, directory, "--config", str(settings)))
         ports = {"replication_port": serve.port, "http_port": serve.http_port}
         yield Stage(main, serve, main.federation_sender(SENDER, **ports), remote)
 
@@ -96,6 +107,7 @@ def theatre(
 @pytest.fixture
 def stage(theatre: Stage) -> Iterator[Stage]:
     """Yield the stage with its sender connected; stop the sender afterwards."""
+    theatre.logged = len(theatre.sender.log())
     theatre.sender.start()
     wait_connected(theatre)
     yield theatre
@@ -110,6 +122,27 @@ def wait_connected(stage: Stage) -> Any:
         return peers[0] if peers else None
 
     return wait_until("the sender is connected", find)
+
+
+def test_worker_above_an_empty_server_finds_nothing_wrong(stage: Stage) -> None:
+    """It asks from tokens that its own main gave out, and is answered by POSITION alone."""
+    number, _ = stage.queue()
+    stage.wait_delivered(number)
+    assert stage.faults() == []
+
+
+def test_worker_never_hears_of_what_its_release_lacks(stage: Stage) -> None:
+    connected = wait_connected(stage)
+    for stream in EXTRA:
+        stage.serve.publish(stream, {"some": "thing"})
+    stage.serve.publish("profile_updates", [f"@a:{stage.main.server_name}", "left_room", None])
+    with Wire(stage.serve.port) as person:
+        person.send("REMOTE_SERVER_UP far.example.com", "STATUS")
+        person.wait_for("INFO")
+    number, _ = stage.queue()
+    stage.wait_delivered(number)
+    assert stage.faults() == []
+    assert wait_connected(stage)["conn_id"] == connected["conn_id"]
 
 
 def test_sender_delivers_what_is_queued_with_us_and_its_ack_trims_our_queue(stage: Stage) -> None:

@@ -29,11 +29,12 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.redis.resp import encode_publish
 from tcprepl.replication.serving.hub import Hub
-from tcprepl.replication.serving.readers import ANY, Reader
+from tcprepl.replication.serving.readers import Reader
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.replication.status import LinkStatus
 from tcprepl.replication.transport import Outlet
+from tcprepl.streams.releases import Release, assumed_streams, streams_of
 
 log = structlog.get_logger()
 
@@ -43,15 +44,14 @@ ANNOUNCE_INTERVAL_S: Final = 0.25
 _REDIS: Final = DIALECTS["redis"]
 _RDATA: Final = b"RDATA "
 _POSITION: Final = b"POSITION "
-_ERROR: Final = b"ERROR "
 _AT_NOTHING: Final = b" 0 0"
 
 
 class PublishOutlet:
     """Turns the hub's lines into PUBLISH commands.
 
-    A stream that nothing was ever written to is not mentioned before its first row: there may
-    be readers that do not know it, and Synapse's raise when they are told of such a stream.
+    A stream that nothing was ever written to is not mentioned before its first row: whoever
+    follows other writers of it would ask us for what we do not have.
 
     Attributes:
         rows: Rows published.
@@ -77,8 +77,6 @@ class PublishOutlet:
         """Publish each line of *chunk*; return whether the socket takes more."""
         lines = chunk.split(b"\n")
         lines.pop()
-        if _ERROR in chunk:
-            lines = [line for line in lines if not line.startswith(_ERROR)]
         self.rows += len(lines) - chunk.count(b"\n" + _POSITION) - chunk.startswith(_POSITION)
         if self._unsaid or _AT_NOTHING in chunk:
             lines = self._without_nothing(lines)
@@ -123,6 +121,8 @@ class RedisWriter:
         server: Whose hub is published, and whose handlers hear commands.
         server_name: The homeserver, which is the name of the channel.
         instance: Our own instance.
+        release: The release of Synapse that all who listen have; None: any since 1.33. They
+            are told of its streams and of no others.
         user: For AUTH.
         password: For AUTH.
     """
@@ -136,10 +136,12 @@ class RedisWriter:
         *,
         server_name: ServerName,
         instance: InstanceName,
+        release: Release | None = None,
         user: str | None = None,
         password: str | None = None,
     ) -> None:
         self._reactor = reactor
+        self._streams = sorted(assumed_streams("redis") if release is None else streams_of(release))
         self._name = name
         self._server = server
         self._hub: Hub = server.hub
@@ -147,7 +149,7 @@ class RedisWriter:
         self._peer: Any = RedisPeer(name)
         self._reader: Reader | None = None
         self._outlet: PublishOutlet | None = None
-        self._form = WireForm.of(_REDIS)
+        self._form = WireForm.of(_REDIS, words=False)
         self._published = 0
         self._announce_call: Any = None
         self._announced_at = float("-inf")
@@ -203,7 +205,8 @@ class RedisWriter:
         self._announce_call = None
         if self._reader is not None:
             self._announced_at = self._reactor.seconds()
-            self._hub.subscribe(self._reader, self._form, (ANY, self._instance), None)
+            for stream in self._streams:
+                self._hub.subscribe(self._reader, self._form, (stream, self._instance), None)
             self._hub.serve(self._reader)
 
     # -- what is heard -----------------------------------------------------------------

@@ -32,7 +32,12 @@ from tcprepl.replication.serving.readers import (
     Reader,
     Subscription,
 )
-from tcprepl.replication.serving.rendering import WireForm, position_line, render_rows
+from tcprepl.replication.serving.rendering import (
+    WireForm,
+    error_line,
+    position_line,
+    render_rows,
+)
 from tcprepl.streams.log import Block, Log, Page
 
 log = structlog.get_logger()
@@ -363,7 +368,7 @@ class Hub:
             floor=floor,
             begins_after=start,
         )
-        return b"ERROR " + text.encode() + b"\n" + where
+        return error_line(reader.form, text) + where
 
     def _bound(self, pair: Pair, asked: Token) -> str:
         """Return in words what made the rows after *asked* go: the setting that bounds them."""
@@ -514,10 +519,7 @@ class Hub:
             reader.gaps += 1
             self._place(backlog, pair, head)
             text = f"cannot read {pair[0]} of {pair[1]} after {cursor}: {error}"
-            return b"ERROR %s\n%s" % (
-                text.replace("\n", " ").encode(),
-                position_line(reader.form, *pair, head, head),
-            )
+            return error_line(reader.form, text) + position_line(reader.form, *pair, head, head)
         return self._take(reader, backlog, pair, cursor, page)
 
     def _take(

@@ -22,16 +22,19 @@ class WireForm:
         rdata_instance: Whether RDATA and POSITION name the instance (since 1.13).
         position_tokens: How many tokens POSITION has: 1, or 2 since 1.22.
         max_line_bytes: Longest line the peer accepts, LF excluded.
+        words: Whether the peer is also told in words what POSITION says: a person, or a
+            program of ours. A Synapse logs each ERROR as a fault.
     """
 
     rdata_instance: bool
     position_tokens: int
     max_line_bytes: int
+    words: bool = True
 
     @classmethod
-    def of(cls, dialect: Dialect) -> WireForm:
+    def of(cls, dialect: Dialect, *, words: bool = True) -> WireForm:
         """Return the form of *dialect*."""
-        return cls(dialect.rdata_instance, dialect.position_tokens, dialect.max_line_bytes)
+        return cls(dialect.rdata_instance, dialect.position_tokens, dialect.max_line_bytes, words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,11 @@ class Rendered:
 
     lines: bytes
     omitted: Sequence[Token] = ()
+
+
+def error_line(form: WireForm, text: str) -> bytes:
+    """Return the ERROR line that says *text*; nothing for a peer that is not told in words."""
+    return b"ERROR %s\n" % text.replace("\n", " ").encode() if form.words else b""
 
 
 def position_line(

@@ -37,6 +37,7 @@ from tcprepl.protocol.commands import (
     UserIpCommand,
     UserSyncCommand,
 )
+from tcprepl.protocol.dialects import NATIVE
 from tcprepl.protocol.events import Closing, CommandReceived
 from tcprepl.protocol.session import ServerSession
 from tcprepl.protocol.state import Role
@@ -48,6 +49,7 @@ from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, Str
 from tcprepl.replication.transport import Outlet, make_outlet
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry
+from tcprepl.streams.releases import assumed_streams
 
 log = structlog.get_logger()
 
@@ -123,6 +125,15 @@ class Peer:
         return self._session.dialect.name
 
     @property
+    def is_synapse(self) -> bool:
+        """Whether it is taken for a Synapse: a program that speaks a dialect of Synapse.
+
+        The wire has no better mark: a Synapse sends PING before its first REPLICATE, always,
+        and a person hardly ever does.
+        """
+        return self._session.pinged and self._session.dialect.name != NATIVE
+
+    @property
     def quiet(self) -> bool:
         """Whether it has neither named itself nor asked for anything."""
         return not self.name and self._reader is None
@@ -186,25 +197,30 @@ class Peer:
         if self._reader is None:
             assert self._outlet is not None
             self._reader = Reader(self._outlet, self.label)
-        form = WireForm.of(self._session.dialect)
+        form = WireForm.of(self._session.dialect, words=not self.is_synapse)
         stream, instance = command.stream, command.instance
         only_instance: InstanceName | None = None
         if stream is None:
-            pattern = (ANY, ANY)
+            # Of a stream that its release does not have a Synapse must not hear.
+            streams = self._server.synapse_streams if self.is_synapse else (ANY,)
+            patterns = [(name, ANY) for name in streams]
         elif not form.rdata_instance:
             only_instance = hub.instance
-            pattern = (ANY if stream.upper() == "ALL" else stream, hub.instance)
+            patterns = [(ANY if stream.upper() == "ALL" else stream, hub.instance)]
         else:
-            pattern = (stream, instance or ANY)
-        if pattern[0] != ANY and not self._server.knows(pattern[0]):
+            patterns = [(stream, instance or ANY)]
+        if stream is not None and patterns[0][0] != ANY and not self._server.knows(stream):
             known = " ".join(self._server.stream_names())
-            self.send(ErrorCommand(f"unknown stream {pattern[0]}; there are: {known}"))
+            self.send(ErrorCommand(f"unknown stream {stream}; there are: {known}"))
             return
         asked = None if command.now or stream is None else command.token
-        lines = hub.subscribe(self._reader, form, pattern, asked, only_instance=only_instance)
+        lines = [
+            hub.subscribe(self._reader, form, pattern, asked, only_instance=only_instance)
+            for pattern in patterns
+        ]
         self._pump()
-        if lines:
-            self._write(lines)
+        if any(lines):
+            self._write(b"".join(lines))
 
     @property
     def label(self) -> str:
@@ -379,6 +395,8 @@ class ReplicationServer:
         self._log = stream_log
         self._registry = registry
         self._dialect = dialect
+        #: The streams that a Synapse over TCP is told of.
+        self.synapse_streams = sorted(assumed_streams(dialect))
         self._max_connections = max_connections
         self._peers: dict[int, Peer] = {}
         self._ports: list[IListeningPort] = []
@@ -441,9 +459,10 @@ class ReplicationServer:
         self._lost_handlers.append(handler)
 
     def broadcast(self, command: Command, exclude: Peer | None = None) -> None:
-        """Send *command* to every subscribed peer but *exclude* whose dialect has it."""
+        """Send *command* to every peer that spoke, but *exclude*, whose dialect surely has it."""
         for peer in list(self._peers.values()):
-            if peer is not exclude and not peer.quiet:
+            # A Synapse before 1.9 ends a connection on which it hears a word that it lacks.
+            if peer is not exclude and not peer.quiet and peer.dialect != "2017":
                 with suppress(LocalProtocolError):
                     peer.send(command)
 

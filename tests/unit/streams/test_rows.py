@@ -106,6 +106,8 @@ SHAPES: list[tuple[str, str, dict[str, Any]]] = [
     ("un_partial_stated_room", '["!r:x"]', {"room_id": "!r:x"}),
     ("un_partial_stated_event", '["$e",false]', {"rejection_status_changed": False}),
     ("quarantined_media", '["matrix.org","AbCd",true]', {"quarantined": True}),
+    ("profile_updates", '["@a:x","update",["displayname"]]', {"affected_fields": ["displayname"]}),
+    ("profile_updates", '["@a:x","left_room",null]', {"affected_fields": None}),
 ]
 
 

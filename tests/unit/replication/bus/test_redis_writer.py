@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 from twisted.internet.defer import Deferred
 
@@ -18,6 +19,7 @@ from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
+from tcprepl.streams.releases import Release
 from tests.redis_world import FakeRedis
 from tests.wire import run_until
 
@@ -25,13 +27,13 @@ from tests.wire import run_until
 class World:
     """A server whose streams also go over a fake Redis."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.redis = FakeRedis()
         self.network = self.redis.network
         self.clock = self.network.clock
-        registry = Registry([StreamDef("alpha"), StreamDef("beta")])
+        registry = Registry([StreamDef("caches"), StreamDef("alpha"), StreamDef("received_edus")])
         self.log = MemoryLog(registry, lambda: 0)
-        for stream in ("alpha", "beta"):
+        for stream in ("caches", "alpha"):
             self.log.ensure(stream, "master")
         self.publisher = Publisher(self.log, registry, "master")
         self.server = ReplicationServer(self.clock, self.log, registry, "example.com", "master")
@@ -45,6 +47,7 @@ class World:
             self.server,
             server_name="example.com",
             instance="master",
+            **options,
         )
         self.writer.start()
         self.network.settle()
@@ -65,55 +68,94 @@ class World:
 def test_rows_and_positions_without_line_ends() -> None:
     world = World()
     assert world.lines() == []  # nothing was ever written: nothing to say
-    world.publish("alpha", [1], [2], batch=True)
+    world.publish("caches", [1], [2], batch=True)
     assert world.lines() == [
-        "POSITION alpha master 0 0",
-        "RDATA alpha master batch [1]",
-        "RDATA alpha master 1 [2]",
+        "POSITION caches master 0 0",
+        "RDATA caches master batch [1]",
+        "RDATA caches master 1 [2]",
     ]
-    world.publish("alpha", [3])
-    assert world.lines() == ["RDATA alpha master 2 [3]"]
-    _ = world.log.advance("alpha", "master", 9)
-    assert world.lines() == ["POSITION alpha master 2 9"]
+    world.publish("caches", [3])
+    assert world.lines() == ["RDATA caches master 2 [3]"]
+    _ = world.log.advance("caches", "master", 9)
+    assert world.lines() == ["POSITION caches master 2 9"]
 
 
 def test_rows_of_other_instances_are_not_ours_to_publish() -> None:
     world = World()
-    world.publish("alpha", [1], instance="other")
+    world.publish("caches", [1], instance="other")
     assert world.lines() == []
+
+
+@pytest.mark.parametrize(
+    ("release", "told"),
+    [
+        (None, {"presence_federation", "typing"}),
+        ((1, 20), {"typing", "user_signature"}),
+        ((1, 163), {"presence_federation", "typing", "profile_updates"}),
+        ((9, 9), {"presence_federation", "typing", "profile_updates"}),
+    ],
+)
+def test_no_stream_is_mentioned_that_a_synapse_there_may_lack(
+    release: Release | None, told: set[str]
+) -> None:
+    world = World(release=release)
+    rows: dict[str, list[object]] = {
+        "typing": ["!r:x", []],
+        "presence_federation": ["b.example", "@a:x"],
+        "profile_updates": ["@a:x", "update", ["displayname"]],
+        "user_signature": ["@a:x"],
+        "alpha": [1],
+        "received_edus": [2],
+    }
+    for stream, row in rows.items():
+        world.publish(stream, row)
+    world.redis.say("REPLICATE")
+    world.network.run(1)
+    assert {line.split(" ")[1] for line in world.lines()} == told
+
+
+def test_a_reader_that_lost_rows_is_told_by_position_alone() -> None:
+    world = World()
+    for number in range(300):
+        _ = world.publisher.publish("caches", [["x" * 1_000, number]])
+        world.clock.advance(0)  # nothing leaves the socket
+    world.log.trim("caches", "master", 290)
+    lines = world.lines()
+    assert "POSITION caches master 290 290" in lines
+    assert not [line for line in lines if line.startswith("ERROR")]
 
 
 def test_replicate_is_answered_after_pending_rows_and_once_for_many() -> None:
     world = World()
-    world.publish("alpha", [1])
+    world.publish("caches", [1])
     world.lines()
     world.clock.advance(1)
-    _ = world.publisher.publish("alpha", [[2]])
+    _ = world.publisher.publish("caches", [[2]])
     world.redis.deliver(b"example.com", b"REPLICATE ")
     world.redis.deliver(b"example.com", b"REPLICATE")
     world.network.settle()
-    assert world.lines() == ["RDATA alpha master 2 [2]", "POSITION alpha master 2 2"]
+    assert world.lines() == ["RDATA caches master 2 [2]", "POSITION caches master 2 2"]
     world.redis.say("REPLICATE")
     assert world.lines() == []  # a moment later, together with those that come meanwhile
     world.redis.say("REPLICATE ")
     world.network.run(1)
-    assert world.lines() == ["POSITION alpha master 2 2"]
+    assert world.lines() == ["POSITION caches master 2 2"]
 
 
 def test_redis_away_and_back() -> None:
     world = World()
-    world.publish("alpha", [1])
+    world.publish("caches", [1])
     world.lines()
     world.redis.say("REPLICATE")
     world.redis.cut()
     world.network.turn()
-    _ = world.publisher.publish("alpha", [[2]])
+    _ = world.publisher.publish("caches", [[2]])
     assert not world.writer.send(RemoteServerUpCommand("far.example.com"))
     assert not world.writer.status().up
     run_until(world.network, lambda: world.writer.link.up)
-    assert world.lines() == ["POSITION alpha master 2 2"]  # who missed 2 sees it, and asks
-    world.publish("alpha", [3])
-    assert world.lines() == ["RDATA alpha master 3 [3]"]
+    assert world.lines() == ["POSITION caches master 2 2"]  # who missed 2 sees it, and asks
+    world.publish("caches", [3])
+    assert world.lines() == ["RDATA caches master 3 [3]"]
     status = world.server.status().links[0]
     assert (status.kind, status.up, status.reconnects, status.rows) == ("redis", True, 1, 2)
     assert status.lines()[0].startswith("redis redis://h:6379: up for")
@@ -122,7 +164,7 @@ def test_redis_away_and_back() -> None:
 def test_a_full_socket_is_served_from_the_log() -> None:
     world = World()
     for number in range(60):
-        _ = world.publisher.publish("alpha", [["x" * 100, number]])
+        _ = world.publisher.publish("caches", [["x" * 100, number]])
         world.network.turn()
     lines = world.lines()
     rows = [line for line in lines if line.startswith("RDATA")]
@@ -134,8 +176,8 @@ def test_workers_are_heard_and_echoes_are_not() -> None:
     world.redis.say(
         "FEDERATION_ACK fed1 5",
         "USER_SYNC w1 @a:x DEV start 7",
-        "RDATA alpha master 1 [1]",
-        "POSITION alpha other 1 1",
+        "RDATA caches master 1 [1]",
+        "POSITION caches other 1 1",
         'LOCK_RELEASED ["master","a","b"]',
         'LOCK_RELEASED ["w1","a","b"]',
     )
@@ -143,9 +185,9 @@ def test_workers_are_heard_and_echoes_are_not() -> None:
         (FederationAckCommand("fed1", 5), "redis"),
         (UserSyncCommand("w1", "@a:x", "DEV", True, 7), "redis"),
     ]
-    assert world.log.position("alpha", "master") == 0
+    assert world.log.position("caches", "master") == 0
     with capture_logs() as logs:
-        world.redis.say("position alpha w1 1 1", "NONSENSE", b"\xff")
+        world.redis.say("position caches w1 1 1", "NONSENSE", b"\xff")
     assert [entry["event"] for entry in logs] == ["redis.line.unreadable"] * 2
     assert not world.lines()
 
@@ -169,7 +211,7 @@ def test_remote_server_up_goes_round_once() -> None:
 
 def test_stop_publishes_what_is_pending() -> None:
     world = World()
-    _ = world.publisher.publish("alpha", [[1]])
+    _ = world.publisher.publish("caches", [[1]])
     done = Deferred.fromCoroutine(world.writer.stop())
     world.network.settle()
     assert done.called
@@ -190,11 +232,10 @@ class Sink:
         return True
 
 
-def test_what_belongs_to_a_connection_is_not_published() -> None:
+def test_a_pair_is_not_mentioned_before_its_first_row() -> None:
     sink: Any = Sink()
     outlet = PublishOutlet(sink, b"c")
-    assert outlet.write(b"ERROR rows are gone\nPOSITION a m 5 5\n")
-    assert b"ERROR" not in sink.data
+    assert outlet.write(b"POSITION a m 5 5\n")
     assert b"POSITION a m 5 5" in sink.data
     assert outlet.write(b"POSITION b m 0 0\n")
     assert outlet.write(b"POSITION b m 0 7\n")

@@ -194,6 +194,58 @@ def test_remote_server_up_goes_to_the_others_and_not_back(world: World) -> None:
     assert one.lines() == two.lines() == ["REMOTE_SERVER_UP third.org"]
 
 
+def test_a_synapse_is_told_only_of_streams_that_its_release_has(world: World) -> None:
+    person = world.call("NAME nc", "REPLICATE")
+    synapse = world.call("NAME w1", "PING 1", "REPLICATE ")
+    ours = world.call("PING 1", "REPLICATE * * NOW")
+    for caller in (person, synapse, ours):
+        caller.lines()
+    world.publisher.publish("alpha", [[1]])
+    world.publisher.publish("user_signature", [["@a:x"]])
+    world.publisher.publish("sticky_events", [["!r:x", "$e"]])
+    world.network.settle()
+    assert synapse.lines() == [
+        "POSITION user_signature master 0 0",
+        'RDATA user_signature master 1 ["@a:x"]',
+    ]
+    assert person.lines() == ours.lines()
+    assert synapse.lines() == []
+    synapse.say("REPLICATE")
+    world.network.settle()
+    assert synapse.lines() == ["POSITION user_signature master 1 1"]
+
+
+@pytest.mark.parametrize(("dialect", "told"), [("1.13", True), ("1.22", False), ("auto", True)])
+def test_which_streams_those_are_is_a_matter_of_the_releases_expected(
+    dialect: str, told: bool
+) -> None:
+    stream = "groups" if dialect == "1.13" else "presence_federation"
+    row: list[object] = ["+g:x", "@a:x", "t", {}] if stream == "groups" else ["b", "@a:x"]
+    world = World(dialect=dialect)
+    synapse = world.call("PING 1", "REPLICATE")
+    world.publisher.publish(stream, [row])
+    world.network.settle()
+    assert any(stream in line for line in synapse.lines()) is told
+
+
+@pytest.mark.parametrize("ping", [[], ["PING 1"]])
+def test_who_asks_above_the_position_is_told_in_words_unless_it_is_a_synapse(
+    world: World, ping: list[str]
+) -> None:
+    said = [line.split(" ")[0] for line in world.call(*ping, "REPLICATE alpha 7").lines()[1:]]
+    assert said == ([] if ping else ["ERROR"]) + ["POSITION"] * 2
+    ours = world.call(*ping, "REPLICATE alpha master 7").lines()
+    assert ours[1].startswith("ERROR cannot resume alpha of master after 7")
+
+
+def test_remote_server_up_is_not_for_releases_that_may_lack_the_word(world: World) -> None:
+    old = world.call("PING 1", "REPLICATE alpha NOW")
+    old.lines()
+    world.server.broadcast(RemoteServerUpCommand("third.org"))
+    world.network.settle()
+    assert old.lines() == []
+
+
 def test_who_leaves_is_told_to_who_asked(world: World) -> None:
     left: list[str] = []
     world.server.on_peer_lost(lambda peer: left.append(peer.name))
