@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from tcprepl.cli import following
+from tcprepl.cli import following, watch
 from tcprepl.config import Address
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
@@ -41,9 +41,12 @@ class CliWorld:
         self._monkeypatch = monkeypatch
         listening = Deferred.fromCoroutine(self.server.listen(self.network.server_endpoint()))
         assert listening.called
-        monkeypatch.setattr(
-            following, "client_endpoint", lambda reactor, address: self.network.client_endpoint("x")
-        )
+        for module in (following, watch):
+            monkeypatch.setattr(
+                module,
+                "client_endpoint",
+                lambda reactor, address: self.network.client_endpoint("x"),
+            )
 
     def publish(self, stream: str, *rows: Any, batch: bool = False) -> None:
         """Publish rows."""

@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
+from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.background import run_in_background
+from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.intake import FEDERATION
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS, FederationSender
 from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.wire.edu import is_server_name
+from tcprepl.federation.wire.greeting import ask_server_name
 from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.wire.transaction import TransactionLimits
 from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
@@ -27,21 +30,30 @@ from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServe
 from tcprepl.protocol.dialects import NATIVE
 from tcprepl.replication.following.client import ReplicationClient
 
-logger = structlog.get_logger()
-
 #: The name of the outbox in the data directory.
 OUTBOX_FILE = "outbox.sqlite"
+#: Where the name of the homeserver is remembered in the data directory.
+NAME_FILE = "server_name"
 
 
 class FederationWorker:
     """One federation sender.
 
     Attributes:
+        failed: Never fires: a sender goes on whatever others do.
+        name: The name of this sender.
+        server_name: Who we are; known once started, and so is all below.
         client: Follows the writer.
         sender: Sends.
         outbox: What waits.
         transport: Asks other servers.
     """
+
+    server_name: ServerName
+    client: ReplicationClient
+    sender: FederationSender
+    outbox: Outbox
+    transport: FederationTransport
 
     def __init__(
         self,
@@ -49,7 +61,7 @@ class FederationWorker:
         endpoint: IStreamClientEndpoint,
         data: Path,
         *,
-        server_name: ServerName,
+        server_name: ServerName | None = None,
         name: InstanceName,
         senders: Sequence[InstanceName] = (),
         signing_key: Path,
@@ -61,13 +73,13 @@ class FederationWorker:
         max_concurrent: int = MAX_CONCURRENT_REQUESTS,
         dialect: str = "auto",
     ) -> None:
-        """Open the outbox and put everything together; `start` begins.
+        """Note what it is made of; `start` makes it.
 
         Args:
             reactor: The reactor.
             endpoint: Where the writer is.
             data: The data directory.
-            server_name: Who we are.
+            server_name: Who we are; what the writer says by default.
             name: The name of this sender.
             senders: All senders, in the agreed order.
             signing_key: The file of our key.
@@ -80,74 +92,109 @@ class FederationWorker:
             dialect: The dialect of the writer.
 
         Raises:
-            FederationError: The key or the outbox is not usable.
             ValueError: *name* is not one of *senders*.
         """
-        shard = Shard(name, senders)
-        signer = Signer(server_name, load_or_create_signing_key(signing_key))
+        self.failed: Deferred[None] = Deferred()
+        self.name = name
         self._reactor = reactor
+        self._endpoint = endpoint
         self._data = data
-        self._name = name
-        self._control: control.ControlSocket | None = None
+        self._given_name = server_name
+        self._shard = Shard(name, senders)
+        self._signing_key = signing_key
+        self._trust = trust
+        self._policy = policy
+        self._overrides = overrides
+        self._limits = limits
+        self._backoff = backoff
+        self._max_concurrent = max_concurrent
+        self._dialect = dialect
         self._pool = ThreadPool(0, 1, name="outbox")
-        self.transport = FederationTransport(
-            reactor, signer, trust=trust, policy=policy, overrides=overrides
+        self._life = Lifecycle(reactor, "federation")
+
+    async def start(self) -> None:
+        """Find out who we are, send what waits, follow the writer, open the control socket.
+
+        Raises:
+            ConfigError: The data directory is another homeserver's.
+            FederationError: The key or the outbox is not usable.
+        """
+        await self._life.start(self._start)
+
+    async def stop(self) -> None:
+        """Stop following and sending; what waits is on disk."""
+        await self._life.stop()
+
+    def facts(self) -> dict[str, object]:
+        """Return what the log says of a sender that is ready."""
+        return {"server_name": self.server_name, "name": self.name, "data": str(self._data)}
+
+    def status_line(self) -> str:
+        """Return how it goes, in a few words, for systemd."""
+        waiting = len(self.sender.destinations)
+        away = "" if self.client.connected else ", the writer is away"
+        return f"{waiting} destinations{away}"
+
+    async def _start(self) -> None:
+        self._data.mkdir(parents=True, exist_ok=True)
+        signer_key = load_or_create_signing_key(self._signing_key)
+        self.server_name = await find_server_name(
+            self._reactor, self._endpoint, self._data, self._given_name
         )
-        self.outbox = Outbox(data / OUTBOX_FILE, self._run)
+        self._pool.start()
+        self._life.add("outbox_thread", self._pool.stop)
+        self.transport = FederationTransport(
+            self._reactor,
+            Signer(self.server_name, signer_key),
+            trust=self._trust,
+            policy=self._policy,
+            overrides=self._overrides,
+        )
+        self._life.add("transport", self.transport.close)
+        self.outbox = Outbox(self._data / OUTBOX_FILE, self._run)
+        self._life.add("outbox", self.outbox.close)
         self.sender = FederationSender(
-            reactor,
+            self._reactor,
             self.outbox,
             self.transport,
-            server_name,
-            shard=shard,
-            limits=limits,
-            backoff=backoff,
-            max_concurrent=max_concurrent,
+            self.server_name,
+            shard=self._shard,
+            limits=self._limits,
+            backoff=self._backoff,
+            max_concurrent=self._max_concurrent,
             acknowledge=self._acknowledge,
         )
         intake = self.sender.intake
         self.client = ReplicationClient(
-            reactor,
-            endpoint,
+            self._reactor,
+            self._endpoint,
             [FEDERATION],
             intake.handle_rows,
             positions=intake,
-            name=name,
-            server_name=server_name,
+            name=self.name,
+            server_name=self.server_name,
             since="start",
             on_reset=intake.handle_reset,
             on_position=self._on_position,
             on_command=self._on_command,
             on_connected=self._on_connected,
-            dialect=dialect,
+            dialect=self._dialect,
             join_batches=True,
         )
+        self._life.add("sender", self.sender.stop)
+        self.sender.start()
+        self._life.add("client", self.client.stopService)
+        self.client.startService()
+        handles = control.Handles(self.sender, self.transport.discovery.forget)
+        self._life.add("control", control.ControlSocket(self._reactor, self._data, handles).close)
 
     def _run(self, work: Any) -> Deferred[Any]:
         """Do the outbox's work in its thread."""
         return deferToThreadPool(self._reactor, self._pool, work)
 
-    def start(self) -> None:
-        """Send what waits, follow the writer, open the control socket."""
-        self._pool.start()
-        self.sender.start()
-        self.client.startService()
-        handles = control.Handles(self.sender, self.transport.discovery.forget)
-        self._control = control.ControlSocket(self._reactor, self._data, handles)
-
-    async def stop(self) -> None:
-        """Stop following and sending; what waits is on disk."""
-        if self._control is not None:
-            await self._control.close()
-        await self.client.stopService()
-        await self.sender.stop()
-        await self.outbox.close()
-        await self.transport.close()
-        self._pool.stop()
-
     def _acknowledge(self, instance: InstanceName, token: Token) -> None:
         if self.client.connected:
-            self.client.send(FederationAckCommand(self._name, token))
+            self.client.send(FederationAckCommand(self.name, token))
 
     def _on_connected(self, client: ReplicationClient) -> None:
         # Only our own writers promise canonical rows, and only they speak this dialect.
@@ -160,3 +207,27 @@ class FederationWorker:
     def _on_command(self, command: Command) -> None:
         if isinstance(command, RemoteServerUpCommand):
             run_in_background(self.sender.remote_server_up, command.server)
+
+
+async def find_server_name(
+    reactor: Any, endpoint: IStreamClientEndpoint, data: Path, given: ServerName | None
+) -> ServerName:
+    """Return the homeserver's name: as given, as remembered, or as the writer says.
+
+    A writer that is away is waited for, until this is cancelled.
+
+    Raises:
+        ConfigError: The data directory is another homeserver's.
+    """
+    remembered = data / NAME_FILE
+    known = remembered.read_text().strip() if remembered.exists() else None
+    if known and given and known != given:
+        raise ConfigError(f"--data {data} is the outbox of {known}; expected another directory")
+    found = given or known
+    while not found:
+        found = await ask_server_name(reactor, endpoint)
+    if not is_server_name(found):
+        raise ConfigError(f"--server-name {found!r}: expected the name of a server")
+    if not known:
+        remembered.write_text(found + "\n")
+    return found

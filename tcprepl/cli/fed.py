@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from tcprepl.app.sender import OUTBOX_FILE
-from tcprepl.cli.federation_sender import DEFAULT_DATA, NAME_FILE
+from tcprepl.app.sender import NAME_FILE, OUTBOX_FILE
+from tcprepl.cli.federation_sender import DEFAULT_DATA
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.outbox import Outbox, run_inline

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import structlog
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
 
+from tcprepl.app.connecting import client_endpoint
+from tcprepl.app.lifecycle import run
 from tcprepl.app.sender import FederationWorker
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
-from tcprepl.cli.following import client_endpoint
+from tcprepl.cli.output import say
 from tcprepl.cli.running import run_until_done
 from tcprepl.config import Address
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS
 from tcprepl.federation.wire.edu import is_server_name
-from tcprepl.federation.wire.greeting import ask_server_name
 from tcprepl.federation.wire.transaction import (
     MAX_EDUS,
     MAX_TRANSACTION_BYTES,
@@ -30,11 +27,7 @@ from tcprepl.federation.wire.transaction import (
 )
 from tcprepl.federation.wire.transport import AddressPolicy, SystemAndFile
 
-log = structlog.get_logger()
-
 DEFAULT_DATA = "./tcprepl-sender"
-#: Where the name of the homeserver is remembered in the data directory.
-NAME_FILE = "server_name"
 
 
 def placed_servers(
@@ -163,7 +156,8 @@ def command(
         trust = None if ca is None else SystemAndFile(ca)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
-    options = {
+    options: dict[str, Any] = {
+        "server_name": server_name,
         "name": name,
         "senders": names,
         "signing_key": signing_key or data / "signing.key",
@@ -176,7 +170,18 @@ def command(
         "dialect": dialect,
     }
     logs.configure(log_level, "auto")
-    return run_until_done(lambda reactor: send(reactor, source, data, server_name, options))
+
+    async def main(reactor: Any) -> int:
+        endpoint = client_endpoint(reactor, source)
+        worker = FederationWorker(reactor, endpoint, data, **options)
+        return await run(
+            reactor,
+            worker,
+            "federation",
+            lambda: say(f'tcprepl sends the EDUs of "{worker.server_name}" as {name}.\n'),
+        )
+
+    return run_until_done(main)
 
 
 def backoff_policy(first_s: float | None, cap_s: float | None) -> BackoffPolicy:
@@ -186,46 +191,3 @@ def backoff_policy(first_s: float | None, cap_s: float | None) -> BackoffPolicy:
     if first_s is None:
         return BackoffPolicy(cap_ms=cap_ms)
     return BackoffPolicy(quick_ms=(), first_ms=max(1, int(first_s * 1000)), cap_ms=cap_ms)
-
-
-async def send(
-    reactor: Any, source: Address, data: Path, server_name: str | None, options: dict[str, Any]
-) -> int:
-    """Run a sender until cancelled."""
-    endpoint = client_endpoint(reactor, source)
-    data.mkdir(parents=True, exist_ok=True)
-    try:
-        name = await find_server_name(reactor, endpoint, data, server_name)
-        worker = FederationWorker(reactor, endpoint, data, server_name=name, **options)
-        worker.start()
-        print(f'tcprepl sends the EDUs of "{name}" as {options["name"]}.')
-        sys.stdout.flush()
-        try:
-            await Deferred()
-        finally:
-            await worker.stop()
-    except CancelledError:
-        return 0
-    return 0
-
-
-async def find_server_name(
-    reactor: Any, endpoint: IStreamClientEndpoint, data: Path, given: str | None
-) -> str:
-    """Return the homeserver's name: as given, as remembered, or as the writer says.
-
-    Raises:
-        ConfigError: The data directory is another homeserver's.
-    """
-    remembered = data / NAME_FILE
-    known = remembered.read_text().strip() if remembered.exists() else None
-    if known and given and known != given:
-        raise ConfigError(f"--data {data} is the outbox of {known}; expected another directory")
-    found = given or known
-    while not found:
-        found = await ask_server_name(reactor, endpoint)
-    if not is_server_name(found):
-        raise ConfigError(f"--server-name {found!r}: expected the name of a server")
-    if not known:
-        remembered.write_text(found + "\n")
-    return found

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, clientFromString
-from twisted.internet.interfaces import IStreamClientEndpoint
 
+from tcprepl.app.connecting import client_endpoint
 from tcprepl.config import Address
-from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
+from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
@@ -39,21 +38,6 @@ QUIET_S = 0.5
 GREETING_S = 5.0
 
 _NEWEST = DIALECTS["1.22"]
-
-
-def client_endpoint(reactor: Any, address: Address) -> IStreamClientEndpoint:
-    """Return the endpoint to connect to.
-
-    Raises:
-        ConfigError: Twisted does not understand the endpoint string.
-    """
-    if address.host is not None and address.port is not None:
-        return HostnameEndpoint(reactor, address.host.encode(), address.port)
-    try:
-        endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
-    return endpoint
 
 
 def redact_row(stream: StreamName, row: bytes) -> bytes:

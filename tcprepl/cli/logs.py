@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -62,6 +63,12 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     globalLogBeginner.beginLoggingTo(
         [forward_twisted_event], discardBuffer=True, redirectStandardIO=False
     )
+
+
+def warn_of_spelling(warnings: Iterable[str]) -> None:
+    """Log what should be written differently in a configuration."""
+    for warning in warnings:
+        structlog.get_logger().warning("config.spelling", text=warning)
 
 
 def only_warnings() -> None:

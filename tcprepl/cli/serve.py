@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import structlog
-from twisted.internet.defer import CancelledError, Deferred
 
-from tcprepl.app.server import Server, sd_notify
-from tcprepl.background import looping_background_process
+from tcprepl.app.lifecycle import run
+from tcprepl.app.server import Server
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS
+from tcprepl.cli.output import say
 from tcprepl.cli.running import run_until_done
-from tcprepl.config import DEFAULT_HTTP, Address, Loaded, build, load
-
-log = structlog.get_logger()
-
-#: How often systemd is told how it goes.
-STATUS_INTERVAL_S = 10.0
+from tcprepl.config import DEFAULT_HTTP, Address, build, load
 
 
 @click.command("serve")
@@ -85,45 +79,13 @@ def command(
     }
     loaded = load(config_file, overrides) if config_file else build({}, "command line", overrides)
     logs.configure(loaded.config.log.level, loaded.config.log.format)
-    return run_until_done(lambda reactor: serve(reactor, loaded))
+    logs.warn_of_spelling(loaded.warnings)
 
+    async def main(reactor: Any) -> int:
+        server = Server(reactor, loaded.config)
+        return await run(reactor, server, "serve", lambda: say(welcome(server)))
 
-async def serve(reactor: Any, loaded: Loaded) -> int:
-    """Run a server until cancelled."""
-    config = loaded.config
-    for warning in loaded.warnings:
-        log.warning("config.spelling", text=warning)
-    server = Server(reactor, config)
-    await server.start()
-    log.info(
-        "serve.ready",
-        server_name=config.server_name,
-        instance=config.instance,
-        replication=" ".join(server.replication_addresses),
-        http=" ".join(server.http_addresses),
-        data=str(config.data_directory or "memory"),
-    )
-    sys.stdout.write(welcome(server))
-    sys.stdout.flush()
-    status = None
-    if sd_notify("READY=1", f"STATUS={server.status_line()}"):
-        status = looping_background_process(
-            reactor,
-            "systemd_status",
-            STATUS_INTERVAL_S,
-            lambda: sd_notify(f"STATUS={server.status_line()}"),
-        )
-    try:
-        await Deferred()
-    except CancelledError:
-        log.info("serve.stopping")
-    finally:
-        sd_notify("STOPPING=1")
-        if status is not None:
-            await status.stop()
-        await server.stop()
-        log.info("serve.stopped")
-    return 0
+    return run_until_done(main)
 
 
 def welcome(server: Server) -> str:

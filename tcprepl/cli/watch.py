@@ -14,7 +14,8 @@ import click
 from msgspec import structs
 from twisted.internet.defer import Deferred
 
-from tcprepl.cli import following, logs
+from tcprepl.app.connecting import client_endpoint
+from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
@@ -173,7 +174,7 @@ def _watch(
 
         client = ReplicationClient(
             reactor,
-            following.client_endpoint(reactor, address),
+            client_endpoint(reactor, address),
             [stream],
             handle,
             name="tcprepl-watch",

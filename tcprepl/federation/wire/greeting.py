@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,6 +16,8 @@ from tcprepl import limits
 from tcprepl.ids import ServerName
 
 logger = structlog.get_logger()
+
+T = TypeVar("T")
 
 #: How long to wait before a writer that did not say is asked again.
 ASK_AGAIN_S = 1.0
@@ -47,7 +49,7 @@ class _Greeting(Protocol):
 async def ask_server_name(reactor: Any, endpoint: IStreamClientEndpoint) -> ServerName:
     """Return how the writer calls itself; empty if it does not say, after a while."""
     try:
-        greeting = await connectProtocol(endpoint, _Greeting())
+        greeting = await _cancelled_at_once(connectProtocol(endpoint, _Greeting()))
         name: str = await greeting.name
     except CancelledError:
         raise
@@ -57,3 +59,22 @@ async def ask_server_name(reactor: Any, endpoint: IStreamClientEndpoint) -> Serv
     if not name:
         await deferLater(reactor, ASK_AGAIN_S)
     return name
+
+
+def _cancelled_at_once(work: Deferred[T]) -> Deferred[T]:
+    """Return *work*; when it is cancelled that shows, whatever an endpoint makes of it.
+
+    One that looks a name up says that there is no such name, for example.
+    """
+
+    def cancel(outer: Deferred[T]) -> None:
+        outer.errback(CancelledError())
+        work.cancel()
+
+    def pass_on(result: Any) -> None:
+        if not shown.called:
+            shown.callback(result)
+
+    shown: Deferred[T] = Deferred(cancel)
+    _ = work.addBoth(pass_on)
+    return shown

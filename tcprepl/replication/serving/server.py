@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -431,7 +431,8 @@ class ReplicationServer:
     async def stop(self, text: str = "server shutting down") -> None:
         """Drain: stop listening, tell every peer why, close, and wait until they are gone.
 
-        Peers that do not take the close within `limits.CLOSE_TIMEOUT_S` are aborted.
+        Peers that do not take the close within `limits.CLOSE_TIMEOUT_S` are aborted; cancelling
+        aborts them at once.
         """
         self.hub.flush()
         ports, self._ports = self._ports, []
@@ -441,7 +442,11 @@ class ReplicationServer:
             peer.close(CloseReason.SHUTDOWN, text)
         if self._peers:
             self._stopping = Deferred()
-            await self._stopping
+            try:
+                await self._stopping
+            except CancelledError:
+                for peer in list(self._peers.values()):
+                    peer.transport.abortConnection()
         if self._sweeper is not None:
             sweeper, self._sweeper = self._sweeper, None
             await sweeper.stop()

@@ -12,7 +12,8 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app import sender as module
-from tcprepl.app.sender import FederationWorker
+from tcprepl.app.sender import NAME_FILE, FederationWorker, find_server_name
+from tcprepl.errors import ConfigError
 from tcprepl.federation.sending.outbox import run_inline
 from tcprepl.protocol.commands import FederationAckCommand, PingCommand, RemoteServerUpCommand
 
@@ -30,6 +31,14 @@ class Client:
         return True
 
 
+def result(work: Any) -> Any:
+    found: list[Any] = []
+    Deferred.fromCoroutine(work).addBoth(found.append)
+    if hasattr(found[0], "raiseException"):
+        found[0].raiseException()
+    return found[0]
+
+
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FederationWorker]:
     monkeypatch.setattr(FederationWorker, "_run", lambda self, work: run_inline(work))
@@ -43,8 +52,11 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federati
         senders=("fed1", "fed2"),
         signing_key=tmp_path / "signing.key",
     )
+    assert result(made.start()) is None
     yield made
-    made.outbox.close()
+    stopping = Deferred.fromCoroutine(made.stop())
+    reactor.pump([1.0] * 20)
+    assert stopping.called
 
 
 def test_what_is_on_disk_is_acknowledged_by_name(worker: FederationWorker) -> None:
@@ -81,13 +93,14 @@ def test_a_server_that_is_up_again_is_tried(
 
 
 def test_it_starts_and_stops(worker: FederationWorker) -> None:
-    worker.start()
     assert worker.client.running
+    assert worker.facts()["server_name"] == "x.example"
+    assert worker.status_line() == "0 destinations, the writer is away"
     ((address, *_),) = worker._reactor.unixServers
     assert address.endswith(module.control.SOCKET_FILE)
     done: list[object] = []
     Deferred.fromCoroutine(worker.stop()).addBoth(done.append)
-    worker._reactor.advance(60)
+    worker._reactor.pump([1.0] * 60)
     assert done == [None]
     assert not worker.client.running
 
@@ -95,3 +108,27 @@ def test_it_starts_and_stops(worker: FederationWorker) -> None:
 def test_the_position_of_the_client_is_that_of_the_outbox(worker: FederationWorker) -> None:
     worker.outbox.add([], 0, {("federation", "master"): 5})
     assert worker.sender.intake.load() == {("federation", "master"): 5}
+
+
+def test_the_name_is_asked_once_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["", "x.example"]
+
+    async def ask(reactor: Any, endpoint: Any) -> str:
+        return answers.pop(0)
+
+    nothing: Any = None
+    monkeypatch.setattr(module, "ask_server_name", ask)
+    assert result(find_server_name(nothing, nothing, tmp_path, None)) == "x.example"
+    assert (tmp_path / NAME_FILE).read_text() == "x.example\n"
+    assert result(find_server_name(nothing, nothing, tmp_path, None)) == "x.example"
+    assert result(find_server_name(nothing, nothing, tmp_path, "x.example")) == "x.example"
+    with pytest.raises(ConfigError, match="the outbox of"):
+        result(find_server_name(nothing, nothing, tmp_path, "y.example"))
+
+
+def test_a_name_that_is_none_is_told(tmp_path: Path) -> None:
+    nothing: Any = None
+    with pytest.raises(ConfigError, match="server-name"):
+        result(find_server_name(nothing, nothing, tmp_path, "not a name"))

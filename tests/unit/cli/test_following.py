@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.cli import following
 from tcprepl.cli.following import (
@@ -22,12 +20,9 @@ from tcprepl.cli.following import (
     row_lines,
     row_objects,
 )
-from tcprepl.config import parse_address
-from tcprepl.errors import ConfigError, ConnectionFailed
+from tcprepl.errors import ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand, UserIpCommand
 from tests.cli_world import ADDRESS, CliWorld
-
-client_endpoint = following.client_endpoint
 
 
 @pytest.fixture
@@ -55,16 +50,6 @@ def follow(world: CliWorld, streams: tuple[str, ...] | None = None, **options: A
 
     world.run(main)
     return lines
-
-
-def test_endpoints() -> None:
-    """HOST:PORT and endpoint strings; what Twisted does not know is an error of ours."""
-    reactor = MemoryReactorClock()
-    assert isinstance(client_endpoint(reactor, parse_address("h:1")), HostnameEndpoint)
-    assert client_endpoint(reactor, parse_address("unix:/run/x")) is not None
-    for text in ("nonsense:x", "tcp:host=a", "tcp:host=a:port=x"):
-        with pytest.raises(ConfigError, match="not an endpoint to connect to"):
-            client_endpoint(reactor, parse_address(text))
 
 
 def test_lines_and_objects() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ReactorNotRunning
+from twisted.internet.error import ConnectingCancelledError, ReactorNotRunning
 
 from tcprepl.cli.running import run_until_done
 from tests.harness import environment
@@ -104,7 +104,7 @@ def test_tidying_up_may_take_time_and_return_a_code() -> None:
 
 
 def test_a_second_signal_does_not_wait() -> None:
-    """Who insists is let go."""
+    """Who insists is let go at once, whatever the tidying does."""
 
     async def main(reactor: Any) -> int:
         try:
@@ -113,8 +113,33 @@ def test_a_second_signal_does_not_wait() -> None:
             await Deferred()
         return 0
 
-    steps = (press(signal.SIGINT), press(signal.SIGINT), lambda: None)
-    assert run_until_done(main, FakeReactor(*steps)) == 1
+    ends: list[int] = []
+    steps = (press(signal.SIGINT), press(signal.SIGTERM), lambda: None)
+    assert run_until_done(main, FakeReactor(*steps), end=ends.append) == 1
+    assert ends == [1]
+
+
+def test_hanging_up_is_heard_and_ends_nothing() -> None:
+    """SIGHUP calls what it is to call, as often as it comes; without that it is left alone."""
+    heard: list[bool] = []
+    before = signal.getsignal(signal.SIGHUP)
+    steps = (press(signal.SIGHUP), press(signal.SIGHUP), press(signal.SIGTERM), lambda: None)
+    code = run_until_done(forever, FakeReactor(*steps), on_hangup=lambda: heard.append(True))
+    assert (code, heard) == (0, [True, True])
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_interrupted_while_connecting_is_a_good_end() -> None:
+    """What an endpoint makes of a cancellation is one, too."""
+
+    async def main(reactor: Any) -> int:
+        try:
+            await Deferred()
+        except CancelledError:
+            raise ConnectingCancelledError(None) from None
+        return 5
+
+    assert run_until_done(main, FakeReactor(press(signal.SIGINT), lambda: None)) == 0
 
 
 def test_stopping_twice_is_fine() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ def loaded(**raw: Any) -> Loaded:
 def welcomed(where: dict[str, list[str]], **raw: Any) -> str:
     """Return the welcome of a server at given addresses."""
     server = Server(MemoryReactorClock(), loaded(**raw).config)
-    server.replication_addresses = where.get("replication", [])
-    server.http_addresses = where.get("http", [])
+    server.replication_addresses.extend(where.get("replication", []))
+    server.http_addresses.extend(where.get("http", []))
     return serve.welcome(server)
 
 
@@ -64,46 +63,23 @@ def test_welcome_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "A page" not in text
 
 
-def test_ready_status_stopping(
-    socket_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Systemd hears when it is ready, how it goes, and when it stops."""
-    path = str(socket_directory / "notify")
-    monkeypatch.setenv("NOTIFY_SOCKET", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(path)
-        systemd.settimeout(5.0)
-        reactor = MemoryReactorClock()
-        task = Deferred.fromCoroutine(serve.serve(reactor, loaded(worker_name="w1")))
-        assert systemd.recv(1000) == b"READY=1\nSTATUS=0 peers, most behind 0 ms"
-        assert "tcprepl is running" in capsys.readouterr().out
-        reactor.advance(serve.STATUS_INTERVAL_S)
-        assert systemd.recv(1000) == b"STATUS=0 peers, most behind 0 ms"
-        task.cancel()
-        reactor.advance(1.0)
-        assert systemd.recv(1000) == b"STOPPING=1"
-    codes: list[int] = []
-    _ = task.addCallback(codes.append)
-    assert codes == [0]
-
-
 def test_options_are_stronger_than_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything typed reaches the configuration."""
     file = tmp_path / "x.yaml"
     file.write_text("server_name: a\ninstance: i\nlog: {level: error}\n", encoding="utf-8")
-    found: list[Loaded] = []
+    found: list[Server] = []
 
-    async def fake(reactor: Any, given: Loaded) -> int:
+    async def fake(reactor: Any, given: Server, *_: object) -> int:
         found.append(given)
         return 0
 
     def at_once(main: Any) -> int:
-        _ = Deferred.fromCoroutine(main(None))
+        _ = Deferred.fromCoroutine(main(MemoryReactorClock()))
         return 0
 
-    monkeypatch.setattr(serve, "serve", fake)
+    monkeypatch.setattr(serve, "run", fake)
     monkeypatch.setattr(serve, "run_until_done", at_once)
     monkeypatch.setattr(serve.logs, "configure", lambda *_: None)
     args = ["--server-name", "b", "--listen", "[::1]:1", "--http", "unix:/run/h", "--data", "d"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.error import ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -53,14 +54,22 @@ def test_the_first_line_says_who_it_is(lines: list[bytes] | None, name: str) -> 
     assert found == [name]
 
 
-def test_it_can_be_cancelled() -> None:
+@pytest.mark.parametrize(
+    "made_of_it",
+    [None, ConnectingCancelledError(None), DNSLookupError("no such name")],  # type: ignore[arg-type]
+)
+def test_it_can_be_cancelled(made_of_it: Exception | None) -> None:
+    """Whatever an endpoint makes of the cancellation, it is not asked again."""
+
     class Never:
         def connect(self, factory: Any) -> Deferred[Any]:
-            return Deferred()
+            return Deferred(lambda d: None if made_of_it is None else d.errback(made_of_it))
 
     never: Any = Never()
+    clock = Clock()
     failures: list[Any] = []
-    asking = Deferred.fromCoroutine(ask_server_name(Clock(), never))
+    asking = Deferred.fromCoroutine(ask_server_name(clock, never))
     asking.addErrback(failures.append)
     asking.cancel()
-    assert len(failures) == 1
+    assert failures[0].check(CancelledError)
+    assert clock.getDelayedCalls() == []

@@ -1,0 +1,192 @@
+"""Where a process listens: the line protocol and HTTP, on the addresses of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    serverFromString,
+)
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.web.server import Site
+
+from tcprepl.app.lifecycle import Lifecycle
+from tcprepl.app.systemd import sockets_passed
+from tcprepl.app.tls import Certificates, tls_context
+from tcprepl.config import Address, Config, TlsSettings
+from tcprepl.errors import ConfigError, TcpreplError
+from tcprepl.replication.failures import describe_address
+from tcprepl.replication.serving.server import ReplicationServer
+
+#: Connections that may wait to be accepted: after a restart everybody comes at once.
+BACKLOG = 1_024
+#: What an endpoint string begins with whose connections say first where they come from.
+HAPROXY = "haproxy:"
+
+
+class CannotListen(TcpreplError):
+    """An address that cannot be listened on: says which, and why."""
+
+
+class Listeners:
+    """The listeners of a process.
+
+    Attributes:
+        replication: Where the line protocol listens.
+        http: Where HTTP listens.
+    """
+
+    def __init__(self, reactor: Any, config: Config, life: Lifecycle) -> None:
+        self.replication: list[str] = []
+        self.http: list[str] = []
+        self._reactor = reactor
+        self._config = config
+        self._life = life
+        #: Per TLS listener: its section, what it serves, and its address if that has them.
+        self._certificates: list[tuple[str, Certificates, Address]] = []
+
+    async def open_replication(self, server: ReplicationServer) -> None:
+        """Listen for the line protocol; *server* closes what this opens.
+
+        Raises:
+            ConfigError: An address is none, or certificates cannot be read.
+            CannotListen: An address is taken, or is not ours.
+        """
+        for address in self._config.replication.listen:
+            endpoint = self._endpoint("replication", address, self._config.replication.tls)
+            port = await listened(server.listen(endpoint), "replication", address)
+            self.replication.append(describe_address(port.getHost()))
+
+    async def open_http(self, site: Site) -> None:
+        """Listen for HTTP.
+
+        Raises:
+            ConfigError: An address is none, or certificates cannot be read.
+            CannotListen: An address is taken, or is not ours.
+        """
+        for address in self._config.http.listen:
+            endpoint = self._endpoint("http", address, self._config.http.tls)
+            port = await listened(endpoint.listen(site), "http", address)
+            self._life.add("http", port.stopListening)
+            self.http.append(describe_address(port.getHost()))
+
+    def reload(self, config: Config) -> Callable[[], bool]:
+        """Read the certificates again, from where *config* says.
+
+        Returns:
+            What puts them in use for new connections, and returns whether there are any.
+
+        Raises:
+            ConfigError: They cannot be read; says everything that is wrong with them.
+        """
+        fresh: list[tuple[Certificates, Any]] = []
+        faults: list[str] = []
+        for section, certificates, address in self._certificates:
+            tls = getattr(config, section).tls
+            try:
+                fresh.append(
+                    (
+                        certificates,
+                        _context_of(self._reactor, address) if tls is None else tls_context(tls),
+                    )
+                )
+            except ConfigError as error:
+                faults.append(str(error))
+        if faults:
+            raise ConfigError("; ".join(dict.fromkeys(faults)))
+
+        def use() -> bool:
+            for certificates, options in fresh:
+                certificates.use(options)
+            return bool(fresh)
+
+        return use
+
+    def _endpoint(
+        self, section: str, address: Address, tls: TlsSettings | None
+    ) -> IStreamServerEndpoint:
+        endpoint, certificates = server_endpoint(self._reactor, address, tls)
+        if certificates is not None:
+            self._certificates.append((section, certificates, address))
+        return endpoint
+
+
+def server_endpoint(
+    reactor: Any, address: Address, tls: TlsSettings | None
+) -> tuple[IStreamServerEndpoint, Certificates | None]:
+    """Return the endpoint to listen on, and its certificates if it has any.
+
+    Raises:
+        ConfigError: Twisted does not understand the endpoint string, or the certificates
+            cannot be read.
+    """
+    if address.host is None or address.port is None:
+        text = address.text.removeprefix(HAPROXY)
+        endpoint = _from_string(reactor, address, text)
+        certificates = None
+        if isinstance(endpoint, SSL4ServerEndpoint):
+            certificates = Certificates(endpoint._sslContextFactory)
+            endpoint._sslContextFactory = certificates
+        return (proxyEndpoint(endpoint) if text != address.text else endpoint), certificates
+    if tls is not None:
+        certificates = Certificates(tls_context(tls))
+        endpoint = SSL4ServerEndpoint(
+            reactor, address.port, certificates, backlog=BACKLOG, interface=address.host
+        )
+        return endpoint, certificates
+    kind = TCP6ServerEndpoint if ":" in address.host else TCP4ServerEndpoint
+    return kind(reactor, address.port, backlog=BACKLOG, interface=address.host), None
+
+
+def _context_of(reactor: Any, address: Address) -> Any:
+    """Return the TLS side that an endpoint string describes, its files read anew."""
+    endpoint = _from_string(reactor, address, address.text.removeprefix(HAPROXY))
+    assert isinstance(endpoint, SSL4ServerEndpoint)
+    return endpoint._sslContextFactory
+
+
+def _from_string(reactor: Any, address: Address, text: str) -> IStreamServerEndpoint:
+    if text.startswith("systemd:") and not sockets_passed():
+        raise ConfigError(
+            f"{address}: systemd has passed no socket to this process (LISTEN_FDS is not set for "
+            "it); expected to be started by a .socket unit"
+        )
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    except OSError as error:
+        raise ConfigError(f"{address}: {error.filename}: {error.strerror}") from None
+    except Exception as error:  # noqa: BLE001  # parsers are plugins, and raise whatever comes up
+        reason = f"{type(error).__name__}: {error}" if not str(error).strip() else str(error)
+        raise ConfigError(f"{address}: not an endpoint to listen on: {reason}") from None
+    return endpoint
+
+
+def peers_in_words(server: ReplicationServer) -> str:
+    """Return how many peers there are and how far behind, for systemd."""
+    peers = server.peers()
+    lag = max((peer.behind_seconds for peer in peers), default=0.0)
+    noun = "peer" if len(peers) == 1 else "peers"
+    return f"{len(peers)} {noun}, most behind {lag * 1000:.0f} ms"
+
+
+async def listened(
+    listening: Awaitable[IListeningPort], section: str, address: Address
+) -> IListeningPort:
+    """Return the port that *listening* brings.
+
+    Raises:
+        CannotListen: The address is taken, or is not ours.
+    """
+    try:
+        return await listening
+    except CannotListenError as error:
+        reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise CannotListen(f"{section}.listen: cannot listen on {address}: {reason}")

@@ -1,0 +1,247 @@
+"""The composition root of a relay: client, log and server in one.
+
+Starting goes from the log outward and connects last; stopping leaves the upstream first, then
+drains the readers, then writes everything out.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+
+from tcprepl.app.connecting import client_endpoint
+from tcprepl.app.lifecycle import Lifecycle
+from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.settings import http_secrets, redis_extra, retention_of
+from tcprepl.config import Address, Config
+from tcprepl.http.routing import ApiError
+from tcprepl.protocol.commands import (
+    CancelTaskCommand,
+    ClearUserSyncCommand,
+    Command,
+    FederationAckCommand,
+    LockReleasedCommand,
+    NewActiveTaskCommand,
+    RemoteServerUpCommand,
+    UserSyncCommand,
+)
+from tcprepl.replication.following.catchup import HttpCatchUp
+from tcprepl.replication.redis.url import RedisUrl, redis_endpoint
+from tcprepl.replication.relaying.intake import Intake, Upstream, relay_registry
+from tcprepl.replication.relaying.state import RelayState
+from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.streams.notifier import Notifier
+from tcprepl.streams.opening import open_log
+from tcprepl.web.services import HttpLimits, WebServices
+from tcprepl.web.site import build_site
+
+#: What readers may say to those upstream.
+UPWARD: tuple[type[Command], ...] = (
+    UserSyncCommand,
+    ClearUserSyncCommand,
+    FederationAckCommand,
+    RemoteServerUpCommand,
+    LockReleasedCommand,
+    NewActiveTaskCommand,
+    CancelTaskCommand,
+)
+#: What those upstream may say to readers, besides rows and positions.
+DOWNWARD: tuple[type[Command], ...] = (
+    RemoteServerUpCommand,
+    LockReleasedCommand,
+    NewActiveTaskCommand,
+    CancelTaskCommand,
+)
+
+
+class ReadOnly:
+    """The publisher of a relay: rows come from upstream only."""
+
+    def publish_json(self, *_: object, **__: object) -> Deferred[Any]:
+        """Refuse."""
+        return fail(
+            ApiError(
+                403,
+                "TCPREPL_RELAY",
+                "this is a relay, its rows come from its upstream: publish there",
+            )
+        )
+
+
+class Relay:
+    """Client, log and server in one, started and stopped in order.
+
+    Attributes:
+        failed: Fires with the failure when the log takes no more.
+        upstream_name: Where the rows come from, without secrets.
+        config: The settings.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        upstream: RedisUrl | Address,
+        *,
+        secret: str | None = None,
+        passive: bool = False,
+        user_ip: bool = False,
+        dialect: str = "auto",
+    ) -> None:
+        self.failed: Deferred[None] = Deferred()
+        self.upstream_name = str(upstream)
+        self.config = config
+        self._reactor = reactor
+        self._where = upstream
+        self._secret = secret
+        self._passive = passive
+        self._user_ip = user_ip
+        self._dialect = dialect
+        self._not_ready: str | None = "starting"
+        self._life = Lifecycle(reactor, "relay")
+        self._listeners = Listeners(reactor, config, self._life)
+
+    async def start(self) -> None:
+        """Open the log, listen, then connect.
+
+        Raises:
+            TcpreplError: Something is in the way; what was started has been stopped again.
+        """
+        await self._life.start(self._start)
+        self._not_ready = None
+
+    async def _start(self) -> None:
+        config, reactor = self.config, self._reactor
+        state = RelayState(config.data_directory)
+        self._life.add("state", state.close)
+        registry = relay_registry(state.streams())
+        stream_log = open_log(
+            config.data_directory, registry, reactor, retention_of(config), gaps=state.gaps
+        )
+        self._life.add("log", stream_log.close)
+        intake = Intake(reactor, stream_log, registry, state)
+        self._life.add("intake", intake.close)
+        self.failed = intake.failed
+        self._server = ReplicationServer(
+            reactor,
+            stream_log,
+            registry,
+            config.server_name,
+            config.instance,
+            dialect=config.replication.dialect,
+            max_connections=config.replication.max_connections,
+            epoch_s=time.time() - reactor.seconds(),
+        )
+        self._life.add("replication", self._server.stop)
+        intake.on_pair = self._server.hub.announce
+        self._upstream = self._make_upstream(intake, registry)
+        self._server.links.append(self._upstream.status)
+        for kind in UPWARD:
+            self._server.on(kind, self._say_upstream)
+        notifier = Notifier()
+        notifier.attach(stream_log)
+        await self._listeners.open_replication(self._server)
+        site = build_site(
+            WebServices(
+                reactor=reactor,
+                log=stream_log,
+                registry=registry,
+                publisher=ReadOnly(),
+                notifier=notifier,
+                server_name=config.server_name,
+                instance=config.instance,
+                replication_server=self._server,
+                acknowledge=lambda instance, token: self._upstream.send(
+                    FederationAckCommand(instance, token)
+                ),
+                ready=lambda: self._not_ready,
+                secrets=http_secrets(config),
+                hosts=config.http.hosts,
+                limits=HttpLimits(max_body_bytes=config.http.max_body_bytes),
+            )
+        )
+        await self._listeners.open_http(site)
+        self._upstream.start()
+        self._life.add("upstream", self._upstream.stop)
+
+    def _make_upstream(self, intake: Intake, registry: Any) -> Upstream:
+        config, where = self.config, self._where
+        catch_up = None
+        if config.instances:
+            secret = config.http.replication_secret
+            own = secret.get_secret_value() if secret else None
+            catch_up = HttpCatchUp(self._reactor, config.instances, self._secret or own)
+            self._life.add("catch_up", catch_up.close)
+        if isinstance(where, Address):
+            return TcpUpstream(
+                self._reactor,
+                client_endpoint(self._reactor, where),
+                str(where),
+                intake,
+                registry,
+                server_name=config.server_name,
+                dialect=self._dialect,
+                catch_up=catch_up,
+                on_command=self._say_downstream,
+                passive=self._passive,
+            )
+        made: Upstream = redis_extra("relaying.redis_source").RedisUpstream(
+            self._reactor,
+            redis_endpoint(self._reactor, where),
+            str(where),
+            intake,
+            registry,
+            server_name=config.server_name,
+            user=where.user,
+            password=where.password,
+            catch_up=catch_up,
+            on_command=self._say_downstream,
+            passive=self._passive,
+            user_ip=self._user_ip,
+        )
+        return made
+
+    def _say_downstream(self, command: Command) -> None:
+        """Pass on what readers are to hear of."""
+        if isinstance(command, DOWNWARD):
+            self._server.broadcast(command)
+
+    def _say_upstream(self, command: Command, peer: Any) -> None:
+        """Pass on what a reader said to all who listen up there."""
+        if isinstance(command, FederationAckCommand) and command.instance is None and peer.name:
+            command = replace(command, instance=peer.name)
+        self._upstream.send(command)
+
+    @property
+    def replication_addresses(self) -> list[str]:
+        """Where the line protocol listens."""
+        return self._listeners.replication
+
+    @property
+    def http_addresses(self) -> list[str]:
+        """Where the HTTP API listens."""
+        return self._listeners.http
+
+    def facts(self) -> dict[str, object]:
+        """Return what the log says of a relay that is ready."""
+        return {
+            "server_name": self.config.server_name,
+            "upstream": self.upstream_name,
+            "replication": " ".join(self.replication_addresses),
+            "http": " ".join(self.http_addresses),
+            "data": str(self.config.data_directory or "memory"),
+        }
+
+    def status_line(self) -> str:
+        """Return how it goes, in a few words, for systemd."""
+        up = "up" if self._upstream.status().up else "away"
+        return f"upstream {up}, {peers_in_words(self._server)}"
+
+    async def stop(self) -> None:
+        """Leave the upstream, drain the readers, write everything out."""
+        self._not_ready = "stopping"
+        await self._life.stop()

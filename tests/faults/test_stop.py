@@ -1,0 +1,156 @@
+"""SIGTERM at any moment: whatever a process is about, it ends within 10 s."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import TCPREPL, Lines, Running, Server, environment, pause, start
+from tests.ports import free_port
+
+#: What whoever starts a process allows it.
+ALLOWED_S = 10.0
+#: Names cannot be looked up: the server of names does not answer.
+NO_NAMES = (
+    "import socket, threading\n"
+    "def never(*args, **options):\n"
+    "    threading.Event().wait(120)\n"
+    "socket.getaddrinfo = never\n"
+    "import sys\n"
+    "from tcprepl.cli import main\n"
+    "sys.argv[0] = 'tcprepl'\n"
+    "main()\n"
+)
+
+
+def ends_in_time(process: Running) -> int:
+    """Ask a process to end, and return its exit code once it has, in time."""
+    began = time.monotonic()
+    code = process.stop(signal.SIGTERM)
+    assert time.monotonic() - began < ALLOWED_S, process.stderr
+    return code
+
+
+def from_command(source: str) -> dict[str, tuple[str, ...]]:
+    """Return every command that stays, following *source*."""
+    return {
+        "federation-sender": ("federation-sender", "--from", source, "--data", "sender"),
+        "relay": ("relay", "--upstream", source, "--server-name", "example.com",
+                  "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"),
+        "tail": ("tail", "--from", source),
+        "record": ("record", "x.rec", "--from", source),
+        "watch": ("watch", "typing", "--from", source),
+        "positions": ("positions", "--from", source),
+        "until-head": ("tail", "--until-head", "--from", source),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", from_command(""))
+@pytest.mark.parametrize("after_s", [0.0, 2.3])
+def test_where_nobody_listens(command: str, after_s: float, tmp_path: Path) -> None:
+    """Between two tries, in the middle of one, early and late."""
+    arguments = from_command(f"127.0.0.1:{free_port()}")[command]
+    with start(tmp_path, *arguments, name="process") as process:
+        if command in ("positions", "until-head"):
+            assert process.wait() == 1
+            return
+        if command == "watch":
+            process.wait_for_output("replication.client.unreachable")
+        else:
+            process.wait_for_output("unreachable|relay.ready")
+        pause(after_s)
+        assert ends_in_time(process) == 0
+
+
+@pytest.mark.parametrize("command", from_command(""))
+def test_where_the_other_end_says_nothing(command: str, tmp_path: Path) -> None:
+    """A connection is there, and no word comes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        arguments = from_command(f"127.0.0.1:{silent.getsockname()[1]}")[command]
+        with start(tmp_path, *arguments, name="process") as process:
+            connection, _ = silent.accept()
+            with connection:
+                assert ends_in_time(process) == 0
+
+
+@pytest.mark.parametrize("command", from_command(""))
+def test_while_a_name_is_looked_up(command: str, tmp_path: Path) -> None:
+    """A thread of the resolver cannot be stopped; nobody waits for it."""
+    arguments = from_command("nowhere.example:9092")[command]
+    with Running([sys.executable, "-c", NO_NAMES, *arguments], tmp_path) as process:
+        if command == "relay":
+            process.wait_for_output("relay.ready")
+        pause(1.5)  # there is nothing to see from outside while it looks the name up
+        assert process.process.poll() is None
+        assert ends_in_time(process) == 0
+
+
+def test_a_connection_that_is_not_answered(tmp_path: Path) -> None:
+    """The kernel's queue is full: the connection is neither made nor refused."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = []
+        for _ in range(3):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+            waiting.append(filler)
+        arguments = from_command(f"127.0.0.1:{full.getsockname()[1]}")["federation-sender"]
+        with start(tmp_path, *arguments) as process:
+            pause(1.5)  # nothing is to be seen from outside
+            assert ends_in_time(process) == 0
+        for filler in waiting:
+            filler.close()
+
+
+def test_a_reader_that_takes_nothing_does_not_hold_up_the_server(tmp_path: Path) -> None:
+    """Whoever does not read is cut off in time, and everything is written out."""
+    with Server(tmp_path) as server, Lines(server.port) as reader:
+        reader.send("REPLICATE * * 0\n")
+        reader.expect("POSITION typing")
+        for _ in range(40):
+            server.publish("device_lists", *[["@a:example.com" + "x" * 60_000] for _ in range(10)])
+        assert ends_in_time(server.process) == 0
+        assert "serve.stopped" in server.process.stderr
+
+
+def test_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
+    """A process that is stuck in a write ends, too."""
+    with Server(tmp_path) as server:
+        for _ in range(30):
+            server.publish("device_lists", *[["@a:example.com" + "x" * 10_000] for _ in range(10)])
+        tail = subprocess.Popen(
+            [*TCPREPL, "tail", "--since", "start", "--from", server.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        assert tail.stdout.read(1)
+        pause(1.0)  # until the pipe is full
+        tail.send_signal(signal.SIGTERM)
+        tail.wait(ALLOWED_S)
+        tail.stdout.close()
+        tail.stderr.close()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """Who insists does not wait for readers to be drained."""
+    with Server(tmp_path) as server, Lines(server.port) as reader:
+        reader.send("REPLICATE * * 0\n")
+        reader.expect("POSITION typing")
+        for _ in range(40):
+            server.publish("device_lists", *[["@a:example.com" + "x" * 60_000] for _ in range(10)])
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait_for_output("serve.stopping")
+        began = time.monotonic()
+        assert server.process.stop(signal.SIGINT) == 1
+        assert time.monotonic() - began < 2.0

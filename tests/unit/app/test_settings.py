@@ -1,0 +1,77 @@
+"""What settings mean to the parts that are made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcprepl.app.settings import (
+    http_secrets,
+    placed_servers,
+    redis_extra,
+    registry_of,
+    retention_of,
+    trust_of,
+)
+from tcprepl.config import build
+from tcprepl.errors import ConfigError
+
+
+def test_extra_streams_and_retention() -> None:
+    """What the configuration says of streams reaches registry and logs."""
+    config = build(
+        {
+            "streams": {
+                "extra": ["mine", {"name": "loud", "durable": False}],
+                "retention": {"age": "1h"},
+                "retention_ephemeral": {"rows": 7},
+                "retention_of": {"typing": {"bytes": 9}, "mine": {"rows": 8}, "unknown": {}},
+            }
+        },
+        "x",
+    ).config
+    registry = registry_of(config)
+    assert registry.get("mine").durable
+    assert not registry.get("loud").durable
+    retention = retention_of(config)
+    assert retention.durable.max_age_s == 3600
+    assert retention.bounds("typing", durable=False).max_bytes == 9
+    assert retention.bounds("typing", durable=False).max_rows == 7
+    assert retention.bounds("mine", durable=True).max_rows == 8
+    assert retention.bounds("mine", durable=True).max_age_s == 3600
+    assert retention.bounds("unknown", durable=True) == retention.durable
+
+
+def test_placed_servers() -> None:
+    """What is wrong with them names its key."""
+    assert placed_servers({"b.example": "127.0.0.1:8448"}) == {"b.example": ("127.0.0.1", 8448)}
+    for resolve in ({"b.example": "127.0.0.1:0"}, {"no server": "127.0.0.1:1"}, {"b.example": "x"}):
+        with pytest.raises(ConfigError, match=r"federation.resolve"):
+            placed_servers(resolve)
+
+
+def test_trusted_files(tmp_path: Path) -> None:
+    """None is the system's authorities; what holds no certificate names its key."""
+    assert trust_of(None) is None
+    (tmp_path / "ca.pem").write_text("nothing", encoding="utf-8")
+    for path in (tmp_path / "ca.pem", tmp_path / "absent.pem"):
+        with pytest.raises(ConfigError, match=r"federation.ca"):
+            trust_of(path)
+
+
+def test_secrets_of_http() -> None:
+    """Token and replication secret, as far as they are set."""
+    assert http_secrets(build({}, "x").config) == []
+    raw = {"http": {"token": "a", "replication_secret": "b"}}
+    assert http_secrets(build(raw, "x").config) == ["a", "b"]
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError("No module", name="txredisapi")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ConfigError, match=r"tcprepl\[redis\]"):
+        redis_extra("bus.redis_writer")
