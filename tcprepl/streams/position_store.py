@@ -47,7 +47,11 @@ class PositionStore(Protocol):
         ...
 
     def rollback(self) -> None:
-        """Undo what a failed handler wrote in a transaction shared with the positions."""
+        """Undo what was written since the last `save` in a transaction shared with it.
+
+        Called if `atomic`, whenever a handler, a callback or `save` itself has failed. If it
+        raises, the client gives up: nothing may be committed on top.
+        """
         ...
 
     def close(self) -> None:
@@ -87,8 +91,9 @@ class SqlitePositionStore:
 
     **Exactly once.** Give the store the connection that the rows are written with. `save`
     then commits on it, so that what the handler wrote and the position that covers it
-    become true in one transaction, or not at all; the client calls `rollback` when the
-    handler fails. The handler itself never commits::
+    become true in one transaction, or not at all. Whatever a handler wrote when it failed, or
+    when the position could not be saved, is undone before it is called again. The same holds for
+    `on_reset` and `on_position`. None of them commits (``with connection:`` does)::
 
         connection = sqlite3.connect("worker.db")
 
@@ -101,8 +106,10 @@ class SqlitePositionStore:
             positions=SqlitePositionStore(connection),
         )
 
-    The connection must not be in autocommit mode (`isolation_level` None), and nobody else
-    may commit on it between the handler and `save`. Set `synchronous=FULL` on it if the rows
+    The connection must not be in autocommit mode, and belongs to one client. Whoever else
+    writes on it commits before the reactor's turn ends: what is left open when a handler is
+    called is committed or undone with what the handler writes. While an async handler
+    waits, nobody else may write on it at all. Set `synchronous=FULL` on it if the rows
     have to survive a power cut.
     """
 
@@ -121,7 +128,7 @@ class SqlitePositionStore:
         self._owned = not isinstance(database, sqlite3.Connection)
         self.atomic = not self._owned
         if isinstance(database, sqlite3.Connection):
-            if database.isolation_level is None:
+            if database.isolation_level is None or getattr(database, "autocommit", None) is True:
                 raise ValueError("the connection is in autocommit mode: it cannot commit both")
             self._connection = database
             self._where = "the caller's database"
@@ -149,7 +156,8 @@ class SqlitePositionStore:
         return connection
 
     def _explained(self, error: sqlite3.Error) -> LogCorrupt | LogUnavailable:
-        if isinstance(error, sqlite3.OperationalError):
+        if type(error) is not sqlite3.DatabaseError:
+            # The disk, a lock, or what the handler wrote: a constraint checked at the commit.
             return LogUnavailable(f"positions in {self._where}: {error}")
         return LogCorrupt(
             f"positions in {self._where}: {error}; move the file away to begin anew",
@@ -182,9 +190,17 @@ class SqlitePositionStore:
             raise self._explained(error) from error
 
     def rollback(self) -> None:
-        """Undo everything on the connection since the last commit."""
-        with suppress(sqlite3.Error):
+        """Undo everything on the connection since the last commit.
+
+        Raises:
+            LogUnavailable: It still stands, and the next commit would make it true.
+        """
+        try:
             self._connection.rollback()
+        except sqlite3.Error as error:
+            with suppress(sqlite3.ProgrammingError):  # closed, which undid it
+                if self._connection.in_transaction:
+                    raise self._explained(error) from error
 
     def close(self) -> None:
         """Close the store's own connection; the caller's stays open."""

@@ -1,17 +1,22 @@
 """A worker as somebody would write it: rows and positions in one SQLite transaction.
 
-Run as ``python -m tests.faults.worker HOST:PORT DATABASE STREAM...``.
+Run as ``python -m tests.faults.worker HOST:PORT DATABASE STREAM...``. Its handler takes its time
+for one batch of ten, and fails for two, in the middle of what it writes.
 """
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import sys
 from typing import Any
 
 from twisted.internet import reactor as installed
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.task import deferLater
 
+from tcprepl import limits
 from tcprepl.cli import logs
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
@@ -24,7 +29,7 @@ def main() -> None:
     """Follow the streams until killed."""
     address, database, *streams = sys.argv[1:]
     host, _, port = address.rpartition(":")
-    logs.configure("debug")
+    logs.configure("info")
     connection = sqlite3.connect(database)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(
@@ -33,12 +38,24 @@ def main() -> None:
     )
     connection.commit()
 
-    def handler(stream: str, instance: str, token: int, rows: Rows) -> None:
-        connection.executemany(
-            "INSERT INTO seen (stream, token, row) VALUES (?, ?, ?)",
-            [(stream, token, row.decode()) for row in rows.raw],
-        )
+    def write(stream: str, token: int, raw: Any, *, fails: bool) -> None:
+        for number, row in enumerate(raw):
+            connection.execute(
+                "INSERT INTO seen (stream, token, row) VALUES (?, ?, ?)",
+                (stream, token, row.decode()),
+            )
+            if fails and number == len(raw) // 2:
+                raise RuntimeError("a fault in the handler")
 
+    def handler(stream: str, instance: str, token: int, rows: Rows) -> Deferred[None] | None:
+        chance = random.random()
+        fails = chance < 0.2
+        if 0.15 <= chance < 0.25:
+            return deferLater(reactor, 0.005, write, stream, token, rows.raw, fails=fails)
+        write(stream, token, rows.raw, fails=fails)
+        return None
+
+    limits.HANDLER_RETRY_MIN_S = 0.005
     client = ReplicationClient(
         reactor,
         TCP4ClientEndpoint(reactor, host, int(port)),

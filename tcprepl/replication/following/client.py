@@ -22,14 +22,13 @@ from twisted.python.failure import Failure
 from tcprepl import metrics
 from tcprepl.background import run_as_background_process, run_in_background
 from tcprepl.errors import ConnectionFailed
-from tcprepl.ids import ServerName, StreamName, Token
+from tcprepl.ids import Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.connection import ClientConnection, connect
 from tcprepl.replication.following.delivery import (
     Delivery,
-    Pair,
     PositionHandler,
     ResetHandler,
     RowHandler,
@@ -146,6 +145,8 @@ class ReplicationClient(Service):
         if self.running:
             return
         self.running = True
+        if self.failed.called:
+            self.failed = Deferred()
         self._delivery.start()
         rows = self._delivery.received_rows
         self._sources = [
@@ -171,7 +172,7 @@ class ReplicationClient(Service):
         if not self.running:
             return
         self.running = False
-        self._delivery.running = False
+        self._delivery.stop()
         if self._delay is not None:
             self._delay.cancel()
         if self._attempt is not None:
@@ -294,7 +295,7 @@ class ReplicationClient(Service):
     @property
     def catching_up(self) -> Collection[Pair]:
         """In the dialect of 2017: what was asked for and has not had its POSITION yet."""
-        return self._delivery.catching_up.keys()
+        return self._delivery.resumption.asked.keys()
 
     @property
     def quarantined_rows(self) -> int:
@@ -352,7 +353,7 @@ class ReplicationClient(Service):
                 continue
             token = known.get(stream, start)
             if token is not None:
-                self._delivery.catching_up[stream, DEFAULT_INSTANCE] = token
+                self._delivery.resumption.ask((stream, DEFAULT_INSTANCE), token)
             requests.append(ReplicateCommand(stream, token=token, now=token is None))
         return requests
 
@@ -360,7 +361,7 @@ class ReplicationClient(Service):
         if "failed to handle replicate" in text:
             words = set(re.findall(r"\w+", text.partition("failed to handle replicate")[2]))
             refused = words.intersection(
-                self._streams or [pair[0] for pair in self._delivery.known]
+                self._streams or [stream for stream, _ in self._delivery.known]
             )
             self._refused_streams |= refused
             log.error("replication.client.stream_refused", streams=sorted(refused), text=text)

@@ -1,17 +1,17 @@
-"""Handing rows to a worker: in order, one at a time, until it succeeds (protocol.md section 7).
+"""Handing rows to a worker: in order, one batch at a time (protocol.md section 7).
 
 `Delivery` is the half of the client library that does not know of connections: it works
-through what a connection brought, calls the worker's handler, keeps the positions, tells
-gaps from resets, and fetches over HTTP what the wire cannot bring.
+through what a connection brought, tells gaps from resets, and fetches over HTTP what the wire
+cannot bring. Calling a handler until it succeeds is `retry.Caller`'s, the positions are
+`progress.Progress`'s, and what only servers of 2017 do is in `dialect_2017`.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from types import CoroutineType
 from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
@@ -20,19 +20,20 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits, metrics
 from tcprepl.background import run_in_background
-from tcprepl.errors import BadRow, ConnectionFailed
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.errors import ConnectionFailed
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
+from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
+from tcprepl.replication.following.progress import Progress
+from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
 from tcprepl.streams.position_store import PositionStore
 from tcprepl.streams.registry import Registry
 
 log = structlog.get_logger()
-
-Pair: TypeAlias = tuple[StreamName, InstanceName]
 
 #: Called with (stream, instance, token, rows) for each batch, in order; may be async.
 RowHandler: TypeAlias = Callable[[StreamName, InstanceName, Token, Rows], object]
@@ -65,6 +66,10 @@ class Link(Protocol):
 class Delivery:
     """Works through what connections bring, one batch at a time.
 
+    The order of calls: `start`; then for each connection `begin`, `take` as often as it brings
+    something, and `end` once it is lost; `stop` at any time. At most one handler or callback
+    runs at a time, and nothing is handed over after one that has not succeeded.
+
     Args:
         link: The client.
         handler: Called with each batch.
@@ -80,11 +85,8 @@ class Delivery:
         join_batches: Whether neighbouring batches may be handed over as one.
 
     Attributes:
-        known: The position of each (stream, instance).
-        catching_up: In the dialect of 2017: the tokens asked for, until POSITION comes.
+        resumption: In the dialect of 2017: what was asked for, until POSITION comes.
         received_rows: Rows received, by stream.
-        quarantined_rows: Rows left out because they do not fit their stream.
-        running: Whether handlers are to be called again when they fail.
     """
 
     def __init__(
@@ -103,15 +105,12 @@ class Delivery:
         max_attempts: int | None,
         join_batches: bool = False,
     ) -> None:
-        self.known: dict[Pair, Token] = {}
-        self.catching_up: dict[Pair, Token] = {}
         self.received_rows: dict[StreamName, int] = {}
-        self.quarantined_rows = 0
-        self.running = False
+        self.resumption = Resumption(keep=store.atomic)
+        self._progress = Progress(store)
+        self._caller = Caller(self._progress, link.wait, max_attempts)
         self._link = link
         self._handler = handler
-        self._store = store
-        self._atomic = store.atomic
         self._registry = registry
         self._streams = streams
         self._since = since
@@ -119,18 +118,35 @@ class Delivery:
         self._on_position = on_position
         self._on_command = on_command
         self._catch_up = catch_up
-        self._max_attempts = max_attempts
         self._join_batches = join_batches
         self._codecs: dict[StreamName, RowCodec] = {}
-        self._dirty: dict[Pair, Token] = {}
         self._inbox: deque[object] = deque()
         self._legacy = False
         self._resumable = False
+        #: A handler or callback was called and has not succeeded yet.
         self._working = False
+        #: It did not succeed at once, so what came after it waits in the inbox.
         self._blocked = False
-        #: Whether a batch was given up: nothing may pass it before the client begins anew.
+        #: A batch was given up: nothing may pass it before the client begins anew.
         self._halted = False
         self._idle_waiter: Deferred[None] | None = None
+
+    # -- what may be asked -------------------------------------------------------------
+
+    @property
+    def known(self) -> dict[Pair, Token]:
+        """The position of each (stream, instance); to be read only."""
+        return self._progress.known
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._caller.running
+
+    @property
+    def quarantined_rows(self) -> int:
+        """Rows left out because they do not fit their stream."""
+        return self._caller.quarantined_rows
 
     @property
     def waiting(self) -> int:
@@ -139,24 +155,37 @@ class Delivery:
             len(event.tokens) if isinstance(event, RunReceived) else 1 for event in self._inbox
         )
 
+    # -- life --------------------------------------------------------------------------
+
     def start(self) -> None:
-        """Begin from the saved positions."""
-        self.known = dict(self._store.load())
-        self.running = True
+        """Begin from the saved positions; also after a `stop` and an `end`."""
+        self._progress.load()
+        self._caller.running = True
         self._halted = False
+
+    def stop(self) -> None:
+        """Take no more, and let a handler that fails rest.
+
+        The one that runs may end and counts; `end` waits for it.
+        """
+        self._caller.running = False
 
     def begin(self, dialect: Dialect) -> None:
         """Begin with a new connection that speaks *dialect*."""
         self._legacy = not dialect.rdata_instance
         self._resumable = dialect.in_band_resume
-        self.catching_up.clear()
+        self.resumption.clear()
 
     async def end(self) -> None:
-        """Forget what a lost connection brought; wait for the handler that runs."""
+        """Forget what a lost connection brought; wait for the handler that runs.
+
+        Afterwards what is known is what was applied, and it is saved.
+        """
         self._inbox.clear()
-        await self.idle()
-        if self._dirty:
-            self._save()
+        await self._idle()
+        self._progress.save()
+
+    # -- working through ---------------------------------------------------------------
 
     def take(self, events: Sequence[object]) -> None:
         """Take what one read brought; work through it, or stop the reading until it is done.
@@ -164,24 +193,24 @@ class Delivery:
         What comes while the client stops comes again when it begins anew: a handler that
         failed now would not be called again.
         """
-        if self._halted or not self.running:
+        if self._halted or not self._caller.running:
             return
         if self._working or self._inbox:
             self._inbox.extend(events)
         else:
             self._work(events)
 
-    def _work(self, events: Sequence[object]) -> None:
+    def _work(self, events: Iterable[object]) -> None:
         """Work through *events* until they end or a handler takes its time.
 
         This is the hot loop of every worker: what a batch costs beyond its handler is here.
         """
-        if self._legacy or self._atomic:
-            self._work_with_care(list(in_batches(events)))
-            return
+        # One at a time where each batch is committed, and where a batch is not what it seems.
+        one_by_one = self._legacy or (self._progress.atomic and not self._join_batches)
+        rests = iter(list(in_batches(events)) if one_by_one else events)
         work_run = self._join if self._join_batches else self._batches
         waiting: Deferred[None] | None
-        for index, event in enumerate(events):
+        for event in rests:
             rest: object = event
             while rest is not None:
                 if type(rest) is RunReceived:
@@ -191,11 +220,9 @@ class Delivery:
                 else:
                     waiting, rest = self._other(rest), None
                 if waiting is not None and not self._passed(waiting):
-                    rests = () if rest is None else (rest,)
-                    self._keep((*rests, *events[index + 1 :]))
+                    self._keep((*(() if rest is None else (rest,)), *rests))
                     return
-        if self._dirty:
-            self._save()
+        self._progress.save()
 
     def _batches(self, run: RunReceived) -> tuple[Deferred[None] | None, RunReceived | None]:
         """Hand over batches of one row each, as far as the handler does not take its time.
@@ -220,11 +247,13 @@ class Delivery:
             handed += 1
             try:
                 result = handler(stream, instance, token, rows)
-            except Exception as error:
-                later = partial(self._again, pair, token, rows, error, token)
+            except BaseException as error:
+                call = Call(handler, (stream, instance, token, rows), pair, token, rows)
+                later = partial(self._caller.again, call, error)
                 break
-            if result is not None and isinstance(result, (Deferred, CoroutineType)):
-                later = partial(self._settle_soon, pair, token, rows, result, token)
+            if result is not None and isinstance(result, AWAITABLE):
+                call = Call(handler, (stream, instance, token, rows), pair, token, rows)
+                later = partial(self._caller.settle, call, result)
                 break
             reached = token
         if stale:
@@ -232,7 +261,7 @@ class Delivery:
         if handed:
             self.received_rows[stream] = self.received_rows.get(stream, 0) + handed
         if reached is not None and reached != known:
-            self._advance(pair, reached)
+            self._progress.advance(pair, reached)
         if later is None:
             return None, None
         done = handed + stale
@@ -252,44 +281,68 @@ class Delivery:
             metrics.DROPPED.labels("row", "already_known").inc(len(raws) - len(new))
         if not new or reached is None:
             return None, None
-        return self._hand_on((stream, instance), reached, new, reached), None
+        return self._hand_over((stream, instance), reached, new, reached), None
 
-    def _work_with_care(self, events: Sequence[object]) -> None:
-        """Work through *events* one at a time: 2017, or a store that commits each batch."""
-        for index, event in enumerate(events):
-            waiting = self._one_batch(event) if type(event) is RowsReceived else self._other(event)
-            if waiting is not None and not self._passed(waiting):
-                self._keep(events[index + 1 :])
-                return
-        if self._dirty:
-            self._save()
+    def _one_batch(self, batch: RowsReceived) -> Deferred[None] | None:
+        stream, instance, token, rows = batch
+        pair = (stream, instance)
+        known = self.known.get(pair)
+        reached: Token | None = token
+        if self._legacy and self._follows(stream):
+            verdict = self.resumption.judge(batch, known)
+            if verdict is Verdict.KEPT:
+                return None
+            stale = verdict is Verdict.STALE
+            if verdict is Verdict.MISSED:
+                reached = None
+        else:
+            stale = known is not None and token <= known
+        if stale:
+            metrics.DROPPED.labels("row", "already_known").inc(len(rows))
+            return None
+        return self._hand_over(pair, token, rows, reached)
+
+    def _other(self, event: object) -> Deferred[None] | None:
+        """Deal with what is not rows."""
+        if isinstance(event, PositionCommand):
+            if not self._follows(event.stream):
+                return None
+            return self._position_2017(event) if self._legacy else self._position(event)
+        if self._on_command is not None:
+            run_in_background(self._on_command, cast("Command", event))
+        return None
+
+    def _follows(self, stream: StreamName) -> bool:
+        return self._streams is None or stream in self._streams
 
     def _codec(self, stream: StreamName) -> RowCodec | None:
         """Return how to read the rows of *stream*; None when it is not ours to read."""
-        if self._streams is not None and stream not in self._streams:
+        if not self._follows(stream):
             return None
         codec = self._codecs.get(stream)
         if codec is None:
             codec = self._codecs[stream] = self._registry.codec(stream)
         return codec
 
-    def _other(self, event: object) -> Deferred[None] | None:
-        """Deal with what is not rows."""
-        if isinstance(event, PositionCommand):
-            return self._position(event)
-        if self._on_command is not None:
-            run_in_background(self._on_command, cast("Command", event))
-        return None
+    def _hand_over(
+        self, pair: Pair, token: Token, raw: list[bytes], reached: Token | None
+    ) -> Deferred[None] | None:
+        """Call the handler with a batch; *reached* is the position that it brings, if any.
 
-    def _one_batch(self, event: RowsReceived) -> Deferred[None] | None:
-        pair = (event.stream, event.instance)
-        known = self.known.get(pair)
-        if self._legacy:
-            return self._batch_2017(event, pair, known)
-        if known is not None and event.token <= known:
-            metrics.DROPPED.labels("row", "already_known").inc(len(event.rows))
+        Returns:
+            None when that is all, else what to wait for.
+        """
+        stream, instance = pair
+        codec = self._codec(stream)
+        if codec is None:
             return None
-        return self._hand_on(pair, event.token, event.rows, event.token)
+        self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raw)
+        rows = Rows(codec, raw)
+        return self._caller.call(
+            Call(self._handler, (stream, instance, token, rows), pair, reached, rows)
+        )
+
+    # -- waiting for a handler ---------------------------------------------------------
 
     def _passed(self, waiting: Deferred[None]) -> bool:
         """Return whether *waiting* has fired and went well; else stop reading until it does."""
@@ -327,11 +380,11 @@ class Delivery:
         self._blocked = False
         self._halted = True
         self._inbox.clear()
-        if not failure.check(_Stopped):
+        if not failure.check(Stopped):
             self._link.give_up(failure)
         self._tell_idle()
 
-    async def idle(self) -> None:
+    async def _idle(self) -> None:
         """Wait until no handler runs."""
         if self._working:
             self._idle_waiter = Deferred()
@@ -342,186 +395,94 @@ class Delivery:
         if waiter is not None:
             waiter.callback(None)
 
-    def _batch_2017(
-        self, event: RowsReceived, pair: Pair, known: Token | None
-    ) -> Deferred[None] | None:
-        """Deliver a batch of the dialect of 2017.
-
-        Between REPLICATE and POSITION a server may send rows in any order; the position is
-        known only at the end. Afterwards it may repeat a token without marking a batch.
-        """
-        asked = self.catching_up.get(pair)
-        if asked is not None:
-            if event.token <= asked:
-                return None
-            return self._hand_on(pair, event.token, event.rows, None)
-        if known is not None and event.token < known:
-            metrics.DROPPED.labels("row", "already_known").inc(len(event.rows))
-            return None
-        return self._hand_on(pair, event.token, event.rows, event.token)
-
-    def _hand_on(
-        self, pair: Pair, token: Token, raw: list[bytes], reached: Token | None
-    ) -> Deferred[None] | None:
-        """Call the handler with a batch; *reached* is the position that it brings, if any.
-
-        Returns:
-            None when that is all, else what to wait for.
-        """
-        codec = self._codec(pair[0])
-        if codec is None:
-            return None
-        self.received_rows[pair[0]] = self.received_rows.get(pair[0], 0) + len(raw)
-        rows = Rows(codec, raw)
-        try:
-            result = self._handler(*pair, token, rows)
-            if result is not None and isinstance(result, (Deferred, CoroutineType)):
-                return self._settle_soon(pair, token, rows, result, reached)
-            self._advance(pair, reached)
-        except Exception as error:
-            return self._again(pair, token, rows, error, reached)
-        return None
-
-    def _settle_soon(
-        self, pair: Pair, token: Token, rows: Rows, result: Any, reached: Token | None
-    ) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._settle(pair, token, rows, result, reached))
-
-    def _again(
-        self, pair: Pair, token: Token, rows: Rows, error: Exception, reached: Token | None
-    ) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._persist(pair, token, rows, error, reached))
-
-    async def _settle(
-        self, pair: Pair, token: Token, rows: Rows, result: Any, reached: Token | None
-    ) -> None:
-        try:
-            await result
-            self._advance(pair, reached)
-        except Exception as error:
-            await self._persist(pair, token, rows, error, reached)
-
-    async def _persist(
-        self, pair: Pair, token: Token, rows: Rows, error: Exception, reached: Token | None
-    ) -> None:
-        """Deliver a batch again that its handler failed on, until it succeeds."""
-        attempt = 1
-        while True:
-            if isinstance(error, BadRow):
-                good, bad = rows.sift()
-                if bad:
-                    self._quarantine(pair, token, bad)
-                    rows = good
-                    attempt = 0
-                    if not rows:
-                        self._advance(pair, reached)
-                        return
-            if attempt:
-                log.error(
-                    "replication.handler.failed",
-                    stream=pair[0],
-                    instance=pair[1],
-                    token=token,
-                    rows=len(rows),
-                    attempt=attempt,
-                    exc_info=error,
-                )
-                if self._max_attempts is not None and attempt >= self._max_attempts:
-                    raise error
-                await self._link.wait(
-                    min(
-                        limits.HANDLER_RETRY_MAX_S,
-                        limits.HANDLER_RETRY_MIN_S * 2 ** min(attempt - 1, 10),
-                    )
-                )
-            if not self.running:
-                raise _Stopped
-            attempt += 1
-            try:
-                result = self._handler(*pair, token, rows)
-                if isinstance(result, (Deferred, CoroutineType)):
-                    await result
-                self._advance(pair, reached)
-            except Exception as again:
-                error = again
-            else:
-                return
-
-    def _quarantine(self, pair: Pair, token: Token, bad: Sequence[BadRow]) -> None:
-        self.quarantined_rows += len(bad)
-        metrics.DROPPED.labels("row", "bad").inc(len(bad))
-        for error in bad:
-            log.error(
-                "replication.row.quarantined",
-                stream=pair[0],
-                instance=pair[1],
-                token=token,
-                error=str(error),
-            )
-
-    def _advance(self, pair: Pair, token: Token | None) -> None:
-        """Note that everything up to *token* is dealt with; commit it if that is ours to do."""
-        if token is not None:
-            self._dirty[pair] = token
-            if self._atomic:
-                self._commit()
-            self.known[pair] = token
+    # -- positions ---------------------------------------------------------------------
 
     def _position(self, command: PositionCommand) -> Deferred[None] | None:
         """Follow a position: go on, reset, or fetch what is missing."""
         pair = (command.stream, command.instance)
-        if self._streams is not None and command.stream not in self._streams:
-            return None
         known = self.known.get(pair)
         prev = command.token if command.prev is None else command.prev
-        if self._legacy:
-            # Rows came in band before this line, whatever their tokens were.
-            asked = self.catching_up.pop(pair, None)
-            if asked == 0 and known is None:
-                known = 0
-            prev = min(prev, command.token if known is None else known)
         if known is None and not self._resumable and self._since == "start" and self._catch_up:
             known = 0
-        if known is None or prev <= known <= command.token:
-            if known != command.token:
-                self._advance(pair, command.token)
-            return self._call(self._on_position, *pair, command.token)
+        return self._follow(pair, known, prev, command.token)
+
+    def _position_2017(self, command: PositionCommand) -> Deferred[None] | None:
+        """Follow a position: rows came in band before it, whatever their tokens were."""
+        pair = (command.stream, command.instance)
+        asked = self.resumption.end(pair)
+        kept = self.resumption.take_kept(pair)
+        return _started(self._resume_2017(pair, asked, kept, command.token))
+
+    async def _resume_2017(
+        self,
+        pair: Pair,
+        asked: Token | None,
+        kept: Sequence[tuple[Token, bytes]],
+        token: Token,
+    ) -> None:
+        for reached, rows in _by_token(kept):
+            await _done(self._hand_over(pair, reached, rows, reached))
+            token = max(token, reached)
+        known = self.known.get(pair)
+        if known is None and asked == 0:
+            known = 0
+        prev = token if known is None else min(known, token)
+        await _done(self._follow(pair, known, prev, token))
+
+    def _follow(
+        self, pair: Pair, known: Token | None, prev: Token, token: Token
+    ) -> Deferred[None] | None:
+        """Go on at *token*, from *known*, if nothing was missed up to *prev*."""
+        if known is None or prev <= known <= token:
+            return self._tell_position(pair, token)
         if self._resumable or self._catch_up is None:
-            return Deferred.fromCoroutine(self._reset(pair, known, command.token))
-        return Deferred.fromCoroutine(self._fetch(pair, known, command.token))
+            return _started(self._reset(pair, known, token))
+        return _started(self._fetch(pair, known, token))
+
+    def _tell_position(self, pair: Pair, token: Token) -> Deferred[None] | None:
+        """Note a position, and tell it."""
+        if self._on_position is None and self.known.get(pair) == token:
+            return None
+        return self._tell(self._on_position, (*pair, token), pair, token)
+
+    def _tell(
+        self,
+        callback: Callable[..., object] | None,
+        arguments: tuple[Any, ...],
+        pair: Pair,
+        reached: Token,
+    ) -> Deferred[None] | None:
+        return self._caller.call(Call(callback or _nothing, arguments, pair, reached))
 
     async def _reset(self, pair: Pair, known: Token | None, token: Token) -> None:
+        stream, instance = pair
         log.warning(
-            "replication.client.reset",
-            stream=pair[0],
-            instance=pair[1],
-            known=known,
-            token=token,
+            "replication.client.reset", stream=stream, instance=instance, known=known, token=token
         )
-        metrics.GAPS.labels(pair[0]).inc()
-        await self._insist(self._on_reset, *pair, known, token)
-        self._advance(pair, token)
-        await self._insist(self._on_position, *pair, token)
+        metrics.GAPS.labels(stream).inc()
+        await _done(self._tell(self._on_reset, (*pair, known, token), pair, token))
+        await _done(self._tell_position(pair, token))
 
     async def _fetch(self, pair: Pair, known: Token, token: Token) -> None:
         """Fetch ``(known, token]`` over HTTP; from 0 when the position went back."""
         assert self._catch_up is not None
+        stream, instance = pair
         if known > token:
-            await self._insist(self._on_reset, *pair, known, 0)
+            await _done(self._tell(self._on_reset, (*pair, known, 0), pair, 0))
             known = 0
         after = known
         attempt = 0
         while after < token:
-            if not self.running:
-                raise _Stopped
+            if not self._caller.running:
+                raise Stopped
             try:
-                page = await self._catch_up.fetch(*pair, after, token)
+                page = await self._catch_up.fetch(stream, instance, after, token)
             except Exception as error:
                 attempt += 1
                 log.warning(
                     "replication.client.catch_up_failed",
-                    stream=pair[0],
-                    instance=pair[1],
+                    stream=stream,
+                    instance=instance,
                     after=after,
                     upto=token,
                     attempt=attempt,
@@ -534,76 +495,40 @@ class Delivery:
                 continue
             if page.missing is not None:
                 await self._reset(pair, *page.missing)
-            await self._hand_over(pair, after, page.updates)
+            for batch_token, rows in _by_token(page.updates):
+                if batch_token > after:
+                    await _done(self._hand_over(pair, batch_token, rows, batch_token))
             if not page.limited or page.upto <= after:
                 break
             after = page.upto
-        self._advance(pair, token)
-        await self._insist(self._on_position, *pair, token)
-
-    async def _hand_over(
-        self, pair: Pair, after: Token, updates: Sequence[tuple[Token, bytes]]
-    ) -> None:
-        """Deliver fetched rows, those that share a token together."""
-        index = 0
-        while index < len(updates):
-            token = updates[index][0]
-            raw: list[bytes] = []
-            while index < len(updates) and updates[index][0] == token:
-                raw.append(updates[index][1])
-                index += 1
-            if token <= after:
-                continue
-            waiting = self._hand_on(pair, token, raw, token)
-            if waiting is not None:
-                await waiting
-
-    def _call(self, callback: Callable[..., object] | None, *args: Any) -> Deferred[None] | None:
-        if callback is None:
-            return None
-        return Deferred.fromCoroutine(self._insist(callback, *args))
-
-    async def _insist(self, callback: Callable[..., object] | None, *args: Any) -> None:
-        """Call *callback* until it succeeds; its failures are logged."""
-        attempt = 0
-        while callback is not None:
-            try:
-                result = callback(*args)
-                if isinstance(result, (Deferred, CoroutineType)):
-                    await result
-            except Exception as error:
-                attempt += 1
-                log.error(
-                    "replication.callback.failed",
-                    callback=getattr(callback, "__qualname__", repr(callback)),
-                    arguments=args,
-                    attempt=attempt,
-                    exc_info=error,
-                )
-                if self._max_attempts is not None and attempt >= self._max_attempts:
-                    raise
-                await self._link.wait(backoff_s(attempt))
-                if not self.running:
-                    raise _Stopped from None
-                continue
-            return
-
-    # -- positions ---------------------------------------------------------------------
-
-    def _save(self) -> None:
-        """Save the positions that moved; what the disk refuses is kept for the next time."""
-        try:
-            self._commit()
-        except Exception as error:
-            log.error("replication.positions.not_saved", exc_info=error)
-
-    def _commit(self) -> None:
-        self._store.save(dict(self._dirty))
-        self._dirty.clear()
+        await _done(self._tell_position(pair, token))
 
 
-class _Stopped(Exception):
-    """The service stopped while a batch was being retried."""
+def _nothing(*_: object) -> None:
+    """Stand for a callback that nobody gave."""
+
+
+_started = Deferred.fromCoroutine
+
+
+async def _done(waiting: Deferred[None] | None) -> None:
+    """Wait for what `Caller.call` returned."""
+    if waiting is not None:
+        await waiting
+
+
+def _by_token(updates: Iterable[tuple[Token, bytes]]) -> Iterator[tuple[Token, list[bytes]]]:
+    """Yield rows with their token, those that share one together."""
+    rows: list[bytes] = []
+    newest = 0
+    for token, row in updates:
+        if rows and token != newest:
+            yield newest, rows
+            rows = []
+        newest = token
+        rows.append(row)
+    if rows:
+        yield newest, rows
 
 
 def backoff_s(failures: int) -> float:

@@ -22,10 +22,9 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDef
 
 from tcprepl.background import run_in_background
 from tcprepl.errors import CloseReason, ConnectionFailed
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
-from tcprepl.replication.following.delivery import Pair
 from tcprepl.replication.relaying.state import Epoch, RelayState
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows

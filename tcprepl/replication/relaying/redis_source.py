@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.errors import LocalProtocolError, LostRow, ProtocolError
-from tcprepl.ids import ServerName, StreamName
+from tcprepl.ids import Pair, ServerName, StreamName
 from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
@@ -37,7 +37,7 @@ from tcprepl.protocol.commands import (
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import RowsReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
-from tcprepl.replication.following.delivery import Delivery, Pair
+from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.relaying.intake import Intake, RelayCatchUp
 from tcprepl.replication.status import LinkStatus
@@ -130,7 +130,7 @@ class _Follower:
 
     async def stop(self) -> None:
         """Let what runs end, and begin nothing more."""
-        self.delivery.running = False
+        self.delivery.stop()
         for delay in tuple(self._delays):
             delay.cancel()
         await self.delivery.end()

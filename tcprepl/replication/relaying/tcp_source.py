@@ -9,11 +9,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ErrorCommand, ServerCommand
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.client import ReplicationClient
-from tcprepl.replication.following.delivery import Pair
 from tcprepl.replication.relaying.intake import Intake, LogPositions, RelayCatchUp
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows

@@ -64,6 +64,52 @@ def test_a_connection_in_autocommit_mode_is_refused(tmp_path: Path) -> None:
         SqlitePositionStore(connection)
 
 
+class Stubborn(sqlite3.Connection):
+    """A connection that cannot undo anything, and keeps what Python 3.12 calls autocommit."""
+
+    autocommit: object = True
+
+    def rollback(self) -> None:
+        """Refuse."""
+        raise sqlite3.OperationalError("disk I/O error")
+
+
+def test_a_connection_that_commits_by_itself_is_refused(tmp_path: Path) -> None:
+    with (
+        closing(sqlite3.connect(tmp_path / "p.db", factory=Stubborn)) as connection,
+        pytest.raises(ValueError, match="autocommit"),
+    ):
+        SqlitePositionStore(connection)
+
+
+def test_what_cannot_be_undone_is_an_error(tmp_path: Path) -> None:
+    """Unless there is nothing to undo, or the connection is closed, which undoes it."""
+    with closing(sqlite3.connect(tmp_path / "p.db", factory=Stubborn)) as connection:
+        connection.autocommit = False
+        store = SqlitePositionStore(connection)
+        store.rollback()
+        connection.execute("INSERT INTO tcprepl_positions VALUES ('alpha', 'master', 1)")
+        with pytest.raises(LogUnavailable, match="disk I/O"):
+            store.rollback()
+        connection.close()
+        store.rollback()
+
+
+def test_a_constraint_of_the_caller_is_no_damage(tmp_path: Path) -> None:
+    """It is checked at the commit: the handler's fault, for which nobody moves a file away."""
+    with closing(sqlite3.connect(tmp_path / "p.db")) as connection:
+        connection.executescript(
+            "PRAGMA foreign_keys=ON; CREATE TABLE users (id TEXT PRIMARY KEY);"
+            "CREATE TABLE seen (user TEXT REFERENCES users DEFERRABLE INITIALLY DEFERRED);"
+        )
+        store = SqlitePositionStore(connection)
+        connection.execute("INSERT INTO seen VALUES ('@nobody:x')")
+        with pytest.raises(LogUnavailable, match="FOREIGN KEY"):
+            store.save({A: 1})
+        assert connection.execute("SELECT count(*) FROM seen").fetchone() == (0,)
+        assert store.load() == {}
+
+
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "p.db"
     path.write_bytes(b"something else entirely " * 100)

@@ -20,6 +20,7 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.following.delivery import Delivery, backoff_s
+from tcprepl.replication.following.dialect_2017 import Resumption
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.registry import Registry, StreamDef
 
@@ -219,7 +220,7 @@ def test_a_fetch_ends_when_the_client_stops() -> None:
     archive.errors = [OSError("down")] * 3
     stage = Stage(archive=archive, alpha=3)
     stage.position(5, 5)
-    stage.delivery.running = False
+    stage.delivery.stop()
     stage.link.clock.advance(60)
     assert stage.delivery.known == {ALPHA: 3}
     assert not stage.link.failures
@@ -227,7 +228,7 @@ def test_a_fetch_ends_when_the_client_stops() -> None:
 
 def test_2017_catch_up_rows_come_in_any_order_and_count_at_position() -> None:
     stage = Stage("2017", alpha=2)
-    stage.delivery.catching_up[ALPHA] = 2
+    stage.delivery.resumption.ask(ALPHA, 2)
     stage.rows(4, b"[4]")
     stage.rows(2, b"[2]")
     stage.rows(3, b"[3]")
@@ -256,12 +257,36 @@ def test_2017_position_ahead_of_the_last_row_is_no_gap_and_behind_is_a_reset() -
 
 def test_2017_from_the_start() -> None:
     stage = Stage("2017")
-    stage.delivery.catching_up[ALPHA] = 0
+    stage.delivery.resumption.ask(ALPHA, 0)
     stage.rows(1, b"[1]")
     stage.position(None, 1)
     assert stage.tokens == [1]
     assert stage.delivery.known == {ALPHA: 1}
     assert stage.resets == []
+
+
+def test_2017_rows_whose_position_is_not_known_yet_wait_if_they_are_committed_with_it() -> None:
+    """A connection that is lost in the middle leaves nothing behind."""
+    stage = Stage("2017", alpha=2)
+    progress, delivery = stage.delivery._progress, stage.delivery
+    progress.atomic = True
+    saved: list[Any] = []
+    stage.store.save = lambda positions: saved.append(dict(positions))  # type: ignore[method-assign]
+    delivery.resumption = Resumption(keep=True)
+    delivery.resumption.ask(ALPHA, 2)
+    stage.rows(5, b"[5]")
+    stage.rows(3, b"[3]")
+    assert not stage.seen
+    delivery.begin(DIALECTS["2017"])
+    delivery.resumption.ask(ALPHA, 2)
+    stage.rows(5, b"[5]")
+    stage.rows(3, b"[3]")
+    stage.rows(5, b"[5.5]")
+    stage.position(None, 4)
+    assert stage.seen == [(3, [[3]]), (5, [[5], [5.5]])]
+    assert saved == [{ALPHA: 3}, {ALPHA: 5}, {ALPHA: 5}]
+    assert stage.heard == [("alpha", "master", 5)]
+    assert not stage.resets
 
 
 def test_positions_that_cannot_be_saved_are_kept_for_the_next_time() -> None:
@@ -365,7 +390,7 @@ def test_a_run_is_delivered_as_its_batches_are(
     seen: list[Any] = []
     for whole in (False, True):
         stage = Stage(alpha=2)
-        stage.delivery._atomic = atomic
+        stage.delivery._progress.atomic = atomic
         calls = itertools.cycle(ways)
         handed: list[Any] = []
         trail: list[Any] = []
@@ -436,8 +461,8 @@ def test_joined_batches_are_the_same_rows(batches: list[tuple[int, int]], sizes:
 def test_nothing_passes_a_batch_that_was_given_up(events: list[Any], atomic: bool) -> None:
     """Neither what came with it nor what comes later, until the client begins anew."""
     stage = Stage(alpha=3)
-    stage.delivery._max_attempts = 1
-    stage.delivery._atomic = atomic
+    stage.delivery._caller._max_attempts = 1
+    stage.delivery._progress.atomic = atomic
     take = stage.delivery._handler
 
     def fails(*_: Any) -> None:
@@ -472,7 +497,7 @@ def test_what_still_comes_while_the_client_stops_waits_for_the_next_start() -> N
     run = RunReceived("alpha", "master", [4, 5], [b"[4]", b"[5]"])
     with structlog.testing.capture_logs():
         stage.delivery.take([run])
-        stage.delivery.running = False
+        stage.delivery.stop()
         fails.clear()
         stage.link.clock.advance(60)
     stage.delivery.take([RowsReceived("alpha", "master", 6, [b"[6]"])])
@@ -509,7 +534,7 @@ def test_a_callback_that_fails_for_good_is_surfaced() -> None:
         raise RuntimeError("never")
 
     stage.delivery._on_position = fails
-    stage.delivery._max_attempts = 1
+    stage.delivery._caller._max_attempts = 1
     stage.position(3, 4)
     (failure,) = stage.link.failures
     assert failure.check(RuntimeError)
@@ -525,7 +550,7 @@ def test_a_callback_is_not_called_again_after_the_stop() -> None:
 
     stage.delivery._on_position = fails
     stage.position(3, 4)
-    stage.delivery.running = False
+    stage.delivery.stop()
     stage.link.clock.advance(60)
     assert calls == [1]
     assert not stage.link.failures

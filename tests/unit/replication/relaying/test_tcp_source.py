@@ -123,7 +123,7 @@ def test_commands_both_ways() -> None:
 
 def test_rows_of_2017_come_in_any_order_before_their_position() -> None:
     world = World(dialect="2017")
-    world.upstream._client._delivery.catching_up[ALPHA] = 3
+    world.upstream._client._delivery.resumption.ask(ALPHA, 3)
     world.network.wires["relay"].client.protocol.dataReceived(
         b"RDATA alpha 5 [5]\nRDATA alpha 4 [4]\nRDATA alpha 5 [5.5]\nPOSITION alpha 6\n"
     )

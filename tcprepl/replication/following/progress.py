@@ -1,0 +1,75 @@
+"""How far a reader is: what is applied, what of it is saved, and how to go back to that.
+
+The invariant of a store that shares the transaction of the handlers (`PositionStore.atomic`):
+whatever was written since the last position was saved is either committed with the next one
+(`Progress.advance`) or undone (`Progress.undo`). Nothing in between lasts longer than one
+call of a handler.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from tcprepl.ids import Pair, Token
+from tcprepl.streams.position_store import PositionStore
+
+log = structlog.get_logger()
+
+
+class Progress:
+    """The positions of one reader.
+
+    Attributes:
+        known: The token up to which each pair is applied. To be read only.
+        atomic: Whether each `advance` commits what a handler wrote.
+    """
+
+    def __init__(self, store: PositionStore) -> None:
+        self.known: dict[Pair, Token] = {}
+        self.atomic = store.atomic
+        self._store = store
+        self._unsaved: dict[Pair, Token] = {}
+
+    def load(self) -> None:
+        """Go back to what is saved; call it before anything else, and after each stop."""
+        self.known = dict(self._store.load())
+        self._unsaved.clear()
+
+    def advance(self, pair: Pair, token: Token | None) -> None:
+        """Note that *pair* is applied up to *token*; None says that rows were, which have none yet.
+
+        An atomic store commits here. Any other is told by the next `save`.
+
+        Raises:
+            Exception: The store refused. Nothing was noted; the caller must `undo`.
+        """
+        if self.atomic:
+            self._store.save({} if token is None else {pair: token})
+        elif token is not None and self.known.get(pair) != token:
+            self._unsaved[pair] = token
+        if token is not None:
+            self.known[pair] = token
+
+    def save(self) -> None:
+        """Save what `advance` noted; what the disk refuses is kept for the next time."""
+        if not self._unsaved:
+            return
+        try:
+            self._store.save(dict(self._unsaved))
+        except Exception as error:
+            log.error("replication.positions.not_saved", exc_info=error)
+        else:
+            self._unsaved.clear()
+
+    def undo(self) -> None:
+        """Undo what was written since the last `advance`, if the store shares that transaction.
+
+        Raises:
+            Exception: It could not be undone: nothing may be committed on top of it.
+        """
+        if self.atomic:
+            try:
+                self._store.rollback()
+            except Exception as error:
+                log.error("replication.handler.not_undone", exc_info=error)
+                raise

@@ -1,0 +1,108 @@
+"""Positions: what is noted, what is saved, and what is undone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import structlog
+
+from tcprepl.replication.following.progress import Progress
+
+ALPHA, BETA = ("alpha", "master"), ("beta", "master")
+
+
+class Store:
+    """A position store that notes what it is told."""
+
+    def __init__(self, *, atomic: bool) -> None:
+        self.atomic = atomic
+        self.calls: list[Any] = []
+        self.error: Exception | None = None
+
+    def load(self) -> dict[tuple[str, str], int]:
+        """Return what was saved long ago."""
+        return {ALPHA: 3}
+
+    def save(self, positions: Any) -> None:
+        """Note it."""
+        if self.error is not None:
+            raise self.error
+        self.calls.append(dict(positions))
+
+    def rollback(self) -> None:
+        """Note it."""
+        if self.error is not None:
+            raise self.error
+        self.calls.append("rollback")
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def made(*, atomic: bool) -> tuple[Progress, Store]:
+    """Return a progress that is loaded, and its store."""
+    store = Store(atomic=atomic)
+    progress = Progress(store)
+    progress.load()
+    return progress, store
+
+
+def test_an_atomic_store_commits_each_step() -> None:
+    progress, store = made(atomic=True)
+    progress.advance(ALPHA, 4)
+    progress.advance(BETA, 1)
+    progress.advance(BETA, None)
+    progress.save()
+    assert store.calls == [{ALPHA: 4}, {BETA: 1}, {}]
+    assert progress.known == {ALPHA: 4, BETA: 1}
+    progress.undo()
+    assert store.calls[-1] == "rollback"
+
+
+def test_a_step_that_an_atomic_store_refuses_did_not_happen() -> None:
+    """Not even later, with what comes next."""
+    progress, store = made(atomic=True)
+    store.error = OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):
+        progress.advance(ALPHA, 4)
+    store.error = None
+    assert progress.known == {ALPHA: 3}
+    progress.save()
+    progress.advance(BETA, 1)
+    assert store.calls == [{BETA: 1}]
+
+
+def test_another_store_saves_once_for_all_and_keeps_what_was_refused() -> None:
+    progress, store = made(atomic=False)
+    progress.advance(ALPHA, 4)
+    progress.advance(ALPHA, None)
+    progress.advance(BETA, 1)
+    store.error = OSError("disk full")
+    with structlog.testing.capture_logs() as logs:
+        progress.save()
+    assert [entry["event"] for entry in logs] == ["replication.positions.not_saved"]
+    store.error = None
+    progress.advance(BETA, 2)
+    progress.advance(BETA, 2)
+    progress.save()
+    progress.save()
+    progress.undo()
+    assert store.calls == [{ALPHA: 4, BETA: 2}]
+
+
+def test_loading_forgets_what_was_not_saved() -> None:
+    progress, store = made(atomic=False)
+    progress.advance(ALPHA, 4)
+    progress.load()
+    progress.save()
+    assert not store.calls
+    assert progress.known == {ALPHA: 3}
+
+
+def test_what_cannot_be_undone_is_said_and_raised() -> None:
+    progress, store = made(atomic=True)
+    store.error = OSError("gone")
+    with structlog.testing.capture_logs() as logs, pytest.raises(OSError, match="gone"):
+        progress.undo()
+    assert [entry["event"] for entry in logs] == ["replication.handler.not_undone"]
