@@ -122,7 +122,9 @@ class HttpStage:
         notifier = Notifier()
         notifier.attach(self.log)
         hosts = RoomHosts(None)
-        self.queue = SendQueue(self.publisher.publish_json, self.log, SERVER_NAME, INSTANCE)
+        self.queue = SendQueue(
+            self.publisher.publish_json, self.log, SERVER_NAME, INSTANCE, ("fed1",)
+        )
         self.typing = TypingWriter(
             self.clock,
             self.publisher.publish,
@@ -148,6 +150,7 @@ class HttpStage:
                 replication_server=self.server,
                 typing=self.typing,
                 edus=self.queue,
+                acknowledge=self.queue.acknowledge,
                 mounts=self.mounts,
                 secrets=(SECRET,) if guarded else (),
                 client_tokens={CLIENT_TOKEN: None},

@@ -18,6 +18,7 @@ from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.settings import http_secrets, redis_extra, retention_of
 from tcprepl.config import Address, Config
 from tcprepl.http.routing import ApiError
+from tcprepl.ids import InstanceName, Token
 from tcprepl.protocol.commands import (
     CancelTaskCommand,
     ClearUserSyncCommand,
@@ -155,9 +156,7 @@ class Relay:
                 server_name=config.server_name,
                 instance=config.instance,
                 replication_server=self._server,
-                acknowledge=lambda instance, token: self._upstream.send(
-                    FederationAckCommand(instance, token)
-                ),
+                acknowledge=self._acknowledge,
                 ready=lambda: self._not_ready,
                 secrets=http_secrets(config),
                 hosts=config.http.hosts,
@@ -209,6 +208,11 @@ class Relay:
         """Pass on what readers are to hear of."""
         if isinstance(command, DOWNWARD):
             self._server.broadcast(command)
+
+    def _acknowledge(self, instance: InstanceName, token: Token) -> str | None:
+        """Pass on what came over HTTP; the upstream decides whether it counts."""
+        sent = self._upstream.send(FederationAckCommand(instance, token))
+        return None if sent else "the upstream is not connected"
 
     def _say_upstream(self, command: Command, peer: Any) -> None:
         """Pass on what a reader said to all who listen up there."""

@@ -36,7 +36,7 @@ logger = structlog.get_logger()
 WAITING = Live("tcprepl_http_polls_waiting", "Long polls that wait for a row")
 
 #: Parameters that name no stream.
-CONTROLS = ("streams", "timeout", "limit", "federation_ack", "format")
+CONTROLS = ("streams", "timeout", "limit", "format")
 #: Rows of one table that are looked at in vain (they belong to the other table of their
 #: stream) before a poll is answered with nothing but a newer position, in pages.
 _MAX_PAGES = 20
@@ -76,8 +76,8 @@ class LongPoll:
     """Answers long polls.
 
     Args:
-        services: The ports; uses *log*, *registry*, *notifier*, *reactor*, *instance*
-            and *acknowledge*.
+        services: The ports; uses *log*, *registry*, *notifier*, *reactor* and
+            *instance*.
     """
 
     def __init__(self, services: WebServices) -> None:
@@ -85,7 +85,6 @@ class LongPoll:
         self._notifier = services.notifier
         self._reactor = services.reactor
         self._own = services.instance
-        self._acknowledge = services.acknowledge
         self._gaps = services.log.gaps
         self._feeds = feeds(services.registry)
         self._slots = slots(services.registry)
@@ -132,6 +131,13 @@ class LongPoll:
                 _abandon(news)
 
     def _parse(self, call: Call) -> Ask:
+        if call.param("federation_ack") is not None:
+            raise ApiError(
+                403,
+                "M_FORBIDDEN",
+                "federation_ack writes, and a GET changes nothing: expected "
+                'POST /_tcprepl/v1/federation_ack with {"instance": ..., "token": ...}',
+            )
         asked: list[tuple[Feed, str, Vector | None]] = []
         for name, _ in call.query:
             if name in CONTROLS:
@@ -161,7 +167,6 @@ class LongPoll:
                 "nothing is asked for: expected streams=-1, or a stream with a position, "
                 "as in ?typing=-1",
             )
-        self._take_acknowledgement(call)
         return Ask(
             tuple(asked),
             None if token is None else self._parse_streams(token),
@@ -169,13 +174,6 @@ class LongPoll:
             min(call.integer("timeout", limits.POLL_TIMEOUT_MS), limits.MAX_POLL_TIMEOUT_MS) / 1000,
             choose_encoder(call),
         )
-
-    def _take_acknowledgement(self, call: Call) -> None:
-        if call.param("federation_ack") is None:
-            return
-        token = call.integer("federation_ack")
-        if self._acknowledge is not None:
-            self._acknowledge(None, token)
 
     def _parse_streams(self, token: str) -> tuple[int, ...]:
         if token == str(START):

@@ -265,6 +265,22 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         },
         **_GUARDED,
     },
+    ("POST", "/_tcprepl/v1/federation_ack"): {
+        "summary": "Say that a federation sender holds everything up to a token",
+        "requestBody": _body(
+            {
+                "type": "object",
+                "required": ["instance", "token"],
+                "properties": {"instance": _TEXT, "token": _TOKEN},
+                "additionalProperties": False,
+            }
+        ),
+        "responses": {
+            "200": _answer("It counts.", {"type": "object"}),
+            **_errors(400, 401, 403, 404, 409, 413),
+        },
+        **_GUARDED,
+    },
     ("GET", "/_synapse/replication"): {
         "summary": "Follow streams: answers as soon as there is a row, or after the timeout",
         "description": (
@@ -298,7 +314,6 @@ OPERATIONS: dict[tuple[str, str], Json] = {
                 f"Most rows of a stream; {limits.MAX_POLL_LIMIT_ROWS} at most.",
             ),
             _query("format", {"enum": ["object", "table"]}, "The shape of the answer."),
-            _query("federation_ack", _TOKEN, "The federation rows that were dealt with."),
         ],
         "responses": {
             "200": {

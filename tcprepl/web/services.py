@@ -127,7 +127,8 @@ class WebServices:
         destinations: Returns a mapping per destination of the federation sender:
             ``destination``, ``state``, ``why``, ``queued_edus``, ``oldest_seconds``,
             ``next_try_ms`` and more; what is not known may be left out.
-        acknowledge: Hears ``federation_ack`` of a long poll: (instance or None, token).
+        acknowledge: Takes what a federation sender acknowledges, (instance, token); returns
+            why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
         mounts: Resources of other rooms, by path prefix.
         secrets: A request for replication has to show one of them; none means loopback only.
@@ -151,7 +152,7 @@ class WebServices:
     receipts: ReceiptsPort | None = None
     edus: EdusPort | None = None
     destinations: Callable[[], Iterable[Mapping[str, Any]]] | None = None
-    acknowledge: Callable[[InstanceName | None, Token], object] | None = None
+    acknowledge: Callable[[InstanceName, Token], str | None] | None = None
     ready: Callable[[], str | None] | None = None
     mounts: Mapping[str, IResource] = field(default_factory=dict)
     secrets: Collection[str] = ()

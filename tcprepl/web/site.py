@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tcprepl.http.channel import LimitedSite
 from tcprepl.http.routing import Root, Route, Router
 from tcprepl.http.security import Gate
+from tcprepl.web.acknowledgements import Acknowledgements
 from tcprepl.web.catchup import CatchUp
 from tcprepl.web.client_api import ClientApi
 from tcprepl.web.health import Health
@@ -24,6 +25,7 @@ def build_site(services: WebServices) -> LimitedSite:
     health = Health(services, ingest)
     polls = LongPoll(services)
     catch_up = CatchUp(services)
+    acknowledgements = Acknowledgements(services)
     clients = ClientApi(services, ingest)
     board = Board(services, health.reason)
     description = Document()
@@ -44,6 +46,7 @@ def build_site(services: WebServices) -> LimitedSite:
         )
         yield from clients.routes(gate.client)
         yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
+        yield Route("POST", "/_tcprepl/v1/federation_ack", acknowledgements.post, gate.machine)
 
     served = tuple(routes())
     description.describe(served, services)

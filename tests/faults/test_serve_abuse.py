@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -123,3 +126,51 @@ def test_bad_bytes_close_only_their_connection(server: Server) -> None:
         assert any(line.startswith("ERROR ") for line in rude.until_closed())
         server.publish("typing", ["!r:a", []])
         person.expect("RDATA typing")
+
+
+def ask(url: str, body: object = None, **headers: str) -> int:
+    """Send a GET, or a POST of *body*; return the status."""
+    encoded = None if body is None else json.dumps(body).encode()
+    try:
+        with urlopen(Request(url, encoded, headers), timeout=30) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_who_is_no_sender_acknowledges_nothing(tmp_path: Path) -> None:
+    """Neither on the line, under ten thousand names, nor from a page of another site."""
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"federation": {"senders": ["fed1"]}}))
+    with Server(tmp_path, "--config", str(config)) as server:
+        for number in range(5):
+            content = {"n": number}
+            edu = {"destination": "b.example", "edu_type": "m.n", "content": content}
+            assert ask(f"{server.url}/_tcprepl/v1/edus", edu) == 200
+
+        def held() -> list[str]:
+            with Lines(server.port) as reader:
+                reader.send("REPLICATE federation * 0\n")
+                reader.expect("POSITION federation")
+                rows = []
+                while not (line := reader.expect("")).startswith("POSITION federation"):
+                    rows.append(line)
+                return rows
+
+        before = held()
+        assert len(before) == 5
+        with Lines(server.port) as stranger:
+            stranger.send("NAME x\nFEDERATION_ACK evil 5\nFEDERATION_ACK fed1 9\n")
+            names = "".join(f"FEDERATION_ACK n{number} 5\n" for number in range(10_000))
+            stranger.send(names + "STATUS\n")
+            stranger.expect("INFO server")
+        poll = f"{server.url}/_synapse/replication?streams=-1&federation_ack=5"
+        assert ask(poll) == ask(poll, Origin="http://evil.example") == 403
+        acknowledge = f"{server.url}/_tcprepl/v1/federation_ack"
+        body = {"instance": "fed1", "token": 5}
+        assert ask(acknowledge, body, Origin="http://evil.example") == 403
+        assert ask(acknowledge, {**body, "instance": "evil"}) == 409
+        assert held() == before
+        assert server.process.stderr.count("federation.ack.ignored") == 1
+        assert ask(acknowledge, body) == 200
+        assert len(held()) == 1

@@ -98,7 +98,9 @@ def theatre(
         main.start()  # it makes the database that its workers need
         main.stop()
         settings = directory / "serve.yaml"
-        settings.write_text(yaml.safe_dump({"streams": {"extra": EXTRA}}))
+        settings.write_text(
+            yaml.safe_dump({"streams": {"extra": EXTRA}, "federation": {"senders": [SENDER]}})
+        )
         serve = stack.enter_context(Serve(main.server_name, directory, "--config", str(settings)))
         ports = {"replication_port": serve.port, "http_port": serve.http_port}
         yield Stage(main, serve, main.federation_sender(SENDER, **ports), remote)

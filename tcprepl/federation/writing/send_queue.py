@@ -2,13 +2,14 @@
 
 The stream is durable, so an EDU is safe once `SendQueue.send_edu` has answered. A row stays in
 the log until every configured sender has acknowledged it, or until the retention of the
-stream (age, bytes, rows) lets it go. An acknowledged token itself is kept: a sender that comes
-back asks from there.
+stream (age, bytes, rows) lets it go; without configured senders only retention does. An
+acknowledged token itself is kept: a sender that comes back asks from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +33,8 @@ from tcprepl.streams.rows import PresenceRow
 logger = structlog.get_logger()
 
 STREAM = "federation"
+#: Acknowledgements that have no effect are logged this often; all are counted.
+WARNING_INTERVAL_S = 60.0
 
 
 class Publish(Protocol):
@@ -54,6 +57,7 @@ class SendQueue:
     Attributes:
         server_name: Who we are; what is addressed to it is dropped.
         senders: The configured senders, whose acknowledgements count.
+        ignored: Acknowledgements that had no effect, because of who sent them or what they said.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class SendQueue:
         server_name: ServerName,
         instance: InstanceName,
         senders: Sequence[InstanceName] = (),
+        *,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the queue.
 
@@ -71,15 +77,18 @@ class SendQueue:
             log: Where they are; read from and trimmed.
             server_name: Who we are.
             instance: The instance that writes the stream.
-            senders: The configured senders. Without any, every sender that has acknowledged
-                counts.
+            senders: The configured senders. Without any, no acknowledgement counts.
+            seconds: Returns a time that never jumps, in seconds.
         """
         self.server_name = server_name
         self.senders = tuple(senders)
         self._publish = publish
         self._log = log
         self._instance = instance
-        self._acknowledged: dict[InstanceName, Token] = {}
+        self.ignored = 0
+        self._acknowledged: dict[InstanceName, Token] = dict.fromkeys(self.senders, 0)
+        self._seconds = seconds
+        self._warned_at: float | None = None
         self._sources = [
             (live, live.add_source(self._sizes))
             for name, live in metrics.SEND_QUEUE_SIZES.items()
@@ -226,34 +235,62 @@ class SendQueue:
 
     # -- acknowledgements ---------------------------------------------------------------------
 
-    def acknowledge(self, name: InstanceName | None, token: Token) -> None:
+    def acknowledge(self, name: InstanceName | None, token: Token) -> str | None:
         """Note that sender *name* has everything up to *token*, and trim.
 
         Rows go whose token is strictly below the lowest acknowledgement. A configured sender
-        that has not acknowledged yet holds everything; one that is not configured counts for
-        nothing.
+        that has not acknowledged yet holds everything; nobody else holds or lets go of
+        anything. One that is lower than what the sender said before changes nothing.
+
+        Args:
+            name: What the sender calls itself; None if it did not say.
+            token: Up to where everything that is its own to send is on its disk.
+
+        Returns:
+            Why the acknowledgement has no effect; None if it counts.
         """
-        name = name or ""
-        if token > self.position:
-            logger.warning(
-                "federation.ack.impossible", sender=name, token=token, position=self.position
+        before = self._acknowledged.get(name or "")
+        if before is None:
+            who = "a sender without a name" if not name else f"{name!r}"
+            return self._ignore(
+                name,
+                token,
+                f"{who} is not one of federation.senders, whose acknowledgements count: "
+                f"{', '.join(self.senders) or 'none is configured'}",
+                "not a configured sender",
             )
-            return
-        if self.senders and len(self.senders) > 1 and name not in self.senders:
-            logger.warning("federation.ack.unknown_sender", sender=name, senders=self.senders)
-            return
-        self._acknowledged[name] = token
-        if len(self.senders) > 1:
-            lowest = min(self._acknowledged.get(sender, 0) for sender in self.senders)
-        else:
+        if token > self.position:
+            return self._ignore(
+                name,
+                token,
+                f"token {token} is above the position, {self.position}",
+                "above the position",
+            )
+        if token > before:
+            self._acknowledged[name or ""] = token
             lowest = min(self._acknowledged.values())
-        floor = self._log.floor(STREAM, self._instance)
-        if lowest - 1 > floor:
-            self._log.trim(STREAM, self._instance, lowest - 1)
+            if lowest - 1 > self._log.floor(STREAM, self._instance):
+                self._log.trim(STREAM, self._instance, lowest - 1)
+        return None
+
+    def _ignore(self, name: InstanceName | None, token: Token, reason: str, why: str) -> str:
+        metrics.DROPPED.labels("FEDERATION_ACK", why).inc()
+        self.ignored += 1
+        now = self._seconds()
+        if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = now
+            logger.warning(
+                "federation.ack.ignored",
+                sender=name,
+                token=token,
+                reason=reason,
+                ignored=self.ignored,
+            )
+        return reason
 
     def acknowledged(self) -> dict[InstanceName, Token]:
-        """Return the newest acknowledgement of each sender."""
-        return {**dict.fromkeys(self.senders, 0), **self._acknowledged}
+        """Return the newest acknowledgement of each configured sender; 0 for none yet."""
+        return dict(self._acknowledged)
 
 
 class _RowKey(msgspec.Struct, gc=False):

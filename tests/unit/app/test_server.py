@@ -77,7 +77,7 @@ def test_peers_are_told_why() -> None:
 def test_acknowledgements_reach_the_send_queue() -> None:
     """FEDERATION_ACK, with the instance named or known from the connection."""
     reactor = MemoryReactorClock()
-    server = made(reactor)
+    server = made(reactor, federation={"senders": ["fed1", "fed2"]})
     result_of(server.start())
     result_of(_queue_edu(server))
 

@@ -67,7 +67,7 @@ def test_table_shape(accept: str) -> None:
     """One array: a header row, its rows, the next header row."""
     stage = stage_with_rows()
     _, _, body = ask(stage, accept, streams="0_0_1", typing=0, pushers=-1, format="table")
-    assert body[0][:4] == ["streams", "0_0_1_1" + "_0" * 20, 1, 2]
+    assert body[0][:4] == ["streams", "0_0_1_1" + "_0" * 21, 1, 2]
     assert body[1:] == [
         ["receipts", 1],
         ["typing", 1, 1, 3, "position", "room_id", "typing"],

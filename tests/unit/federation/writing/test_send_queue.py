@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -28,7 +31,15 @@ class World:
         registry = Registry()
         self.log: Log = open_log(None, registry, Clock(), Retention())
         publisher = Publisher(self.log, registry, "master")
-        self.queue = SendQueue(publisher.publish_json, self.log, "x.example", "master", senders)
+        self.now = 0.0
+        self.queue = SendQueue(
+            publisher.publish_json,
+            self.log,
+            "x.example",
+            "master",
+            senders,
+            seconds=lambda: self.now,
+        )
 
     def send(self, number: int, destination: str = "y.example", key: str | None = None) -> Any:
         return result(
@@ -53,7 +64,7 @@ def result(done: Deferred[Any]) -> Any:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    made = World()
+    made = World("fed1")
     yield made
     made.queue.close()
 
@@ -164,8 +175,67 @@ def test_the_slowest_configured_sender_holds_what_it_lacks() -> None:
 
 def test_an_acknowledgement_of_what_was_never_written_does_nothing(world: World) -> None:
     world.send(1)
-    world.queue.acknowledge(None, 10)
-    assert world.held() == [1]
-    assert world.queue.acknowledged() == {}
-    world.queue.acknowledge(None, 1)
-    assert world.queue.acknowledged() == {"": 1}
+    world.send(2)
+    reason = world.queue.acknowledge("fed1", 10)
+    assert reason == "token 10 is above the position, 2"
+    assert world.held() == [1, 2]
+    assert world.queue.acknowledged() == {"fed1": 0}
+    assert world.queue.acknowledge("fed1", 2) is None
+    assert world.queue.acknowledged() == {"fed1": 2}
+
+
+def test_an_acknowledgement_that_goes_back_does_not_replace_a_newer(world: World) -> None:
+    for number in range(1, 6):
+        world.send(number)
+    for token in (4, 2, 0):
+        assert world.queue.acknowledge("fed1", token) is None
+    assert world.queue.acknowledged() == {"fed1": 4}
+    assert world.held() == [4, 5]
+
+
+@pytest.mark.parametrize("senders", [(), ("fed1",), ("fed1", "fed2")])
+def test_a_stranger_lets_go_of_nothing_and_holds_nothing(senders: tuple[str, ...]) -> None:
+    """However many there are: what is kept and what an acknowledgement costs stays the same."""
+    world = World(*senders)
+    for number in range(1, 11):
+        world.send(number)
+    with structlog.testing.capture_logs() as logs:
+        for stranger in (None, "", "evil", *(f"n{number}" for number in range(10_000))):
+            reason = world.queue.acknowledge(stranger, 10)
+            assert reason is not None
+            assert "federation.senders" in reason
+    assert len(world.held()) == 10
+    assert world.queue.acknowledged() == dict.fromkeys(senders, 0)
+    assert world.queue.ignored == 10_003
+    assert len(logs) == 1
+    world.now += 60
+    with structlog.testing.capture_logs() as logs:
+        world.queue.acknowledge("evil", 10)
+    assert [(entry["event"], entry["ignored"]) for entry in logs] == [
+        ("federation.ack.ignored", 10_004)
+    ]
+    for sender in senders:
+        assert world.queue.acknowledge(sender, 10) is None
+    assert len(world.held()) == (1 if senders else 10)
+    world.queue.close()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, "fed1", "fed2", "evil"]), st.integers(-1, 12)), max_size=20
+    )
+)
+def test_what_is_held_is_what_a_configured_sender_may_lack(
+    acknowledgements: list[tuple[str | None, int]],
+) -> None:
+    world = World("fed1", "fed2")
+    for number in range(1, 11):
+        world.send(number)
+    newest = {"fed1": 0, "fed2": 0}
+    with structlog.testing.capture_logs():
+        for name, token in acknowledgements:
+            world.queue.acknowledge(name, token)
+            if name in newest and token <= 10:
+                newest[name] = max(newest[name], token)
+            assert world.held() == list(range(max(1, min(newest.values())), 11))
+    world.queue.close()
