@@ -22,6 +22,8 @@ MAX_BAD_LINES = 100
 SNIPPET_BYTES = 32
 #: Characters in a stream, instance or worker name.
 MAX_NAME_CHARS = 255
+#: Incarnations that a reader says when it resumes: the newest, in which it got rows.
+MAX_INCARNATIONS_SAID = 8
 #: A token has to fit a signed 64-bit integer.
 MAX_TOKEN = 2**63 - 1
 

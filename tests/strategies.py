@@ -125,6 +125,16 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
         streams if dialect.rdata_instance else st.none(),
         asked_tokens,
     )
+    if dialect.rdata_instance:
+        places = st.lists(st.tuples(tokens(), words()), min_size=1, max_size=8).map(tuple)
+        of_stream |= st.builds(
+            lambda stream, instance, places: ReplicateCommand(
+                stream, instance, places[0][0], incarnations=places
+            ),
+            streams,
+            streams,
+            places,
+        )
     bare = st.just(ReplicateCommand())
     if not dialect.in_band_resume:
         replicate = bare

@@ -199,7 +199,7 @@ class FederationWorker:
     def _on_connected(self, client: ReplicationClient) -> None:
         # Only our own writers promise canonical rows, and only they speak this dialect.
         self.sender.intake.canonical = client.dialect == NATIVE
-        self.sender.intake.acknowledge_again()
+        self.sender.intake.connected(client.incarnation)
 
     def _on_position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         self.sender.intake.handle_position(stream, instance, token)

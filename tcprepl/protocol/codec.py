@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from tcprepl.errors import BadEncoding, LocalProtocolError, MalformedCommand, UnknownCommand
-from tcprepl.limits import MAX_TOKEN, SNIPPET_BYTES
+from tcprepl.limits import MAX_INCARNATIONS_SAID, MAX_TOKEN, SNIPPET_BYTES
 from tcprepl.protocol.commands import (
     COMMANDS,
     CacheKey,
@@ -46,6 +46,8 @@ from tcprepl.protocol.grammar import LABEL_SHAPE, NAME_SHAPE, PATTERNS, TOKEN_RA
 _LF: Final = b"\n"
 _SP: Final = b" "
 _BATCH: Final = "batch"
+#: How many words REPLICATE has that says 1 to 8 incarnations.
+_INCARNATION_COUNTS: Final = tuple(range(4, 4 + 2 * MAX_INCARNATIONS_SAID, 2))
 _EVERY: Final = "*"
 _is_name = PATTERNS["name"].fullmatch
 _is_label = PATTERNS["label"].fullmatch
@@ -104,21 +106,24 @@ class _Arguments:
             f"{self._word}: {what.format(quoted)}; expected {self._expected}", snippet=quoted[2:-1]
         )
 
-    def split(self, *counts: int) -> int:
-        """Split into words, one of *counts*; spaces at the end do not count."""
+    def split(self, *counts: int, wanted: str = "") -> int:
+        """Split into words, one of *counts*; spaces at the end do not count.
+
+        *wanted* is *counts* in words, by default each of them.
+        """
         stripped = self.rest.rstrip(" ")
         self.values = stripped.split(" ") if stripped else []
-        return self._check(counts)
+        return self._check(counts, wanted)
 
     def split_at_most(self, count: int) -> int:
         """Split into exactly *count* arguments, of which the last may hold spaces."""
         self.values = self.rest.split(" ", count - 1)
         return self._check((count,))
 
-    def _check(self, counts: tuple[int, ...]) -> int:
+    def _check(self, counts: tuple[int, ...], wanted: str = "") -> int:
         found = len(self.values)
         if found not in counts:
-            wanted = " or ".join(map(str, counts))
+            wanted = wanted or " or ".join(map(str, counts))
             raise self.wrong(f"{found} argument{'s' * (found != 1)}, not {wanted}")
         return found
 
@@ -210,13 +215,21 @@ def _name(arguments: _Arguments, dialect: Dialect) -> Command:
 
 
 def _replicate(arguments: _Arguments, dialect: Dialect) -> Command:
-    count = arguments.split(0, 2, 3)
+    count = arguments.split(
+        *(0, 2, 3, *_INCARNATION_COUNTS), wanted="0 or 2 or 3, or 4 and more in twos"
+    )
     if count == 0:
         return ReplicateCommand()
     stream = arguments.name(0, "stream")
     if count == 2 and stream.upper() == "ALL":
         stream = _EVERY
-    instance = arguments.name(1, "instance") if count == 3 else None
+    instance = arguments.name(1, "instance") if count >= 3 else None
+    if count > 3:
+        places = tuple(
+            (arguments.token(index), arguments.name(index + 1, "incarnation"))
+            for index in range(2, count, 2)
+        )
+        return ReplicateCommand(stream, instance, places[0][0], incarnations=places)
     if arguments.values[-1].upper() == "NOW":
         return ReplicateCommand(stream, instance, None, now=True)
     return ReplicateCommand(stream, instance, arguments.asked_token(count - 1))
@@ -428,7 +441,12 @@ def _replicate_arguments(command: ReplicateCommand, dialect: Dialect) -> str:
     stream = _word(command.stream)
     token = "NOW" if command.now or command.token is None else _number(command.token)
     if dialect.rdata_instance:
-        return f"{stream} {_word(command.instance or _EVERY)} {token}"
+        instance = _word(command.instance or _EVERY)
+        said = command.incarnations[:MAX_INCARNATIONS_SAID]
+        if said and command.token == said[0][0]:
+            places = [f"{_number(place)} {_word(incarnation)}" for place, incarnation in said]
+            return " ".join((stream, instance, *places))
+        return f"{stream} {instance} {token}"
     return f"{'ALL' if stream == _EVERY else stream} {token}"
 
 

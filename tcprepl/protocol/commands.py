@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias
 
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.state import Role
 
@@ -90,6 +90,8 @@ class ReplicateCommand(Command):
         instance: The instance; ``*`` is every instance; None in the forms without it.
         token: The last token that the client holds; None for the bare form and ``NOW``.
         now: Whether ``NOW`` stood for the token.
+        incarnations: In which incarnation the client got *token*; after it, where an earlier
+            one ended for it, newest first: (token, incarnation). Empty if it does not say.
     """
 
     NAME: ClassVar[str] = "REPLICATE"
@@ -97,6 +99,7 @@ class ReplicateCommand(Command):
     instance: InstanceName | None = None
     token: Token | None = None
     now: bool = False
+    incarnations: tuple[tuple[Token, IncarnationId], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +294,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
                 ReplicateCommand,
                 _C,
                 _ALL,
-                "[<stream> [<instance>] <token|NOW>]",
+                "[<stream> [<instance>] <token|NOW> [<incarnation>]]",
                 "send me rows: all from now on, or one stream from a token on",
             ),
             CommandSpec(

@@ -29,6 +29,7 @@ ping              = "PING" [ SP text ]
 name-command      = "NAME" SP label
 replicate         = "REPLICATE" [ SP ]
                   / "REPLICATE" SP stream SP [ instance SP ] ( token / now )
+                  / "REPLICATE" SP stream SP instance 1*8( SP token SP incarnation )
 user-sync         = "USER_SYNC" SP [ name SP ] name SP [ name SP ] ( "start" / "end" ) SP time
 clear-user-sync   = "CLEAR_USER_SYNC" SP name
 federation-ack    = "FEDERATION_ACK" SP [ instance SP ] token
@@ -50,6 +51,7 @@ instance          = name                    ; "*" in REPLICATE: every instance
 token             = 1*19DIGIT               ; at most 9223372036854775807
 batch             = %s"batch"               ; the row shares the next row's token
 now               = "NOW"
+incarnation       = name                    ; of a log, as the server's first PING names it
 time              = [ "-" ] 1*19DIGIT       ; milliseconds since 1970
 name              = 1*255name-char
 name-char         = %x21-7E / %xA1-D7FF / %xE000-10FFFF

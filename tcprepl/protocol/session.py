@@ -26,7 +26,7 @@ from tcprepl.errors import (
     WrongProtocol,
     WrongServer,
 )
-from tcprepl.ids import ServerName
+from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.limits import (
     CLOSE_TIMEOUT_S,
     HANDSHAKE_TIMEOUT_S,
@@ -59,6 +59,7 @@ from tcprepl.protocol.events import (
 )
 from tcprepl.protocol.foreign import Foreign, recognise_line, recognise_start
 from tcprepl.protocol.framing import LineBuffer
+from tcprepl.protocol.grammar import PATTERNS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 
 __all__ = [
@@ -360,6 +361,7 @@ class ServerSession(Session):
     Args:
         server_name: Name of the homeserver, for SERVER.
         now: The time.
+        incarnation: The incarnation of the log, for the first PING; None says none.
         dialect: What a REPLICATE without arguments means; ``auto`` is ``1.22``.
         epoch_s: What to add to *now* to get seconds since 1970.
         max_line_bytes: Longest line taken, delimiter excluded.
@@ -374,6 +376,7 @@ class ServerSession(Session):
         server_name: ServerName,
         now: float,
         *,
+        incarnation: IncarnationId | None = None,
         dialect: str = "auto",
         epoch_s: float = 0.0,
         max_line_bytes: int = MAX_LINE_BYTES,
@@ -387,7 +390,8 @@ class ServerSession(Session):
         #: What the peer calls itself.
         self.peer_name = ""
         self.send(ServerCommand(server_name), now)
-        self.send(PingCommand(f"{self._ping_text(now)} {NATIVE_TAG}"), now)
+        greeting = (self._ping_text(now), NATIVE_TAG, *filter(None, [incarnation]))
+        self.send(PingCommand(" ".join(greeting)), now)
 
     def _receive_command(self, command: Command, now: float, events: list[Event]) -> None:
         if isinstance(command, ReplicateCommand):
@@ -431,6 +435,7 @@ class ClientSession(Session):
 
     Attributes:
         server_name: What SERVER said; None before it.
+        incarnation: Which incarnation of its log the greeting named; None if it named none.
         replicate_refused: Whether the server answered a bare REPLICATE with the ERROR of a
             2017 server, before any POSITION: reconnect, and speak ``2017``.
         unknown_lines: Lines with a word that this release does not know, passed over: a
@@ -457,6 +462,7 @@ class ClientSession(Session):
         self._auto = dialect == "auto"
         self._expected_server = server_name
         self.server_name: ServerName | None = None
+        self.incarnation: IncarnationId | None = None
         self.replicate_refused = False
         self.unknown_lines = 0
         self._awaiting_answer = False
@@ -540,6 +546,8 @@ class ClientSession(Session):
                 self._check_server(server_name)
             case PositionCommand():
                 self._receive_position(command, events)
+            case PingCommand(text) if self.incarnation is None:
+                self.incarnation = _incarnation(text)
             case ErrorCommand(text) if self._awaiting_answer:
                 self.replicate_refused |= any(refusal in text for refusal in _REFUSALS)
         super()._receive_command(command, now, events)
@@ -580,6 +588,13 @@ class ClientSession(Session):
 
     def _awaited(self) -> str:
         return "SERVER" if self.state is State.CONNECTED else "PING"
+
+
+def _incarnation(text: str) -> IncarnationId | None:
+    """Return the incarnation that the first PING of a tcprepl server names."""
+    _, _, said = f" {text} ".partition(f" {NATIVE_TAG} ")
+    name = said.partition(" ")[0]
+    return name if PATTERNS["name"].fullmatch(name) else None
 
 
 def _valid_lines(lines: list[bytes]) -> int:

@@ -14,16 +14,15 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-from tcprepl.ids import IncarnationId, InstanceName, StreamName, Token
+from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.streams.lineage import Places
 
 #: Incarnations that a log remembers, the oldest go first.
 MAX_INCARNATIONS: Final = 10_000
 #: Notes of where an incarnation began that a log remembers, all pairs together.
 MAX_BEGINNINGS: Final = 100_000
-
-Pair: TypeAlias = tuple[StreamName, InstanceName]
 
 
 def new_incarnation_id() -> IncarnationId:
@@ -172,3 +171,19 @@ class History:
         if number == self._incarnations[-1].number:
             return token
         return min(token, self._began_at(pair, number + 1))
+
+    def common(self, pair: Pair, places: Places) -> Token | None:
+        """Return up to which token a reader that tells its lineage shares this history.
+
+        Args:
+            pair: The (stream, instance).
+            places: What the reader says, newest first; it has all that it got in any of them.
+
+        Returns:
+            As `shared` of the first incarnation that is known; None, if none of them is.
+        """
+        for token, incarnation in places:
+            shared = self.shared(pair, token, incarnation)
+            if shared is not None:
+                return shared
+        return None

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.streams.lineage import Lineage, Places
 
 #: Token by (stream, instance).
-Positions: TypeAlias = Mapping[tuple[StreamName, InstanceName], Token]
+Positions: TypeAlias = Mapping[Pair, Token]
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS tcprepl_positions (
@@ -22,9 +23,22 @@ CREATE TABLE IF NOT EXISTS tcprepl_positions (
     PRIMARY KEY (stream, instance)
 ) WITHOUT ROWID
 """
+#: A table of its own: one that an earlier release made, or the caller, is left as it is.
+_CREATE_LINEAGES = """
+CREATE TABLE IF NOT EXISTS tcprepl_lineages (
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    lineage BLOB NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID
+"""
 _SAVE = (
     "INSERT INTO tcprepl_positions (stream, instance, token) VALUES (?, ?, ?)"
     " ON CONFLICT (stream, instance) DO UPDATE SET token = excluded.token"
+)
+_SAVE_LINEAGE = (
+    "INSERT INTO tcprepl_lineages (stream, instance, lineage) VALUES (?, ?, ?)"
+    " ON CONFLICT (stream, instance) DO UPDATE SET lineage = excluded.lineage"
 )
 
 
@@ -38,12 +52,24 @@ class PositionStore(Protocol):
 
     atomic: bool
 
-    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+    def load(self) -> dict[Pair, Token]:
         """Return every saved position."""
         ...
 
-    def save(self, positions: Positions) -> None:
-        """Save positions, all of them or none; they may be lower than before, after a reset."""
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations of the server's log *pair* was read up to *token*.
+
+        The newest comes first, with *token*. Empty where that is not known.
+        """
+        ...
+
+    def save(self, positions: Positions, incarnation: IncarnationId | None = None) -> None:
+        """Save positions, all of them or none; they may be lower than before, after a reset.
+
+        Args:
+            positions: The positions that moved.
+            incarnation: In which incarnation of the server's log; None if it named none.
+        """
         ...
 
     def rollback(self) -> None:
@@ -66,13 +92,22 @@ class MemoryPositionStore:
 
     def __init__(self, positions: Positions | None = None) -> None:
         self._positions = dict(positions or {})
+        self._lineages: dict[Pair, Lineage] = {}
 
-    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+    def load(self) -> dict[Pair, Token]:
         """Return every saved position."""
         return dict(self._positions)
 
-    def save(self, positions: Positions) -> None:
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations *pair* was read up to *token*."""
+        lineage = self._lineages.get(pair)
+        return () if lineage is None else lineage.places(token)
+
+    def save(self, positions: Positions, incarnation: IncarnationId | None = None) -> None:
         """Save positions."""
+        for pair, token in positions.items():
+            lineage = self._lineages.setdefault(pair, Lineage())
+            lineage.enter(incarnation, self._positions.get(pair, 0), token)
         self._positions.update(positions)
 
     def rollback(self) -> None:
@@ -135,8 +170,11 @@ class SqlitePositionStore:
         else:
             self._where = str(database)
             self._connection = self._connect()
+        #: The positions and the lineages as they are on disk; None if that is to be looked up.
+        self._saved: tuple[dict[Pair, Token], dict[Pair, Lineage]] | None = None
         try:
             self._connection.execute(_CREATE)
+            self._connection.execute(_CREATE_LINEAGES)
             self._connection.commit()
         except sqlite3.Error as error:
             self.close()
@@ -164,27 +202,52 @@ class SqlitePositionStore:
             table="tcprepl_positions",
         )
 
-    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+    def load(self) -> dict[Pair, Token]:
         """Return every saved position."""
+        self._saved = None
         try:
-            found = self._connection.execute(
-                "SELECT stream, instance, token FROM tcprepl_positions ORDER BY stream, instance"
-            )
-            return {(stream, instance): token for stream, instance, token in found}
+            return dict(self._on_disk()[0])
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
-    def save(self, positions: Positions) -> None:
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations *pair* was read up to *token*."""
+        try:
+            lineage = self._on_disk()[1].get(pair)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        return () if lineage is None else lineage.places(token)
+
+    def _on_disk(self) -> tuple[dict[Pair, Token], dict[Pair, Lineage]]:
+        if self._saved is None:
+            found = self._connection.execute(
+                "SELECT stream, instance, token FROM tcprepl_positions ORDER BY stream, instance"
+            )
+            positions = {(stream, instance): token for stream, instance, token in found}
+            found = self._connection.execute(
+                "SELECT stream, instance, lineage FROM tcprepl_lineages"
+            )
+            lineages = {(stream, instance): Lineage(kept) for stream, instance, kept in found}
+            self._saved = positions, lineages
+        return self._saved
+
+    def save(self, positions: Positions, incarnation: IncarnationId | None = None) -> None:
         """Save positions, and commit what else was written on the connection.
 
         Raises:
             LogUnavailable: the disk refused; everything since the last commit is undone.
         """
         try:
+            before, lineages = self._on_disk()
+            for pair, token in positions.items():
+                lineage = lineages.setdefault(pair, Lineage())
+                if lineage.enter(incarnation, before.get(pair, 0), token):
+                    self._connection.execute(_SAVE_LINEAGE, (*pair, lineage.stored()))
             self._connection.executemany(
                 _SAVE, [(*pair, token) for pair, token in positions.items()]
             )
             self._connection.commit()
+            before.update(positions)
         except sqlite3.Error as error:
             self.rollback()
             raise self._explained(error) from error
@@ -195,6 +258,7 @@ class SqlitePositionStore:
         Raises:
             LogUnavailable: It still stands, and the next commit would make it true.
         """
+        self._saved = None
         try:
             self._connection.rollback()
         except sqlite3.Error as error:

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.errors import LogError, LogUnavailable, TokenFromFuture, TokenOrder
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.storage.sqlite import private_directory
@@ -32,7 +32,6 @@ from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gathe
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.gaps import Gaps
-from tcprepl.streams.history import Pair
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.memory import MemoryStream

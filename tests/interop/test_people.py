@@ -29,7 +29,7 @@ def terminal(request: pytest.FixtureRequest, server: Server) -> Iterator[Termina
         if request.param == "telnet":
             person.expect(TELNET_READY)
         person.expect(r"^SERVER example\.com$")
-        person.expect(r"^PING \d+ tcprepl/1$")
+        person.expect(r"^PING \d+ tcprepl/1 [0-9a-f]{16}$")
         yield person
 
 

@@ -30,7 +30,7 @@ def test_nio_types_comes_online_and_netcat_sees_it(tmp_path: Path) -> None:
         Server(tmp_path / "server", "--config", str(config)) as server,
         Terminal([program("nc"), "127.0.0.1", str(server.port)]) as nc,
     ):
-        nc.expect(r"^PING \d+ tcprepl/1$")
+        nc.expect(r"^PING \d+ tcprepl/1 [0-9a-f]{16}$")
         nc.type("REPLICATE\n")
         nc.expect(r"^POSITION user_signature master \d+ \d+$")
         ran = subprocess.run(

@@ -19,7 +19,8 @@ from tcprepl.federation.sending.lanes import EXPIRY_MS, Entry
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import parse_rows
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, Pair, ServerName, StreamName, Token
+from tcprepl.streams.lineage import Lineage, Places
 
 logger = structlog.get_logger()
 
@@ -87,24 +88,37 @@ class Intake:
         self.canonical = False
         self._rows: list[bytes] = []
         self._bytes = 0
-        self._positions: dict[tuple[StreamName, InstanceName], Token] = {}
+        self._positions: dict[Pair, Token] = {}
         #: Whether a commit is under way, or will begin within this turn.
         self._scheduled = False
         self._failures = 0
         self._waiters: list[Deferred[None]] = []
         self._stopped = False
         self._stored = outbox.positions()
+        self._lineages = outbox.lineages()
+        self._incarnation: IncarnationId | None = None
+        #: Counts connections and resets: what was taken before either says nothing to the writer.
+        self._epoch = 0
+        #: In which the newest position was noted.
+        self._noted_in = 0
 
     # -- the position store of the client -----------------------------------------------------
 
     #: Nothing is committed by `save`.
     atomic = False
 
-    def load(self) -> dict[tuple[StreamName, InstanceName], Token]:
+    def load(self) -> dict[Pair, Token]:
         """Return the positions up to which every row is on disk."""
         return self._outbox.positions()
 
-    def save(self, positions: Mapping[tuple[StreamName, InstanceName], Token]) -> None:
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations of the writer's log *pair* was read up to *token*."""
+        lineage = self._lineages.get(pair)
+        return () if lineage is None else lineage.places(token)
+
+    def save(
+        self, positions: Mapping[Pair, Token], incarnation: IncarnationId | None = None
+    ) -> None:
         """Do nothing: positions are stored with the EDUs that they cover."""
 
     def rollback(self) -> None:
@@ -115,6 +129,15 @@ class Intake:
 
     # -- what the client calls ----------------------------------------------------------------
 
+    def connected(self, incarnation: IncarnationId | None) -> None:
+        """Note that a connection has begun, to a writer whose log is in *incarnation*.
+
+        Nothing is acknowledged on it before the writer has said where the stream stands: it
+        may have other rows by now under the tokens that we have.
+        """
+        self._incarnation = incarnation
+        self._epoch += 1
+
     def handle_rows(
         self, stream: StreamName, instance: InstanceName, token: Token, rows: RawRows
     ) -> Deferred[None] | None:
@@ -122,9 +145,7 @@ class Intake:
         raw = rows.raw
         self._rows += raw
         self._bytes += sum(map(len, raw))
-        self._positions[stream, instance] = token
-        if not self._scheduled:
-            self._schedule()
+        self._note(stream, instance, token)
         if self._bytes <= MAX_UNSTORED_BYTES and len(self._rows) <= MAX_UNSTORED_ROWS:
             return None
         waiting: Deferred[None] = Deferred()
@@ -139,9 +160,14 @@ class Intake:
     def handle_reset(
         self, stream: StreamName, instance: InstanceName, known: Token | None, token: Token
     ) -> None:
-        """Note that the stream cannot go on from *known*; what follows begins after *token*."""
+        """Note that the stream cannot go on from *known*; what follows begins after *token*.
+
+        What was taken stays and is sent. Where the writer was restored from a copy, *token* is
+        the last that both have, and what follows are EDUs that we never had.
+        """
         if stream != FEDERATION:
             return
+        self._epoch += 1
         if known is not None and token > known:
             logger.error(
                 "federation.rows.lost",
@@ -155,12 +181,6 @@ class Intake:
             logger.warning("federation.stream.reset", instance=instance, known=known, token=token)
         self._note(stream, instance, token)
 
-    def acknowledge_again(self) -> None:
-        """Acknowledge what is on disk once more: a new connection does not know it."""
-        for (stream, instance), token in self._stored.items():
-            if stream == FEDERATION:
-                self._acknowledge(instance, token)
-
     def stop(self) -> None:
         """Take no more; what is not on disk was not acknowledged and comes again."""
         self._stopped = True
@@ -169,6 +189,7 @@ class Intake:
     # -- storing ------------------------------------------------------------------------------
 
     def _note(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
+        self._noted_in = self._epoch
         self._positions[stream, instance] = token
         if not self._scheduled:
             self._schedule()
@@ -197,28 +218,36 @@ class Intake:
             for edu_id, edu in zip(ids, edus, strict=True)
             if edu.destination != us
         ]
-        self._attempt(entries, now_ms, positions)
+        lineages: dict[Pair, bytes] = {}
+        for pair, token in positions.items():
+            lineage = self._lineages.setdefault(pair, Lineage())
+            if lineage.enter(self._incarnation, self._stored.get(pair, 0), token):
+                lineages[pair] = lineage.stored()
+        self._attempt(entries, now_ms, positions, lineages, self._noted_in)
 
     def _attempt(
         self,
         entries: list[Entry],
         now_ms: int,
-        positions: dict[tuple[StreamName, InstanceName], Token],
+        positions: dict[Pair, Token],
+        lineages: dict[Pair, bytes],
+        epoch: int,
     ) -> None:
         if self._stopped:
             return
-        _ = self._outbox.add(entries, now_ms, positions).addCallbacks(
+        _ = self._outbox.add(entries, now_ms, positions, lineages).addCallbacks(
             self._have_stored,
             self._could_not_store,
-            callbackArgs=(entries, positions),
-            errbackArgs=(entries, now_ms, positions),
+            callbackArgs=(entries, positions, epoch),
+            errbackArgs=(entries, now_ms, positions, lineages, epoch),
         )
 
     def _have_stored(
         self,
         _: None,
         entries: list[Entry],
-        positions: dict[tuple[StreamName, InstanceName], Token],
+        positions: dict[Pair, Token],
+        epoch: int,
     ) -> None:
         self._scheduled = False
         self._failures = 0
@@ -226,8 +255,9 @@ class Intake:
         if self._stopped:
             return
         self._deliver(entries)
-        for (_stream, instance), token in positions.items():
-            self._acknowledge(instance, token)
+        if epoch == self._epoch:
+            for (_stream, instance), token in positions.items():
+                self._acknowledge(instance, token)
         if self._positions:
             self._schedule()
         self._release()
@@ -237,7 +267,9 @@ class Intake:
         failure: Failure,
         entries: list[Entry],
         now_ms: int,
-        positions: dict[tuple[StreamName, InstanceName], Token],
+        positions: dict[Pair, Token],
+        lineages: dict[Pair, bytes],
+        epoch: int,
     ) -> None:
         wait_s = _DISK_RETRY_S[min(self._failures, len(_DISK_RETRY_S) - 1)]
         self._failures += 1
@@ -247,7 +279,7 @@ class Intake:
             edus=len(entries),
             retry_s=wait_s,
         )
-        self._clock.callLater(wait_s, self._attempt, entries, now_ms, positions)
+        self._clock.callLater(wait_s, self._attempt, entries, now_ms, positions, lineages, epoch)
 
     def _release(self) -> None:
         waiters, self._waiters = self._waiters, []

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import msgpack
@@ -31,7 +32,8 @@ from tcprepl.federation.sending.backoff import Backoff
 from tcprepl.federation.sending.lanes import Entry, Lane, lane_of
 from tcprepl.federation.wire.edu import Edu
 from tcprepl.federation.wire.transaction import MAX_EDUS
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import Pair, ServerName, Token
+from tcprepl.streams.lineage import Lineage
 
 logger = structlog.get_logger()
 
@@ -71,6 +73,16 @@ CREATE TABLE positions (
     stream TEXT NOT NULL,
     instance TEXT NOT NULL,
     token INTEGER NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID;
+"""
+
+#: Made in files of an earlier release, too, which take no notice of it.
+_LINEAGES = """
+CREATE TABLE IF NOT EXISTS lineages (
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    lineage BLOB NOT NULL,
     PRIMARY KEY (stream, instance)
 ) WITHOUT ROWID;
 """
@@ -206,6 +218,7 @@ class Outbox:
                 connection.executescript(
                     f"BEGIN;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
                 )
+            connection.executescript(_LINEAGES)
             _free_orphans(connection.cursor())
         except BaseException:
             connection.close()
@@ -234,10 +247,15 @@ class Outbox:
             found.setdefault(destination, StoredDestination()).in_flight = True
         return found
 
-    def positions(self) -> dict[tuple[StreamName, InstanceName], Token]:
+    def positions(self) -> dict[Pair, Token]:
         """Return the positions up to which rows are on disk; synchronous, for the start."""
         rows = self._connection.execute("SELECT stream, instance, token FROM positions")
         return {(stream, instance): token for stream, instance, token in rows}
+
+    def lineages(self) -> dict[Pair, Lineage]:
+        """Return in which incarnations the rows were got; synchronous, for the start."""
+        rows = self._connection.execute("SELECT stream, instance, lineage FROM lineages")
+        return {(stream, instance): Lineage(kept) for stream, instance, kept in rows}
 
     def take_ids(self, count: int) -> range:
         """Return *count* new ids, above all others."""
@@ -251,7 +269,8 @@ class Outbox:
         self,
         entries: Sequence[Entry],
         queued_ms: int,
-        positions: Mapping[tuple[StreamName, InstanceName], Token],
+        positions: Mapping[Pair, Token],
+        lineages: Mapping[Pair, bytes] = MappingProxyType({}),
     ) -> Deferred[None]:
         """Store EDUs, and the positions up to which all rows are stored by that.
 
@@ -259,6 +278,7 @@ class Outbox:
             entries: The EDUs, with ids from `take_ids`, oldest first.
             queued_ms: When they came.
             positions: The positions.
+            lineages: What `Lineage.stored` returned where it has changed.
         """
 
         def op(cursor: sqlite3.Cursor) -> None:
@@ -282,6 +302,8 @@ class Outbox:
                 cursor.execute(
                     "INSERT OR REPLACE INTO positions VALUES (?,?,?)", (stream, instance, token)
                 )
+            for pair, lineage in lineages.items():
+                cursor.execute("INSERT OR REPLACE INTO lineages VALUES (?,?,?)", (*pair, lineage))
 
         return self._submit(op)
 

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from tcprepl import metrics
 from tcprepl.background import run_as_background_process, run_in_background
 from tcprepl.errors import ConnectionFailed
-from tcprepl.ids import Pair, ServerName, StreamName, Token
+from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.following.catchup import CatchUp
@@ -288,6 +288,11 @@ class ReplicationClient(Service):
         """Name of the dialect of the present connection; None without one."""
         return None if self._connection is None else self._connection.dialect.name
 
+    @property
+    def incarnation(self) -> IncarnationId | None:
+        """The incarnation of its log that the server of the present connection named."""
+        return None if self._connection is None else self._connection.incarnation
+
     def positions(self) -> dict[Pair, Token]:
         """Return what is known of each (stream, instance)."""
         return dict(self._delivery.known)
@@ -315,13 +320,15 @@ class ReplicationClient(Service):
     def _subscribe(self, connection: ClientConnection, dialect: Dialect) -> None:
         """Ask for what we follow; the greeting is over and the dialect is known."""
         self._connection = connection
-        self._delivery.begin(dialect)
-        for command in self._requests(dialect):
+        self._delivery.begin(dialect, connection.incarnation)
+        for command in self._requests(dialect, names_incarnation=bool(connection.incarnation)):
             connection.send(command)
         if self._on_connected is not None:
             run_in_background(self._on_connected, self)
 
-    def _requests(self, dialect: Dialect) -> list[ReplicateCommand]:
+    def _requests(
+        self, dialect: Dialect, *, names_incarnation: bool = False
+    ) -> list[ReplicateCommand]:
         if not dialect.in_band_resume:
             return [ReplicateCommand()]
         now = self._since == "now"
@@ -333,7 +340,12 @@ class ReplicationClient(Service):
         ]
         if not dialect.rdata_instance:
             return self._requests_2017({stream: token for stream, _, token in named}, start)
-        requests = [ReplicateCommand(s, instance, token) for s, instance, token in named]
+        # an earlier release would not take the further words
+        places = self._delivery.places if names_incarnation else lambda pair: ()
+        requests = [
+            ReplicateCommand(s, instance, token, incarnations=places((s, instance)))
+            for s, instance, token in named
+        ]
         requests += [
             ReplicateCommand(stream, "*", start, now=now) for stream in self._streams or ("*",)
         ]

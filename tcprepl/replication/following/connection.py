@@ -17,7 +17,7 @@ from zope.interface import implementer
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, ConnectionFailed
-from tcprepl.ids import ServerName
+from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import (
@@ -91,6 +91,11 @@ class ClientConnection:
     def dialect(self) -> Dialect:
         """The dialect that is spoken."""
         return self._session.dialect
+
+    @property
+    def incarnation(self) -> IncarnationId | None:
+        """The incarnation of its log that the server named; None if it named none."""
+        return self._session.incarnation
 
     # -- IProtocol ---------------------------------------------------------------------
 

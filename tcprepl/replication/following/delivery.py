@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from tcprepl import limits, metrics
 from tcprepl.background import run_in_background
 from tcprepl.errors import ConnectionFailed
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
@@ -30,6 +30,7 @@ from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
+from tcprepl.streams.lineage import Places
 from tcprepl.streams.position_store import PositionStore
 from tcprepl.streams.registry import Registry
 
@@ -170,8 +171,14 @@ class Delivery:
         """
         self._caller.running = False
 
-    def begin(self, dialect: Dialect) -> None:
-        """Begin with a new connection that speaks *dialect*."""
+    def begin(self, dialect: Dialect, incarnation: IncarnationId | None = None) -> None:
+        """Begin with a new connection that speaks *dialect*.
+
+        Args:
+            dialect: The dialect.
+            incarnation: Which one of its log the server named; None if it named none.
+        """
+        self._progress.incarnation = incarnation
         self._legacy = not dialect.rdata_instance
         self._resumable = dialect.in_band_resume
         self.resumption.clear()
@@ -184,6 +191,10 @@ class Delivery:
         self._inbox.clear()
         await self._idle()
         self._progress.save()
+
+    def places(self, pair: Pair) -> Places:
+        """Return in which incarnations of the server's log *pair* was read, newest first."""
+        return self._progress.places(pair)
 
     # -- working through ---------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import structlog
 
-from tcprepl.ids import Pair, Token
+from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.streams.lineage import Places
 from tcprepl.streams.position_store import PositionStore
 
 log = structlog.get_logger()
@@ -22,11 +23,14 @@ class Progress:
     Attributes:
         known: The token up to which each pair is applied. To be read only.
         atomic: Whether each `advance` commits what a handler wrote.
+        incarnation: That of the log whose rows come now; None if its server names none. To be
+            set before the first of them.
     """
 
     def __init__(self, store: PositionStore) -> None:
         self.known: dict[Pair, Token] = {}
         self.atomic = store.atomic
+        self.incarnation: IncarnationId | None = None
         self._store = store
         self._unsaved: dict[Pair, Token] = {}
 
@@ -44,22 +48,29 @@ class Progress:
             Exception: The store refused. Nothing was noted; the caller must `undo`.
         """
         if self.atomic:
-            self._store.save({} if token is None else {pair: token})
+            self._store.save({} if token is None else {pair: token}, self.incarnation)
         elif token is not None and self.known.get(pair) != token:
             self._unsaved[pair] = token
-        if token is not None:
-            self.known[pair] = token
+        if token is None:
+            return
+        before, self.known[pair] = self.known.get(pair, 0), token
+        if token < before:
+            self.save()  # what was above is void, wherever it goes from here
 
     def save(self) -> None:
         """Save what `advance` noted; what the disk refuses is kept for the next time."""
         if not self._unsaved:
             return
         try:
-            self._store.save(dict(self._unsaved))
+            self._store.save(dict(self._unsaved), self.incarnation)
         except Exception as error:
             log.error("replication.positions.not_saved", exc_info=error)
         else:
             self._unsaved.clear()
+
+    def places(self, pair: Pair) -> Places:
+        """Return in which incarnations of the server's log *pair* was read, newest first."""
+        return self._store.places(pair, self.known[pair])
 
     def undo(self) -> None:
         """Undo what was written since the last `advance`, if the store shares that transaction.

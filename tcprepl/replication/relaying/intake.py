@@ -22,13 +22,14 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDef
 
 from tcprepl.background import run_in_background
 from tcprepl.errors import CloseReason, ConnectionFailed
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
 from tcprepl.replication.relaying.state import Epoch, RelayState
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry, StreamDef
 
@@ -104,6 +105,7 @@ class Intake:
 
     Attributes:
         failed: Fires, with the failure, when the log takes no more.
+        incarnation: That of the upstream's log, as it named it; None if it named none.
         rows_taken: Rows queued for the log since the start.
         on_pair: Called with the stream and the instance when a pair is met.
     """
@@ -112,6 +114,7 @@ class Intake:
         self, reactor: Any, stream_log: Log, registry: Registry, state: RelayState
     ) -> None:
         self.failed: Deferred[None] = Deferred()
+        self.incarnation: IncarnationId | None = None
         self.rows_taken = 0
         self._rows_at: float | None = None
         self.on_pair: Callable[[StreamName, InstanceName], None] | None = None
@@ -152,6 +155,10 @@ class Intake:
         head = self._heads.get(pair)
         return None if head is None else max(0, head - self._offsets[pair])
 
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations of the upstream's log *pair* was taken up to *token*."""
+        return self._state.places(pair, token)
+
     def idle_seconds(self) -> float | None:
         """Return how long ago the last row came; None before the first since the start."""
         if self._rows_at is None:
@@ -187,6 +194,7 @@ class Intake:
         if ours <= head:
             # The dialect of 2017 repeats tokens: ours are one ahead from here on.
             return Deferred.fromCoroutine(self._shift(pair, token, raw))
+        self._state.enter(pair, self.incarnation, head - offset, token)
         self._append(pair, ours, raw)
         return self._wait_for_room()
 
@@ -206,6 +214,7 @@ class Intake:
         ours = token + self._offsets[pair]
         if ours <= self._heads[pair]:
             return
+        self._state.enter(pair, self.incarnation, self._heads[pair] - self._offsets[pair], token)
         if first:
             # What was before we came is not ours to tell; nothing that we held is missing.
             self._state.add_gap(pair, Gap(0, ours, Cause.RECORD))
@@ -239,6 +248,7 @@ class Intake:
             token=token,
             goes_on_as=head + 1,
         )
+        self._state.enter(pair, self.incarnation, 0 if known is None else known, token)
         self._state.add_gap(pair, Gap(head, head + 1, Cause.ANEW))
         self._state.set_epoch(pair, Epoch(head + 1 - token, head + 1))
         self._offsets[pair] = head + 1 - token
@@ -366,7 +376,11 @@ class LogPositions:
         """Return what the log holds, in the upstream's tokens."""
         return self._intake.positions()
 
-    def save(self, positions: object) -> None:
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations of the upstream's log *pair* was read up to *token*."""
+        return self._intake.places(pair, token)
+
+    def save(self, positions: object, incarnation: IncarnationId | None = None) -> None:
         """Do nothing: the rows in the log are the position."""
 
     def rollback(self) -> None:

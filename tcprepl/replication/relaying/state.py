@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
-from tcprepl.ids import Pair, StreamName, Token
+from tcprepl.ids import IncarnationId, Pair, StreamName, Token
 from tcprepl.streams.gaps import Cause, Gap, Gaps
+from tcprepl.streams.lineage import Lineage, Places
 
 #: The file in the data directory.
 FILE_NAME: Final = "relay.sqlite3"
@@ -33,6 +34,10 @@ CREATE TABLE IF NOT EXISTS gaps (
     PRIMARY KEY (stream, instance, after)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS streams (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lineages (
+    stream TEXT NOT NULL, instance TEXT NOT NULL, lineage BLOB NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID;
 """
 
 
@@ -80,6 +85,12 @@ class RelayState:
             ):
                 cause = Cause.UPSTREAM if lost else Cause.ANEW if after else Cause.RECORD
                 self.gaps.add((stream, instance), Gap(after, upto, cause))
+            self._lineages = {
+                (stream, instance): Lineage(kept)
+                for stream, instance, kept in self._connection.execute(
+                    "SELECT stream, instance, lineage FROM lineages"
+                )
+            }
             self._streams = {
                 name for (name,) in self._connection.execute("SELECT name FROM streams")
             }
@@ -106,6 +117,33 @@ class RelayState:
         """
         self._write("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?)", (*pair, *epoch))
         self._epochs[pair] = epoch
+
+    def enter(
+        self, pair: Pair, incarnation: IncarnationId | None, before: Token, token: Token
+    ) -> None:
+        """Note that *pair* moves from *before* to *token*, as the upstream counts.
+
+        Args:
+            pair: The (stream, instance).
+            incarnation: That of the upstream's log; None if it named none.
+            before: Up to where the pair was taken.
+            token: Up to where it will be.
+
+        Raises:
+            LogUnavailable: The disk refuses.
+        """
+        lineage = self._lineages.get(pair)
+        if lineage is None:
+            lineage = self._lineages[pair] = Lineage()
+        if lineage.enter(incarnation, before, token):
+            self._write(
+                "INSERT OR REPLACE INTO lineages VALUES (?, ?, ?)", (*pair, lineage.stored())
+            )
+
+    def places(self, pair: Pair, token: Token) -> Places:
+        """Return in which incarnations of the upstream's log *pair* was taken up to *token*."""
+        lineage = self._lineages.get(pair)
+        return () if lineage is None else lineage.places(token)
 
     def add_gap(self, pair: Pair, gap: Gap) -> None:
         """Remember *gap*.

@@ -108,6 +108,7 @@ class TcpUpstream:
 
     def _connected(self, client: ReplicationClient) -> None:
         self._unordered.clear()
+        self._intake.incarnation = client.incarnation
         self._was_up, self._changed_at = True, self._reactor.seconds()
 
     def _rows(

@@ -21,7 +21,7 @@ import structlog
 
 from tcprepl import metrics
 from tcprepl.errors import LogCorrupt, TokenTooOld
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, StreamName, Token
 from tcprepl.replication.serving.readers import (
     ANY,
     Backlog,
@@ -38,6 +38,7 @@ from tcprepl.replication.serving.rendering import (
     position_line,
     render_rows,
 )
+from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Block, Log, Page
 
 log = structlog.get_logger()
@@ -94,6 +95,11 @@ class Hub:
             self.heads[pair] = Head(stream_log.position(*pair))
         stream_log.add_listener(self._block_published)
         stream_log.add_position_listener(self._position_moved)
+
+    @property
+    def incarnation(self) -> IncarnationId:
+        """The incarnation of the log whose rows readers get."""
+        return self._log.history.current
 
     # -- from the log ------------------------------------------------------------------
 
@@ -266,6 +272,7 @@ class Hub:
         pattern: Pair,
         asked: Token | None,
         *,
+        places: Places = (),
         announce: bool = True,
         only_instance: InstanceName | None = None,
     ) -> bytes:
@@ -279,6 +286,7 @@ class Hub:
             pattern: A stream and an instance, `ANY` standing for all of them that the
                 reader has not subscribed by name.
             asked: Serve rows after this token; None is from now on.
+            places: In which incarnations of the log it got what it has, if it says.
             announce: Whether the reader is owed POSITION when it has caught up.
             only_instance: Tell the reader of this instance alone (2017).
 
@@ -305,7 +313,11 @@ class Hub:
                 if announce and form.rdata_instance:
                     backlog.unbegun.add(pair)
             else:
-                lines.append(self._begin(reader, backlog, pair, asked))
+                shared = self._log.history.common(pair, places) if places else asked
+                if shared == asked:
+                    lines.append(self._begin(reader, backlog, pair, asked))
+                else:
+                    lines.append(self._fork(reader, backlog, pair, asked, shared))
         return b"".join(lines)
 
     def _matching(self, pattern: Pair, subscription: Subscription) -> Iterator[Pair]:
@@ -327,6 +339,36 @@ class Hub:
                 return b""
             return position_line(reader.form, *pair, asked, asked)
         return self._restart(reader, backlog, pair, asked)
+
+    def _fork(
+        self, reader: Reader, backlog: Backlog, pair: Pair, asked: Token, shared: Token | None
+    ) -> bytes:
+        """Place the cursor of a reader that has rows which the log never had."""
+        stream, instance = pair
+        if self._log.restart_point(*pair) < self._log.floor(*pair):
+            return self._restart(reader, backlog, pair, asked)  # a state is read again whole
+        common = shared or 0
+        reader.gaps += 1
+        metrics.GAPS.labels(stream).inc()
+        log.warning(
+            "replication.reader.forked",
+            reader=reader.label,
+            stream=stream,
+            instance=instance,
+            asked=asked,
+            shared=shared,
+            reason="the log was restored from a copy, or is another one",
+        )
+        begun = self._begin(reader, backlog, pair, common)
+        start = backlog.cursors[pair]
+        backlog.unbegun.discard(pair)
+        text = (
+            f"cannot resume {stream} of {instance} after {asked}: this log shares the reader's "
+            f"rows up to {common} only; forget those above and read on from there"
+        )
+        where = position_line(reader.form, *pair, common, common)
+        rest = b"" if start == common else begun  # the rows from there on are gone, too
+        return error_line(reader.form, text) + where + rest
 
     def _restart(self, reader: Reader, backlog: Backlog, pair: Pair, asked: Token) -> bytes:
         """Place the cursor at the restart point and return the lines that say so."""

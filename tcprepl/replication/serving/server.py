@@ -215,7 +215,14 @@ class Peer:
             return
         asked = None if command.now or stream is None else command.token
         lines = [
-            hub.subscribe(self._reader, form, pattern, asked, only_instance=only_instance)
+            hub.subscribe(
+                self._reader,
+                form,
+                pattern,
+                asked,
+                places=command.incarnations,
+                only_instance=only_instance,
+            )
             for pattern in patterns
         ]
         self._pump()
@@ -484,6 +491,7 @@ class ReplicationServer:
         return ServerSession(
             self.server_name,
             self.reactor.seconds(),
+            incarnation=self.hub.incarnation,
             dialect=self._dialect,
             epoch_s=self._epoch_s,
         )

@@ -24,6 +24,7 @@ class Client:
     def __init__(self) -> None:
         self.connected = True
         self.dialect = "tcprepl"
+        self.incarnation: str | None = "x"
         self.sent: list[object] = []
 
     def send(self, command: object) -> bool:
@@ -66,6 +67,10 @@ def test_what_is_on_disk_is_acknowledged_by_name(worker: FederationWorker) -> No
     worker._reactor.advance(0)
     assert client.sent == [FederationAckCommand("fed1", 7)]
     worker._on_connected(client)
+    worker._reactor.advance(0)
+    assert len(client.sent) == 1  # not before this writer has said where it stands
+    worker._on_position("federation", "master", 7)
+    worker._reactor.advance(0)
     assert client.sent == [FederationAckCommand("fed1", 7)] * 2
     client.connected = False
     worker._acknowledge("master", 8)

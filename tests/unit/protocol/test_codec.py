@@ -80,6 +80,16 @@ BOTH_WAYS: list[tuple[tuple[str, ...], str, Command]] = [
     (("2017",), "REPLICATE typing NOW", ReplicateCommand("typing", None, None, now=True)),
     (("2017",), "REPLICATE ALL NOW", ReplicateCommand("*", None, None, now=True)),
     (("tcprepl",), "REPLICATE typing w1 5", ReplicateCommand("typing", "w1", 5)),
+    (
+        ("tcprepl",),
+        "REPLICATE typing w1 5 9f86d081884c7d65",
+        ReplicateCommand("typing", "w1", 5, incarnations=((5, "9f86d081884c7d65"),)),
+    ),
+    (
+        ("tcprepl",),
+        "REPLICATE typing w1 5 b 4 a",
+        ReplicateCommand("typing", "w1", 5, incarnations=((5, "b"), (4, "a"))),
+    ),
     (("tcprepl",), "REPLICATE * * NOW", ReplicateCommand("*", "*", None, now=True)),
     (("2017",), "USER_SYNC @a:x start 5", UserSyncCommand(None, "@a:x", None, True, 5)),
     (D2, "USER_SYNC id @a:x end -5", UserSyncCommand("id", "@a:x", None, False, -5)),
@@ -188,17 +198,25 @@ def test_reading_is_tolerant_where_the_arguments_tell(line: str, command: Comman
 
 EXPECTED_RANGE = f"a whole number from 0 to {MAX_TOKEN}"
 EXPECTED_NAME = "1 to 255 characters without spaces or control characters"
-REPLICATE_SYNTAX = "expected REPLICATE [<stream> [<instance>] <token|NOW>]"
+REPLICATE_SYNTAX = "expected REPLICATE [<stream> [<instance>] <token|NOW> [<incarnation>]]"
 
 
 @pytest.mark.parametrize(
     ("line", "text"),
     [
         (
-            "REPLICATE a b c d",
-            f"REPLICATE: 4 arguments, not 0 or 2 or 3; {REPLICATE_SYNTAX}",
+            "REPLICATE a b 5 x 4",
+            f"REPLICATE: 5 arguments, not 0 or 2 or 3, or 4 and more in twos; {REPLICATE_SYNTAX}",
         ),
-        ("REPLICATE typing", f"REPLICATE: 1 argument, not 0 or 2 or 3; {REPLICATE_SYNTAX}"),
+        (
+            "REPLICATE a b NOW x",
+            f'REPLICATE: token "NOW" is not a whole number from 0 to {2**63 - 1}; '
+            f"{REPLICATE_SYNTAX}",
+        ),
+        (
+            "REPLICATE typing",
+            f"REPLICATE: 1 argument, not 0 or 2 or 3, or 4 and more in twos; {REPLICATE_SYNTAX}",
+        ),
         (
             "REPLICATE typing soon",
             f'REPLICATE: token "soon" is not {EXPECTED_RANGE}; {REPLICATE_SYNTAX}',

@@ -636,3 +636,26 @@ def test_every_server_command_is_an_event() -> None:
     assert commands(session.receive_data(b"SERVER example.com\r\n", 0.0)) == [
         ServerCommand("example.com")
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("1 tcprepl/1 9f86d081884c7d65", "9f86d081884c7d65"),
+        ("1 tcprepl/1 x more", "x"),
+        ("1 tcprepl/1", None),
+        ("1 tcprepl/10 x", None),
+        ("1 tcprepl/1  x", None),
+        ("1 tcprepl/1 " + "x" * 256, None),
+        ("1", None),
+    ],
+)
+def test_a_client_hears_which_incarnation_the_greeting_names(text: str, named: str | None) -> None:
+    session = ClientSession(0.0)
+    session.receive_data(f"SERVER x\nPING {text}\nPING 2 tcprepl/1 later\n".encode(), 0.0)
+    assert session.incarnation == (named or "later")
+
+
+def test_a_server_names_its_incarnation() -> None:
+    session = ServerSession("x", 0.0, incarnation="9f86d081884c7d65")
+    assert session.data_to_send() == b"SERVER x\nPING 0 tcprepl/1 9f86d081884c7d65\n"

@@ -138,3 +138,10 @@ def test_what_is_shared_is_what_is_equal(steps: Sequence[tuple[str, int]]) -> No
                 continue
             assert log.rows[:shared] == had[:shared]
             assert shared == len(had) or log.rows[shared : shared + 1] != had[shared : shared + 1]
+
+
+def test_a_reader_that_tells_its_lineage_is_met_where_it_is_known() -> None:
+    history = begun({}, {A: 50}, {A: 80})
+    assert history.common(A, [(70, "lost"), (60, "1"), (40, "0")]) == 50
+    assert history.common(A, [(80, "2"), (60, "1")]) == 80
+    assert history.common(A, [(80, "lost"), (60, "too")]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tarfile
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.streams.position_store import MemoryPositionStore, PositionStore, SqlitePositionStore
 
+DATA = Path(__file__).parents[2] / "data"
 A, B = ("typing", "master"), ("events", "w1")
 
 
@@ -146,3 +148,49 @@ def test_a_save_that_the_disk_refuses_undoes_the_rows(tmp_path: Path) -> None:
             store.save({A: 1})
         assert connection.execute("SELECT count(*) FROM seen").fetchone() == (0,)
         assert store.load() == {}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "shared"])
+def test_incarnations_are_kept_with_positions(kind: str, tmp_path: Path) -> None:
+    shared = sqlite3.connect(tmp_path / "shared.db")
+    where = tmp_path / "p.db" if kind == "sqlite" else shared
+    store: PositionStore = MemoryPositionStore() if kind == "memory" else SqlitePositionStore(where)
+    assert store.places(A, 0) == ()
+    store.save({A: 5, B: 1})
+    assert store.places(A, 5) == ()
+    store.save({A: 7}, "x")
+    store.save({A: 9}, "y")
+    store.rollback()
+    assert store.places(A, 9) == ((9, "y"), (7, "x"))
+    assert store.places(B, 1) == ()
+    if kind != "memory":
+        again = SqlitePositionStore(where)
+        assert again.places(A, 9) == ((9, "y"), (7, "x"))
+        again.close()
+    store.close()
+    shared.close()
+
+
+def test_a_store_of_the_release_before_incarnations_goes_on(tmp_path: Path) -> None:
+    with tarfile.open(DATA / "directory-0.1.0.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    rules, typing = ("push_rules", "master"), ("typing", "master")
+    store = SqlitePositionStore(tmp_path / "positions.sqlite3")
+    assert store.load() == {rules: 7, typing: 1}
+    assert store.places(rules, 7) == ()
+    store.save({rules: 8}, "x")
+    assert store.places(rules, 8) == ((8, "x"),)
+    store.close()
+    # and that release can read it again
+    with closing(sqlite3.connect(tmp_path / "positions.sqlite3")) as connection:
+        found = connection.execute("SELECT * FROM tcprepl_positions ORDER BY token").fetchall()
+    assert found == [("typing", "master", 1), ("push_rules", "master", 8)]
+
+
+def test_lineages_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "p.db")) as connection:
+        store = SqlitePositionStore(connection)
+        connection.execute("DROP TABLE tcprepl_lineages")
+        for call in (store.load, lambda: store.places(A, 1)):
+            with pytest.raises(LogUnavailable, match="no such table"):
+                call()

@@ -94,8 +94,33 @@ def test_a_position_is_acknowledged_like_rows(world: World) -> None:
     world.intake.handle_position("typing", "master", 9)
     world.clock.advance(0)
     assert world.acked == [("master", 7)]
-    world.intake.acknowledge_again()
-    assert world.acked == [("master", 7)] * 2
+
+
+def test_what_was_taken_before_a_connection_or_a_reset_is_not_acknowledged(world: World) -> None:
+    """The writer may have been restored meanwhile, and have other rows under these tokens."""
+    world.row(7)
+    world.intake.connected("x")
+    world.clock.advance(0)
+    assert len(world.delivered) == 1
+    assert world.acked == []
+    world.row(9)
+    world.intake.handle_reset("federation", "master", 7, 5)
+    world.row(6)
+    world.clock.advance(0)
+    assert world.acked == [("master", 6)]
+    assert world.intake.load() == {("federation", "master"): 6}
+
+
+def test_the_incarnation_is_kept_with_the_position(world: World) -> None:
+    pair = ("federation", "master")
+    assert world.intake.places(pair, 0) == ()
+    for incarnation, token in [("x", 7), ("y", 9)]:
+        world.intake.connected(incarnation)
+        world.row(token)
+        world.clock.advance(0)
+        world.intake.save({pair: token}, incarnation)
+    assert world.intake.places(pair, 9) == ((9, "y"), (7, "x"))
+    assert world.outbox.lineages()[pair].places(9) == ((9, "y"), (7, "x"))
 
 
 def test_a_reset_moves_the_position_and_a_gap_is_told(world: World) -> None:

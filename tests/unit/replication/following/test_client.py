@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from tcprepl import limits
-from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
+from tcprepl.protocol.commands import (
+    FederationAckCommand,
+    RemoteServerUpCommand,
+    ReplicateCommand,
+)
+from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
@@ -502,3 +508,50 @@ def test_stopping_does_not_wait_for_a_server_that_does_not_answer() -> None:
     client.startService()
     network.settle()
     assert client.stopService().called
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_server_restored_from_a_copy_gives_everything_from_the_fork_on(
+    world: World, tmp_path: Path, kind: str
+) -> None:
+    """The copy is at 2, we are at 3, and by now the server is at 4."""
+    pair = ("alpha", "master")
+    store: Any = (
+        MemoryPositionStore() if kind == "memory" else SqlitePositionStore(tmp_path / "p.db")
+    )
+    client = world.client(positions=store, since="start")
+    world.publish("alpha", [1])
+    world.publish("alpha", [2])
+    world.publish("alpha", ["lost"])
+    assert store.places(pair, 3) == ((3, world.log.history.current),)
+    world.crash()
+    lost, world.log = world.log, MemoryLog(world.registry, lambda: 0)
+    world.log.history = copy.deepcopy(lost.history)
+    world.publisher = Publisher(world.log, world.registry, "master")
+    world.publish("alpha", [1])
+    world.publish("alpha", [2])
+    world.log.history.begin({pair: 2}, 0)
+    world.publish("alpha", [3])
+    world.publish("alpha", [4])
+    world.seen.clear()
+    world.start()
+    run_until(world.network, lambda: len(world.seen) == 2)
+    assert world.seen == [("alpha", "master", 3, [[3]]), ("alpha", "master", 4, [[4]])]
+    assert world.resets == [("alpha", "master", 3, 2)]
+    assert client.incarnation == world.log.history.current
+    assert store.places(pair, 4) == (
+        (4, world.log.history.current),
+        (2, lost.history.current),
+    )
+
+
+def test_a_server_of_before_incarnations_is_asked_as_before(world: World) -> None:
+    store = MemoryPositionStore()
+    world.publish("alpha", [1])
+    here = world.log.history.current
+    store.save({("alpha", "master"): 1}, here)
+    client = world.client(positions=store)
+    assert client._requests(DIALECTS["tcprepl"])[0] == ReplicateCommand("alpha", "master", 1)
+    assert client._requests(DIALECTS["tcprepl"], names_incarnation=True)[0] == ReplicateCommand(
+        "alpha", "master", 1, incarnations=((1, here),)
+    )

@@ -271,7 +271,7 @@ def test_2017_rows_whose_position_is_not_known_yet_wait_if_they_are_committed_wi
     progress, delivery = stage.delivery._progress, stage.delivery
     progress.atomic = True
     saved: list[Any] = []
-    stage.store.save = lambda positions: saved.append(dict(positions))  # type: ignore[method-assign]
+    stage.store.save = lambda positions, _: saved.append(dict(positions))  # type: ignore[method-assign]
     delivery.resumption = Resumption(keep=True)
     delivery.resumption.ask(ALPHA, 2)
     stage.rows(5, b"[5]")
@@ -294,7 +294,7 @@ def test_positions_that_cannot_be_saved_are_kept_for_the_next_time() -> None:
     saved: list[Any] = []
     fails = [True]
 
-    def save(positions: Any) -> None:
+    def save(positions: Any, incarnation: str | None) -> None:
         if fails:
             fails.pop()
             raise OSError("disk full")

@@ -24,11 +24,15 @@ class Store:
         """Return what was saved long ago."""
         return {ALPHA: 3}
 
-    def save(self, positions: Any) -> None:
+    def places(self, pair: tuple[str, str], token: int) -> tuple[tuple[int, str], ...]:
+        """Return something."""
+        return ((token, pair[0]),)
+
+    def save(self, positions: Any, incarnation: str | None = None) -> None:
         """Note it."""
         if self.error is not None:
             raise self.error
-        self.calls.append(dict(positions))
+        self.calls.append(dict(positions) if incarnation is None else (positions, incarnation))
 
     def rollback(self) -> None:
         """Note it."""
@@ -98,6 +102,23 @@ def test_loading_forgets_what_was_not_saved() -> None:
     progress.save()
     assert not store.calls
     assert progress.known == {ALPHA: 3}
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_the_incarnation_is_saved_with_the_position(atomic: bool) -> None:
+    progress, store = made(atomic=atomic)
+    progress.incarnation = "x"
+    progress.advance(ALPHA, 4)
+    progress.save()
+    assert store.calls == [({ALPHA: 4}, "x")]
+    assert progress.places(ALPHA) == ((4, "alpha"),)
+
+
+def test_a_position_that_goes_back_is_saved_at_once() -> None:
+    progress, store = made(atomic=False)
+    progress.advance(ALPHA, 1)
+    progress.advance(ALPHA, 9)
+    assert store.calls == [{ALPHA: 1}]
 
 
 def test_what_cannot_be_undone_is_said_and_raised() -> None:

@@ -289,3 +289,18 @@ def test_catch_up_gives_up_in_the_end(world: World) -> None:
     assert "given up after" in str(last)
     source.answers = [ConnectionFailed("no", reason=CloseReason.CONNECTION_LOST, transient=False)]
     assert str(fetch(catch_up).value) == "no"
+
+
+def test_the_upstreams_incarnation_is_noted_before_its_rows(world: World) -> None:
+    store = LogPositions(world.intake)
+    world.position(4)
+    assert store.places(PAIR, 4) == ()
+    world.intake.incarnation = "x"
+    world.take(5)
+    world.intake.incarnation = "y"
+    world.position(6)
+    assert store.places(PAIR, 6) == ((6, "y"), (5, "x"))
+    world.intake.incarnation = "restored"
+    world.reset(6, 3)
+    world.take(4)
+    assert world.make().places(PAIR, 4) == ((4, "restored"),)

@@ -51,3 +51,16 @@ def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"no database at all, but some text" * 100)
     with pytest.raises(LogCorrupt, match=FILE_NAME):
         RelayState(tmp_path)
+
+
+def test_lineages_outlive_the_process(tmp_path: Path) -> None:
+    pair = ("s", "i")
+    state = RelayState(tmp_path)
+    assert state.places(pair, 5) == ()
+    state.enter(pair, "x", 0, 5)
+    state.enter(pair, "x", 5, 6)
+    state.enter(pair, "y", 6, 7)
+    state.close()
+    state = RelayState(tmp_path)
+    assert state.places(pair, 9) == ((9, "y"), (6, "x"))
+    state.close()

@@ -570,3 +570,97 @@ def test_a_pair_that_the_log_has_met_is_announced_once() -> None:
     _ = log.append(*ALPHA, [b"[1]"])
     clock.advance(0)
     assert outlet.lines() == ["RDATA alpha master 1 [1]"]
+
+
+def forked(world: World, asked: int, *places: tuple[int, str]) -> tuple[list[str], Reader]:
+    """Return what a reader gets that says where it got what it has."""
+    world.turn()
+    outlet: Any = Outlet()
+    reader = Reader(outlet, "r")
+    outlet.write(world.hub.subscribe(reader, NATIVE, ALPHA, asked, places=places))
+    world.hub.serve(reader)
+    return outlet.lines(), reader
+
+
+def test_a_reader_of_this_incarnation_goes_on(world: World) -> None:
+    world.publish("alpha", [1], [2])
+    lines, reader = forked(world, 1, (1, world.hub.incarnation))
+    assert lines == [
+        "POSITION alpha master 1 1",
+        "RDATA alpha master 2 [2]",
+        "POSITION alpha master 2 2",
+    ]
+    assert not reader.gaps
+
+
+def test_a_reader_of_a_lost_future_begins_at_the_last_common_token(world: World) -> None:
+    lost = world.hub.incarnation
+    world.publish("alpha", [1], [2])
+    world.log.history.begin({ALPHA: 2}, 0)  # as if restored from a copy
+    world.publish("alpha", [3], [4])
+    told = (
+        "ERROR cannot resume alpha of master after 4: this log shares the reader's rows up to 2 "
+        "only; forget those above and read on from there"
+    )
+    rest = [
+        "POSITION alpha master 2 2",
+        "RDATA alpha master 3 [3]",
+        "RDATA alpha master 4 [4]",
+        "POSITION alpha master 4 4",
+    ]
+    lines, reader = forked(world, 4, (4, lost))
+    assert lines == [told, *rest]
+    assert reader.gaps == 1
+    assert forked(world, 4, (4, "never heard of"), (3, lost))[0] == [told, *rest]
+    assert forked(world, 2, (2, lost))[0] == rest
+
+
+def test_a_reader_of_another_log_begins_anew(world: World) -> None:
+    world.publish("alpha", [1])
+    assert forked(world, 1, (1, "another"))[0][1:] == [
+        "POSITION alpha master 0 0",
+        "RDATA alpha master 1 [1]",
+        "POSITION alpha master 1 1",
+    ]
+
+
+def test_a_fork_at_the_head_is_told_at_once(world: World) -> None:
+    lost = world.hub.incarnation
+    world.publish("alpha", [1])
+    world.log.history.begin({ALPHA: 1}, 0)
+    assert forked(world, 9, (9, lost))[0][1:] == [
+        "POSITION alpha master 1 1",
+        "POSITION alpha master 1 1",
+    ]
+
+
+def test_a_fork_below_what_is_held_is_told_with_what_is_gone(world: World) -> None:
+    world.publish("alpha", [1], [2], [3])
+    world.log.trim(*ALPHA, 2)
+    lines, reader = forked(world, 2, (2, "another"))
+    assert lines[0].startswith("ERROR cannot resume alpha of master after 2: this log shares")
+    assert lines[1:] == [
+        "POSITION alpha master 0 0",
+        "POSITION alpha master 2 2",
+        "RDATA alpha master 3 [3]",
+        "POSITION alpha master 3 3",
+    ]
+    assert reader.gaps == 1
+
+
+def test_states_are_read_again_whole_after_a_fork() -> None:
+    world = World(max_rows=1)
+    pair = ("typing", "master")
+    world.publish("typing", ["!a:x", ["@1:x"]])
+    world.publish("typing", ["!b:x", ["@1:x"]])
+    world.turn()
+    outlet: Any = Outlet()
+    reader = Reader(outlet, "r")
+    outlet.write(world.hub.subscribe(reader, NATIVE, pair, 2, places=((2, "another"),)))
+    world.hub.serve(reader)
+    assert outlet.lines()[1:] == [
+        "POSITION typing master 0 0",
+        'RDATA typing master 1 ["!a:x",["@1:x"]]',
+        'RDATA typing master 2 ["!b:x",["@1:x"]]',
+        "POSITION typing master 2 2",
+    ]

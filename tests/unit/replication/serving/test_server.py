@@ -101,7 +101,7 @@ def test_the_greeting_is_server_then_ping_with_our_tag(world: World) -> None:
     caller = world.call()
     first, second = caller.received.decode().splitlines()
     assert first == "SERVER example.com"
-    assert second == "PING 0 tcprepl/1"
+    assert second == f"PING 0 tcprepl/1 {world.log.history.current}"
 
 
 def test_bare_replicate_announces_and_then_rows_flow(world: World) -> None:
