@@ -23,7 +23,7 @@ SNIPPET_BYTES = 32
 #: Characters in a stream, instance or worker name.
 MAX_NAME_CHARS = 255
 #: Incarnations that a reader says when it resumes: the newest, in which it got rows.
-MAX_INCARNATIONS_SAID = 8
+MAX_SAID_INCARNATIONS = 8
 #: A token has to fit a signed 64-bit integer.
 MAX_TOKEN = 2**63 - 1
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from tcprepl.errors import BadEncoding, LocalProtocolError, MalformedCommand, UnknownCommand
-from tcprepl.limits import MAX_INCARNATIONS_SAID, MAX_TOKEN, SNIPPET_BYTES
+from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN, SNIPPET_BYTES
 from tcprepl.protocol.commands import (
     COMMANDS,
     CacheKey,
@@ -47,7 +47,7 @@ _LF: Final = b"\n"
 _SP: Final = b" "
 _BATCH: Final = "batch"
 #: How many words REPLICATE has that says 1 to 8 incarnations.
-_INCARNATION_COUNTS: Final = tuple(range(4, 4 + 2 * MAX_INCARNATIONS_SAID, 2))
+_INCARNATION_COUNTS: Final = tuple(range(4, 4 + 2 * MAX_SAID_INCARNATIONS, 2))
 _EVERY: Final = "*"
 _is_name = PATTERNS["name"].fullmatch
 _is_label = PATTERNS["label"].fullmatch
@@ -442,7 +442,7 @@ def _replicate_arguments(command: ReplicateCommand, dialect: Dialect) -> str:
     token = "NOW" if command.now or command.token is None else _number(command.token)
     if dialect.rdata_instance:
         instance = _word(command.instance or _EVERY)
-        said = command.incarnations[:MAX_INCARNATIONS_SAID]
+        said = command.incarnations[:MAX_SAID_INCARNATIONS]
         if said and command.token == said[0][0]:
             places = [f"{_number(place)} {_word(incarnation)}" for place, incarnation in said]
             return " ".join((stream, instance, *places))

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgpack
 
 from tcprepl.ids import IncarnationId, Token
-from tcprepl.limits import MAX_INCARNATIONS_SAID
+from tcprepl.limits import MAX_SAID_INCARNATIONS
 
 #: (token, incarnation) pairs, newest first: the reader's rows up to *token* are of *incarnation*.
 Places: TypeAlias = tuple[tuple[Token, IncarnationId], ...]
@@ -53,7 +53,7 @@ class Lineage:
         while entered and entered[-1][1] >= at:
             entered.pop()
         entered.append((incarnation, at))
-        del entered[:-MAX_INCARNATIONS_SAID]
+        del entered[:-MAX_SAID_INCARNATIONS]
         return True
 
     def places(self, token: Token) -> Places:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.limits import MAX_INCARNATIONS_SAID
+from tcprepl.limits import MAX_SAID_INCARNATIONS
 from tcprepl.streams.lineage import Lineage
 
 
@@ -50,7 +50,7 @@ def test_the_oldest_are_forgotten() -> None:
     for number in range(20):
         lineage.enter(str(number), number * 10, number * 10 + 10)
     places = lineage.places(200)
-    assert len(places) == MAX_INCARNATIONS_SAID
+    assert len(places) == MAX_SAID_INCARNATIONS
     assert places[0] == (200, "19")
     assert places[-1] == (130, "12")
 
