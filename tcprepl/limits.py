@@ -27,6 +27,15 @@ MAX_SAID_INCARNATIONS = 8
 #: A token has to fit a signed 64-bit integer.
 MAX_TOKEN = 2**63 - 1
 
+# -- Reading the log ---------------------------------------------------------------------------
+
+#: Bytes of lines that a reader gets in one page; what a full socket holds of one is a view of it.
+PAGE_BYTES = 262_144
+#: Rows in one page; exceeded, as the bytes are, only to finish a token.
+PAGE_ROWS = 4_096
+#: Pages of the disk that are kept for the next reader at the same place.
+PAGE_CACHE_BYTES = 32 * 2**20
+
 # -- HTTP -----------------------------------------------------------------------------------
 
 #: Longest body of an HTTP request.

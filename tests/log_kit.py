@@ -26,7 +26,8 @@ from tcprepl.errors import (
     UnknownStream,
 )
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.storage.worker import InlineWorker
+from tcprepl.storage.worker import InlineWorker, Worker
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Appended, Block, Log, Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
@@ -583,6 +584,8 @@ class SqliteStore:
     clock: Clock | None = None
     now_ms: int = START_MS
     registry: Registry = field(default_factory=make_registry)
+    reading_worker: Worker | None = None
+    gaps: Gaps | None = None
     log: SqliteLog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -598,6 +601,8 @@ class SqliteStore:
             InlineWorker(),
             self.retention,
             self.clock,
+            self.gaps,
+            self.reading_worker,
         )
 
     def settle(self) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import structlog
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.errors import LogCorrupt, TokenFromFuture, TokenTooOld
+from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_VOLATILE_TRANSACTIONS
+from tcprepl.streams.blocks import empty_page
+from tcprepl.streams.cursor import Cursor, Source
 from tcprepl.streams.gaps import Gaps
-from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.history import History
+from tcprepl.streams.log import Appended, Block, Page
+from tcprepl.streams.pages import Reading
 from tcprepl.streams.registry import Registry, StreamDef, check_name
 from tcprepl.streams.retention import Retention
 
@@ -65,6 +70,9 @@ class BaseLog:
     what came before, so that every listener hears everything in the same order.
     """
 
+    history: History
+    _pairs: Mapping[Pair, Source]
+
     def __init__(
         self,
         registry: Registry,
@@ -97,6 +105,81 @@ class BaseLog:
     ) -> None:
         """Call *listener* (stream, instance, before, now) when a position moves without rows."""
         self._position_listeners.append(listener)
+
+    # --- what is there ----------------------------------------------------------------------
+
+    def pairs(self) -> list[Pair]:
+        """Return every (stream, instance), in the order in which they became known."""
+        return list(self._pairs)
+
+    def source(self, pair: Pair) -> Source | None:
+        """Return the log of one pair, for its cursors; None if it is not known."""
+        return self._pairs.get(pair)
+
+    def position(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the newest published token; 0 for a pair that is not known."""
+        found = self._pairs.get((stream, instance))
+        return found.position if found else 0
+
+    def floor(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return the oldest token from which a read is complete."""
+        found = self._pairs.get((stream, instance))
+        return found.floor if found else 0
+
+    def restart_point(self, stream: StreamName, instance: InstanceName) -> Token:
+        """Return where a reader that cannot be resumed starts anew."""
+        found = self._pairs.get((stream, instance))
+        return found.restart_point if found else 0
+
+    def cursor(
+        self,
+        pair: Pair,
+        after: Token,
+        incarnation: IncarnationId | None = None,
+        *,
+        compacted: bool = False,
+    ) -> Cursor:
+        """Return a reader's place after *after*, as `Log.cursor` says."""
+        return Cursor(self, pair, after, incarnation, compacted=compacted)
+
+    def read(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        after: Token,
+        upto: Token,
+        *,
+        limit_rows: int = 1_000,
+        limit_bytes: int = 262_144,
+        compacted: bool = False,
+    ) -> Page:
+        """Return the rows in ``(after, upto]``, waiting for the disk, as `Log.read` says."""
+        found = self._pairs.get((stream, instance))
+        position = found.position if found is not None else 0
+        if after > position:
+            raise TokenFromFuture(stream, instance, after, position)
+        upto = max(after, min(upto, position))
+        if found is None:
+            return empty_page(upto)
+        if after < found.floor and not (compacted and found.compactable(after)):
+            raise TokenTooOld(stream, instance, after, found.floor, found.bound)
+        if after >= upto:
+            return empty_page(upto)
+        page = found.page(after, upto, limit_rows, limit_bytes, None)
+        if isinstance(page, Reading):
+            page.wait()
+            page = found.page(after, upto, limit_rows, limit_bytes, page)
+            assert not isinstance(page, Reading)
+        if page.upto <= after:
+            gap = self.gaps.at((stream, instance), after)
+            raise LogCorrupt(
+                f"stream {stream} of {instance}: {gap.words() if gap else 'nothing can be read'}",
+                table="blocks",
+                stream=stream,
+                instance=instance,
+                token=gap.upto if gap else None,
+            )
+        return page
 
     def expire(self) -> None:
         """Let go of what is beyond retention."""

@@ -155,6 +155,27 @@ def _token_boundary(
     return end
 
 
+def merge(blocks: Sequence[Block]) -> Block | None:
+    """Return *blocks* of one pair, in ascending order, as one; None if there are none."""
+    if len(blocks) < 2:
+        return blocks[0] if blocks else None
+    first, last = blocks[0].first, blocks[-1].last
+    tokens: Sequence[Token]
+    if last - first + 1 == sum(len(block.tokens) for block in blocks) and all(
+        type(block.tokens) is range for block in blocks
+    ):
+        tokens = range(first, last + 1)
+    else:
+        tokens = list(chain.from_iterable(block.tokens for block in blocks))
+    return Block(
+        blocks[0].stream,
+        blocks[0].instance,
+        tokens,
+        b"".join([block.lines for block in blocks]),
+        blocks[-1].written_ms,
+    )
+
+
 def _join(pieces: Sequence[tuple[Block, int, int]], upto: Token, limited: bool) -> Page:
     if len(pieces) == 1:
         return Page(*_piece(*pieces[0]), upto, limited)

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
 import msgpack
 
-from tcprepl.errors import LogCorrupt, LogError, LogUnavailable
+from tcprepl import limits
+from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
+from tcprepl.streams.blocks import merge
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.pages import DiskPage
 
 #: Name of the database in the data directory.
 DATABASE_NAME = "log.sqlite3"
@@ -124,6 +128,16 @@ _DELETE_BEGINNINGS = (
 )
 
 
+_SELECT_BLOCKS = (
+    "SELECT last, written_ms, crc, body FROM blocks"
+    " WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT ?"
+)
+_SELECT_NEXT = (
+    "SELECT last FROM blocks WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT 1"
+)
+_SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
+
+
 @dataclass(slots=True)
 class StoredPair:
     """A row of ``pairs``."""
@@ -207,6 +221,7 @@ class Database:
         self.path = directory / DATABASE_NAME
         self._writer: sqlite3.Connection | None = self._connect()
         self._reader: sqlite3.Connection | None = None
+        self._page_reader: sqlite3.Connection | None = None
         try:
             self._reader = open_reader(self.path, SCHEMA)
         except LogError:
@@ -269,45 +284,6 @@ class Database:
             raise self.explained(error) from error
         return None if found is None else Appended(stream, *found)
 
-    def blocks(self, pair: StoredPair, after: Token) -> Generator[Block]:
-        """Yield the stored blocks that hold rows after *after*; close it when done.
-
-        Raises:
-            LogCorrupt: a block is not what was written.
-        """
-        cursor = self._read_connection.cursor()
-        token: Token | None = None
-        try:
-            cursor.execute(
-                "SELECT last, written_ms, crc, body FROM blocks"
-                " WHERE pair = ? AND last > ? ORDER BY last",
-                (pair.id, after),
-            )
-            for token, written_ms, crc, body in cursor:
-                if crc32(body) != crc:
-                    raise self._damaged(pair, token, "its checksum does not match")
-                yield decode_block(pair.stream, pair.instance, body, written_ms)
-        except sqlite3.OperationalError as error:
-            raise self.explained(error) from error
-        except sqlite3.Error as error:
-            raise self._damaged(pair, token, str(error), after=after) from error
-        finally:
-            cursor.close()
-
-    def _damaged(
-        self, pair: StoredPair, token: Token | None, what: str, after: Token | None = None
-    ) -> LogCorrupt:
-        place = f"token {token}" if after is None else f"after token {token or after}"
-        return LogCorrupt(
-            f"{self.path}, table blocks, stream {pair.stream} of {pair.instance}, the block at "
-            f"{place}: {what}; put a good copy of the directory in its place, or trim the "
-            f"stream up to the end of that block to go on without it",
-            table="blocks",
-            stream=pair.stream,
-            instance=pair.instance,
-            token=token if after is None else (token or after),
-        )
-
     def oldest(self, pair: StoredPair, after: Token) -> Generator[tuple[Token, int, int, int]]:
         """Yield (last token, rows, bytes, time in ms) of the blocks after *after*."""
         cursor = self._read_connection.cursor()
@@ -321,6 +297,122 @@ class Database:
             raise self.explained(error) from error
         finally:
             cursor.close()
+
+    # --- in the reading thread ------------------------------------------------------------
+
+    def page(self, pair: StoredPair, after: Token, upto: Token) -> DiskPage:
+        """Return the blocks that hold rows after *after*: one, or more that fit a page.
+
+        Args:
+            pair: The pair.
+            after: Exclusive lower bound, at least the floor.
+            upto: The position: what is above it has not been published yet.
+
+        Returns:
+            The page; before a block that is not what was written it ends, and says so.
+
+        Raises:
+            LogUnavailable: the disk refuses.
+        """
+        if self._page_reader is None:
+            self._page_reader = open_reader(self.path, SCHEMA)
+        try:
+            return self._page(self._page_reader, pair, after, upto)
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def _page(
+        self,
+        connection: sqlite3.Connection,
+        pair: StoredPair,
+        after: Token,
+        upto: Token,
+        most: int = -1,
+    ) -> DiskPage:
+        """Return a page of at most *most* blocks; of as many as fit if that is negative."""
+        blocks: list[Block] = []
+        rows = size = 0
+        reached = after
+        with closing(connection.cursor()) as cursor:
+            try:
+                cursor.execute(_SELECT_BLOCKS, (pair.id, after, upto, most))
+                for last, written_ms, crc, body in cursor:
+                    if crc32(body) != crc:
+                        what = f"the checksum of its block, at token {last}, does not match"
+                        return self._before_damage(connection, pair, blocks, after, last, what)
+                    block = decode_block(pair.stream, pair.instance, body, written_ms)
+                    rows += len(block.tokens)
+                    size += len(block.lines)
+                    if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
+                        return DiskPage(after, reached, merge(blocks))
+                    blocks.append(block)
+                    reached = last
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                # SQLite looks one row ahead: what is there may be well, if looked at alone.
+                if blocks:
+                    return DiskPage(after, reached, merge(blocks))
+                if most != 1:
+                    return self._page(connection, pair, after, upto, most=1)
+                last = self._end_of_damage(connection, pair, after, upto)
+                return self._before_damage(connection, pair, blocks, after, last, str(error))
+        if blocks and most == 1:
+            upto = reached
+        return DiskPage(after, upto, merge(blocks))
+
+    def _before_damage(
+        self,
+        connection: sqlite3.Connection,
+        pair: StoredPair,
+        blocks: list[Block],
+        after: Token,
+        last: Token,
+        what: str,
+    ) -> DiskPage:
+        """Return the page of *blocks*, before damage that ends with token *last*."""
+        reached = blocks[-1].last if blocks else after
+        if not blocks:
+            with suppress(sqlite3.DatabaseError):  # a broken page of the file may hold that, too
+                (reached,) = connection.execute(_SELECT_BEFORE, (pair.id, after)).fetchone()
+        text = (
+            f"{self.path}, table blocks: {what}; put a good copy of the directory in its "
+            f"place, or trim the stream up to {last} to have done with it"
+        )
+        damage = Gap(reached or 0, last, Cause.DAMAGE, text)
+        return DiskPage(after, max(after, damage.after), merge(blocks), damage)
+
+    def _end_of_damage(
+        self, connection: sqlite3.Connection, pair: StoredPair, after: Token, upto: Token
+    ) -> Token:
+        """Return where that which cannot be read after *after* ends, *upto* at the latest.
+
+        If the file still tells where the next block ends, that is it. Otherwise a page of the
+        file is broken with all its blocks, and the first place behind them is found by halves.
+        """
+        found = self._next_last(connection, pair, after, upto)
+        if found is not None:
+            return found
+        low, high = after, upto
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._next_last(connection, pair, middle, upto) is None:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _next_last(
+        self, connection: sqlite3.Connection, pair: StoredPair, after: Token, upto: Token
+    ) -> Token | None:
+        """Return the last token of the block after *after*; None if the file does not tell."""
+        try:
+            found = connection.execute(_SELECT_NEXT, (pair.id, after, upto)).fetchone()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            return None
+        return upto if found is None else int(found[0])
 
     # --- in the writer thread -------------------------------------------------------------
 
@@ -424,9 +516,9 @@ class Database:
     # --- when neither is at work ----------------------------------------------------------
 
     def close(self) -> None:
-        """Close both connections."""
-        for connection in (self._reader, self._writer):
+        """Close every connection."""
+        for connection in (self._reader, self._page_reader, self._writer):
             if connection is not None:
                 with suppress(sqlite3.Error):
                     connection.close()
-        self._reader = self._writer = None
+        self._reader = self._page_reader = self._writer = None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 
-from tcprepl.errors import TokenFromFuture, TokenTooOld
 from tcprepl.ids import Token
-from tcprepl.streams.blocks import cut_page, empty_page
+from tcprepl.streams.blocks import cut_page
 from tcprepl.streams.database import Database, StoredPair
+from tcprepl.streams.gaps import Gap
 from tcprepl.streams.log import Block, Page
+from tcprepl.streams.pages import DiskPage, PageCache, Reading
 from tcprepl.streams.retention import Bounds
 from tcprepl.streams.ring import Ring
 
@@ -30,7 +32,8 @@ class DurableStream:
 
     __slots__ = (
         "_database",
-        "_fetched",
+        "_on_damage",
+        "_pages",
         "_recent",
         "assigned",
         "bound",
@@ -39,16 +42,23 @@ class DurableStream:
         "trimming",
     )
 
-    def __init__(self, stored: StoredPair, bounds: Bounds, database: Database) -> None:
+    def __init__(
+        self,
+        stored: StoredPair,
+        bounds: Bounds,
+        database: Database,
+        pages: PageCache,
+        on_damage: Callable[[StoredPair, Gap], object],
+    ) -> None:
         self.stored = stored
         self.assigned = stored.position
         self.bound = "retention"
         self.bounds = bounds
         self.trimming = False
         self._database = database
+        self._pages = pages
+        self._on_damage = on_damage
         self._recent = Ring()
-        # the block fetched last, and a token from which on it is the next one
-        self._fetched: tuple[Token, Block] | None = None
 
     @property
     def position(self) -> Token:
@@ -76,38 +86,34 @@ class DurableStream:
         while recent.size_bytes > recent_bytes:
             recent.evict()
 
-    def read(
-        self, after: Token, upto: Token, limit_rows: int, limit_bytes: int, compacted: bool
-    ) -> Page:
-        """Return a page, as `Log.read` says."""
-        stored = self.stored
-        if after > stored.position:
-            raise TokenFromFuture(stored.stream, stored.instance, after, stored.position)
-        if after < stored.floor:
-            raise TokenTooOld(stored.stream, stored.instance, after, stored.floor, self.bound)
-        upto = min(upto, stored.position)
-        if after >= upto:
-            return empty_page(max(upto, after))
+    def compactable(self, after: Token) -> bool:
+        """Return False: rows that are gone are gone."""
+        return False
+
+    def page(
+        self, after: Token, upto: Token, rows: int, size_bytes: int, reading: Reading | None = None
+    ) -> Page | Reading:
+        """Return a page, as `Source.page` says: at once if it is in memory."""
         recent = self._recent
         if len(recent) and after + 1 >= recent.oldest.first:
-            return cut_page(recent.after(after), after, upto, limit_rows, limit_bytes)
-        with closing(self._from_disk(after)) as blocks:
-            return cut_page(blocks, after, upto, limit_rows, limit_bytes)
+            return cut_page(recent.after(after), after, upto, rows, size_bytes)
+        found = self._pages.get(self, after, reading)
+        if isinstance(found, Reading):
+            return found
+        end = min(upto, found.upto)
+        blocks = () if found.block is None else (found.block,)
+        page = cut_page(blocks, after, end, rows, size_bytes)
+        return page if page.limited or end == upto else replace(page, limited=True)
 
-    def _from_disk(self, after: Token) -> Generator[Block]:
-        """Yield blocks from the disk, beginning with the one fetched last, if that is next.
+    def read_page(self, after: Token) -> DiskPage:
+        """Return the page after *after*, from the disk (in the reading thread)."""
+        return self._database.page(self.stored, after, self.stored.position)
 
-        A page often ends before the block that was fetched last, or within it.
-        """
-        if self._fetched is not None:
-            before, block = self._fetched
-            if before <= after < block.last:
-                yield block
-                after = block.last
-        for block in self._database.blocks(self.stored, after):
-            self._fetched = (after, block)
-            after = block.last
-            yield block
+    def note_damage(self, gap: Gap) -> None:
+        """Take note that the rows of *gap* cannot be read; what is in memory can."""
+        recent = self._recent
+        upto = min(gap.upto, recent.oldest.first - 1) if len(recent) else gap.upto
+        self._on_damage(self.stored, replace(gap, after=max(gap.after, self.floor), upto=upto))
 
     def beyond_retention(self, now_ms: int) -> Token:
         """Return the floor that the bounds ask for; the present one if they ask for nothing."""
@@ -133,4 +139,3 @@ class DurableStream:
         recent = self._recent
         while len(recent) and recent.oldest.last <= floor:
             recent.evict()
-        self._fetched = None

@@ -87,14 +87,18 @@ class Gaps:
         return ((pair, gap) for pair, known in self._gaps.items() for gap in known)
 
     def add(self, pair: Pair, gap: Gap) -> bool:
-        """Add *gap*; it replaces one that begins at the same token.
+        """Add *gap*; it replaces one that begins at the same token, and those within it.
 
         Returns:
             Whether it was not known.
         """
         known = self._gaps.setdefault(pair, [])
         new = gap not in known
-        known[:] = [other for other in known if other.after != gap.after]
+        known[:] = [
+            other
+            for other in known
+            if other.after < gap.after or (other.after > gap.after and other.upto > gap.upto)
+        ]
         insort(known, gap, key=lambda other: other.after)
         return new
 

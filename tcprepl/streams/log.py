@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
+
+    from tcprepl.streams.cursor import Cursor
 
 
 class Block:
@@ -96,7 +98,7 @@ class Page:
         tokens: The token of each row, ascending.
         lines: The RDATA lines of these rows, each ended by LF (newest dialect).
         upto: The token reached; read on from here.
-        limited: Whether rows up to the asked-for token remain.
+        limited: Whether there may be rows between there and the token that was asked for.
     """
 
     tokens: Sequence[Token]
@@ -122,8 +124,6 @@ def line_ends(lines: bytes) -> list[int]:
 
 class Log(Protocol):
     """Every stream of one data directory; all calls are made in the reactor's thread.
-
-    `read` may touch the disk; it is bounded by its limits.
 
     Attributes:
         history: The incarnations of the log, this one the current.
@@ -195,6 +195,25 @@ class Log(Protocol):
         """Move the position to *token* without rows (a no-op when it is there already)."""
         ...
 
+    def cursor(
+        self,
+        pair: Pair,
+        after: Token,
+        incarnation: IncarnationId | None = None,
+        *,
+        compacted: bool = False,
+    ) -> Cursor:
+        """Return a reader's place after *after*: what it is told comes from there.
+
+        Args:
+            pair: The (stream, instance); it need not be known yet.
+            after: The last token that the reader has; 0 if it has nothing.
+            incarnation: The incarnation in which it got that; None if it does not say.
+            compacted: Whether the reader takes, of a stream of states, the newest row of each
+                key where other rows are gone; otherwise it is told to begin anew there.
+        """
+        ...
+
     def read(
         self,
         stream: StreamName,
@@ -206,10 +225,9 @@ class Log(Protocol):
         limit_bytes: int = 262_144,
         compacted: bool = False,
     ) -> Page:
-        """Return the rows in ``(after, upto]``, oldest first, as the lines that went out.
+        """Return the rows in ``(after, upto]``, waiting for the disk: for programs that may wait.
 
-        Rows sharing a token are never split across calls; both limits are exceeded only to
-        finish a token.
+        It knows nothing of gaps. Whoever serves others uses a `Cursor`.
 
         Args:
             stream: Name of the stream.
@@ -218,15 +236,15 @@ class Log(Protocol):
             upto: Inclusive upper bound; taken as the position when it is above it.
             limit_rows: Most rows to return.
             limit_bytes: Most bytes of lines to return.
-            compacted: The reader started at the restart point and knows that rows which
-                were superseded below the floor are gone.
+            compacted: As for `cursor`.
 
         Raises:
             TokenTooOld: *after* is below the floor (and not *compacted*); or the reader is
                 *compacted*, under way, and so slow that it missed a key that went blank:
                 it begins again at the restart point.
             TokenFromFuture: *after* is above the position.
-            LogCorrupt: a stored block does not match its checksum.
+            LogCorrupt: the block after *after* is not what was written.
+            LogUnavailable: the disk refuses.
         """
         ...
 

@@ -12,14 +12,15 @@ from itertools import chain
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from tcprepl.errors import LogUnavailable, TokenFromFuture, TokenOrder, TokenTooOld
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.errors import LogUnavailable, TokenOrder
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.base import CLOSED, BaseLog
-from tcprepl.streams.blocks import assign_tokens, cut_page, empty_page, render
+from tcprepl.streams.blocks import assign_tokens, cut_page, render
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block, Page
+from tcprepl.streams.pages import Reading
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.ring import Kept, Ring, drain_until
@@ -95,27 +96,24 @@ class MemoryStream:
         if self._kept is not None:
             self._kept.fold(block)
 
-    def read(
-        self, after: Token, upto: Token, limit_rows: int, limit_bytes: int, compacted: bool
+    def compactable(self, after: Token) -> bool:
+        """Return whether the newest row of each key after *after* is known, gone ones too."""
+        kept = self._kept
+        return kept is not None and (not after or after >= kept.blank_floor)
+
+    def page(
+        self,
+        after: Token,
+        upto: Token,
+        rows: int,
+        size_bytes: int,
+        reading: Reading | None = None,
     ) -> Page:
-        """Return a page, as `Log.read` says."""
-        name, instance, kept = self.stream.name, self.instance, self._kept
-        if after > self.position:
-            raise TokenFromFuture(name, instance, after, self.position)
-        upto = min(upto, self.position)
-        if after >= self.floor:
-            blocks = self._ring.after(after)
-        elif not compacted or kept is None:
-            raise TokenTooOld(name, instance, after, self.floor, self.bound)
-        elif 0 < after < kept.blank_floor:
-            raise TokenTooOld(
-                name, instance, after, self.floor, "which keys went blank since is forgotten"
-            )
-        else:
-            blocks = chain(kept.after(after, instance), self._ring.after(after))
-        if after >= upto:
-            return empty_page(max(upto, after))
-        return cut_page(blocks, after, upto, limit_rows, limit_bytes)
+        """Return a page, as `Source.page` says; of what was let go the newest of each key."""
+        blocks = self._ring.after(after)
+        if after < self.floor and self._kept is not None:
+            blocks = chain(self._kept.after(after, self.instance), blocks)
+        return cut_page(blocks, after, upto, rows, size_bytes)
 
 
 class MemoryLog(BaseLog):
@@ -143,41 +141,22 @@ class MemoryLog(BaseLog):
             gaps: Where rows are known to be missing, if anywhere.
         """
         super().__init__(registry, clock_ms, retention or Retention(), reactor, gaps)
-        self._streams: dict[tuple[StreamName, InstanceName], MemoryStream] = {}
+        self._pairs: dict[Pair, MemoryStream] = {}
         self.history = History()
         self.history.begin({}, clock_ms())
         self._start_expiry()
-
-    def pairs(self) -> list[tuple[StreamName, InstanceName]]:
-        """Return every (stream, instance), in the order in which they became known."""
-        return list(self._streams)
 
     def ensure(self, stream: StreamName, instance: InstanceName) -> None:
         """Make (stream, instance) known."""
         self._get(stream, instance)
 
     def _get(self, stream: StreamName, instance: InstanceName) -> MemoryStream:
-        found = self._streams.get((stream, instance))
+        found = self._pairs.get((stream, instance))
         if found is None:
             definition = self._definition(stream, instance)
             bounds = self._retention.bounds(stream, durable=definition.durable)
-            found = self._streams[stream, instance] = MemoryStream(definition, instance, bounds)
+            found = self._pairs[stream, instance] = MemoryStream(definition, instance, bounds)
         return found
-
-    def position(self, stream: StreamName, instance: InstanceName) -> Token:
-        """Return the newest token; 0 for a pair that is not known."""
-        found = self._streams.get((stream, instance))
-        return found.position if found else 0
-
-    def floor(self, stream: StreamName, instance: InstanceName) -> Token:
-        """Return the oldest token from which a read is complete."""
-        found = self._streams.get((stream, instance))
-        return found.floor if found else 0
-
-    def restart_point(self, stream: StreamName, instance: InstanceName) -> Token:
-        """Return where a reader that cannot be resumed starts anew."""
-        found = self._streams.get((stream, instance))
-        return found.restart_point if found else 0
 
     def append(
         self,
@@ -222,35 +201,16 @@ class MemoryLog(BaseLog):
         self._announce_position(stream, instance, before, token)
         return self._announced(None)
 
-    def read(
-        self,
-        stream: StreamName,
-        instance: InstanceName,
-        after: Token,
-        upto: Token,
-        *,
-        limit_rows: int = 1_000,
-        limit_bytes: int = 262_144,
-        compacted: bool = False,
-    ) -> Page:
-        """Return a page, as `Log.read` says."""
-        found = self._streams.get((stream, instance))
-        if found is None:
-            if after > 0:
-                raise TokenFromFuture(stream, instance, after, 0)
-            return empty_page(0)
-        return found.read(after, upto, limit_rows, limit_bytes, compacted)
-
     def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
         """Forget rows whose token is at most *upto*."""
-        found = self._streams.get((stream, instance))
+        found = self._pairs.get((stream, instance))
         if found is not None:
             found.trim(upto)
 
     def expire(self) -> None:
         """Let go of what is beyond retention."""
         now = self._clock_ms()
-        for found in self._streams.values():
+        for found in self._pairs.values():
             found.expire(now)
         self._transactions.expire(now)
 

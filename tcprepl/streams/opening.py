@@ -47,5 +47,6 @@ def open_log(
     """
     if directory is None:
         return MemoryLog(registry, clock_ms, retention, reactor, gaps)
-    worker = ThreadWorker(reactor.callFromThread, "tcprepl-log")
-    return SqliteLog(directory, registry, clock_ms, worker, retention, reactor, gaps)
+    writing = ThreadWorker(reactor.callFromThread, "tcprepl-log")
+    reading = ThreadWorker(reactor.callFromThread, "tcprepl-read")
+    return SqliteLog(directory, registry, clock_ms, writing, retention, reactor, gaps, reading)

@@ -20,21 +20,22 @@ import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from tcprepl.errors import LogError, LogUnavailable, TokenFromFuture, TokenOrder
+from tcprepl.errors import LogError, LogUnavailable, TokenOrder
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.storage.sqlite import private_directory
-from tcprepl.storage.worker import Worker
+from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.base import CLOSED, BaseLog
-from tcprepl.streams.blocks import assign_tokens, empty_page
+from tcprepl.streams.blocks import assign_tokens
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
-from tcprepl.streams.gaps import Gaps
+from tcprepl.streams.gaps import Gap, Gaps
 from tcprepl.streams.json_rows import JsonRows
-from tcprepl.streams.log import Appended, Block, Page
+from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryStream
+from tcprepl.streams.pages import PageCache
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 
@@ -76,6 +77,7 @@ class SqliteLog(BaseLog):
         retention: Retention | None = None,
         reactor: IReactorTime | None = None,
         gaps: Gaps | None = None,
+        reading_worker: Worker | None = None,
     ) -> None:
         """Open the log in *directory*, which is created if need be.
 
@@ -88,6 +90,8 @@ class SqliteLog(BaseLog):
             reactor: Gathers what one turn appends into one commit, and lets go of old rows
                 now and then. Without it commits start at once, and only appends clean up.
             gaps: Where rows are known to be missing, if anywhere.
+            reading_worker: Reads from the disk, and is stopped as the other is; without it
+                pages are read in the caller's thread.
 
         Raises:
             LogLocked: another process has the directory open.
@@ -100,6 +104,7 @@ class SqliteLog(BaseLog):
         private_directory(directory)
         self._lock = DirectoryLock(directory)
         self._worker = worker
+        self._pages = PageCache(reading_worker or InlineWorker())
         self._pairs: dict[Pair, DurableStream | _Ephemeral] = {}
         self._by_id: dict[int, DurableStream] = {}
         self._waiting: list[Item] = []
@@ -119,6 +124,7 @@ class SqliteLog(BaseLog):
 
     def _abandon(self) -> None:
         """Let go of everything after a failed start."""
+        self._pages.close()
         database: Database | None = getattr(self, "_database", None)
         if database is not None:
             database.close()
@@ -159,7 +165,9 @@ class SqliteLog(BaseLog):
         bounds = self._retention.bounds(stored.stream, durable=definition.durable)
         pair: DurableStream | _Ephemeral
         if definition.durable:
-            pair = self._by_id[stored.id] = DurableStream(stored, bounds, self._database)
+            pair = self._by_id[stored.id] = DurableStream(
+                stored, bounds, self._database, self._pages, self._note_damage
+            )
         else:
             start = stored.position
             if definition.keyed and start:
@@ -178,51 +186,11 @@ class SqliteLog(BaseLog):
             self._next_id += 1
         return found
 
-    # --- what is there --------------------------------------------------------------------
-
-    def pairs(self) -> list[Pair]:
-        """Return every (stream, instance), in the order in which they became known."""
-        return list(self._pairs)
-
     def ensure(self, stream: StreamName, instance: InstanceName) -> None:
         """Make (stream, instance) known."""
         pair = self._get(stream, instance)
         if isinstance(pair, _Ephemeral) and not self._closed:
             self._claim_ahead(pair)
-
-    def position(self, stream: StreamName, instance: InstanceName) -> Token:
-        """Return the newest published token; 0 for a pair that is not known."""
-        found = self._pairs.get((stream, instance))
-        return found.position if found else 0
-
-    def floor(self, stream: StreamName, instance: InstanceName) -> Token:
-        """Return the oldest token from which a read is complete."""
-        found = self._pairs.get((stream, instance))
-        return found.floor if found else 0
-
-    def restart_point(self, stream: StreamName, instance: InstanceName) -> Token:
-        """Return where a reader that cannot be resumed starts anew."""
-        found = self._pairs.get((stream, instance))
-        return found.restart_point if found else 0
-
-    def read(
-        self,
-        stream: StreamName,
-        instance: InstanceName,
-        after: Token,
-        upto: Token,
-        *,
-        limit_rows: int = 1_000,
-        limit_bytes: int = 262_144,
-        compacted: bool = False,
-    ) -> Page:
-        """Return a page, as `Log.read` says."""
-        found = self._pairs.get((stream, instance))
-        if found is None:
-            if after > 0:
-                raise TokenFromFuture(stream, instance, after, 0)
-            return empty_page(0)
-        return found.read(after, upto, limit_rows, limit_bytes, compacted)
 
     # --- what is added --------------------------------------------------------------------
 
@@ -484,7 +452,9 @@ class SqliteLog(BaseLog):
 
     def _raise_floor(self, pair: DurableStream, floor: Token) -> None:
         """Tell readers first, then the disk: nobody reads what is about to go."""
+        stored = pair.stored
         pair.raise_floor(floor)
+        self.gaps.keep((stored.stream, stored.instance), floor, MAX_TOKEN)
         pair.trimming = True
         self._trims[pair.stored.id] = floor
 
@@ -520,6 +490,18 @@ class SqliteLog(BaseLog):
             elif self._trims or self._expire_transactions:
                 self._start_call = self._reactor.callLater(0, self._start)
 
+    def _note_damage(self, stored: StoredPair, gap: Gap) -> None:
+        """Take note that the rows of *gap* cannot be read, for all who come by."""
+        if gap.upto > gap.after and self.gaps.add((stored.stream, stored.instance), gap):
+            logger.error(
+                "streams.block.damaged",
+                stream=stored.stream,
+                instance=stored.instance,
+                after=gap.after,
+                upto=gap.upto,
+                reason=gap.detail,
+            )
+
     # --- the end ----------------------------------------------------------------------------
 
     def flush(self) -> Deferred[None]:
@@ -552,5 +534,6 @@ class SqliteLog(BaseLog):
         except LogError as error:
             logger.warning("streams.close.failed", reason=str(error))
         self._worker.stop()
+        self._pages.close()
         self._database.close()
         self._lock.release()

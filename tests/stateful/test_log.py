@@ -91,6 +91,8 @@ class LogMachine(RuleBasedStateMachine):
         self.store: Any = None
         self.published: dict[Pair, list[tuple[int, bytes]]] = {}
         self.highest: dict[Pair, int] = {}
+        # the highest token that this process gave out, to refused rows too
+        self.given = 0
         self.floors: dict[Pair, int] = {}
         self.heard: list[tuple[Pair, int, bytes]] = []
         self.expected: list[tuple[Pair, int, bytes]] = []
@@ -182,7 +184,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule(pair=pairs, step=st.integers(0, 30))
     def advance(self, pair: Pair, step: int) -> None:
         """Move a position without rows."""
-        token = max(self.store.log.position(*pair), self.highest.get(pair, 0)) + step
+        given = self.given if pair == (DURABLE, "a") else 0
+        token = max(self.store.log.position(*pair), self.highest.get(pair, 0), given) + step
         moved = self.store.log.advance(*pair, token)
         self.store.settle()
         assert result(moved) is None
@@ -301,6 +304,7 @@ class SqliteMachine(LogMachine):
 
     def _process_ended(self) -> None:
         """What was in memory is gone; the disk is as it was."""
+        self.given = 0
         for pair in list(self.published):
             if pair[0] != DURABLE:
                 # a new process has no states: its writers publish anew
@@ -340,6 +344,8 @@ class SqliteMachine(LogMachine):
             self.store.settle()
             with pytest.raises(LogUnavailable):
                 result(answered)
+        pair = (DURABLE, "a")
+        self.given = max(self.given, self.highest.get(pair, 0)) + len(what)
 
 
 class TurnsMachine(SqliteMachine):

@@ -18,7 +18,7 @@ DATABASE: Any = None
 def pair(number: int = 1) -> DurableStream:
     """Return a stream that never touches its database."""
     stored = StoredPair(number, f"s{number}", "i", 0, 0)
-    return DurableStream(stored, Bounds(), DATABASE)
+    return DurableStream(stored, Bounds(), DATABASE, DATABASE, DATABASE)
 
 
 def append(of: DurableStream, tokens: range | list[int], size: int = 10) -> Append:

@@ -11,6 +11,7 @@ from unittest import mock
 import msgpack
 import pytest
 
+from tcprepl import limits
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
@@ -25,6 +26,7 @@ from tcprepl.streams.database import (
 )
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.pages import DiskPage
 
 
 def block(*tokens: int) -> Block:
@@ -39,6 +41,13 @@ def stored(**changes: int) -> StoredPair:
     for name, value in changes.items():
         setattr(pair, name, value)
     return pair
+
+
+def tokens(database: Database, after: int, upto: int) -> list[int]:
+    """Return the tokens of a page that is all there is."""
+    page = database.page(stored(), after, upto)
+    assert (page.after, page.upto, page.damage) == (after, upto, None)
+    return [] if page.block is None else list(page.block.tokens)
 
 
 @pytest.fixture
@@ -74,8 +83,8 @@ def test_what_is_written_is_there_the_next_time(database: Database, tmp_path: Pa
     database.close()
     again = Database(tmp_path)
     assert again.pairs() == [stored()]
-    assert [list(found.tokens) for found in again.blocks(stored(), 0)] == [[1, 2, 3]]
-    assert list(again.blocks(stored(), 3)) == []
+    assert tokens(again, 0, 3) == [1, 2, 3]
+    assert again.page(stored(), 3, 9) == DiskPage(3, 9)
     assert again.transaction("s", "t", 50) == answer
     assert again.transaction("s", "t", 51) is None
     assert again.transaction("s", "u", 0) is None
@@ -89,7 +98,7 @@ def test_trims_and_expiry(database: Database) -> None:
         Commit(pairs=[stored(position=5, rows=2, size_bytes=20)], blocks=[(1, block(5))])
     )
     assert database.write(Commit(trims={1: 4})) == [(1, 3, size)]
-    assert [list(found.tokens) for found in database.blocks(stored(), 0)] == [[5]]
+    assert tokens(database, 0, 5) == [5]
     (pair,) = database.pairs()
     assert (pair.position, pair.floor, pair.rows) == (5, 4, 2)
     database.write(Commit(transactions=[("s", "t", Appended("s", "i", 1, 1), 50)]))
@@ -174,7 +183,7 @@ def test_after_a_roll_back_that_fails_there_is_a_new_connection(database: Databa
     ):
         database.write(Commit(blocks=[(1, block(9))]))
     database.write(Commit(blocks=[(1, block(9))]))
-    assert [found.last for found in database.blocks(stored(), 0)] == [3, 9]
+    assert tokens(database, 0, 9) == [1, 2, 3, 9]
     database.close()
 
 
@@ -221,6 +230,15 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Database(tmp_path)
 
 
+def test_a_file_that_cannot_be_read_again_is_let_go_of(tmp_path: Path) -> None:
+    refuses = mock.patch(
+        "tcprepl.streams.database.open_reader", side_effect=LogUnavailable("no more files")
+    )
+    with refuses, pytest.raises(LogUnavailable, match="no more files"):
+        Database(tmp_path)
+    Database(tmp_path).close()
+
+
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogUnavailable, match="nowhere"):
         Database(tmp_path / "nowhere")
@@ -232,12 +250,139 @@ def _spoil(path: Path, statement: str) -> None:
         connection.commit()
 
 
-def test_a_block_that_was_altered_is_named(database: Database, tmp_path: Path) -> None:
-    _spoil(tmp_path, "UPDATE blocks SET body = zeroblob(100)")
-    with pytest.raises(LogCorrupt, match="checksum does not match; put a good copy") as caught:
-        list(database.blocks(stored(), 0))
-    error = caught.value
-    assert (error.table, error.stream, error.instance, error.token) == ("blocks", "s", "i", 3)
+def test_a_page_is_as_many_blocks_as_fit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not fit comes alone; nothing above the position is taken."""
+    monkeypatch.setattr(limits, "PAGE_ROWS", 4)
+    database.write(Commit(blocks=[(1, block(5)), (1, block(*range(10, 19))), (1, block(20))]))
+    found = []
+    after = 0
+    while after < 19:
+        page = database.page(stored(), after, 19)
+        found.append((page.upto, list(page.block.tokens) if page.block else []))
+        after = page.upto
+    assert found == [(5, [1, 2, 3, 5]), (19, list(range(10, 19)))]
+    monkeypatch.setattr(limits, "PAGE_BYTES", 40)
+    assert database.page(stored(), 0, 19).upto == 3
+    database.close()
+
+
+def test_a_page_ends_before_a_block_that_was_altered(database: Database, tmp_path: Path) -> None:
+    """The rows of that block, and no others, are damaged."""
+    database.write(Commit(blocks=[(1, block(7, 8)), (1, block(10))]))
+    _spoil(tmp_path, "UPDATE blocks SET body = zeroblob(100) WHERE last = 8")
+    page = database.page(stored(), 0, 20)
+    assert page.block is not None
+    assert (page.upto, list(page.block.tokens)) == (3, [1, 2, 3])
+    for after in (3, 5, 7):
+        page = database.page(stored(), after, 20)
+        assert (page.upto, page.block) == (after, None)
+        assert page.damage is not None
+        assert (page.damage.after, page.damage.upto) == (3, 8)
+        assert "checksum of its block, at token 8, does not match" in page.damage.detail
+    assert tokens(database, 8, 20) == [10]
+    _spoil(tmp_path, "UPDATE blocks SET body = zeroblob(100) WHERE last = 3")
+    page = database.page(stored(), 1, 20)
+    assert page.damage is not None
+    assert (page.damage.after, page.damage.upto) == (0, 3)
+    database.close()
+
+
+def _scribble(path: Path, text: bytes, offset: int | None, scribble: bytes) -> None:
+    """Overwrite where *text* stands in the file, or at *offset* in the page that holds it."""
+    file = path / DATABASE_NAME
+    content = bytearray(file.read_bytes())
+    place = content.index(text)
+    if offset is not None:
+        place = place // 16_384 * 16_384 + offset
+    content[place : place + len(scribble)] = scribble
+    file.write_bytes(bytes(content))
+
+
+def _in_file(tmp_path: Path, size: int) -> None:
+    """Make a file with 30 blocks of 100 rows of *size* bytes."""
+    database = Database(tmp_path)
+    for first in range(1, 3_001, 100):
+        rows = [b'["%d"]' % token + b" " * size for token in range(first, first + 100)]
+        made = render("s", "i", range(first, first + 100), rows, 0)
+        database.write(Commit(pairs=[stored(position=first + 99)], blocks=[(1, made)]))
+    database.close()
+
+
+def _walk(database: Database) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the tokens that are read, and the gaps."""
+    found: list[int] = []
+    gaps: list[tuple[int, int]] = []
+    after = 0
+    while after < 3_000:
+        page = database.page(stored(), after, 3_000)
+        found += page.block.tokens if page.block is not None else []
+        after = page.upto
+        if page.damage is not None:
+            gaps.append((page.damage.after, page.damage.upto))
+            after = page.damage.upto
+    return found, gaps
+
+
+@pytest.mark.parametrize("size", [10, 500])
+def test_a_byte_that_changed_on_the_disk_costs_the_rows_of_its_block(
+    tmp_path: Path, size: int
+) -> None:
+    """Whether the block fits a page of the file or not."""
+    _in_file(tmp_path, size)
+    _scribble(tmp_path, b'["150"]', None, b'["666"]')
+    database = Database(tmp_path)
+    found, gaps = _walk(database)
+    assert gaps == [(100, 200)]
+    assert found == [*range(1, 101), *range(201, 3_001)]
+    database.close()
+
+
+def test_a_chain_of_pages_that_is_broken_costs_its_block_and_perhaps_a_neighbour(
+    tmp_path: Path,
+) -> None:
+    """SQLite looks at what it passes while it searches: what is next to it may be out of reach."""
+    _in_file(tmp_path, 500)
+    _scribble(tmp_path, b'["150"]', 0, b"\xff" * 4)
+    database = Database(tmp_path)
+    found, gaps = _walk(database)
+    ((after, upto),) = gaps
+    assert after == 100
+    assert upto in (200, 300)
+    assert found == [*range(1, 101), *range(upto + 1, 3_001)]
+    database.close()
+
+
+def test_a_block_whose_end_is_known_is_the_end_of_the_damage(database: Database) -> None:
+    with mock.patch.object(database, "_next_last", return_value=3) as look:
+        assert database._end_of_damage(mock.Mock(), stored(), 0, 99) == 3
+    assert look.call_count == 1
+    database.close()
+
+
+def test_a_disk_that_refuses_while_damage_is_looked_at_is_no_damage(database: Database) -> None:
+    connection = mock.Mock()
+    connection.execute.side_effect = sqlite3.OperationalError("disk I/O error")
+    with pytest.raises(sqlite3.OperationalError):
+        database._next_last(connection, stored(), 0, 3)
+    database.close()
+
+
+@pytest.mark.parametrize("first", [b"150", b"1550", b"2950"])
+def test_a_page_of_the_file_that_is_broken_costs_the_blocks_in_it(
+    tmp_path: Path, first: bytes
+) -> None:
+    """What is before and behind it is read, wherever it is."""
+    _in_file(tmp_path, 10)
+    _scribble(tmp_path, b'["%b"]' % first, 0, b"\xff" * 200)
+    database = Database(tmp_path)
+    found, gaps = _walk(database)
+    assert len(gaps) == 1
+    ((after, upto),) = gaps
+    assert after < int(first) <= upto
+    assert upto - after <= 700
+    assert found == [*range(1, after + 1), *range(upto + 1, 3_001)]
     database.close()
 
 
@@ -247,7 +392,7 @@ def test_reads_that_fail_are_explained(database: Database, tmp_path: Path) -> No
     _spoil(tmp_path, "ALTER TABLE transactions RENAME TO gone3")
     _spoil(tmp_path, "ALTER TABLE incarnations RENAME TO gone4")
     for call in (
-        lambda: list(database.blocks(stored(), 0)),
+        lambda: database.page(stored(), 0, 3),
         lambda: list(database.oldest(stored(), 0)),
         database.pairs,
         database.history,
@@ -255,24 +400,6 @@ def test_reads_that_fail_are_explained(database: Database, tmp_path: Path) -> No
     ):
         with pytest.raises(LogUnavailable, match="no such table"):
             call()
-    database.close()
-
-
-def test_pages_that_cannot_be_read_are_named_by_stream_and_token(database: Database) -> None:
-    class Cursor:
-        def execute(self, *_: object) -> None:
-            raise sqlite3.DatabaseError("database disk image is malformed")
-
-        def close(self) -> None:
-            pass
-
-    reader = mock.Mock()
-    reader.cursor.return_value = Cursor()
-    real, database._reader = database._reader, reader
-    with pytest.raises(LogCorrupt, match="after token 2: database disk image") as caught:
-        list(database.blocks(stored(), 2))
-    assert caught.value.token == 2
-    database._reader = real
     database.close()
 
 

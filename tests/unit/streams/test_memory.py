@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tcprepl.errors import TokenTooOld
 from tcprepl.streams.memory import RESTARTED, MemoryLog, MemoryStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -12,17 +9,20 @@ from tcprepl.streams.ring import BLANKS_KEPT
 from tests.log_kit import typing
 
 
+def tokens(stream: MemoryStream, after: int) -> list[int]:
+    """Return the tokens of the page after *after*."""
+    return list(stream.page(after, stream.position, 9, 1_000).tokens)
+
+
 def test_a_stream_that_begins_above_zero_says_why_earlier_rows_are_gone() -> None:
     stream = MemoryStream(StreamDef("s", durable=False), "w", Bounds(), start=7)
     assert stream.floor == stream.position == stream.restart_point == 7
-    with pytest.raises(TokenTooOld, match=RESTARTED):
-        stream.read(3, 9, 10, 1_000, False)
-    with pytest.raises(TokenTooOld):
-        stream.read(3, 9, 10, 1_000, True)
+    assert stream.bound == RESTARTED
+    assert not stream.compactable(3)
     stream.add(range(8, 10), [b"[]", b"[]"], 0)
     stream.expire(0)
     assert stream.held == (2, len(b"RDATA s w 8 []\n") * 2)
-    assert list(stream.read(7, 99, 10, 1_000, False).tokens) == [8, 9]
+    assert tokens(stream, 7) == [8, 9]
 
 
 def test_a_reader_that_missed_blank_rows_has_to_begin_again() -> None:
@@ -34,9 +34,10 @@ def test_a_reader_that_missed_blank_rows_has_to_begin_again() -> None:
         stream.add(range(token, token + 1), [typing(f"!{number % 2_500}")], 0)
         stream.expire(0)
         token += 1
-    with pytest.raises(TokenTooOld, match="went blank since is forgotten"):
-        stream.read(1, token, 1, 1_000, True)
-    assert list(stream.read(0, token, 9, 1_000, True).tokens)[:2] == [1, 2]
+    assert not stream.compactable(1)
+    assert stream.compactable(0)
+    assert stream.compactable(token - 10)
+    assert tokens(stream, 0)[:2] == [1, 2]
 
 
 def test_a_holder_of_states_of_an_earlier_process_has_to_begin_again() -> None:
@@ -45,10 +46,10 @@ def test_a_holder_of_states_of_an_earlier_process_has_to_begin_again() -> None:
     stream.expire(0)
     stream.add(range(10, 11), [typing("!c", "@1")], 0)
     stream.expire(0)
-    with pytest.raises(TokenTooOld, match="went blank since is forgotten"):
-        stream.read(6, 10, 9, 1_000, True)
+    assert not stream.compactable(6)
     for after in (0, 7):
-        assert list(stream.read(after, 10, 9, 1_000, True).tokens) == [8, 9, 10]
+        assert stream.compactable(after)
+        assert tokens(stream, after) == [8, 9, 10]
 
 
 def test_a_durable_stream_of_states_is_kept_as_it_is() -> None:

@@ -1,0 +1,241 @@
+"""A reader's place in the log of one pair, and what it can be told there (protocol.md section 7.3).
+
+Whoever serves readers asks a `Cursor` for what comes next and words the answer in its own way:
+the line protocol, the long poll, the catch-up of workers. It is one of five:
+
+* a `Page`: rows, and the token reached;
+* a `Gap`: nothing is known of ``(after, upto]``, and why;
+* a `Restart`: what the reader has is void, it begins anew after a token;
+* `AT_HEAD`: everything has been said up to the token that was asked for;
+* a `Reading`: the page is on its way from the disk; ask again when it tells.
+
+Each answer but the last two moves the cursor, so that nothing is said twice and nothing is
+passed in silence.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from tcprepl import limits as bounds
+from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.streams.gaps import Cause, Gap, Gaps
+from tcprepl.streams.history import History
+from tcprepl.streams.log import Page
+from tcprepl.streams.pages import Reading
+
+
+class Void(Enum):
+    """Why what a reader has is void."""
+
+    #: Its token is above the position: it comes from a log that is gone.
+    AHEAD = "ahead"
+    #: It has rows of a history that parted from this one.
+    FORKED = "forked"
+    #: It comes from an incarnation that this log does not know.
+    UNKNOWN = "unknown"
+    #: Rows of a stream of states are gone that it would have to have.
+    STATES = "states"
+
+
+class Restart(NamedTuple):
+    """The reader forgets its state of the pair and reads on after *start*.
+
+    Attributes:
+        after: The token that the reader had.
+        start: Where it begins anew, and where the cursor is now.
+        why: What made its state void.
+        held: The oldest or newest token that there is, whichever was passed.
+        detail: More about that, for people: the setting that bounds retention, for instance.
+        compacted: Whether superseded rows are left out on the way to the head.
+    """
+
+    after: Token
+    start: Token
+    why: Void
+    held: Token
+    detail: str
+    compacted: bool
+
+
+class AtHead(Enum):
+    """The type of `AT_HEAD`."""
+
+    AT_HEAD = "at the head"
+
+
+#: Everything has been said up to the token that was asked for.
+AT_HEAD: Final = AtHead.AT_HEAD
+
+Answer: TypeAlias = Page | Gap | Restart | AtHead | Reading
+
+
+class Limits(NamedTuple):
+    """What one answer may hold; a token is finished even if it exceeds them.
+
+    Attributes:
+        upto: The last token that is asked for; the position if that is lower.
+        rows: Most rows.
+        size_bytes: Most bytes of lines.
+    """
+
+    upto: Token = bounds.MAX_TOKEN
+    rows: int = bounds.PAGE_ROWS
+    size_bytes: int = bounds.PAGE_BYTES
+
+
+class Source(Protocol):
+    """The log of one pair, as a cursor reads it.
+
+    Attributes:
+        position: The newest published token.
+        floor: The oldest token from which a read is complete.
+        restart_point: Where a reader that cannot be resumed begins anew.
+        bound: What made the rows up to the floor go.
+    """
+
+    @property
+    def position(self) -> Token: ...  # noqa: D102 - see the class
+    @property
+    def floor(self) -> Token: ...  # noqa: D102
+    @property
+    def restart_point(self) -> Token: ...  # noqa: D102
+    @property
+    def bound(self) -> str: ...  # noqa: D102
+
+    def compactable(self, after: Token) -> bool:
+        """Return whether *after*, which is below the floor, has a complete compacted read."""
+        ...
+
+    def page(
+        self, after: Token, upto: Token, rows: int, size_bytes: int, reading: Reading | None
+    ) -> Page | Reading:
+        """Return the rows in ``(after, upto]``, at most so many, or what tells when to ask again.
+
+        Args:
+            after: A token from which there is a read, at least the floor or `compactable`.
+            upto: Above *after*, and at most the position.
+            rows: Most rows.
+            size_bytes: Most bytes.
+            reading: What was answered last, if that was a `Reading`.
+
+        Raises:
+            LogError: The disk refuses.
+        """
+        ...
+
+
+class _Logs(Protocol):
+    """What a cursor uses of its log."""
+
+    gaps: Gaps
+    history: History
+
+    def source(self, pair: Pair) -> Source | None: ...
+
+
+class Cursor:
+    """A reader's place in one pair.
+
+    It costs a few integers, needs no closing, and reads only in `next`.
+
+    Attributes:
+        pair: The (stream, instance).
+        token: Up to where everything has been said.
+    """
+
+    __slots__ = ("_compacted", "_incarnation", "_log", "_reading", "pair", "token")
+
+    def __init__(
+        self,
+        log: _Logs,
+        pair: Pair,
+        after: Token,
+        incarnation: IncarnationId | None = None,
+        *,
+        compacted: bool = False,
+    ) -> None:
+        """Stand after *after*; `Log.cursor` is the way to get one.
+
+        Args:
+            log: The log.
+            pair: The (stream, instance); it need not be known yet.
+            after: The last token that the reader has.
+            incarnation: The incarnation in which it got that; None if it does not say.
+            compacted: Whether the reader takes, below the floor of a stream of states, the
+                newest row of each key for all of them. Otherwise it is told to begin anew.
+        """
+        self._log = log
+        self.pair = pair
+        self.token = after
+        self._incarnation = incarnation
+        self._compacted = compacted
+        self._reading: Reading | None = None
+
+    def next(self, limits: Limits = Limits()) -> Answer:  # noqa: B008 - it is immutable
+        """Return what comes next, and move over it.
+
+        Raises:
+            LogUnavailable: The disk refuses; the cursor is where it was.
+        """
+        source = self._log.source(self.pair)
+        token = self.token
+        position = source.position if source is not None else 0
+        if self._incarnation is not None:
+            parted = self._parted(source)
+            if parted is not None:
+                return parted
+        if token > position:
+            return self._restart(source, Void.AHEAD, position, f"its position is {position}")
+        upto = min(limits.upto, position)
+        if token >= upto or source is None:
+            return AT_HEAD
+        floor = source.floor
+        if token < floor and not (self._compacted and source.compactable(token)):
+            if source.restart_point < floor:
+                return self._restart(source, Void.STATES, floor, source.bound)
+            self.token = min(floor, upto)
+            return Gap(token, self.token, Cause.RETENTION, source.bound)
+        gap = self._log.gaps.next(self.pair, max(token, floor))
+        if gap is not None:
+            if gap.after <= token:
+                self.token = min(gap.upto, upto)
+                return Gap(token, self.token, gap.cause, gap.detail)
+            upto = min(upto, gap.after)
+        reading, self._reading = self._reading, None
+        page = source.page(token, upto, limits.rows, limits.size_bytes, reading)
+        if isinstance(page, Reading):
+            self._reading = page
+            return page
+        if page.upto <= token:
+            return self.next(limits)  # the next block is damaged: that is a gap by now
+        self.token = page.upto
+        return page
+
+    def _parted(self, source: Source | None) -> Restart | None:
+        """Return the restart of a reader whose rows are not all of this history."""
+        incarnation, self._incarnation = self._incarnation, None
+        if not self.token or incarnation is None:
+            return None
+        shared = self._log.history.shared(self.pair, self.token, incarnation)
+        if shared is None:
+            return self._restart(source, Void.UNKNOWN, 0, "its incarnation is not known here")
+        if shared >= self.token:
+            return None
+        return self._restart(
+            source, Void.FORKED, shared, f"this log has other rows after {shared}", shared
+        )
+
+    def _restart(
+        self, source: Source | None, why: Void, held: Token, detail: str, start: Token = -1
+    ) -> Restart:
+        """Begin anew after *start*, or at the restart point if nothing can be read from there."""
+        after, floor = self.token, 0
+        if source is not None:
+            floor = source.floor
+            if start <= floor:
+                start = source.restart_point  # below the floor only states can be had
+        self.token = start = max(start, 0)
+        self._compacted = self._compacted or start < floor
+        return Restart(after, start, why, held, detail, start < floor)

@@ -1,0 +1,414 @@
+"""A cursor: five answers, each of which moves it, over every store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.storage.worker import InlineWorker
+from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
+from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.log import Page
+from tcprepl.streams.pages import Reading
+from tcprepl.streams.retention import Bounds, Retention
+from tests.log_kit import (
+    DURABLE,
+    EPHEMERAL,
+    STATES,
+    MemoryStore,
+    SqliteStore,
+    Store,
+    add,
+    result,
+    row,
+    rows_in,
+    typing,
+)
+
+PAIR = (DURABLE, "w")
+SMALL = Retention(durable=Bounds(max_rows=3), ephemeral=Bounds(max_rows=3), recent_bytes=60)
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Make a store of one kind."""
+    made: list[SqliteStore] = []
+
+    def make_it(retention: Retention | None = None) -> Any:
+        if request.param == "memory":
+            return MemoryStore(retention)
+        made.append(SqliteStore(tmp_path / str(len(made)), retention))
+        return made[-1]
+
+    yield make_it
+    for store in made:
+        store.close()
+
+
+def tokens(answer: object) -> list[int]:
+    """Return the tokens of a page."""
+    assert isinstance(answer, Page)
+    return [token for token, _ in rows_in(answer)]
+
+
+def publish(store: Store, count: int, stream: str = DURABLE) -> None:
+    """Append rows, each by itself."""
+    for index in range(count):
+        add(store, stream, typing(f"!{index}", "@a"))
+
+
+def test_rows_then_the_head(make: Make) -> None:
+    store = make()
+    cursor = store.log.cursor(PAIR, 0)
+    assert cursor.next() is AT_HEAD
+    publish(store, 5)
+    assert tokens(cursor.next(Limits(rows=2))) == [1, 2]
+    assert tokens(cursor.next(Limits(upto=4))) == [3, 4]
+    assert cursor.next(Limits(upto=4)) is AT_HEAD
+    assert tokens(cursor.next()) == [5]
+    assert cursor.token == 5
+    assert cursor.next() is AT_HEAD
+
+
+def test_a_pair_that_is_not_known(make: Make) -> None:
+    store = make()
+    assert store.log.cursor(("pushers", "w"), 0).next() is AT_HEAD
+    cursor = store.log.cursor(("pushers", "w"), 7)
+    assert cursor.next() == Restart(7, 0, Void.AHEAD, 0, "its position is 0", compacted=False)
+    assert cursor.next() is AT_HEAD
+
+
+def test_a_position_that_moved_without_rows_is_an_empty_page(make: Make) -> None:
+    store = make()
+    result(store.log.advance(*PAIR, 9))
+    cursor = store.log.cursor(PAIR, 0)
+    assert cursor.next() == Page((), b"", 9, limited=False)
+    assert cursor.next() is AT_HEAD
+
+
+def test_what_is_past_retention_is_a_gap_with_the_setting(make: Make) -> None:
+    store = make(SMALL)
+    publish(store, 6)
+    cursor = store.log.cursor(PAIR, 1)
+    assert cursor.next() == Gap(1, 3, Cause.RETENTION, "max_rows=3")
+    assert tokens(cursor.next()) == [4, 5, 6]
+    # who asks for less than that is told of what was asked for
+    cursor = store.log.cursor(PAIR, 1)
+    assert cursor.next(Limits(upto=2)) == Gap(1, 2, Cause.RETENTION, "max_rows=3")
+    assert cursor.next(Limits(upto=2)) is AT_HEAD
+    assert cursor.next() == Gap(2, 3, Cause.RETENTION, "max_rows=3")
+
+
+def test_a_token_from_the_future_begins_anew(make: Make) -> None:
+    store = make(SMALL)
+    publish(store, 6)
+    cursor = store.log.cursor(PAIR, 9)
+    assert cursor.next() == Restart(9, 3, Void.AHEAD, 6, "its position is 6", compacted=False)
+    assert tokens(cursor.next()) == [4, 5, 6]
+
+
+def test_a_reader_of_states_begins_anew_with_the_newest_of_each_key(make: Make) -> None:
+    store = make(SMALL)
+    for room in "abaac":
+        add(store, STATES, typing(f"!{room}", "@a"))
+    pair = (STATES, "w")
+    cursor = store.log.cursor(pair, 1)
+    assert cursor.next() == Restart(1, 0, Void.STATES, 2, "max_rows=3", compacted=True)
+    assert tokens(cursor.next(Limits(rows=1))) == [1]
+    assert tokens(cursor.next(Limits(rows=1))) == [2]
+    assert tokens(cursor.next()) == [3, 4, 5]
+    # 0 is where it would begin anew: no state is void
+    assert isinstance(store.log.cursor(pair, 0).next(), Restart)
+    assert tokens(store.log.cursor(pair, 0, compacted=True).next()) == [1, 2, 3, 4, 5]
+    assert tokens(store.log.cursor(pair, 1, compacted=True).next()) == [2, 3, 4, 5]
+
+
+def test_gaps_are_passed_one_by_one(make: Make) -> None:
+    store = make()
+    log = store.log
+    publish(store, 2)
+    first, second = Gap(2, 5, Cause.UPSTREAM), Gap(5, 6, Cause.ANEW)
+    cursor = log.cursor(PAIR, 0)
+    log.gaps.add(PAIR, first)
+    assert tokens(cursor.next()) == [1, 2]
+    # noted, but the position has not moved over it yet
+    assert cursor.next() is AT_HEAD
+    result(log.advance(*PAIR, 5))
+    log.gaps.add(PAIR, second)
+    assert cursor.next() == first
+    assert cursor.next() is AT_HEAD
+    result(log.advance(*PAIR, 6))
+    publish(store, 2)
+    assert cursor.next() == second
+    assert tokens(cursor.next()) == [7, 8]
+    # within the gap, and as far as was asked
+    cursor = log.cursor(PAIR, 3)
+    assert cursor.next(Limits(upto=4)) == Gap(3, 4, Cause.UPSTREAM)
+    assert cursor.next() == Gap(4, 5, Cause.UPSTREAM)
+    # what is below the floor is past retention first
+    log.trim(*PAIR, 4)
+    store.settle()
+    cursor = log.cursor(PAIR, 1)
+    assert cursor.next() == Gap(1, 4, Cause.RETENTION, "acknowledged")
+    assert cursor.next() == Gap(4, 5, Cause.UPSTREAM)
+
+
+def test_a_page_ends_where_a_gap_begins_that_is_not_noted_at_the_reader(make: Make) -> None:
+    store = make()
+    publish(store, 4)
+    result(store.log.advance(*PAIR, 9))
+    store.log.gaps.add(PAIR, Gap(4, 9, Cause.UPSTREAM))
+    cursor = store.log.cursor(PAIR, 1)
+    page = cursor.next(Limits(rows=2))
+    assert (tokens(page), cursor.token) == ([2, 3], 3)
+    assert tokens(cursor.next()) == [4]
+    assert cursor.next() == Gap(4, 9, Cause.UPSTREAM)
+    assert cursor.next() is AT_HEAD
+
+
+# --- histories ----------------------------------------------------------------------------
+
+
+def test_a_reader_of_a_known_incarnation_goes_on(make: Make) -> None:
+    store = make()
+    publish(store, 3)
+    cursor = store.log.cursor(PAIR, 2, store.log.history.current)
+    assert tokens(cursor.next()) == [3]
+
+
+def test_a_reader_of_an_unknown_incarnation_begins_anew(make: Make) -> None:
+    store = make(SMALL)
+    publish(store, 6)
+    cursor = store.log.cursor(PAIR, 5, "elsewhere")
+    assert cursor.next() == Restart(
+        5, 3, Void.UNKNOWN, 0, "its incarnation is not known here", compacted=False
+    )
+    assert tokens(cursor.next()) == [4, 5, 6]
+    # who has nothing has nothing that could be wrong
+    assert isinstance(store.log.cursor(PAIR, 0, "elsewhere").next(), Gap)
+    assert isinstance(store.log.cursor(("pushers", "w"), 5, "elsewhere").next(), Restart)
+
+
+@pytest.mark.parametrize("trimmed", [0, 2])
+def test_a_reader_of_a_lost_future_goes_back_to_what_both_have(
+    tmp_path: Path, trimmed: int
+) -> None:
+    store = SqliteStore(tmp_path)
+    publish(store, 3)
+    first = store.log.history.current
+    store.reopen()
+    publish(store, 9)
+    store.log.trim(*PAIR, trimmed)
+    cursor = store.log.cursor(PAIR, 8, first)
+    assert cursor.next() == Restart(
+        8, 3, Void.FORKED, 3, "this log has other rows after 3", compacted=False
+    )
+    assert tokens(cursor.next())[0] == 4
+    store.close()
+
+
+@pytest.mark.parametrize("stream", [STATES, EPHEMERAL])
+def test_a_lost_future_of_what_is_in_memory_is_void_altogether(tmp_path: Path, stream: str) -> None:
+    store = SqliteStore(tmp_path)
+    publish(store, 3, stream)
+    first = store.log.history.current
+    store.reopen()
+    publish(store, 9, stream)
+    cursor = store.log.cursor((stream, "w"), 9, first)
+    answer = cursor.next()
+    assert isinstance(answer, Restart)
+    assert (answer.why, answer.held) == (Void.FORKED, store.log.floor(stream, "w"))
+    assert answer.start == store.log.restart_point(stream, "w")
+    assert answer.compacted == (stream == STATES)
+    assert len(tokens(cursor.next())) == 9
+    store.close()
+
+
+# --- the disk -----------------------------------------------------------------------------
+
+
+class LateWorker(InlineWorker):
+    """Jobs wait until the test lets them run."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
+        """Keep the job."""
+        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
+
+    def run(self) -> None:
+        """Let the jobs run that were given so far."""
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+
+def cold(tmp_path: Path, blocks: int) -> tuple[SqliteStore, LateWorker]:
+    """Return a store of blocks of a hundred rows, with none of them in memory."""
+    store = SqliteStore(tmp_path)
+    for _ in range(blocks):
+        add(store, DURABLE, *[row(str(index)) for index in range(100)])
+    store.close()
+    worker = LateWorker()
+    store.reading_worker = worker
+    store.open()
+    return store, worker
+
+
+def test_a_page_of_the_disk_is_not_there_yet(tmp_path: Path) -> None:
+    store, worker = cold(tmp_path, 2)
+    cursors = [store.log.cursor(PAIR, after) for after in (0, 0, 50)]
+    told: list[Cursor] = []
+    for cursor in cursors:
+        answer = cursor.next(Limits(rows=150))
+        assert isinstance(answer, Reading)
+        answer.tell(lambda cursor=cursor: told.append(cursor))
+        assert cursor.next() is answer
+    assert len(worker.jobs) == 2
+    worker.run()
+    assert told == cursors
+    with mock.patch.object(store.log._database, "page", side_effect=AssertionError):
+        pages = [cursor.next(Limits(rows=150)) for cursor in cursors]
+        assert [len(tokens(page)) for page in pages] == [150, 150, 150]
+        assert [cursor.token for cursor in cursors] == [150, 150, 200]
+        assert len(tokens(cursors[0].next())) == 50
+    assert [cursor.next() for cursor in cursors[::2]] == [AT_HEAD, AT_HEAD]
+    # who may wait does
+    assert list(store.log.read(*PAIR, 120, 140).tokens) == list(range(121, 141))
+    store.reopen()
+    assert list(store.log.read(*PAIR, 120, 140).tokens) == list(range(121, 141))
+    store.close()
+
+
+def test_a_page_of_the_disk_is_sent_as_it_lies_there(tmp_path: Path) -> None:
+    """Whoever shares it shares its bytes."""
+    store, worker = cold(tmp_path, 3)
+    cursors = [store.log.cursor(PAIR, 0) for _ in range(2)]
+    for cursor in cursors:
+        cursor.next()
+    worker.run()
+    first, second = (cursor.next() for cursor in cursors)
+    assert isinstance(first, Page)
+    assert isinstance(second, Page)
+    assert first.lines is second.lines
+    assert first.tokens == range(1, 301)
+    store.close()
+
+
+def test_a_disk_that_refuses_leaves_the_cursor_where_it_is(tmp_path: Path) -> None:
+    store, worker = cold(tmp_path, 1)
+    cursor = store.log.cursor(PAIR, 0)
+    with mock.patch.object(store.log._database, "page", side_effect=LogUnavailable("away")):
+        assert isinstance(cursor.next(), Reading)
+        worker.run()
+        with pytest.raises(LogUnavailable, match="away"):
+            cursor.next()
+    assert isinstance(cursor.next(), Reading)
+    worker.run()
+    assert len(tokens(cursor.next())) == 100
+    store.close()
+
+
+def test_what_is_trimmed_while_it_is_read_is_a_gap(tmp_path: Path) -> None:
+    store, worker = cold(tmp_path, 2)
+    cursor = store.log.cursor(PAIR, 0)
+    assert isinstance(cursor.next(), Reading)
+    store.log.trim(*PAIR, 100)
+    worker.run()
+    assert cursor.next() == Gap(0, 100, Cause.RETENTION, "acknowledged")
+    assert tokens(cursor.next()) == list(range(101, 201))
+    store.close()
+
+
+def damage(store: SqliteStore, token: int) -> None:
+    """Change a byte of the block that ends with *token*, in the file."""
+    store.close()
+    path = store.log._database.path
+    content = bytearray(path.read_bytes())
+    place = content.index(b"RDATA push_rules w %d " % token)
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+    store.open()
+
+
+def test_damage_that_is_trimmed_before_it_is_found_is_none(tmp_path: Path) -> None:
+    store, worker = cold(tmp_path, 2)
+    damage(store, 100)
+    cursor = store.log.cursor(PAIR, 0)
+    assert isinstance(cursor.next(), Reading)
+    store.log.trim(*PAIR, 100)
+    worker.run()
+    assert cursor.next() == Gap(0, 100, Cause.RETENTION, "acknowledged")
+    assert store.log.gaps.of(Cause.DAMAGE) == []
+    store.close()
+
+
+def test_a_reader_that_may_wait_is_told_of_damage_too(tmp_path: Path) -> None:
+    store, _ = cold(tmp_path, 2)
+    store.reading_worker = None
+    damage(store, 100)
+    assert store.log.cursor(PAIR, 20).next() == Gap(20, 100, Cause.DAMAGE, mock.ANY)
+    with pytest.raises(LogCorrupt, match=r"rows in \(0, 100\] cannot be read") as caught:
+        store.log.read(*PAIR, 20, 150)
+    error = caught.value
+    assert (error.table, error.stream, error.instance, error.token) == ("blocks", *PAIR, 100)
+    assert list(store.log.read(*PAIR, 100, 102).tokens) == [101, 102]
+    store.close()
+
+
+def test_a_damaged_block_of_thirty_is_a_gap_of_its_hundred_rows(tmp_path: Path) -> None:
+    store, worker = cold(tmp_path, 30)
+    damage(store, 200)
+    read: list[int] = []
+    gaps: list[Gap] = []
+    for start in (0, 150, 0):
+        cursor = store.log.cursor(PAIR, start)
+        while (answer := cursor.next()) is not AT_HEAD:
+            if isinstance(answer, Reading):
+                worker.run()
+            elif isinstance(answer, Gap):
+                gaps.append(answer)
+            elif not start:
+                read += tokens(answer)
+    assert read == [*range(1, 101), *range(201, 3_001)] * 2
+    assert [(gap.after, gap.upto, gap.cause) for gap in gaps] == [
+        (100, 200, Cause.DAMAGE),
+        (150, 200, Cause.DAMAGE),
+        (100, 200, Cause.DAMAGE),
+    ]
+    ((pair, noted),) = store.log.gaps.of(Cause.DAMAGE)
+    assert pair == PAIR
+    assert noted.words().startswith("rows in (100, 200] cannot be read: ")
+    assert "put a good copy of the directory in its place" in noted.detail
+    store.log.trim(*PAIR, 250)
+    assert store.log.gaps.of(Cause.DAMAGE) == []
+    store.close()
+
+
+@pytest.mark.parametrize("start", [0, 100, 130])
+def test_damage_of_the_first_block_is_found_wherever_one_begins(tmp_path: Path, start: int) -> None:
+    store, worker = cold(tmp_path, 3)
+    damage(store, 100)
+    damage(store, 200)
+    store.log.trim(*PAIR, start)
+    cursor = store.log.cursor(PAIR, start)
+    answers = []
+    while (answer := cursor.next()) is not AT_HEAD:
+        if isinstance(answer, Reading):
+            worker.run()
+        else:
+            answers.append(answer)
+    *gaps, page = answers
+    assert tokens(page) == list(range(201, 301))
+    assert [(gap.after, gap.upto) for gap in gaps] == (
+        [(0, 100), (100, 200)] if not start else [(start, 200)]
+    )
+    store.close()

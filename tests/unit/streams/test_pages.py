@@ -1,0 +1,196 @@
+"""Pages of the disk: read once, shared, found by any token in them, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tcprepl import limits
+from tcprepl.errors import LogUnavailable
+from tcprepl.storage.worker import Done, InlineWorker
+from tcprepl.streams.blocks import render
+from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.pages import DiskPage, PageCache, Reading
+
+
+class LateWorker(InlineWorker):
+    """Jobs wait until the test lets them run."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+        self.stopped = False
+
+    def submit(self, job: Callable[[], Any], done: Done[Any]) -> None:
+        """Keep the job."""
+        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
+
+    def run(self) -> None:
+        """Let the jobs run that were given so far."""
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+    def stop(self) -> None:
+        """Note it."""
+        self.stopped = True
+
+
+class Rows:
+    """A pair with a row for each token up to 100, in pages of ten."""
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+        self.damage: list[Gap] = []
+        self.error: Exception | None = None
+        self.damaged_after = 1_000
+
+    def read_page(self, after: int) -> DiskPage:
+        """Return ten rows."""
+        self.reads.append(after)
+        if self.error is not None:
+            raise self.error
+        if after == self.damaged_after:
+            return DiskPage(after, after, None, Gap(after, after + 10, Cause.DAMAGE, "broken"))
+        tokens = range(after + 1, after + 11)
+        return DiskPage(after, after + 10, render("s", "i", tokens, [b"[]"] * 10, 0))
+
+    def note_damage(self, gap: Gap) -> None:
+        """Note it."""
+        self.damage.append(gap)
+
+
+@pytest.fixture
+def worker() -> LateWorker:
+    """Return a worker that waits."""
+    return LateWorker()
+
+
+def reading(found: DiskPage | Reading) -> Reading:
+    """Return *found*, which is under way."""
+    assert isinstance(found, Reading)
+    assert not found.done
+    return found
+
+
+def test_who_asks_for_the_same_page_meanwhile_shares_it(worker: LateWorker) -> None:
+    cache, rows, told = PageCache(worker), Rows(), []
+    first = reading(cache.get(rows, 0))
+    assert cache.get(rows, 0) is first
+    assert cache.get(rows, 5) is not first
+    first.tell(lambda: told.append("one"))
+    first.tell(lambda: told.append("two"))
+    assert told == []
+    worker.run()
+    assert told == ["one", "two"]
+    first.tell(lambda: told.append("late"))
+    assert told[-1] == "late"
+    assert rows.reads == [0, 5]
+    assert cache.get(rows, 0) == cache.get(rows, 3) == first.page
+    assert rows.reads == [0, 5]
+
+
+def test_a_page_is_kept_for_who_comes_by_at_any_token_of_it() -> None:
+    cache, rows, other = PageCache(InlineWorker()), Rows(), Rows()
+    for after in (0, 10, 30):
+        cache.get(rows, after)
+    for after, begin in ((0, 0), (9, 0), (10, 10), (19, 10), (30, 30), (39, 30)):
+        page = cache.get(rows, after)
+        assert isinstance(page, DiskPage)
+        assert page.after == begin
+    assert rows.reads == [0, 10, 30]
+    cache.get(rows, 20)
+    cache.get(other, 0)
+    assert (rows.reads, other.reads) == ([0, 10, 30, 20], [0])
+
+
+def test_the_pages_used_longest_ago_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, rows = PageCache(InlineWorker()), Rows()
+    cache.get(rows, 0)
+    monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", cache.size_bytes * 2 + 50)
+    cache.get(rows, 10)
+    cache.get(rows, 0)
+    cache.get(rows, 20)
+    assert rows.reads == [0, 10, 20]
+    cache.get(rows, 0)
+    assert rows.reads == [0, 10, 20]
+    cache.get(rows, 10)
+    assert rows.reads == [0, 10, 20, 10]
+    assert cache.size_bytes <= limits.PAGE_CACHE_BYTES
+    monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", 0)
+    page = cache.get(rows, 40)
+    assert isinstance(page, DiskPage)
+    assert (cache.size_bytes, cache._pages, cache._begins) == (0, {}, {})
+
+
+def test_who_waited_for_a_page_gets_it_even_if_it_is_not_kept(
+    worker: LateWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a thousand readers at a thousand places could ask for ever."""
+    monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", 0)
+    cache, rows = PageCache(worker), Rows()
+    waited = reading(cache.get(rows, 0))
+    worker.run()
+    assert cache.get(rows, 0, waited) == waited.page
+    assert cache.get(rows, 4, waited) == waited.page
+    # it has gone on meanwhile
+    reading(cache.get(rows, 10, waited))
+    assert rows.reads == [0]
+
+
+def test_a_page_that_is_read_again_replaces_the_one_before(worker: LateWorker) -> None:
+    cache, rows = PageCache(worker), Rows()
+    waited = reading(cache.get(rows, 0))
+    waited.wait()
+    assert rows.reads == [0]
+    assert waited.page is not None
+    size = cache.size_bytes
+    worker.run()  # the job that was given before somebody waited
+    waited.wait()
+    assert (rows.reads, cache.size_bytes) == ([0, 0], size)
+    cache._keep(rows, DiskPage(0, 10))
+    assert (cache.size_bytes, len(cache._pages)) == (512, 1)
+
+
+def test_a_disk_that_refuses_is_told_to_who_waited_and_asked_again(worker: LateWorker) -> None:
+    cache, rows, told = PageCache(worker), Rows(), []
+    for error, says in ((LogUnavailable("away"), "away"), (ValueError("odd"), "odd")):
+        rows.error = error
+        waited = reading(cache.get(rows, 0))
+        waited.tell(lambda: told.append(1))
+        worker.run()
+        with pytest.raises(LogUnavailable, match=says):
+            cache.get(rows, 0, waited)
+    waited = reading(cache.get(rows, 0))
+    rows.error = LogUnavailable("away")
+    waited.wait()
+    assert waited.error is rows.error
+    rows.error = None
+    page = PageCache(InlineWorker()).get(rows, 0)
+    assert isinstance(page, DiskPage)
+    rows.error = LogUnavailable("away")
+    with pytest.raises(LogUnavailable):
+        PageCache(InlineWorker()).get(rows, 0)
+    assert told == [1, 1]
+
+
+def test_damage_is_noted_before_anybody_asks_again(worker: LateWorker) -> None:
+    cache, rows = PageCache(worker), Rows()
+    rows.damaged_after = 10
+    waited = reading(cache.get(rows, 10))
+    waited.tell(lambda: told.append(len(rows.damage)))
+    told: list[int] = []
+    worker.run()
+    assert told == [1]
+    assert rows.damage == [Gap(10, 20, Cause.DAMAGE, "broken")]
+    assert cache.size_bytes == 0
+    reading(cache.get(rows, 10, waited))
+
+
+def test_a_closed_cache_reads_no_more(worker: LateWorker) -> None:
+    cache, rows = PageCache(worker), Rows()
+    cache.close()
+    assert worker.stopped
+    with pytest.raises(LogUnavailable, match="closed"):
+        cache.get(rows, 0)
