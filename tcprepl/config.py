@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
@@ -414,6 +414,18 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Loaded
     return parse(text, str(path), overrides)
 
 
+def loader(path: Path | None, overrides: Mapping[str, Any]) -> Callable[[], Loaded]:
+    """Return what reads the settings of a process, again and again.
+
+    Args:
+        path: The file; None if there are only *overrides*.
+        overrides: What its command line says; see `build`.
+    """
+    if path is None:
+        return lambda: build({}, "command line", overrides)
+    return lambda: load(path, overrides)
+
+
 def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
     """Validate YAML text; *source* names it in errors; see `build` for *overrides*.
 
@@ -462,6 +474,35 @@ def build(
     return Loaded(config, tuple(warnings))
 
 
+def revalidated(settings: Mapping[str, Any]) -> Config:
+    """Return settings that were validated before, put together in another way.
+
+    Raises:
+        BadConfig: They do not go together; every fault is named.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        faults = [_fault(detail) for detail in error.errors(include_url=False)]
+        raise BadConfig("the settings as they would be", faults) from None
+
+
+def read_secret(path: Path) -> str:
+    """Return the secret that a file holds; white space around it does not count.
+
+    Raises:
+        ConfigError: The file cannot be read, or is empty.
+    """
+    try:
+        secret = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    if not secret:
+        raise ConfigError(f"{path}: is empty; expected a secret")
+    return secret
+
+
 def _put(settings: dict[str, Any], path: str, value: Any) -> None:
     *sections, key = path.split(".")
     for section in sections:
@@ -498,6 +539,8 @@ def _expectation(loc: tuple[int | str, ...]) -> tuple[str, list[str], bool]:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        value = value[0] if len(value) == 1 else list(map(str, value))
     text = repr(str(value) if isinstance(value, Path | Address) else value)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -470,6 +470,24 @@ def one_stream_may_have_bounds_of_its_own(make: Make) -> None:
 
 
 @each(DURABLE, EPHEMERAL)
+def the_bounds_may_be_changed_at_any_time(make: Make, stream: str) -> None:
+    with make(_bounded(max_rows=9)) as store:
+        for index in range(6):
+            add(store, stream, row(str(index)))
+            store.settle()
+        assert store.log.floor(stream, "w") == 0
+        store.log.retain(_bounded(max_rows=3))
+        add(store, stream, row("6"))
+        store.settle()
+        assert store.log.floor(stream, "w") == 4
+        store.log.retain(_bounded(max_rows=5))
+        for index in range(7, 9):
+            add(store, stream, row(str(index)))
+            store.settle()
+        assert store.log.floor(stream, "w") == 4
+
+
+@each(DURABLE, EPHEMERAL)
 def a_transaction_id_makes_a_retry_safe(make: Make, stream: str) -> None:
     with make(Retention(transaction_age_s=60)) as store:
         first = add(store, stream, row("a"), row("b"), transaction_id="t1")

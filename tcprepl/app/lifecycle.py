@@ -163,7 +163,11 @@ class Process(Protocol):
 
 
 async def run(
-    reactor: Any, process: Process, name: str, welcome: Callable[[], object] | None = None
+    reactor: Any,
+    process: Process,
+    name: str,
+    welcome: Callable[[], object] | None = None,
+    on_ready: Callable[[], object] | None = None,
 ) -> int:
     """Run *process* until cancelled, and return the exit code.
 
@@ -172,6 +176,7 @@ async def run(
         process: What to run.
         name: What it is, for the log: ``serve`` gives ``serve.ready`` and so on.
         welcome: Called when it is ready, to tell a person.
+        on_ready: Called when it is ready, before anybody is told.
 
     Raises:
         Exception: It could not start, or failed; everything has been stopped.
@@ -180,6 +185,8 @@ async def run(
     await process.start()
     status: LoopingProcess | None = None
     try:
+        if on_ready is not None:
+            on_ready()
         log.info(ready, **process.facts())
         if welcome is not None:
             welcome()

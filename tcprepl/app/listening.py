@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+import structlog
 from twisted.internet.endpoints import (
     SSL4ServerEndpoint,
     TCP4ServerEndpoint,
@@ -17,12 +19,15 @@ from twisted.protocols.haproxy import proxyEndpoint
 from twisted.web.server import Site
 
 from tcprepl.app.lifecycle import Lifecycle
+from tcprepl.app.reload import all_of
 from tcprepl.app.systemd import sockets_passed
 from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.config import Address, Config, TlsSettings
 from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
+
+log = structlog.get_logger()
 
 #: Connections that may wait to be accepted: after a restart everybody comes at once.
 BACKLOG = 1_024
@@ -76,35 +81,29 @@ class Listeners:
             self._life.add("http", port.stopListening)
             self.http.append(describe_address(port.getHost()))
 
-    def reload(self, config: Config) -> Callable[[], bool]:
+    def reload(self, config: Config) -> Callable[[], None]:
         """Read the certificates again, from where *config* says.
 
         Returns:
-            What puts them in use for new connections, and returns whether there are any.
+            What puts them in use for new connections.
 
         Raises:
             ConfigError: They cannot be read; says everything that is wrong with them.
         """
-        fresh: list[tuple[Certificates, Any]] = []
-        faults: list[str] = []
-        for section, certificates, address in self._certificates:
-            tls = getattr(config, section).tls
-            try:
-                fresh.append(
-                    (
-                        certificates,
-                        _context_of(self._reactor, address) if tls is None else tls_context(tls),
-                    )
-                )
-            except ConfigError as error:
-                faults.append(str(error))
-        if faults:
-            raise ConfigError("; ".join(dict.fromkeys(faults)))
 
-        def use() -> bool:
-            for certificates, options in fresh:
+        def read(section: str, address: Address) -> Any:
+            tls = getattr(config, section).tls
+            from_string = tls is None or address.host is None
+            return _context_of(self._reactor, address) if from_string else tls_context(tls)
+
+        fresh = all_of(
+            *(partial(read, section, address) for section, _, address in self._certificates)
+        )
+
+        def use() -> None:
+            for (_, certificates, _), options in zip(self._certificates, fresh, strict=True):
                 certificates.use(options)
-            return bool(fresh)
+            log.info("reload.certificates", listeners=len(fresh))
 
         return use
 

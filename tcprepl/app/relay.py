@@ -7,7 +7,9 @@ drains the readers, then writes everything out.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -15,8 +17,9 @@ from twisted.internet.defer import Deferred, fail
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.settings import http_secrets, redis_extra, retention_of
-from tcprepl.config import Address, Config
+from tcprepl.config import Address, Config, read_secret
 from tcprepl.http.routing import ApiError
 from tcprepl.ids import InstanceName, Token
 from tcprepl.protocol.commands import (
@@ -88,7 +91,7 @@ class Relay:
         config: Config,
         upstream: RedisUrl | Address,
         *,
-        secret: str | None = None,
+        secret_file: Path | None = None,
         passive: bool = False,
         user_ip: bool = False,
         dialect: str = "auto",
@@ -98,7 +101,8 @@ class Relay:
         self.config = config
         self._reactor = reactor
         self._where = upstream
-        self._secret = secret
+        self._secret_file = secret_file
+        self._catch_up: HttpCatchUp | None = None
         self._passive = passive
         self._user_ip = user_ip
         self._dialect = dialect
@@ -123,6 +127,7 @@ class Relay:
         stream_log = open_log(
             config.data_directory, registry, reactor, retention_of(config), gaps=state.gaps
         )
+        self._log = stream_log
         self._life.add("log", stream_log.close)
         intake = Intake(reactor, stream_log, registry, state)
         self._life.add("intake", intake.close)
@@ -146,24 +151,23 @@ class Relay:
         notifier = Notifier()
         notifier.attach(stream_log)
         await self._listeners.open_replication(self._server)
-        site = build_site(
-            WebServices(
-                reactor=reactor,
-                log=stream_log,
-                registry=registry,
-                publisher=ReadOnly(),
-                notifier=notifier,
-                server_name=config.server_name,
-                instance=config.instance,
-                replication_server=self._server,
-                acknowledge=self._acknowledge,
-                ready=lambda: self._not_ready,
-                secrets=http_secrets(config),
-                hosts=config.http.hosts,
-                limits=HttpLimits(max_body_bytes=config.http.max_body_bytes),
-            )
+        self._web = WebServices(
+            reactor=reactor,
+            log=stream_log,
+            registry=registry,
+            publisher=ReadOnly(),
+            notifier=notifier,
+            server_name=config.server_name,
+            instance=config.instance,
+            replication_server=self._server,
+            acknowledge=self._acknowledge,
+            ready=lambda: self._not_ready,
+            secrets=http_secrets(config),
+            hosts=config.http.hosts,
+            limits=HttpLimits(max_body_bytes=config.http.max_body_bytes),
         )
-        await self._listeners.open_http(site)
+        self._site = build_site(self._web)
+        await self._listeners.open_http(self._site)
         self._upstream.start()
         self._life.add("upstream", self._upstream.stop)
 
@@ -171,10 +175,9 @@ class Relay:
         config, where = self.config, self._where
         catch_up = None
         if config.instances:
-            secret = config.http.replication_secret
-            own = secret.get_secret_value() if secret else None
-            catch_up = HttpCatchUp(self._reactor, config.instances, self._secret or own)
+            catch_up = HttpCatchUp(self._reactor, config.instances, self._secret(config))
             self._life.add("catch_up", catch_up.close)
+        self._catch_up = catch_up
         if isinstance(where, Address):
             return TcpUpstream(
                 self._reactor,
@@ -203,6 +206,41 @@ class Relay:
             user_ip=self._user_ip,
         )
         return made
+
+    def _secret(self, config: Config) -> str | None:
+        """Return what the instances ask for when rows are fetched from them."""
+        if self._secret_file is not None:
+            return read_secret(self._secret_file)
+        secret = config.http.replication_secret
+        return secret.get_secret_value() if secret else None
+
+    @property
+    def reloads(self) -> frozenset[str]:
+        """What a relay takes up while it runs."""
+        return SERVING if self._catch_up is None else SERVING | {"instances"}
+
+    def reload(self, config: Config) -> Callable[[], None]:
+        """Return what takes up *config*, as far as a relay can while it runs (`reloads`).
+
+        Raises:
+            ConfigError: A file that it names is not what it should be.
+        """
+        certificates, secret = all_of(
+            lambda: self._listeners.reload(config), lambda: self._secret(config)
+        )
+
+        def take_up() -> None:
+            certificates()
+            self._log.retain(retention_of(config))
+            self._server.max_connections = config.replication.max_connections
+            if self._catch_up is not None:
+                self._catch_up.change(config.instances, secret)
+            self._web.secrets = http_secrets(config)
+            self._web.hosts = config.http.hosts
+            self._web.limits = HttpLimits(max_body_bytes=config.http.max_body_bytes)
+            self._site.changed()
+
+        return take_up
 
     def _say_downstream(self, command: Command) -> None:
         """Pass on what readers are to hear of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from tcprepl.app.lifecycle import Lifecycle
+from tcprepl.app.reload import ASKING, all_of
+from tcprepl.app.settings import placed_servers, policy_of, trust_of
 from tcprepl.background import run_in_background
+from tcprepl.config import Config
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.backoff import BackoffPolicy
@@ -20,11 +23,12 @@ from tcprepl.federation.sending.intake import FEDERATION
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS, FederationSender
 from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.service import SIGNING_KEY_FILE
 from tcprepl.federation.wire.edu import is_server_name
 from tcprepl.federation.wire.greeting import ask_server_name
 from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.wire.transaction import TransactionLimits
-from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
+from tcprepl.federation.wire.transport import FederationTransport
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
 from tcprepl.protocol.dialects import NATIVE
@@ -41,6 +45,7 @@ class FederationWorker:
 
     Attributes:
         failed: Never fires: a sender goes on whatever others do.
+        config: The settings.
         name: The name of this sender.
         server_name: Who we are; known once started, and so is all below.
         client: Follows the writer.
@@ -49,6 +54,7 @@ class FederationWorker:
         transport: Asks other servers.
     """
 
+    reloads = ASKING
     server_name: ServerName
     client: ReplicationClient
     sender: FederationSender
@@ -60,14 +66,9 @@ class FederationWorker:
         reactor: Any,
         endpoint: IStreamClientEndpoint,
         data: Path,
+        config: Config,
         *,
-        server_name: ServerName | None = None,
         name: InstanceName,
-        senders: Sequence[InstanceName] = (),
-        signing_key: Path,
-        trust: Any = None,
-        policy: AddressPolicy | None = None,
-        overrides: Mapping[ServerName, tuple[str, int]] | None = None,
         limits: TransactionLimits | None = None,
         backoff: BackoffPolicy | None = None,
         max_concurrent: int = MAX_CONCURRENT_REQUESTS,
@@ -79,32 +80,23 @@ class FederationWorker:
             reactor: The reactor.
             endpoint: Where the writer is.
             data: The data directory.
-            server_name: Who we are; what the writer says by default.
+            config: The settings: who we are, if it says so, and its section federation.
             name: The name of this sender.
-            senders: All senders, in the agreed order.
-            signing_key: The file of our key.
-            trust: Who vouches for certificates; the platform's authorities by default.
-            policy: Which addresses we connect to; public ones by default.
-            overrides: Where servers are that an operator has placed.
             limits: What a transaction may hold.
             backoff: How long to wait after failures.
             max_concurrent: Requests under way at once.
             dialect: The dialect of the writer.
 
         Raises:
-            ValueError: *name* is not one of *senders*.
+            ValueError: *name* is not one of the senders.
         """
         self.failed: Deferred[None] = Deferred()
+        self.config = config
         self.name = name
         self._reactor = reactor
         self._endpoint = endpoint
         self._data = data
-        self._given_name = server_name
-        self._shard = Shard(name, senders)
-        self._signing_key = signing_key
-        self._trust = trust
-        self._policy = policy
-        self._overrides = overrides
+        self._shard = Shard(name, config.federation.senders)
         self._limits = limits
         self._backoff = backoff
         self._max_concurrent = max_concurrent
@@ -135,20 +127,35 @@ class FederationWorker:
         away = "" if self.client.connected else ", the writer is away"
         return f"{waiting} destinations{away}"
 
+    def reload(self, config: Config) -> Callable[[], None]:
+        """Return what takes up *config*, as far as a sender can while it runs (`ASKING`).
+
+        Raises:
+            ConfigError: A file that it names is not what it should be.
+        """
+        settings = config.federation
+        trust, placed = all_of(
+            lambda: trust_of(settings.ca), lambda: placed_servers(settings.resolve)
+        )
+        return lambda: self.transport.change(
+            trust=trust, policy=policy_of(config), overrides=placed
+        )
+
     async def _start(self) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
-        signer_key = load_or_create_signing_key(self._signing_key)
-        self.server_name = await find_server_name(
-            self._reactor, self._endpoint, self._data, self._given_name
-        )
+        settings = self.config.federation
+        trust, placed = trust_of(settings.ca), placed_servers(settings.resolve)
+        key = load_or_create_signing_key(settings.signing_key or self._data / SIGNING_KEY_FILE)
+        given = self.config.server_name if "server_name" in self.config.model_fields_set else None
+        self.server_name = await find_server_name(self._reactor, self._endpoint, self._data, given)
         self._pool.start()
         self._life.add("outbox_thread", self._pool.stop)
         self.transport = FederationTransport(
             self._reactor,
-            Signer(self.server_name, signer_key),
-            trust=self._trust,
-            policy=self._policy,
-            overrides=self._overrides,
+            Signer(self.server_name, key),
+            trust=trust,
+            policy=policy_of(self.config),
+            overrides=placed,
         )
         self._life.add("transport", self.transport.close)
         self.outbox = Outbox(self._data / OUTBOX_FILE, self._run)

@@ -16,9 +16,12 @@ from twisted.web.server import Request
 
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.reload import ASKING, SERVING, all_of
 from tcprepl.app.settings import (
+    client_tokens,
     http_secrets,
     placed_servers,
+    policy_of,
     redis_extra,
     registry_of,
     retention_of,
@@ -31,7 +34,6 @@ from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.receiving.receiver import Refused
 from tcprepl.federation.service import CanonicalPublisher, FederationWriter
-from tcprepl.federation.wire.transport import AddressPolicy
 from tcprepl.http.routing import ApiError, Call
 from tcprepl.http.security import Gate
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
@@ -74,6 +76,7 @@ class Server:
         failed: Never fires: nothing that can fail keeps a server from going on.
     """
 
+    reloads = SERVING | ASKING | {"federation.senders"}
     log: Log
     publisher: Publisher
     notifier: Notifier
@@ -109,7 +112,9 @@ class Server:
         self._open_log()
         self._build()
         await self._listeners.open_replication(self.replication)
-        await self._listeners.open_http(build_site(self._services()))
+        self._web = self._services()
+        self._site = build_site(self._web)
+        await self._listeners.open_http(self._site)
         self._join_redis()
 
     async def stop(self, reason: str = "server shutting down") -> None:
@@ -140,6 +145,36 @@ class Server:
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
         return peers_in_words(self.replication)
+
+    def reload(self, config: Config) -> Callable[[], None]:
+        """Return what takes up *config*, as far as a server can while it runs (`SERVING`).
+
+        Raises:
+            ConfigError: A file that it names is not what it should be.
+        """
+        federation = config.federation
+        certificates, trust, placed = all_of(
+            lambda: self._listeners.reload(config),
+            lambda: trust_of(federation.ca),
+            lambda: placed_servers(federation.resolve),
+        )
+
+        def take_up() -> None:
+            certificates()
+            self.config = config
+            self.log.retain(retention_of(config))
+            self.replication.max_connections = config.replication.max_connections
+            self.federation.send_queue.senders = federation.senders
+            self.federation.transport.change(
+                trust=trust, policy=policy_of(config), overrides=placed
+            )
+            self._web.secrets = http_secrets(config)
+            self._web.client_tokens = client_tokens(config)
+            self._web.hosts = self._hosts()
+            self._web.limits = HttpLimits(max_body_bytes=config.http.max_body_bytes)
+            self._site.changed()
+
+        return take_up
 
     def _open_log(self) -> None:
         config = self.config
@@ -222,9 +257,7 @@ class Server:
             signing_key=settings.signing_key,
             senders=settings.senders,
             trust=trust_of(settings.ca),
-            policy=AddressPolicy(
-                settings.allowed_addresses, allow_private=settings.allow_private_addresses
-            ),
+            policy=policy_of(config),
             overrides=placed_servers(settings.resolve),
             wall_ms=self._wall_ms,
             on_origin_up=self._server_is_up,
@@ -294,7 +327,7 @@ class Server:
             mounts=self.federation.resources(),
             ready=lambda: self._not_ready,
             secrets=http_secrets(self.config),
-            client_tokens={t.token.get_secret_value(): t.user_id for t in http.client_tokens},
+            client_tokens=client_tokens(config),
             hosts=self._hosts(),
             limits=HttpLimits(max_body_bytes=http.max_body_bytes),
             wall_ms=self._wall_ms,

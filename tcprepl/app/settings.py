@@ -14,7 +14,7 @@ from tcprepl.config import Config, RetentionSettings, parse_address
 from tcprepl.errors import ConfigError
 from tcprepl.federation.service import OWN_STREAMS
 from tcprepl.federation.wire.edu import is_server_name
-from tcprepl.federation.wire.transport import SystemAndFile
+from tcprepl.federation.wire.transport import AddressPolicy, SystemAndFile
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 
@@ -104,3 +104,14 @@ def http_secrets(config: Config) -> list[str]:
     """Return the secrets of which a request has to show one."""
     http = config.http
     return [s.get_secret_value() for s in (http.token, http.replication_secret) if s]
+
+
+def client_tokens(config: Config) -> dict[str, str | None]:
+    """Return the tokens of the Matrix client paths, each with the user that it speaks for."""
+    return {t.token.get_secret_value(): t.user_id for t in config.http.client_tokens}
+
+
+def policy_of(config: Config) -> AddressPolicy:
+    """Return which addresses of other servers are connected to."""
+    settings = config.federation
+    return AddressPolicy(settings.allowed_addresses, allow_private=settings.allow_private_addresses)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -42,6 +43,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
     "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),
 }
+
+
+#: Those that SIGHUP reloads. What is read after it came needs no reloading: until they are ready
+#: to hear it, it is ignored.
+RELOADED = frozenset({"serve", "relay", "federation-sender"})
 
 
 class _ReaderGoneError(Exception):
@@ -119,4 +125,6 @@ def _complain(error: Exception, code: int) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process."""
+    if RELOADED.intersection(sys.argv[1:2]):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(run())

@@ -8,13 +8,12 @@ from typing import Any
 import click
 
 from tcprepl.app.connecting import client_endpoint
-from tcprepl.app.lifecycle import run
 from tcprepl.app.sender import FederationWorker
+from tcprepl.app.settings import trust_of
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
-from tcprepl.cli.output import say
-from tcprepl.cli.running import run_until_done
-from tcprepl.config import Address
+from tcprepl.cli.running import run_process
+from tcprepl.config import Address, loader
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS
@@ -25,36 +24,40 @@ from tcprepl.federation.wire.transaction import (
     MIN_TRANSACTION_BYTES,
     TransactionLimits,
 )
-from tcprepl.federation.wire.transport import AddressPolicy, SystemAndFile
 
 DEFAULT_DATA = "./tcprepl-sender"
 
 
 def placed_servers(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, tuple[str, int]]:
+) -> dict[str, str]:
     """Return what the ``--resolve NAME=HOST:PORT`` options say."""
-    placed: dict[str, tuple[str, int]] = {}
+    placed: dict[str, str] = {}
     for value in values:
         name, _, where = value.partition("=")
         host, _, port = where.rpartition(":")
         if not is_server_name(name) or not host or not port.isdigit() or int(port) > 65_535:
             raise click.BadParameter(f"{value!r}: expected NAME=HOST:PORT")
-        placed[name] = host.strip("[]"), int(port)
+        placed[name] = where
     return placed
 
 
 @click.command("federation-sender")
 @from_option
 @click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A configuration file (YAML), as of serve: its server_name, federation and log; the "
+    "options here are stronger.",
+)
+@click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_DATA,
-    show_default=True,
-    help="The directory for the outbox.",
+    help=f"The directory for the outbox.  [default: {DEFAULT_DATA}]",
 )
 @click.option("--name", default="fed1", show_default=True, help="The name of this sender.")
-@click.option("--senders", default="", help="All senders, A,B,C: the same list for each of them.")
+@click.option("--senders", help="All senders, A,B,C: the same list for each of them.")
 @click.option("--server-name", help="The homeserver's name.  [default: what the writer says]")
 @click.option(
     "--signing-key",
@@ -114,19 +117,18 @@ def placed_servers(
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What is logged on stderr.",
+    help="What is logged on stderr.  [default: info]",
 )
 def command(
     source: Address,
-    data: Path,
+    config_file: Path | None,
+    data: Path | None,
     name: str,
-    senders: str,
+    senders: str | None,
     server_name: str | None,
     signing_key: Path | None,
     ca: Path | None,
-    resolve: dict[str, tuple[str, int]],
+    resolve: dict[str, str],
     allow_private: bool,
     allow_range: tuple[str, ...],
     concurrency: int,
@@ -135,7 +137,7 @@ def command(
     retry_first: float | None,
     retry_cap: float | None,
     dialect: str,
-    log_level: str,
+    log_level: str | None,
 ) -> int:
     """Send the EDUs of a server to the servers they are for.
 
@@ -148,40 +150,44 @@ def command(
       $ tcprepl federation-sender --from 127.0.0.1:9092 --signing-key tcprepl-data/signing.key
       tcprepl sends the EDUs of "example.com" as fed1.
     """
-    names = [word.strip() for word in senders.split(",") if word.strip()]
-    if names and name not in names:
-        raise ConfigError(f"--name {name}: expected one of --senders {','.join(names)}")
-    try:
-        policy = AddressPolicy(allow_range, allow_private=allow_private)
-        trust = None if ca is None else SystemAndFile(ca)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from None
-    options: dict[str, Any] = {
+    overrides = {
         "server_name": server_name,
-        "name": name,
-        "senders": names,
-        "signing_key": signing_key or data / "signing.key",
-        "trust": trust,
-        "policy": policy,
-        "overrides": resolve,
-        "limits": TransactionLimits(edus=max_edus, max_bytes=max_bytes),
-        "backoff": backoff_policy(retry_first, retry_cap),
-        "max_concurrent": concurrency,
-        "dialect": dialect,
+        "federation.senders": senders and [w for w in map(str.strip, senders.split(",")) if w],
+        "federation.signing_key": signing_key,
+        "federation.ca": ca,
+        "federation.resolve": resolve or None,
+        "federation.allowed_addresses": allow_range or None,
+        "federation.allow_private_addresses": allow_private or None,
+        "log.level": log_level,
     }
-    logs.configure(log_level, "auto")
+    read = loader(config_file, overrides)
+    loaded = read()
+    settings = loaded.config.federation
+    if settings.senders and name not in settings.senders:
+        raise ConfigError(f"--name {name}: expected one of --senders {','.join(settings.senders)}")
+    trust_of(settings.ca)  # said before anything is begun
+    logs.configure(loaded.config.log.level, loaded.config.log.format)
+    logs.warn_of_spelling(loaded.warnings)
 
-    async def main(reactor: Any) -> int:
-        endpoint = client_endpoint(reactor, source)
-        worker = FederationWorker(reactor, endpoint, data, **options)
-        return await run(
+    def make(reactor: Any) -> FederationWorker:
+        return FederationWorker(
             reactor,
-            worker,
-            "federation",
-            lambda: say(f'tcprepl sends the EDUs of "{worker.server_name}" as {name}.\n'),
+            client_endpoint(reactor, source),
+            data or Path(DEFAULT_DATA),
+            loaded.config,
+            name=name,
+            limits=TransactionLimits(edus=max_edus, max_bytes=max_bytes),
+            backoff=backoff_policy(retry_first, retry_cap),
+            max_concurrent=concurrency,
+            dialect=dialect,
         )
 
-    return run_until_done(main)
+    return run_process(make, "federation", welcome, None if config_file is None else read)
+
+
+def welcome(worker: FederationWorker) -> str:
+    """Return whose EDUs it sends."""
+    return f'tcprepl sends the EDUs of "{worker.server_name}" as {worker.name}.\n'
 
 
 def backoff_policy(first_s: float | None, cap_s: float | None) -> BackoffPolicy:

@@ -113,7 +113,7 @@ async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
             done.callback(None)
 
     def end(ended: Ended) -> None:
-        if ended.established:
+        if heard:
             finish()
         elif not done.called:
             done.errback(ConnectionFailed(f"{address}: {ended.text}", reason=ended.reason))

@@ -16,6 +16,9 @@ from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import provider
 
+#: Twisted is told once where its events go.
+_begun: list[object] = []
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -60,9 +63,11 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=LEVELS["warning"], stream=Unfailing(out), force=True)
-    globalLogBeginner.beginLoggingTo(
-        [forward_twisted_event], discardBuffer=True, redirectStandardIO=False
-    )
+    if forward_twisted_event not in _begun:
+        _begun.append(forward_twisted_event)
+        globalLogBeginner.beginLoggingTo(
+            [forward_twisted_event], discardBuffer=True, redirectStandardIO=False
+        )
 
 
 def warn_of_spelling(warnings: Iterable[str]) -> None:

@@ -8,13 +8,11 @@ from typing import Any
 
 import click
 
-from tcprepl.app.lifecycle import run
 from tcprepl.app.relay import Relay
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS
-from tcprepl.cli.output import say
-from tcprepl.cli.running import run_until_done
-from tcprepl.config import Address, build, load, parse_address
+from tcprepl.cli.running import run_process
+from tcprepl.config import Address, loader, parse_address
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.redis.url import RedisUrl, is_redis_url, parse_redis_url
 
@@ -135,29 +133,27 @@ def command(
         "data_directory": data or (None if config_file else Path(DEFAULT_DATA)),
         "instances": dict(instances) or None,
     }
-    loaded = load(config_file, overrides) if config_file else build({}, "command line", overrides)
+    read = loader(config_file, overrides)
+    loaded = read()
     if "server_name" not in loaded.config.model_fields_set:
         raise click.UsageError("--server-name is missing: whose streams are they?")
     if isinstance(upstream, Address) and user_ip:
         raise click.UsageError("--user-ip is of Redis only")
     logs.configure(loaded.config.log.level, loaded.config.log.format)
-    secret = None if secret_file is None else secret_file.read_text(encoding="utf-8").strip()
-
     logs.warn_of_spelling(loaded.warnings)
 
-    async def main(reactor: Any) -> int:
-        relay = Relay(
+    def make(reactor: Any) -> Relay:
+        return Relay(
             reactor,
             loaded.config,
             upstream,
-            secret=secret,
+            secret_file=secret_file,
             passive=passive,
             user_ip=user_ip,
             dialect=dialect,
         )
-        return await run(reactor, relay, "relay", lambda: say(welcome(relay)))
 
-    return run_until_done(main)
+    return run_process(make, "relay", welcome, None if config_file is None else read)
 
 
 def welcome(relay: Relay) -> str:

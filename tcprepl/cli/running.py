@@ -8,14 +8,27 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet import defer, error
 from twisted.internet._resolver import GAIResolver
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from tcprepl.app.lifecycle import Process, run
+from tcprepl.app.reload import Reloadable, Reloader
+from tcprepl.background import run_in_background
+from tcprepl.cli import logs
+from tcprepl.cli.output import say
+from tcprepl.config import Loaded
 from tcprepl.errors import ConnectionFailed
+
+
+class Root(Process, Reloadable, Protocol):
+    """A composition root."""
+
+
+P = TypeVar("P", bound=Root)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: A process ends this soon after it was asked to, even if a part of it hangs: then as if killed,
@@ -50,10 +63,7 @@ def run_until_done(
         Exception: whatever *main* raised.
     """
     if reactor is None:
-        from twisted.internet import reactor as installed
-
-        reactor = installed
-        _look_names_up_in_daemons(reactor)
+        reactor = _installed_reactor()
     outcome: list[int | Failure] = []
     interrupted: list[int] = []
     task: defer.Deferred[int] = defer.Deferred()
@@ -109,6 +119,38 @@ def run_until_done(
     return result
 
 
+def run_process(
+    make: Callable[[Any], P],
+    name: str,
+    welcome: Callable[[P], str],
+    load: Callable[[], Loaded] | None,
+) -> int:
+    """Run a composition root as this process, reloaded by SIGHUP, and return its exit code.
+
+    Args:
+        make: Makes it, given the reactor.
+        name: What it is, for the log.
+        welcome: Returns what a person is told when it is ready.
+        load: Reads its configuration file again; None if it has none.
+
+    Raises:
+        Exception: It could not start, or failed.
+    """
+    reloaders: list[Reloader] = []
+
+    async def main(reactor: Any) -> int:
+        process = make(reactor)
+        reloader = Reloader(process, load, logs.configure)
+        reloaders.append(reloader)
+        return await run(reactor, process, name, lambda: say(welcome(process)), reloader.ready)
+
+    def hang_up() -> None:
+        for reloader in reloaders:
+            run_in_background(reloader.hang_up)
+
+    return run_until_done(main, on_hangup=hang_up)
+
+
 def _end_overdue(end: Callable[[int], object]) -> None:
     text = (
         f"tcprepl: not everything could be stopped within {END_WITHIN_S:g} s; ends all the same\n"
@@ -120,9 +162,16 @@ def _end_overdue(end: Callable[[int], object]) -> None:
         end(1)
 
 
-def _look_names_up_in_daemons(reactor: Any) -> None:
-    """Look names up in threads that nobody waits for at the end: it may take them minutes."""
+def _installed_reactor() -> Any:
+    """Return Twisted's reactor.
+
+    Names are looked up in threads that nobody waits for at the end: it may take them minutes.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
     pool = ThreadPool(0, RESOLVER_THREADS, name="names")
     pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]
     reactor.callWhenRunning(pool.start)
     reactor.installNameResolver(GAIResolver(reactor, lambda: pool))
+    return reactor

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from tcprepl.app.lifecycle import run
 from tcprepl.app.server import Server
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS
-from tcprepl.cli.output import say
-from tcprepl.cli.running import run_until_done
-from tcprepl.config import DEFAULT_HTTP, Address, build, load
+from tcprepl.cli.running import run_process
+from tcprepl.config import DEFAULT_HTTP, Address, loader
 
 
 @click.command("serve")
@@ -77,15 +74,16 @@ def command(
         "replication.dialect": dialect,
         "redis.url": redis,
     }
-    loaded = load(config_file, overrides) if config_file else build({}, "command line", overrides)
+    read = loader(config_file, overrides)
+    loaded = read()
     logs.configure(loaded.config.log.level, loaded.config.log.format)
     logs.warn_of_spelling(loaded.warnings)
-
-    async def main(reactor: Any) -> int:
-        server = Server(reactor, loaded.config)
-        return await run(reactor, server, "serve", lambda: say(welcome(server)))
-
-    return run_until_done(main)
+    return run_process(
+        lambda reactor: Server(reactor, loaded.config),
+        "serve",
+        welcome,
+        None if config_file is None else read,
+    )
 
 
 def welcome(server: Server) -> str:

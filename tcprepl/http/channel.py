@@ -251,6 +251,7 @@ class LimitedSite(Site):
         self.open_channels: set[LimitedChannel] = set()
         self._start_hooks: list[Callable[[], None]] = []
         self._drain_hooks: list[Callable[[], None]] = []
+        self._change_hooks: list[Callable[[], None]] = []
         CONNECTIONS.add_source(self._count)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -293,6 +294,15 @@ class LimitedSite(Site):
     def on_drain(self, hook: Callable[[], None]) -> None:
         """Call *hook* when the site is drained: what waits has to answer now."""
         self._drain_hooks.append(hook)
+
+    def on_change(self, hook: Callable[[], None]) -> None:
+        """Call *hook* when the services that the site was built from have changed."""
+        self._change_hooks.append(hook)
+
+    def changed(self) -> None:
+        """Take up who is let in from now on; whoever changed the services calls this."""
+        for hook in self._change_hooks:
+            hook()
 
     def drain(self) -> None:
         """Let what waits answer now, and close every connection once it has."""

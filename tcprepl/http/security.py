@@ -90,6 +90,16 @@ class Gate:
         *,
         client_tokens: Collection[str] = (),
     ) -> None:
+        self.admit(secrets, hosts, client_tokens=client_tokens)
+
+    def admit(
+        self,
+        secrets: Collection[str],
+        hosts: Collection[str] = (),
+        *,
+        client_tokens: Collection[str] = (),
+    ) -> None:
+        """Judge requests by these from now on; the arguments are as for the class."""
         if "" in (*secrets, *client_tokens):
             raise ConfigError("an HTTP secret is empty: expected at least one character")
         self._secrets = tuple(secrets)

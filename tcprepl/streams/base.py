@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -180,6 +181,21 @@ class BaseLog:
                 token=gap.upto if gap else None,
             )
         return page
+
+    def retain(self, retention: Retention) -> None:
+        """Keep what *retention* says from now on, of bounds; the rest of it stays as it was."""
+        self._retention = replace(
+            self._retention,
+            durable=retention.durable,
+            ephemeral=retention.ephemeral,
+            streams=retention.streams,
+        )
+        self._rebound()
+        self.expire()
+
+    def _rebound(self) -> None:
+        """Give each pair the bounds that hold now."""
+        raise NotImplementedError
 
     def expire(self) -> None:
         """Let go of what is beyond retention."""

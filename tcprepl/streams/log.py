@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from tcprepl.streams.cursor import Cursor
+    from tcprepl.streams.retention import Retention
 
 
 class Block:
@@ -250,6 +251,10 @@ class Log(Protocol):
 
     def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
         """Forget rows whose token is at most *upto* (acknowledged by everybody)."""
+        ...
+
+    def retain(self, retention: Retention) -> None:
+        """Keep what *retention* says from now on."""
         ...
 
     def add_listener(self, listener: Callable[[Block], None]) -> None:

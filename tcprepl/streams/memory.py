@@ -38,9 +38,10 @@ class MemoryStream:
         position: The newest token.
         floor: The oldest token from which a read is complete.
         bound: What made the rows up to the floor go.
+        bounds: How much is kept; may be changed.
     """
 
-    __slots__ = ("_bounds", "_kept", "_ring", "bound", "floor", "instance", "position", "stream")
+    __slots__ = ("_kept", "_ring", "bound", "bounds", "floor", "instance", "position", "stream")
 
     def __init__(
         self, stream: StreamDef, instance: InstanceName, bounds: Bounds, start: Token = 0
@@ -50,7 +51,7 @@ class MemoryStream:
         self.position = start
         self.floor = start
         self.bound = RESTARTED
-        self._bounds = bounds
+        self.bounds = bounds
         self._ring = Ring()
         self._kept = Kept(stream, start) if stream.keyed and not stream.durable else None
 
@@ -75,7 +76,7 @@ class MemoryStream:
         """Let go of what is beyond the bounds."""
         ring = self._ring
         while len(ring):
-            bound = self._bounds.excess(ring.oldest.written_ms, ring.size_bytes, ring.rows, now_ms)
+            bound = self.bounds.excess(ring.oldest.written_ms, ring.size_bytes, ring.rows, now_ms)
             if bound is None:
                 return
             self._forget(ring.evict())
@@ -157,6 +158,11 @@ class MemoryLog(BaseLog):
             bounds = self._retention.bounds(stream, durable=definition.durable)
             found = self._pairs[stream, instance] = MemoryStream(definition, instance, bounds)
         return found
+
+    def _rebound(self) -> None:
+        for (stream, _), held in self._pairs.items():
+            durable = self._registry.get(stream).durable
+            held.bounds = self._retention.bounds(stream, durable=durable)
 
     def append(
         self,

@@ -178,6 +178,11 @@ class SqliteLog(BaseLog):
         self._pairs[stored.stream, stored.instance] = pair
         return pair
 
+    def _rebound(self) -> None:
+        for (stream, _), pair in self._pairs.items():
+            durable = self._registry.get(stream).durable
+            pair.bounds = self._retention.bounds(stream, durable=durable)
+
     def _get(self, stream: StreamName, instance: InstanceName) -> DurableStream | _Ephemeral:
         found = self._pairs.get((stream, instance))
         if found is None:

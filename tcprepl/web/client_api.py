@@ -80,6 +80,11 @@ class ClientApi:
     def __init__(self, services: WebServices, ingest: Ingest) -> None:
         self._services = services
         self._ingest = ingest
+        self.admit()
+
+    def admit(self) -> None:
+        """Take the tokens from the services, at first and when they have changed."""
+        services = self._services
         # Who may publish any row may also speak for any user.
         tokens = {**dict.fromkeys(services.secrets), **services.client_tokens}
         self._tokens = ClientTokens(tokens, services.server_name)

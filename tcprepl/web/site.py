@@ -59,6 +59,13 @@ def build_site(services: WebServices) -> LimitedSite:
         max_connections=bounds.max_connections,
         request_timeout_s=bounds.request_timeout_s,
     )
+
+    def take_up_changes() -> None:
+        gate.admit(services.secrets, services.hosts, client_tokens=services.client_tokens)
+        clients.admit()
+        site.max_body_bytes = services.limits.max_body_bytes
+
+    site.on_change(take_up_changes)
     site.on_start(board.start)
     site.on_drain(polls.drain)
     site.on_drain(board.stop)

@@ -212,6 +212,13 @@ class Discovery:
                 found = await self._search_for_all(destination)
         return found.targets
 
+    def place(self, overrides: Mapping[ServerName, tuple[str, int]]) -> None:
+        """Take up where an operator places destinations now; forget those that this changes."""
+        before, self._overrides = self._overrides, dict(overrides)
+        for destination in before.keys() | overrides.keys():
+            if before.get(destination) != overrides.get(destination):
+                self.forget(destination)
+
     def cached(self, destination: ServerName) -> Discovered | None:
         """Return what is remembered of *destination*, if it is still good."""
         found = self._cache.get(destination)

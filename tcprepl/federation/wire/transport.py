@@ -431,6 +431,18 @@ class FederationTransport:
             overrides,
         )
 
+    def change(
+        self,
+        *,
+        trust: Any,
+        policy: AddressPolicy,
+        overrides: Mapping[ServerName, tuple[str, int]],
+    ) -> None:
+        """Take up other settings, which are as for the class, for connections made from now on."""
+        self._trust = platformTrust() if trust is None else trust
+        self._policy = policy
+        self.discovery.place(overrides)
+
     # -- asking -------------------------------------------------------------------------------
 
     async def send_transaction(

@@ -75,11 +75,15 @@ class HttpCatchUp:
     def __init__(
         self, reactor: Any, urls: Mapping[InstanceName, str], secret: str | None = None
     ) -> None:
-        self._urls = dict(urls)
-        self._secret = secret
+        self.change(urls, secret)
         self._pool = HTTPConnectionPool(reactor)
         self._client = treq.client.HTTPClient(Agent(reactor, pool=self._pool))
         self._reactor = reactor
+
+    def change(self, urls: Mapping[InstanceName, str], secret: str | None) -> None:
+        """Ask there, with that secret, from now on; the arguments are as for the class."""
+        self._urls = dict(urls)
+        self._secret = secret
 
     async def fetch(
         self, stream: StreamName, instance: InstanceName, after: Token, upto: Token

@@ -378,6 +378,7 @@ class ReplicationServer:
         epoch_s: What to add to the reactor's time to get seconds since 1970, for PING.
 
     Attributes:
+        max_connections: As given; may be changed at any time.
         links: Asked for what the status says of upstreams and Redis.
     """
 
@@ -404,7 +405,7 @@ class ReplicationServer:
         self._dialect = dialect
         #: The streams that a Synapse over TCP is told of.
         self.synapse_streams = sorted(assumed_streams(dialect))
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._peers: dict[int, Peer] = {}
         self._ports: list[IListeningPort] = []
         self._handlers: dict[type[Command], list[CommandHandler]] = {}
@@ -509,8 +510,8 @@ class ReplicationServer:
         log.debug("replication.peer.connected", conn_id=peer.conn_id, peer=peer.address)
         if self._stopping is not None:
             peer.close(CloseReason.SHUTDOWN, "server shutting down")
-        elif len(self._peers) > self._max_connections:
-            limit = f"the limit is {self._max_connections} connections (max_connections)"
+        elif len(self._peers) > self.max_connections:
+            limit = f"the limit is {self.max_connections} connections (max_connections)"
             for other in self._peers.values():
                 if other.quiet and other is not peer and other.closing is None:
                     other.close(

@@ -44,9 +44,8 @@ def federation_sender(reactor: Any, where: Path) -> FederationWorker:
         reactor,
         TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
         where,
-        server_name="x.example",
+        build({"server_name": "x.example"}, "test").config,
         name="fed1",
-        signing_key=where / "signing.key",
     )
     made._run = run_inline  # type: ignore[method-assign]
     return made

@@ -116,8 +116,8 @@ def test_certificates_are_read_again(tmp_path: Path) -> None:
 
     use = listeners.reload(config(other.certificate, other.private_key))
     assert [server[2].getContext() for server in reactor.sslServers] == contexts
-    assert use()
+    use()
     fresh = [server[2].getContext() for server in reactor.sslServers]
     assert all(a is not b for a, b in zip(contexts, fresh, strict=True))
     plain = Listeners(reactor, given, Lifecycle(reactor, "test"))
-    assert not plain.reload(given)()
+    plain.reload(given)()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tcprepl.app import relay
 from tcprepl.app.lifecycle import run
 from tcprepl.app.relay import Relay
 from tcprepl.config import Address, build, parse_address
-from tcprepl.errors import LogUnavailable
+from tcprepl.errors import ConfigError, LogUnavailable
 from tcprepl.protocol.commands import (
     FederationAckCommand,
     RemoteServerUpCommand,
@@ -167,3 +168,28 @@ def test_cancelling_ends_it_well() -> None:
     for _ in range(20):
         reactor.advance(1)
     assert codes == [0]
+
+
+def test_what_is_reloaded_holds(tmp_path: Path) -> None:
+    """Secrets, hosts, bounds, and where missed rows are fetched if that was said at the start."""
+    reactor = MemoryReactorClock()
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    raw = {"instances": {"master": "http://127.0.0.1:1"}}
+    made_relay = made(parse_address("127.0.0.1:7"), reactor, raw=raw, secret_file=secret)
+    assert "instances" not in made_relay.reloads
+    settle(reactor, made_relay.start())
+    assert "instances" in made_relay.reloads
+    secret.write_text("new\n")
+    new = build(
+        {"http": {"token": "t"}, "instances": {}, "replication": {"max_connections": 3}}, "test"
+    ).config
+    made_relay.reload(new)()
+    assert made_relay._web.secrets == ["t"]
+    assert made_relay._server.max_connections == 3
+    assert made_relay._catch_up is not None
+    assert (made_relay._catch_up._urls, made_relay._catch_up._secret) == ({}, "new")
+    secret.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        made_relay.reload(new)
+    settle(reactor, made_relay.stop())

@@ -13,6 +13,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app import sender as module
 from tcprepl.app.sender import NAME_FILE, FederationWorker, find_server_name
+from tcprepl.config import build
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending.outbox import run_inline
 from tcprepl.protocol.commands import FederationAckCommand, PingCommand, RemoteServerUpCommand
@@ -48,10 +49,10 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federati
         reactor,
         TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
         tmp_path,
-        server_name="x.example",
+        build(
+            {"server_name": "x.example", "federation": {"senders": ["fed1", "fed2"]}}, "t"
+        ).config,
         name="fed1",
-        senders=("fed1", "fed2"),
-        signing_key=tmp_path / "signing.key",
     )
     assert result(made.start()) is None
     yield made
@@ -137,3 +138,14 @@ def test_a_name_that_is_none_is_told(tmp_path: Path) -> None:
     nothing: Any = None
     with pytest.raises(ConfigError, match="server-name"):
         result(find_server_name(nothing, nothing, tmp_path, "not a name"))
+
+
+def test_what_is_reloaded_holds(worker: FederationWorker) -> None:
+    """Where servers are, whose certificates and which addresses."""
+    resolve = {"resolve": {"y.example": "127.0.0.1:5"}, "allow_private_addresses": True}
+    new = build({"federation": resolve}, "test").config
+    worker.reload(new)()
+    (target,) = result(worker.transport.discovery.resolve("y.example"))
+    assert target.port == 5
+    with pytest.raises(ConfigError, match=r"federation.ca"):
+        worker.reload(build({"federation": {"ca": "/absent"}}, "test").config)

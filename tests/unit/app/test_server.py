@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.app.listening import CannotListen
 from tcprepl.app.server import Server
-from tcprepl.config import build
+from tcprepl.config import BadConfig, build
 from tcprepl.errors import LogLocked
 from tcprepl.protocol.commands import FederationAckCommand
 from tcprepl.storage.lock import DirectoryLock
@@ -135,4 +135,33 @@ def test_streams_go_over_redis_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [port for _, port, *_ in reactor.tcpClients] == [6379]
     assert [link.name for link in server.replication.status().links] == ["redis://127.0.0.1:6379"]
     server._server_is_up("far.example.com")
+    result_of(server.stop(), reactor)
+
+
+def test_what_is_reloaded_holds() -> None:
+    """Each part of a server takes its own."""
+    reactor = MemoryReactorClock()
+    server = made(reactor, http={"token": "old"})
+    result_of(server.start())
+    new = build(
+        {
+            "data_directory": None,
+            "http": {"token": "new", "client_tokens": [{"token": "t"}], "max_body_bytes": 9},
+            "replication": {"max_connections": 3},
+            "streams": {"retention": {"rows": 4}},
+            "federation": {"senders": ["fed1"], "resolve": {"b.example": "127.0.0.1:1"}},
+        },
+        "test",
+    ).config
+    server.reload(new)()
+    assert server._web.secrets == ["new"]
+    assert server._web.client_tokens == {"t": None}
+    assert server._site.max_body_bytes == 9
+    assert server.replication.max_connections == 3
+    assert server.federation.send_queue.senders == ("fed1",)
+    bad = build({"federation": {"ca": "/absent", "resolve": {"b c": "127.0.0.1:1"}}}, "x").config
+    with pytest.raises(BadConfig) as caught:
+        server.reload(bad)
+    assert len(caught.value.faults) == 2
+    assert server._web.secrets == ["new"]
     result_of(server.stop(), reactor)

@@ -20,8 +20,8 @@ def place(*values: str) -> Any:
 
 def test_servers_are_placed() -> None:
     assert place("y.example=127.0.0.1:8448", "z.example:1=[::1]:5") == {
-        "y.example": ("127.0.0.1", 8448),
-        "z.example:1": ("::1", 5),
+        "y.example": "127.0.0.1:8448",
+        "z.example:1": "[::1]:5",
     }
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app.relay import Relay
@@ -39,11 +38,8 @@ def test_wrong_command_lines(
 def test_the_command_line_becomes_a_relay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found: list[Any] = []
 
-    def run_until_done(main: Any) -> int:
-        _ = Deferred.fromCoroutine(main(MemoryReactorClock()))
-        return 0
-
-    async def fake(*_: object) -> int:
+    def run_process(make: Any, *_: object) -> int:
+        make(MemoryReactorClock())
         return 0
 
     class Seen(Relay):
@@ -51,9 +47,8 @@ def test_the_command_line_becomes_a_relay(monkeypatch: pytest.MonkeyPatch, tmp_p
             found.append((args[1], args[2], kwargs))
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(relay, "run_until_done", run_until_done)
+    monkeypatch.setattr(relay, "run_process", run_process)
     monkeypatch.setattr(relay, "Relay", Seen)
-    monkeypatch.setattr(relay, "run", fake)
     (tmp_path / "secret").write_text("hush\n")
     arguments = [
         "--upstream",
@@ -69,7 +64,12 @@ def test_the_command_line_becomes_a_relay(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert config.instances == {"master": "http://m:1", "*": "https://o:2"}
     assert str(config.data_directory) == "tcprepl-relay"
     assert str(upstream) == "rediss://h:7"
-    assert options == {"secret": "hush", "passive": True, "user_ip": True, "dialect": "auto"}
+    assert options == {
+        "secret_file": tmp_path / "secret",
+        "passive": True,
+        "user_ip": True,
+        "dialect": "auto",
+    }
     (tmp_path / "c.yaml").write_text("server_name: y\ndata_directory: null\n")
     assert run(["relay", "--upstream", "h:1", "--config", str(tmp_path / "c.yaml")]) == 0
     assert found[1][0].data_directory is None

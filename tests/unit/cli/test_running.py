@@ -12,7 +12,9 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ReactorNotRunning
 
-from tcprepl.cli.running import run_until_done
+from tcprepl.cli import running
+from tcprepl.cli.running import run_process, run_until_done
+from tcprepl.config import Config, build
 from tests.harness import environment
 
 
@@ -182,3 +184,48 @@ def test_with_the_real_reactor() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "tidy\n", "")
+
+
+class Root:
+    """A process that notes what happens to it, and stops the reactor's steps by itself."""
+
+    reloads = frozenset({"log"})
+
+    def __init__(self) -> None:
+        self.config = build({}, "test").config
+        self.failed: Deferred[None] = Deferred()
+        self.events: list[str] = []
+
+    async def start(self) -> None:
+        self.events.append("start")
+
+    async def stop(self) -> None:
+        self.events.append("stop")
+
+    def facts(self) -> dict[str, object]:
+        return {}
+
+    def status_line(self) -> str:
+        return ""
+
+    def reload(self, config: Config) -> Any:
+        self.events.append("reload")
+        return lambda: None
+
+
+def test_a_process_is_welcomed_reloaded_and_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = (press(signal.SIGHUP), press(signal.SIGTERM), lambda: None)
+    monkeypatch.setattr(running, "_installed_reactor", lambda: FakeReactor(*steps))
+    root = Root()
+    assert run_process(lambda _: root, "test", lambda _: "hello\n", None) == 0
+    assert root.events == ["start", "reload", "stop"]
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_who_is_overdue_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    ends: list[int] = []
+    running._end_overdue(ends.append)
+    assert ends == [1]
+    assert "not everything could be stopped within 9 s" in capfd.readouterr().err

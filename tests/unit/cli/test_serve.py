@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app.server import Server
@@ -71,16 +70,11 @@ def test_options_are_stronger_than_the_file(
     file.write_text("server_name: a\ninstance: i\nlog: {level: error}\n", encoding="utf-8")
     found: list[Server] = []
 
-    async def fake(reactor: Any, given: Server, *_: object) -> int:
-        found.append(given)
+    def at_once(make: Any, *_: object) -> int:
+        found.append(make(MemoryReactorClock()))
         return 0
 
-    def at_once(main: Any) -> int:
-        _ = Deferred.fromCoroutine(main(MemoryReactorClock()))
-        return 0
-
-    monkeypatch.setattr(serve, "run", fake)
-    monkeypatch.setattr(serve, "run_until_done", at_once)
+    monkeypatch.setattr(serve, "run_process", at_once)
     monkeypatch.setattr(serve.logs, "configure", lambda *_: None)
     args = ["--server-name", "b", "--listen", "[::1]:1", "--http", "unix:/run/h", "--data", "d"]
     assert run(["serve", "--config", str(file), *args, "--dialect", "1.13"]) == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from twisted.web.resource import Resource
 
+from tcprepl.web.services import HttpLimits
 from tests.web_site import Stage
 
 
@@ -33,4 +34,24 @@ def test_other_rooms_bring_faces_of_their_own() -> None:
     assert stage.get("/_matrix/key/v2/server").body == b"elsewhere"
     assert stage.get("/_matrix/key/v2/other").status == 404
     assert stage.get("/health").status == 200
+    stage.close()
+
+
+def test_who_is_let_in_may_change_while_it_serves() -> None:
+    """Secrets, tokens of clients, and the longest body; whoever changed them says so."""
+    stage = Stage(secrets=("old",), client_tokens={"client": "@a:example.com"})
+
+    def status(token: str, path: str = "/metrics") -> int:
+        return stage.ask("GET", path, headers={"Authorization": f"Bearer {token}"}).status
+
+    whoami = "/_matrix/client/v3/account/whoami"
+    assert status("old") == status("client", whoami) == 200
+    stage.services.secrets = ("new",)
+    stage.services.client_tokens = {"other": "@a:example.com"}
+    stage.services.limits = HttpLimits(max_body_bytes=7)
+    assert status("old") == 200
+    stage.site.changed()
+    assert status("old") == status("client", whoami) == 401
+    assert status("new") == status("other", whoami) == 200
+    assert stage.site.max_body_bytes == 7
     stage.close()

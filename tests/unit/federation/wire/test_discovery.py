@@ -261,3 +261,15 @@ def test_srv_records_are_tried_by_priority_and_by_weight() -> None:
 def test_split_server_name() -> None:
     assert split_server_name("h.example:1") == ("h.example", 1, False)
     assert split_server_name("[::1]") == ("::1", None, True)
+
+
+def test_an_operator_may_place_servers_anew() -> None:
+    """What is remembered of a server that was placed or is placed now is forgotten."""
+    net = Net()
+    made = net.make(overrides={"h.example": ("127.0.0.1", 5), "i.example": ("127.0.0.1", 7)})
+    for name, port in (("h.example", 5), ("i.example", 7)):
+        assert result(made.resolve(name))[0].port == port
+    made.place({"h.example": ("127.0.0.1", 6), "i.example": ("127.0.0.1", 7)})
+    assert made.cached("h.example") is None
+    assert made.cached("i.example") is not None
+    assert result(made.resolve("h.example"))[0].port == 6

@@ -429,3 +429,17 @@ def test_a_file_of_certificates_is_trusted_besides_the_system(tmp_path: Path) ->
     path.write_text("rubbish")
     with pytest.raises(ValueError, match="PEM"):
         SystemAndFile(path)
+
+
+def test_settings_may_change_while_it_runs() -> None:
+    """Connections that are made from then on go by the new ones."""
+    transport, _ = make()
+    target = transport.discovery
+    policy = AddressPolicy(allow_private=True)
+    transport.change(trust=None, policy=policy, overrides={"y.example": ("127.0.0.1", 6)})
+    assert transport.discovery is target
+    assert result(target.resolve("y.example"))[0].port == 6
+    assert transport._policy is policy
+    root = trustme_root()
+    transport.change(trust=root, policy=policy, overrides={})
+    assert transport._trust is root

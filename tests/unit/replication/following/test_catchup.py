@@ -109,3 +109,12 @@ def test_an_instance_without_a_url() -> None:
         world.fetch()
     closed = Deferred.fromCoroutine(world.catch_up.close())
     assert closed.called
+
+
+def test_it_may_be_sent_elsewhere() -> None:
+    world = World(secret="old")
+    world.catch_up.change({"*": "http://other:1"}, "new")
+    world.fetch()
+    (request,) = world.site.requests
+    assert request.getHeader("host") == "other:1"
+    assert request.getHeader("authorization") == "Bearer new"
