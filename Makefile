@@ -74,7 +74,12 @@ mirror: $(VENV)/.dev  ## each module measured by its own test alone
 docs-check: $(VENV)/.dev  ## protocol.md and README.md against the code
 	$(PYTEST) tests/test_protocol_md.py tests/test_readme.py $(ARGS)
 
-bench: $(VENV)/.dev  ## how fast, beside what others do; JSON in build/bench.json
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || \
+	  echo "Valkey and NATS are not for this machine: they will be absent" >&2
+	@touch $(VENV)/.dev $(VENV)/.run $@
+
+bench: $(VENV)/.bench  ## how fast, beside what others do; JSON in build/bench.json
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 fuzz: $(VENV)/.dev  ## throw bytes at the sessions; SECONDS_EACH=600 make fuzz

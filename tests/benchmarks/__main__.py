@@ -2,7 +2,9 @@
 
 Every ``bench_NAME.py`` of this directory has a ``run()``. One that yields `Result` has its
 place in the table and in ``build/bench.json``, next to facts about the machine; figures are
-medians of several repetitions, and what is compared was measured in the same run. Systems
+medians of several repetitions (least and greatest beside them), and what is compared was
+measured in the same run. Every case has two workloads, side by side: a friendly one, and one
+such as a homeserver makes, which flatters nobody; what is in flight is said. Systems
 that are not installed are named as absent; the exit code is 1 when a target is missed.
 """
 
@@ -17,7 +19,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import Result, Target, machine_facts, raise_open_files
+from tests.benchmarks.measure import (
+    FRIENDLY,
+    UNFRIENDLY,
+    Limit,
+    Result,
+    Target,
+    machine_facts,
+    raise_open_files,
+)
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent.parent / "build" / "bench.json"
@@ -28,13 +38,28 @@ def names() -> list[str]:
     return sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
 
 
-def judge(target: Target, results: Iterable[Result]) -> dict[str, object] | None:
+def judge(target: Target | Limit, results: Iterable[Result]) -> dict[str, object] | None:
     """Return what came of a target; None when one side of it was not measured."""
     values: dict[str, float] = {}
     for result in results:
-        if (result.bench, result.case) == (target.bench, target.case) and result.value is not None:
+        key = (result.bench, result.case, result.workload)
+        if key == (target.bench, target.case, target.workload) and result.value is not None:
             values[result.system] = result.value
-    ours = values.get("tcprepl", values.get("tcprepl (sqlite)"))
+    judged: dict[str, object] = {
+        "bench": target.bench,
+        "case": target.case,
+        "workload": target.workload,
+    }
+    if isinstance(target, Limit):
+        figure = values.get(target.system)
+        if figure is None:
+            return None
+        judged["than"] = "a bound" if target.system == "tcprepl" else f"a bound: {target.system}"
+        judged["found"] = show(figure)
+        judged["target"] = f"<= {show(target.at_most)}"
+        judged["verdict"] = "reached" if figure <= target.at_most else "MISSED"
+        return judged
+    ours = values.get(target.ours, values.get("tcprepl (sqlite)"))
     theirs = values.get(target.system)
     if not ours or not theirs:
         return None
@@ -44,14 +69,11 @@ def judge(target: Target, results: Iterable[Result]) -> dict[str, object] | None
         verdict = (
             f"not judged: the {target.unless[0]} itself takes {show(values[target.unless[0]])}"
         )
-    return {
-        "bench": target.bench,
-        "case": target.case,
-        "than": target.system,
-        "ratio": round(ratio, 2),
-        "target": target.factor,
-        "verdict": verdict,
-    }
+    judged["than"] = target.system
+    judged["found"] = f"{ratio:.2f}x"
+    judged["target"] = f"{target.factor:g}x"
+    judged["verdict"] = verdict
+    return judged
 
 
 def table(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> str:
@@ -76,33 +98,55 @@ def show(value: float | None) -> str:
     return f"{value:.3g}" if value >= 100 else f"{value:.3f}"
 
 
+def _figure(result: Result | None) -> str:
+    if result is None or result.value is None:
+        return "-"
+    return f"{show(result.value)} ({show(result.best)}..{show(result.worst)})"
+
+
+def _ratio(result: Result | None, ours: Result | None) -> str:
+    """Return how many times the figure of *result* is ours."""
+    if result is None or ours is None or not result.value or not ours.value or result is ours:
+        return ""
+    return f"{result.value / ours.value:.2f}"
+
+
 def result_table(results: Sequence[Result]) -> str:
-    """Return the table of all figures."""
-    rows = [("BENCH", "CASE", "SYSTEM", "MEDIAN", "UNIT", "BEST..WORST", "NOTE")]
+    """Return the table of all figures: both workloads of a case side by side.
+
+    A ratio is the figure of that system divided by ours in the same workload.
+    """
+    header = ("BENCH", "CASE", "UNIT", "SYSTEM", "FRIENDLY", "RATIO", "UNFRIENDLY", "RATIO")
+    rows: list[Sequence[str]] = [(*header, "WORKLOADS, IN FLIGHT; NOTE")]
+    found: dict[tuple[str, str, str], dict[str, dict[str, Result]]] = {}
     for result in results:
-        spread = "" if result.value is None else f"{show(result.best)}..{show(result.worst)}"
-        rows.append(
-            (result.bench, result.case, result.system, show(result.value), result.unit, spread,
-             result.note)
-        )  # fmt: skip
-    return table(rows, right=frozenset({3}))
+        line = found.setdefault((result.bench, result.case, result.unit), {})
+        line.setdefault(result.system, {})[result.workload] = result
+    for (bench, case, unit), systems in found.items():
+        ours = systems.get("tcprepl", systems.get("tcprepl (sqlite)", {}))
+        told: list[str] = []
+        for system, both in systems.items():
+            friendly, unfriendly = both.get(FRIENDLY), both.get(UNFRIENDLY)
+            notes = [
+                *(f"{kind}: {one.in_flight}" for kind, one in both.items() if one.in_flight),
+                *dict.fromkeys(one.note for one in both.values() if one.note),
+            ]
+            if notes == told:
+                notes = []  # as in the line above
+            else:
+                told = notes
+            figures = (_figure(friendly), _ratio(friendly, ours.get(FRIENDLY)))
+            figures += (_figure(unfriendly), _ratio(unfriendly, ours.get(UNFRIENDLY)))
+            rows.append((bench, case, unit, system, *figures, "; ".join(notes)))
+    return table(rows, right=frozenset({5, 7}))
 
 
 def target_table(judged: Sequence[dict[str, object]]) -> str:
     """Return the table of the targets."""
-    rows = [("TARGET", "CASE", "THAN", "RATIO", "WANTED", "")]
-    rows += [
-        (
-            str(one["bench"]),
-            str(one["case"]),
-            str(one["than"]),
-            f"{one['ratio']}x",
-            f"{one['target']}x",
-            str(one["verdict"]),
-        )
-        for one in judged
-    ]
-    return table(rows, right=frozenset({3, 4}))
+    rows = [("TARGET", "CASE", "WORKLOAD", "THAN", "FOUND", "WANTED", "")]
+    names = ("bench", "case", "workload", "than", "found", "target", "verdict")
+    rows += [tuple(str(one[name]) for name in names) for one in judged]  # type: ignore[misc]
+    return table(rows, right=frozenset({4, 5}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.time()
     results: list[Result] = []
     others: dict[str, Any] = {}
-    targets: list[Target] = []
+    targets: list[Target | Limit] = []
     # `storage` runs `log` itself, beside PostgreSQL.
     for name in asked.names or [name for name in names() if name != "log"]:
         print(f"# {name}", file=sys.stderr, flush=True)
@@ -130,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         for result in answer:
             results.append(result)
-            print(result_table([result]).splitlines()[-1], file=sys.stderr, flush=True)
+            said = f"{result.bench}, {result.case}, {result.workload}, {result.system}"
+            print(f"{said}: {_figure(result)} {result.unit}", file=sys.stderr, flush=True)
     judged = [one for target in targets if (one := judge(target, results)) is not None]
     if results:
         print(result_table(results), end="\n\n")

@@ -1,20 +1,26 @@
-"""Latency: from the publication of a row to each of 10 subscribers, at 2,000 rows/s."""
+"""Latency: from the publication of a row to each of 10 subscribers, at 2,000 rows/s.
+
+Friendly: rows come one at a time, with exponential gaps. Unfriendly: they come as they do when
+somebody sends to a busy room, 50 in one turn, streams interleaved, each in a call of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from tests.benchmarks.driver import (
     NatsPubSub,
     RedisPubSub,
     System,
+    ValkeyPubSub,
     latencies_ms,
     percentile,
     raw_server,
     synapse_server,
     tcprepl_server,
 )
-from tests.benchmarks.measure import Result, Target, absent, summarise
+from tests.benchmarks.measure import FRIENDLY, UNFRIENDLY, Line, Result, Target, paired
 from tests.interop.environments import SetupError
 
 BENCH = "latency"
@@ -23,12 +29,17 @@ RATE = 2_000
 SUBSCRIBERS = 10
 SECONDS = 2.0
 REPETITIONS = 5
+SYNAPSE = "synapse-1.66.0"
+#: Rows published at once.
+BURSTS = {FRIENDLY: 1, UNFRIENDLY: 50}
+PARTS = {"p50": 0.5, "p99": 0.99}
 
 SYSTEMS: tuple[tuple[str, Callable[[], System]], ...] = (
     ("tcprepl", tcprepl_server),
     ("tcprepl (sqlite)", lambda: tcprepl_server("sqlite")),
-    ("synapse-1.66.0", synapse_server),
+    (SYNAPSE, synapse_server),
     ("redis", RedisPubSub),
+    ("valkey", ValkeyPubSub),
     ("nats", NatsPubSub),
     ("raw loop", raw_server),
 )
@@ -37,29 +48,34 @@ SYSTEMS: tuple[tuple[str, Callable[[], System]], ...] = (
 QUIET_MS = {"p50": 0.1, "p99": 0.5}
 
 TARGETS = (
-    Target(BENCH, "p50", "synapse-1.66.0", 4.0, unless=("raw loop", QUIET_MS["p50"])),
-    Target(BENCH, "p99", "synapse-1.66.0", 10.0, unless=("raw loop", QUIET_MS["p99"])),
+    Target(BENCH, "p50", SYNAPSE, 4.0, unless=("raw loop", QUIET_MS["p50"])),
+    Target(BENCH, "p99", SYNAPSE, 10.0, unless=("raw loop", QUIET_MS["p99"])),
 )
 
 
-def run() -> Iterator[Result]:
+def run(seconds: float = SECONDS, repetitions: int = REPETITIONS) -> Iterator[Result]:
     """Measure every system; the repetitions take turns, so that all see the same machine."""
-    running: list[tuple[str, System]] = []
+    running: dict[str, System] = {}
     try:
         for name, start in SYSTEMS:
             try:
-                running.append((name, start()))
+                running[name] = start()
             except SetupError as error:
-                yield absent(BENCH, "p50", name, UNIT, error)
-        taken: dict[str, list[list[float]]] = {name: [] for name, _ in running}
-        for _ in range(REPETITIONS):
-            for name, system in running:
-                taken[name].append(latencies_ms(system, SUBSCRIBERS, rate=RATE, seconds=SECONDS))
-        for name, runs in taken.items():
-            note = "durable: with its group commit" if "sqlite" in name else ""
-            for case, part in (("p50", 0.5), ("p99", 0.99)):
-                figures = [percentile(took, part) for took in runs]
-                yield summarise(BENCH, case, name, UNIT, figures, note)
+                yield Line(BENCH, "p50", UNIT).absent(name, error)
+        for workload, burst in BURSTS.items():
+            words = "one row at a time" if burst == 1 else f"{burst} rows at once, interleaved"
+            measurements = {
+                name: partial(
+                    latencies_ms, system, SUBSCRIBERS, rate=RATE, seconds=seconds, burst=burst
+                )
+                for name, system in running.items()
+            }
+            for name, runs in paired(repetitions, measurements).items():
+                note = "durable: with its group commit" if "sqlite" in name else ""
+                for case, part in PARTS.items():
+                    figures = [percentile(took, part) for took in runs]
+                    line = Line(BENCH, case, UNIT)
+                    yield line.result(name, workload, figures, words, note)
     finally:
-        for _, system in running:
+        for system in running.values():
             system.stop()

@@ -99,6 +99,20 @@ def read_back(log: Any, upto: int, first: int | None = None) -> float:
     return rows / (time.process_time() - started)
 
 
+def write_single_rows(directory: Path, rows: int) -> None:
+    """Write *rows* rows into a new log, each in a commit, and so a block, of its own."""
+    from tcprepl.storage.worker import InlineWorker
+    from tcprepl.streams.registry import Registry
+    from tcprepl.streams.sqlite import SqliteLog
+
+    registry = Registry()
+    log = SqliteLog(directory, registry, lambda: int(time.time() * 1000), InlineWorker())
+    lines = registry.encode_rows("receipts", make_rows())
+    for number in range(rows):
+        log.append("receipts", "master", [lines[number % len(lines)]])
+    log.close()
+
+
 def read_from_disk(directory: Path) -> dict[str, float]:
     """Read the whole log of *directory* back, three times; return the best figure."""
     from tcprepl.storage.worker import InlineWorker
@@ -131,14 +145,19 @@ def run(rows: int = DEFAULT_ROWS) -> dict[str, Any]:
         figures["ingest"] = _in_process("ingest", str(directory), str(rows), str(IN_FLIGHT))
         figures["read"] = _in_process("read", str(directory))
         shutil.rmtree(directory)
+        write_single_rows(directory, rows // 30)
+        figures["read_single"] = _in_process("read", str(directory))
+        shutil.rmtree(directory)
         figures["sequential"] = _in_process("ingest", str(directory), str(rows // 10), "1")
     concurrent, sequential = figures["ingest"], figures["sequential"]
+    single = figures["read_single"]
     print(
         f"ingest, durable, {IN_FLIGHT} appends in flight  {concurrent['rows_per_s']:12,.0f} rows/s"
         f"  ({concurrent['cpu_us_per_row']:.2f} us CPU a row,"
         f" {concurrent['bytes_per_row']:.0f} bytes a line)\n"
         f"ingest, durable, one after the other  {sequential['rows_per_s']:12,.0f} rows/s\n"
         f"read back from disk, ready lines      {figures['read']['rows_per_s']:12,.0f} rows/s\n"
+        f"the same of single rows               {single['rows_per_s']:12,.0f} rows/s\n"
         f"read back from memory, ready lines    "
         f"{concurrent['memory_read_rows_per_s']:12,.0f} rows/s"
     )

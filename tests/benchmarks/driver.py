@@ -14,6 +14,7 @@ import random
 import re
 import select
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from tests.benchmarks import rows
 from tests.benchmarks.measure import cpu_ns
 from tests.interop.environments import python_of
 from tests.interop.processes import Child, resident_bytes
-from tests.interop.servers import Nats, Redis
+from tests.interop.servers import Nats, Redis, Server, Valkey
 from tests.ports import free_port
 
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -46,12 +47,14 @@ class System(ABC):
         port: Where subscribers connect.
         hello: What a subscriber says first.
         welcome: What it has been answered once it is subscribed.
+        wrap: What subscribers wrap their connections in; None is plain TCP.
     """
 
     name: str
     port: int
     hello: bytes
     welcome: bytes
+    wrap: ssl.SSLContext | None = None
 
     @property
     @abstractmethod
@@ -59,12 +62,12 @@ class System(ABC):
         """The process whose CPU time counts."""
 
     @abstractmethod
-    def publish(self, turns: int, size: int) -> None:
-        """Have *turns* times *size* rows published."""
+    def publish(self, turns: int, size: int, kind: str = "batch") -> None:
+        """Have *turns* times *size* rows published, in the calls that `rows.turns` says."""
 
     @abstractmethod
-    def publish_stamped(self) -> None:
-        """Have one row published that carries the time of its publication."""
+    def publish_stamped(self, size: int = 1) -> None:
+        """Have *size* rows published at once; every other one carries the time of that."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -106,13 +109,13 @@ class Controlled(System):
         """The process whose CPU time counts."""
         return self._child.pid
 
-    def publish(self, turns: int, size: int) -> None:
+    def publish(self, turns: int, size: int, kind: str = "batch") -> None:
         """Have *turns* times *size* rows published."""
-        self._control.sendall(b"%d %d\n" % (turns, size))
+        self._control.sendall(f"{turns} {size} {kind}\n".encode())
 
-    def publish_stamped(self) -> None:
-        """Have one row published that carries the time of its publication."""
-        self._control.sendall(b"1 0\n")
+    def publish_stamped(self, size: int = 1) -> None:
+        """Have *size* rows published at once."""
+        self._control.sendall(b"1 %d stamped\n" % size)
 
     def stop(self) -> None:
         """Stop the process."""
@@ -121,92 +124,95 @@ class Controlled(System):
         self._directory.cleanup()
 
 
-class RedisPubSub(System):
-    """Redis: every row is a PUBLISH, a window is one pipeline."""
+class _Foreign(System):
+    """A server of another kind: every row is a command of its own, a turn is one write."""
 
-    name = "redis"
-    welcome = b"subscribe"
-
-    def __init__(self) -> None:
-        self._server = Redis.start()
-        self.port = self._server.port
-        self.hello = b"*2\r\n$9\r\nSUBSCRIBE\r\n$5\r\nbench\r\n"
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.port = server.port
         self._publisher = socket.create_connection(("127.0.0.1", self.port))
         self._publisher.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._commands = [self._command(line) for line in rows.lines(2_000)]
+        self._commands = {
+            kind: [self._command(line[:-1]) for line in rows.lines(2_000, run=run)]
+            for kind, run in (("batch", 100), ("each", 1), ("calls", 1))
+        }
         self._next = 0
+
+    @staticmethod
+    @abstractmethod
+    def _command(row: bytes) -> bytes:
+        """Return what publishes *row*."""
 
     @property
     def pid(self) -> int:
         """The process whose CPU time counts."""
         return self._server.pid
 
-    def publish(self, turns: int, size: int) -> None:
+    def publish(self, turns: int, size: int, kind: str = "batch") -> None:
         """Publish, and drop the answers to what was published before."""
         with contextlib.suppress(BlockingIOError):
             while self._publisher.recv(65536, socket.MSG_DONTWAIT):
                 pass
+        commands = self._commands[kind]
         for _ in range(turns):
-            start = self._next % len(self._commands)
-            some = self._commands[start : start + size]
+            start = self._next % len(commands)
+            some = commands[start : start + size]
             self._next += len(some)
             self._publisher.sendall(b"".join(some))
 
-    def publish_stamped(self) -> None:
-        """Publish one row that carries the time."""
-        self._publisher.sendall(self._command(_stamped()))
+    def publish_stamped(self, size: int = 1) -> None:
+        """Publish rows of which every other one carries the time."""
+        plain = json.dumps(rows.row("typing", 7), separators=(",", ":"))
+        lines = (
+            f"RDATA typing master 1 {plain}\n".encode() if n % 2 else _stamped()
+            for n in range(size)
+        )
+        self._publisher.sendall(b"".join(self._command(line[:-1]) for line in lines))
 
     def stop(self) -> None:
         """Stop the server."""
         self._publisher.close()
         self._server.stop()
 
+
+class RedisPubSub(_Foreign):
+    """Redis: every row is a PUBLISH, a turn is one pipeline."""
+
+    name = "redis"
+    hello = b"*2\r\n$9\r\nSUBSCRIBE\r\n$5\r\nbench\r\n"
+    welcome = b"subscribe"
+
+    def __init__(self) -> None:
+        super().__init__(Redis.start())
+
     @staticmethod
-    def _command(line: bytes) -> bytes:
-        row = line[:-1]
+    def _command(row: bytes) -> bytes:
         return b"*3\r\n$7\r\nPUBLISH\r\n$5\r\nbench\r\n$%d\r\n%b\r\n" % (len(row), row)
 
 
-class NatsPubSub(System):
-    """NATS core: every row is a PUB, a window is one write."""
+class ValkeyPubSub(RedisPubSub):
+    """Valkey, which speaks as Redis does."""
+
+    name = "valkey"
+
+    def __init__(self) -> None:
+        _Foreign.__init__(self, Valkey.start())
+
+
+class NatsPubSub(_Foreign):
+    """NATS core: every row is a PUB, a turn is one write."""
 
     name = "nats"
+    hello = b'CONNECT {"verbose":false}\r\nSUB bench 1\r\nPING\r\n'
     welcome = b"PONG"
 
     def __init__(self) -> None:
-        self._server = Nats.start()
-        self.port = self._server.port
-        self.hello = b'CONNECT {"verbose":false}\r\nSUB bench 1\r\nPING\r\n'
-        self._publisher = socket.create_connection(("127.0.0.1", self.port))
-        self._publisher.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(Nats.start())
         self._publisher.sendall(b'CONNECT {"verbose":false}\r\n')
-        self._commands = [
-            b"PUB bench %d\r\n%b\r\n" % (len(line) - 1, line[:-1]) for line in rows.lines(2_000)
-        ]
-        self._next = 0
 
-    @property
-    def pid(self) -> int:
-        """The process whose CPU time counts."""
-        return self._server.pid
-
-    def publish(self, turns: int, size: int) -> None:
-        """Publish a window."""
-        for _ in range(turns):
-            start = self._next % len(self._commands)
-            some = self._commands[start : start + size]
-            self._next += len(some)
-            self._publisher.sendall(b"".join(some))
-
-    def publish_stamped(self) -> None:
-        """Publish one row that carries the time."""
-        line = _stamped()
-        self._publisher.sendall(b"PUB bench %d\r\n%b\r\n" % (len(line) - 1, line[:-1]))
-
-    def stop(self) -> None:
-        """Stop the server."""
-        self._publisher.close()
-        self._server.stop()
+    @staticmethod
+    def _command(row: bytes) -> bytes:
+        return b"PUB bench %d\r\n%b\r\n" % (len(row), row)
 
 
 def _stamped() -> bytes:
@@ -234,7 +240,8 @@ def raw_server() -> Controlled:
 class Subscribers:
     """Plain sockets that count what arrives."""
 
-    def __init__(self, system: System, count: int) -> None:
+    def __init__(self, system: System, count: int, *, buffer_bytes: int = 2_097_152) -> None:
+        self._buffer_bytes = buffer_bytes
         self._poll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         self._tails: dict[int, bytes] = {}
@@ -299,6 +306,18 @@ class Subscribers:
             arrived.append(fd)
         return arrived
 
+    def idle(self, seconds: float, *, answer: bool = True) -> None:
+        """Read, and *answer* pings, for that long, as a worker with nothing to do does."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            for fd, _ in self._poll.poll(left):
+                data = self._sockets[fd].recv(self.chunk_bytes)
+                if not data:
+                    raise ConnectionError(f"a subscriber was closed after {self._tails[fd]!r}")
+                if answer and b"PING" in data:
+                    said = b"PONG\r\n" if b"PING\r" in data else b"PING 1\n"
+                    self._sockets[fd].sendall(said)
+
     def take(self, fd: int) -> bytes:
         """Return the complete lines kept for *fd*, and keep the rest."""
         lines, end, rest = self._kept[fd].rpartition(b"\n")
@@ -306,8 +325,11 @@ class Subscribers:
         return lines + end
 
     def _connect(self, system: System) -> None:
-        connection = socket.create_connection(("127.0.0.1", system.port))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_097_152)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
+        connection.connect(("127.0.0.1", system.port))
+        if system.wrap is not None:
+            connection = system.wrap.wrap_socket(connection)
         connection.sendall(system.hello)
         greeting = b""
         while system.welcome not in greeting:
@@ -330,7 +352,9 @@ def settle(system: System, subscribers: Subscribers) -> int:
     return 100
 
 
-def cpu_per_row_us(system: System, count: int, *, rows_in_all: int, size: int, turns: int) -> float:
+def cpu_per_row_us(
+    system: System, count: int, *, rows_in_all: int, size: int, turns: int, kind: str = "batch"
+) -> float:
     """Return the system's CPU time in us for each row delivered to one of *count* subscribers.
 
     Args:
@@ -339,60 +363,77 @@ def cpu_per_row_us(system: System, count: int, *, rows_in_all: int, size: int, t
         rows_in_all: About how many rows to deliver, all subscribers together.
         size: Rows published in one turn of the server's reactor.
         turns: Turns in a window; the next window begins when everybody has the last.
+        kind: The calls that a turn makes, as in `rows.turns`.
     """
     with Subscribers(system, count) as subscribers:
         seen = settle(system, subscribers)
         windows = max(1, round(rows_in_all / count / (turns * size)))
         before = cpu_ns(system.pid)
         for _ in range(windows):
-            system.publish(turns, size)
+            system.publish(turns, size, kind)
             seen += turns * size
             subscribers.wait_each(seen)
         used = cpu_ns(system.pid) - before
     return used / 1_000 / (windows * turns * size * count)
 
 
-def latencies_ms(system: System, count: int, *, rate: int, seconds: float) -> list[float]:
+def latencies_ms(
+    system: System, count: int, *, rate: int, seconds: float, burst: int = 1
+) -> list[float]:
     """Return, sorted, how long each delivered row took from its publication to a subscriber.
 
     Rows come as independent people make them come: with exponential gaps, the same ones for
     every system. A row carries the time at which it was published: where the server is
     Python, that is the call of its publishing function; where it is not, the moment the
     publisher wrote to it.
+
+    Args:
+        system: What is measured.
+        count: How many subscribers there are.
+        rate: Rows published in a second.
+        seconds: For how long.
+        burst: Rows that are published at once; of more than one, every other one is timed.
     """
     took: list[float] = []
     with Subscribers(system, count) as subscribers:
         settle(system, subscribers)
         subscribers.keep = True
         subscribers.chunk_bytes = 16_384
-        total = int(rate * seconds)
+        total = int(rate * seconds) // burst
         gaps = random.Random(7)  # the same arrivals for every system
         asked = 0
         start = due = time.perf_counter() + 0.05
-        missing = total * count
+        missing = owed = total * count * ((burst + 1) // 2)
         deadline = start + seconds + WINDOW_TIMEOUT_S
         while missing:
             if asked < total and time.perf_counter() >= due:
                 asked += 1
-                due += gaps.expovariate(rate)
-                system.publish_stamped()
+                due += gaps.expovariate(rate / burst)
+                system.publish_stamped(burst)
             for fd in subscribers.read(0):
                 now = time.perf_counter_ns()
                 stamps = STAMP.findall(subscribers.take(fd))
                 took += [(now - int(stamp)) / 1e6 for stamp in stamps]
                 missing -= len(stamps)
             if time.perf_counter() > deadline:
-                raise TimeoutError(f"{missing} of {total * count} rows did not arrive")
+                raise TimeoutError(f"{missing} of {owed} rows did not arrive")
     took.sort()
     return took
 
 
-def bytes_per_idle_connection(system: System, count: int) -> float:
-    """Return by how many bytes of RAM the process grows for each subscribed, idle connection."""
-    with Subscribers(system, 50):
-        pass  # whatever is made once has been made now
+def bytes_per_idle_connection(system: System, count: int, *, idle_s: float = 0.0) -> float:
+    """Return by how many bytes of RAM the process grows for each subscribed, idle connection.
+
+    Args:
+        system: What is measured.
+        count: How many connections there are.
+        idle_s: How long they stay, and answer whatever pings them, before it is measured.
+    """
+    with Subscribers(system, 50) as subscribers:
+        subscribers.idle(min(idle_s, 1.0))  # whatever is made once has been made now
     before = resident_bytes(system.pid)
-    with Subscribers(system, count):
+    with Subscribers(system, count) as subscribers:
+        subscribers.idle(idle_s)
         return (resident_bytes(system.pid) - before) / count
 
 

@@ -1,4 +1,4 @@
-"""The EDUs of the benchmark as RDATA lines, as a canonical writer sends them.
+"""The EDUs of the benchmark as RDATA lines, canonical or as Synapse writes them.
 
 Four kinds in turn, each as real clients and servers make them: typing (keyed), a read receipt
 (keyed), an encrypted to-device message for two devices, and a device list update with its keys.
@@ -7,7 +7,10 @@ Used by both sides, each in its own interpreter: nothing but the standard librar
 
 import json
 
+#: Friendly: what is sent goes to a handful of servers, and fills their transactions.
 DESTINATIONS = 5
+#: Unfriendly: it goes to as many as a room of some size has.
+MANY_DESTINATIONS = 300
 #: Lines that arrive in one read: about 64 kB.
 LINES_PER_READ = 100
 #: Reads that arrive while a request is under way: enough for a full transaction to each.
@@ -18,16 +21,16 @@ _KEY = "hZv8nJwzQ1Yk5oX2mT7bRcL0sPdVfGuEaIiKyNxM3Bc"
 _SIGNATURE = _KEY + "Wq9eRtYuIoPaSdFgHjKlZxCvBnM1234567890abcdeQ"
 
 
-def row(number):
-    """Return row *number*."""
-    destination = f"remote{number // 4 % DESTINATIONS}.example.org"
+def row(number, destinations=DESTINATIONS):
+    """Return row *number* of those for so many destinations, in the order that Synapse writes."""
+    destination = f"remote{number // 4 % destinations}.example.org"
     user = f"@user{number}:{_HOST}"
     room = f"!AbCdEfGhIjKlMnOp{number % 700:03}:{_HOST}"
     kind = number % 4
     key = None
     if kind == 0:
         edu_type = "m.typing"
-        content = {"room_id": room, "typing": True, "user_id": user}
+        content = {"room_id": room, "user_id": user, "typing": True}
         key = [room, user]
     elif kind == 1:
         edu_type = "m.receipt"
@@ -39,18 +42,21 @@ def row(number):
         edu_type = "m.direct_to_device"
         friend = f"@friend{number}:{destination}"
         content = {
-            "message_id": f"m{number}",
             "messages": {friend: {"ABCDEFGHIJ": _olm(1), "KLMNOPQRST": _olm(2)}},
             "sender": user,
             "type": "m.room.encrypted",
+            "message_id": f"m{number}",
         }
     else:
         edu_type = "m.device_list_update"
         device = f"DEVICE{number % 10_000:04}"
         algorithms = ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"]
         content = {
-            "device_display_name": "Phone",
+            "user_id": user,
             "device_id": device,
+            "device_display_name": "Zo\u00eb\u2019s phone" if number % 8 == 3 else "Phone",
+            "stream_id": number + 1,
+            "prev_id": [number],
             "keys": {
                 "algorithms": algorithms,
                 "device_id": device,
@@ -58,17 +64,14 @@ def row(number):
                 "signatures": {user: {"ed25519:" + device: _SIGNATURE}},
                 "user_id": user,
             },
-            "prev_id": [number],
-            "stream_id": number + 1,
-            "user_id": user,
         }
     edu = {
-        "content": content,
-        "destination": destination,
         "edu_type": edu_type,
+        "content": content,
         "origin": _HOST,
+        "destination": destination,
     }
-    return ["e", edu] if key is None else ["k", {"edu": edu, "key": key}]
+    return ["e", edu] if key is None else ["k", {"key": key, "edu": edu}]
 
 
 def _olm(number):
@@ -80,10 +83,14 @@ def _olm(number):
     }
 
 
-def lines(count):
+def lines(count, destinations=DESTINATIONS, canonical=True):
     """Return *count* RDATA lines, each ended by LF."""
-    return [
-        b"RDATA federation master %d %s\n"
-        % (n + 1, json.dumps(row(n), separators=(",", ":"), sort_keys=True).encode())
-        for n in range(count)
-    ]
+    made = []
+    for number in range(count):
+        one = row(number, destinations)
+        if canonical:
+            text = json.dumps(one, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+        else:
+            text = json.dumps(one, separators=(",", ":"))
+        made.append(b"RDATA federation master %d %s\n" % (number + 1, text.encode()))
+    return made

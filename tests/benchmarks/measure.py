@@ -7,9 +7,18 @@ import os
 import platform
 import resource
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+#: The two workloads of a case. A friendly one is what a program would do that wants to look
+#: good: full batches, a lot in flight. An unfriendly one is what a homeserver does.
+FRIENDLY, UNFRIENDLY = "friendly", "unfriendly"
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Result:
         best: The least of the repetitions.
         worst: The greatest of the repetitions.
         note: Why it is absent, or what a reader has to know.
+        workload: `FRIENDLY` or `UNFRIENDLY`.
+        in_flight: What the workload is, and how much of it is under way at once.
     """
 
     bench: str
@@ -35,6 +46,8 @@ class Result:
     best: float | None = None
     worst: float | None = None
     note: str = ""
+    workload: str = FRIENDLY
+    in_flight: str = ""
 
     def as_json(self) -> dict[str, object]:
         """Return the result as a JSON object."""
@@ -50,6 +63,8 @@ class Target:
         case: The case of it.
         system: What tcprepl is compared with.
         factor: How many times better tcprepl has to be.
+        workload: Of which workload.
+        ours: Which of our systems is compared.
         higher_is_better: Whether a greater value is the better one.
         unless: A system and a value: when that system is above it, the machine is too busy
             for the figures to mean anything, and nothing is judged.
@@ -61,20 +76,92 @@ class Target:
     factor: float
     higher_is_better: bool = False
     unless: tuple[str, float] | None = None
+    workload: str = FRIENDLY
+    ours: str = "tcprepl"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure of ours that may not be above a bound.
+
+    Attributes:
+        bench: The benchmark.
+        case: The case of it.
+        at_most: The bound, in the unit of the figure.
+        workload: Of which workload.
+        system: Which of our systems.
+    """
+
+    bench: str
+    case: str
+    at_most: float
+    workload: str = UNFRIENDLY
+    system: str = "tcprepl"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table, of which both workloads are measured.
+
+    Attributes:
+        bench: The benchmark.
+        case: The case of it.
+        unit: Unit of the figures.
+    """
+
+    bench: str
+    case: str
+    unit: str
+
+    def result(
+        self,
+        system: str,
+        workload: str,
+        values: list[float],
+        in_flight: str = "",
+        note: str = "",
+    ) -> Result:
+        """Return the result of several repetitions of one workload."""
+        return Result(
+            self.bench,
+            self.case,
+            system,
+            statistics.median(values),
+            self.unit,
+            min(values),
+            max(values),
+            note,
+            workload,
+            in_flight,
+        )
+
+    def absent(self, system: str, why: object) -> Result:
+        """Return the result of a system that is not installed."""
+        return absent(self.bench, self.case, system, self.unit, why)
 
 
 def summarise(
     bench: str, case: str, system: str, unit: str, values: list[float], note: str = ""
 ) -> Result:
-    """Return the result of several repetitions."""
-    return Result(
-        bench, case, system, statistics.median(values), unit, min(values), max(values), note
-    )
+    """Return the result of several repetitions of a case that has one workload."""
+    return Line(bench, case, unit).result(system, FRIENDLY, values, note=note)
 
 
 def absent(bench: str, case: str, system: str, unit: str, why: object) -> Result:
     """Return the result of a system that is not installed."""
     return Result(bench, case, system, None, unit, note=f"absent: {str(why).splitlines()[0]}")
+
+
+def paired(repetitions: int, measurements: Mapping[K, Callable[[], V]]) -> dict[K, list[V]]:
+    """Return what each of *measurements* gave, all of them taking turns.
+
+    So all see the same machine, whatever else runs on it.
+    """
+    taken: dict[K, list[V]] = {name: [] for name in measurements}
+    for _ in range(repetitions):
+        for name, measure in measurements.items():
+            taken[name].append(measure())
+    return taken
 
 
 def cpu_ns(pid: int) -> int:

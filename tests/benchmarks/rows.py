@@ -46,11 +46,43 @@ def batches(size: int) -> Iterator[tuple[str, list[list[Any]]]]:
             number += size
 
 
-def lines(count: int, *, instance: str = "master") -> list[bytes]:
-    """Return *count* ready RDATA lines of the newest dialect, each ended by LF."""
+def turns(kind: str, size: int, count: int) -> list[list[tuple[str, list[list[Any]]]]]:
+    """Return *count* turns of a writer, each a list of (stream, rows) that it publishes.
+
+    Args:
+        kind: ``batch``: a turn brings *size* rows of one stream, in one call. ``each``: it
+            brings *size* rows of all streams interleaved, each in a call of its own. ``calls``:
+            it brings the same rows, those of a stream in one call.
+        size: Rows in a turn.
+        count: How many turns.
+    """
+    if kind == "batch":
+        source = batches(size)
+        return [[next(source)] for _ in range(count)]
+    singles = batches(1)
+    made = [[next(singles) for _ in range(size)] for _ in range(count)]
+    if kind == "each":
+        return made
+    grouped: list[list[tuple[str, list[list[Any]]]]] = []
+    for turn in made:
+        calls: dict[str, list[list[Any]]] = {}
+        for stream, (one,) in turn:
+            calls.setdefault(stream, []).append(one)
+        grouped.append(list(calls.items()))
+    return grouped
+
+
+def lines(count: int, *, instance: str = "master", run: int = 100) -> list[bytes]:
+    """Return *count* ready RDATA lines of the newest dialect, each ended by LF.
+
+    Args:
+        count: How many.
+        instance: Who writes them.
+        run: Rows of one stream that follow one another; 1 interleaves the streams.
+    """
     made: list[bytes] = []
     tokens = dict.fromkeys(STREAMS, 0)
-    for stream, some in batches(100):
+    for stream, some in batches(run):
         for one in some:
             tokens[stream] += 1
             text = json.dumps(one, separators=(",", ":"))

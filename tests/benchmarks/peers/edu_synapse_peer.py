@@ -1,9 +1,9 @@
 """Synapse 1.66's own path of an EDU: from RDATA lines to finished transaction bodies.
 
-Runs in the virtual environment of Synapse: ``python edu_synapse_peer.py COUNT``; prints the CPU
-time in us per EDU. Parsing, rows, EDU objects, queues and JSON are Synapse's. What hangs below
-(databases, back-off, signatures, background processes, logging, the command handler's queue) is
-left out, all in Synapse's favour.
+Runs in the virtual environment of Synapse: ``python edu_synapse_peer.py COUNT DESTINATIONS
+(canonical|synapse)``; prints the CPU time in us per EDU. Parsing, rows, EDU objects, queues and
+JSON are Synapse's. What hangs below (databases, back-off, signatures, background processes,
+logging, the command handler's queue) is left out, all in Synapse's favour.
 """
 
 import importlib.util
@@ -137,7 +137,7 @@ def main():
     """Print the CPU time in us per EDU."""
     count = int(sys.argv[1])
     module = load(Path(__file__).resolve().parent.parent / "edu_lines.py")
-    lines = module.lines(count)
+    lines = module.lines(count, int(sys.argv[2]), sys.argv[3] == "canonical")
     size = module.LINES_PER_READ
     reads = [b"".join(lines[n : n + size]) for n in range(0, count, size)]
     run(reads[:10], module.READS_PER_REQUEST)

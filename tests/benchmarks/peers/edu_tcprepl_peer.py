@@ -1,10 +1,10 @@
 """Our path of an EDU: from RDATA lines to finished transaction bodies.
 
-``python edu_tcprepl_peer.py COUNT`` prints the CPU time in us per EDU. The session, the delivery,
-the intake, the sender and the destinations are the real ones. As on Synapse's side, what hangs
-below (disk, network, signatures) is left out: the outbox keeps nothing and the transport takes
-everything.
-``python edu_tcprepl_peer.py COUNT DIRECTORY`` keeps the real outbox, on disk.
+``python edu_tcprepl_peer.py COUNT DESTINATIONS (canonical|synapse)`` prints the CPU time in us per
+EDU, and how many went in a transaction. The session, the delivery, the intake, the sender and the
+destinations are the real ones. As on Synapse's side, what hangs below (disk, network, signatures)
+is left out: the outbox keeps nothing and the transport takes everything.
+``python edu_tcprepl_peer.py COUNT DESTINATIONS KIND DIRECTORY`` keeps the real outbox, on disk.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class NoConnection:
     resume = give_up = wait = pause  # type: ignore[assignment]
 
 
-def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int) -> Sink:
+def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int, canonical: bool) -> Sink:
     """Take every read, send until nothing waits."""
     clock = Clock()
     clock.advance(1_790_000_000)
@@ -108,7 +108,7 @@ def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int) -> Sink:
     sender = FederationSender(clock, outbox, sink, ORIGIN)
     sender.start()
     intake = sender.intake
-    intake.canonical = True
+    intake.canonical = canonical
     delivery = Delivery(
         NoConnection(),
         intake.handle_rows,
@@ -144,16 +144,17 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     count = int(sys.argv[1])
     module = load(Path(__file__).resolve().parent.parent / "edu_lines.py")
-    lines = module.lines(count)
+    lines = module.lines(count, int(sys.argv[2]), sys.argv[3] == "canonical")
     size = module.LINES_PER_READ
     reads = [b"".join(lines[n : n + size]) for n in range(0, count, size)]
-    if len(sys.argv) > 2:
-        outbox: Any = Outbox(Path(sys.argv[2]) / "outbox.sqlite", run_inline)
+    canonical = sys.argv[3] == "canonical"
+    if len(sys.argv) > 4:
+        outbox: Any = Outbox(Path(sys.argv[4]) / "outbox.sqlite", run_inline)
     else:
-        run(reads[:10], NoDisk(), module.READS_PER_REQUEST)
+        run(reads[:10], NoDisk(), module.READS_PER_REQUEST, canonical)
         outbox = NoDisk()
     before = time.process_time()
-    sink = run(reads, outbox, module.READS_PER_REQUEST)
+    sink = run(reads, outbox, module.READS_PER_REQUEST, canonical)
     used = time.process_time() - before - sink.counting_s
     assert sink.edus == count, (sink.edus, count)
     print(used / count * 1e6, count / sink.transactions)

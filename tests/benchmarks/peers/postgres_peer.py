@@ -1,17 +1,18 @@
 """What PostgreSQL does with the rows of a stream: a commit for each batch, a cursor to read.
 
-``python postgres_peer.py PORT DATABASE ROWS BATCH`` prints the figures as JSON. Runs where
-psycopg2 is: in the virtual environment of Synapse. Two ways to insert are tried, and the
-better one counts.
+``python postgres_peer.py PORT DATABASE ROWS BATCH CONNECTIONS`` prints the figures as JSON. Runs
+where psycopg2 is: in the virtual environment of Synapse. Two ways to insert are tried, and the
+better one counts. What is sent is made before the clock starts; each of CONNECTIONS threads has a
+connection of its own and one batch on its way at a time.
 """
 
 import io
 import json
 import sys
+import threading
 import time
 
 import psycopg2
-import psycopg2.extras
 
 TABLE = """
 CREATE TABLE log (
@@ -38,36 +39,62 @@ def make_rows(count):
     ]
 
 
-def insert(cursor, batch):
+def insert(cursor, text):
     """Insert a batch in one statement with many rows."""
-    statement = 'INSERT INTO log (stream, instance, token, "row") VALUES %s'
-    psycopg2.extras.execute_values(cursor, statement, batch, page_size=len(batch))
+    cursor.execute(text)
 
 
-def copy(cursor, batch):
+def copy(cursor, text):
     """Insert a batch with COPY, which is the fastest way in."""
-    rows = ((s, i, str(t), r.replace("\\", "\\\\")) for s, i, t, r in batch)
-    text = "".join("\t".join(row) + "\n" for row in rows)
     cursor.copy_expert('COPY log (stream, instance, token, "row") FROM STDIN', io.StringIO(text))
 
 
-def ingest(connection, how, rows, batch_rows):
-    """Insert *rows* rows, a commit for each batch; return rows a second."""
+def statement(connection, rows):
+    """Return the text for `insert`."""
     with connection.cursor() as cursor:
+        values = [cursor.mogrify("(%s, %s, %s, %s)", row).decode() for row in rows]
+    return 'INSERT INTO log (stream, instance, token, "row") VALUES ' + ",".join(values)
+
+
+def lines(connection, rows):
+    """Return the text for `copy`."""
+    parts = ((s, i, str(t), r.replace("\\", "\\\\")) for s, i, t, r in rows)
+    return "".join("\t".join(row) + "\n" for row in parts)
+
+
+def ingest(connections, how, make, rows, batch_rows):
+    """Insert *rows* rows, a commit for each batch; return rows a second."""
+    with connections[0].cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS log")
         cursor.execute(TABLE)
-    connection.commit()
+    connections[0].commit()
     texts = make_rows(batch_rows)
+    each = max(1, rows // batch_rows // len(connections))
+    work = []
     token = 0
+    for connection in connections:
+        batches = []
+        for _ in range(each):
+            batch = [("receipts", "master", token + n, text) for n, text in enumerate(texts, 1)]
+            token += batch_rows
+            batches.append(make(connection, batch))
+        work.append(batches)
+
+    def run(connection, batches):
+        with connection.cursor() as cursor:
+            for batch in batches:
+                how(cursor, batch)
+                connection.commit()
+
+    threads = [
+        threading.Thread(target=run, args=(connection, batches))
+        for connection, batches in zip(connections, work, strict=True)
+    ]
     started = time.perf_counter()
-    with connection.cursor() as cursor:
-        for _ in range(rows // batch_rows):
-            batch = []
-            for text in texts:
-                token += 1
-                batch.append(("receipts", "master", token, text))
-            how(cursor, batch)
-            connection.commit()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return token / (time.perf_counter() - started)
 
 
@@ -91,14 +118,20 @@ def read(connection):
     return count / (time.perf_counter() - started)
 
 
-def main(port, database, rows, batch_rows):
+def main(port, database, rows, batch_rows, count):
     """Measure, and print the figures."""
-    connection = psycopg2.connect(host="127.0.0.1", port=port, user="postgres", dbname=database)
-    ways = {how.__name__: ingest(connection, how, rows, batch_rows) for how in (insert, copy)}
-    read(connection)
-    figures = {"ingest": ways, "read": max(read(connection) for _ in range(3))}
+    connections = [
+        psycopg2.connect(host="127.0.0.1", port=port, user="postgres", dbname=database)
+        for _ in range(count)
+    ]
+    ways = {
+        how.__name__: ingest(connections, how, make, rows, batch_rows)
+        for how, make in ((insert, statement), (copy, lines))
+    }
+    read(connections[0])
+    figures = {"ingest": ways, "read": max(read(connections[0]) for _ in range(3))}
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))

@@ -59,9 +59,10 @@ def main(port, control_port):
                 if not data:
                     return
                 for order in data.split(b"\n")[:-1]:
-                    turns, size = map(int, order.split())
-                    if size == 0:
+                    turns, size = map(int, order.split()[:2])
+                    if order.endswith(b"stamped"):
                         stamped = b'RDATA {"ts":%d}\n' % time.perf_counter_ns()
+                        stamped *= (size + 1) // 2
                         for reader in readers.values():
                             reader.sendall(stamped)
                         continue

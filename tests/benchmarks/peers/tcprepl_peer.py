@@ -69,7 +69,10 @@ async def serve(port: int, control_port: int, kind: str) -> None:
     publisher = Publisher(log, registry, "master")
 
     def publish(stream: str, batch: Sequence[object]) -> None:
-        run_in_background(publisher.publish, stream, batch)
+        publisher.publish(stream, batch).addErrback(refused)
+
+    def refused(failure: Any) -> None:
+        print(failure, flush=True)
 
     orders = load(HERE / "control.py").Publisher(reactor.callLater, publish, rows)
 
