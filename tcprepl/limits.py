@@ -52,6 +52,8 @@ MAX_HTTP_CONNECTIONS = 20_000
 HTTP_REQUEST_TIMEOUT_S = 60.0
 #: How long a refused HTTP client may take to read why.
 HTTP_CLOSE_TIMEOUT_S = 15.0
+#: Longest EDU as canonical JSON; remote servers take none that is longer.
+MAX_EDU_BYTES = 65_536
 #: Rows that one POST may publish.
 MAX_INGEST_ROWS = 100_000
 #: Bytes of rows that were posted and are not on disk yet; above it a POST gets 429.

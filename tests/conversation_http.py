@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
 
 from tcprepl.ephemeral.typing_notifications import TypingWriter
-from tcprepl.federation.receiving.resources import FederationServices, federation_resources
+from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.replication.serving.server import ReplicationServer
@@ -133,11 +133,7 @@ class HttpStage:
             send_edu=self.queue.send_to,
         )
         self.server = ReplicationServer(self.clock, self.log, registry, SERVER_NAME, INSTANCE)
-        self.mounts = federation_resources(
-            FederationServices(
-                now_ms=self._now_ms, guard=lambda request: None, send_queue=self.queue, hosts=hosts
-            )
-        )
+        services = FederationServices(now_ms=self._now_ms, send_queue=self.queue, hosts=hosts)
         self.site = build_site(
             WebServices(
                 reactor=self.clock,
@@ -151,7 +147,7 @@ class HttpStage:
                 typing=self.typing,
                 edus=self.queue,
                 acknowledge=self.queue.acknowledge,
-                mounts=self.mounts,
+                further=lambda gate: federation_routes(services, gate),
                 secrets=(SECRET,) if guarded else (),
                 client_tokens={CLIENT_TOKEN: None},
                 wall_ms=self._now_ms,
@@ -171,17 +167,13 @@ class HttpStage:
         assert self.clock.getDelayedCalls() == []
 
     def paths(self) -> list[tuple[str, str]]:
-        """Return (method, path) of everything that the site answers, a mount by its prefix."""
+        """Return (method, path) of everything that the site answers."""
         described = json.loads(self.request("GET /openapi.json")[2])
-        found = [
+        return [
             (method.upper(), path)
             for path, methods in described["paths"].items()
             for method in methods
         ]
-        for prefix, resource in self.mounts.items():
-            methods = getattr(resource, "methods", ())
-            found += [(method.decode(), f"{prefix}...") for method in methods]
-        return found
 
     def perform(self, exchanges: Sequence[Exchange]) -> None:
         """Act out *exchanges*.

@@ -20,7 +20,7 @@ from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.settings import http_secrets, redis_extra, retention_of
 from tcprepl.config import Address, Config, read_secret
-from tcprepl.http.routing import ApiError
+from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
 from tcprepl.protocol.commands import (
     CancelTaskCommand,

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.web.server import Request
 
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
@@ -32,10 +31,7 @@ from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.presence_peers import SyncListener
 from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
-from tcprepl.federation.receiving.receiver import Refused
 from tcprepl.federation.service import CanonicalPublisher, FederationWriter
-from tcprepl.http.routing import ApiError, Call
-from tcprepl.http.security import Gate
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.redis.url import parse_redis_url, redis_endpoint
 from tcprepl.replication.serving.server import Peer, ReplicationServer
@@ -252,7 +248,6 @@ class Server:
             instance=config.instance,
             log=self.log,
             publish_json=self.publisher.publish_json,
-            guard=self._guard,
             data_directory=config.data_directory,
             signing_key=settings.signing_key,
             senders=settings.senders,
@@ -292,13 +287,6 @@ class Server:
     def _acknowledged(self, command: FederationAckCommand, peer: Peer) -> None:
         self.federation.send_queue.acknowledge(command.instance or peer.name, command.token)
 
-    def _guard(self, request: Request) -> None:
-        """Let only our own processes queue EDUs."""
-        try:
-            Gate(http_secrets(self.config), self._hosts()).machine(Call(request, {}))
-        except ApiError as error:
-            raise Refused(error.status, error.errcode, error.message) from None
-
     def _hosts(self) -> tuple[str, ...]:
         """Return the host names of requests; Synapse's workers name the instance they want."""
         return (*self.config.http.hosts, self.config.instance)
@@ -324,7 +312,7 @@ class Server:
             edus=self.federation.send_queue,
             destinations=destinations,
             acknowledge=self.federation.send_queue.acknowledge,
-            mounts=self.federation.resources(),
+            further=self.federation.routes,
             ready=lambda: self._not_ready,
             secrets=http_secrets(self.config),
             client_tokens=client_tokens(config),

@@ -5,8 +5,9 @@ stream, keeps what it read in an outbox on its own disk (`outbox`), acknowledges
 the remote servers in signed transactions (`sender`, `destination`, `transaction`, `transport`).
 The other direction takes transactions from remote servers (`receiver`, `keyring`).
 
-May import everything below (`tcprepl.ephemeral`, `tcprepl.replication`, `tcprepl.streams`), and
-nothing of `tcprepl.web`, which mounts the resources made here. Promises: the content of an EDU is
-encoded once and passes through as bytes; an EDU is acknowledged when it is on disk and forgotten
-when the remote has accepted it, it expired, or a newer one with its key took its place.
+May import everything below (`tcprepl.http`, `tcprepl.ephemeral`, `tcprepl.replication`,
+`tcprepl.streams`), and nothing of `tcprepl.web`, whose site serves the routes made here.
+Promises: the content of an EDU is encoded once and passes through as bytes; an EDU is acknowledged
+when it is on disk and forgotten when the remote has accepted it, it expired, or a newer one with
+its key took its place.
 """

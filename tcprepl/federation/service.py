@@ -1,21 +1,21 @@
 """Everything of federation that lives in the writer's process, put together.
 
 `tcprepl.app.server` makes one of these, gives its ports to typing, presence and receipts, and
-mounts its resources.
+serves its routes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 from twisted.internet.defer import Deferred, fail
-from twisted.web.resource import IResource
 
 from tcprepl import metrics
+from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.receiving.receiver import (
     EduHandler,
     ReceivedEdu,
@@ -23,7 +23,6 @@ from tcprepl.federation.receiving.receiver import (
     TransactionReceiver,
     content_handler,
 )
-from tcprepl.federation.receiving.resources import FederationServices, Guard, federation_resources
 from tcprepl.federation.wire.edu import (
     PRESENCE,
     RECEIPT,
@@ -37,6 +36,8 @@ from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
+from tcprepl.http.routing import Route
+from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token, idempotency_key
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.publisher import Publisher
@@ -99,7 +100,6 @@ class FederationWriter:
         instance: InstanceName,
         log: Log,
         publish_json: Publish,
-        guard: Guard,
         data_directory: Path | None = None,
         signing_key: Path | None = None,
         senders: Sequence[InstanceName] = (),
@@ -117,7 +117,6 @@ class FederationWriter:
             instance: The name under which this process writes.
             log: The log; ``federation`` is read and trimmed, and `OWN_STREAMS` announced.
             publish_json: Appends rows (`Publisher.publish_json`).
-            guard: Checks who may use the paths for our own processes.
             data_directory: Where to keep things; None keeps them in memory.
             signing_key: The file of our key; one in the data directory by default.
             senders: The configured senders.
@@ -137,7 +136,6 @@ class FederationWriter:
         self.server_name = server_name
         self._publish = publish_json
         self._wall_ms = wall_ms
-        self._guard = guard
         key = load_or_create_signing_key(signing_key or path(SIGNING_KEY_FILE))
         self.signer = Signer(server_name, key)
         self.transport = FederationTransport(
@@ -168,17 +166,17 @@ class FederationWriter:
                 handler: EduHandler = content_handler(function)
                 self.receiver.on(edu_type, handler)
 
-    def resources(self) -> dict[str, IResource]:
-        """Return the HTTP resources by the prefix of their path."""
-        return federation_resources(
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the HTTP routes; *gate* knows who may use those for our own processes."""
+        return federation_routes(
             FederationServices(
                 now_ms=self._wall_ms,
-                guard=self._guard,
                 signer=self.signer,
                 receiver=self.receiver,
                 send_queue=self.send_queue,
                 hosts=self.hosts,
-            )
+            ),
+            gate,
         )
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ are counted; and the access log has the path only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -28,6 +29,8 @@ from tcprepl.metrics import Live
 logger = structlog.get_logger()
 
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
+
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 _REASONS = {
     400: "Bad Request",
@@ -51,6 +54,16 @@ class LimitedRequest(Request):
         kwargs["parsePOSTFormSubmission"] = False
         super().__init__(channel, *args, **kwargs)
         self.body = BytesIO()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Take a request in the absolute form, as one that came through a proxy has it, too."""
+        absolute = _ABSOLUTE.match(path)
+        if absolute is not None:
+            # The host of the target counts, whatever the header says (RFC 9112, 3.2.2).
+            self.requestHeaders.setRawHeaders(b"Host", [absolute[1]])
+            path = path[absolute.end() :]
+            path = path if path.startswith(b"/") else b"/" + path
+        super().requestReceived(command, path, version)
 
     def gotLength(self, length: int | None) -> None:
         """Prepare for a body; twisted.web would write a large one to a temporary file."""

@@ -8,7 +8,6 @@ address (DNS rebinding, a form on a foreign page) is turned away here.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Collection
@@ -16,7 +15,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from tcprepl.errors import ConfigError
-from tcprepl.http.routing import ApiError, Call, excerpt
+from tcprepl.http.calls import ApiError, Call, excerpt
 
 
 def equal(given: str, secret: str) -> bool:
@@ -55,15 +54,22 @@ def bearer(call: Call) -> str | None:
     """Return the token of ``Authorization: Bearer``; None when there is no such header.
 
     Raises:
-        ApiError: there are several headers, or one of another scheme than Bearer and Basic.
+        ApiError: there are several headers, or one that is not UTF-8.
     """
-    values = call.request.requestHeaders.getRawHeaders("Authorization") or []
-    if not values:
-        return None
-    if len(values) > 1:
-        raise unauthorized("there are several Authorization headers: expected one")
-    scheme, _, token = values[0].partition(" ")
+    scheme, _, token = authorization(call).partition(" ")
     return token if scheme == "Bearer" else None
+
+
+def authorization(call: Call) -> str:
+    """Return the Authorization header, empty when there is none.
+
+    Raises:
+        ApiError: 401, there are several, or it is not UTF-8.
+    """
+    try:
+        return call.header("Authorization") or ""
+    except ApiError as error:
+        raise unauthorized(error.message) from None
 
 
 def unauthorized(message: str, *, browser: bool = False) -> ApiError:
@@ -151,15 +157,14 @@ class Gate:
                 "localhost and the hosts named in the configuration only",
             )
         origin = call.header("Origin")
-        if origin is not None and not (reading and call.method in ("GET", "HEAD")):
-            parts = urlsplit(origin)
-            if parts.netloc.lower() != host.lower():
-                raise ApiError(
-                    403,
-                    "M_FORBIDDEN",
-                    f"Origin is {excerpt(origin)}: without a secret, pages of other sites may "
-                    "not write here",
-                )
+        only_reads = reading and call.method in ("GET", "HEAD")
+        if origin is not None and not only_reads and _netloc(origin) != host.lower():
+            raise ApiError(
+                403,
+                "M_FORBIDDEN",
+                f"Origin is {excerpt(origin)}: without a secret, pages of other sites may "
+                "not write here",
+            )
 
     def _local(self, host: str) -> bool:
         try:
@@ -175,12 +180,18 @@ class Gate:
         return True
 
 
+def _netloc(url: str) -> str | None:
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return None
+
+
 def _basic_password(call: Call) -> str | None:
-    values = call.request.requestHeaders.getRawHeaders("Authorization") or []
-    scheme, _, encoded = values[0].partition(" ") if values else ("", "", "")
+    scheme, _, encoded = authorization(call).partition(" ")
     if scheme.lower() != "basic":
         return None
     try:
         return base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, not UTF-8
         return None

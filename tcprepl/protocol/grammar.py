@@ -80,3 +80,15 @@ TOKEN_RANGE: Final = f"a whole number from 0 to {MAX_TOKEN}"
 NAME_SHAPE: Final = f"1 to {MAX_NAME_CHARS} characters without spaces or control characters"
 #: What an ERROR says the text of NAME should have been.
 LABEL_SHAPE: Final = f"1 to {MAX_NAME_CHARS} printable characters"
+#: What an instance has to be called.
+INSTANCE_SHAPE: Final = f"{NAME_SHAPE}, neither batch nor digits alone nor *"
+
+
+def is_name(name: str) -> bool:
+    """Return whether *name* can be given to a stream: a name without spaces of any script."""
+    return PATTERNS["name"].fullmatch(name) is not None and not any(map(str.isspace, name))
+
+
+def is_instance_name(name: str) -> bool:
+    """Return whether *name* can stand as an instance before a token on every line."""
+    return is_name(name) and name not in ("batch", "*") and not (name.isascii() and name.isdigit())

@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from tcprepl.errors import UnknownStream
 from tcprepl.ids import StreamName
-from tcprepl.limits import MAX_NAME_CHARS
+from tcprepl.protocol.grammar import INSTANCE_SHAPE, NAME_SHAPE, is_instance_name, is_name
 from tcprepl.streams import rows
 from tcprepl.streams.codec import Reader, RowCodec, Rows
 
@@ -91,10 +91,10 @@ def check_name(what: str, name: str) -> None:
         what: What it names, for the error: ``stream`` or ``instance``.
         name: The name.
     """
-    if not name or len(name) > MAX_NAME_CHARS or any(c.isspace() or c < "!" for c in name):
-        raise ValueError(
-            f"{what} name {name[:64]!r}: expected 1 to {MAX_NAME_CHARS} characters without spaces"
-        )
+    instance = what == "instance"
+    if not (is_instance_name(name) if instance else is_name(name)):
+        expected = INSTANCE_SHAPE if instance else NAME_SHAPE
+        raise ValueError(f"{what} name {name[:64]!r}: expected {expected}")
 
 
 def _read_events(value: Any) -> Any:

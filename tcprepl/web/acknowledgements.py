@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Iterator
+from typing import Annotated
 
-from tcprepl.http.routing import ApiError, Call, Response, json_response
-from tcprepl.web.ingest import check_name
+from msgspec import Meta, Struct
+
+from tcprepl import limits
+from tcprepl.http.calls import ApiError, Call, Response, json_response
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
+from tcprepl.ids import InstanceName, Token
+from tcprepl.web.ingest import check_instance
 from tcprepl.web.services import WebServices
 
 
-class _Acknowledgement(msgspec.Struct, forbid_unknown_fields=True):
-    instance: str
-    token: int
+class Acknowledgement(Struct, forbid_unknown_fields=True):
+    """Up to where a federation sender holds everything."""
+
+    instance: InstanceName
+    token: Annotated[Token, Meta(ge=0, le=limits.MAX_TOKEN)]
 
 
 class Acknowledgements:
@@ -24,12 +33,22 @@ class Acknowledgements:
     def __init__(self, services: WebServices) -> None:
         self._acknowledge = services.acknowledge
 
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the path."""
+        about = About(
+            "Say that a federation sender holds everything up to a token",
+            body=Acknowledgement,
+            says="It counts.",
+            refuses={404: None, 409: None},
+        )
+        yield Route("POST", "/_tcprepl/v1/federation_ack", self.post, gate.machine, about)
+
     def post(self, call: Call) -> Response:
         """Note that a sender holds everything up to a token; 409 says why that has no effect."""
         if self._acknowledge is None:
             raise ApiError(404, "M_NOT_FOUND", "this process takes no acknowledgements")
-        asked = call.json(_Acknowledgement)
-        check_name("instance", asked.instance)
+        asked = call.json(Acknowledgement)
+        check_instance(asked.instance)
         reason = self._acknowledge(asked.instance, asked.token)
         if reason is not None:
             raise ApiError(409, "TCPREPL_NOT_ACKNOWLEDGED", reason)

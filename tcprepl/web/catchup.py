@@ -6,22 +6,37 @@ answer is whole tokens of ``(from_token, upto_token]`` of one instance, as they 
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Iterator
+from typing import Annotated
+
 import structlog
-from msgspec import Raw
+from msgspec import UNSET, Meta, Raw, Struct
 
 from tcprepl import limits
 from tcprepl.errors import TokenTooOld, UnknownStream
-from tcprepl.http.routing import Call, Response, invalid, missing
+from tcprepl.http.calls import Call, Response, invalid, json_response, missing
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import DROPPED
 from tcprepl.streams.log import Page
+from tcprepl.web.answers import Updates
 from tcprepl.web.ingest import unknown_stream
 from tcprepl.web.services import WebServices
 
 logger = structlog.get_logger()
 
 _EXPECTED = "an integer from 0 to 2^63-1"
+
+
+class UpdatesQuery(Struct):
+    """The parameters of a catch-up; a negative token, as old senders begin with, is 0."""
+
+    from_token: Annotated[int, Meta(description="Exclusive.")]
+    upto_token: Annotated[int, Meta(description="Inclusive.")]
+    instance: Annotated[str, Meta(min_length=1, description="Whose rows, if not ours.")] | None = (
+        None
+    )
 
 
 class CatchUp:
@@ -36,6 +51,17 @@ class CatchUp:
         self._registry = services.registry
         self._own = services.instance
         self._gaps = services.log.gaps
+
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the path."""
+        about = About(
+            "What a Synapse worker missed: whole tokens of (from_token, upto_token]",
+            Updates,
+            UpdatesQuery,
+            says="The rows.",
+        )
+        path = "/_synapse/replication/get_repl_stream_updates/{stream}/{txn}"
+        yield Route("GET", path, self.get_updates, gate.machine, about)
 
     def get_updates(self, call: Call) -> Response:
         """Answer ``{"updates": [[token, row], ...], "upto_token", "limited"}``.
@@ -132,7 +158,4 @@ def _answer(
     limited: bool,
     gap: tuple[Token, Token] | None,
 ) -> Response:
-    body: dict[str, object] = {"updates": rows, "upto_token": upto, "limited": limited}
-    if gap is not None:
-        body["missing"] = gap
-    return Response(200, msgspec.json.encode(body))
+    return json_response(Updates(rows, upto, limited, UNSET if gap is None else gap))

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
-from tcprepl.errors import LogUnavailable
-from tcprepl.http.routing import (
-    ApiError,
-    Call,
-    Guard,
-    Response,
-    Route,
-    excerpt,
-    invalid,
-    json_response,
-)
+from tcprepl import limits
+from tcprepl.errors import FederationError
+from tcprepl.federation.wire.edu import TO_DEVICE, BadEdu, canonical_json, is_server_name
+from tcprepl.http.calls import ApiError, Call, Response, excerpt, invalid, json_response
+from tcprepl.http.routing import About, Guard, Handler, Route
 from tcprepl.http.security import bearer
 from tcprepl.ids import idempotency_key
 from tcprepl.web.client_tokens import ClientTokens
-from tcprepl.web.ingest import Ingest, busy
+from tcprepl.web.ingest import Ingest
 from tcprepl.web.services import WebServices
 
 #: The versions of the client-server API under which the paths are served.
@@ -37,35 +32,108 @@ LOCAL_MESSAGES = "to_device_messages"
 _RECEIPT_TYPES = ("m.read", "m.read.private")
 _MAX_MESSAGES = 10_000
 
+#: Messages by user and device.
+ByUser: TypeAlias = dict[str, dict[str, dict[str, Any]]]
 
-class _Typing(msgspec.Struct):
+
+class TokenQuery(msgspec.Struct):
+    """Who asks, where a header cannot be set."""
+
+    access_token: Annotated[str, Meta(description="The token; the header is better.")] | None = None
+
+
+class SpeakerQuery(TokenQuery):
+    """For whom a request speaks."""
+
+    user_id: (
+        Annotated[str, Meta(description="For whom, where the token may speak for several.")] | None
+    ) = None
+    device_id: Annotated[str, Meta(description="Of which device.")] | None = None
+
+
+class Versions(msgspec.Struct):
+    """Versions of the client-server specification."""
+
+    versions: list[str]
+
+
+class Flow(msgspec.Struct):
+    """A way to log in."""
+
+    type: str
+
+
+class Flows(msgspec.Struct):
+    """The ways to log in."""
+
+    flows: list[Flow]
+
+
+class Identifier(msgspec.Struct):
+    """Who logs in."""
+
+    user: str
+
+
+class Login(msgspec.Struct):
+    """A wish for a token."""
+
+    type: str
+    token: str | None = None
+    user: str | None = None
+    identifier: Identifier | None = None
+    device_id: str | None = None
+
+
+class LoggedIn(msgspec.Struct):
+    """A token for one device of one user."""
+
+    user_id: str
+    access_token: str
+    device_id: str
+    home_server: str
+
+
+class Whoami(msgspec.Struct, omit_defaults=True):
+    """For whom a token speaks."""
+
+    user_id: str
+    device_id: str | None = None
+
+
+class Typing(msgspec.Struct):
+    """Whether a user types, and for how many ms."""
+
     typing: bool
-    timeout: int = 30_000
+    timeout: Annotated[int, Meta(ge=0)] = 30_000
 
 
-class _Presence(msgspec.Struct):
+class Presence(msgspec.Struct):
+    """How a user wants to be seen."""
+
     presence: Literal["online", "offline", "unavailable", "busy"]
     status_msg: str | None = None
 
 
-class _Receipt(msgspec.Struct):
+class PresenceNow(msgspec.Struct, omit_defaults=True):
+    """How a user is."""
+
+    presence: str
+    last_active_ago: int | None = None
+    status_msg: str | None = None
+    currently_active: bool | None = None
+
+
+class Receipt(msgspec.Struct):
+    """More of a receipt than its path says."""
+
     thread_id: str | None = None
 
 
-class _Messages(msgspec.Struct):
-    messages: dict[str, dict[str, dict[str, Any]]]
+class Messages(msgspec.Struct):
+    """Messages by user and device."""
 
-
-class _Identifier(msgspec.Struct):
-    user: str
-
-
-class _Login(msgspec.Struct):
-    type: str
-    token: str | None = None
-    user: str | None = None
-    identifier: _Identifier | None = None
-    device_id: str | None = None
+    messages: ByUser
 
 
 class ClientApi:
@@ -91,42 +159,101 @@ class ClientApi:
 
     def routes(self, guard: Guard) -> Iterator[Route]:
         """Return the paths; each checks its token itself."""
-        route = partial(Route, guard=guard, cors=True)
-        yield route("GET", "/_matrix/client/versions", self.get_versions)
+        services = self._services
+        busy: dict[int, None] = {503: None}
+        versions = About("Which versions of the specification the paths are of", Versions)
+        yield Route(
+            "GET", "/_matrix/client/versions", self.get_versions, guard, versions, cors=True
+        )
+        faces: list[tuple[object, str, str, Handler, About]] = [
+            (True, "GET", "login", self.get_login, About("How to log in", Flows)),
+            (
+                True,
+                "POST",
+                "login",
+                self.post_login,
+                About("Get a token for one device of one user", LoggedIn, TokenQuery, Login),
+            ),
+            (
+                True,
+                "GET",
+                "account/whoami",
+                self.get_whoami,
+                About("For whom a token speaks", Whoami, SpeakerQuery),
+            ),
+            (
+                services.typing,
+                "PUT",
+                "rooms/{room_id}/typing/{user_id}",
+                self.put_typing,
+                About("A user types, or has stopped", None, SpeakerQuery, Typing, refuses=busy),
+            ),
+            (
+                services.presence,
+                "PUT",
+                "presence/{user_id}/status",
+                self.put_presence,
+                About("Say how a user is", None, SpeakerQuery, Presence, refuses=busy),
+            ),
+            (
+                services.presence,
+                "GET",
+                "presence/{user_id}/status",
+                self.get_presence,
+                About("How a user is", PresenceNow, SpeakerQuery),
+            ),
+            (
+                services.receipts,
+                "POST",
+                "rooms/{room_id}/receipt/{receipt_type}/{event_id}",
+                self.post_receipt,
+                About(
+                    "A user has read up to an event",
+                    None,
+                    SpeakerQuery,
+                    Receipt,
+                    says="On disk.",
+                    refuses=busy,
+                    needs_body=False,
+                ),
+            ),
+            (
+                True,
+                "PUT",
+                "sendToDevice/{event_type}/{txn}",
+                self.put_to_device,
+                About(
+                    "Messages for devices; safe to repeat",
+                    None,
+                    SpeakerQuery,
+                    Messages,
+                    says="On disk.",
+                    refuses={404: None, **busy},
+                ),
+            ),
+        ]
         for version in VERSIONS:
-            base = f"/_matrix/client/{version}"
-            yield route("GET", f"{base}/login", self.get_login)
-            yield route("POST", f"{base}/login", self.post_login)
-            yield route("GET", f"{base}/account/whoami", self.get_whoami)
-            if self._services.typing is not None:
-                yield route("PUT", f"{base}/rooms/{{room_id}}/typing/{{user_id}}", self.put_typing)
-            if self._services.presence is not None:
-                yield route("PUT", f"{base}/presence/{{user_id}}/status", self.put_presence)
-                yield route("GET", f"{base}/presence/{{user_id}}/status", self.get_presence)
-            if self._services.receipts is not None:
-                yield route(
-                    "POST",
-                    f"{base}/rooms/{{room_id}}/receipt/{{receipt_type}}/{{event_id}}",
-                    self.post_receipt,
-                )
-            yield route("PUT", f"{base}/sendToDevice/{{event_type}}/{{txn}}", self.put_to_device)
+            for port, method, path, handler, about in faces:
+                if port is not None:
+                    template = f"/_matrix/client/{version}/{path}"
+                    yield Route(method, template, handler, guard, about, cors=True)
 
     def get_versions(self, call: Call) -> Response:
         """Say which versions of the specification the paths are of."""
-        return json_response({"versions": ["r0.6.1", *(f"v1.{minor}" for minor in range(1, 12))]})
+        return json_response(Versions(["r0.6.1", *(f"v1.{minor}" for minor in range(1, 12))]))
 
     def get_login(self, call: Call) -> Response:
         """Say how to log in."""
         flows = ("m.login.token", "m.login.application_service")
-        return json_response({"flows": [{"type": flow} for flow in flows]})
+        return json_response(Flows([Flow(flow) for flow in flows]))
 
     def post_login(self, call: Call) -> Response:
         """Give a token for one user to who shows a configured one."""
-        asked = call.json(_Login)
+        asked = call.json(Login)
         if asked.type == "m.login.token":
             token = asked.token
         elif asked.type == "m.login.application_service":
-            token = bearer(call) or call.param("access_token")
+            token = bearer(call) or call.parameters(TokenQuery).access_token
         else:
             raise ApiError(
                 400, "M_UNKNOWN", f"login type {excerpt(asked.type)}: expected m.login.token"
@@ -135,31 +262,21 @@ class ClientApi:
             raise ApiError(401, "M_MISSING_TOKEN", f"{asked.type} needs a token")
         user = asked.identifier.user if asked.identifier is not None else asked.user
         user_id, device_id, access_token = self._tokens.login(token, user, asked.device_id)
-        return json_response(
-            {
-                "user_id": user_id,
-                "access_token": access_token,
-                "device_id": device_id,
-                "home_server": self._services.server_name,
-            }
-        )
+        return json_response(LoggedIn(user_id, access_token, device_id, self._services.server_name))
 
     def get_whoami(self, call: Call) -> Response:
         """Say for whom a token speaks."""
         speaker = self._tokens.speaker_of(call)
-        device = {} if speaker.device_id is None else {"device_id": speaker.device_id}
-        return json_response({"user_id": speaker.user_id, **device})
+        return json_response(Whoami(speaker.user_id, speaker.device_id))
 
     async def put_typing(self, call: Call) -> Response:
         """Note that a user types, or stopped."""
         user = self._tokens.speaker_of(call, call.path_args["user_id"]).user_id
         room_id = _room(call)
-        asked = call.json(_Typing)
+        asked = call.json(Typing)
         typing = self._services.typing
         assert typing is not None
         if asked.typing:
-            if asked.timeout < 0:
-                raise invalid("timeout", asked.timeout, "milliseconds, 0 or more")
             await _told(lambda: typing.started_typing(room_id, user, asked.timeout))
         else:
             await _told(lambda: typing.stopped_typing(room_id, user))
@@ -168,7 +285,7 @@ class ClientApi:
     async def put_presence(self, call: Call) -> Response:
         """Set a user's presence."""
         user = self._tokens.speaker_of(call, call.path_args["user_id"]).user_id
-        asked = call.json(_Presence)
+        asked = call.json(Presence)
         presence = self._services.presence
         assert presence is not None
         await _told(lambda: presence.set_state(user, asked.presence, asked.status_msg))
@@ -181,15 +298,10 @@ class ClientApi:
         assert presence is not None
         row = presence.get_state(call.path_args["user_id"])
         if row is None:
-            return json_response({"presence": "offline"})
-        answer: dict[str, Any] = {"presence": row.state}
-        if row.last_active_ts:
-            answer["last_active_ago"] = max(0, self._services.now_ms() - row.last_active_ts)
-        if row.status_msg is not None:
-            answer["status_msg"] = row.status_msg
-        if row.state == "online":
-            answer["currently_active"] = bool(row.currently_active)
-        return json_response(answer)
+            return json_response(PresenceNow("offline"))
+        ago = max(0, self._services.now_ms() - row.last_active_ts) if row.last_active_ts else None
+        active = bool(row.currently_active) if row.state == "online" else None
+        return json_response(PresenceNow(row.state, ago, row.status_msg, active))
 
     async def post_receipt(self, call: Call) -> Response:
         """Take a receipt; answers once it is on disk."""
@@ -198,7 +310,7 @@ class ClientApi:
         receipt_type = call.path_args["receipt_type"]
         if receipt_type not in _RECEIPT_TYPES:
             raise invalid("receiptType", receipt_type, " or ".join(_RECEIPT_TYPES))
-        asked = call.json(_Receipt) if call.body.strip() else _Receipt()
+        asked = call.json(Receipt) if call.body.strip() else Receipt()
         data = {} if asked.thread_id is None else {"thread_id": asked.thread_id}
         receipts = self._services.receipts
         assert receipts is not None
@@ -214,34 +326,38 @@ class ClientApi:
         """
         user, _, scope = self._tokens.speaker_of(call)
         event_type, txn = call.path_args["event_type"], call.path_args["txn"]
-        messages = call.json(_Messages).messages
+        messages = call.json(Messages).messages
         if sum(map(len, messages.values())) > _MAX_MESSAGES:
             raise ApiError(
                 413, "M_TOO_LARGE", f"messages for more than {_MAX_MESSAGES} devices: split them"
             )
-        by_server: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+        by_server: dict[str, ByUser] = {}
         for target, devices in messages.items():
             server = target.partition(":")[2]
-            if not target.startswith("@") or not server:
+            if not target.startswith("@") or not is_server_name(server):
                 raise invalid("messages", target, "user IDs as keys")
             by_server.setdefault(server, {})[target] = devices
         # The same request has the same id, whenever it is repeated; another device's has not.
         key = idempotency_key("to_device", user, *scope, event_type, txn)
-        envelope = {"sender": user, "type": event_type, "message_id": key[:16]}
+        envelope = {"sender": user, "type": event_type}
         ours = by_server.pop(self._services.server_name, {})
         self._check_reach(bool(ours), by_server.keys())
+        # All of them are made before the first is sent: a refusal sends none.
+        edus = [
+            (server, {**envelope, "message_id": _message_id(key, number), "messages": part})
+            for server, theirs in by_server.items()
+            for number, part in enumerate(_parcels(envelope, theirs))
+        ]
         if ours:
-            await self._send_here(ours, envelope, key)
-        edus = self._services.edus
-        for server, theirs in by_server.items():
-            assert edus is not None
-            content = {**envelope, "messages": theirs}
+            await self._send_here(ours, {**envelope, "message_id": _message_id(key)}, key)
+        for server, content in edus:
+            assert self._services.edus is not None
             queue = partial(
-                edus.build_and_send_edu,
+                self._services.edus.build_and_send_edu,
                 server,
-                "m.direct_to_device",
+                TO_DEVICE,
                 content,
-                transaction_id=idempotency_key(key, server),
+                transaction_id=idempotency_key(key, server, str(content["message_id"])),
             )
             await _told(queue)
         return json_response({})
@@ -260,10 +376,7 @@ class ClientApi:
             )
 
     async def _send_here(
-        self,
-        messages: dict[str, dict[str, dict[str, Any]]],
-        envelope: dict[str, str],
-        transaction_id: str,
+        self, messages: ByUser, envelope: dict[str, str], transaction_id: str
     ) -> None:
         rows = [
             msgspec.json.encode(
@@ -281,6 +394,43 @@ class ClientApi:
             )
 
 
+def _message_id(key: str, number: int = 0) -> str:
+    """Return the id of a message; of the further parts of one that is too large, others."""
+    return (idempotency_key(key, str(number)) if number else key)[:16]
+
+
+def _parcels(envelope: dict[str, str], messages: ByUser) -> Iterator[ByUser]:
+    """Yield *messages* in parts, each of which fits into an EDU; always the same ones.
+
+    Raises:
+        ApiError: 413, one message alone does not fit; 400, one is not JSON as federation has it.
+    """
+    empty = {**envelope, "message_id": "x" * 16, "messages": {}}
+    room = limits.MAX_EDU_BYTES - len(canonical_json({"content": empty, "edu_type": TO_DEVICE}))
+    part: ByUser = {}
+    left = room
+    for target, devices in messages.items():
+        for device, content in devices.items():
+            try:
+                size = len(canonical_json({target: {device: content}}))
+            except BadEdu as error:
+                raise ApiError(400, "M_BAD_JSON", f"messages of {target}: {error}") from None
+            if size > room:
+                raise ApiError(
+                    413,
+                    "M_TOO_LARGE",
+                    f"the message for {excerpt(target)}, device {excerpt(device)} makes an EDU of "
+                    f"more than {limits.MAX_EDU_BYTES} bytes, which no server takes",
+                )
+            if size > left:
+                yield part
+                part, left = {}, room
+            part.setdefault(target, {})[device] = content
+            left -= size
+    if part:
+        yield part
+
+
 def _room(call: Call) -> str:
     room_id = call.path_args["room_id"]
     if not room_id.startswith("!") or len(room_id) > 255 or any(c.isspace() for c in room_id):
@@ -294,7 +444,5 @@ async def _told(tell: Callable[[], object]) -> None:
         answer = tell()
         if isinstance(answer, Awaitable):
             await answer
-    except LogUnavailable as error:
-        raise busy(503, str(error)) from error
-    except ValueError as error:
+    except (ValueError, FederationError) as error:
         raise ApiError(400, "M_INVALID_PARAM", str(error)) from None

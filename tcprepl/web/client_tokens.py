@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tcprepl.http.routing import ApiError, Call, excerpt, invalid
+from tcprepl.http.calls import ApiError, Call, excerpt, invalid
 from tcprepl.http.security import bearer, equal, fingerprint
 
 _PREFIX = "tcprepl_user"

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from tcprepl.http.routing import JSON, ApiError, Call, Response, invalid
+from tcprepl.http.calls import JSON, ApiError, Call, Response, invalid
 from tcprepl.web.tables import Cell, Feed
 
 MSGPACK = "application/msgpack"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tcprepl import metrics
 from tcprepl.errors import TcpreplError
-from tcprepl.http.routing import Call, Response, json_response
+from tcprepl.http.calls import Call, Response, json_response
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
+from tcprepl.web.answers import HealthNow
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.services import WebServices
 
@@ -21,13 +26,21 @@ class Health:
         self._services = services
         self._ingest = ingest
 
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the paths."""
+        health = About(
+            "Whether the process lives and can serve", HealthNow, refuses={503: HealthNow}
+        )
+        yield Route("GET", "/health", self.get_health, gate.open, health)
+        numbers = About("Every metric, in the Prometheus text format", media={"text/plain": str})
+        yield Route("GET", "/metrics", self.get_metrics, gate.person, numbers)
+
     def get_health(self, call: Call) -> Response:
         """Answer 200 when positions are known and the log can be written, else 503."""
         reason = self.reason()
-        body: dict[str, object] = {"live": True, "ready": reason is None}
-        if reason is not None:
-            body["reason"] = reason
-        return json_response(body, status=200 if reason is None else 503)
+        if reason is None:
+            return json_response(HealthNow(live=True, ready=True))
+        return json_response(HealthNow(live=True, ready=False, reason=reason), status=503)
 
     def reason(self) -> str | None:
         """Return why this process cannot serve, or None."""

@@ -8,31 +8,71 @@ after a restart, and is answered with the tokens of the first.
 from __future__ import annotations
 
 import json
-import re
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import BadRow, LogUnavailable, UnknownStream
-from tcprepl.http.routing import ApiError, Call, Response, invalid, json_response
-from tcprepl.ids import idempotency_key
+from tcprepl.http.calls import (
+    ApiError,
+    Call,
+    Response,
+    TransactionId,
+    busy,
+    idempotency_key_of,
+    invalid,
+    json_response,
+    to_the_end,
+)
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
 from tcprepl.metrics import Live
+from tcprepl.protocol.grammar import INSTANCE_SHAPE, is_instance_name
 from tcprepl.streams.log import Appended
 from tcprepl.web.services import WebServices
 
 if TYPE_CHECKING:
     from tcprepl.streams.registry import Registry
 
-_NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
+T = TypeVar("T")
 
 #: For how long a refusal of the log counts, when nobody tries again.
 TROUBLE_S = 10.0
 
 PENDING_BYTES = Live(
     "tcprepl_http_ingest_pending_bytes", "Bytes of posted rows that are not safe yet"
+)
+
+
+class RowsQuery(msgspec.Struct):
+    """The parameters of a request with rows."""
+
+    batch: Annotated[bool, Meta(description="Whether all rows share one token.")] = False
+    instance: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=limits.MAX_NAME_CHARS,
+                description="The writing instance, if it is another one.",
+            ),
+        ]
+        | None
+    ) = None
+    txn_id: TransactionId | None = None
+
+
+ABOUT = About(
+    "Publish rows: all of them, or none",
+    Appended,
+    RowsQuery,
+    Annotated[list[Any], Meta(min_length=1, max_length=limits.MAX_INGEST_ROWS)],
+    says="The tokens that the rows got.",
+    refuses={404: None, 503: None},
 )
 
 
@@ -64,15 +104,19 @@ class Ingest:
         """Leave the metrics."""
         PENDING_BYTES.remove_source(self._source)
 
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the path."""
+        path = "/_tcprepl/v1/streams/{stream}/rows"
+        yield Route("POST", path, self.post_rows, gate.machine, ABOUT)
+
     async def post_rows(self, call: Call) -> Response:
         """Publish the rows of the body."""
         stream = call.path_args["stream"]
         check_stream(self._registry, stream)
-        transaction_id = transaction_id_of(call)
-        instance = call.param("instance")
-        if instance is not None:
-            check_name("instance", instance)
-        batch = call.flag("batch")
+        asked = call.parameters(RowsQuery)
+        transaction_id = idempotency_key_of(call, "rows", asked.txn_id)
+        if asked.instance is not None:
+            check_instance(asked.instance)
         rows = rows_of(call)
         if not rows:
             raise ApiError(
@@ -87,18 +131,11 @@ class Ingest:
         appended = await self.publish(
             stream,
             rows,
-            batch=batch,
-            instance=instance,
-            transaction_id=transaction_id and idempotency_key("rows", call.caller, transaction_id),
+            batch=asked.batch,
+            instance=asked.instance,
+            transaction_id=transaction_id,
         )
-        return json_response(
-            {
-                "stream": appended.stream,
-                "instance": appended.instance,
-                "first": appended.first,
-                "last": appended.last,
-            }
-        )
+        return json_response(appended)
 
     async def publish(
         self,
@@ -118,15 +155,13 @@ class Ingest:
         size = sum(map(len, rows))
         if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
             raise busy(429, "rows that were posted before are not on disk yet")
-        outcome: Deferred[Appended] = Deferred()
 
-        def settle(result: Appended | Failure) -> None:
+        def settle(result: T) -> T:
             self._pending_bytes -= size
-            if not outcome.called:  # it is when the client went away: that unpublishes nothing
-                outcome.callback(cast("Appended", result))
+            return result
 
         self._pending_bytes += size
-        _ = maybeDeferred(
+        work: Deferred[Appended] = maybeDeferred(
             self._publisher.publish_json,
             stream,
             rows,
@@ -135,7 +170,7 @@ class Ingest:
             transaction_id=transaction_id,
         ).addBoth(settle)
         try:
-            appended = await outcome
+            appended = await to_the_end(work)  # a client that leaves unpublishes nothing
         except BadRow as error:
             extra = {"stream": error.stream, "row": error.index, "field": error.field}
             raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None
@@ -190,42 +225,11 @@ def unknown_stream(error: UnknownStream, status: int) -> ApiError:
     return ApiError(status, "TCPREPL_UNKNOWN_STREAM", str(error), extra={"stream": error.stream})
 
 
-def busy(status: int, why: str) -> ApiError:
-    """Return the refusal of a request that may be sent again a little later."""
-    return ApiError(
-        status,
-        "M_LIMIT_EXCEEDED" if status == 429 else "TCPREPL_LOG_UNAVAILABLE",
-        f"not now: {why}",
-        headers={"Retry-After": str(limits.INGEST_RETRY_S)},
-        extra={"retry_after_ms": limits.INGEST_RETRY_S * 1000},
-    )
-
-
-def transaction_id_of(call: Call) -> str | None:
-    """Return the transaction id that a request has in its query or its header."""
-    given = {
-        name: value
-        for name, value in (
-            ("txn_id", call.param("txn_id")),
-            ("Idempotency-Key", call.header("Idempotency-Key")),
-        )
-        if value is not None
-    }
-    for name, value in given.items():
-        if not 0 < len(value) <= limits.MAX_TRANSACTION_ID_CHARS:
-            raise invalid(name, value, f"1 to {limits.MAX_TRANSACTION_ID_CHARS} characters")
-    if len(set(given.values())) > 1:
-        raise invalid("txn_id", given["txn_id"], "the same as the header Idempotency-Key")
-    return next(iter(given.values()), None)
-
-
-def check_name(parameter: str, name: str) -> None:
-    """Refuse what cannot be a word of the line protocol.
+def check_instance(name: str) -> None:
+    """Refuse what the line protocol could not tell from a token or a word of its own.
 
     Raises:
         ApiError: 400.
     """
-    if not _NAME.fullmatch(name) or len(name) > limits.MAX_NAME_CHARS:
-        raise invalid(
-            parameter, name, f"a name without spaces, at most {limits.MAX_NAME_CHARS} characters"
-        )
+    if not is_instance_name(name):
+        raise invalid("instance", name, INSTANCE_SHAPE)

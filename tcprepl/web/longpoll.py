@@ -12,21 +12,26 @@ and where to go on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import structlog
+from msgspec import Meta, Struct
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import TokenFromFuture, TokenTooOld
-from tcprepl.http.routing import ApiError, Call, Response, excerpt, invalid
+from tcprepl.http.calls import JSON, ApiError, Call, Response, excerpt, invalid
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import Live
 from tcprepl.streams.gaps import Gap
-from tcprepl.web.encoding import Encoder, Fragment, choose_encoder
+from tcprepl.web.answers import Missing, Table
+from tcprepl.web.encoding import MSGPACK, Encoder, Fragment, choose_encoder
 from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
 from tcprepl.web.vector import START, Vector, format_vector, parse_vector
@@ -72,6 +77,35 @@ class Ask:
         return frozenset(feed.stream for feed, _, _ in self.feeds)
 
 
+class PollQuery(Struct):
+    """The parameters of a long poll beside the streams; two of those for instance."""
+
+    streams: (
+        Annotated[
+            str,
+            Meta(
+                description="-1 for the position of every stream now, or the joined token to wait "
+                "beyond."
+            ),
+        ]
+        | None
+    ) = None
+    typing: Annotated[str, Meta(description="For instance.", examples=["-1"])] | None = None
+    receipts: Annotated[str, Meta(description="For instance.", examples=["-1"])] | None = None
+    timeout: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description=f"How long to wait for a row, in ms; {limits.MAX_POLL_TIMEOUT_MS} at most.",
+        ),
+    ] = limits.POLL_TIMEOUT_MS
+    limit: Annotated[
+        int,
+        Meta(ge=1, description=f"Most rows of a stream; {limits.MAX_POLL_LIMIT_ROWS} at most."),
+    ] = limits.POLL_LIMIT_ROWS
+    format: Annotated[Literal["object", "table"], Meta(description="The shape.")] = "object"
+
+
 class LongPoll:
     """Answers long polls.
 
@@ -93,6 +127,20 @@ class LongPoll:
         self._turns = Turns(services.reactor)
         self._draining = False
         self._source = WAITING.add_source(lambda: [((), float(len(self._waiting)))])
+
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the path."""
+        tables = dict[str, Table] | list[Any]
+        about = About(
+            "Follow streams: answers as soon as there is a row, or after the timeout",
+            query=PollQuery,
+            says="The tables that have rows, or whose position moved.",
+            description="Any stream or table is a parameter too, with the position to read after; "
+            "-1 is the start, or behind the last gap of a relay.",
+            media={JSON: tables, MSGPACK: Any},
+            refuses={403: None, 406: None, 409: None, 410: Missing},
+        )
+        yield Route("GET", "/_synapse/replication", self.get_replication, gate.machine, about)
 
     @property
     def parameters(self) -> Mapping[str, Feed]:
@@ -159,7 +207,8 @@ class LongPoll:
                 ) from None
             if feed is not None:
                 asked.append((feed, text, vector))
-        token = call.param("streams")
+        controls = call.parameters(PollQuery)
+        token = controls.streams
         if not asked and token is None:
             raise ApiError(
                 400,
@@ -170,8 +219,8 @@ class LongPoll:
         return Ask(
             tuple(asked),
             None if token is None else self._parse_streams(token),
-            min(call.integer("limit", limits.POLL_LIMIT_ROWS, low=1), limits.MAX_POLL_LIMIT_ROWS),
-            min(call.integer("timeout", limits.POLL_TIMEOUT_MS), limits.MAX_POLL_TIMEOUT_MS) / 1000,
+            min(controls.limit, limits.MAX_POLL_LIMIT_ROWS),
+            min(controls.timeout, limits.MAX_POLL_TIMEOUT_MS) / 1000,
             choose_encoder(call),
         )
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.resource import IResource
 
 from tcprepl import limits
+from tcprepl.http.routing import Route
+from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.replication.status import ServerStatus
 from tcprepl.streams.log import Appended, Log
@@ -130,7 +131,7 @@ class WebServices:
         acknowledge: Takes what a federation sender acknowledges, (instance, token); returns
             why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
-        mounts: Resources of other rooms, by path prefix.
+        further: Returns the routes of other rooms, guarded by the gate that it is given.
         secrets: A request for replication has to show one of them; none means loopback only.
         client_tokens: The bearer tokens of the Matrix client paths, each with the user it
             speaks for by default, or None when the request has to say ``user_id``.
@@ -154,7 +155,7 @@ class WebServices:
     destinations: Callable[[], Iterable[Mapping[str, Any]]] | None = None
     acknowledge: Callable[[InstanceName, Token], str | None] | None = None
     ready: Callable[[], str | None] | None = None
-    mounts: Mapping[str, IResource] = field(default_factory=dict)
+    further: Callable[[Gate], Iterable[Route]] = lambda gate: ()
     secrets: Collection[str] = ()
     client_tokens: Mapping[str, str | None] = field(default_factory=dict)
     hosts: Collection[str] = ()

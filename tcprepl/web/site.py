@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tcprepl.http.channel import LimitedSite
-from tcprepl.http.routing import Root, Route, Router
+from tcprepl.http.routing import About, Route, Router
 from tcprepl.http.security import Gate
 from tcprepl.web.acknowledgements import Acknowledgements
 from tcprepl.web.catchup import CatchUp
@@ -31,28 +32,22 @@ def build_site(services: WebServices) -> LimitedSite:
     description = Document()
 
     def routes() -> Iterator[Route]:
-        yield Route("GET", "/health", health.get_health, gate.open)
-        yield Route("GET", "/metrics", health.get_metrics, gate.person)
-        yield Route("GET", "/", board.get_page, gate.person)
-        yield Route("GET", "/openapi.json", description.get_document, gate.open)
-        yield Route("GET", "/_tcprepl/v1/status", board.get_status, gate.person)
-        yield Route("GET", "/_tcprepl/v1/events", board.get_events, gate.person)
-        yield Route("GET", "/_synapse/replication", polls.get_replication, gate.machine)
-        yield Route(
-            "GET",
-            "/_synapse/replication/get_repl_stream_updates/{stream}/{txn}",
-            catch_up.get_updates,
-            gate.machine,
-        )
+        about = About("This document", dict[str, Any])
+        yield Route("GET", "/openapi.json", description.get_document, gate.open, about)
+        yield from health.routes(gate)
+        yield from board.routes(gate)
+        yield from polls.routes(gate)
+        yield from catch_up.routes(gate)
+        yield from ingest.routes(gate)
         yield from clients.routes(gate.client)
-        yield Route("POST", "/_tcprepl/v1/streams/{stream}/rows", ingest.post_rows, gate.machine)
-        yield Route("POST", "/_tcprepl/v1/federation_ack", acknowledgements.post, gate.machine)
+        yield from acknowledgements.routes(gate)
+        yield from services.further(gate)
 
     served = tuple(routes())
     description.describe(served, services)
     bounds = services.limits
     site = LimitedSite(
-        Root(Router(served), services.mounts),
+        Router(served),
         services.reactor,
         max_body_bytes=bounds.max_body_bytes,
         max_bodies_bytes=bounds.max_bodies_bytes,

@@ -9,7 +9,7 @@ page has one renderer, and a sample is rendered once for all who watch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +20,14 @@ from zope.interface import implementer
 
 from tcprepl import __version__, limits
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.http.routing import ApiError, Call, Response, json_response
+from tcprepl.http.calls import ApiError, Call, Response, json_response
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName
 from tcprepl.replication.status import ServerStatus, StreamStatus
 from tcprepl.streams.log import Block
 from tcprepl.web import page
+from tcprepl.web.answers import Status
 from tcprepl.web.services import WebServices
 
 #: Time between samples.
@@ -68,6 +71,20 @@ class Board:
         self._viewers: dict[Viewer, None] = {}
         self._loop: LoopingProcess | None = None
         services.log.add_listener(self._count)
+
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the paths."""
+        shown = About("The status page, for people", media={"text/html; charset=utf-8": str})
+        yield Route("GET", "/", self.get_page, gate.person, shown)
+        state = About("Streams, peers, destinations and links", Status, says="The state now.")
+        yield Route("GET", "/_tcprepl/v1/status", self.get_status, gate.person, state)
+        events = About(
+            "The parts of the status page, every second, as server-sent events",
+            media={"text/event-stream": str},
+            says="Goes on until the client leaves.",
+            refuses={503: None},
+        )
+        yield Route("GET", "/_tcprepl/v1/events", self.get_events, gate.person, events)
 
     def start(self) -> None:
         """Take samples from now on."""
@@ -201,7 +218,9 @@ class Board:
                 f"{limits.MAX_STATUS_VIEWERS} people watch already",
                 headers={"Retry-After": "10"},
             )
-        return Response(200, content_type="text/event-stream", stream=self._watch)
+        # A proxy that gathers what is small before it passes it on would show an old picture.
+        headers = {"X-Accel-Buffering": "no"}
+        return Response(200, content_type="text/event-stream", headers=headers, stream=self._watch)
 
     def _watch(self, request: Request) -> None:
         viewer = Viewer(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -237,3 +238,50 @@ def test_srv_order_has_every_record_by_priority(weights: list[tuple[int, int]], 
     ordered = order_srv(records, random.Random(seed))
     assert sorted(ordered, key=lambda r: r.port) == records
     assert [r.priority for r in ordered] == sorted(r.priority for r in records)
+
+
+_TOKEN = st.text("abcXYZ09!#$%&'*+.^_`|~-", min_size=1, max_size=8)
+_QUOTED = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+_BLANKS = st.text(" \t", max_size=2)
+
+
+@given(data=st.data())
+def test_any_list_of_parameters_is_read_as_rfc_9110_has_it(data: st.DataObject) -> None:
+    """Names in any case, tokens and quoted texts, blanks and empty members anywhere."""
+    values = {
+        "origin": data.draw(_TOKEN),
+        "key": data.draw(st.one_of(_TOKEN, st.just("ed25519:a_1"), _QUOTED.filter(bool))),
+        "sig": data.draw(_QUOTED.filter(bool)),
+        "destination": data.draw(_QUOTED),
+        "x-other": data.draw(_QUOTED),
+    }
+    members = []
+    for name, value in values.items():
+        plain = value and all(c in "abcXYZ09!#$%&'*+.^_`|~-:" for c in value)
+        if plain and data.draw(st.booleans()):
+            text = value
+        else:
+            escaped = "".join(f"\\{c}" if c in '"\\' else c for c in value)
+            text = f'"{escaped}"'
+        said = data.draw(st.sampled_from([name, name.upper()]))
+        members.append(f"{said}{data.draw(_BLANKS)}={data.draw(_BLANKS)}{text}")
+    members += data.draw(st.lists(_BLANKS, max_size=4))
+    members = data.draw(st.permutations(members))
+    blanks = [data.draw(_BLANKS) for _ in members]
+    header = "x-matrix " + ",".join(
+        b + member + b for b, member in zip(blanks, members, strict=True)
+    )
+    found = parse_authorization(header)
+    assert (found.origin, found.key_id, found.signature) == (
+        values["origin"],
+        values["key"],
+        values["sig"],
+    )
+    assert found.destination == values["destination"]
+
+
+@given(st.text(st.characters()).map("X-Matrix ".__add__))
+def test_any_header_is_read_or_refused(header: str) -> None:
+    """And nothing else."""
+    with suppress(BadAuthorization):
+        parse_authorization(header)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from tcprepl.federation.receiving.faces import FederationServices, federation_routes
+from tcprepl.federation.receiving.receiver import SeenTransactions, TransactionReceiver
+from tcprepl.federation.wire.keyring import KeyNotFound, Keyring
+from tcprepl.federation.writing.room_hosts import RoomHosts
+from tcprepl.federation.writing.send_queue import SendQueue
+from tcprepl.http.routing import Router
 from tcprepl.web.services import HttpLimits
+from tcprepl.web.site import build_site
 from tests.web_site import Exchange, Stage
 
 #: Pieces that are nearly HTTP, which random bytes never are.
@@ -62,4 +72,117 @@ def test_any_bytes_are_answered_or_closed(pieces: list[bytes], cut: int) -> None
     assert exchange.transport.disconnecting
     exchange.leave()
     assert (stage.site.held_bytes, stage.site.open_channels) == (0, set())
+    stage.close()
+
+
+async def no_keys(destination: str, uri: str) -> Any:
+    """Reach nobody."""
+    raise KeyNotFound(destination)
+
+
+class Faces(Stage):
+    """A site with every face that can stand in memory; the queue goes at the end."""
+
+    def __init__(self, **services: Any) -> None:
+        super().__init__(**services)
+        self.queue = SendQueue(self.publisher.publish_json, self.log, "example.com", "master")
+        self.seen = SeenTransactions()
+        receiver = TransactionReceiver(
+            "example.com", Keyring(no_keys, self.now_ms), self.seen, self.now_ms
+        )
+        given = FederationServices(
+            now_ms=self.now_ms, receiver=receiver, send_queue=self.queue, hosts=RoomHosts()
+        )
+        self.site.stopFactory()
+        self.services.edus = self.queue
+        self.services.further = lambda gate: federation_routes(given, gate)
+        self.site = build_site(self.services)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self.queue.close()
+        self.seen.close()
+        super().close()
+
+
+_METHODS = st.sampled_from([b"GET", b"PUT", b"POST", b"OPTIONS", b"HEAD", b"DELETE"])
+_NAMES = st.sampled_from(
+    [
+        b"Authorization",
+        b"Origin",
+        b"Host",
+        b"Accept",
+        b"Idempotency-Key",
+        b"Content-Type",
+        b"Cookie",
+    ]
+)
+#: What may stand in a header's value: any byte but the ends of lines.
+_VALUES = st.one_of(
+    st.binary(max_size=30).map(lambda value: value.translate(None, b"\r\n")),
+    st.sampled_from(
+        [
+            b'X-Matrix origin="a.example",,key="ed25519:a",sig="eA"',
+            b"Bearer secret",
+            b"Bearer tcprepl_user.QGE.RA.x",
+            b"Basic \xff",
+            b"http://[",
+            b"localhost",
+            b"[::1",
+        ]
+    ),
+)
+_WORDS = st.sampled_from(
+    [b"%ff", b"%00", b"\xc3\xa9", b"!r:x", b"@a:example.com", b"-1", b"9" * 30, b"a=b", b"%2f"]
+)
+_QUERIES = st.sampled_from(
+    b"user_id device_id access_token txn_id instance batch typing streams timeout limit format "
+    b"from_token upto_token %ff".split()
+)
+_BODIES = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [
+            b"{}",
+            b"[]",
+            b"null",
+            b'{"messages":{"@a:b.example.":{"D":{}},"@k:b.example":{"D":{"a":1e999}}}}',
+            b'{"messages":{"@k:b.example":{"D":{"a":NaN}}}}',
+            b'{"destination":"b","edu_type":"m.x","content":{"a":"\\ud800"}}',
+            b'{"destination":"b","edu_type":"","content":{},"key":[null]}',
+            b'{"hosts":["a b"]}',
+            b'{"type":"m.login.token","token":"secret","user":"\\ud800"}',
+            b'["\\ud800"]',
+        ]
+    ),
+)
+
+
+@given(data=st.data(), guarded=st.booleans())
+def test_any_request_to_any_face_is_answered_without_a_failure(
+    data: st.DataObject, guarded: bool
+) -> None:
+    """Any method, arguments, query, headers and body, at every path there is."""
+    secrets = ("secret",) if guarded else ()
+    stage = Faces(secrets=secrets, client_tokens={"token": None} if guarded else {})
+    router: Router = stage.site.resource  # type: ignore[assignment]
+    route = data.draw(st.sampled_from(router.routes))
+    path = b"/".join(
+        data.draw(_WORDS) if part.startswith("{") else part.encode() for part in route.segments
+    )
+    method = data.draw(st.one_of(st.just(route.method.encode()), _METHODS))
+    form = data.draw(st.sampled_from([b"/", b"http://localhost/", b"HTTPS://evil.example/"]))
+    query = b"&".join(data.draw(st.lists(st.tuples(_QUERIES, _WORDS).map(b"=".join), max_size=3)))
+    headers = data.draw(st.lists(st.tuples(_NAMES, _VALUES).map(b": ".join), max_size=4))
+    body = data.draw(_BODIES)
+    head = [b"%b %b%b?%b HTTP/1.1" % (method, form, path, query), b"Host: localhost", *headers]
+    request = b"\r\n".join([*head, b"Content-Length: %d" % len(body), b"", b""]) + body
+    with capture_logs() as logs:
+        exchange = Exchange(stage).send(request)
+        stage.clock.pump([1.0] * 70)
+    failed = [entry for entry in logs if entry["log_level"] in ("error", "critical")]
+    assert not failed, (request, failed)
+    status = exchange.transport.value().split(b" ")[1:2]
+    assert status != [b"500"], request
+    exchange.leave()
     stage.close()

@@ -9,11 +9,10 @@ whole transaction refused, so that the origin sends it again.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -29,8 +28,16 @@ from tcprepl.federation.wire.edu import BadEdu, canonicalise, is_server_name
 from tcprepl.federation.wire.keyring import KeyNotFound, Keyring
 from tcprepl.federation.wire.signing import BadAuthorization, parse_authorization, request_bytes
 from tcprepl.federation.wire.transaction import MAX_EDUS, MAX_PDUS
+from tcprepl.http.calls import ApiError, busy
 from tcprepl.ids import ServerName, idempotency_key
-from tcprepl.limits import MAX_TRANSACTION_ID_CHARS, TRANSACTION_AGE_S
+from tcprepl.limits import MAX_EDU_BYTES, MAX_TRANSACTION_ID_CHARS, TRANSACTION_AGE_S
+from tcprepl.storage.sqlite import (
+    Durability,
+    Schema,
+    explaining,
+    open_database,
+    private_directory,
+)
 
 logger = structlog.get_logger()
 
@@ -38,6 +45,8 @@ logger = structlog.get_logger()
 REMEMBER_MS = int(TRANSACTION_AGE_S * 1000)
 #: Most transactions that are remembered.
 REMEMBER_TRANSACTIONS = 500_000
+#: Requests at once whose signature waits for the keys of their origin.
+MAX_AUTHENTICATING = 1_000
 #: How often at most it is told that an origin is up.
 UP_INTERVAL_MS = 60_000
 #: Origins for which that is kept.
@@ -45,36 +54,12 @@ _UP_ORIGINS = 10_000
 #: Transactions after which old ones are forgotten.
 _PRUNE_EVERY = 1_000
 
-#: What we answer: the status and the JSON body.
-Outcome: TypeAlias = tuple[int, bytes]
-
 _received = Counter(
     "tcprepl_federation_received_edus",
     "EDUs received from other servers, by what became of them",
     ["outcome"],
     registry=metrics.REGISTRY,
 )
-
-
-class Refused(FederationError):
-    """A request that is not granted.
-
-    Attributes:
-        status: The HTTP status.
-        errcode: The Matrix error code.
-    """
-
-    def __init__(self, status: int, errcode: str, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.errcode = errcode
-
-    def body(self) -> bytes:
-        """Return the JSON body of the answer."""
-        body = {"errcode": self.errcode, "error": str(self)}
-        if self.status == 429:
-            return msgspec.json.encode({**body, "retry_after_ms": 1_000})
-        return msgspec.json.encode(body)
 
 
 class ReceivedEdu(Struct, gc=False):
@@ -156,8 +141,9 @@ class TransactionReceiver:
         self._on_origin_up = on_origin_up
         self._handlers: dict[str, EduHandler] = {}
         self._default: EduHandler | None = None
-        self._running: dict[ServerName, tuple[str, list[Deferred[Outcome]]]] = {}
+        self._running: dict[ServerName, tuple[str, list[Deferred[bytes]]]] = {}
         self._up: OrderedDict[ServerName, int] = OrderedDict()
+        self._authenticating = 0
 
     def on(self, edu_type: str | None, handler: EduHandler) -> None:
         """Give EDUs of *edu_type* to *handler*; None for all types without one of their own."""
@@ -180,37 +166,43 @@ class TransactionReceiver:
             body: Its body, None if it has none.
 
         Raises:
-            Refused: Nobody whom we believe.
+            ApiError: Nobody whom we believe. What DNS and the origin answered when it was asked
+                for its keys is for our log, and no business of whoever may have asked.
         """
         if not headers:
-            raise Refused(401, "M_UNAUTHORIZED", "this needs an X-Matrix Authorization header")
+            raise ApiError(401, "M_UNAUTHORIZED", "this needs an X-Matrix Authorization header")
         try:
             claims = [parse_authorization(header) for header in headers]
         except BadAuthorization as error:
-            raise Refused(400, "M_INVALID_PARAM", f"Authorization: {error}") from error
+            raise ApiError(400, "M_INVALID_PARAM", f"Authorization: {error}") from error
         origin = claims[0].origin
         if any(claim.origin != origin for claim in claims):
-            raise Refused(400, "M_INVALID_PARAM", "Authorization: several origins")
+            raise ApiError(400, "M_INVALID_PARAM", "Authorization: several origins")
         if not is_server_name(origin):
-            raise Refused(400, "M_INVALID_PARAM", "Authorization: origin is not a server name")
+            raise ApiError(400, "M_INVALID_PARAM", "Authorization: origin is not a server name")
         if any(claim.destination not in (None, self.server_name) for claim in claims):
-            raise Refused(401, "M_UNAUTHORIZED", f"this is {self.server_name}")
+            raise ApiError(401, "M_UNAUTHORIZED", f"this is {self.server_name}")
         try:
             content = None if body is None else (canonicalise(body) or body)
         except BadEdu as error:
-            raise Refused(400, "M_NOT_JSON", f"the body is {error}") from error
+            raise ApiError(400, "M_NOT_JSON", f"the body is {error}") from error
         message = request_bytes(method, uri, origin, self.server_name, content)
-        problem = ""
-        for claim in claims:
-            try:
-                key = await self._keyring.verify_key(origin, claim.key_id)
-                key.verify(message, decode_base64(claim.signature))
-            except (KeyNotFound, CryptoError, ValueError, TypeError) as error:
-                problem = str(error)
-            else:
-                self._origin_is_up(origin)
-                return origin
-        raise Refused(401, "M_UNAUTHORIZED", f"no valid signature of {origin}: {problem}")
+        if self._authenticating >= MAX_AUTHENTICATING:
+            raise busy(429, "too many servers are being asked for their keys")
+        self._authenticating += 1
+        try:
+            for claim in claims:
+                try:
+                    key = await self._keyring.verify_key(origin, claim.key_id)
+                    key.verify(message, decode_base64(claim.signature))
+                except (KeyNotFound, CryptoError, ValueError, TypeError) as error:
+                    logger.info("federation.request.not_believed", origin=origin, why=str(error))
+                else:
+                    self._origin_is_up(origin)
+                    return origin
+        finally:
+            self._authenticating -= 1
+        raise ApiError(401, "M_UNAUTHORIZED", f"no valid signature of {origin}")
 
     def _origin_is_up(self, origin: ServerName) -> None:
         now_ms = self._now_ms()
@@ -227,36 +219,36 @@ class TransactionReceiver:
 
     # -- what it brings -----------------------------------------------------------------------
 
-    async def receive(self, origin: ServerName, transaction_id: str, body: bytes) -> Outcome:
+    async def receive(self, origin: ServerName, transaction_id: str, body: bytes) -> bytes:
         """Take a transaction of *origin*, which is authenticated.
 
         Returns:
             What to answer; a repeated transaction gets the first answer.
 
         Raises:
-            Refused: It is not a transaction, too large, or another one is under way.
+            ApiError: It is not a transaction, too large, or another one is under way.
             LogUnavailable: It cannot be stored now.
         """
         if not 0 < len(transaction_id) <= MAX_TRANSACTION_ID_CHARS:
-            raise Refused(
+            raise ApiError(
                 400, "M_INVALID_PARAM", f"expected 1 to {MAX_TRANSACTION_ID_CHARS} characters"
             )
         answered = self._seen.get(origin, transaction_id)
         if answered is not None:
-            return 200, answered
+            return answered
         running = self._running.get(origin)
         if running is not None:
             if running[0] != transaction_id:
-                raise Refused(429, "M_LIMIT_EXCEEDED", "another transaction is under way")
-            joined: Deferred[Outcome] = Deferred()
+                raise busy(429, "another transaction is under way")
+            joined: Deferred[bytes] = Deferred()
             running[1].append(joined)
             return await joined
-        waiting: list[Deferred[Outcome]] = []
+        waiting: list[Deferred[bytes]] = []
         self._running[origin] = transaction_id, waiting
         failure: Exception | None = None
-        outcome: Outcome = (500, b"{}")
+        answer = b""
         try:
-            outcome = await self._take(origin, transaction_id, body)
+            answer = await self._take(origin, transaction_id, body)
         except Exception as error:
             failure = error
             raise
@@ -264,22 +256,22 @@ class TransactionReceiver:
             del self._running[origin]
             for joined in waiting:
                 if failure is None:
-                    joined.callback(outcome)
+                    joined.callback(answer)
                 else:
                     joined.errback(failure)
-        return outcome
+        return answer
 
-    async def _take(self, origin: ServerName, transaction_id: str, body: bytes) -> Outcome:
+    async def _take(self, origin: ServerName, transaction_id: str, body: bytes) -> bytes:
         try:
             transaction = msgspec.json.decode(body, type=_Transaction)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refused(400, "M_BAD_JSON", f"not a transaction: {error}") from error
+            raise ApiError(400, "M_BAD_JSON", f"not a transaction: {error}") from error
         if transaction.origin not in (None, origin):
-            raise Refused(
+            raise ApiError(
                 403, "M_FORBIDDEN", f"origin: {transaction.origin!r:.64}; signed by {origin}"
             )
         if len(transaction.pdus) > MAX_PDUS or len(transaction.edus) > MAX_EDUS:
-            raise Refused(
+            raise ApiError(
                 400,
                 "M_TOO_LARGE",
                 f"{len(transaction.pdus)} PDUs and {len(transaction.edus)} EDUs; "
@@ -291,12 +283,14 @@ class TransactionReceiver:
             )
         answer = b'{"pdus":{}}'
         self._seen.put(origin, transaction_id, answer, self._now_ms())
-        return 200, answer
+        return answer
 
     async def _take_edu(self, origin: ServerName, raw: Raw, delivery_id: str) -> None:
         """Hand one EDU out; what its handler refuses is logged, counted, and forgotten."""
         edu_type = ""
         try:
+            if len(raw) > MAX_EDU_BYTES and len(canonicalise(raw) or raw) > MAX_EDU_BYTES:
+                raise BadEdu(f"{len(raw)} bytes; an EDU has at most {MAX_EDU_BYTES}")
             edu = msgspec.json.decode(raw, type=ReceivedEdu)
             edu_type = edu.edu_type
             handler = self._handlers.get(edu_type, self._default)
@@ -324,6 +318,19 @@ class TransactionReceiver:
             _received.labels("taken").inc()
 
 
+_CREATE = """
+CREATE TABLE IF NOT EXISTS seen (
+    origin TEXT NOT NULL,
+    transaction_id TEXT NOT NULL,
+    answer BLOB NOT NULL,
+    seen_ms INTEGER NOT NULL,
+    PRIMARY KEY (origin, transaction_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS seen_by_age ON seen (seen_ms);
+"""
+_SCHEMA = Schema(_CREATE, upgrades={0: _CREATE}, if_damaged="move it away to start without")
+
+
 class SeenTransactions:
     """The transactions that were taken, and what was answered: on disk if there is a path."""
 
@@ -331,32 +338,25 @@ class SeenTransactions:
         """Open or create the database at *path*; None keeps everything in memory.
 
         Raises:
-            FederationError: The file is no usable database.
+            LogError: The file is no usable database, or the disk refuses.
         """
-        name = ":memory:" if path is None else str(path)
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            connection = sqlite3.connect(name, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS seen (origin TEXT NOT NULL,"
-                " transaction_id TEXT NOT NULL, answer BLOB NOT NULL, seen_ms INTEGER NOT NULL,"
-                " PRIMARY KEY (origin, transaction_id)) WITHOUT ROWID"
-            )
-            connection.execute("CREATE INDEX IF NOT EXISTS seen_by_age ON seen (seen_ms)")
-        except sqlite3.Error as error:
-            raise FederationError(f"{name}: {error}; move it away to start without") from error
-        self._connection = connection
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            private_directory(self._path.parent)
+        self._connection = open_database(self._path, _SCHEMA, Durability.PROCESS_DEATH)
         self._puts = 0
 
     def get(self, origin: ServerName, transaction_id: str) -> bytes | None:
-        """Return what was answered to a transaction, None if it is new."""
-        row = self._connection.execute(
-            "SELECT answer FROM seen WHERE origin=? AND transaction_id=?",
-            (origin, transaction_id),
-        ).fetchone()
+        """Return what was answered to a transaction, None if it is new.
+
+        Raises:
+            LogError: The database cannot be read.
+        """
+        with explaining(self._path, _SCHEMA):
+            row = self._connection.execute(
+                "SELECT answer FROM seen WHERE origin=? AND transaction_id=?",
+                (origin, transaction_id),
+            ).fetchone()
         return None if row is None else bytes(row[0])
 
     def put(self, origin: ServerName, transaction_id: str, answer: bytes, now_ms: int) -> None:
@@ -365,15 +365,13 @@ class SeenTransactions:
         Raises:
             LogUnavailable: The disk refused.
         """
-        try:
+        with explaining(self._path, _SCHEMA):
             self._connection.execute(
                 "INSERT OR REPLACE INTO seen VALUES (?,?,?,?)",
                 (origin, transaction_id, answer, now_ms),
             )
             if self._puts % _PRUNE_EVERY == 0:
                 self.prune(now_ms)
-        except sqlite3.Error as error:
-            raise LogUnavailable(f"transactions cannot be remembered: {error}") from error
         self._puts += 1
 
     def prune(self, now_ms: int, keep: int = REMEMBER_TRANSACTIONS) -> None:

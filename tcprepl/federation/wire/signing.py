@@ -35,9 +35,13 @@ if TYPE_CHECKING:
 #: How long a key document is good for.
 KEY_VALIDITY_MS = 24 * 3600 * 1000
 
-_SCHEME = re.compile(r"\s*X-Matrix\s+", re.IGNORECASE)
-_PARAMETER = re.compile(
-    r"\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\",]*))\s*(?:,|\Z)"
+_SCHEME = re.compile(r"[ \t]*X-Matrix[ \t]+", re.IGNORECASE)
+#: One member of a list of auth-params (RFC 9110, 5.6.1 and 11.2), which may be empty, with what
+#: ends it. A value that is not quoted may have a colon: a key was once written so.
+_MEMBER = re.compile(
+    r"[ \t]*(?:([A-Za-z0-9!#$%&'*+.^_`|~-]+)[ \t]*=[ \t]*"
+    r"(?:\"((?:[^\"\\\x00-\x08\x0a-\x1f\x7f]|\\[^\x00-\x08\x0a-\x1f\x7f])*)\"|"
+    r"([^\x00-\x20\x7f\",]*)))?[ \t]*(?:,|\Z)"
 )
 _ESCAPE = re.compile(r"\\(.)")
 
@@ -175,9 +179,10 @@ class Authorization:
 
 
 def parse_authorization(header: str) -> Authorization:
-    """Parse the value of an Authorization header.
+    """Parse the value of an Authorization header: a list of auth-params (RFC 9110, 11).
 
-    Names are taken in any case, values quoted or not, parameters we do not know are skipped.
+    Names are taken in any case, values quoted or not; empty members of the list and parameters
+    we do not know are skipped.
 
     Raises:
         BadAuthorization: It is not X-Matrix, or lacks something, or says it twice.
@@ -188,15 +193,17 @@ def parse_authorization(header: str) -> Authorization:
     position = scheme.end()
     found: dict[str, str] = {}
     while position < len(header):
-        parameter = _PARAMETER.match(header, position)
-        if parameter is None:
+        member = _MEMBER.match(header, position)
+        if member is None:
             raise BadAuthorization(f"malformed at character {position}")
-        name = parameter[1].lower()
+        position = member.end()
+        if member[1] is None:
+            continue
+        name = member[1].lower()
         if name in found:
             raise BadAuthorization(f"{name} is there twice")
-        quoted = parameter[2]
-        found[name] = parameter[3] if quoted is None else _ESCAPE.sub(r"\1", quoted)
-        position = parameter.end()
+        quoted = member[2]
+        found[name] = member[3] if quoted is None else _ESCAPE.sub(r"\1", quoted)
     missing = [name for name in ("origin", "key", "sig") if not found.get(name)]
     if missing:
         raise BadAuthorization(f"lacks {', '.join(missing)}")

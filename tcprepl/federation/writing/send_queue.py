@@ -156,7 +156,7 @@ class SendQueue:
         destinations: Collection[ServerName],
         edu_type: str,
         content: Mapping[str, Any] | bytes,
-        key: Iterable[str] | None = None,
+        key: Iterable[str | int | None] | None = None,
         *,
         transaction_id: str | None = None,
     ) -> Deferred[Appended | None]:

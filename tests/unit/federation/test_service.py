@@ -24,6 +24,7 @@ from tcprepl.federation.service import (
     CanonicalPublisher,
     FederationWriter,
 )
+from tcprepl.http.security import Gate
 from tcprepl.streams.opening import open_log
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Retention
@@ -42,7 +43,6 @@ class World:
             instance="master",
             log=self.log,
             publish_json=self.publisher.publish_json,
-            guard=lambda request: None,
             data_directory=directory,
             wall_ms=lambda: 1_000,
         )
@@ -175,8 +175,9 @@ def test_typing_presence_and_receipts_go_to_their_functions(world: World) -> Non
 
 def test_its_resources_and_its_files(tmp_path: Path) -> None:
     world = World(tmp_path)
-    assert "/_matrix/federation/v1/send" in world.writer.resources()
-    assert "/_tcprepl/v1/edus" in world.writer.resources()
+    paths = [route.template for route in world.writer.routes(Gate(()))]
+    assert "/_matrix/federation/v1/send/{txn}" in paths
+    assert "/_tcprepl/v1/edus" in paths
     result(world.writer.close())
     assert (tmp_path / SIGNING_KEY_FILE).exists()
     again = World(tmp_path)

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from msgspec import Meta, Struct
 from structlog.testing import capture_logs
 from twisted.internet.defer import Deferred
-from twisted.web.resource import Resource
 
+from tcprepl.http.calls import ApiError, Call, Response, excerpt, json_response
 from tcprepl.http.channel import LimitedSite
-from tcprepl.http.routing import (
-    ApiError,
-    Call,
-    Response,
-    Root,
-    Route,
-    Router,
-    excerpt,
-    json_response,
-)
+from tcprepl.http.routing import About, Route, Router
 from tests.web_site import Exchange, Stage
 
+ABOUT = About("Something")
 
-class Echo(Resource):
-    """A mounted resource that says where it is."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.isLeaf = True
+class Numbers(Struct):
+    """Parameters of the test's own."""
 
-    def render_GET(self, request: Any) -> bytes:
-        """Answer the path split in two."""
-        return b"|".join([b"/".join(request.prepath), b"/".join(request.postpath)])
+    n: Annotated[int, Meta(ge=-1, le=9)]
+    f: bool = False
 
 
 class Small(Stage):
@@ -51,7 +40,8 @@ class Small(Stage):
             return json_response({"args": call.path_args, "query": call.query})
 
         def number(call: Call) -> Response:
-            return json_response([call.integer("n", low=-1, high=9), call.flag("f")])
+            asked = call.parameters(Numbers)
+            return json_response([asked.n, asked.f])
 
         def body(call: Call) -> Response:
             return json_response(call.json(list[int]))
@@ -73,17 +63,16 @@ class Small(Stage):
             return Response(204)
 
         routes = (
-            Route("GET", "/a/{b}/c", show, let_in),
-            Route("PUT", "/a/{b}/c", show, let_in, cors=True),
-            Route("GET", "/number", number, let_in),
-            Route("POST", "/body", body, let_in),
-            Route("GET", "/header", header, let_in),
-            Route("GET", "/broken", broken, let_in),
-            Route("GET", "/later", later, let_in),
-            Route("GET", "/nothing", nothing, let_in),
+            Route("GET", "/a/{b}/c", show, let_in, ABOUT),
+            Route("PUT", "/a/{b}/c", show, let_in, ABOUT, cors=True),
+            Route("GET", "/number", number, let_in, ABOUT),
+            Route("POST", "/body", body, let_in, ABOUT),
+            Route("GET", "/header", header, let_in, ABOUT),
+            Route("GET", "/broken", broken, let_in, ABOUT),
+            Route("GET", "/later", later, let_in, ABOUT),
+            Route("GET", "/nothing", nothing, let_in, ABOUT),
         )
-        root = Root(Router(routes), {"/mounted/here": Echo(), "/a/b/c/d": Echo()})
-        self.site = LimitedSite(root, self.clock)
+        self.site = LimitedSite(Router(routes), self.clock)
 
 
 @pytest.fixture
@@ -254,15 +243,6 @@ def test_an_answer_without_a_body(small: Small) -> None:
     answer = small.get("/nothing")
     assert (answer.status, answer.body) == (204, b"")
     assert answer.headers.get("content-type") is None
-
-
-def test_mounts_get_their_prefix_and_the_longest_wins(small: Small) -> None:
-    """What is below the prefix is the resource's own."""
-    assert small.get("/mounted/here/and/there").body == b"mounted/here|and/there"
-    assert small.get("/mounted/here").body == b"mounted/here|"
-    assert small.get("/mounted").status == 404
-    assert small.get("/a/b/c/d").body == b"a/b/c/d|"
-    assert small.get("/a/b/c").status == 200
 
 
 def test_excerpts_are_short_and_harmless() -> None:

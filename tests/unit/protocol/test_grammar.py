@@ -8,7 +8,15 @@ import pytest
 
 from tcprepl.limits import MAX_NAME_CHARS, MAX_TOKEN
 from tcprepl.protocol.commands import COMMANDS
-from tcprepl.protocol.grammar import ABNF, LABEL_SHAPE, NAME_SHAPE, PATTERNS, TOKEN_RANGE
+from tcprepl.protocol.grammar import (
+    ABNF,
+    LABEL_SHAPE,
+    NAME_SHAPE,
+    PATTERNS,
+    TOKEN_RANGE,
+    is_instance_name,
+    is_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +34,19 @@ def test_patterns(rule: str, good: list[str], bad: list[str]) -> None:
         assert PATTERNS[rule].fullmatch(text), text
     for text in bad:
         assert not PATTERNS[rule].fullmatch(text), text
+
+
+@pytest.mark.parametrize("name", ["batch", "0", "42", "*", "", "a b", "a\u2003b", "a\x9b", "a\x7f"])
+def test_what_no_instance_can_be_called(name: str) -> None:
+    """A line could not tell it from a token, or from two words."""
+    assert not is_instance_name(name)
+
+
+@pytest.mark.parametrize("name", ["master", "w1", "1w", "\u0664", "Batch"])
+def test_what_an_instance_can_be_called(name: str) -> None:
+    """Digits of other scripts are letters to a line."""
+    assert is_instance_name(name)
+    assert is_name(name)
 
 
 def test_every_command_has_its_rule() -> None:

@@ -231,6 +231,56 @@ def test_empty_messages_are_nothing(world: World) -> None:
     assert world.rows("to_device") == []
 
 
+def test_one_bad_recipient_is_named_and_nothing_is_sent(world: World) -> None:
+    """Not a failure, and not half of it."""
+    good = {"@k:b.example": {"D": {}}, "@bob:example.com": {"D": {}}}
+    for bad in ("@y:b.example.", "@y:", "@y:a b", "@y:b_b", f"@y:{'x' * 256}"):
+        messages = {**good, bad: {"D": {}}}
+        answer = world.put("/sendToDevice/m.test/t", {"messages": messages})
+        assert answer.error[:2] == (400, "M_INVALID_PARAM")
+        assert bad[:20] in answer.json["error"]
+    assert world.rows("federation") == world.rows("to_device_messages") == []
+
+
+def test_messages_are_parted_where_an_edu_would_be_too_long(world: World) -> None:
+    """Each part has an id of its own, and a repetition makes the same parts."""
+    messages = {
+        f"@u{user}:remote": {f"D{device}": {"n": "\u00e9" * 5_000} for device in range(3)}
+        for user in range(4)
+    }
+    for _ in range(2):
+        assert world.put("/sendToDevice/m.test/t", {"messages": messages}).status == 200
+    contents = [row[1]["content"] for row in world.rows("federation")]
+    assert 2 <= len(contents) <= 3
+    assert len({content["message_id"] for content in contents}) == len(contents)
+    arrived = [
+        (user, device)
+        for content in contents
+        for user, devices in content["messages"].items()
+        for device in devices
+    ]
+    assert arrived == [(user, device) for user, devices in messages.items() for device in devices]
+    for content in contents:
+        edu = {"content": content, "edu_type": "m.direct_to_device"}
+        assert len(json.dumps(edu, ensure_ascii=False, separators=(",", ":")).encode()) <= 65_536
+
+
+def test_a_message_that_no_edu_can_hold_is_refused(world: World) -> None:
+    """By the name of its device; one byte less is sent."""
+    edu = {"sender": ALICE, "type": "m.test", "message_id": "x" * 16}
+    edu["messages"] = {"@c:remote": {"D": {"t": ""}}}  # type: ignore[assignment]
+    whole = {"content": edu, "edu_type": "m.direct_to_device"}
+    room = 65_536 - len(json.dumps(whole, separators=(",", ":")))
+    for length, status in ((room + 3, 413), (room - 2, 200)):
+        messages = {"@z:other": {"E": {}}, "@c:remote": {"D": {"t": "x" * length}}}
+        answer = world.put(f"/sendToDevice/m.test/t{length}", {"messages": messages})
+        assert answer.status == status
+        if status == 413:
+            assert "'@c:remote', device 'D'" in answer.json["error"]
+            assert world.rows("federation") == []
+    assert len(world.rows("federation")) == 2
+
+
 def test_messages_that_cannot_be_sent_are_refused(world: World) -> None:
     """A key that is no user, too many devices."""
     answer = world.put("/sendToDevice/m.test/t", {"messages": {"bob": {"D": {}}}})

@@ -85,7 +85,12 @@ def test_transaction_ids_that_disagree_are_refused(stage: Stage) -> None:
         ("typing", [["!r", ["@a"]], ["!r", [1]]], {}, 400, "TCPREPL_BAD_ROW", "user_ids[0]"),
         ("audit", [1], {"txn_id": ""}, 400, "M_INVALID_PARAM", "1 to 255 characters"),
         ("audit", [1], {"txn_id": "x" * 256}, 400, "M_INVALID_PARAM", "1 to 255 characters"),
-        ("audit", [1], {"instance": "two words"}, 400, "M_INVALID_PARAM", "a name without spaces"),
+        ("audit", [1], {"instance": "two words"}, 400, "M_INVALID_PARAM", "without spaces"),
+        ("audit", [1], {"instance": "batch"}, 400, "M_INVALID_PARAM", "neither batch nor digits"),
+        ("audit", [1], {"instance": "42"}, 400, "M_INVALID_PARAM", "neither batch nor digits"),
+        ("audit", [1], {"instance": "*"}, 400, "M_INVALID_PARAM", "neither batch nor digits"),
+        ("audit", [1], {"instance": "a\x7f"}, 400, "M_INVALID_PARAM", "control characters"),
+        ("audit", [1], {"instance": "a\x9b"}, 400, "M_INVALID_PARAM", "control characters"),
         ("audit", [1], {"batch": "yes"}, 400, "M_INVALID_PARAM", "batch is 'yes'"),
     ],
 )

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from twisted.web.resource import Resource
-
+from tcprepl.http.calls import Call, Response
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
 from tcprepl.web.services import HttpLimits
 from tests.web_site import Stage
-
-
-class Elsewhere(Resource):
-    """A face of another room."""
-
-    def render_GET(self, request: Any) -> bytes:
-        """Answer something."""
-        return b"elsewhere"
 
 
 def test_the_faces_are_there() -> None:
@@ -29,11 +20,20 @@ def test_the_faces_are_there() -> None:
 
 
 def test_other_rooms_bring_faces_of_their_own() -> None:
-    """By prefix; they have the same bounds."""
-    stage = Stage(mounts={"/_matrix/key/v2/server": Elsewhere()})
-    assert stage.get("/_matrix/key/v2/server").body == b"elsewhere"
-    assert stage.get("/_matrix/key/v2/other").status == 404
-    assert stage.get("/health").status == 200
+    """They have the same guards, headers and description."""
+
+    def elsewhere(gate: Gate) -> list[Route]:
+        def answer(call: Call) -> Response:
+            return Response(200, b"elsewhere", "text/plain")
+
+        return [Route("GET", "/else/where", answer, gate.machine, About("Somewhere else"))]
+
+    stage = Stage(further=elsewhere)
+    answer = stage.get("/else/where")
+    assert answer.body == b"elsewhere"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert stage.ask("GET", "/else/where", headers={"Host": "evil.example"}).status == 403
+    assert stage.get("/openapi.json").json["paths"]["/else/where"]["get"]["summary"]
     stage.close()
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from signedjson.key import generate_signing_key
+from structlog.testing import capture_logs
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
-from tcprepl.errors import FederationError, LogUnavailable
+from tcprepl.errors import FederationError, LogError, LogUnavailable
 from tcprepl.federation.receiving.receiver import (
     ReceivedEdu,
-    Refused,
     SeenTransactions,
     TransactionReceiver,
     content_handler,
@@ -24,6 +25,7 @@ from tcprepl.federation.wire.keyring import Keyring
 from tcprepl.federation.wire.signing import Signer
 from tcprepl.federation.wire.transaction import build_body
 from tcprepl.federation.wire.transport import Answer
+from tcprepl.http.calls import ApiError
 
 SIGNER = Signer("y.example", generate_signing_key("a_1"))
 URI = "/_matrix/federation/v1/send/t1"
@@ -58,7 +60,7 @@ class World:
     ) -> str:
         return result(self.receiver.authenticate(method, uri, list(headers), body))
 
-    def receive(self, body: bytes, transaction_id: str = "t1") -> tuple[int, bytes]:
+    def receive(self, body: bytes, transaction_id: str = "t1") -> bytes:
         return result(self.receiver.receive("y.example", transaction_id, body))
 
 
@@ -122,21 +124,21 @@ def test_a_request_without_a_body_is_verified(world: World) -> None:
     ],
 )
 def test_a_request_that_is_not_is_refused(world: World, header: str | None, status: int) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ApiError) as caught:
         world.authenticate(body("m.x"), *([header] if header else []))
     assert caught.value.status == status
     assert world.up == []
-    assert json.loads(caught.value.body())["errcode"].startswith("M_")
+    assert caught.value.errcode.startswith("M_")
 
 
 def test_two_headers_of_two_origins_are_refused(world: World) -> None:
     other = signed(body("m.x")).replace('origin="y', 'origin="z')
-    with pytest.raises(Refused, match="several"):
+    with pytest.raises(ApiError, match="several"):
         world.authenticate(body("m.x"), signed(body("m.x")), other)
 
 
 def test_a_body_that_is_no_json_is_refused(world: World) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ApiError) as caught:
         world.authenticate(b"{", signed(body("m.x")))
     assert caught.value.status == 400
 
@@ -144,8 +146,7 @@ def test_a_body_that_is_no_json_is_refused(world: World) -> None:
 def test_each_edu_reaches_its_handler(world: World) -> None:
     typing: list[Any] = []
     world.receiver.on("m.typing", content_handler(lambda *given: typing.append(given)))
-    status, answer = world.receive(body("m.typing", "m.other"))
-    assert (status, json.loads(answer)) == (200, {"pdus": {}})
+    assert json.loads(world.receive(body("m.typing", "m.other"))) == {"pdus": {}}
     assert typing == [("y.example", {"n": 0})]
     assert [found[:3] for found in world.taken] == [("y.example", "m.other", {"n": 1})]
 
@@ -178,14 +179,12 @@ def test_what_a_handler_will_not_take_costs_nothing_but_itself(world: World) -> 
 
     world.receiver.on("m.picky", picky)
     world.receiver.on("m.broken", broken)
-    status, _ = world.receive(body("m.picky", "m.x", "m.broken", "m.x"))
-    assert status == 200
+    world.receive(body("m.picky", "m.x", "m.broken", "m.x"))
     assert len(world.taken) == 2
 
 
 def test_an_edu_that_is_none_is_left_out(world: World) -> None:
-    status, _ = world.receive(b'{"edus":[5,{"edu_type":"m.x","content":{}}]}')
-    assert status == 200
+    world.receive(b'{"edus":[5,{"edu_type":"m.x","content":{}}]}')
     assert len(world.taken) == 1
 
 
@@ -220,12 +219,12 @@ def test_while_one_is_under_way_it_is_joined_and_others_wait(world: World) -> No
         Deferred.fromCoroutine(
             world.receiver.receive("y.example", "t1", body("m.slow"))
         ).addCallback(answers.append)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ApiError) as caught:
         world.receive(body("m.x"), "t2")
     assert caught.value.status == 429
-    assert json.loads(caught.value.body())["retry_after_ms"]
+    assert caught.value.extra["retry_after_ms"]
     gate.callback(None)
-    assert [status for status, _ in answers] == [200, 200]
+    assert answers == [b'{"pdus":{}}'] * 2
 
 
 def test_whoever_joined_hears_of_the_failure_too(world: World) -> None:
@@ -256,14 +255,14 @@ def test_whoever_joined_hears_of_the_failure_too(world: World) -> None:
     ],
 )
 def test_what_is_no_transaction_is_refused(world: World, given: bytes, status: int) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ApiError) as caught:
         world.receive(given)
     assert caught.value.status == status
 
 
 def test_a_transaction_id_has_a_length(world: World) -> None:
     for wrong in ("", "x" * 256):
-        with pytest.raises(Refused):
+        with pytest.raises(ApiError):
             world.receive(body("m.x"), wrong)
 
 
@@ -272,7 +271,7 @@ def test_without_a_handler_an_edu_is_let_go() -> None:
     receiver = TransactionReceiver(
         "x.example", Keyring(world.fetch, lambda: 0), world.seen, lambda: 0
     )
-    assert result(receiver.receive("y.example", "t1", body("m.x")))[0] == 200
+    assert result(receiver.receive("y.example", "t1", body("m.x"))) == b'{"pdus":{}}'
     world.seen.close()
 
 
@@ -290,5 +289,59 @@ def test_old_transactions_are_forgotten() -> None:
 def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
     path = tmp_path / "seen.sqlite"
     path.write_bytes(b"rubbish" * 1_000)
-    with pytest.raises(FederationError, match="move it away"):
+    with pytest.raises(LogError, match="move it away"):
         SeenTransactions(path)
+
+
+def test_what_is_too_long_for_an_edu_costs_itself(world: World) -> None:
+    """65,536 bytes of canonical JSON, however it came."""
+    room = 65_536 - len('{"content":{"a":""},"edu_type":"m.x"}')
+    for length in (room, room + 1):
+        spaced = '{"content": {"a": "%s"},  "edu_type": "m.x"}' % ("x" * length)
+        world.receive(f'{{"edus":[{spaced}]}}'.encode(), f"t{length}")
+    assert [len(content["a"]) for _, _, content, _ in world.taken] == [room]
+
+
+def test_a_stranger_learns_nothing_of_what_we_asked(world: World) -> None:
+    """The log has it; all who are not believed get the same."""
+
+    async def fails(destination: str, uri: str) -> Answer:
+        raise FederationError("10.0.0.7:8448 refused; PORT 22 said SSH-2.0")
+
+    other = Signer("y.example", generate_signing_key("a_1"))
+    wrong = other.authorization("x.example", "PUT", URI, body()).decode()
+    with pytest.raises(ApiError) as unsigned:
+        world.authenticate(body(), wrong)
+    unreached = World()
+    unreached.receiver._keyring = Keyring(fails, lambda: 0)
+    with capture_logs() as logs, pytest.raises(ApiError) as unknown:
+        unreached.authenticate(body(), wrong)
+    assert unsigned.value.message == unknown.value.message == "no valid signature of y.example"
+    assert any("SSH-2.0" in str(entry) for entry in logs)
+    unreached.seen.close()
+
+
+def test_only_so_many_wait_for_keys_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger who names servers makes us ask so many at a time and no more."""
+    monkeypatch.setattr("tcprepl.federation.receiving.receiver.MAX_AUTHENTICATING", 2)
+    asked: list[Deferred[Answer]] = []
+
+    async def never(destination: str, uri: str) -> Answer:
+        asked.append(Deferred())
+        return await asked[-1]
+
+    world.receiver._keyring = Keyring(never, lambda: 0)
+    header = signed(body())
+    waiting = []
+    for name in ("a", "b", "c"):
+        named = header.replace("y.example", f"{name}.example")
+        work = world.receiver.authenticate("PUT", URI, [named], body())
+        waiting.append(Deferred.fromCoroutine(work))
+    failure = waiting[2].result
+    assert isinstance(failure, Failure)
+    assert failure.value.status == 429
+    for one in asked:
+        one.callback(Answer(404, b""))
+    for one in waiting:
+        one.addErrback(lambda failure: failure.trap(ApiError))
+    assert len(asked) == 2

@@ -95,6 +95,7 @@ def test_two_keys_are_one_too_many(tmp_path: Path) -> None:
         'X-Matrix origin="o",destination="d",key="ed25519:1",sig="s"',
         "X-Matrix origin=o,destination=d,key=ed25519:1,sig=s",
         'x-matrix  ORIGIN="o" , Destination="d", key="ed25519:1" ,sig="s"',
+        'X-Matrix ,, origin="o",,destination="d",\t,key="ed25519:1",sig="s", ,',
         'X-Matrix origin="\\o",destination="d",key="ed25519:1",sig="s",more="a,b"',
     ],
 )
@@ -118,6 +119,10 @@ def test_a_header_of_old_names_no_destination() -> None:
         "X-Matrix origin=,key=k,sig=s",
         "X-Matrix origin=o,origin=p,key=k,sig=s",
         "X-Matrix origin=o,key=k,sig=s,=",
+        "X-Matrix ,,,",
+        "X-Matrix origin=o key=k,sig=s",
+        'X-Matrix origin="o\x00",key=k,sig=s',
+        "X-Matrix origin=o\x9b\n,key=k,sig=s",
     ],
 )
 def test_a_header_that_is_none_is_refused(header: str) -> None:

@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 from signedjson.key import generate_signing_key
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.web.resource import IResource, Resource
-from twisted.web.server import Request, Site
+from twisted.python.failure import Failure
 
 from tcprepl.errors import LogUnavailable
-from tcprepl.federation.receiving.receiver import Refused, SeenTransactions, TransactionReceiver
-from tcprepl.federation.receiving.resources import (
-    FederationServices,
-    JsonResource,
-    federation_resources,
-)
+from tcprepl.federation.receiving.faces import FederationServices, federation_routes
+from tcprepl.federation.receiving.receiver import SeenTransactions, TransactionReceiver
 from tcprepl.federation.wire.edu import build_edu
 from tcprepl.federation.wire.keyring import Keyring
 from tcprepl.federation.wire.signing import Signer
@@ -26,6 +22,9 @@ from tcprepl.federation.wire.transaction import build_body
 from tcprepl.federation.wire.transport import Answer
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
+from tcprepl.http.channel import LimitedSite
+from tcprepl.http.routing import Router
+from tcprepl.http.security import Gate
 from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
@@ -40,24 +39,6 @@ PREFIXES = (
     "/_tcprepl/v1/edus",
     "/_tcprepl/v1/rooms",
 )
-
-
-class Tree(Resource):
-    """Finds the resource by the longest prefix, as the site of `tcprepl.web` does."""
-
-    def __init__(self, mounts: dict[str, IResource]) -> None:
-        super().__init__()
-        self.mounts = mounts
-
-    def getChildWithDefault(self, path: bytes, request: Request) -> Any:
-        """Return the resource of the request."""
-        whole = request.path or b""
-        for prefix, resource in self.mounts.items():
-            if whole.startswith(prefix.encode()):
-                rest = whole[len(prefix) :].split(b"/")[1:]
-                request.postpath = rest
-                return resource
-        raise AssertionError(whole)
 
 
 class World:
@@ -75,35 +56,38 @@ class World:
         self.received: list[str] = []
         self.receiver.on(None, lambda origin, edu, _: self.received.append(edu.edu_type))
         self.hosts = RoomHosts()
-        self.open = True
         self.services = FederationServices(
             now_ms=lambda: 1_000,
-            guard=self.guard,
             signer=US,
             receiver=self.receiver,
             send_queue=self.queue,
             hosts=self.hosts,
         )
-        self.mounts = federation_resources(self.services)
+        self.secrets: tuple[str, ...] = ()
 
     async def fetch(self, destination: str, uri: str) -> Answer:
         return Answer(200, THEM.key_document(0))
 
-    def guard(self, request: Request) -> None:
-        if not self.open:
-            raise Refused(401, "M_UNKNOWN_TOKEN", "no")
+    def paths(self) -> list[str]:
+        return [route.template for route in federation_routes(self.services, Gate(()))]
 
     def ask(
         self, method: str, path: str, body: object | bytes = b"", **headers: str
     ) -> tuple[int, Any]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(content)}"]
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        channel = Site(Tree(self.mounts), reactor=Clock()).buildProtocol(None)
+        routes = Router(tuple(federation_routes(self.services, Gate(self.secrets))))
+        clock = Clock()
+        site = LimitedSite(routes, clock)
+        channel = site.buildProtocol(None)
         transport = StringTransport()
         channel.makeConnection(transport)
         channel.dataReceived("\r\n".join([*lines, "", ""]).encode() + content)
         head, _, answer = transport.value().partition(b"\r\n\r\n")
+        assert b"X-Content-Type-Options: nosniff" in head
+        channel.connectionLost(Failure(ConnectionDone()))
+        site.stopFactory()
         assert b"Content-Type: application/json" in head
         return int(head.split()[1]), json.loads(answer)
 
@@ -121,9 +105,9 @@ EDU = {"destination": "y.example", "edu_type": "m.x", "content": {"b": 1, "a": 2
 
 
 def test_every_part_has_its_path(world: World) -> None:
-    assert set(world.mounts) == set(PREFIXES)
-    bare = FederationServices(now_ms=lambda: 0, guard=world.guard)
-    assert list(federation_resources(bare)) == ["/_matrix/federation/v1/version"]
+    assert {path.partition("/{")[0].rstrip("/") for path in world.paths()} == set(PREFIXES)
+    world.services = FederationServices(now_ms=lambda: 0)
+    assert world.paths() == ["/_matrix/federation/v1/version"]
 
 
 def test_version_and_keys(world: World) -> None:
@@ -217,21 +201,48 @@ def test_the_servers_of_a_room(world: World) -> None:
 
 
 def test_our_own_paths_are_guarded(world: World) -> None:
-    world.open = False
+    world.secrets = ("hush",)
     assert world.ask("POST", PREFIXES[3], EDU)[0] == 401
     assert world.ask("GET", "/_tcprepl/v1/rooms/!r:x/hosts")[0] == 401
 
 
-def test_failures_are_told_by_their_kind(world: World) -> None:
-    class Failing(JsonResource):
-        failure: Exception = ZeroDivisionError()
+def test_a_disk_that_is_full_is_told_to_come_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever could not be stored; the log says why."""
 
-        async def answer(self, request: Request) -> tuple[int, bytes]:
-            raise self.failure
+    def refuse(*_: object, **__: object) -> None:
+        raise LogUnavailable("disk full")
 
-    failing = Failing()
-    world.mounts["/failing"] = failing
-    assert world.ask("GET", "/failing")[0] == 500
-    failing.failure = LogUnavailable("disk full")
-    status, answer = world.ask("GET", "/failing")
-    assert (status, "disk full" in answer["error"]) == (503, True)
+    monkeypatch.setattr(world.hosts, "put", refuse)
+    monkeypatch.setattr(world.queue, "send_to", refuse)
+    monkeypatch.setattr(world.seen, "get", refuse)
+    body = build_body("y.example", 1, [])
+    uri = "/_matrix/federation/v1/send/t"
+    header = THEM.authorization("x.example", "PUT", uri, body).decode()
+    for status, answer in (
+        world.ask("PUT", "/_tcprepl/v1/rooms/!r:x/hosts", {"hosts": []}),
+        world.ask("POST", PREFIXES[3], EDU),
+        world.ask("PUT", uri, body, Authorization=header),
+    ):
+        assert (status, "disk full" in answer["error"]) == (503, True)
+        assert answer["retry_after_ms"] == 1_000
+
+
+def test_an_edu_that_no_server_takes_is_refused_at_the_door(world: World) -> None:
+    """65,536 bytes of canonical JSON, and not one more."""
+    room = 65_536 - len('{"content":{"a":""},"edu_type":"m.x"}')
+    for length, status in ((room, 200), (room + 1, 413)):
+        asked = {**EDU, "content": {"a": "x" * length}}
+        assert world.ask("POST", PREFIXES[3], asked)[0] == status
+    assert len(world.rows()) == 1
+
+
+def test_an_id_is_the_callers_own(world: World) -> None:
+    """Of two secrets neither sees the other's."""
+    world.secrets = ("one", "two")
+    for _ in range(2):
+        for secret in world.secrets:
+            headers = {"Authorization": f"Bearer {secret}", "Idempotency_Key": "t"}
+            assert world.ask("POST", PREFIXES[3], EDU, **headers)[0] == 200
+    assert len(world.rows()) == 2

@@ -1,0 +1,91 @@
+"""What the faces answer, as types: what is encoded, and what ``/openapi.json`` says of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from tcprepl import limits
+from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.replication.status import LinkStatus, PeerStatus
+
+#: A place in a stream.
+TokenField: TypeAlias = Annotated[Token, Meta(ge=0, le=limits.MAX_TOKEN)]
+#: A position as the long poll writes it.
+PositionField: TypeAlias = Annotated[
+    TokenField | Annotated[str, Meta(pattern="^[^,~]+~[0-9]+(,[^,~]+~[0-9]+)*$")],
+    Meta(description="A number, or instance~number for each writer, joined by commas."),
+]
+
+
+class Error(Struct):
+    """A refusal."""
+
+    errcode: Annotated[str, Meta(description="Which kind of refusal.")]
+    error: Annotated[str, Meta(description="What is wrong, and what was expected.")]
+
+
+class Missing(Struct):
+    """Rows that cannot be had any more."""
+
+    errcode: Literal["TCPREPL_ROWS_MISSING", "TCPREPL_TOKEN_TOO_OLD"]
+    error: Annotated[str, Meta(description="Which rows, and why.")]
+    stream: StreamName
+    instance: Annotated[InstanceName, Meta(description="Whose rows.")]
+    held: Annotated[Token, Meta(description="Where to go on: behind what is missing.")]
+    parameter: Annotated[str, Meta(description="Whose position is meant.")]
+    position: PositionField
+
+
+class Table(Struct):
+    """One table of an answer to a long poll."""
+
+    position: int | str
+    field_names: list[str]
+    rows: list[list[Any]]
+
+
+class Updates(Struct, omit_defaults=True):
+    """What a reader missed."""
+
+    updates: Annotated[
+        list[tuple[int, Raw]],
+        Meta(description="[token, row], ascending; equal tokens belong together."),
+    ]
+    upto_token: int
+    limited: Annotated[
+        bool, Meta(description="Whether there is more up to the token asked for; ask on.")
+    ]
+    missing: Annotated[
+        tuple[int, int] | UnsetType,
+        Meta(
+            description="After and up to which token rows are past retention, or in a gap: the "
+            "upstream of a relay could not tell them, or began anew."
+        ),
+    ] = UNSET
+
+
+class HealthNow(Struct, omit_defaults=True):
+    """Whether a process lives and can serve."""
+
+    live: bool
+    ready: bool
+    reason: str | UnsetType = UNSET
+
+
+class Status(Struct):
+    """Everything that the status page shows."""
+
+    server_name: str
+    instance: InstanceName
+    version: str
+    ready: bool
+    reason: str | None
+    uptime_seconds: float
+    rows_per_second: float
+    streams: list[dict[str, Any]]
+    peers: list[PeerStatus]
+    closed: dict[str, int]
+    destinations: list[dict[str, Any]]
+    links: list[LinkStatus]
