@@ -165,7 +165,7 @@ def test_streams_have_position_rate_and_plot() -> None:
     html = page.parts(view())["streams"]
     assert "typing master 1 234 567 12 5" in text(html)
     assert "Not written yet: receipts" in text(html)
-    assert '<polyline points="118.0,27.0 119.0,14.5 120.0,2.0"/>' in html
+    assert '<polyline points="118.0,27.0 119.0,14.5 120.0,2.0"></polyline>' in html
 
 
 def test_peers_have_their_lag_and_the_latest_comes_first() -> None:
@@ -193,6 +193,41 @@ def test_only_so_many_destinations_are_listed() -> None:
     assert "d102.example" in html
     assert "d2.example<" not in html
     assert "3 more are in the status as JSON" in text(html)
+
+
+def test_only_so_many_peers_and_streams_are_listed() -> None:
+    """Who is furthest behind comes first: ten thousand idle ones cost nothing."""
+    peers = [replace(HEAD, conn_id=n, name=f"w{n}.") for n in range(110)] + [PEER]
+    streams = [StreamStatus("typing", f"i{n}.", 1, 0, 1, 1) for n in range(105)]
+    shown = page.parts(view(status=ServerStatus("x", "m", 1.0, streams, peers)))
+    assert "sender&lt;1&gt;" in shown["peers"]
+    assert "w98." in shown["peers"]
+    assert "w99." not in shown["peers"]
+    assert "11 more are in the status as JSON" in text(shown["peers"])
+    assert "5 more are in the status as JSON" in text(shown["streams"])
+
+
+@pytest.mark.parametrize(
+    "evil", ["<script>", '" onload="x', "a\x1b[2J", "\u202eb", "\ud800", "\x9b"]
+)
+def test_what_comes_from_outside_is_text_wherever_it_stands(evil: str) -> None:
+    """In an element, in an attribute; and nothing turns the page around."""
+    peer = replace(PEER, name=evil, address=evil, dialect=evil, state=evil, behind_stream=evil)
+    link = replace(AWAY, name=evil, reason=evil, kind=evil, newest_gaps=[evil])
+    status = ServerStatus(
+        evil, evil, 1.0, [StreamStatus(evil, evil, 1, 0, 1, 1)], [peer], {evil: 1}, [link]
+    )
+    destination = {"destination": evil, "state": evil, "why": evil}
+    shown = page.parts(view(status=status, destinations=[destination], reason=evil))
+    whole = page.document(evil, shown).decode()
+    inside = whole.replace(f"<script>{page._SCRIPT}</script>", "")
+    assert "<script>" not in inside
+    assert not re.search(r'<[^>]*" onload="', inside)
+    if evil[0] not in '<"':
+        assert evil not in whole
+    parser = Balanced()
+    parser.feed(whole.replace("<!doctype html>", ""))
+    assert parser.open == []
 
 
 def test_the_summary_has_what_matters() -> None:
@@ -298,6 +333,6 @@ def test_sizes(value: float, expected: str) -> None:
 @pytest.mark.parametrize("values", [[], [3.0]])
 def test_a_plot_needs_two_points(values: list[float]) -> None:
     """Until then it is empty, and takes its room."""
-    html = page.spark(values, "a <label>")
+    html = page.html(page.spark(values, "a <label>"))
     assert "<polyline" not in html
     assert 'aria-label="a &lt;label&gt;, at most ' in html
