@@ -80,6 +80,16 @@ CATCH_UP_ROWS = 1_000
 MAX_STATUS_VIEWERS = 100
 #: Connections a server holds at a time; the oldest that said nothing makes room for a new one.
 MAX_CONNECTIONS = 10_000
+#: REPLICATEs of streams by name that one connection may have in force.
+MAX_SUBSCRIPTIONS = 1_000
+#: Bytes said to a peer, rows apart, that may wait for its socket before it is listened to again.
+MAX_REPLY_BYTES = 65_536
+#: Lines that are worked on in one turn of the reactor; what costs much counts for several.
+TURN_LINES = 2_000
+#: Lines of one connection that are worked on in a turn.
+PEER_TURN_LINES = 250
+#: Streams, and connections, that STATUS tells of.
+MAX_STATUS_LINES = 100
 #: First delay before a client connects again; doubled for each failure, and jittered.
 RECONNECT_MIN_S = 0.1
 #: Longest delay before a client connects again.

@@ -25,7 +25,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl.protocol.commands import COMMANDS
-from tcprepl.replication.serving.server import Peer, ReplicationServer
+from tcprepl.replication.serving.peer import Peer
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.opening import open_log

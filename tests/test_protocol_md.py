@@ -23,11 +23,12 @@ from twisted.trial.unittest import TestCase
 from tcprepl import errors, limits
 from tcprepl.ephemeral.presence_states import NOTIFIES
 from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import COMMANDS, RdataCommand
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.events import Closing
-from tcprepl.protocol.session import ClientSession, ServerSession
+from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.state import Role, State
 from tcprepl.streams.registry import BUILT_IN, Registry
 from tests import docs_md
@@ -44,6 +45,7 @@ from tests.conversation_client import ClientStage, MemoryClientStage, SocketClie
 from tests.conversation_http import HttpStage, parse_exchanges
 from tests.docs_md import ROOT, Block, Document, plain
 from tests.harness import CAPTURE
+from tests.sessions import receive
 
 DOCUMENT = Document.load()
 
@@ -343,7 +345,7 @@ def said(error: str) -> str:
         if by_client
         else ServerSession(SERVER_NAME, START_S)
     )
-    session.receive_data(data, START_S)
+    receive(session, data, START_S)
     lines = session.data_to_send().decode().splitlines()
     return lines[-1].removeprefix("ERROR ")
 
@@ -562,7 +564,7 @@ def test_conversation_in_memory(block: Block) -> None:
         session = ClientSession(
             START_S, server_name=SERVER_NAME, dialect=_options(block).get("reader", "auto")
         )
-        events = session.receive_data(talker.received, START_S)
+        events = receive(session, talker.received, START_S)
         assert not [event for event in events if isinstance(event, Closing)]
 
 

@@ -249,6 +249,16 @@ class Network:
         return any(call.getTime() <= self.clock.seconds() for call in calls)
 
 
+def one_turn(clock: Clock) -> None:
+    """Make the calls that are due now, and none that they add: one turn of a reactor."""
+    calls: list[Any] = list(clock.getDelayedCalls())
+    for call in calls:
+        if call.active() and call.getTime() <= clock.seconds():
+            clock.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
 def run_until(network: Network, condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Let time pass until *condition* holds."""
     for _ in range(round(seconds / 0.5)):

@@ -34,7 +34,8 @@ from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.service import CanonicalPublisher, FederationWriter
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.redis.url import parse_redis_url, redis_endpoint
-from tcprepl.replication.serving.server import Peer, ReplicationServer
+from tcprepl.replication.serving.peer import Peer
+from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.opening import open_log

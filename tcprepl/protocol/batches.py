@@ -12,9 +12,9 @@ from typing import Final
 from tcprepl.errors import LostRow
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_PAIRS, MAX_TOKEN
-from tcprepl.protocol.codec import snippet
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
+from tcprepl.protocol.display import snippet
 from tcprepl.protocol.events import Event, RowsReceived, RunReceived
 from tcprepl.protocol.grammar import NAME_SHAPE, PATTERNS, TOKEN_RANGE
 

@@ -8,12 +8,11 @@ secrets.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Final, cast
 
 from tcprepl.errors import BadEncoding, LocalProtocolError, MalformedCommand, UnknownCommand
-from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN, SNIPPET_BYTES
+from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN
 from tcprepl.protocol.commands import (
     COMMANDS,
     CacheKey,
@@ -41,6 +40,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
+from tcprepl.protocol.display import snippet
 from tcprepl.protocol.grammar import LABEL_SHAPE, NAME_SHAPE, PATTERNS, TOKEN_RANGE
 
 _LF: Final = b"\n"
@@ -53,34 +53,6 @@ _is_name = PATTERNS["name"].fullmatch
 _is_label = PATTERNS["label"].fullmatch
 _is_token = PATTERNS["token"].fullmatch
 _is_time = PATTERNS["time"].fullmatch
-#: Characters of an offending part that are looked at for a snippet.
-_SCANNED_CHARS: Final = 1_024
-#: Access tokens are recognised by what issues them, wherever they stand.
-_SECRETS = re.compile(r"(?i)(?:sy[tr]_|ma[tr]_|mc[tr]_|MDAx)\S+|(?<=access_token=)[^&\s]+")
-
-
-# -- what people may see ---------------------------------------------------------------------
-
-
-def printable(text: str) -> str:
-    """Return *text* as one line without control characters, access tokens blotted out."""
-    text = _SECRETS.sub("<redacted>", text)
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
-
-
-def snippet(part: str | bytes) -> str:
-    """Return the beginning of *part* as an ERROR may quote it: escaped, SNIPPET_BYTES at most."""
-    text = part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else part
-    # Blot out before cutting: half a token is still a secret.
-    shown = printable(text[:_SCANNED_CHARS]).encode()
-    if len(shown) <= SNIPPET_BYTES and len(text) <= _SCANNED_CHARS:
-        return shown.decode()
-    return shown[: SNIPPET_BYTES - 3].decode("utf-8", "ignore") + "..."
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -174,9 +146,16 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(name)
 
 
-def _server(arguments: _Arguments, dialect: Dialect) -> Command:
-    arguments.split(1)
-    return ServerCommand(arguments.name(0, "server name"))
+def _one_name(
+    make: Callable[[str], Command], what: str
+) -> Callable[[_Arguments, Dialect], Command]:
+    """Return what reads a command whose one argument is the name of *what*."""
+
+    def read(arguments: _Arguments, dialect: Dialect) -> Command:
+        arguments.split(1)
+        return make(arguments.name(0, what))
+
+    return read
 
 
 def _rdata(arguments: _Arguments, dialect: Dialect) -> Command:
@@ -251,11 +230,6 @@ def _user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
     )
 
 
-def _clear_user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
-    arguments.split(1)
-    return ClearUserSyncCommand(arguments.name(0, "instance id"))
-
-
 def _federation_ack(arguments: _Arguments, dialect: Dialect) -> Command:
     count = arguments.split(1, 2)
     instance = arguments.name(0, "instance") if count == 2 else None
@@ -304,11 +278,6 @@ def _user_ip(arguments: _Arguments, dialect: Dialect) -> Command:
     raise arguments.wrong("the array is not 3 strings, a string or null, and a whole number")
 
 
-def _remote_server_up(arguments: _Arguments, dialect: Dialect) -> Command:
-    arguments.split(1)
-    return RemoteServerUpCommand(arguments.name(0, "server"))
-
-
 def _sync(arguments: _Arguments, dialect: Dialect) -> Command:
     return SyncCommand(arguments.rest)
 
@@ -319,16 +288,6 @@ def _lock_released(arguments: _Arguments, dialect: Dialect) -> Command:
         case [str(instance), str(lock_name), str(lock_key)]:
             return LockReleasedCommand(instance, lock_name, lock_key)
     raise arguments.wrong("the array is not 3 strings")
-
-
-def _new_active_task(arguments: _Arguments, dialect: Dialect) -> Command:
-    arguments.split(1)
-    return NewActiveTaskCommand(arguments.name(0, "task id"))
-
-
-def _cancel_task(arguments: _Arguments, dialect: Dialect) -> Command:
-    arguments.split(1)
-    return CancelTaskCommand(arguments.name(0, "task id"))
 
 
 def _help(arguments: _Arguments, dialect: Dialect) -> Command:
@@ -345,7 +304,7 @@ def _info(arguments: _Arguments, dialect: Dialect) -> Command:
 
 
 _PARSERS: Final[dict[str, Callable[[_Arguments, Dialect], Command]]] = {
-    "SERVER": _server,
+    "SERVER": _one_name(ServerCommand, "server name"),
     "RDATA": _rdata,
     "POSITION": _position,
     "ERROR": _error,
@@ -353,16 +312,16 @@ _PARSERS: Final[dict[str, Callable[[_Arguments, Dialect], Command]]] = {
     "NAME": _name,
     "REPLICATE": _replicate,
     "USER_SYNC": _user_sync,
-    "CLEAR_USER_SYNC": _clear_user_sync,
+    "CLEAR_USER_SYNC": _one_name(ClearUserSyncCommand, "instance id"),
     "FEDERATION_ACK": _federation_ack,
     "REMOVE_PUSHER": _remove_pusher,
     "INVALIDATE_CACHE": _invalidate_cache,
     "USER_IP": _user_ip,
-    "REMOTE_SERVER_UP": _remote_server_up,
+    "REMOTE_SERVER_UP": _one_name(RemoteServerUpCommand, "server"),
     "SYNC": _sync,
     "LOCK_RELEASED": _lock_released,
-    "NEW_ACTIVE_TASK": _new_active_task,
-    "CANCEL_TASK": _cancel_task,
+    "NEW_ACTIVE_TASK": _one_name(NewActiveTaskCommand, "task id"),
+    "CANCEL_TASK": _one_name(CancelTaskCommand, "task id"),
     "HELP": _help,
     "STATUS": _status,
     "INFO": _info,

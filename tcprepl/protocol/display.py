@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from tcprepl.limits import SNIPPET_BYTES
+
 _UNSAFE: Final = (
     "\\x00-\\x1f\\x7f-\\x9f"  # controls: C0, DEL, C1
     "\\xad\\u180e\\u200b\\u2060-\\u2064\\ufeff"  # invisible
@@ -20,6 +22,10 @@ _UNSAFE: Final = (
 )
 _ONE_LINE: Final = re.compile(f"[{_UNSAFE}]")
 _LINES: Final = re.compile(f"(?![\\n\\t])[{_UNSAFE}]")
+#: Characters of an offending part that are looked at for a snippet.
+_SCANNED_CHARS: Final = 1_024
+#: Access tokens are recognised by what issues them, wherever they stand.
+_SECRETS: Final = re.compile(r"(?i)(?:sy[tr]_|ma[tr]_|mc[tr]_|MDAx)\S+|(?<=access_token=)[^&\s]+")
 
 
 def displayable(text: str, *, lines: bool = False) -> str:
@@ -38,3 +44,24 @@ def displayable(text: str, *, lines: bool = False) -> str:
 def _escape(found: re.Match[str]) -> str:
     code = found[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{code[at : at + 2].hex()}" for at in range(0, len(code), 2))
+
+
+def printable(text: str) -> str:
+    """Return *text* as one line without control characters, access tokens blotted out."""
+    text = _SECRETS.sub("<redacted>", text)
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def snippet(part: str | bytes) -> str:
+    """Return the beginning of *part* as an ERROR may quote it: escaped, SNIPPET_BYTES at most."""
+    text = part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else part
+    # Blot out before cutting: half a token is still a secret.
+    shown = printable(text[:_SCANNED_CHARS]).encode()
+    if len(shown) <= SNIPPET_BYTES and len(text) <= _SCANNED_CHARS:
+        return shown.decode()
+    return shown[: SNIPPET_BYTES - 3].decode("utf-8", "ignore") + "..."

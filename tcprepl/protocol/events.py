@@ -52,6 +52,15 @@ class DialectChosen(NamedTuple):
     dialect: Dialect
 
 
+class LinesPassed(NamedTuple):
+    """Lines that ask nothing of the adapter: blank, or answered with an ERROR. Servers only.
+
+    They cost time all the same, and whoever shares out time counts them.
+    """
+
+    lines: int
+
+
 class Closing(NamedTuple):
     """The connection ends: write out what is left, then close. Always the last event.
 
@@ -62,7 +71,9 @@ class Closing(NamedTuple):
     text: str
 
 
-Event: TypeAlias = CommandReceived | RowsReceived | RunReceived | DialectChosen | Closing
+Event: TypeAlias = (
+    CommandReceived | RowsReceived | RunReceived | DialectChosen | LinesPassed | Closing
+)
 
 E = TypeVar("E")
 

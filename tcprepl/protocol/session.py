@@ -1,8 +1,11 @@
-"""The two ends of a connection, sans-I/O (protocol.md sections 5, 9 and 12).
+"""What both ends of a connection share, sans-I/O (protocol.md sections 5, 9 and 12).
 
 A session turns bytes into events and commands into bytes, keeps the connection alive and
-ends it when a rule is broken. Its adapter owns the socket: it feeds what it read, writes
-`data_to_send`, keeps one timer on `next_deadline`, and closes after a `Closing` event.
+ends it when a rule is broken. Its adapter owns the socket: it feeds what it read to
+`receive_data`, pulls what that meant with `next_event` until there is no more, writes
+`data_to_send`, keeps one timer on `next_deadline`, and closes after a `Closing` event. An
+adapter that cannot go on stops pulling: the rest waits, as bytes.
+
 Times are seconds of one clock that never goes back; *epoch_s* is what to add to them to get
 seconds since 1970.
 """
@@ -10,6 +13,7 @@ seconds since 1970.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import ClassVar, Final
 
 from tcprepl.errors import (
@@ -17,71 +21,30 @@ from tcprepl.errors import (
     CloseReason,
     LineTooLong,
     LocalProtocolError,
-    LostRow,
-    MalformedCommand,
     RemoteProtocolError,
     TooManyErrors,
     UnexpectedCommand,
     UnknownCommand,
     WrongProtocol,
-    WrongServer,
 )
-from tcprepl.ids import IncarnationId, ServerName
-from tcprepl.limits import (
-    CLOSE_TIMEOUT_S,
-    HANDSHAKE_TIMEOUT_S,
-    MAX_BAD_LINES,
-    MAX_LINE_BYTES,
-    MAX_NATIVE_LINE_BYTES,
-    PING_INTERVAL_S,
-    PING_TIMEOUT_S,
-)
-from tcprepl.protocol.batches import BatchAssembler
-from tcprepl.protocol.codec import parse_line, printable, serialize, snippet, word_of
-from tcprepl.protocol.commands import (
-    COMMANDS,
-    Command,
-    ErrorCommand,
-    NameCommand,
-    PingCommand,
-    PositionCommand,
-    ReplicateCommand,
-    ServerCommand,
-)
-from tcprepl.protocol.dialects import DIALECTS, NATIVE_TAG, Dialect
-from tcprepl.protocol.events import (
-    Closing,
-    CommandReceived,
-    DialectChosen,
-    Event,
-    RowsReceived,
-    RunReceived,
-)
+from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_BAD_LINES, PING_INTERVAL_S, PING_TIMEOUT_S
+from tcprepl.protocol.codec import parse_line, serialize, word_of
+from tcprepl.protocol.commands import COMMANDS, Command, ErrorCommand, PingCommand
+from tcprepl.protocol.dialects import Dialect
+from tcprepl.protocol.display import printable
+from tcprepl.protocol.events import Closing, CommandReceived, Event
 from tcprepl.protocol.foreign import Foreign, recognise_line, recognise_start
 from tcprepl.protocol.framing import LineBuffer
-from tcprepl.protocol.grammar import PATTERNS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 
-__all__ = [
-    "ClientSession",
-    "Closing",
-    "CommandReceived",
-    "DialectChosen",
-    "Event",
-    "RowsReceived",
-    "RunReceived",
-    "ServerSession",
-    "Session",
-]
-
-#: Characters that an ERROR is cut to.
+#: What an ERROR ends with that is the last line.
+_GOODBYE: Final = "; this ends the connection"
+#: Characters that an ERROR is cut to, but for that.
 _ERROR_CHARS: Final = 1_000
-#: How a 2017 server answers a REPLICATE without arguments.
-_REFUSALS: Final = ("failed to parse line", "invalid command")
 
 
 class Session(ABC):
-    """What both ends share; use `ServerSession` or `ClientSession`.
+    """What both ends share: see `tcprepl.protocol.server_session` and `client_session`.
 
     After a `Closing` event, or `close`, input is ignored and nothing but what
     `data_to_send` still holds goes out.
@@ -113,6 +76,8 @@ class Session(ABC):
         self.close_text = ""
         self.bad_lines = 0
         self._buffer = LineBuffer(max_line_bytes)
+        self._unread = b""
+        self._events: deque[Event] = deque()
         self._out: list[bytes] = []
         self._epoch_s = epoch_s
         self._line_number = 0
@@ -128,31 +93,57 @@ class Session(ABC):
 
     # -- in ------------------------------------------------------------------------------
 
-    def receive_data(self, data: bytes, now: float) -> list[Event]:
-        """Return everything that *data* meant; bound the size of a read to bound the answer."""
+    def receive_data(self, data: bytes, now: float) -> None:
+        """Take what was read; `next_event` tells what it meant."""
+        if self._open:
+            self._unread = self._unread + data if self._unread else data
+
+    def next_event(self, now: float) -> Event | None:
+        """Return what came next; None when more has to be read first.
+
+        What is read from the peer changes nothing before it is pulled: neither the state,
+        nor what there is to send. So answers come in the order of the questions, and a
+        session from which nobody pulls keeps bytes and does no work.
+        """
+        if not self._events:
+            self._events.extend(self._read(now))
+        return self._events.popleft() if self._events else None
+
+    def events(self, now: float) -> list[Event]:
+        """Return all that there is to pull, in one piece."""
+        found = list(self._events)
+        self._events.clear()
+        while more := self._read(now):
+            found += more
+        return found
+
+    def _read(self, now: float) -> list[Event]:
+        """Return the events of the next lines; none when more has to be read first."""
         events: list[Event] = []
-        if not self._open or not data:
-            return events
-        try:
-            if not self._began:
-                self._began = True
-                self._refuse(recognise_start(data[0], self.role))
-            lines = self._buffer.feed(data)
-            first_line_number = self._line_number + 1
+        if self._open:
             try:
-                self._receive_lines(lines, data, now, events)
-            finally:
-                self._line_number = first_line_number + len(lines) - 1
-            if self._open and self._buffer.overlong is not None:
-                word = word_of(self._buffer.overlong)
-                raise LineTooLong(
-                    f"{f'{word}: ' if word else ''}the line is longer than "
-                    f"{self._buffer.max_line_bytes} bytes",
-                    line_number=self._line_number + 1,
-                )
-        except RemoteProtocolError as error:
-            self._fail(error, now, events)
+                if self._unread and not self._began:
+                    self._began = True
+                    self._refuse(recognise_start(self._unread[0], self.role))
+                self._read_lines(now, events)
+            except RemoteProtocolError as error:
+                events.append(self._fail(error, now))
         return events
+
+    @abstractmethod
+    def _read_lines(self, now: float, events: list[Event]) -> None:
+        """Read on, at least until there is an event or no whole line is left."""
+
+    def _check_length(self) -> None:
+        """Raise if the line that comes next is longer than the limit, ended or not."""
+        overlong = self._buffer.overlong
+        if overlong is not None:
+            word = word_of(overlong)
+            raise LineTooLong(
+                f"{f'{word}: ' if word else ''}the line is longer than "
+                f"{self._buffer.max_line_bytes} bytes",
+                line_number=self._line_number + 1,
+            )
 
     def receive_eof(self, now: float, reason: CloseReason = CloseReason.PEER_CLOSED) -> list[Event]:
         """Note that the connection is gone; *reason* tells an orderly end from a failure."""
@@ -160,16 +151,14 @@ class Session(ABC):
         if self._open:
             self.close_reason = reason
             events.append(Closing(reason, ""))
+        self._forget_input()
         self._incident("eof")
         self._out.clear()
         return events
 
-    def _receive_lines(
-        self, lines: list[bytes], data: bytes, now: float, events: list[Event]
-    ) -> None:
-        first_line_number = self._line_number + 1
-        for index, line in enumerate(lines):
-            self._receive_line(line, first_line_number + index, now, events)
+    def _forget_input(self) -> None:
+        """Throw away what was read and not pulled."""
+        self._unread = b""
 
     def _receive_line(self, line: bytes, line_number: int, now: float, events: list[Event]) -> None:
         """Receive one line; raise what ends the connection, answer what does not."""
@@ -182,14 +171,18 @@ class Session(ABC):
             error.line_number = line_number
             if error.close_reason is not None:
                 raise
-            self.bad_lines += 1
-            if self.bad_lines >= MAX_BAD_LINES:
-                raise TooManyErrors(
-                    f"{MAX_BAD_LINES} bad lines are enough; the last: {error.text}",
-                    snippet=error.snippet,
-                    line_number=line_number,
-                ) from error
-            self._write(ErrorCommand(printable(error.wire_text)[:_ERROR_CHARS]), now)
+            self._answer(error, now)
+
+    def _answer(self, error: RemoteProtocolError, now: float) -> None:
+        """Answer a bad line with ERROR; raise when there have been too many."""
+        self.bad_lines += 1
+        if self.bad_lines >= MAX_BAD_LINES:
+            raise TooManyErrors(
+                f"{MAX_BAD_LINES} bad lines are enough; the last: {error.text}",
+                snippet=error.snippet,
+                line_number=error.line_number,
+            ) from error
+        self._write(ErrorCommand(_shown(error)), now)
 
     def _parse(self, line: bytes) -> Command:
         """Return the command of *line* if it is legal here."""
@@ -221,18 +214,17 @@ class Session(ABC):
         if foreign is not None:
             raise _ForeignProtocolError(foreign)
 
-    def _fail(self, error: RemoteProtocolError, now: float, events: list[Event]) -> None:
+    def _fail(self, error: RemoteProtocolError, now: float) -> Closing:
+        """End the connection for *error*; return the event that says so."""
         reason = error.close_reason
         assert reason is not None, "an error that lets the connection live is answered earlier"
-        text = printable(error.wire_text)[:_ERROR_CHARS]
+        text = _shown(error)
         answer = error.answer if isinstance(error, _ForeignProtocolError) else None
-        if answer is None:
-            self.close(reason, text, now)
-        else:
-            self.close(reason, "", now)
-            self.close_text = text
+        self.close(reason, f"{text}{_GOODBYE}" if answer is None else "", now)
+        self.close_text = text
+        if answer is not None:
             self._out.append(answer)
-        events.append(Closing(reason, text))
+        return Closing(reason, text)
 
     @property
     def pinged(self) -> bool:
@@ -273,8 +265,9 @@ class Session(ABC):
         """Begin the end: queue ERROR with *text*, unless it is empty, and ignore all input."""
         if not self._open:
             return
+        self._forget_input()
         if text:
-            self._write(ErrorCommand(printable(text)[:_ERROR_CHARS]), now)
+            self._write(ErrorCommand(printable(text)[: _ERROR_CHARS + len(_GOODBYE)]), now)
         self.close_reason = reason
         self.close_text = text
         self._close_deadline = now + CLOSE_TIMEOUT_S
@@ -347,261 +340,13 @@ class Session(ABC):
             self.state = state
 
 
+def _shown(error: RemoteProtocolError) -> str:
+    return printable(error.wire_text)[:_ERROR_CHARS]
+
+
 class _ForeignProtocolError(WrongProtocol):
     """Another protocol, and how to answer it in its own words."""
 
     def __init__(self, foreign: Foreign) -> None:
         super().__init__(foreign.text)
         self.answer = foreign.answer
-
-
-class ServerSession(Session):
-    """The server's end: greets, learns the dialect from the first REPLICATE.
-
-    Args:
-        server_name: Name of the homeserver, for SERVER.
-        now: The time.
-        incarnation: The incarnation of the log, for the first PING; None says none.
-        dialect: What a REPLICATE without arguments means; ``auto`` is ``1.22``.
-        epoch_s: What to add to *now* to get seconds since 1970.
-        max_line_bytes: Longest line taken, delimiter excluded.
-        handshake_timeout_s: Close a connection that asked for nothing in this time; None,
-            the default, lets a person think.
-    """
-
-    role = Role.SERVER
-
-    def __init__(
-        self,
-        server_name: ServerName,
-        now: float,
-        *,
-        incarnation: IncarnationId | None = None,
-        dialect: str = "auto",
-        epoch_s: float = 0.0,
-        max_line_bytes: int = MAX_LINE_BYTES,
-        handshake_timeout_s: float | None = None,
-    ) -> None:
-        bare = DIALECTS["1.22" if dialect == "auto" else dialect]
-        if bare.in_band_resume or not bare.over_tcp:
-            raise ValueError(f"dialect {dialect} has no REPLICATE without arguments over TCP")
-        super().__init__(bare, max_line_bytes, now, epoch_s, handshake_timeout_s)
-        self._bare = bare
-        #: What the peer calls itself.
-        self.peer_name = ""
-        self.send(ServerCommand(server_name), now)
-        greeting = (self._ping_text(now), NATIVE_TAG, *filter(None, [incarnation]))
-        self.send(PingCommand(" ".join(greeting)), now)
-
-    def _receive_command(self, command: Command, now: float, events: list[Event]) -> None:
-        if isinstance(command, ReplicateCommand):
-            self._choose(command, events)
-        elif isinstance(command, NameCommand):
-            self.peer_name = command.name
-        super()._receive_command(command, now, events)
-
-    def _choose(self, command: ReplicateCommand, events: list[Event]) -> None:
-        """Learn the dialect from the first REPLICATE; hold later ones to it."""
-        if command.stream is None:
-            asked = self._bare
-        else:
-            asked = DIALECTS["2017" if command.instance is None else "tcprepl"]
-        if not self.dialect_chosen:
-            self.dialect = asked
-            self.dialect_chosen = True
-            self._handshake_deadline = None
-            events.append(DialectChosen(asked))
-        elif self.dialect is not asked:
-            raise MalformedCommand(
-                f"REPLICATE: this is the form of dialect {asked.name}, and the first REPLICATE "
-                f"of this connection chose dialect {self.dialect.name}"
-            )
-
-    def _awaited(self) -> str:
-        return "REPLICATE"
-
-
-class ClientSession(Session):
-    """The client's end: names itself, checks the server, assembles batches.
-
-    Args:
-        now: The time.
-        name: What to call us, for NAME; None sends none.
-        server_name: The homeserver that has to be there; None takes any.
-        dialect: ``auto`` learns it from the greeting; else the name of a dialect.
-        epoch_s: What to add to *now* to get seconds since 1970.
-        max_line_bytes: Longest line taken, delimiter excluded.
-        handshake_timeout_s: How long to wait for the greeting.
-
-    Attributes:
-        server_name: What SERVER said; None before it.
-        incarnation: Which incarnation of its log the greeting named; None if it named none.
-        replicate_refused: Whether the server answered a bare REPLICATE with the ERROR of a
-            2017 server, before any POSITION: reconnect, and speak ``2017``.
-        unknown_lines: Lines with a word that this release does not know, passed over: a
-            newer server may have more to say.
-    """
-
-    role = Role.CLIENT
-
-    def __init__(
-        self,
-        now: float,
-        *,
-        name: str | None = None,
-        server_name: ServerName | None = None,
-        dialect: str = "auto",
-        epoch_s: float = 0.0,
-        max_line_bytes: int = MAX_NATIVE_LINE_BYTES,
-        handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
-    ) -> None:
-        spoken = DIALECTS["1.22" if dialect == "auto" else dialect]
-        if not spoken.over_tcp:
-            raise ValueError(f"dialect {dialect} is not spoken over TCP")
-        super().__init__(spoken, max_line_bytes, now, epoch_s, handshake_timeout_s)
-        self._auto = dialect == "auto"
-        self._expected_server = server_name
-        self.server_name: ServerName | None = None
-        self.incarnation: IncarnationId | None = None
-        self.replicate_refused = False
-        self.unknown_lines = 0
-        self._awaiting_answer = False
-        self._batches = BatchAssembler(spoken)
-        if name is not None:
-            self.send(NameCommand(name), now)
-        self.send(PingCommand(self._ping_text(now)), now)
-
-    @property
-    def dropped_rows(self) -> int:
-        """Rows that did not count: not announced by POSITION, or of a batch cut off by one."""
-        return self._batches.dropped_rows
-
-    @property
-    def held_rows(self) -> int:
-        """Rows held back until their batch is whole."""
-        return self._batches.held_rows
-
-    def send(self, command: Command, now: float) -> None:
-        """Queue *command*, as `Session.send` does; REPLICATE also starts its stream anew."""
-        super().send(command, now)
-        if isinstance(command, ReplicateCommand):
-            self._batches.replicate(command.stream)
-            self._awaiting_answer = command.stream is None
-
-    def _receive_lines(
-        self, lines: list[bytes], data: bytes, now: float, events: list[Event]
-    ) -> None:
-        first_line_number = self._line_number + 1
-        valid = len(lines)
-        if lines and not (data.isascii() and lines[0].isascii()):
-            valid = _valid_lines(lines)
-        # The rows of the lines that are UTF-8 take the fast way; the line after them ends it.
-        good = lines if valid == len(lines) else lines[:valid]
-        index = 0
-        while index < valid:
-            line = good[index]
-            if self._takes_rows and line[:6].upper() == b"RDATA ":
-                good[index] = b"RDATA " + line[6:]
-                self._choose_late(events)
-                index = self._batches.read(good, index, first_line_number, events)
-                self._last_received = now
-            else:
-                self._receive_line(line, first_line_number + index, now, events)
-                index += 1
-        if valid < len(lines):
-            self._receive_line(lines[valid], first_line_number + valid, now, events)
-
-    def _receive_line(self, line: bytes, line_number: int, now: float, events: list[Event]) -> None:
-        if self._takes_rows and line.strip(b" ") and word_of(line) is None and _valid_lines([line]):
-            self.unknown_lines += 1
-            self._last_received = now
-            return
-        super()._receive_line(line, line_number, now, events)
-
-    @property
-    def _takes_rows(self) -> bool:
-        return self.state is State.GREETED or self.state is State.REPLICATING
-
-    def _parse(self, line: bytes) -> Command:
-        if self.state is State.CONNECTED and word_of(line) is None:
-            self._refuse(recognise_line(line, self.role))
-            raise WrongProtocol(
-                f'"{snippet(line)}" is no line of a replication server, '
-                "which begins with SERVER <server name>",
-                snippet=snippet(line),
-            )
-        try:
-            return super()._parse(line)
-        except MalformedCommand as error:
-            word = word_of(line)
-            if word == "POSITION":
-                raise LostRow(error.text, snippet=error.snippet) from error
-            if word == "SERVER":
-                raise WrongServer(error.text, snippet=error.snippet) from error
-            raise
-
-    def _receive_command(self, command: Command, now: float, events: list[Event]) -> None:
-        match command:
-            case ServerCommand(server_name):
-                self._check_server(server_name)
-            case PositionCommand():
-                self._receive_position(command, events)
-            case PingCommand(text) if self.incarnation is None:
-                self.incarnation = _incarnation(text)
-            case ErrorCommand(text) if self._awaiting_answer:
-                self.replicate_refused |= any(refusal in text for refusal in _REFUSALS)
-        super()._receive_command(command, now, events)
-        match command:
-            case ServerCommand() if not self._auto:
-                self._choose(self.dialect, events)
-            case PingCommand(text) if self._auto and not self.dialect_chosen:
-                native = NATIVE_TAG in text.split()
-                self._choose(DIALECTS["tcprepl" if native else "1.22"], events)
-
-    def _receive_position(self, command: PositionCommand, events: list[Event]) -> None:
-        self._awaiting_answer = False
-        self._choose_late(events)
-        if self._auto and command.prev is None and self.dialect.position_tokens == 2:
-            self._choose(DIALECTS["1.13"], events)
-        self._batches.position(command, events, 0)
-
-    def _check_server(self, server_name: ServerName) -> None:
-        if self._expected_server not in (None, server_name):
-            raise WrongServer(
-                f'Wrong remote: the server is "{snippet(server_name)}", '
-                f'expected "{snippet(str(self._expected_server))}"',
-                snippet=snippet(server_name),
-            )
-        self.server_name = server_name
-
-    def _choose(self, dialect: Dialect, events: list[Event]) -> None:
-        self.dialect = dialect
-        self.dialect_chosen = True
-        self._batches.dialect = dialect
-        self._handshake_deadline = None
-        events.append(DialectChosen(dialect))
-
-    def _choose_late(self, events: list[Event]) -> None:
-        """A server that sends rows before any PING is no tcprepl."""
-        if not self.dialect_chosen:
-            self._choose(self.dialect, events)
-
-    def _awaited(self) -> str:
-        return "SERVER" if self.state is State.CONNECTED else "PING"
-
-
-def _incarnation(text: str) -> IncarnationId | None:
-    """Return the incarnation that the first PING of a tcprepl server names."""
-    _, _, said = f" {text} ".partition(f" {NATIVE_TAG} ")
-    name = said.partition(" ")[0]
-    return name if PATTERNS["name"].fullmatch(name) else None
-
-
-def _valid_lines(lines: list[bytes]) -> int:
-    """Return how many of *lines*, from the first on, are UTF-8."""
-    joined = b"\n".join(lines)
-    try:
-        joined.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return joined.count(b"\n", 0, error.start)
-    return len(lines)

@@ -138,13 +138,24 @@ class ServerStatus:
         """Return the snapshot as plain values that JSON can hold."""
         return asdict(self)
 
-    def lines(self) -> list[str]:
-        """Return the snapshot in words, a line each, for the STATUS command."""
-        behind = [peer for peer in self.peers if peer.state == "behind"]
+    def lines(
+        self, *, streams: int | None = None, peers: int | None = None, behind: int | None = None
+    ) -> list[str]:
+        """Return the snapshot in words, a line each, for the STATUS command.
+
+        Args:
+            streams: How many streams there are, should the snapshot not have all.
+            peers: How many connections there are, likewise.
+            behind: How many of these are behind.
+        """
+        more_streams = 0 if streams is None else streams - len(self.streams)
+        more_peers = 0 if peers is None else peers - len(self.peers)
+        if behind is None or not more_peers:
+            behind = sum(peer.state == "behind" for peer in self.peers)
         lines = [
             f"server {self.server_name}, instance {self.instance}, up "
-            f"{self.uptime_seconds:.0f} s, {_count(len(self.peers), 'peer')}, "
-            f"{len(behind)} behind"
+            f"{self.uptime_seconds:.0f} s, {_count(len(self.peers) + more_peers, 'peer')}, "
+            f"{behind} behind"
         ]
         lines += [line for link in self.links for line in link.lines()]
         lines += [
@@ -152,7 +163,11 @@ class ServerStatus:
             f"{_count(s.rows, 'row')} since start"
             for s in self.streams
         ]
+        if more_streams:
+            lines.append(f"and {_count(more_streams, 'more stream')}")
         lines += [_peer_line(peer) for peer in self.peers]
+        if more_peers:
+            lines.append(f"and {_count(more_peers, 'more peer')}, not behind or newer")
         return lines
 
 

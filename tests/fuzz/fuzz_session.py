@@ -20,11 +20,14 @@ from pathlib import Path
 from random import Random
 
 from tcprepl.errors import LocalProtocolError
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import COMMANDS, ReplicateCommand
 from tcprepl.protocol.events import Closing, CommandReceived, Event, RowsReceived, in_batches
-from tcprepl.protocol.session import ClientSession, ServerSession, Session
+from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import State
+from tests.sessions import receive
 
 CORPUS = Path(__file__).parent / "corpus"
 #: A limit that inputs of ordinary size can exceed.
@@ -36,11 +39,11 @@ def _greeted(dialect: str) -> Session:
     client = ClientSession(
         0.0, server_name="example.com", dialect=dialect, max_line_bytes=SHORT_LINE_BYTES
     )
-    client.receive_data(b"SERVER example.com\nPING 1 tcprepl/1\n", 0.0)
+    receive(client, b"SERVER example.com\nPING 1 tcprepl/1\n", 0.0)
     asked = ReplicateCommand("*", None, None, now=True) if dialect == "2017" else ReplicateCommand()
     client.send(asked, 0.0)
     if dialect != "2017":
-        client.receive_data(b"POSITION typing master 5 5\n", 0.0)
+        receive(client, b"POSITION typing master 5 5\n", 0.0)
     return client
 
 
@@ -61,7 +64,7 @@ def drive(session: Session, pieces: list[bytes]) -> tuple[list[Event], bytes, ob
     """Feed *pieces*; return all that can be seen of what they did."""
     events: list[Event] = []
     for piece in pieces:
-        events += session.receive_data(piece, 1.0)
+        events += receive(session, piece, 1.0)
     return list(in_batches(events)), session.data_to_send(), (session.state, session.close_reason)
 
 

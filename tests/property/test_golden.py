@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import Command, PositionCommand, RdataCommand, ReplicateCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import CommandReceived, Event, RowsReceived, in_batches
-from tcprepl.protocol.session import ClientSession
 from tcprepl.streams.registry import Registry
 from tests.harness import DATA
+from tests.sessions import receive
 
 #: Each capture with the dialect that it is in.
 CAPTURES = {
@@ -79,7 +80,7 @@ def client(name: str) -> ClientSession:
     """Return a client that has asked for every stream, as the capturing one had."""
     session = ClientSession(0.0, dialect=CAPTURES[name])
     greeting = b"\n".join(lines(name)[:2]) + b"\n"
-    session.receive_data(greeting, 0.0)
+    receive(session, greeting, 0.0)
     legacy = CAPTURES[name] == "2017"
     ask = ReplicateCommand("ALL", now=True) if legacy else ReplicateCommand()
     session.send(ask, 0.0)
@@ -90,7 +91,7 @@ def feed(session: ClientSession, pieces: list[bytes]) -> list[Event]:
     """Return what *pieces* mean to a session."""
     events: list[Event] = []
     for piece in pieces:
-        events += session.receive_data(piece, 1.0)
+        events += receive(session, piece, 1.0)
     return events
 
 

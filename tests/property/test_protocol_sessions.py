@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import (
     PingCommand,
     PositionCommand,
@@ -15,8 +16,10 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.events import Closing, Event
 from tcprepl.protocol.framing import LineBuffer
-from tcprepl.protocol.session import ClientSession, ServerSession, Session
+from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import State
+from tests.sessions import receive
 from tests.strategies import cuts, streams_of_bytes
 
 CLIENTS = ("auto", "2017", "1.13", "1.22", "tcprepl")
@@ -30,7 +33,7 @@ def a_server() -> Session:
 def a_client(dialect: str) -> Session:
     """Return the client's end of a connection that asked for rows."""
     client = ClientSession(0.0, server_name="example.com", dialect=dialect)
-    client.receive_data(b"SERVER example.com\nPING 1 tcprepl/1\n", 0.0)
+    receive(client, b"SERVER example.com\nPING 1 tcprepl/1\n", 0.0)
     if dialect == "2017":
         client.send(ReplicateCommand("*", None, None, now=True), 0.0)
     else:
@@ -42,7 +45,7 @@ def drive(session: Session, pieces: list[bytes]) -> tuple[list[Event], bytes, ob
     """Feed *pieces*; return the events, what went out and how it ended."""
     events: list[Event] = []
     for piece in pieces:
-        events += session.receive_data(piece, 1.0)
+        events += receive(session, piece, 1.0)
     return events, session.data_to_send(), (session.state, session.close_reason)
 
 
@@ -61,7 +64,7 @@ def test_a_server_takes_any_bytes_in_any_pieces(data: st.DataObject) -> None:
     whole, cut = a_server(), a_server()
     assert drive(whole, [raw]) == drive(cut, data.draw(cuts(raw)))
     session = a_server()
-    check(session.receive_data(raw, 1.0), session)
+    check(receive(session, raw, 1.0), session)
 
 
 @pytest.mark.parametrize("dialect", CLIENTS)
@@ -72,7 +75,7 @@ def test_a_client_takes_any_bytes_in_any_pieces(dialect: str, data: st.DataObjec
     whole, cut = a_client(dialect), a_client(dialect)
     assert drive(whole, [raw]) == drive(cut, data.draw(cuts(raw)))
     session = a_client(dialect)
-    check(session.receive_data(raw, 1.0), session)
+    check(receive(session, raw, 1.0), session)
 
 
 @given(data=st.data())

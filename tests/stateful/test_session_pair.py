@@ -12,10 +12,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tcprepl.errors import CloseReason
 from tcprepl.limits import PING_INTERVAL_S, PING_TIMEOUT_S
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import PositionCommand, RdataCommand, ReplicateCommand
-from tcprepl.protocol.events import CommandReceived, DialectChosen, RowsReceived, in_batches
-from tcprepl.protocol.session import ClientSession, Closing, Event, ServerSession, Session
+from tcprepl.protocol.events import (
+    Closing,
+    CommandReceived,
+    DialectChosen,
+    Event,
+    RowsReceived,
+    in_batches,
+)
+from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import State
+from tests.sessions import receive
 
 Pair = tuple[str, str]
 PAIRS: tuple[Pair, ...] = (("typing", "master"), ("caches", "master"), ("caches", "w1"))
@@ -99,7 +109,7 @@ class SessionPair(RuleBasedStateMachine):
         )
         piece = bytes(wire[:count])
         del wire[:count]
-        self.handle(session, session.receive_data(piece, self.now))
+        self.handle(session, receive(session, piece, self.now))
 
     # -- what may happen -----------------------------------------------------------------
 

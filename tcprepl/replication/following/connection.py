@@ -18,6 +18,7 @@ from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, ServerName
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import (
@@ -27,7 +28,6 @@ from tcprepl.protocol.events import (
     RowsReceived,
     RunReceived,
 )
-from tcprepl.protocol.session import ClientSession
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.transport import Outlet, make_outlet
 
@@ -115,7 +115,8 @@ class ClientConnection:
     def dataReceived(self, data: bytes) -> None:
         """Do what *data* says (Twisted calls this)."""
         now = self._reactor.seconds()
-        self._take(self._session.receive_data(data, now))
+        self._session.receive_data(data, now)
+        self._take(self._session.events(now))
         self._pump()
         if self._session.unknown_lines != self._unknown_lines:
             self._count_unknown()

@@ -33,7 +33,7 @@ from tcprepl.background import (
     run_as_background_process,
 )
 from tcprepl.errors import CloseReason, ConnectionFailed
-from tcprepl.protocol.codec import snippet
+from tcprepl.protocol.display import snippet
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.following.delivery import backoff_s
 from tcprepl.replication.redis.resp import (

@@ -299,10 +299,9 @@ class Hub:
         assert backlog is not None
         reader.form = form
         reader.subscription = Subscription(before.patterns | {pattern}, only_instance)
-        if ANY not in pattern and pattern not in self.heads:
-            self._log.ensure(*pattern)
-            self.heads[pattern] = Head(self._log.position(*pattern))
         lines: list[bytes] = []
+        if ANY not in pattern and pattern not in self.heads and announce:
+            lines.append(self._absent(reader, pattern, asked or 0))
         for pair in self._matching(pattern, reader.subscription):
             if announce:
                 backlog.owed.add(pair)
@@ -369,6 +368,16 @@ class Hub:
         where = position_line(reader.form, *pair, common, common)
         rest = b"" if start == common else begun  # the rows from there on are gone, too
         return error_line(reader.form, text) + where + rest
+
+    def _absent(self, reader: Reader, pair: Pair, asked: Token) -> bytes:
+        """Return what is to be said of a pair that nobody has written: a question makes nothing."""
+        where = position_line(reader.form, *pair, 0, 0)
+        if not asked:
+            return where
+        reader.gaps += 1
+        metrics.GAPS.labels(pair[0]).inc()
+        text = f"cannot resume {pair[0]} of {pair[1]} after {asked}: its position is 0"
+        return error_line(reader.form, f"{text}; forget its state and read on from 0") + where
 
     def _restart(self, reader: Reader, backlog: Backlog, pair: Pair, asked: Token) -> bytes:
         """Place the cursor at the restart point and return the lines that say so."""

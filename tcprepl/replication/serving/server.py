@@ -1,52 +1,41 @@
-"""The listening end: peers, commands, limits, drain (protocol.md sections 5, 6 and 10).
+"""The listening end: connections, their limit, what they hear, drain (protocol.md 5 and 6).
 
-`ReplicationServer` accepts connections, lets the sans-I/O session say what their bytes
-mean, subscribes them to the hub, and hands other commands (USER_SYNC, FEDERATION_ACK, ...)
-to whoever registered for them.
+`ReplicationServer` accepts connections, each a `Peer`, and hands what they say beyond asking
+for streams (USER_SYNC, FEDERATION_ACK, ...) to whoever registered for it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import structlog
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
 from tcprepl.errors import CloseReason, LocalProtocolError
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import InstanceName, ServerName, StreamName
 from tcprepl.protocol.commands import (
-    COMMANDS,
     Command,
-    ErrorCommand,
     FederationAckCommand,
-    HelpCommand,
-    InfoCommand,
-    NameCommand,
     RemoteServerUpCommand,
-    ReplicateCommand,
-    StatusCommand,
     UserIpCommand,
     UserSyncCommand,
 )
-from tcprepl.protocol.dialects import NATIVE
-from tcprepl.protocol.events import Closing, CommandReceived
-from tcprepl.protocol.session import ServerSession
-from tcprepl.protocol.state import Role
-from tcprepl.replication.failures import close_reason_of, describe_address
+from tcprepl.protocol.server_session import ServerSession
+from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.hub import Hub
-from tcprepl.replication.serving.readers import ANY, Reader
-from tcprepl.replication.serving.rendering import WireForm
+from tcprepl.replication.serving.measuring import CommandCounts, Sources
+from tcprepl.replication.serving.peer import Peer
+from tcprepl.replication.serving.readers import Pair
+from tcprepl.replication.serving.turns import Turns
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
-from tcprepl.replication.transport import Outlet, make_outlet
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.releases import assumed_streams
@@ -54,302 +43,10 @@ from tcprepl.streams.releases import assumed_streams
 log = structlog.get_logger()
 
 #: What `ReplicationServer.on` takes: called with the command and the peer that sent it.
-CommandHandler = Callable[[Any, "Peer"], object]
+CommandHandler = Callable[[Any, Peer], object]
 
 #: How often deadlines of connections are looked at.
 SWEEP_INTERVAL_S = 1.0
-#: Replies that may wait for a socket before its peer is read no further.
-MAX_REPLY_BYTES = 262_144
-
-
-def help_lines(topic: str = "") -> list[str]:
-    """Return what HELP answers: every command a client may send, or the one called *topic*."""
-    specs = [spec for spec in COMMANDS.values() if Role.CLIENT in spec.sent_by]
-    chosen = [spec for spec in specs if topic.strip().upper() == spec.command.NAME]
-    width = max(len(spec.syntax) for spec in chosen or specs)
-    lines = [f"{spec.syntax:<{width}}  {spec.summary}" for spec in chosen or specs]
-    if not chosen:
-        lines.append("* stands for every stream or instance; words may be in any case")
-    return lines
-
-
-@implementer(IProtocol)
-class Peer:
-    """One connection: joins its transport, its session and its place in the hub.
-
-    Attributes:
-        conn_id: Number of the connection, counted from 1.
-        name: What NAME said.
-        address: Where it comes from, for people.
-        acked: The newest FEDERATION_ACK, or None.
-        closing: Why it is being closed, or None.
-    """
-
-    __slots__ = (
-        "_connected_at",
-        "_last_sent",
-        "_outlet",
-        "_paused",
-        "_reader",
-        "_server",
-        "_session",
-        "acked",
-        "address",
-        "closing",
-        "conn_id",
-        "name",
-        "transport",
-    )
-
-    def __init__(self, server: ReplicationServer, conn_id: int, address: str) -> None:
-        self._server = server
-        self.conn_id = conn_id
-        self.address = address
-        self.name = ""
-        self.acked: Token | None = None
-        self.closing: CloseReason | None = None
-        self.transport: Any = None
-        self._connected_at = server.reactor.seconds()
-        self._session: ServerSession = server.make_session()
-        self._outlet: Outlet | None = None
-        self._reader: Reader | None = None
-        self._paused = False
-        self._last_sent = 0.0
-
-    def __repr__(self) -> str:
-        return f"<Peer {self.conn_id} {self.name or self.address}>"
-
-    @property
-    def dialect(self) -> str:
-        """Name of the dialect that the peer speaks."""
-        return self._session.dialect.name
-
-    @property
-    def is_synapse(self) -> bool:
-        """Whether it is taken for a Synapse: a program that speaks a dialect of Synapse.
-
-        The wire has no better mark: a Synapse sends PING before its first REPLICATE, always,
-        and a person hardly ever does.
-        """
-        return self._session.pinged and self._session.dialect.name != NATIVE
-
-    @property
-    def quiet(self) -> bool:
-        """Whether it has neither named itself nor asked for anything."""
-        return not self.name and self._reader is None
-
-    # -- IProtocol ---------------------------------------------------------------------
-
-    def makeConnection(self, transport: Any) -> None:
-        """Greet: SERVER is the very first line (Twisted calls this)."""
-        self.transport = transport
-        self._outlet = make_outlet(transport, self._drained)
-        self._pump()
-        self._server.peer_connected(self)
-
-    def connectionMade(self) -> None:
-        """Do nothing: `makeConnection` did it all (Twisted never calls this itself)."""
-
-    def dataReceived(self, data: bytes) -> None:
-        """Do what *data* says (Twisted calls this)."""
-        now = self._server.reactor.seconds()
-        # Line by line, so that answers come in the order of the questions.
-        for line in data.splitlines(keepends=True) if data.count(b"\n") > 1 else (data,):
-            for event in self._session.receive_data(line, now):
-                self._handle(event)
-            self._pump()
-        self._catch_up()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Forget the peer (Twisted calls this)."""
-        if self._reader is not None:
-            self._server.hub.unsubscribe(self._reader)
-        why = self.closing or close_reason_of(reason)
-        self._session.receive_eof(self._server.reactor.seconds(), why)
-        self._server.peer_lost(self, why)
-
-    # -- what the session says ---------------------------------------------------------
-
-    def _handle(self, event: object) -> None:
-        if isinstance(event, CommandReceived):
-            self._command(event.command)
-        elif isinstance(event, Closing):
-            self._close_transport(event.reason, event.text)
-
-    def _command(self, command: Command) -> None:
-        if isinstance(command, ReplicateCommand):
-            self._replicate(command)
-        elif isinstance(command, NameCommand):
-            self.name = command.name
-            if self._reader is not None:
-                self._reader.label = self.label
-        elif isinstance(command, HelpCommand):
-            self.tell(help_lines(command.topic))
-        elif isinstance(command, StatusCommand):
-            self.tell(self._server.status().lines())
-        else:
-            if isinstance(command, FederationAckCommand):
-                self.acked = command.token
-            self._server.dispatch(command, self)
-
-    def _replicate(self, command: ReplicateCommand) -> None:
-        hub = self._server.hub
-        if self._reader is None:
-            assert self._outlet is not None
-            self._reader = Reader(self._outlet, self.label)
-        form = WireForm.of(self._session.dialect, words=not self.is_synapse)
-        stream, instance = command.stream, command.instance
-        only_instance: InstanceName | None = None
-        if stream is None:
-            # Of a stream that its release does not have a Synapse must not hear.
-            streams = self._server.synapse_streams if self.is_synapse else (ANY,)
-            patterns = [(name, ANY) for name in streams]
-        elif not form.rdata_instance:
-            only_instance = hub.instance
-            patterns = [(ANY if stream.upper() == "ALL" else stream, hub.instance)]
-        else:
-            patterns = [(stream, instance or ANY)]
-        if stream is not None and patterns[0][0] != ANY and not self._server.knows(stream):
-            known = " ".join(self._server.stream_names())
-            self.send(ErrorCommand(f"unknown stream {stream}; there are: {known}"))
-            return
-        asked = None if command.now or stream is None else command.token
-        lines = [
-            hub.subscribe(
-                self._reader,
-                form,
-                pattern,
-                asked,
-                places=command.incarnations,
-                only_instance=only_instance,
-            )
-            for pattern in patterns
-        ]
-        self._pump()
-        if any(lines):
-            self._write(b"".join(lines))
-
-    @property
-    def label(self) -> str:
-        """The name it goes by in logs."""
-        return f"{self.conn_id}:{self.name or self.address}"
-
-    # -- what goes out -----------------------------------------------------------------
-
-    def send(self, command: Command) -> None:
-        """Send *command*; nothing happens once the connection is closing."""
-        if self.closing is None and self.transport is not None:
-            self._session.send(command, self._server.reactor.seconds())
-            self._pump()
-
-    def tell(self, lines: Iterable[str]) -> None:
-        """Answer a person with INFO lines."""
-        now = self._server.reactor.seconds()
-        for line in lines:
-            self._session.send(InfoCommand(line), now)
-
-    def close(self, reason: CloseReason, text: str) -> None:
-        """Say why in an ERROR line, then close once it has been written."""
-        if self.closing is None:
-            self._session.close(reason, text, self._server.reactor.seconds())
-            self._close_transport(reason, text)
-
-    def _pump(self) -> None:
-        out = self._session.data_to_send()
-        if out:
-            self._write(out)
-
-    def _write(self, lines: bytes) -> None:
-        outlet = self._outlet
-        assert outlet is not None
-        if not outlet.write(lines) and outlet.buffered_bytes > MAX_REPLY_BYTES:
-            # It asks and does not read the answers: read it no further for now.
-            self._paused = True
-            self.transport.pauseProducing()
-
-    def _drained(self) -> None:
-        if self._paused:
-            self._paused = False
-            self.transport.resumeProducing()
-        if self._reader is not None:
-            self._server.hub.drained(self._reader)
-
-    def _catch_up(self) -> None:
-        reader = self._reader
-        if reader is not None and reader.backlog is not None and self.closing is None:
-            self._server.hub.serve(reader)
-
-    def _close_transport(self, reason: CloseReason, text: str) -> None:
-        if reason is CloseReason.ABORTED:
-            self.transport.abortConnection()
-            return
-        if self.closing is not None:
-            return
-        self.closing = reason
-        if self._reader is not None:
-            self._server.hub.unsubscribe(self._reader)
-        log.info(
-            "replication.peer.closing",
-            conn_id=self.conn_id,
-            peer=self.name or self.address,
-            reason=reason.value,
-            text=text,
-        )
-        self._pump()
-        assert self._outlet is not None
-        self._outlet.close()
-
-    def sweep(self, now: float) -> None:
-        """Look at the deadlines: keep-alive, silence, a close that does not end."""
-        reader = self._reader
-        group = reader.group if reader is not None else None
-        if group is not None and group.written_at > self._last_sent:
-            self._last_sent = group.written_at
-            self._session.sent_elsewhere(group.written_at)
-        elif self._outlet is not None and self._outlet.busy:
-            self._session.sent_elsewhere(now)  # it has not taken what it was sent
-        deadline = self._session.next_deadline()
-        if deadline is not None and now >= deadline:
-            for event in self._session.tick(now):
-                self._handle(event)
-            self._pump()
-            self._last_sent = now
-
-    # -- looking -----------------------------------------------------------------------
-
-    def status(self, now: float) -> PeerStatus:
-        """Return what is to be told of this connection."""
-        reader = self._reader
-        hub = self._server.hub
-        state = "new"
-        lag = None
-        if self.closing is not None:
-            state = "closing"
-        elif reader is not None:
-            lag = hub.lag(reader)
-            state = "head" if reader.backlog is None or not lag.rows else "behind"
-        paused = 0.0
-        if reader is not None:
-            paused = reader.paused_s
-            if reader.backlog is not None:
-                paused += now - reader.backlog.began_at
-        return PeerStatus(
-            conn_id=self.conn_id,
-            name=self.name,
-            address=self.address,
-            dialect=self.dialect,
-            state=state,
-            behind_rows=lag.rows if lag else 0,
-            behind_bytes=lag.bytes if lag else 0,
-            behind_seconds=lag.seconds if lag else 0.0,
-            behind_stream=lag.stream if lag else None,
-            paused_seconds=paused,
-            buffered_bytes=self._outlet.buffered_bytes if self._outlet is not None else 0,
-            sent_bytes=reader.served_bytes if reader is not None else 0,
-            gaps=reader.gaps if reader is not None else 0,
-            connected_seconds=now - self._connected_at,
-            acked=self.acked,
-        )
 
 
 class _PeerFactory(Factory):
@@ -415,8 +112,11 @@ class ReplicationServer:
         self._stopping: Deferred[None] | None = None
         self._sweeper: LoopingProcess | None = None
         self._closed: Counter[str] = Counter()
-        self._received: Counter[tuple[str, str]] = Counter()
-        self._sources = _Sources(self)
+        #: Who works when.
+        self.turns = Turns(reactor)
+        self._names: Counter[str] = Counter()
+        self._received = CommandCounts()
+        self._sources = Sources(self)
         self._sources.add()
 
     # -- life --------------------------------------------------------------------------
@@ -458,6 +158,7 @@ class ReplicationServer:
         if self._sweeper is not None:
             sweeper, self._sweeper = self._sweeper, None
             await sweeper.stop()
+        self.turns.close()
         self.hub.close()
         self._sources.remove()
 
@@ -477,7 +178,7 @@ class ReplicationServer:
             # A Synapse before 1.9 ends a connection on which it hears a word that it lacks.
             if peer is not exclude and not peer.quiet and peer.dialect != "2017":
                 with suppress(LocalProtocolError):
-                    peer.send(command)
+                    peer.offer(command)
 
     def knows(self, stream: StreamName) -> bool:
         """Return whether *stream* can be subscribed."""
@@ -524,6 +225,7 @@ class ReplicationServer:
     def peer_lost(self, peer: Peer, reason: CloseReason) -> None:
         """Note that *peer* is gone."""
         self._peers.pop(peer.conn_id, None)
+        self.renamed(peer.name, "")
         self._closed[reason.value] += 1
         metrics.CLOSE_REASON.labels(reason.value).inc()
         log.info(
@@ -538,9 +240,22 @@ class ReplicationServer:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
 
+    def renamed(self, old: str, new: str) -> None:
+        """Note that a peer that was called *old* is called *new*; empty is nobody."""
+        self._names[old] -= 1
+        if self._names[old] <= 0:
+            del self._names[old]
+        if new:
+            self._names[new] += 1
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return len(self._peers)
+
     def dispatch(self, command: Command, peer: Peer) -> None:
         """Hand *command* to whoever registered for it; relay REMOTE_SERVER_UP."""
-        self._received[(command.NAME, peer.name)] += 1
+        self._received.add(command.NAME, peer.name, self._names)
         if isinstance(command, UserSyncCommand):
             metrics.USER_SYNC.inc()
         elif isinstance(command, FederationAckCommand):
@@ -566,10 +281,11 @@ class ReplicationServer:
 
     def streams(self) -> list[StreamStatus]:
         """Return every (stream, instance) that is served."""
-        return [
-            StreamStatus(*pair, head.token, self._log.floor(*pair), head.rows, head.bytes)
-            for pair, head in self.hub.heads.items()
-        ]
+        return [self._stream(pair) for pair in self.hub.heads]
+
+    def _stream(self, pair: Pair) -> StreamStatus:
+        head = self.hub.heads[pair]
+        return StreamStatus(*pair, head.token, self._log.floor(*pair), head.rows, head.bytes)
 
     def status(self) -> ServerStatus:
         """Return a snapshot of the server."""
@@ -583,94 +299,27 @@ class ReplicationServer:
             links=self.link_states(),
         )
 
+    def status_lines(self) -> list[str]:
+        """Return what STATUS answers: of streams and of peers only so many, the slow ones first."""
+        now = self.reactor.seconds()
+        most = limits.MAX_STATUS_LINES
+        behind = [peer for peer in self._peers.values() if peer.is_behind]
+        shown = list(islice(behind, most))
+        shown += islice((p for p in self._peers.values() if not p.is_behind), most - len(shown))
+        status = ServerStatus(
+            server_name=self.server_name,
+            instance=self.instance,
+            uptime_seconds=now - self._started_at,
+            streams=[self._stream(pair) for pair in islice(self.hub.heads, most)],
+            peers=[peer.status(now) for peer in shown],
+            links=self.link_states(),
+        )
+        return status.lines(streams=len(self.hub.heads), peers=len(self._peers), behind=len(behind))
+
     def link_states(self) -> list[LinkStatus]:
         """Return how it goes with each upstream and Redis."""
         return [link() for link in self.links]
 
     def received_commands(self) -> dict[tuple[str, str], int]:
         """Return how many commands came in, by command and name of the peer."""
-        return dict(self._received)
-
-
-class _Sources:
-    """What a server contributes to the metrics, asked for at each scrape."""
-
-    def __init__(self, server: ReplicationServer) -> None:
-        self._metrics: list[tuple[metrics.Live, metrics.Source]] = [
-            (metrics.TOTAL_CONNECTIONS, lambda: [((), len(server.peers()))]),
-            (
-                metrics.INBOUND_COMMANDS,
-                lambda: [(key, float(n)) for key, n in server.received_commands().items()],
-            ),
-            (
-                metrics.STREAM_UPDATES,
-                lambda: [((s.stream,), float(s.rows)) for s in server.streams()],
-            ),
-            (
-                metrics.STREAM_POSITION,
-                lambda: [((s.stream, s.instance), float(s.position)) for s in server.streams()],
-            ),
-            (
-                metrics.CURRENT_POSITION,
-                lambda: [
-                    ((s.stream,), float(s.position))
-                    for s in server.streams()
-                    if s.instance == server.instance
-                ],
-            ),
-            (
-                metrics.TRANSPORT_SEND_BUFFER,
-                lambda: [((_label(p),), float(p.buffered_bytes)) for p in server.peers()],
-            ),
-            (
-                metrics.PEER_BEHIND_ROWS,
-                lambda: [
-                    ((_label(p), p.behind_stream or ""), float(p.behind_rows))
-                    for p in server.peers()
-                ],
-            ),
-            (
-                metrics.PEER_BEHIND_BYTES,
-                lambda: [
-                    ((_label(p), p.behind_stream or ""), float(p.behind_bytes))
-                    for p in server.peers()
-                ],
-            ),
-            (
-                metrics.PEER_BEHIND_SECONDS,
-                lambda: [
-                    ((_label(p), p.behind_stream or ""), p.behind_seconds) for p in server.peers()
-                ],
-            ),
-            (
-                metrics.PEER_PAUSED_SECONDS,
-                lambda: [((_label(p),), p.paused_seconds) for p in server.peers()],
-            ),
-            (metrics.LINK_UP, _of_links(server, "up")),
-            (metrics.LINK_ROWS, _of_links(server, "rows")),
-            (metrics.LINK_RECONNECTS, _of_links(server, "reconnects")),
-            (metrics.LINK_GAPS, _of_links(server, "gaps")),
-            (metrics.LINK_IDLE_SECONDS, _of_links(server, "idle_seconds")),
-        ]
-
-    def add(self) -> None:
-        for live, source in self._metrics:
-            live.add_source(source)
-
-    def remove(self) -> None:
-        for live, source in self._metrics:
-            live.remove_source(source)
-
-
-def _of_links(server: ReplicationServer, what: str) -> metrics.Source:
-    """Return the source of one number of each link, where it is known."""
-
-    def samples() -> list[tuple[tuple[str, str], float]]:
-        found = [(link, getattr(link, what)) for link in server.link_states()]
-        return [((link.name, link.kind), float(n)) for link, n in found if n is not None]
-
-    return samples
-
-
-def _label(peer: PeerStatus) -> str:
-    return peer.name or "unnamed"
+        return self._received.by_word_and_name()

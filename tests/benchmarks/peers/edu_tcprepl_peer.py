@@ -24,9 +24,9 @@ from twisted.internet.task import Clock
 from tcprepl.federation.sending.outbox import Outbox, run_inline
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.transport import Answer
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import ReplicateCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.session import ClientSession
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.streams.registry import Registry
 
@@ -127,11 +127,14 @@ def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int, canonical: 
     delivery.begin(DIALECTS["tcprepl"])
     session = ClientSession(0.0, name="fed1")
     session.receive_data(b"SERVER matrix.example.com\nPING 1 tcprepl/1\n", 0.0)
+    session.events(0.0)
     session.send(ReplicateCommand("federation", "*", 0), 0.0)
     session.data_to_send()
     session.receive_data(b"POSITION federation master 0 0\n", 0.0)
+    session.events(0.0)
     for number, data in enumerate(reads):
-        delivery.take(session.receive_data(data, 0.0))
+        session.receive_data(data, 0.0)
+        delivery.take(session.events(0.0))
         if number % reads_per_request == reads_per_request - 1:
             clock.advance(0.001)
     while sender.pending():

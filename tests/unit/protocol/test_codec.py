@@ -12,7 +12,7 @@ from tcprepl.errors import (
     UnknownCommand,
 )
 from tcprepl.limits import MAX_LINE_BYTES, MAX_NATIVE_LINE_BYTES, MAX_TOKEN, SNIPPET_BYTES
-from tcprepl.protocol.codec import parse_line, printable, serialize, snippet, word_of
+from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     COMMANDS,
     CancelTaskCommand,
@@ -427,24 +427,3 @@ def test_words_are_told_from_other_beginnings() -> None:
     assert word_of(b"RDATAX x") is None
     assert word_of(b"\xff") is None
     assert word_of(b"") is None
-
-
-@pytest.mark.parametrize(
-    ("part", "shown"),
-    [
-        ("plain", "plain"),
-        ("a\nb\x00\u202e", "a\\nb\\x00\\u202e"),
-        (b"\xff\xfe", "\\xff\\xfe"),
-        ("ü" * 40, "ü" * 14 + "..."),
-        ("x" * SNIPPET_BYTES, "x" * SNIPPET_BYTES),
-        ("a" + " " * 2_000, "a" + " " * 28 + "..."),
-        ("my syt_YWxp_abc is", "my <redacted> is"),
-    ],
-)
-def test_snippets(part: str | bytes, shown: str) -> None:
-    assert snippet(part) == shown
-
-
-def test_printable_text_is_left_alone() -> None:
-    assert printable("100 % ü") == "100 % ü"
-    assert printable("a\tb") == "a\\tb"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.protocol.display import displayable
+from tcprepl.limits import SNIPPET_BYTES
+from tcprepl.protocol.display import displayable, printable, snippet
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,24 @@ def test_json_stays_the_same_json(value: object) -> None:
     """A row that is shown can be taken back."""
     text = json.dumps(value, ensure_ascii=False)
     assert json.loads(displayable(text)) == value
+
+
+@pytest.mark.parametrize(
+    ("part", "shown"),
+    [
+        ("plain", "plain"),
+        ("a\nb\x00\u202e", "a\\nb\\x00\\u202e"),
+        (b"\xff\xfe", "\\xff\\xfe"),
+        ("ü" * 40, "ü" * 14 + "..."),
+        ("x" * SNIPPET_BYTES, "x" * SNIPPET_BYTES),
+        ("a" + " " * 2_000, "a" + " " * 28 + "..."),
+        ("my syt_YWxp_abc is", "my <redacted> is"),
+    ],
+)
+def test_snippets(part: str | bytes, shown: str) -> None:
+    assert snippet(part) == shown
+
+
+def test_printable_text_is_left_alone() -> None:
+    assert printable("100 % ü") == "100 % ü"
+    assert printable("a\tb") == "a\\tb"

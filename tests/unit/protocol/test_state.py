@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcprepl.errors import CloseReason, LocalProtocolError
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     COMMANDS,
@@ -33,8 +34,10 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import Closing, CommandReceived, RowsReceived, RunReceived
-from tcprepl.protocol.session import ClientSession, ServerSession, Session
+from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
+from tests.sessions import receive
 
 NATIVE = DIALECTS["tcprepl"]
 OPEN_STATES = (State.CONNECTED, State.GREETED, State.REPLICATING)
@@ -82,11 +85,11 @@ def session_in(role: Role, state: State) -> Session:
         session = ServerSession("example.com", 0.0)
         assert state is not State.CONNECTED, "a server greets at once"
         if state is State.REPLICATING:
-            session.receive_data(line_of("REPLICATE"), 0.0)
+            receive(session, line_of("REPLICATE"), 0.0)
     else:
         session = ClientSession(0.0, dialect="tcprepl")
         if state is not State.CONNECTED:
-            session.receive_data(line_of("SERVER"), 0.0)
+            receive(session, line_of("SERVER"), 0.0)
         if state is State.REPLICATING:
             session.send(EXAMPLES["REPLICATE"], 0.0)
     session.data_to_send()
@@ -111,7 +114,7 @@ def test_there_is_an_example_of_every_command() -> None:
 def test_received(role: Role, state: State, name: str) -> None:
     session = session_in(role, state)
     expected = TRANSITIONS.get((role, state, Way.RECEIVED, name))
-    events = session.receive_data(line_of(name), 0.0)
+    events = receive(session, line_of(name), 0.0)
     if expected is None:
         assert session.state is State.CLOSING
         assert session.close_reason is CloseReason.UNEXPECTED_COMMAND

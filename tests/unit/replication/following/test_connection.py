@@ -11,9 +11,9 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import CloseReason
+from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import ErrorCommand, PositionCommand, ReplicateCommand
 from tcprepl.protocol.events import Closing, RowsReceived
-from tcprepl.protocol.session import ClientSession
 from tcprepl.replication.following.connection import ClientConnection
 
 

@@ -233,7 +233,20 @@ def test_an_unknown_pair_can_be_asked_for_before_it_exists(world: World) -> None
     assert outlet.lines() == ["POSITION beta later 0 0"]
     world.publish("beta", [1], instance="later")
     world.turn()
-    assert outlet.lines() == ["RDATA beta later 1 [1]"]
+    assert outlet.lines() == ["POSITION beta later 0 0", "RDATA beta later 1 [1]"]
+
+
+def test_asking_makes_nothing(world: World) -> None:
+    before = list(world.log.pairs())
+    reader, outlet = world.reader("beta", "invented", 7)
+    assert outlet.lines() == [
+        "ERROR cannot resume beta of invented after 7: its position is 0; forget its state and "
+        "read on from 0",
+        "POSITION beta invented 0 0",
+    ]
+    assert list(world.log.pairs()) == before
+    assert ("beta", "invented") not in world.hub.heads
+    assert reader.gaps == 1
 
 
 def test_a_wildcard_leaves_alone_what_was_asked_for_by_name(world: World) -> None:

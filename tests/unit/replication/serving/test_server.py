@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory, Protocol
 
 from tcprepl import limits, metrics
 from tcprepl.errors import CloseReason
@@ -17,75 +15,9 @@ from tcprepl.protocol.commands import (
     UserIpCommand,
     UserSyncCommand,
 )
-from tcprepl.replication.serving import server as server_module
-from tcprepl.replication.serving.server import ReplicationServer, help_lines
 from tcprepl.replication.status import LinkStatus
-from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.publisher import Publisher
-from tcprepl.streams.registry import Registry, StreamDef
-from tests.wire import Network, Wire
-
-
-class Caller(Protocol):
-    """The far end: keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.received = b""
-        self.over = False
-
-    def dataReceived(self, data: bytes) -> None:
-        """Keep *data*."""
-        self.received += data
-
-    def connectionLost(self, reason: Any = None) -> None:
-        """Note the end."""
-        self.over = True
-
-    def say(self, *lines: str) -> None:
-        """Send *lines*."""
-        assert self.transport is not None
-        self.transport.write("".join(line + "\n" for line in lines).encode())
-
-    def lines(self) -> list[str]:
-        """Return the lines since the last call, keep-alives left out."""
-        out, self.received = self.received, b""
-        return [line for line in out.decode().splitlines() if not line.startswith("PING")]
-
-
-class World:
-    """A server on a network in memory."""
-
-    def __init__(self, **options: Any) -> None:
-        self.network = Network()
-        self.registry = Registry([StreamDef("alpha")])
-        self.log = MemoryLog(self.registry, lambda: 0)
-        self.log.ensure("alpha", "master")
-        self.publisher = Publisher(self.log, self.registry, "master")
-        self.server = ReplicationServer(
-            self.network.clock, self.log, self.registry, "example.com", **options
-        )
-        self.port = Deferred.fromCoroutine(self.server.listen(self.network.server_endpoint()))
-        self._callers = 0
-
-    def call(self, *lines: str) -> Caller:
-        """Connect somebody who says *lines*."""
-        caller = Caller()
-        self._callers += 1
-        name = f"c{self._callers}"
-        assert self.network.client_endpoint(name).connect(Factory.forProtocol(lambda: caller))
-        caller.say(*lines)
-        self.network.settle()
-        return caller
-
-    def wire(self) -> Wire:
-        """Return the newest wire."""
-        return self.network.wires[f"c{self._callers}"]
-
-    def stop(self) -> Deferred[None]:
-        """Stop the server."""
-        stopped = Deferred.fromCoroutine(self.server.stop())
-        self.network.settle()
-        return stopped
+from tests.serving_world import Caller, World
+from tests.wire import Wire
 
 
 @pytest.fixture
@@ -115,43 +47,6 @@ def test_bare_replicate_announces_and_then_rows_flow(world: World) -> None:
 def test_one_token_listener() -> None:
     world = World(dialect="1.13")
     assert world.call("REPLICATE").lines()[1:] == ["POSITION alpha master 0"]
-
-
-@pytest.mark.parametrize(
-    ("line", "answer"),
-    [
-        ("REPLICATE alpha NOW", ["POSITION alpha 0"]),
-        ("REPLICATE ALL NOW", ["POSITION alpha 0"]),
-        ("REPLICATE alpha master 0", ["POSITION alpha master 0 0"]),
-        ("REPLICATE alpha * NOW", ["POSITION alpha master 0 0"]),
-        ("REPLICATE * * 0", ["POSITION alpha master 0 0"]),
-    ],
-)
-def test_forms_of_replicate(world: World, line: str, answer: list[str]) -> None:
-    assert world.call(line).lines()[1:] == answer
-
-
-def test_unknown_stream_is_answered_with_the_known_ones_and_stays(world: World) -> None:
-    caller = world.call("REPLICATE nonsense NOW")
-    error = caller.lines()[1]
-    assert error.startswith("ERROR unknown stream nonsense; there are: ")
-    assert "alpha" in error
-    assert not caller.over
-
-
-def test_answers_come_in_the_order_of_the_questions(world: World) -> None:
-    caller = world.call("HELP REPLICATE", "foo", "STATUS", "", "BAR")
-    kinds = [line.split(" ")[0] for line in caller.lines()[1:]]
-    assert kinds[0] == "INFO"
-    assert kinds[1] == "ERROR"
-    assert kinds[-1] == "ERROR"
-
-
-def test_help_lists_what_a_client_may_send_and_one_word_alone() -> None:
-    assert any(line.startswith("REPLICATE") for line in help_lines())
-    assert not any(line.startswith("RDATA") for line in help_lines())
-    (only,) = help_lines(" status ")
-    assert only.startswith("STATUS")
 
 
 def test_name_and_status(world: World) -> None:
@@ -194,27 +89,6 @@ def test_remote_server_up_goes_to_the_others_and_not_back(world: World) -> None:
     assert one.lines() == two.lines() == ["REMOTE_SERVER_UP third.org"]
 
 
-def test_a_synapse_is_told_only_of_streams_that_its_release_has(world: World) -> None:
-    person = world.call("NAME nc", "REPLICATE")
-    synapse = world.call("NAME w1", "PING 1", "REPLICATE ")
-    ours = world.call("PING 1", "REPLICATE * * NOW")
-    for caller in (person, synapse, ours):
-        caller.lines()
-    world.publisher.publish("alpha", [[1]])
-    world.publisher.publish("user_signature", [["@a:x"]])
-    world.publisher.publish("sticky_events", [["!r:x", "$e"]])
-    world.network.settle()
-    assert synapse.lines() == [
-        "POSITION user_signature master 0 0",
-        'RDATA user_signature master 1 ["@a:x"]',
-    ]
-    assert person.lines() == ours.lines()
-    assert synapse.lines() == []
-    synapse.say("REPLICATE")
-    world.network.settle()
-    assert synapse.lines() == ["POSITION user_signature master 1 1"]
-
-
 @pytest.mark.parametrize(("dialect", "told"), [("1.13", True), ("1.22", False), ("auto", True)])
 def test_which_streams_those_are_is_a_matter_of_the_releases_expected(
     dialect: str, told: bool
@@ -226,16 +100,6 @@ def test_which_streams_those_are_is_a_matter_of_the_releases_expected(
     world.publisher.publish(stream, [row])
     world.network.settle()
     assert any(stream in line for line in synapse.lines()) is told
-
-
-@pytest.mark.parametrize("ping", [[], ["PING 1"]])
-def test_who_asks_above_the_position_is_told_in_words_unless_it_is_a_synapse(
-    world: World, ping: list[str]
-) -> None:
-    said = [line.split(" ")[0] for line in world.call(*ping, "REPLICATE alpha 7").lines()[1:]]
-    assert said == ([] if ping else ["ERROR"]) + ["POSITION"] * 2
-    ours = world.call(*ping, "REPLICATE alpha master 7").lines()
-    assert ours[1].startswith("ERROR cannot resume alpha of master after 7")
 
 
 def test_remote_server_up_is_not_for_releases_that_may_lack_the_word(world: World) -> None:
@@ -258,65 +122,6 @@ def test_who_leaves_is_told_to_who_asked(world: World) -> None:
     assert world.server.status().closed == {"connection_lost": 1, "peer_closed": 1}
 
 
-def test_a_bad_line_closes_only_who_sent_it(world: World) -> None:
-    bad = world.call()
-    good = world.call("REPLICATE")
-    good.lines()
-    bad.transport.write(b"\xff\xfe\n")  # type: ignore[union-attr]  # it is connected
-    world.network.settle()
-    assert bad.over
-    assert bad.lines()[-1].startswith("ERROR line 1: ")
-    assert not good.over
-
-
-def test_another_protocol_is_told_what_port_this_is(world: World) -> None:
-    caller = world.call("GET / HTTP/1.1", "Host: x", "")
-    assert caller.over
-    assert b"HTTP/1.1 400" in caller.received
-
-
-def test_silence_is_kept_alive_and_ends_only_who_sent_ping(world: World) -> None:
-    person = world.call("REPLICATE")
-    worker = world.call("PING 1")
-    person.lines(), worker.lines()
-    world.network.run(limits.PING_TIMEOUT_S + 7)
-    assert worker.over
-    assert worker.lines()[-1].startswith("ERROR ping timeout")
-    assert not person.over
-    assert b"PING" in person.received
-
-
-def test_rows_to_everybody_count_as_signs_of_life(world: World) -> None:
-    caller = world.call("REPLICATE")
-    caller.lines()
-    for number in range(12):
-        world.publisher.publish("alpha", [[number]])
-        world.network.run(1.0)
-    assert b"PING" not in caller.received
-
-
-def test_a_reader_that_does_not_read_is_not_pinged_into_memory(world: World) -> None:
-    caller = world.call("REPLICATE")
-    wire = world.wire()
-    wire.client.reading = False
-    for number in range(40):
-        world.publisher.publish("alpha", [["x" * 100, number]])
-        world.network.clock.advance(0)
-    held = len(wire.server.outgoing)
-    for _ in range(100):
-        world.network.clock.advance(1)
-    assert len(wire.server.outgoing) == held
-    status = world.server.peers()[0]
-    assert status.state == "behind"
-    assert status.behind_rows > 0
-    assert status.behind_seconds > 90
-    assert status.paused_seconds > 90
-    assert b"tcprepl_peer_behind_rows" in generate_latest(metrics.REGISTRY)
-    wire.client.reading = True
-    world.network.settle()
-    assert len([line for line in caller.lines() if line.startswith("RDATA")]) == 40
-
-
 def test_links_are_measured(world: World) -> None:
     """Whether each is there, and what came over it; what is not known is left out."""
     up = LinkStatus("measured:1", "upstream", True, 5.0, None, 2, 7, 1, [], 0.5)
@@ -334,26 +139,6 @@ def test_links_are_measured(world: World) -> None:
         'tcprepl_link_gaps{kind="redis",link="measured:2"} 0.0',
         'tcprepl_link_idle_seconds{kind="upstream",link="measured:1"} 0.5',
     ]
-
-
-def test_questions_without_reading_the_answers_stop_the_questions(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full:
-        buffered_bytes = 10**6
-        busy = True
-
-        def write(self, chunk: bytes) -> bool:
-            return False
-
-    world.call("NAME w")
-    peer: Any = next(iter(world.server._peers.values()))
-    with monkeypatch.context() as patch:
-        patch.setattr(peer, "_outlet", Full())
-        peer.dataReceived(b"STATUS\n")
-        assert not world.wire().server.reading
-    peer._drained()
-    assert world.wire().server.reading
 
 
 def test_too_many_connections_make_room_or_are_turned_away() -> None:
@@ -400,19 +185,3 @@ def test_stop_turns_newcomers_away_and_aborts_who_does_not_go() -> None:
     for _ in range(round(limits.CLOSE_TIMEOUT_S) + 3):
         world.network.clock.advance(1)
     assert stopped.called
-
-
-def test_closing_twice_is_closing_once(world: World) -> None:
-    caller = world.call("NAME w")
-    peer = next(iter(world.server._peers.values()))
-    peer.close(CloseReason.SHUTDOWN, "one")
-    peer.close(CloseReason.SHUTDOWN, "two")
-    peer.send(RemoteServerUpCommand("x"))
-    assert world.server.peers()[0].state == "closing"
-    world.network.settle()
-    assert caller.lines()[-1] == "ERROR one"
-
-
-def test_help_words_are_those_of_the_commands(world: World) -> None:
-    assert server_module.help_lines("replicate") == help_lines("REPLICATE")
-    world.server.start()

@@ -1,0 +1,128 @@
+"""The server's end of a connection, sans-I/O (protocol.md sections 5.2 and 15.2)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tcprepl.errors import MalformedCommand, RemoteProtocolError
+from tcprepl.ids import IncarnationId, ServerName
+from tcprepl.limits import MAX_LINE_BYTES
+from tcprepl.protocol.commands import (
+    Command,
+    NameCommand,
+    PingCommand,
+    ReplicateCommand,
+    ServerCommand,
+)
+from tcprepl.protocol.dialects import DIALECTS, NATIVE_TAG
+from tcprepl.protocol.events import DialectChosen, Event, LinesPassed
+from tcprepl.protocol.session import Session
+from tcprepl.protocol.state import Role
+
+#: Bytes that are cut into lines at a time: what waits to be pulled waits as bytes.
+_PIECE_BYTES: Final = 4_096
+#: Lines without a command that one event may stand for.
+MAX_PASSED: Final = 64
+
+
+class ServerSession(Session):
+    """The server's end: greets, learns the dialect from the first REPLICATE.
+
+    Args:
+        server_name: Name of the homeserver, for SERVER.
+        now: The time.
+        incarnation: The incarnation of the log, for the first PING; None says none.
+        dialect: What a REPLICATE without arguments means; ``auto`` is ``1.22``.
+        epoch_s: What to add to *now* to get seconds since 1970.
+        max_line_bytes: Longest line taken, delimiter excluded.
+        handshake_timeout_s: Close a connection that asked for nothing in this time; None,
+            the default, lets a person think.
+    """
+
+    role = Role.SERVER
+
+    def __init__(
+        self,
+        server_name: ServerName,
+        now: float,
+        *,
+        incarnation: IncarnationId | None = None,
+        dialect: str = "auto",
+        epoch_s: float = 0.0,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        handshake_timeout_s: float | None = None,
+    ) -> None:
+        bare = DIALECTS["1.22" if dialect == "auto" else dialect]
+        if bare.in_band_resume or not bare.over_tcp:
+            raise ValueError(f"dialect {dialect} has no REPLICATE without arguments over TCP")
+        super().__init__(bare, max_line_bytes, now, epoch_s, handshake_timeout_s)
+        self._bare = bare
+        #: Lines that were cut and not pulled, the last one first.
+        self._lines: list[bytes] = []
+        #: What the peer calls itself.
+        self.peer_name = ""
+        self.send(ServerCommand(server_name), now)
+        greeting = (self._ping_text(now), NATIVE_TAG, *filter(None, [incarnation]))
+        self.send(PingCommand(" ".join(greeting)), now)
+
+    def refuse(self, text: str, now: float) -> None:
+        """Answer the command pulled last with an ERROR: it counts as a bad line."""
+        if self._open:
+            try:
+                self._answer(MalformedCommand(text), now)
+            except RemoteProtocolError as error:
+                self._events.append(self._fail(error, now))
+
+    def _read_lines(self, now: float, events: list[Event]) -> None:
+        """Read up to the first command; count the lines that are passed on the way to it."""
+        passed = 0
+        while not events and passed < MAX_PASSED and (self._lines or self._cut()):
+            self._line_number += 1
+            self._receive_line(self._lines.pop(), self._line_number, now, events)
+            passed += not events
+        if passed:
+            events.insert(0, LinesPassed(passed))
+
+    def _cut(self) -> bool:
+        """Cut the next piece of input into lines; return whether there are any."""
+        while self._unread:
+            self._check_length()
+            piece = self._unread[:_PIECE_BYTES]
+            self._unread = self._unread[_PIECE_BYTES:]
+            self._lines = self._buffer.feed(piece)
+            if self._lines:
+                self._lines.reverse()
+                return True
+        self._check_length()
+        return False
+
+    def _forget_input(self) -> None:
+        super()._forget_input()
+        self._lines.clear()
+
+    def _receive_command(self, command: Command, now: float, events: list[Event]) -> None:
+        if isinstance(command, ReplicateCommand):
+            self._choose(command, events)
+        elif isinstance(command, NameCommand):
+            self.peer_name = command.name
+        super()._receive_command(command, now, events)
+
+    def _choose(self, command: ReplicateCommand, events: list[Event]) -> None:
+        """Learn the dialect from the first REPLICATE; hold later ones to it."""
+        if command.stream is None:
+            asked = self._bare
+        else:
+            asked = DIALECTS["2017" if command.instance is None else "tcprepl"]
+        if not self.dialect_chosen:
+            self.dialect = asked
+            self.dialect_chosen = True
+            self._handshake_deadline = None
+            events.append(DialectChosen(asked))
+        elif self.dialect is not asked:
+            raise MalformedCommand(
+                f"REPLICATE: this is the form of dialect {asked.name}, and the first REPLICATE "
+                f"of this connection chose dialect {self.dialect.name}"
+            )
+
+    def _awaited(self) -> str:
+        return "REPLICATE"

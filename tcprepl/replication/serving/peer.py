@@ -1,0 +1,420 @@
+"""One connection of a server: its transport, its session and its place in the hub.
+
+What a peer asks for is done in turns (`tcprepl.replication.serving.turns`), and not at all
+while it does not take the answers: input waits then, read or not (protocol.md 10.3).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from twisted.internet.interfaces import IProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from tcprepl import metrics
+from tcprepl.errors import CloseReason
+from tcprepl.ids import Token
+from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.protocol.commands import (
+    COMMANDS,
+    Command,
+    FederationAckCommand,
+    HelpCommand,
+    InfoCommand,
+    NameCommand,
+    PingCommand,
+    RemoteServerUpCommand,
+    ReplicateCommand,
+    StatusCommand,
+)
+from tcprepl.protocol.dialects import NATIVE
+from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed
+from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.state import Role
+from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.serving.readers import ANY, Pair, Reader
+from tcprepl.replication.serving.rendering import WireForm
+from tcprepl.replication.serving.turns import Worked
+from tcprepl.replication.status import PeerStatus
+from tcprepl.replication.transport import Outlet, make_outlet
+
+if TYPE_CHECKING:
+    from tcprepl.replication.serving.server import ReplicationServer
+
+log = structlog.get_logger()
+
+#: Columns of a terminal.
+_COLUMNS: Final = 80
+#: What a command costs that is handed to others, in lines.
+_DISPATCH_LINES: Final = 4
+#: Pairs that are gone through at the cost of a line.
+_PER_LINE: Final = 16
+
+
+def help_lines(topic: str = "") -> list[str]:
+    """Return what HELP answers: every command a client may send, or the one called *topic*.
+
+    With ``INFO`` before them, no line is wider than a terminal.
+    """
+    specs = [spec for spec in COMMANDS.values() if Role.CLIENT in spec.sent_by]
+    chosen = [spec for spec in specs if topic.strip().upper() == spec.command.NAME]
+    lines: list[str] = []
+    for spec in chosen or specs:
+        lines += textwrap.wrap(
+            f"{spec.syntax}: {spec.summary}",
+            _COLUMNS - len("INFO "),
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    if not chosen:
+        lines.append("* stands for every stream or instance; words may be in any case")
+    return lines
+
+
+@implementer(IProtocol)
+class Peer:
+    """One connection: joins its transport, its session and its place in the hub.
+
+    Attributes:
+        conn_id: Number of the connection, counted from 1.
+        name: What NAME said.
+        address: Where it comes from, for people.
+        acked: The newest FEDERATION_ACK, or None.
+        closing: Why it is being closed, or None.
+    """
+
+    __slots__ = (
+        "_connected_at",
+        "_last_sent",
+        "_outlet",
+        "_paused",
+        "_reader",
+        "_server",
+        "_session",
+        "_waiting_bytes",
+        "acked",
+        "address",
+        "closing",
+        "conn_id",
+        "name",
+        "transport",
+    )
+
+    def __init__(self, server: ReplicationServer, conn_id: int, address: str) -> None:
+        self._server = server
+        self.conn_id = conn_id
+        self.address = address
+        self.name = ""
+        self.acked: Token | None = None
+        self.closing: CloseReason | None = None
+        self.transport: Any = None
+        self._connected_at = server.reactor.seconds()
+        self._session: ServerSession = server.make_session()
+        self._outlet: Outlet | None = None
+        self._reader: Reader | None = None
+        self._paused = False
+        #: Of what was said past the hub, the bytes that the socket has not taken.
+        self._waiting_bytes = 0
+        self._last_sent = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.conn_id} {self.name or self.address}>"
+
+    @property
+    def dialect(self) -> str:
+        """Name of the dialect that the peer speaks."""
+        return self._session.dialect.name
+
+    @property
+    def is_synapse(self) -> bool:
+        """Whether it is taken for a Synapse: a program that speaks a dialect of Synapse.
+
+        The wire has no better mark: a Synapse sends PING before its first REPLICATE, always,
+        and a person hardly ever does.
+        """
+        return self._session.pinged and self._session.dialect.name != NATIVE
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has not been sent everything that it asked for."""
+        return self._reader is not None and self._reader.backlog is not None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it has neither named itself nor asked for anything."""
+        return not self.name and self._reader is None
+
+    # -- IProtocol ---------------------------------------------------------------------
+
+    def makeConnection(self, transport: Any) -> None:
+        """Greet: SERVER is the very first line (Twisted calls this)."""
+        self.transport = transport
+        self._outlet = make_outlet(transport, self._drained)
+        self._pump()
+        self._server.peer_connected(self)
+
+    def connectionMade(self) -> None:
+        """Do nothing: `makeConnection` did it all (Twisted never calls this itself)."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Do what *data* says, in turns (Twisted calls this)."""
+        self._session.receive_data(data, self._server.reactor.seconds())
+        self._server.turns.serve(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Forget the peer (Twisted calls this)."""
+        self._server.turns.forget(self)
+        if self._reader is not None:
+            self._server.hub.unsubscribe(self._reader)
+        why = self.closing or close_reason_of(reason)
+        self._session.receive_eof(self._server.reactor.seconds(), why)
+        self._server.peer_lost(self, why)
+
+    # -- what the session says ---------------------------------------------------------
+
+    def work(self, lines: int) -> Worked:
+        """Do what the peer said, as far as *lines* go and as long as it takes the answers."""
+        done = 0
+        event: Event | None = None
+        while done < lines and not self._owes:
+            event = self._session.next_event(self._server.reactor.seconds())
+            if event is None:
+                break
+            done += self._handle(event)
+            self._pump()
+        self._catch_up()
+        more = event is not None and not self._owes
+        self._read_on(not more and not self._owes)
+        return Worked(done, more)
+
+    @property
+    def _owes(self) -> bool:
+        """Whether so much is to be said to it that it is not listened to."""
+        return self._waiting_bytes > MAX_REPLY_BYTES
+
+    def _read_on(self, reading: bool) -> None:
+        """Read from the socket, or do not: what is not read, the peer cannot send for ever."""
+        if reading is self._paused:
+            self._paused = not reading
+            if reading:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+    def _handle(self, event: Event) -> int:
+        """Act on *event*; return what that costs, in lines."""
+        if isinstance(event, CommandReceived):
+            return self._command(event.command)
+        if isinstance(event, Closing):
+            self._close_transport(event.reason, event.text)
+        return event.lines if isinstance(event, LinesPassed) else 0
+
+    def _command(self, command: Command) -> int:
+        if isinstance(command, ReplicateCommand):
+            return self._replicate(command)
+        if isinstance(command, HelpCommand):
+            return self.tell(help_lines(command.topic))
+        if isinstance(command, StatusCommand):
+            return self.tell(self._server.status_lines())
+        if isinstance(command, PingCommand):
+            self._server.dispatch(command, self)
+            return 1
+        if isinstance(command, NameCommand):
+            self._server.renamed(self.name, command.name)
+            self.name = command.name
+            if self._reader is not None:
+                self._reader.label = self.label
+            return 1
+        if isinstance(command, FederationAckCommand):
+            self.acked = command.token
+        self._server.dispatch(command, self)
+        if isinstance(command, RemoteServerUpCommand):
+            return _DISPATCH_LINES + self._server.connections  # each is written to
+        return _DISPATCH_LINES
+
+    def _replicate(self, command: ReplicateCommand) -> int:
+        hub = self._server.hub
+        if self._reader is None:
+            assert self._outlet is not None
+            self._reader = Reader(self._outlet, self.label)
+        form = WireForm.of(self._session.dialect, words=not self.is_synapse)
+        patterns = self._patterns(command)
+        cost = _DISPATCH_LINES + len(patterns) * (1 + len(hub.heads) // _PER_LINE)
+        refusal = self._refusal(patterns)
+        if refusal is not None:
+            self._session.refuse(refusal, self._server.reactor.seconds())
+            return cost
+        lines = [
+            hub.subscribe(
+                self._reader,
+                form,
+                pattern,
+                None if command.stream is None else command.token,
+                places=command.incarnations,
+                only_instance=None if form.rdata_instance else hub.instance,
+            )
+            for pattern in patterns
+        ]
+        self._pump()
+        if any(lines):
+            self._write(b"".join(lines))
+        return cost
+
+    def _patterns(self, command: ReplicateCommand) -> list[Pair]:
+        """Return which pairs *command* asks for."""
+        stream, instance = command.stream, command.instance
+        if stream is None:
+            # Of a stream that its release does not have a Synapse must not hear.
+            return [(s, ANY) for s in (self._server.synapse_streams if self.is_synapse else (ANY,))]
+        if not self._session.dialect.rdata_instance:
+            return [(ANY if stream.upper() == "ALL" else stream, self._server.hub.instance)]
+        return [(stream, instance or ANY)]
+
+    def _refusal(self, patterns: list[Pair]) -> str | None:
+        """Return why *patterns* cannot be subscribed; None when they can."""
+        assert self._reader is not None
+        stream = patterns[0][0]
+        if len(patterns) == 1 and stream != ANY and not self._server.knows(stream):
+            return f"unknown stream {stream}; there are: {' '.join(self._server.stream_names())}"
+        held = self._reader.subscription.patterns
+        if len(held) + len(patterns) > MAX_SUBSCRIPTIONS and not held.issuperset(patterns):
+            return (
+                f"more than {MAX_SUBSCRIPTIONS} REPLICATE on one connection; "
+                "name streams, or instances, by *"
+            )
+        return None
+
+    @property
+    def label(self) -> str:
+        """The name it goes by in logs."""
+        return f"{self.conn_id}:{self.name or self.address}"
+
+    # -- what goes out -----------------------------------------------------------------
+
+    def offer(self, command: Command) -> None:
+        """Send *command*, which it may miss, unless it does not take what it is sent."""
+        if self._owes:
+            metrics.DROPPED.labels("command", "peer_full").inc()
+        else:
+            self.send(command)
+
+    def send(self, command: Command) -> None:
+        """Send *command*; nothing happens once the connection is closing."""
+        if self.closing is None and self.transport is not None:
+            self._session.send(command, self._server.reactor.seconds())
+            self._pump()
+
+    def tell(self, lines: Sequence[str]) -> int:
+        """Answer a person with INFO lines; return how many there are."""
+        now = self._server.reactor.seconds()
+        for line in lines:
+            self._session.send(InfoCommand(line), now)
+        return len(lines)
+
+    def close(self, reason: CloseReason, text: str) -> None:
+        """Say why in an ERROR line, then close once it has been written."""
+        if self.closing is None:
+            self._session.close(reason, text, self._server.reactor.seconds())
+            self._close_transport(reason, text)
+
+    def _pump(self) -> None:
+        out = self._session.data_to_send()
+        if out:
+            self._write(out)
+
+    def _write(self, lines: bytes) -> None:
+        outlet = self._outlet
+        assert outlet is not None
+        if not outlet.write(lines):
+            self._waiting_bytes += len(lines)
+
+    def _drained(self) -> None:
+        self._waiting_bytes = 0
+        if self._paused:
+            self._server.turns.serve(self)
+        if self._reader is not None:
+            self._server.hub.drained(self._reader)
+
+    def _catch_up(self) -> None:
+        reader = self._reader
+        if reader is not None and reader.backlog is not None and self.closing is None:
+            self._server.hub.serve(reader)
+
+    def _close_transport(self, reason: CloseReason, text: str) -> None:
+        if reason is CloseReason.ABORTED:
+            self.transport.abortConnection()
+            return
+        if self.closing is not None:
+            return
+        self.closing = reason
+        if self._reader is not None:
+            self._server.hub.unsubscribe(self._reader)
+        log.info(
+            "replication.peer.closing",
+            conn_id=self.conn_id,
+            peer=self.name or self.address,
+            reason=reason.value,
+            text=text,
+        )
+        self._pump()
+        assert self._outlet is not None
+        self._outlet.close()
+
+    def sweep(self, now: float) -> None:
+        """Look at the deadlines: keep-alive, silence, a close that does not end."""
+        reader = self._reader
+        group = reader.group if reader is not None else None
+        if group is not None and group.written_at > self._last_sent:
+            self._last_sent = group.written_at
+            self._session.sent_elsewhere(group.written_at)
+        elif self._outlet is not None and self._outlet.busy:
+            self._session.sent_elsewhere(now)  # it has not taken what it was sent
+        if self._paused:
+            self._session.not_reading(now)  # the silence is ours
+        deadline = self._session.next_deadline()
+        if deadline is not None and now >= deadline:
+            for event in self._session.tick(now):
+                self._handle(event)
+            self._pump()
+            self._last_sent = now
+
+    # -- looking -----------------------------------------------------------------------
+
+    def status(self, now: float) -> PeerStatus:
+        """Return what is to be told of this connection."""
+        reader = self._reader
+        hub = self._server.hub
+        state = "new"
+        lag = None
+        if self.closing is not None:
+            state = "closing"
+        elif reader is not None:
+            lag = hub.lag(reader)
+            state = "head" if reader.backlog is None or not lag.rows else "behind"
+        paused = 0.0
+        if reader is not None:
+            paused = reader.paused_s
+            if reader.backlog is not None:
+                paused += now - reader.backlog.began_at
+        return PeerStatus(
+            conn_id=self.conn_id,
+            name=self.name,
+            address=self.address,
+            dialect=self.dialect,
+            state=state,
+            behind_rows=lag.rows if lag else 0,
+            behind_bytes=lag.bytes if lag else 0,
+            behind_seconds=lag.seconds if lag else 0.0,
+            behind_stream=lag.stream if lag else None,
+            paused_seconds=paused,
+            buffered_bytes=self._outlet.buffered_bytes if self._outlet is not None else 0,
+            sent_bytes=reader.served_bytes if reader is not None else 0,
+            gaps=reader.gaps if reader is not None else 0,
+            connected_seconds=now - self._connected_at,
+            acked=self.acked,
+        )

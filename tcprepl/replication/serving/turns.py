@@ -1,0 +1,94 @@
+"""Who works when: what peers ask for is done in turns of bounded length (protocol.md 10.3).
+
+A read of a socket may hold tens of thousands of lines, and a line may ask for much. So the
+work of one turn of the reactor is counted, in lines; who is not done when its share is used
+up goes on in a later turn, after those who have just come. Rows go out, timers run and other
+sockets are read in between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+
+from tcprepl.limits import PEER_TURN_LINES, TURN_LINES
+
+
+class Worked(NamedTuple):
+    """What a worker did with its share: what it cost, and whether it has more to do."""
+
+    lines: int
+    more: bool
+
+
+class Worker(Protocol):
+    """Who works in turns; hashed by what it is."""
+
+    def work(self, lines: int) -> Worked:
+        """Do what costs about *lines*; a single piece of work may cost more."""
+        ...
+
+
+class Turns:
+    """Shares out each turn of the reactor.
+
+    Invariant: whoever asked to be served and is not done waits in exactly one of the queues,
+    and while somebody waits a turn is scheduled.
+
+    Args:
+        reactor: For the next turn.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._left = TURN_LINES
+        self._next_turn: Any = None
+        #: Those who came when the turn was used up; they go before those who have had a share.
+        self._new: deque[Worker] = deque()
+        self._begun: deque[Worker] = deque()
+        self._waiting: set[Worker] = set()
+
+    def serve(self, worker: Worker) -> None:
+        """Let *worker* work: now if the turn has room, else in a turn to come."""
+        if worker in self._waiting:
+            return
+        if self._left > 0:
+            self._share(worker)
+        else:
+            self._waiting.add(worker)
+            self._new.append(worker)
+
+    def forget(self, worker: Worker) -> None:
+        """Let *worker* work no more."""
+        if worker in self._waiting:
+            self._waiting.discard(worker)
+            queue = self._new if worker in self._new else self._begun
+            queue.remove(worker)
+
+    def close(self) -> None:
+        """Let nobody work any more."""
+        for queue in (self._new, self._begun, self._waiting):
+            queue.clear()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
+
+    def _share(self, worker: Worker) -> None:
+        if self._next_turn is None:
+            self._next_turn = self._reactor.callLater(0, self._turn)
+        worked = worker.work(min(PEER_TURN_LINES, self._left))
+        self._left -= worked.lines
+        if worked.more:
+            self._waiting.add(worker)
+            self._begun.append(worker)
+
+    def _turn(self) -> None:
+        self._next_turn = None
+        self._left = TURN_LINES
+        for queue in (self._new, self._begun):
+            for _ in range(len(queue)):
+                if self._left <= 0:
+                    break
+                worker = queue.popleft()
+                self._waiting.discard(worker)
+                self._share(worker)

@@ -1,0 +1,346 @@
+"""One connection: what it may ask for, in which order it is answered, and what it costs."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from tcprepl import limits, metrics
+from tcprepl.errors import CloseReason
+from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS, PEER_TURN_LINES
+from tcprepl.protocol.commands import (
+    FederationAckCommand,
+    RemoteServerUpCommand,
+    UserIpCommand,
+    UserSyncCommand,
+)
+from tcprepl.replication.serving.measuring import MAX_NAMES
+from tcprepl.replication.serving.peer import Peer, help_lines
+from tcprepl.replication.serving.turns import Worked
+from tests.serving_world import World
+from tests.wire import one_turn as turn_of
+
+
+@pytest.fixture
+def world() -> Any:
+    """A server, stopped in the end."""
+    made = World()
+    yield made
+    assert made.stop().called
+    assert not made.network.clock.getDelayedCalls()
+
+
+def test_answers_come_in_the_order_of_the_questions(world: World) -> None:
+    caller = world.call("HELP REPLICATE", "foo", "STATUS", "", "BAR")
+    kinds = [line.split(" ")[0] for line in caller.lines()[1:]]
+    assert [kind for kind, _ in groupby(kinds)] == ["INFO", "ERROR", "INFO", "ERROR"]
+
+
+def test_help_lists_what_a_client_may_send_and_one_word_alone() -> None:
+    assert any(line.startswith("REPLICATE") for line in help_lines())
+    assert not any(line.startswith("RDATA") for line in help_lines())
+    (only,) = help_lines(" status ")
+    assert only.startswith("STATUS")
+
+
+def test_a_bad_line_closes_only_who_sent_it(world: World) -> None:
+    bad = world.call()
+    good = world.call("REPLICATE")
+    good.lines()
+    bad.transport.write(b"\xff\xfe\n")  # type: ignore[union-attr]  # it is connected
+    world.network.settle()
+    assert bad.over
+    assert bad.lines()[-1].startswith("ERROR line 1: ")
+    assert not good.over
+
+
+def test_another_protocol_is_told_what_port_this_is(world: World) -> None:
+    caller = world.call("GET / HTTP/1.1", "Host: x", "")
+    assert caller.over
+    assert b"HTTP/1.1 400" in caller.received
+
+
+def test_silence_is_kept_alive_and_ends_only_who_sent_ping(world: World) -> None:
+    person = world.call("REPLICATE")
+    worker = world.call("PING 1")
+    person.lines(), worker.lines()
+    world.network.run(limits.PING_TIMEOUT_S + 7)
+    assert worker.over
+    assert worker.lines()[-1].startswith("ERROR ping timeout")
+    assert not person.over
+    assert b"PING" in person.received
+
+
+def test_rows_to_everybody_count_as_signs_of_life(world: World) -> None:
+    caller = world.call("REPLICATE")
+    caller.lines()
+    for number in range(12):
+        world.publisher.publish("alpha", [[number]])
+        world.network.run(1.0)
+    assert b"PING" not in caller.received
+
+
+def test_a_reader_that_does_not_read_is_not_pinged_into_memory(world: World) -> None:
+    caller = world.call("REPLICATE")
+    wire = world.wire()
+    wire.client.reading = False
+    for number in range(40):
+        world.publisher.publish("alpha", [["x" * 100, number]])
+        world.network.clock.advance(0)
+    held = len(wire.server.outgoing)
+    for _ in range(100):
+        world.network.clock.advance(1)
+    assert len(wire.server.outgoing) == held
+    status = world.server.peers()[0]
+    assert status.state == "behind"
+    assert status.behind_rows > 0
+    assert status.behind_seconds > 90
+    assert status.paused_seconds > 90
+    assert b"tcprepl_peer_behind_rows" in generate_latest(metrics.REGISTRY)
+    wire.client.reading = True
+    world.network.settle()
+    assert len([line for line in caller.lines() if line.startswith("RDATA")]) == 40
+
+
+def test_closing_twice_is_closing_once(world: World) -> None:
+    caller = world.call("NAME w")
+    peer = next(iter(world.server._peers.values()))
+    peer.close(CloseReason.SHUTDOWN, "one")
+    peer.close(CloseReason.SHUTDOWN, "two")
+    peer.send(RemoteServerUpCommand("x"))
+    assert world.server.peers()[0].state == "closing"
+    world.network.settle()
+    assert caller.lines()[-1] == "ERROR one"
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("REPLICATE alpha NOW", ["POSITION alpha 0"]),
+        ("REPLICATE ALL NOW", ["POSITION alpha 0"]),
+        ("REPLICATE alpha master 0", ["POSITION alpha master 0 0"]),
+        ("REPLICATE alpha * NOW", ["POSITION alpha master 0 0"]),
+        ("REPLICATE * * 0", ["POSITION alpha master 0 0"]),
+    ],
+)
+def test_forms_of_replicate(world: World, line: str, answer: list[str]) -> None:
+    assert world.call(line).lines()[1:] == answer
+
+
+def test_unknown_stream_is_answered_with_the_known_ones_and_stays(world: World) -> None:
+    caller = world.call("REPLICATE nonsense NOW")
+    error = caller.lines()[1]
+    assert error.startswith("ERROR unknown stream nonsense; there are: ")
+    assert "alpha" in error
+    assert not caller.over
+
+
+def test_a_synapse_is_told_only_of_streams_that_its_release_has(world: World) -> None:
+    person = world.call("NAME nc", "REPLICATE")
+    synapse = world.call("NAME w1", "PING 1", "REPLICATE ")
+    ours = world.call("PING 1", "REPLICATE * * NOW")
+    for caller in (person, synapse, ours):
+        caller.lines()
+    world.publisher.publish("alpha", [[1]])
+    world.publisher.publish("user_signature", [["@a:x"]])
+    world.publisher.publish("sticky_events", [["!r:x", "$e"]])
+    world.network.settle()
+    assert synapse.lines() == [
+        "POSITION user_signature master 0 0",
+        'RDATA user_signature master 1 ["@a:x"]',
+    ]
+    assert person.lines() == ours.lines()
+    assert synapse.lines() == []
+    synapse.say("REPLICATE")
+    world.network.settle()
+    assert synapse.lines() == ["POSITION user_signature master 1 1"]
+
+
+@pytest.mark.parametrize("ping", [[], ["PING 1"]])
+def test_who_asks_above_the_position_is_told_in_words_unless_it_is_a_synapse(
+    world: World, ping: list[str]
+) -> None:
+    said = [line.split(" ")[0] for line in world.call(*ping, "REPLICATE alpha 7").lines()[1:]]
+    assert said == ([] if ping else ["ERROR"]) + ["POSITION"] * 2
+    ours = world.call(*ping, "REPLICATE alpha master 7").lines()
+    assert ours[1].startswith("ERROR cannot resume alpha of master after 7")
+
+
+# -- turns -----------------------------------------------------------------------------------
+
+
+def one_turn(world: World) -> None:
+    """Let one turn of the reactor pass: calls that are due now, then one read of each socket."""
+    turn_of(world.network.clock)
+    for one in list(world.network.wires.values()):
+        one.server.arrive(65_536)
+
+
+class Meter:
+    """Counts what is worked off in each turn, in lines, by the turns of a server."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.worked = 0
+        real = Peer.work
+
+        def work(peer: Peer, lines: int) -> Worked:
+            done = real(peer, lines)
+            self.worked += done.lines
+            return done
+
+        monkeypatch.setattr(Peer, "work", work)
+
+    def take(self) -> int:
+        """Return what was worked off since the last call."""
+        worked, self.worked = self.worked, 0
+        return worked
+
+
+FLOODS = {
+    "blank lines": "\n" * 30_000,
+    "blank lines of telnet": "\r\n" * 30_000,
+    "acknowledgements": "".join(f"FEDERATION_ACK n{n} 1\n" for n in range(10_000)),
+    "questions": "STATUS\n" * 1_000,
+    "help": "help\n" * 3_000,
+    "invented pairs": "".join(f"REPLICATE alpha i{n} NOW\n" for n in range(3_000)),
+    "the same again": "REPLICATE * * 0\n" * 3_000,
+    "unknown streams": "REPLICATE nonsense * 0\n" * 3_000,
+    "unknown words": "frobnicate\n" * 3_000,
+    "names": "".join(f"NAME n{n}\nREMOTE_SERVER_UP x{n}.example\n" for n in range(3_000)),
+    "syncs of strangers": "".join(f"USER_SYNC p{n} @u{n}:x start 1\n" for n in range(3_000)),
+    "addresses of strangers": 'USER_IP @a:x ["t","10.0.0.1","UA","DEV",5]\n' * 3_000,
+    "long lines": f"PING {'x' * 16_000}\n" * 200,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "never reads"])
+def test_a_flood_is_worked_off_in_turns_and_others_are_served_in_each(
+    world: World, monkeypatch: pytest.MonkeyPatch, flood: str, reads: bool
+) -> None:
+    for kind in (FederationAckCommand, UserSyncCommand, UserIpCommand):
+        world.server.on(kind, lambda command, peer: None)
+    rude = world.call()
+    wire = world.wire()
+    other = world.call("REPLICATE alpha master NOW")
+    other.lines()
+    meter = Meter(world, monkeypatch)
+    rude.say(flood.removesuffix("\n"))
+    wire.client.reading = reads
+    most_lines = PEER_TURN_LINES + 2 * limits.MAX_STATUS_LINES
+    for turn in range(1, 10_000):
+        meter.take()
+        world.publisher.publish("alpha", [[turn]])
+        one_turn(world)
+        worked = meter.take()
+        assert worked <= 2 * most_lines  # what was left over, and what has just come
+        while wire.client.arrive():
+            pass
+        assert len(wire.server.outgoing) <= 2 * MAX_REPLY_BYTES
+        other_end = list(world.network.wires.values())[1].client
+        other_end.arrive()
+        assert other.lines()[0] == f"RDATA alpha master {turn} [{turn}]"
+        if turn > 5 and not worked and (not reads or not wire.client.outgoing):
+            break
+    else:
+        raise AssertionError("it is never over")
+    wire.client.reading = True
+    assert len(list(world.log.pairs())) == 1
+    assert len(world.server.received_commands()) < 4 * (MAX_NAMES + 1)
+
+
+def test_a_peer_that_does_not_take_the_answers_is_heard_no_further(world: World) -> None:
+    rude = world.call()
+    wire = world.wire()
+    rude.lines()
+    wire.client.reading = False
+    rude.say(*["HELP"] * 1_000, "NAME late")
+    world.network.settle()
+    held = len(wire.server.outgoing)
+    assert MAX_REPLY_BYTES < held < 2 * MAX_REPLY_BYTES
+    assert not wire.server.reading
+    assert world.server.peers()[0].name == ""
+    world.network.run(limits.PING_TIMEOUT_S * 2)
+    assert len(wire.server.outgoing) == held
+    wire.client.reading = True
+    world.network.settle()
+    assert world.server.peers()[0].name == "late"
+    assert len(rude.lines()) == 1_000 * len(help_lines())
+    assert wire.server.reading
+
+
+def test_who_is_not_listened_to_is_not_silent(world: World) -> None:
+    rude = world.call("PING 1")
+    wire = world.wire()
+    wire.client.reading = False
+    rude.say(*["HELP"] * 1_000)
+    world.network.run(limits.PING_TIMEOUT_S * 2)
+    assert not rude.over
+    wire.client.reading = True
+    world.network.settle()
+    world.network.run(limits.PING_TIMEOUT_S + 7)
+    assert rude.over
+
+
+def test_what_others_say_is_not_heaped_up_for_who_does_not_read(world: World) -> None:
+    world.call("REPLICATE")
+    wire = world.wire()
+    wire.client.reading = False
+    loud = world.call()
+    for number in range(10_000):
+        loud.say(f"REMOTE_SERVER_UP {number}.{'x' * 200}.example")
+    world.network.settle()
+    assert len(wire.server.outgoing) < 2 * MAX_REPLY_BYTES
+    wire.client.reading = True
+    world.network.settle()
+    world.server.broadcast(RemoteServerUpCommand("heard.example"))
+    world.network.settle()
+
+
+def test_a_connection_has_so_many_subscriptions(world: World) -> None:
+    caller = world.call(*(f"REPLICATE alpha i{n} NOW" for n in range(MAX_SUBSCRIPTIONS)))
+    assert len(caller.lines()) == 1 + MAX_SUBSCRIPTIONS
+    caller.say("REPLICATE alpha more NOW", "REPLICATE alpha i1 NOW")
+    world.network.settle()
+    assert [line.split(" ")[:3] for line in caller.lines()] == [
+        ["ERROR", "more", "than"],
+        ["POSITION", "alpha", "i1"],
+    ]
+
+
+def test_unknown_streams_are_bad_lines(world: World) -> None:
+    caller = world.call(*["REPLICATE nonsense * 0"] * limits.MAX_BAD_LINES)
+    assert caller.over
+    assert caller.lines()[-1].endswith("this ends the connection")
+
+
+def test_help_fits_a_terminal() -> None:
+    assert max(len(f"INFO {line}") for line in help_lines()) <= 80
+    assert help_lines("replicate") == help_lines("REPLICATE")
+
+
+def test_status_tells_of_so_many_and_counts_the_others(world: World) -> None:
+    for number in range(limits.MAX_STATUS_LINES + 20):
+        world.log.ensure("alpha", f"w{number}")
+        world.server.hub.announce("alpha", f"w{number}")
+    callers = [world.call(f"NAME p{n}") for n in range(limits.MAX_STATUS_LINES + 10)]
+    callers[-1].say("REPLICATE")
+    world.network.settle()
+    wire = world.wire()
+    wire.client.reading = False
+    for number in range(40):
+        world.publisher.publish("alpha", [["x" * 100, number]])
+        world.network.turn()
+    callers[0].lines()
+    callers[0].say("STATUS")
+    world.network.settle()
+    told = [line for line in callers[0].lines() if line.startswith("INFO")]
+    assert "110 peers, 1 behind" in told[0]
+    assert len(told) == 1 + 2 * (limits.MAX_STATUS_LINES + 1)
+    assert "INFO and 21 more streams" in told
+    assert told[-1].startswith("INFO and 10 more peers")
+    wire.client.reading = True
+    assert any(f" p{limits.MAX_STATUS_LINES + 9} " in line for line in told)  # it is behind

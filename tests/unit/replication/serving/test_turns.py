@@ -1,0 +1,92 @@
+"""Turns: bounded, fair, and never forgetting anybody."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+
+from tcprepl.limits import PEER_TURN_LINES, TURN_LINES
+from tcprepl.replication.serving.turns import Turns, Worked
+from tests.wire import one_turn
+
+
+class Workload:
+    """So many lines to do."""
+
+    def __init__(self, lines: int) -> None:
+        self.left = lines
+        self.shares: list[int] = []
+
+    def work(self, lines: int) -> Worked:
+        """Do as much of it as may be."""
+        done = min(self.left, lines)
+        self.left -= done
+        self.shares.append(done)
+        return Worked(done, self.left > 0)
+
+
+def test_little_is_done_at_once() -> None:
+    turns = Turns(Clock())
+    little = Workload(3)
+    turns.serve(little)
+    assert little.left == 0
+    turns.close()
+
+
+def test_much_is_done_in_shares_a_turn_each() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    much = Workload(PEER_TURN_LINES * 2 + 1)
+    turns.serve(much)
+    turns.serve(much)  # it has its turn already
+    assert much.shares == [PEER_TURN_LINES]
+    one_turn(clock)
+    one_turn(clock)
+    assert much.shares == [PEER_TURN_LINES, PEER_TURN_LINES, 1]
+    one_turn(clock)
+    assert not clock.getDelayedCalls()
+
+
+def test_a_turn_is_bounded_and_who_comes_anew_goes_before_who_had_a_share() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    crowd = [Workload(PEER_TURN_LINES * 10) for _ in range(TURN_LINES // PEER_TURN_LINES + 2)]
+    for one in crowd:
+        turns.serve(one)
+    assert sum(sum(one.shares) for one in crowd) == TURN_LINES
+    assert crowd[-1].shares == []
+    late = Workload(1)
+    turns.serve(late)
+    assert late.shares == []
+    before = sum(sum(one.shares) for one in crowd)
+    one_turn(clock)
+    assert late.shares == [1]
+    assert crowd[-1].shares == [PEER_TURN_LINES]
+    assert sum(sum(one.shares) for one in crowd) - before == TURN_LINES - 1
+    for _ in range(1_000):
+        one_turn(clock)
+    assert not any(one.left for one in crowd)
+    assert not clock.getDelayedCalls()
+
+
+def test_who_is_forgotten_works_no_more() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    begun, new = Workload(TURN_LINES * 2), Workload(1)
+    for one in [begun, *(Workload(TURN_LINES) for _ in range(8)), new]:
+        turns.serve(one)
+    for gone in (begun, new):
+        turns.forget(gone)
+        turns.forget(gone)
+    for _ in range(1_000):
+        one_turn(clock)
+    assert (len(begun.shares), new.shares) == (1, [])
+
+
+def test_after_the_close_nobody_works() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    much = Workload(TURN_LINES)
+    turns.serve(much)
+    turns.close()
+    turns.close()
+    assert not clock.getDelayedCalls()
