@@ -7,7 +7,7 @@ takes those of remote users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -117,7 +117,8 @@ class ReceiptsWriter:
         """Take an ``m.receipt`` EDU of a remote server.
 
         What counts are receipts of the origin's users, in rooms where the origin and we are;
-        the others are left out, counted and logged.
+        the others are left out, counted and logged. Of one that counts an odd ``thread_id`` or
+        ``ts`` is taken for none: it costs no more than itself.
 
         Args:
             origin: The server it came from, authenticated.
@@ -127,21 +128,23 @@ class ReceiptsWriter:
             Fires with the tokens once what counts is on disk; None if nothing counts.
 
         Raises:
-            ValueError: the content is not what it should be.
+            ValueError: the content is not what it should be, and nothing in it counts.
         """
         rows: list[list[object]] = []
         ignored = 0
-        for room_id, types in _members("content", content):
+        odd: list[ValueError] = []
+        for room_id, receipt_type, user_id, receipt in _flattened(content, odd):
             hosts = self._hosts_in_room(room_id)
             in_room = origin in hosts and self._server_name in hosts
-            for receipt_type, users in _members(room_id, types):
-                for user_id, receipt in _members(receipt_type, users):
-                    row = self._row_of_edu(room_id, receipt_type, user_id, receipt)
-                    counts = in_room and server_of(user_id) == origin and receipt_type != PRIVATE
-                    if not counts or row is None or len(rows) >= MAX_RECEIPTS:
-                        ignored += 1
-                    else:
-                        rows.append(row)
+            row = self._row_of_edu(room_id, receipt_type, user_id, receipt)
+            counts = in_room and server_of(user_id) == origin and receipt_type != PRIVATE
+            if not counts or row is None or len(rows) >= MAX_RECEIPTS:
+                ignored += 1
+            else:
+                rows.append(row)
+        if odd and not rows:
+            raise odd[0]
+        ignored += len(odd)
         if ignored:
             metrics.DROPPED.labels(EDU_TYPE, "not a receipt that the origin may send").inc(ignored)
             logger.info("receipts.edu.ignored", origin=origin, receipts=ignored)
@@ -170,12 +173,14 @@ class ReceiptsWriter:
         # wants one: the last named.
         if not isinstance(events, list) or not events or not isinstance(data, dict):
             return None
-        ids = (room_id, receipt_type, user_id, events[-1], data.get("thread_id") or "-")
-        if not all(isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS for value in ids):
+        if not all(map(_is_id, (room_id, receipt_type, user_id, events[-1]))):
             return None
-        return self._row(
-            room_id, receipt_type, user_id, events[-1], {"ts": self._wall_ms(), **data}
-        )
+        data = {"ts": self._wall_ms(), **data}
+        if type(data["ts"]) is not int or not 0 <= data["ts"] < 2**53:
+            data["ts"] = self._wall_ms()
+        if not _is_id(data.get("thread_id")):
+            data.pop("thread_id", None)
+        return self._row(room_id, receipt_type, user_id, events[-1], data)
 
     def _tell_remotes(
         self,
@@ -195,11 +200,26 @@ class ReceiptsWriter:
         return self._send_edu(hosts, EDU_TYPE, content, key)
 
 
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS
+
+
 def _check_id(name: str, value: object) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
+    if not _is_id(value):
         raise ValueError(
             f"{name}: {value!r:.64}; expected a text of 1 to {MAX_ID_CHARS} characters"
         )
+
+
+def _flattened(content: object, odd: list[ValueError]) -> Iterator[tuple[str, str, str, object]]:
+    """Yield room, type, user and receipt; into *odd* goes what holds none where some should be."""
+    for room_id, types in _members("content", content):
+        try:
+            for receipt_type, users in _members(room_id, types):
+                for user_id, receipt in _members(receipt_type, users):
+                    yield room_id, receipt_type, user_id, receipt
+        except ValueError as error:
+            odd.append(error)
 
 
 def _members(name: str, value: object) -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ page has one renderer, and a sample is rendered once for all who watch.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,10 +21,11 @@ from zope.interface import implementer
 
 from tcprepl import __version__, limits
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.http.calls import ApiError, Call, Response, json_response
+from tcprepl.http.calls import ApiError, Call, Response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName
+from tcprepl.protocol.display import displayable
 from tcprepl.replication.status import ServerStatus, StreamStatus
 from tcprepl.streams.log import Block
 from tcprepl.web import page
@@ -197,7 +199,9 @@ class Board:
 
     def get_status(self, call: Call) -> Response:
         """Answer the state as JSON."""
-        return json_response(self.snapshot())
+        # The same JSON, and safe to show on a terminal: names and reasons come from peers.
+        text = json.dumps(self.snapshot(), ensure_ascii=False, separators=(",", ":"))
+        return Response(200, displayable(text).encode())
 
     def get_page(self, call: Call) -> Response:
         """Answer the page, complete without scripts."""

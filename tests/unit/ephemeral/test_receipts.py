@@ -133,7 +133,6 @@ def test_remote_receipt_is_a_row(world: World) -> None:
         {"event_ids": [5]},
         {"event_ids": ["$" * 256]},
         {"data": "{}"},
-        {"data": {"thread_id": 5}},
     ],
 )
 def test_remote_receipt_that_does_not_count_is_left_out(
@@ -141,6 +140,37 @@ def test_remote_receipt_that_does_not_count_is_left_out(
 ) -> None:
     assert not world.remote(**changes)
     assert world.published.rows == []
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        ({"ts": 5, "thread_id": 5}, {"ts": 5}),
+        ({"ts": 5, "thread_id": ""}, {"ts": 5}),
+        ({"ts": 5, "thread_id": None}, {"ts": 5}),
+        ({"ts": 5, "thread_id": ["main"]}, {"ts": 5}),
+        ({"ts": 5, "thread_id": "x" * 256}, {"ts": 5}),
+        ({"ts": "5"}, {"ts": NOW}),
+        ({"ts": True}, {"ts": NOW}),
+        ({"ts": -1}, {"ts": NOW}),
+        ({"ts": 2**53}, {"ts": NOW}),
+        ({"ts": 5, "thread_id": "main", "x": 1}, {"ts": 5, "thread_id": "main", "x": 1}),
+    ],
+)
+def test_an_odd_field_costs_the_field(
+    world: World, data: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """The receipt counts, without thread, as of now."""
+    assert world.remote(data=data)
+    assert [row[4] for row in world.rows()] == [kept]
+
+
+def test_an_odd_room_costs_itself(world: World) -> None:
+    """And an odd type of receipt its room's further ones at most."""
+    receipt = {"event_ids": ["$e"], "data": {}}
+    content = {"!a:x": 5, ROOM: {"m.read": {CARL: receipt}, "m.odd": []}, "!b:x": {"m.read": 5}}
+    assert world.writer.received_edu(ELSE, content) is not None
+    assert [row[:3] for row in world.rows()] == [[ROOM, "m.read", CARL]]
 
 
 def test_one_bad_receipt_costs_only_itself(world: World) -> None:

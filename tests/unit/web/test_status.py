@@ -191,3 +191,13 @@ def test_lag_has_a_history_while_the_peer_is_there() -> None:
     stage.clock.advance(1)
     assert "rows behind of w" not in stage.get("/").body.decode()
     stage.close()
+
+
+def test_what_a_peer_is_called_can_be_shown_on_a_terminal() -> None:
+    """The same JSON, whoever prints it."""
+    destinations = [{"destination": "x", "why": "a\u202eb\x9b2J\ud800"}]
+    stage = Stage(destinations=lambda: destinations)
+    answer = stage.get("/_tcprepl/v1/status")
+    assert answer.json["destinations"] == destinations
+    assert b"a\\u202eb\\u009b2J\\ud800" in answer.body
+    stage.close()
