@@ -18,6 +18,7 @@ TOP = {
     "app",
     "background.py",
     "cli",
+    "clocks.py",
     "config.py",
     "ephemeral",
     "errors.py",

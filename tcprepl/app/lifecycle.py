@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.app.systemd import sd_notify
 from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.clocks import make_steady
 
 log = structlog.get_logger()
 
@@ -36,11 +37,12 @@ class Lifecycle:
     in time and the last parts have some of it, whatever the first ones do.
 
     Args:
-        reactor: Time.
+        reactor: Time; it runs evenly from now on (`tcprepl.clocks`).
         name: What it is the life of, for the log.
     """
 
     def __init__(self, reactor: Any, name: str) -> None:
+        make_steady(reactor)
         self._reactor = reactor
         self._failed = f"{name}.stop_failed"
         self._overdue = f"{name}.stop_overdue"
@@ -172,7 +174,7 @@ async def run(
     """Run *process* until cancelled, and return the exit code.
 
     Args:
-        reactor: Time.
+        reactor: Time; it runs evenly from now on (`tcprepl.clocks`).
         process: What to run.
         name: What it is, for the log: ``serve`` gives ``serve.ready`` and so on.
         welcome: Called when it is ready, to tell a person.

@@ -6,7 +6,6 @@ drains the readers, then writes everything out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +139,6 @@ class Relay:
             config.instance,
             dialect=config.replication.dialect,
             max_connections=config.replication.max_connections,
-            epoch_s=time.time() - reactor.seconds(),
         )
         self._life.add("replication", self._server.stop)
         intake.on_pair = self._server.hub.announce

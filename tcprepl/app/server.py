@@ -7,12 +7,12 @@ from the log outward (nobody is let in before positions are known), stopping goe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
+from tcprepl import clocks
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.reload import ASKING, SERVING, all_of
@@ -90,7 +90,8 @@ class Server:
         self.registry = registry_of(config)
         self.failed: Deferred[None] = Deferred()
         self._reactor = reactor
-        self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
+        self._now_ms = wall_ms or clocks.steady_ms
+        self._wall_ms = wall_ms or clocks.wall_ms
         self._not_ready: str | None = "starting"
         self._redis: RedisWriter | None = None
         self._life = Lifecycle(reactor, "serve")
@@ -208,7 +209,7 @@ class Server:
             hosts_of_user=hosts.of_user,
             send_presence=queue.send_presence,
             position=self.log.position("presence", config.instance),
-            wall_ms=self._wall_ms,
+            wall_ms=self._now_ms,
         )
         self.presence.start()
         self._life.add("presence", self.presence.stop)
@@ -232,7 +233,6 @@ class Server:
             config.instance,
             dialect=config.replication.dialect,
             max_connections=config.replication.max_connections,
-            epoch_s=time.time() - self._reactor.seconds(),
         )
         self._life.add("replication", self.replication.stop)
         self.replication.on(FederationAckCommand, self._acknowledged)
@@ -256,6 +256,7 @@ class Server:
             policy=policy_of(config),
             overrides=placed_servers(settings.resolve),
             wall_ms=self._wall_ms,
+            now_ms=self._now_ms,
             on_origin_up=self._server_is_up,
         )
 
@@ -319,5 +320,5 @@ class Server:
             client_tokens=client_tokens(config),
             hosts=self._hosts(),
             limits=HttpLimits(max_body_bytes=http.max_body_bytes),
-            wall_ms=self._wall_ms,
+            wall_ms=self._now_ms,
         )

@@ -12,6 +12,7 @@ import click
 
 from tcprepl.app.sender import NAME_FILE, OUTBOX_FILE
 from tcprepl.cli.federation_sender import DEFAULT_DATA
+from tcprepl.clocks import steady_seconds
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.outbox import Outbox, run_inline
@@ -187,7 +188,7 @@ class _Stopped:
 
     def seconds(self) -> float:
         """Return the time of day."""
-        return time.time()
+        return steady_seconds()
 
     def callLater(self, delay: float, call: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         """Call nothing."""

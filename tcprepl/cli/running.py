@@ -20,6 +20,7 @@ from tcprepl.app.reload import Reloadable, Reloader
 from tcprepl.background import run_in_background
 from tcprepl.cli import logs
 from tcprepl.cli.output import say
+from tcprepl.clocks import make_steady
 from tcprepl.config import Loaded
 from tcprepl.errors import ConnectionFailed
 
@@ -163,13 +164,14 @@ def _end_overdue(end: Callable[[int], object]) -> None:
 
 
 def _installed_reactor() -> Any:
-    """Return Twisted's reactor.
+    """Return Twisted's reactor, which measures time by a clock that never jumps.
 
     Names are looked up in threads that nobody waits for at the end: it may take them minutes.
     """
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
+    make_steady(reactor)
     pool = ThreadPool(0, RESOLVER_THREADS, name="names")
     pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]
     reactor.callWhenRunning(pool.start)

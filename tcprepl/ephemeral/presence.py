@@ -89,7 +89,8 @@ class PresenceWriter:
         send_presence: Queues presence for other servers; None where there is no federation.
         timers: How long things last.
         position: The stream's newest token when the writer starts.
-        wall_ms: Returns the time of day in ms since 1970; by default the clock's.
+        wall_ms: Returns the time in ms since 1970, by a clock that never jumps; by default
+            the clock's.
         wheel: The timers; given by tests.
     """
 

@@ -129,7 +129,8 @@ class SyncReporter:
         clock: Time, for the loops.
         send: Sends a command to the server, as `ReplicationClient.send`.
         process_id: Names this process; has to be new at each start.
-        wall_ms: Returns the time of day in ms since 1970; by default the clock's.
+        wall_ms: Returns the time in ms since 1970, by a clock that never jumps; by default
+            the clock's.
     """
 
     def __init__(

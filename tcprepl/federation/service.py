@@ -15,6 +15,7 @@ import structlog
 from twisted.internet.defer import Deferred, fail
 
 from tcprepl import metrics
+from tcprepl.clocks import steady_ms
 from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.receiving.receiver import (
     EduHandler,
@@ -107,6 +108,7 @@ class FederationWriter:
         policy: AddressPolicy | None = None,
         overrides: Mapping[ServerName, tuple[str, int]] | None = None,
         wall_ms: Callable[[], int],
+        now_ms: Callable[[], int] = steady_ms,
         on_origin_up: Callable[[ServerName], object] | None = None,
     ) -> None:
         """Put it together.
@@ -123,7 +125,8 @@ class FederationWriter:
             trust: Who vouches for certificates; the platform's authorities by default.
             policy: Which addresses we connect to; public ones by default.
             overrides: Where servers are that an operator has placed.
-            wall_ms: Returns wall-clock time in ms.
+            wall_ms: Returns the time of day in ms since 1970, for what others read.
+            now_ms: Returns it by a clock that never jumps, for how long something is.
             on_origin_up: Called with a server that has just shown to be up.
 
         Raises:
@@ -141,11 +144,11 @@ class FederationWriter:
         self.transport = FederationTransport(
             reactor, self.signer, trust=trust, policy=policy, overrides=overrides
         )
-        self.keyring = Keyring(self.transport.fetch, wall_ms)
+        self.keyring = Keyring(self.transport.fetch, now_ms)
         self.hosts = RoomHosts(path("rooms.sqlite"))
         self._seen = SeenTransactions(path("received.sqlite"))
         self.receiver = TransactionReceiver(
-            server_name, self.keyring, self._seen, wall_ms, on_origin_up=on_origin_up
+            server_name, self.keyring, self._seen, now_ms, on_origin_up=on_origin_up
         )
         self.send_queue = SendQueue(publish_json, log, server_name, instance, senders)
         for stream in OWN_STREAMS:

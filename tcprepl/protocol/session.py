@@ -79,7 +79,8 @@ class Session(ABC):
         self._unread = b""
         self._events: deque[Event] = deque()
         self._out: list[bytes] = []
-        self._epoch_s = epoch_s
+        #: What to add to *now* to get seconds since 1970; may be put right at any time.
+        self.epoch_s = epoch_s
         self._line_number = 0
         self._began = False
         self._last_sent = now
@@ -278,7 +279,7 @@ class Session(ABC):
         self._last_sent = now
 
     def _ping_text(self, now: float) -> str:
-        return str(int((now + self._epoch_s) * 1000))
+        return str(int((now + self.epoch_s) * 1000))
 
     # -- time ----------------------------------------------------------------------------
 

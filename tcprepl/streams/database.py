@@ -117,6 +117,13 @@ _DELETE_TRANSACTIONS = (
     "DELETE FROM transactions WHERE (stream, id) IN"
     " (SELECT stream, id FROM transactions WHERE written_ms < ? LIMIT ?)"
 )
+_NEWEST = (
+    "SELECT max(ms) FROM ("
+    "SELECT max(written_ms) AS ms FROM transactions"
+    " UNION ALL SELECT max(began_ms) FROM incarnations"
+    " UNION ALL SELECT (SELECT written_ms FROM blocks WHERE pair = pairs.id"
+    " ORDER BY last DESC LIMIT 1) FROM pairs)"
+)
 _INSERT_BEGINNING = (
     "INSERT INTO beginnings (pair, number, token)"
     " SELECT id, ?, ? FROM pairs WHERE stream = ? AND instance = ?"
@@ -269,6 +276,14 @@ class Database:
             )
         except sqlite3.Error as error:
             raise self.explained(error) from error
+
+    def newest_ms(self) -> int | None:
+        """Return the newest stamp of anything; None if there is nothing."""
+        try:
+            (newest,) = self._read_connection.execute(_NEWEST).fetchone()
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+        return None if newest is None else int(newest)
 
     def transaction(
         self, stream: StreamName, transaction_id: str, since_ms: int

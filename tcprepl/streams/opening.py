@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tcprepl.clocks import steady_ms
 from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Log
@@ -16,17 +16,12 @@ from tcprepl.streams.retention import Retention
 from tcprepl.streams.sqlite import SqliteLog
 
 
-def wall_clock_ms() -> int:
-    """Return the time in ms since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 def open_log(
     directory: Path | str | None,
     registry: Registry,
     reactor: Any,
     retention: Retention | None = None,
-    clock_ms: Callable[[], int] = wall_clock_ms,
+    clock_ms: Callable[[], int] = steady_ms,
     gaps: Gaps | None = None,
 ) -> Log:
     """Open the log of a process.
@@ -36,7 +31,7 @@ def open_log(
         registry: What streams there are.
         reactor: The reactor, with its time and its threads.
         retention: What to keep.
-        clock_ms: Gives wall-clock time in ms since 1970.
+        clock_ms: Gives the time in ms since 1970, by a clock that never jumps.
         gaps: Where rows are known to be missing, if anywhere: those of a relay.
 
     Raises:

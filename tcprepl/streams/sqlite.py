@@ -20,6 +20,7 @@ import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from tcprepl.clocks import resumed_ms
 from tcprepl.errors import LogError, LogUnavailable, TokenOrder
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
@@ -84,7 +85,8 @@ class SqliteLog(BaseLog):
         Args:
             directory: The data directory, for this process alone.
             registry: What streams there are.
-            clock_ms: Gives wall-clock time in ms since 1970.
+            clock_ms: Gives the time in ms since 1970, by a clock that never jumps. Ages on
+                disk go on where they were (`tcprepl.clocks.resumed_ms`).
             worker: Runs the commits; the log stops it when it is closed.
             retention: What to keep; the defaults by default.
             reactor: Gathers what one turn appends into one commit, and lets go of old rows
@@ -156,6 +158,11 @@ class SqliteLog(BaseLog):
                 pair.claimed = self._claim_after(pair.position)
                 start.pairs.append(self._claim_row(pair))
         self.history = self._database.history()
+        newest_ms = self._database.newest_ms()
+        if newest_ms is not None:
+            clock_ms = self._clock_ms
+            moved_ms = resumed_ms(now_ms := clock_ms(), newest_ms) - now_ms
+            self._clock_ms = lambda: clock_ms() + moved_ms
         start.begun = self.history.begin(positions, self._clock_ms())
         start.oldest_incarnation = self.history.incarnations[0].number
         self._database.write(start)

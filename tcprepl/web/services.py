@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import limits
+from tcprepl.clocks import steady_ms
 from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
@@ -137,7 +137,7 @@ class WebServices:
             speaks for by default, or None when the request has to say ``user_id``.
         hosts: Host names under which browsers reach a server without secrets.
         limits: The bounds.
-        wall_ms: Returns the time of day in ms since 1970.
+        wall_ms: Returns the time in ms since 1970, by a clock that never jumps.
     """
 
     reactor: IReactorTime
@@ -164,4 +164,4 @@ class WebServices:
 
     def now_ms(self) -> int:
         """Return the time of day in ms since 1970."""
-        return self.wall_ms() if self.wall_ms is not None else time.time_ns() // 1_000_000
+        return self.wall_ms() if self.wall_ms is not None else steady_ms()

@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from unpaddedbase64 import decode_base64
 
 from tcprepl import metrics
+from tcprepl.clocks import resumed_ms
 from tcprepl.errors import FederationError, LogUnavailable
 from tcprepl.federation.wire.edu import BadEdu, canonicalise, is_server_name
 from tcprepl.federation.wire.keyring import KeyNotFound, Keyring
@@ -344,6 +345,10 @@ class SeenTransactions:
         if self._path is not None:
             private_directory(self._path.parent)
         self._connection = open_database(self._path, _SCHEMA, Durability.PROCESS_DEATH)
+        with explaining(self._path, _SCHEMA):
+            (newest_ms,) = self._connection.execute("SELECT max(seen_ms) FROM seen").fetchone()
+        self._newest_ms: int | None = newest_ms
+        self._moved_ms = 0
         self._puts = 0
 
     def get(self, origin: ServerName, transaction_id: str) -> bytes | None:
@@ -365,6 +370,10 @@ class SeenTransactions:
         Raises:
             LogUnavailable: The disk refused.
         """
+        if self._newest_ms is not None:
+            self._moved_ms = resumed_ms(now_ms, self._newest_ms) - now_ms
+            self._newest_ms = None
+        now_ms += self._moved_ms
         with explaining(self._path, _SCHEMA):
             self._connection.execute(
                 "INSERT OR REPLACE INTO seen VALUES (?,?,?,?)",

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from tcprepl import metrics
 from tcprepl.background import run_as_background_process, run_in_background
+from tcprepl.clocks import make_steady
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
@@ -54,7 +55,7 @@ class ReplicationClient(Service):
     of its batch is delivered.
 
     Args:
-        reactor: The reactor.
+        reactor: The reactor; it measures time evenly from now on (`tcprepl.clocks`).
         endpoint: Where the server is.
         streams: Names of the streams to follow; None follows all.
         handler: Called with each batch; sync or async. Its failure is logged and retried.
@@ -106,6 +107,7 @@ class ReplicationClient(Service):
     ) -> None:
         if since not in ("now", "start"):
             raise ValueError(f"since is {since!r}, expected 'now' or 'start'")
+        make_steady(reactor)
         self.reactor = reactor
         self.failed: Deferred[None] = Deferred()
         self.reconnects = 0

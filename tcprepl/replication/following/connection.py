@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.protocol.client_session import ClientSession
@@ -224,6 +225,7 @@ class ClientConnection:
 
     def _sweep(self) -> None:
         now = self._reactor.seconds()
+        self._session.epoch_s = epoch_s(self._reactor)
         if self._paused:
             # We do not read, so the silence is ours; the server must still hear us.
             self._session.not_reading(now)
@@ -252,7 +254,6 @@ async def connect(
     dialect: str,
     deliver: Callable[[Sequence[object]], None],
     ready: Callable[[ClientConnection, Dialect], None],
-    epoch_s: float = 0.0,
 ) -> ClientConnection:
     """Connect to *endpoint* and return the connection.
 
@@ -264,7 +265,6 @@ async def connect(
         dialect: ``auto`` or the name of a dialect.
         deliver: Called with the events of each read.
         ready: Called once the greeting is over, with the connection and its dialect.
-        epoch_s: What to add to the reactor's time to get seconds since 1970, for PING.
 
     Raises:
         ConnectionFailed: Nobody answered.
@@ -276,7 +276,7 @@ async def connect(
             name=worker_name,
             server_name=server_name,
             dialect=dialect,
-            epoch_s=epoch_s,
+            epoch_s=epoch_s(reactor),
         )
 
     connection = ClientConnection(reactor, make_session, deliver, ready)

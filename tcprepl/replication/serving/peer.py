@@ -365,8 +365,14 @@ class Peer:
         assert self._outlet is not None
         self._outlet.close()
 
-    def sweep(self, now: float) -> None:
-        """Look at the deadlines: keep-alive, silence, a close that does not end."""
+    def sweep(self, now: float, epoch_s: float) -> None:
+        """Look at the deadlines: keep-alive, silence, a close that does not end.
+
+        Args:
+            now: The time.
+            epoch_s: What to add to it at present to get the time of day.
+        """
+        self._session.epoch_s = epoch_s
         reader = self._reader
         group = reader.group if reader is not None else None
         if group is not None and group.written_at > self._last_sent:

@@ -19,6 +19,7 @@ from twisted.internet.protocol import Factory
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.ids import InstanceName, ServerName, StreamName
 from tcprepl.protocol.commands import (
@@ -72,7 +73,6 @@ class ReplicationServer:
             ``1.13`` the one-token form.
         max_connections: Connections held at a time. When there are more, the oldest that
             has said nothing makes room; when there is none, the new one is turned away.
-        epoch_s: What to add to the reactor's time to get seconds since 1970, for PING.
 
     Attributes:
         max_connections: As given; may be changed at any time.
@@ -89,14 +89,12 @@ class ReplicationServer:
         *,
         dialect: str = "auto",
         max_connections: int = limits.MAX_CONNECTIONS,
-        epoch_s: float = 0.0,
     ) -> None:
         self.links: list[Callable[[], LinkStatus]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
         self.hub = Hub(reactor, stream_log, instance)
-        self._epoch_s = epoch_s
         self._log = stream_log
         self._registry = registry
         self._dialect = dialect
@@ -195,7 +193,7 @@ class ReplicationServer:
             self.reactor.seconds(),
             incarnation=self.hub.incarnation,
             dialect=self._dialect,
-            epoch_s=self._epoch_s,
+            epoch_s=epoch_s(self.reactor),
         )
 
     # -- peers -------------------------------------------------------------------------
@@ -269,8 +267,9 @@ class ReplicationServer:
 
     def _sweep(self) -> None:
         now = self.reactor.seconds()
+        epoch = epoch_s(self.reactor)
         for peer in list(self._peers.values()):
-            peer.sweep(now)
+            peer.sweep(now, epoch)
 
     # -- looking -----------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import LogLocked
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.opening import open_log, wall_clock_ms
+from tcprepl.streams.opening import open_log
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.sqlite import SqliteLog
 
@@ -58,7 +57,3 @@ def test_with_a_directory_it_is_on_disk_and_written_by_a_thread(tmp_path: Path) 
         open_log(tmp_path / "new" / "data", Registry(), clock)
     clock.turn_until(log.close())
     assert clock.getDelayedCalls() == []
-
-
-def test_the_wall_clock_counts_milliseconds() -> None:
-    assert abs(wall_clock_ms() - time.time() * 1000) < 10_000

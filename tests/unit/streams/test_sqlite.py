@@ -524,3 +524,20 @@ def test_a_closed_log_makes_no_claims_and_reads_no_disk(store: SqliteStore) -> N
     assert store.log.read(EPHEMERAL, "w", 0, 0).tokens == ()
     with pytest.raises(TokenFromFuture):
         store.log.read("pushers", "w", 1, 2)
+
+
+def test_a_start_with_a_wrong_clock_lets_go_of_nothing(tmp_path: Path) -> None:
+    """A closed log grows a day older at most, and never younger."""
+    week = Retention(durable=Bounds(max_age_s=7 * 86_400.0))
+    store = SqliteStore(tmp_path / "data", week, now_ms=10**12)
+    add(store, DURABLE, row("a"))
+    for tokens, days in ((2, 30), (3, 60), (4, -1), (5, 0)):
+        result(store.log.close())
+        store = SqliteStore(tmp_path / "data", week, now_ms=10**12 + days * 86_400_000)
+        add(store, DURABLE, row("b"))
+        assert len(read_all(store.log, DURABLE, 0)) == tokens
+    for _ in range(8):
+        store.now_ms += 86_400_000
+        add(store, DURABLE, row("c"))
+    assert store.log.floor(DURABLE, "w") >= 5
+    store.close()

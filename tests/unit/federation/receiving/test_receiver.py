@@ -286,6 +286,16 @@ def test_old_transactions_are_forgotten() -> None:
     seen.close()
 
 
+def test_a_start_with_a_wrong_clock_forgets_nothing(tmp_path: Path) -> None:
+    """What was taken would be taken again."""
+    now_ms = 10**12
+    for number, days in enumerate((0, 300, -1, 0)):
+        seen = SeenTransactions(tmp_path / "seen.sqlite")
+        seen.put("y", f"t{number}", b"{}", now_ms + days * 86_400_000)
+        assert all(seen.get("y", f"t{before}") for before in range(number + 1))
+        seen.close()
+
+
 def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
     path = tmp_path / "seen.sqlite"
     path.write_bytes(b"rubbish" * 1_000)
