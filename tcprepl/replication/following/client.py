@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -272,6 +272,11 @@ class ReplicationClient(Service):
         """Read on."""
         if self._connection is not None:
             self._connection.resume()
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> IDelayedCall:
+        """Call *function* after a while."""
+        call: IDelayedCall = self.reactor.callLater(seconds, function)
+        return call
 
     def give_up(self, failure: Failure) -> None:
         """Stop for good: a handler has failed as often as it may."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from tcprepl import limits, metrics
@@ -26,6 +27,7 @@ from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
+from tcprepl.replication.following.descending import HOLD_S, DescendingRows
 from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
@@ -61,6 +63,10 @@ class Link(Protocol):
 
     async def wait(self, seconds: float) -> None:
         """Wait; stopping the client ends it early."""
+        ...
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> IDelayedCall:
+        """Call *function* after a while."""
         ...
 
 
@@ -122,6 +128,10 @@ class Delivery:
         self._join_batches = join_batches
         self._codecs: dict[StreamName, RowCodec] = {}
         self._inbox: deque[object] = deque()
+        self._descending = DescendingRows(self._progress)
+        self._release_call: IDelayedCall | None = None
+        #: Whether a writer may be at the other end whose rows come in any order.
+        self._sorts = False
         self._legacy = False
         self._resumable = False
         #: A handler or callback was called and has not succeeded yet.
@@ -179,6 +189,7 @@ class Delivery:
             incarnation: Which one of its log the server named; None if it named none.
         """
         self._progress.incarnation = incarnation
+        self._sorts = not (dialect.in_band_resume and dialect.rdata_instance)
         self._legacy = not dialect.rdata_instance
         self._resumable = dialect.in_band_resume
         self.resumption.clear()
@@ -189,6 +200,10 @@ class Delivery:
         Afterwards what is known is what was applied, and it is saved.
         """
         self._inbox.clear()
+        self._descending.clear()
+        if self._release_call is not None:
+            self._release_call.cancel()
+            self._release_call = None
         await self._idle()
         self._progress.save()
 
@@ -206,6 +221,18 @@ class Delivery:
         """
         if self._halted or not self._caller.running:
             return
+        if self._sorts:
+            events = self._descending.sort(events)
+            if self._descending.holds and self._release_call is None:
+                self._release_call = self._link.call_later(HOLD_S, self._release)
+        self._take(events)
+
+    def _release(self) -> None:
+        """Work through what was held for want of a position."""
+        self._release_call = None
+        self._take(self._descending.release())
+
+    def _take(self, events: Sequence[object]) -> None:
         if self._working or self._inbox:
             self._inbox.extend(events)
         else:

@@ -20,9 +20,11 @@ from typing import Any, Final, Protocol
 import structlog
 from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 
+from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
+from tcprepl.limits import MAX_AHEAD_TOKENS, MAX_FIRST_TOKEN
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
 from tcprepl.replication.relaying.state import Epoch, RelayState
@@ -131,6 +133,8 @@ class Intake:
         self._call: Any = None
         self._drained: list[Deferred[None]] = []
         self._room: Deferred[None] | None = None
+        for pair in state.pairs():
+            stream_log.ensure(*pair)  # the log forgets one that has no rows yet
         for pair in stream_log.pairs():
             self._resume(pair)
 
@@ -159,6 +163,19 @@ class Intake:
         """Return in which incarnations of the upstream's log *pair* was taken up to *token*."""
         return self._state.places(pair, token)
 
+    def newest(self, stream: StreamName) -> Token:
+        """Return the newest token that is taken of *stream*, as the upstream counts."""
+        return max((self.known(pair) or 0 for pair in self._heads if pair[0] == stream), default=0)
+
+    def believes(self, pair: Pair, token: Token) -> bool:
+        """Return whether a writer can be at *token* by now.
+
+        If it cannot, the line is at fault: whoever took its token for a position would take
+        no row of the pair again.
+        """
+        known = self.known(pair)
+        return token <= (known + MAX_AHEAD_TOKENS if known else MAX_FIRST_TOKEN)
+
     def idle_seconds(self) -> float | None:
         """Return how long ago the last row came; None before the first since the start."""
         if self._rows_at is None:
@@ -185,6 +202,8 @@ class Intake:
 
     def take(self, pair: Pair, token: Token, raw: list[bytes]) -> Deferred[None] | None:
         """Take a batch as JSON bytes; otherwise as `rows`."""
+        if not self._believed(pair, token):
+            return None
         offset = self._offsets.get(pair)
         if offset is None:
             self._meet(pair)
@@ -208,11 +227,15 @@ class Intake:
     def position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         """Take note that the upstream is at *token*, and that nothing is missing up to there."""
         pair = (stream, instance)
+        if not self._believed(pair, token):
+            return
         first = pair not in self._heads
         if first:
             self._meet(pair)
         ours = token + self._offsets[pair]
         if ours <= self._heads[pair]:
+            if first:
+                self._state.set_epoch(pair, Epoch())
             return
         self._state.enter(pair, self.incarnation, self._heads[pair] - self._offsets[pair], token)
         if first:
@@ -225,7 +248,7 @@ class Intake:
     ) -> None:
         """Take note that the stream goes on after *token*, whatever was between."""
         pair = (stream, instance)
-        if pair not in self._heads:
+        if pair not in self._heads or not self._believed(pair, token):
             return
         await self.drained()
         head = self._heads[pair]
@@ -253,6 +276,21 @@ class Intake:
         self._state.set_epoch(pair, Epoch(head + 1 - token, head + 1))
         self._offsets[pair] = head + 1 - token
         self._advance(pair, head + 1)
+
+    def _believed(self, pair: Pair, token: Token) -> bool:
+        if self.believes(pair, token):
+            return True
+        metrics.DROPPED.labels("line", "unbelievable_token").inc()
+        stream, instance = pair
+        log.error(
+            "replication.relay.unbelievable",
+            stream=stream,
+            instance=instance,
+            known=self.known(pair),
+            token=token,
+            reason="no writer can be there by now; the line is left out",
+        )
+        return False
 
     # -- into the log --------------------------------------------------------------------
 

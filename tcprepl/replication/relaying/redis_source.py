@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -52,6 +52,10 @@ MAX_WAITING: Final = 100_000
 MAX_UNSENT: Final = 1_000
 #: The channel that carries USER_IP, after the name of the server.
 USER_IP_CHANNEL: Final = "USER_IP"
+
+#: The instances of Synapse that write this stream, nearly all of them, share one sequence: one
+#: that has written nothing says where the others are.
+SHARED_SEQUENCE: Final = "caches"
 
 #: Streams of Synapse that begin anew with their process; no other can go backwards while its
 #: writer lives, so that a position below the newest row is only late.
@@ -115,6 +119,11 @@ class _Follower:
     def give_up(self, failure: Failure) -> None:
         """Say so; there is nothing to retry for ever."""
         log.error("redis.delivery.failed", pair=self.pair, error=failure.getErrorMessage())
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> IDelayedCall:
+        """Call *function* after a while."""
+        call: IDelayedCall = self._source.reactor.callLater(seconds, function)
+        return call
 
     async def wait(self, seconds: float) -> None:
         """Wait; stopping ends it early."""
@@ -184,6 +193,8 @@ class RedisUpstream:
         self._followers: dict[Pair, _Follower] = {}
         self._assembler = BatchAssembler(_REDIS)
         self._passing: set[bytes] = set()
+        #: Where the shared sequence was, as far as we had heard, when this connection began.
+        self._shared_token = 0
         self._unsent: list[bytes] = []
         self._rdata_source: metrics.Source | None = None
         self.link = RedisLink(
@@ -225,6 +236,7 @@ class RedisUpstream:
         self._passing.clear()
         for follower in self._followers.values():
             follower.heard = False
+        self._shared_token = self._intake.newest(SHARED_SEQUENCE)
         if not self._passive:
             unsent, self._unsent = self._unsent, []
             self.link.publish([serialize(ReplicateCommand(), _REDIS)[:-1], *unsent])
@@ -336,23 +348,46 @@ class RedisUpstream:
         run: list[Any] = []
         for event in in_batches(events):
             pair = (event.stream, event.instance)
+            if not self._intake.believes(pair, event.token):
+                self._bad(_RDATA, f"no writer of {pair[0]} can be at token {event.token} by now")
+                continue
             if follower is None or follower.pair != pair:
                 if follower is not None:
                     follower.delivery.take(run)
                 follower, run = self._follower(pair), []
-            if type(event) is not RowsReceived:
-                if follower.heard and event.token <= follower.top and pair[0] not in IN_MEMORY:
-                    continue  # it was overtaken by the rows before it
-                run.append(event)
-            elif not follower.heard:
-                # Rows before it may be missing, and it may be the rest of a batch.
-                run.append(PositionCommand(*pair, event.token, event.token))
-            else:
+            if not follower.heard:
+                run += self._first_heard(follower, event)
+            elif type(event) is RowsReceived:
                 run.append(event if all(map(is_json, event.rows)) else self._sifted(event))
+            elif event.token > follower.top or pair[0] in IN_MEMORY:
+                run.append(event)  # else it was overtaken by the rows before it
+            else:
+                continue
             follower.heard = True
             follower.top = event.token
         if follower is not None:
             follower.delivery.take(run)
+
+    def _first_heard(
+        self, follower: _Follower, event: RowsReceived | PositionCommand
+    ) -> list[PositionCommand]:
+        """Return what the first line of a pair on this connection proves: a position, no more.
+
+        Rows before it may be missing, and a row may be the rest of a batch.
+        """
+        pair = stream, _ = follower.pair
+        token = event.token
+        position = (
+            event if isinstance(event, PositionCommand) else PositionCommand(*pair, token, token)
+        )
+        known = follower.delivery.known.get(pair)
+        if known and stream in IN_MEMORY and self._registry.get(stream).keyed:
+            # Its writer may be another process by now that has passed the old counter, which
+            # nobody can tell: what is true now comes from the start.
+            return [PositionCommand(*pair, 0, 0), position]
+        if stream == SHARED_SEQUENCE and self._catch_up is None and token <= self._shared_token:
+            return [PositionCommand(*pair, 0, token)]  # rows of others, which we have
+        return [position]
 
     def _sifted(self, event: RowsReceived) -> RowsReceived | PositionCommand:
         good = [row for row in event.rows if is_json(row)]

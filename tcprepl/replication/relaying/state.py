@@ -105,6 +105,10 @@ class RelayState:
             return LogCorrupt(f"{self._path}: {error}")
         return LogUnavailable(f"{self._path}: {error}")
 
+    def pairs(self) -> list[Pair]:
+        """Return every pair of which something was noted."""
+        return list(self._epochs)
+
     def epoch(self, pair: Pair) -> Epoch:
         """Return how our tokens of *pair* follow from the upstream's."""
         return self._epochs.get(pair, Epoch())

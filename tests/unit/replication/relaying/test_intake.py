@@ -304,3 +304,27 @@ def test_the_upstreams_incarnation_is_noted_before_its_rows(world: World) -> Non
     world.reset(6, 3)
     world.take(4)
     assert world.make().places(PAIR, 4) == ((4, "restored"),)
+
+
+def test_a_pair_that_was_met_at_0_is_known_after_a_restart(world: World) -> None:
+    world.position(0)
+    world.log = MemoryLog(world.registry, lambda: 0)
+    assert world.make().positions() == {PAIR: 0}
+    assert world.log.pairs() == [PAIR]
+
+
+def test_tokens_that_no_writer_can_have_are_left_out(world: World) -> None:
+    poison = 2**63 - 1
+    world.position(poison)
+    assert world.log.pairs() == []
+    world.position(4)
+    world.take(poison)
+    world.reset(4, poison)
+    world.position(poison)
+    world.reset(4, 0)
+    world.take(1)
+    world.position(poison)
+    assert world.log.position(*PAIR) == 6
+    assert world.intake.newest("typing") == 1
+    assert world.intake.newest("receipts") == 0
+    assert world.intake.gap_status()["gaps"] == 0

@@ -62,7 +62,8 @@ class World:
         self.clock = self.network.clock
         self.registry = relay_registry()
         self.log = MemoryLog(self.registry, lambda: 0)
-        self.intake = Intake(self.clock, self.log, self.registry, RelayState(None))
+        self.state = RelayState(None)
+        self.intake = Intake(self.clock, self.log, self.registry, self.state)
         self.heard: list[Any] = []
         self.upstream = RedisUpstream(
             self.clock,
@@ -187,13 +188,15 @@ def test_a_page_that_takes_its_time_holds_up_no_other_pair(
     monkeypatch.setattr(redis_source, "MAX_WAITING", 2)
     archive = Archive()
     world = World(archive=archive)
-    world.say("POSITION receipts w1 4 4", "POSITION typing master 1 1")
+    world.say("POSITION receipts w1 4 4", "POSITION device_lists master 1 1")
     world.reconnect()
     archive.hold = Deferred()
     archive.rows = {5: b"[5]"}
-    world.say("POSITION receipts w1 5 5", "POSITION typing master 1 1")
-    world.say("RDATA receipts w1 6 [6]", "RDATA typing master 2 [2]", "RDATA receipts w1 7 [7]")
-    assert world.rows(("typing", "master")) == [(2, b"[2]")]
+    world.say("POSITION receipts w1 5 5", "POSITION device_lists master 1 1")
+    world.say(
+        "RDATA receipts w1 6 [6]", "RDATA device_lists master 2 [2]", "RDATA receipts w1 7 [7]"
+    )
+    assert world.rows(("device_lists", "master")) == [(2, b"[2]")]
     assert world.rows() == []
     world.say("RDATA receipts w1 8 [8]", "RDATA receipts w1 9 [9]")
     world.say("RDATA receipts w1 10 [10]")  # too much waits: it stays in the socket
@@ -366,3 +369,70 @@ def test_lines_and_json() -> None:
     assert as_line(b"\xff") is None
     assert is_json(b'["\\ud800"]')
     assert not is_json(b"[")
+
+
+def test_a_token_that_no_writer_can_have_costs_its_line_alone() -> None:
+    world = World()
+    world.say("POSITION receipts w1 4 4")
+    with capture_logs() as logs:
+        world.say(
+            f"RDATA receipts w1 {2**63 - 1} [0]",
+            f"POSITION receipts w1 {2**63 - 1} {2**63 - 1}",
+            f"POSITION caches w1 {2**53 + 1} {2**53 + 1}",
+            "RDATA receipts w1 5 [1]",
+        )
+    assert world.rows() == [(5, b"[1]")]
+    assert world.upstream.bad_lines == 3
+    assert [log["event"] for log in logs] == ["redis.line.unreadable"] * 3
+    assert ("caches", "w1") not in world.log.pairs()
+
+
+def test_instances_of_one_sequence_lose_nothing_by_what_others_wrote() -> None:
+    world = World()
+    world.say("POSITION caches w1 4 4", "POSITION caches w2 4 4", "RDATA caches w1 5 [1]")
+    world.reconnect()
+    world.say("POSITION caches w2 5 5")
+    assert world.upstream.status().gaps == 0
+    assert world.log.position("caches", "w2") == 5
+    world.reconnect()
+    world.say("POSITION caches w1 7 7", "POSITION caches w2 7 7")
+    assert world.upstream.status().gaps == 2
+
+
+def test_with_pages_the_rows_of_a_shared_sequence_are_asked_for_all_the_same() -> None:
+    archive = Archive()
+    world = World(archive=archive)
+    world.say("POSITION caches w1 4 4", "POSITION caches w2 4 4", "RDATA caches w1 5 [1]")
+    world.reconnect()
+    world.say("POSITION caches w2 5 5")
+    assert archive.asked == [("caches", "w2", 4, 5)]
+
+
+def test_states_in_the_memory_of_a_writer_begin_anew_after_an_absence() -> None:
+    """It may be another process by now that has passed the old counter."""
+    archive = Archive()
+    world = World(archive=archive)
+    pair = ("typing", "master")
+    world.say("POSITION typing master 0 0")
+    world.say(*(f"RDATA typing master {n} [{n}]" for n in (1, 2, 3)))
+    world.reconnect()
+    archive.rows = {5: b"[5]"}
+    world.say("POSITION typing master 5 5")
+    assert archive.asked == [("typing", "master", 0, 5)]
+    assert world.rows(pair) == [(1, b"[1]"), (2, b"[2]"), (3, b"[3]"), (9, b"[5]")]
+    assert world.state.gaps.at(pair, 3) is not None
+    assert world.upstream.status().gaps == 0
+
+
+def test_rows_that_count_down_are_held_until_a_position_or_for_a_while() -> None:
+    world = World()
+    pair = ("backfill", "w1")
+    world.say("POSITION backfill w1 1 1", *(f"RDATA backfill w1 {n} [{n}]" for n in (6, 5, 3)))
+    assert world.rows(pair) == []
+    world.say("POSITION backfill w1 3 6")
+    assert [token for token, _ in world.rows(pair)] == [3, 5, 6]
+    world.say("RDATA backfill w1 9 [9]")
+    assert world.log.position(*pair) == 6
+    world.clock.advance(1.0)
+    world.network.settle()
+    assert world.log.position(*pair) == 9
