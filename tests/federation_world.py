@@ -23,9 +23,11 @@ from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.sending.turns import Place
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import PresenceState, build_edu, edu_row, presence_row
 from tcprepl.federation.wire.transaction import MIN_TRANSACTION_BYTES, TransactionLimits
-from tcprepl.federation.wire.transport import Answer, NotReached, RequestFailed
+from tcprepl.federation.wire.transport import NotReached, RequestFailed
 
 US = "here.example"
 START_S = 1_700_000_000.0
@@ -72,6 +74,8 @@ class Remote:
     Attributes:
         mode: ok, or how it fails.
         accepted: Transactions by id, in order.
+        poison: Numbers of EDUs that make it refuse the transaction that holds them.
+        poison_answer: How it does that.
         deliveries: (edu_type, content) of each EDU in the order of their acceptance.
     """
 
@@ -80,6 +84,14 @@ class Remote:
         self.world = world
         self.mode = "ok"
         self.max_edus = 100
+        self.poison: set[int] = set()
+        self.poison_answer = Answer(400, b'{"errcode":"M_BAD_JSON","error":"poison"}')
+        #: Answers to everything, or to single transactions, instead of what *mode* says.
+        self.refuse_all: Answer | None = None
+        self.refuse_only: dict[str, Answer] = {}
+        #: Every id that was seen.
+        self.ids: dict[str, None] = {}
+        self.carriers: dict[tuple[str, int], str] = {}
         self.bodies: dict[str, bytes] = {}
         self.accepted: list[str] = []
         self.deliveries: list[tuple[str, dict[str, Any]]] = []
@@ -89,12 +101,19 @@ class Remote:
     def take(self, transaction_id: str, body: bytes) -> None:
         """Accept a transaction; a repeated one must be equal and counts once."""
         known = self.bodies.setdefault(transaction_id, body)
-        assert known == body, f"{transaction_id} came with another body"
+        if known != body:
+            self.world.wrong.append(f"{transaction_id} came with another body")
         if transaction_id in self.accepted:
             return
         self.accepted.append(transaction_id)
         for edu in json.loads(body).get("edus", ()):
             self.deliveries.append((edu["edu_type"], edu["content"]))
+            if "n" in edu["content"]:
+                carrier = self.carriers.setdefault(
+                    (edu["edu_type"], edu["content"]["n"]), transaction_id
+                )
+                if carrier != transaction_id:
+                    self.world.wrong.append(f"{edu} came by {carrier} and {transaction_id}")
 
     def answer(self, transaction_id: str, body: bytes) -> Answer:
         """Return the answer to one request, or fail."""
@@ -105,11 +124,22 @@ class Remote:
         assert len(body) <= self.world.limits.max_bytes
         assert decoded["origin"] == US
         chance = self.world.chance
+        self.ids[transaction_id] = None
+        if self.refuse_all is not None:
+            return self.refuse_all
+        if transaction_id in self.refuse_only:
+            return self.refuse_only[transaction_id]
+        # Who refuses a body has seen the id: a repeated transaction gets the first answer.
+        repeated = transaction_id in self.accepted
+        if not repeated and any(edu["content"].get("n") in self.poison for edu in edus):
+            return self.poison_answer
         if self.mode == "ok":
             self.take(transaction_id, body)
             return Answer(200, b'{"pdus":{}}')
         if self.mode == "flaky":
-            mode = chance.choice(["ok", "500", "lost", "reset", "dead", "429", "413"])
+            mode = chance.choice(
+                ["ok", "500", "lost", "reset", "dead", "429", "413", "502", "401", "404", "page"]
+            )
             self.mode, before = mode, self.mode
             try:
                 return self.answer(transaction_id, body)
@@ -120,12 +150,20 @@ class Remote:
         if self.mode == "429":
             return Answer(429, b'{"errcode":"M_LIMIT_EXCEEDED"}', chance.randrange(0, 20_000))
         if self.mode == "413":
-            if len(edus) > self.max_edus:
+            if len(edus) > self.max_edus and not repeated:
                 return Answer(413, b"<html>too large</html>")
             self.take(transaction_id, body)
             return Answer(200, b'{"pdus":{}}')
         if self.mode == "401":
             return Answer(401, b'{"errcode":"M_UNAUTHORIZED"}')
+        if self.mode == "404":
+            return Answer(404, b"<html>no such page</html>", None, "text/html")
+        if self.mode == "502":
+            if chance.random() < 0.5:
+                self.take(transaction_id, body)
+            return Answer(502, b"<html>bad gateway</html>", None, "text/html")
+        if self.mode == "page":
+            return Answer(200, b"<html>this domain is for sale</html>", None, "text/html")
         if self.mode == "reset":
             raise RequestFailed("the connection was reset")
         if self.mode == "lost":
@@ -197,6 +235,8 @@ class World:
         #: The newest of each key: (destination, type, key) -> number, time in s.
         self.newest: dict[tuple[str, str, str], tuple[int, float]] = {}
         self.number = 0
+        #: What remotes saw that must not be; an exception would only be one more failure.
+        self.wrong: list[str] = []
         self.kills = 0
         self.refuse_disk = False
         self.disk_has_refused = False
@@ -330,7 +370,12 @@ class World:
         self.refuse_disk = False
         for remote in self.remotes.values():
             remote.mode = "ok"
+            remote.poison = set()
         for _ in range(60):
+            self.run(120)
+            for name in self.names:
+                # A remote that refuses at random gets the innocent into quarantine.
+                _ = Deferred.fromCoroutine(self.sender.retry(name, quarantined=True))
             self.run(120)
             if not self.sender.pending():
                 break
@@ -344,15 +389,17 @@ class World:
         for destination in sender.destinations.values():
             if destination.queue:
                 held += len(destination.queue)
-                assert not (destination.backoff.failures and not destination.running)
-        assert held == sender._held
+                waits = sender._turns.place(destination) is Place.WAITING
+                assert not (destination.backoff.failures and waits)
+        assert held == sender._attempts.held
         assert len(sender._running) <= self.max_concurrent
         # One timer for all that sleep, one for the sweep, one for the intake; the rest is ours.
         # (A disk that refuses is asked again, by a timer for each thing to write.)
         assert self.disk_has_refused or len(self.clock.getDelayedCalls()) <= 5 + self.max_concurrent
 
     def check_settled(self) -> None:
-        """Check that everything arrived that had to."""
+        """Check that everything arrived that had to, each EDU by one transaction id."""
+        assert not self.wrong
         assert self.acked == len(self.rows)
         arrived: set[tuple[str, int]] = set()
         last: dict[tuple[str, str, str], int] = {}

@@ -15,9 +15,12 @@ from tcprepl.cli.federation_sender import DEFAULT_DATA
 from tcprepl.clocks import steady_seconds
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
-from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
-from tcprepl.federation.wire.transport import Answer, NotReached
+from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.transport import NotReached
+from tcprepl.protocol.display import printable
 
 _DATA = click.Path(path_type=Path, file_okay=False)
 
@@ -35,7 +38,7 @@ _DATA = click.Path(path_type=Path, file_okay=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(context: click.Context, data: Path, as_json: bool) -> None:
-    """Show what waits for other servers, why, and until when; retry, pause or purge it.
+    """Show what waits for other servers, why, and until when; retry, pause, drop or purge it.
 
     Works on the running sender, or on its outbox when none runs.
 
@@ -117,10 +120,16 @@ def show(data: Path, as_json: bool, destination: str) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
+    quarantined = found.pop("quarantined", [])
     width = max(map(len, found))
     for name, value in found.items():
         words = name.removesuffix("_ms").replace("_", " ")
         click.echo(f"{words:<{width}}  {_text(name, value)}")
+    if quarantined:
+        click.echo("\nIn quarantine, because the destination refused each of them:")
+    for edu in quarantined:
+        when = _text("refused_ms", edu["refused_ms"])
+        click.echo(f"  {edu['id']}  {edu['edu_type']}  {when}  {printable(edu['reason'] or '-')}")
 
 
 def _text(name: str, value: Any) -> str:
@@ -131,7 +140,7 @@ def _text(name: str, value: Any) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value / 1000))
     if isinstance(value, dict):
         return ", ".join(f"{lane} {count}" for lane, count in value.items())
-    return str(value)
+    return printable(str(value))
 
 
 def _handle(name: str, summary: str, answer: str) -> None:
@@ -145,10 +154,26 @@ def _handle(name: str, summary: str, answer: str) -> None:
         click.echo(json.dumps(found) if as_json else f"{destination}: {answer.format(**found)}")
 
 
+@command.command("retry")
+@click.argument("destination")
+@click.option(
+    "--quarantined",
+    "--parked",
+    is_flag=True,
+    help="Also with the EDUs that it refused and that are in quarantine.",
+)
+@_with_options
+def retry(data: Path, as_json: bool, destination: str, quarantined: bool) -> None:
+    """Try a destination now."""
+    found = ask(data, "retry-quarantined" if quarantined else "retry", destination)
+    text = f"{destination}: tried now ({found['taken_up_again']} taken up again)"
+    click.echo(json.dumps(found) if as_json else text)
+
+
 _handle(
-    "retry",
-    "Try a destination now, also with what it refused.",
-    "tried now ({taken_up_again} taken up again)",
+    "drop",
+    "Throw away the EDUs that a destination refused and that are in quarantine.",
+    "dropped from quarantine: {dropped}",
 )
 _handle("pause", "Send nothing to a destination; what waits is kept.", "paused")
 _handle("resume", "Send to a destination again.", "resumed")

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu, edu_row
 from tests.federation_world import World
 
@@ -24,7 +25,10 @@ def _quiet() -> Iterator[None]:
 
 
 SEEDS = range(int(os.environ.get("TCPREPL_SEEDS", "25")))
-MODES = ["ok", "500", "429", "413", "hang", "reset", "lost", "dead", "flaky", "401"]
+MODES = [
+    *("ok", "500", "502", "429", "413", "hang", "reset", "lost", "dead", "flaky", "401", "404"),
+    "page",
+]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -43,6 +47,9 @@ def test_nothing_is_lost_in_any_trouble(tmp_path: Path, seed: int) -> None:
             remote = world.remote(chance.choice(world.names))
             remote.mode = chance.choice(MODES)
             remote.max_edus = chance.choice([1, 2, 5, 30])
+            if chance.random() < 0.5:
+                remote.poison = set(range(world.number, world.number + chance.randrange(30)))
+                remote.poison_answer = Answer(chance.choice([400, 403, 413, 500, 502]), b"{}")
         elif step < 94:
             world.kill()
             world.boot()
@@ -143,7 +150,7 @@ def test_ten_thousand_destinations_that_are_down_cost_no_busy_work(tmp_path: Pat
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert all(remote.requests for remote in remotes)
-    assert world.sender._held == 0
+    assert world.sender._attempts.held == 0
     assert len(world.clock.getDelayedCalls()) <= 60
     assert used / 10_000 < 3_000
     # In the two hours that follow each is tried a few times, and nothing runs in between.

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.defer import Deferred
 
-from tcprepl.federation.sending.outbox import Outbox, StoredTransaction, run_inline
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import run_inline
+from tcprepl.federation.sending.stored import QUARANTINED, Refusal, StoredTransaction
 from tcprepl.federation.wire.edu import build_edu
 
 NAMES = st.sampled_from(["a.example", "b.example"])
@@ -34,8 +36,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.outbox = Outbox(self.path, run_inline)
         self.waiting: dict[str, list[tuple[int, str | None]]] = {}
         self.flying: dict[str, list[tuple[int, str | None]]] = {}
-        self.parked: dict[str, list[tuple[int, str | None]]] = {}
-        self.content_of: dict[int, int] = {}
+        self.quarantined: dict[str, list[tuple[int, str | None]]] = {}
         self.number = 0
         self.position = 0
 
@@ -53,9 +54,10 @@ class OutboxMachine(RuleBasedStateMachine):
             keyed = None if key is None else (key,)
             edu = build_edu("x.example", name, "m.test", {"n": edu_id}, keyed)
             entries.append((edu_id, 0, edu))
-            self.content_of[edu_id] = edu_id
             if key is not None:
                 waiting[:] = [found for found in waiting if found[1] != key]
+                aside = self.quarantined.get(name, [])
+                aside[:] = [found for found in aside if found[1] != key]
             waiting.append((edu_id, key))
         self.position += 1
         now(self.outbox.add(entries, 0, {("federation", "master"): self.position}))
@@ -71,39 +73,32 @@ class OutboxMachine(RuleBasedStateMachine):
         self.flying[name] = self.waiting[name][:count]
         self.waiting[name] = self.waiting[name][count:]
 
-    @rule(name=NAMES, how=st.sampled_from(["finish", "dissolve", "park", "postpone"]))
+    @rule(name=NAMES, how=st.sampled_from(["finish", "dissolve", "quarantine"]))
     def end(self, name: str, how: str) -> None:
         """End the transaction under way in one of the ways there are."""
         if name not in self.flying:
             return
         stored = now(self.outbox.load_transaction(name))
-        now(getattr(self.outbox, how)(name, stored.transaction_id))
+        if how == "quarantine":
+            now(self.outbox.set_aside(name, stored.transaction_id, QUARANTINED, Refusal(1, "no")))
+        else:
+            now(getattr(self.outbox, how)(name, stored.transaction_id))
         gone = self.flying.pop(name)
         waiting = self.waiting[name]
         newer = {key for _, key in waiting if key is not None}
         if how == "dissolve":
             kept = [found for found in gone if found[1] is None or found[1] not in newer]
             self.waiting[name] = sorted([*kept, *waiting])
-        elif how == "park":
-            self.parked.setdefault(name, []).extend(gone)
-        elif how == "postpone":
+        elif how == "quarantine":
             kept = [found for found in gone if found[1] is None or found[1] not in newer]
-            found = now(self.outbox.load(name, 0, 1_000))
-            # Under new ids, behind the others.
-            ids = [entry[0] for entry in found[len(waiting) :]]
-            assert [entry[2].decode_content()["n"] for entry in found] == [
-                self.content_of[edu_id] for edu_id, _ in [*waiting, *kept]
-            ]
-            for (edu_id, key), new_id in zip(kept, ids, strict=True):
-                self.content_of[new_id] = self.content_of[edu_id]
-                waiting.append((new_id, key))
+            self.quarantined.setdefault(name, []).extend(kept)
 
     @rule(name=NAMES)
-    def unpark(self, name: str) -> None:
-        """Let what was set aside wait again; of each key only the newest, under way or not."""
-        now(self.outbox.unpark(name))
+    def release(self, name: str) -> None:
+        """Let what is in quarantine wait again; of each key only the newest, under way or not."""
+        now(self.outbox.release(name, QUARANTINED))
         waiting = self.waiting.get(name, [])
-        merged = sorted([*self.parked.pop(name, ()), *waiting], key=lambda found: found[0])
+        merged = sorted([*self.quarantined.pop(name, ()), *waiting], key=lambda found: found[0])
         everywhere = sorted([*merged, *self.flying.get(name, ())], key=lambda found: found[0])
         newest = {key: edu_id for edu_id, key in everywhere if key is not None}
         self.waiting[name] = [
@@ -116,7 +111,7 @@ class OutboxMachine(RuleBasedStateMachine):
         now(self.outbox.purge(name))
         self.waiting.pop(name, None)
         self.flying.pop(name, None)
-        self.parked.pop(name, None)
+        self.quarantined.pop(name, None)
 
     @precondition(lambda self: self.position)
     @rule()
@@ -135,10 +130,10 @@ class OutboxMachine(RuleBasedStateMachine):
             flying = [edu_id for edu_id, _ in self.flying.get(name, [])]
             assert ([entry[0] for entry in stored.entries] if stored else []) == flying
             summary = now(self.outbox.summary(name)).get(name, {})
-            parked = summary["parked"].edus if "parked" in summary else 0
-            assert parked == len(self.parked.get(name, ()))
+            aside = summary["quarantined"].edus if "quarantined" in summary else 0
+            assert aside == len(self.quarantined.get(name, ()))
             total = sum(lane.edus for lane in summary.values())
-            assert total == len(found) + len(flying) + parked
+            assert total == len(found) + len(flying) + aside
         expected = {("federation", "master"): self.position} if self.position else {}
         assert self.outbox.positions() == expected
 

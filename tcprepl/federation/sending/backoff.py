@@ -11,6 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MINUTE_MS = 60_000
+#: A remote that answers, but refuses, is tried with what is new after an eighth of the wait,
+#: within these bounds.
+_PROBE_PART = 8
+_PROBE_MS = (2_000, 30_000)
+#: Least wait after an answer that asks for one.
+_MIN_ASKED_MS = 1_000
 DAY_MS = 24 * 60 * MINUTE_MS
 
 
@@ -57,6 +63,8 @@ class Backoff:
         last_ms: When the last of them was.
         interval_ms: How long to wait from then on.
         reason: What the last of them was, for people.
+        refusing: Whether the remote answers, and refuses what it was sent: what is new has not
+            to wait as long as what was refused.
     """
 
     failures: int = 0
@@ -64,11 +72,22 @@ class Backoff:
     last_ms: int = 0
     interval_ms: int = 0
     reason: str = ""
+    refusing: bool = False
 
     @property
     def next_ms(self) -> int:
         """When the next try is due; 0 for at once."""
         return self.last_ms + self.interval_ms if self.interval_ms else 0
+
+    @property
+    def next_new_ms(self) -> int:
+        """When what was not refused yet may be tried; 0 for at once."""
+        if not self.refusing or not self.interval_ms:
+            return self.next_ms
+        least, most = _PROBE_MS
+        return self.last_ms + min(
+            self.interval_ms, max(least, min(self.interval_ms // _PROBE_PART, most))
+        )
 
     def failed(
         self,
@@ -77,6 +96,8 @@ class Backoff:
         uniform: Callable[[float, float], float],
         reason: str,
         retry_after_ms: int | None = None,
+        *,
+        refusing: bool = False,
     ) -> None:
         """Note a failure.
 
@@ -87,15 +108,17 @@ class Backoff:
             reason: What went wrong.
             retry_after_ms: What the remote asked for: waited for at least, up to the cap, and
                 spread above it, never below.
+            refusing: Whether it was an answer about what was sent.
         """
         self.failures += 1
         if not self.failure_ms:
             self.failure_ms = now_ms
         self.last_ms = now_ms
         self.reason = reason
+        self.refusing = refusing
         wait = policy.wait_ms(self.failures, uniform)
         if retry_after_ms is not None:
-            asked = int(max(retry_after_ms, 100) * uniform(1.0, 1.2))
+            asked = int(max(retry_after_ms, _MIN_ASKED_MS) * uniform(1.0, 1.2))
             wait = min(asked, policy.cap_ms)
         self.interval_ms = wait
 
@@ -105,6 +128,7 @@ class Backoff:
             return False
         self.failures = self.failure_ms = self.last_ms = self.interval_ms = 0
         self.reason = ""
+        self.refusing = False
         return True
 
     def due_now(self) -> None:

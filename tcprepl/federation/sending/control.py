@@ -68,9 +68,13 @@ class Handles:
             raise ControlError(f"{destination!r:.64}: expected the name of a server")
         if operation == "show":
             return await self._sender.describe_one(destination)
-        if operation == "retry":
-            count = await self._sender.retry(destination)
+        if operation in ("retry", "retry-quarantined"):
+            count = await self._sender.retry(
+                destination, quarantined=operation == "retry-quarantined"
+            )
             return {"destination": destination, "taken_up_again": count}
+        if operation == "drop":
+            return {"destination": destination, "dropped": await self._sender.drop(destination)}
         if operation == "pause":
             await self._sender.pause(destination)
             return {"destination": destination, "paused": True}
@@ -85,7 +89,17 @@ class Handles:
         raise ControlError(f"{operation!r:.32}: expected {', '.join(OPERATIONS)}")
 
 
-OPERATIONS = ("ls", "show", "retry", "pause", "resume", "purge", "forget-discovery")
+OPERATIONS = (
+    "ls",
+    "show",
+    "retry",
+    "retry-quarantined",
+    "drop",
+    "pause",
+    "resume",
+    "purge",
+    "forget-discovery",
+)
 
 
 class _Connection(LineOnlyReceiver):

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tcprepl.federation.sending.backoff import Backoff
-from tcprepl.federation.sending.outbox import Waiting
+from tcprepl.federation.sending.stored import Waiting
+from tcprepl.federation.sending.turns import Place
 
 
 def describe_destination(
@@ -19,8 +20,7 @@ def describe_destination(
     now_ms: int,
     *,
     paused: bool = False,
-    running: bool = False,
-    in_turn: bool = False,
+    place: Place = Place.AWAY,
     transaction_id: str | None = None,
     wake_ms: int = 0,
     last_success_ms: int = 0,
@@ -33,13 +33,13 @@ def describe_destination(
         backoff: Its failures.
         now_ms: Wall-clock time in ms.
         paused: Whether an operator paused it.
-        running: Whether a request is under way.
-        in_turn: Whether it waits only for its turn.
+        place: Where it is among those who take turns.
         transaction_id: The transaction in flight, if there is one in memory.
         wake_ms: When it is woken next; 0 for not at all.
         last_success_ms: When it accepted something last; 0 for not since the start.
     """
-    parked = waiting.get("parked")
+    quarantined = waiting.get("quarantined")
+    running = place is Place.RUNNING
     edus = sum(found.edus for found in waiting.values())
     oldest_ms = min((found.oldest_ms for found in waiting.values()), default=now_ms)
     next_ms = 0 if paused or running else max(backoff.next_ms, wake_ms)
@@ -49,10 +49,10 @@ def describe_destination(
         state, why = "sending", "a request is under way"
     elif backoff.failures and edus:
         state, why = "waiting", f"{_times(backoff.failures)} failed: {backoff.reason}"
-    elif in_turn:
+    elif place is Place.IN_LINE:
         state, why = "in line", "other destinations have their turn first"
-    elif parked is not None and parked.edus == edus:
-        state, why = "refused", "the destination will not take what is set aside"
+    elif quarantined is not None and quarantined.edus == edus:
+        state, why = "refused", "the destination will not take what is in quarantine"
     elif edus:
         state, why = "waiting", "to be sent presently"
     else:
@@ -63,9 +63,9 @@ def describe_destination(
         "why": why,
         "queued_edus": edus,
         "queued_bytes": sum(found.size_bytes for found in waiting.values()),
-        "set_aside_edus": 0 if parked is None else parked.edus,
+        "quarantined_edus": 0 if quarantined is None else quarantined.edus,
         "oldest_seconds": round(max(0, now_ms - oldest_ms) / 1000, 1),
-        "lanes": {lane: found.edus for lane, found in waiting.items() if lane != "parked"},
+        "lanes": {lane: found.edus for lane, found in waiting.items() if lane != "quarantined"},
         "transaction_id": transaction_id,
         "failures": backoff.failures,
         "failing_since_ms": backoff.failure_ms or None,

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 from unpaddedbase64 import decode_base64
 
 from tcprepl.errors import FederationError
-from tcprepl.federation.wire.transport import Answer
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.ids import ServerName
 
 if TYPE_CHECKING:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-import msgspec
 import structlog
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
@@ -53,6 +52,7 @@ from zope.interface import implementer
 
 import tcprepl
 from tcprepl.errors import FederationError
+from tcprepl.federation.wire.answer import Answer, retry_after_ms
 from tcprepl.federation.wire.discovery import (
     CACHE_ENTRIES,
     WELL_KNOWN_MAX_BYTES,
@@ -95,44 +95,6 @@ class RequestFailed(FederationError):
 
 class ConnectionDropped(RequestFailed):
     """The connection ended before there was an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a destination answered.
-
-    Attributes:
-        status: The HTTP status.
-        body: The body.
-        retry_after_ms: How long it asked us to wait, if it did.
-    """
-
-    status: int
-    body: bytes
-    retry_after_ms: int | None = None
-
-    @property
-    def errcode(self) -> str:
-        """The Matrix error code of the body, empty if there is none."""
-        return self._error().errcode
-
-    def describe(self) -> str:
-        """Return a line for people: status, code and text, shortened."""
-        found = self._error()
-        words = [f"HTTP {self.status}", found.errcode, found.error]
-        return " ".join(word for word in words if word)[:200]
-
-    def _error(self) -> _ErrorBody:
-        try:
-            return msgspec.json.decode(self.body, type=_ErrorBody)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _ErrorBody()
-
-
-class _ErrorBody(msgspec.Struct):
-    errcode: str = ""
-    error: str = ""
-    retry_after_ms: float | None = None
 
 
 class AddressPolicy:
@@ -458,19 +420,23 @@ class FederationTransport:
             RequestFailed: There was no answer.
         """
         uri = f"/_matrix/federation/v1/send/{quote(transaction_id, safe='')}"
+        dropped: ConnectionDropped | None = None
         try:
-            answer = await self.request(destination, "PUT", uri, body)
-        except ConnectionDropped as dropped:
-            # Most often the other end closed a kept connection just as we used it. The
-            # transaction id makes it safe to send again.
             try:
                 answer = await self.request(destination, "PUT", uri, body)
-            except NotReached:
-                # This try did not get there, but the one before may have.
-                raise dropped from None
-        if answer.status == 400 and answer.errcode == "M_UNRECOGNIZED":
-            answer = await self.request(destination, "PUT", uri + "/", body)
-        return answer
+            except ConnectionDropped as failed:
+                # Most often the other end closed a kept connection just as we used it. The
+                # transaction id makes it safe to send again.
+                dropped = failed
+                answer = await self.request(destination, "PUT", uri, body)
+            if answer.status == 400 and answer.errcode == "M_UNRECOGNIZED":
+                answer = await self.request(destination, "PUT", uri + "/", body)
+        except NotReached:
+            if dropped is None:
+                raise
+            # This try did not get there, but the one before may have.
+            raise dropped from None
+        return answer if dropped is None else replace(answer, repeated=True)
 
     async def request(
         self, destination: ServerName, method: str, uri: str, content: bytes | None = None
@@ -554,7 +520,15 @@ class FederationTransport:
             raise
         except Exception as failed:
             raise _classify(failed) from failed
-        return Answer(response.code, body, _retry_after_ms(response, body))
+
+        def header(name: bytes) -> str:
+            found: list[bytes] = response.headers.getRawHeaders(name, [b""])
+            return found[-1].decode("latin-1")
+
+        wait_ms = retry_after_ms(
+            response.code, header(b"retry-after"), header(b"date"), body, self._clock.seconds()
+        )
+        return Answer(response.code, body, wait_ms, header(b"content-type"))
 
     async def _read(self, response: IResponse, max_bytes: int) -> bytes:
         done: Deferred[bytes] = Deferred()
@@ -636,20 +610,6 @@ class FederationTransport:
             for header in answers
             if header.type == dns.SRV
         ]
-
-
-def _retry_after_ms(response: IResponse, body: bytes) -> int | None:
-    """Return how long an answer asks us to wait: by its header, or as Matrix has it."""
-    if response.code not in (429, 503):
-        return None
-    header = response.headers.getRawHeaders(b"retry-after", [b""])[-1]
-    if header.isdigit():
-        return int(header[:9]) * 1000
-    try:
-        asked = msgspec.json.decode(body, type=_ErrorBody).retry_after_ms
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return None if asked is None else int(min(max(asked, 0), 1e12))
 
 
 def _classify(failed: Exception) -> FederationError:

@@ -21,9 +21,10 @@ import structlog
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
-from tcprepl.federation.wire.transport import Answer
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import ReplicateCommand
 from tcprepl.protocol.dialects import DIALECTS

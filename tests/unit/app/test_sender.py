@@ -15,7 +15,7 @@ from tcprepl.app import sender as module
 from tcprepl.app.sender import NAME_FILE, FederationWorker, find_server_name
 from tcprepl.config import build
 from tcprepl.errors import ConfigError
-from tcprepl.federation.sending.outbox import run_inline
+from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.protocol.commands import FederationAckCommand, PingCommand, RemoteServerUpCommand
 
 

@@ -14,7 +14,8 @@ from tcprepl.cli.fed import age, ask
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.backoff import Backoff
-from tcprepl.federation.sending.outbox import Outbox, run_inline
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.wire.edu import build_edu
 
 NAME = "y.example"

@@ -15,11 +15,11 @@ from twisted.python.failure import Failure
 from tcprepl.errors import LogUnavailable
 from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.receiving.receiver import SeenTransactions, TransactionReceiver
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu
 from tcprepl.federation.wire.keyring import Keyring
 from tcprepl.federation.wire.signing import Signer
 from tcprepl.federation.wire.transaction import build_body
-from tcprepl.federation.wire.transport import Answer
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.http.channel import LimitedSite

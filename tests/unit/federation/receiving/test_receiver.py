@@ -20,11 +20,11 @@ from tcprepl.federation.receiving.receiver import (
     TransactionReceiver,
     content_handler,
 )
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu
 from tcprepl.federation.wire.keyring import Keyring
 from tcprepl.federation.wire.signing import Signer
 from tcprepl.federation.wire.transaction import build_body
-from tcprepl.federation.wire.transport import Answer
 from tcprepl.http.calls import ApiError
 
 SIGNER = Signer("y.example", generate_signing_key("a_1"))

@@ -55,6 +55,8 @@ def test_each_handle(world: World) -> None:
     assert do(world, "pause")["ok"]["paused"]
     assert do(world, "resume")["ok"]["paused"] is False
     assert do(world, "retry")["ok"]["taken_up_again"] == 0
+    assert do(world, "retry-quarantined")["ok"]["taken_up_again"] == 0
+    assert do(world, "drop")["ok"]["dropped"] == 0
     assert do(world, "forget-discovery", forget=lambda name: name == NAME)["ok"]["forgotten"]
     assert do(world, "forget-discovery")["ok"]["forgotten"] is False
     assert do(world, "purge")["ok"]["purged"] == 1

@@ -8,11 +8,12 @@ import pytest
 
 from tcprepl.federation.sending.backoff import Backoff
 from tcprepl.federation.sending.describe import describe_destination
-from tcprepl.federation.sending.outbox import Waiting
+from tcprepl.federation.sending.stored import Waiting
+from tcprepl.federation.sending.turns import Place
 
 FAILING = Backoff(3, 1_000, 5_000, 60_000, "HTTP 502")
 SOME = {"typing": Waiting(2, 100, 4_000), "to_device": Waiting(1, 50, 2_000)}
-PARKED = {"parked": Waiting(1, 50, 2_000)}
+QUARANTINED = {"quarantined": Waiting(1, 50, 2_000)}
 
 
 @pytest.mark.parametrize(
@@ -23,9 +24,9 @@ PARKED = {"parked": Waiting(1, 50, 2_000)}
         (SOME, FAILING, {}, "waiting", "3 tries failed: HTTP 502"),
         (SOME, Backoff(1, 1, 1, 1, "reset"), {}, "waiting", "1 try failed: reset"),
         (SOME, FAILING, {"paused": True}, "paused", "operator"),
-        (SOME, FAILING, {"running": True}, "sending", "under way"),
-        (SOME, Backoff(), {"in_turn": True}, "in line", "turn"),
-        (PARKED, Backoff(), {}, "refused", "set aside"),
+        (SOME, FAILING, {"place": Place.RUNNING}, "sending", "under way"),
+        (SOME, Backoff(), {"place": Place.IN_LINE}, "in line", "turn"),
+        (QUARANTINED, Backoff(), {}, "refused", "in quarantine"),
     ],
 )
 def test_why_it_is_not_sent(
@@ -38,11 +39,11 @@ def test_why_it_is_not_sent(
 
 def test_the_numbers() -> None:
     found = describe_destination(
-        "y", {**SOME, **PARKED}, FAILING, 10_000, transaction_id="t", last_success_ms=7
+        "y", {**SOME, **QUARANTINED}, FAILING, 10_000, transaction_id="t", last_success_ms=7
     )
     assert found["queued_edus"] == 4
     assert found["queued_bytes"] == 200
-    assert found["set_aside_edus"] == 1
+    assert found["quarantined_edus"] == 1
     assert found["oldest_seconds"] == 8.0
     assert found["lanes"] == {"typing": 2, "to_device": 1}
     assert found["next_try_ms"] == 65_000

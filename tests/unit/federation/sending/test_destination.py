@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.federation.sending import destination as module
-from tcprepl.federation.sending.destination import Destination, Verdict
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.destination import Destination, Held, Verdict
 from tcprepl.federation.sending.lanes import Entry
-from tcprepl.federation.sending.outbox import StoredTransaction
+from tcprepl.federation.sending.search import FIRST_DENIALS
+from tcprepl.federation.sending.stored import StoredTransaction
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu
 from tcprepl.federation.wire.transaction import TransactionLimits
 
@@ -42,25 +45,29 @@ def test_it_holds_what_is_new_while_it_holds_all() -> None:
     assert made.hold(entry(1, "a")) == 1
     assert made.hold(entry(2, "a")) == 0
     assert made.has_work
-    assert made.complete
+    assert made.held is Held.ALL
     assert made.held_upto == 2
     assert [found[0] for found in made.take(0, [])] == [2]
 
 
-@pytest.mark.parametrize("why", ["no room", "failing", "incomplete", "too many", "too large"])
+@pytest.mark.parametrize(
+    "why", ["no room", "failing", "put off", "incomplete", "too many", "too large"]
+)
 def test_what_it_cannot_hold_stays_on_disk(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Destination("y", LIMITS)
     made.hold(entry(1, "a", pad=100))
     if why == "failing":
         made.backoff.failures = 1
+    elif why == "put off":
+        made.put_off = 1
     elif why == "incomplete":
-        made.complete = False
+        made.held = Held.OLDEST
     elif why == "too many":
         monkeypatch.setattr(module, "MAX_HELD_EDUS", 1)
     elif why == "too large":
         monkeypatch.setattr(module, "MAX_HELD_BYTES", 1)
     assert made.hold(entry(2, "b"), why != "no room") == 0
-    assert not made.complete
+    assert made.held is Held.OLDEST
     # The older one of the key is not worth sending any more.
     assert made.hold(entry(3, "a"), why != "no room") == -1
     assert not made.queue
@@ -88,75 +95,166 @@ def test_many_at_once_are_held_as_one_by_one(
                 held_single += single.hold(one, held_single < room)
             held_grouped += grouped.hold_all(group, room - held_grouped)
             assert held_grouped == held_single
-            assert grouped.complete == single.complete
+            assert grouped.held is single.held
             assert grouped.held_upto == single.held_upto
     assert [e[0] for e in grouped.take(0, [])] == [e[0] for e in single.take(0, [])]
 
 
-def test_spilling_leaves_only_numbers() -> None:
+def test_what_is_forgotten_leaves_only_numbers() -> None:
     made = make()
     made.hold(entry(5))
-    assert made.spill() == 1
+    assert made.forget_memory() == 1
     assert made.stored
     assert made.in_flight is None
     assert made.queue is None
-    assert not made.complete
+    assert made.held is Held.OLDEST
     assert made.has_work
-    assert made.spill() == 0
+    assert made.forget_memory() == 0
+
+
+MATRIX = b'{"errcode":"M_UNKNOWN","error":"no"}'
+
+
+def test_what_is_outdated_is_read_anew() -> None:
+    made = Destination("y", LIMITS)
+    made.outdate()
+    assert made.has_new_work
+    assert made.forget_queue() == 0
+    assert made.held is Held.OLDEST
 
 
 @pytest.mark.parametrize(
-    ("status", "entries", "verdict"),
+    ("answer", "entries", "verdict"),
     [
-        (200, 1, Verdict.ACCEPTED),
-        (204, 1, Verdict.ACCEPTED),
-        (413, 2, Verdict.SPLIT),
-        (413, 1, Verdict.PARK),
-        (429, 2, Verdict.RETRY),
-        (401, 2, Verdict.DISSOLVE),
-        (404, 1, Verdict.DISSOLVE),
-        (500, 2, Verdict.RETRY),
-        (302, 2, Verdict.RETRY),
-        (400, 2, Verdict.RETRY),
+        (Answer(200, b"{}"), 1, Verdict.ACCEPTED),
+        (Answer(200, b"<html>", None, "text/html"), 1, Verdict.RETRY),
+        (Answer(204, b""), 1, Verdict.RETRY),
+        (Answer(413, b""), 2, Verdict.HALVE),
+        (Answer(413, b""), 1, Verdict.QUARANTINE),
+        (Answer(400, b"<html>"), 2, Verdict.HALVE),
+        (Answer(400, MATRIX), 1, Verdict.QUARANTINE),
+        (Answer(429, MATRIX), 2, Verdict.RETRY),
+        (Answer(503, MATRIX), 2, Verdict.RETRY),
+        (Answer(401, MATRIX), 2, Verdict.HALVE),
+        (Answer(404, MATRIX), 1, Verdict.SET_ASIDE),
+        (Answer(500, b""), 2, Verdict.HALVE),
+        (Answer(500, MATRIX), 1, Verdict.SET_ASIDE),
+        (Answer(502, b""), 2, Verdict.RETRY),
+        (Answer(302, b""), 2, Verdict.RETRY),
     ],
 )
-def test_what_an_answer_means(status: int, entries: int, verdict: Verdict) -> None:
-    assert make(entries).judge(status) is verdict
+def test_what_an_answer_means(answer: Answer, entries: int, verdict: Verdict) -> None:
+    assert make(entries).judge(answer) is verdict
 
 
-def test_a_transaction_that_may_have_arrived_keeps_its_id() -> None:
-    assert make(uncertain=True).judge(401) is Verdict.RETRY
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+@pytest.mark.parametrize("how", ["earlier", "just now"])
+def test_a_transaction_that_may_have_arrived_keeps_its_id(status: int, how: str) -> None:
+    """Whatever says nothing of the try before: the others go meanwhile."""
+    made = make(2, uncertain=how == "earlier")
+    answer = Answer(status, MATRIX, repeated=how == "just now")
+    assert made.judge(answer) is Verdict.PUT_OFF
+
+
+def test_only_so_many_transactions_are_put_off() -> None:
+    made = make(2, uncertain=True)
+    made.put_off = module.MAX_PUT_OFF
+    assert made.judge(Answer(401, MATRIX)) is Verdict.RETRY
+
+
+def test_a_transaction_with_unclear_answers_is_put_off_in_the_end() -> None:
+    made = make(2)
+    verdicts = [made.judge(Answer(502, b"")) for _ in range(module.PUT_OFF_AFTER)]
+    assert verdicts == [*[Verdict.RETRY] * (module.PUT_OFF_AFTER - 1), Verdict.PUT_OFF]
+    assert made.in_flight is not None
+    assert made.in_flight.uncertain
+
+
+def test_what_a_server_says_of_the_content_ends_the_doubt() -> None:
+    """It has read the id, and would have said that it has taken it."""
+    assert make(2, uncertain=True).judge(Answer(400, MATRIX)) is Verdict.HALVE
+    assert make(1, uncertain=True).judge(Answer(413, b"")) is Verdict.QUARANTINE
+
+
+def test_what_did_not_get_there() -> None:
     assert make(uncertain=True).judge_not_reached() is Verdict.RETRY
     assert make().judge_not_reached() is Verdict.DISSOLVE
+    made = make()
+    assert made.judge_unanswered() is Verdict.RETRY
+    assert made.judge_not_reached() is Verdict.RETRY
+
+
+@pytest.mark.parametrize("uncertain", [False, True])
+def test_it_remembers_whether_the_transaction_on_disk_may_have_arrived(uncertain: bool) -> None:
+    made = make(uncertain=uncertain)
+    transaction = made.in_flight
+    assert transaction is not None
+    made.forget_memory()
+    made.loaded(StoredTransaction("t", 0, transaction.entries, uncertain=True))
+    assert made.in_flight is not None
+    assert made.in_flight.uncertain is uncertain
 
 
 def test_too_large_means_less_next_time_and_success_lets_it_grow_again() -> None:
     made = make(50)
-    made.judge(413)
+    made.judge(Answer(413, b""))
     assert made.max_edus == 25
     assert made.max_bytes < 50 * 100
     made.accepted(9, LIMITS)
     assert made.max_edus == 26
     assert made.last_success_ms == 9
     for _ in range(200):
+        made.in_flight = StoredTransaction("t", 0, [entry(1)])
         made.accepted(9, LIMITS)
     assert (made.max_edus, made.max_bytes) == (LIMITS.edus, LIMITS.max_bytes)
 
 
-def test_what_is_refused_again_and_again_is_split() -> None:
+def test_a_search_bounds_what_is_taken() -> None:
     made = make(8)
-    assert [made.judge(500) for _ in range(3)] == [
-        Verdict.RETRY,
-        Verdict.RETRY,
-        Verdict.DISSOLVE,
-    ]
-    assert made.max_edus == 4
+    for number in range(20, 30):
+        made.hold(entry(number))
+    made.judge(Answer(400, MATRIX))
+    assert len(made.take(0, [])) == 4
 
 
-@pytest.mark.parametrize(("status", "last"), [(400, Verdict.PARK), (500, Verdict.POSTPONE)])
-def test_one_edu_that_is_refused_again_and_again_lets_the_others_pass(
-    status: int, last: Verdict
+def test_a_full_quarantine_takes_no_more_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "MAX_SUSPECTS", 2)
     made = make(1)
-    verdicts = [made.judge(status) for _ in range(5)]
-    assert verdicts == [Verdict.RETRY] * 4 + [last]
+    made.quarantined = module.MAX_QUARANTINED
+    assert made.judge(Answer(400, MATRIX)) is Verdict.SET_ASIDE
+    made.in_flight = StoredTransaction("t", 0, [entry(7)])
+    assert made.judge(Answer(400, MATRIX)) is Verdict.DISSOLVE
+
+
+def test_too_many_suspects_end_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SUSPECTS", 1)
+    assert make(1).judge(Answer(500, MATRIX)) is Verdict.DISSOLVE
+
+
+def test_who_is_refused_again_after_others_were_taken_is_to_blame() -> None:
+    made = make(1)
+    assert made.judge(Answer(500, MATRIX)) is Verdict.SET_ASIDE
+    made.in_flight = StoredTransaction("t2", 0, [entry(2)])
+    made.accepted(0, LIMITS)
+    made.in_flight = StoredTransaction("t3", 0, [entry(1)])
+    assert made.judge(Answer(500, MATRIX)) is Verdict.QUARANTINE
+
+
+def test_a_remote_that_takes_nothing_is_left_alone_in_the_end() -> None:
+    made = make(1)
+    verdicts = []
+    for number in range(FIRST_DENIALS):
+        made.in_flight = StoredTransaction("t", 0, [entry(number)])
+        verdicts.append(made.judge(Answer(500, MATRIX)))
+    assert verdicts == [*[Verdict.SET_ASIDE] * (FIRST_DENIALS - 1), Verdict.DISSOLVE]
+
+
+def test_what_is_new_need_not_wait_as_long_as_what_was_refused() -> None:
+    made = Destination("y", LIMITS)
+    made.backoff.failed(1_000, BackoffPolicy(), lambda a, b: 1.0, "no", refusing=True)
+    made.put_off = 1
+    assert made.due_ms == made.backoff.next_ms
+    made.held = Held.OLDEST
+    assert made.due_ms < made.backoff.next_ms

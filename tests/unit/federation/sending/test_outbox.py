@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +11,13 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending.backoff import Backoff
 from tcprepl.federation.sending.lanes import Entry
-from tcprepl.federation.sending.outbox import (
-    Outbox,
-    OutboxError,
-    OutboxUnavailable,
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import OutboxUnavailable, run_inline
+from tcprepl.federation.sending.stored import (
+    QUARANTINED,
+    SET_ASIDE,
+    Refusal,
     StoredTransaction,
-    run_inline,
 )
 from tcprepl.federation.wire.edu import build_edu
 
@@ -124,22 +124,107 @@ def test_a_dissolved_transaction_waits_again_without_what_was_replaced(outbox: O
     assert now(outbox.load_transaction("y")) is None
 
 
-def test_postponed_edus_wait_behind_all_others(outbox: Outbox) -> None:
-    first = put(outbox, "y", 1)
-    put(outbox, "y", 2)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
-    now(outbox.postpone("y", "t1"))
-    assert numbers(now(outbox.load("y", 0, 9))) == [2, 1]
+REFUSAL = Refusal(5_000, "HTTP 400 M_BAD_JSON")
 
 
-def test_what_is_set_aside_is_kept_and_can_be_taken_up_again(outbox: Outbox) -> None:
-    first = put(outbox, "y", 1)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
-    now(outbox.park("y", "t1"))
+def set_aside(outbox: Outbox, entries: list[Entry], mark: str, transaction_id: str = "t1") -> int:
+    now(outbox.begin("y", StoredTransaction(transaction_id, 77, entries)))
+    return now(outbox.set_aside("y", transaction_id, mark, REFUSAL))
+
+
+def test_what_is_in_quarantine_is_kept_with_its_reason_and_can_be_released(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    assert set_aside(outbox, [put(outbox, "y", 1)], QUARANTINED) == 1
+    assert set_aside(outbox, [put(outbox, "y", 2)], QUARANTINED, "t2") == 2
     assert now(outbox.load("y", 0, 9)) == []
-    assert now(outbox.summary("y"))["y"]["parked"].edus == 1
-    assert now(outbox.unpark("y")) == 1
-    assert numbers(now(outbox.load("y", 0, 9))) == [1]
+    assert now(outbox.summary("y"))["y"]["quarantined"].edus == 2
+    now(outbox.close())
+    again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
+    assert again.destinations()["y"].quarantined == 2
+    newest, oldest = now(again.quarantined("y"))
+    assert (oldest["edu_type"], oldest["refused_ms"]) == ("m.test", 5_000)
+    assert oldest["reason"] == newest["reason"] == REFUSAL.reason
+    assert now(again.release("y", QUARANTINED)) == 2
+    assert numbers(now(again.load("y", 0, 9))) == [1, 2]
+    now(again.close())
+
+
+def test_what_is_in_quarantine_can_be_dropped_or_expires(outbox: Outbox) -> None:
+    set_aside(outbox, [put(outbox, "y", 1), put(outbox, "y", 2, expires=50)], QUARANTINED)
+    now(outbox.expire(100))
+    assert now(outbox.summary("y"))["y"]["quarantined"].edus == 1
+    assert now(outbox.drop_quarantined("y")) == 1
+    assert now(outbox.summary("y")) == {}
+
+
+def test_a_newer_edu_takes_the_place_of_the_one_of_its_key_that_was_refused(
+    outbox: Outbox,
+) -> None:
+    """Before it was refused, and after."""
+    old = put(outbox, "y", 1, "a")
+    now(outbox.begin("y", StoredTransaction("t1", 77, [old])))
+    put(outbox, "y", 2, "a")
+    assert now(outbox.set_aside("y", "t1", QUARANTINED, REFUSAL)) == 0
+    (second,) = now(outbox.load("y", 0, 9))
+    assert set_aside(outbox, [second], QUARANTINED, "t2") == 1
+    put(outbox, "y", 3, "a")
+    assert now(outbox.quarantined("y")) == []
+    assert numbers(now(outbox.load("y", 0, 9))) == [3]
+
+
+def test_what_was_set_aside_for_a_while_waits_again_after_a_restart(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    set_aside(outbox, [put(outbox, "y", 1)], SET_ASIDE)
+    assert now(outbox.load("y", 0, 9)) == []
+    now(outbox.close())
+    again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
+    assert numbers(now(again.load("y", 0, 9))) == [1]
+    put(again, "y", 2)
+    assert now(again.set_aside_again("y")) == 1
+    assert numbers(now(again.load("y", 0, 9))) == [2]
+    now(again.close())
+
+
+def test_a_transaction_that_is_put_off_is_kept_as_it_is(outbox: Outbox, tmp_path: Path) -> None:
+    first = put(outbox, "y", 1, "a")
+    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
+    assert now(outbox.put_off("y", "t1")) == 1
+    assert now(outbox.load_transaction("y")) is None
+    second = put(outbox, "y", 2)
+    put(outbox, "y", 3, "a")
+    now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
+    assert now(outbox.take_back("y")) == (False, 1)
+    now(outbox.close())
+    again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
+    assert again.destinations()["y"].put_off == 1
+    now(again.finish("y", "t2"))
+    # What has a key of the one that is put off waits for it.
+    assert numbers(now(again.load("y", 0, 9, any_put_off=True))) == []
+    assert now(again.take_back("y")) == (True, 0)
+    found = now(again.load_transaction("y"))
+    assert found is not None
+    assert (found.transaction_id, numbers(found.entries)) == ("t1", [1])
+    now(again.finish("y", "t1"))
+    assert numbers(now(again.load("y", 0, 9, any_put_off=True))) == [3]
+    now(again.begin("y", StoredTransaction("t3", 79, now(again.load("y", 0, 9)))))
+    now(again.put_off("y", "t3"))
+    assert now(again.purge("y")) == 1
+    assert now(again.take_back("y")) == (False, 0)
+    now(again.close())
+
+
+def test_no_transaction_begins_before_the_end_of_the_one_before_is_on_disk(
+    outbox: Outbox,
+) -> None:
+    """After a crash its EDUs would be taken for waiting, and leave under another id."""
+    first, second = put(outbox, "y", 1), put(outbox, "y", 2)
+    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
+    with pytest.raises(OutboxUnavailable):
+        now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
+    now(outbox.finish("y", "t1"))
+    now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
 
 
 def test_what_has_expired_is_removed_unless_it_is_in_flight(outbox: Outbox) -> None:
@@ -175,107 +260,3 @@ def test_a_destination_that_is_plain_again_is_forgotten(outbox: Outbox) -> None:
     assert outbox.destinations()["y"].paused
     now(outbox.set_paused("y", False))
     assert outbox.destinations() == {}
-
-
-def test_a_second_process_is_kept_out(outbox: Outbox) -> None:
-    with pytest.raises(OutboxError, match="in use"):
-        Outbox(outbox.path, run_inline)
-
-
-def test_a_file_that_is_no_outbox_says_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "outbox.sqlite"
-    path.write_bytes(b"this is no database at all, and long enough to be one" * 100)
-    with pytest.raises(OutboxError, match="move it away"):
-        Outbox(path, run_inline)
-
-
-def test_an_outbox_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "outbox.sqlite"
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version=99")
-    connection.close()
-    with pytest.raises(OutboxError, match="newer"):
-        Outbox(path, run_inline)
-
-
-def test_a_disk_that_refuses_fails_what_was_asked_and_nothing_else(outbox: Outbox) -> None:
-    put(outbox, "y", 1)
-    real = outbox._in_one
-    calls: list[int] = []
-
-    def refusing(ops: Any) -> Any:
-        calls.append(len(ops))
-        raise sqlite3.OperationalError("database or disk is full")
-
-    outbox._in_one = refusing  # type: ignore[method-assign]
-    with pytest.raises(OutboxUnavailable, match="full"):
-        put(outbox, "y", 2)
-    outbox._in_one = real  # type: ignore[method-assign]
-    assert numbers(now(outbox.load("y", 0, 9))) == [1]
-    assert outbox.positions() == {("federation", "master"): 1}
-
-
-def test_what_is_asked_while_the_disk_works_goes_into_one_commit(tmp_path: Path) -> None:
-    waiting: list[tuple[Any, Deferred[Any]]] = []
-
-    def run(work: Any) -> Deferred[Any]:
-        done: Deferred[Any] = Deferred()
-        waiting.append((work, done))
-        return done
-
-    outbox = Outbox(tmp_path / "outbox.sqlite", run)
-    done: list[object] = []
-    outbox.flush().addCallback(done.append)
-    for _ in range(5):
-        outbox.flush().addCallback(done.append)
-    assert len(waiting) == 1
-    work, fired = waiting.pop()
-    fired.callback(work())
-    assert len(waiting) == 1
-    work, fired = waiting.pop()
-    fired.callback(work())
-    assert done == [None] * 6
-    outbox.close()
-    work, fired = waiting.pop()
-    fired.callback(work())
-
-
-def test_one_failing_operation_does_not_fail_its_neighbours(tmp_path: Path) -> None:
-    waiting: list[tuple[Any, Deferred[Any]]] = []
-
-    def run(work: Any) -> Deferred[Any]:
-        done: Deferred[Any] = Deferred()
-        waiting.append((work, done))
-        return done
-
-    outbox = Outbox(tmp_path / "outbox.sqlite", run)
-    results: list[Any] = []
-    outbox.flush()
-    outbox._submit(lambda cursor: cursor.execute("nonsense")).addBoth(results.append)
-    outbox._submit(lambda cursor: 5).addBoth(results.append)
-    for _ in range(2):
-        work, fired = waiting.pop()
-        fired.callback(work())
-    assert isinstance(results[0].value, OutboxUnavailable)
-    assert results[1] == 5
-    outbox.close()
-    work, fired = waiting.pop()
-    fired.callback(work())
-
-
-def test_a_transaction_whose_end_was_not_noted_waits_again_after_a_restart(
-    tmp_path: Path,
-) -> None:
-    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
-    first = put(outbox, "y", 1)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
-    second = put(outbox, "y", 2)
-    now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
-    now(outbox.close())
-    again = Outbox(tmp_path / "outbox.sqlite", run_inline)
-    assert numbers(now(again.load("y", 0, 9))) == [1]
-    found = now(again.load_transaction("y"))
-    assert found is not None
-    assert found.transaction_id == "t2"
-    now(again.close())
-    assert now(again.close()) is None

@@ -43,9 +43,9 @@ def test_the_object_parsed_off_the_socket_is_the_object_in_the_transaction(
     """And its content bytes are those of the row, in the body."""
     parsed: list[Edu] = []
     sent: list[Edu] = []
-    from tcprepl.federation.sending import intake, sender
+    from tcprepl.federation.sending import attempts, intake
 
-    parse, build = intake.parse_rows, sender.build_body
+    parse, build = intake.parse_rows, attempts.build_body
 
     def parse_and_note(*given: Any, **more: Any) -> list[Edu]:
         found = parse(*given, **more)
@@ -57,7 +57,7 @@ def test_the_object_parsed_off_the_socket_is_the_object_in_the_transaction(
         return build(origin, ts, edus, **more)
 
     monkeypatch.setattr(intake, "parse_rows", parse_and_note)
-    monkeypatch.setattr(sender, "build_body", build_and_note)
+    monkeypatch.setattr(attempts, "build_body", build_and_note)
     content = {"text": "é", "z": [1, 2, {"a": None}], "b": True}
     send(world, "remote1.example", content)
     world.run(1)
@@ -83,7 +83,7 @@ def test_what_exceeds_memory_is_read_back_from_disk_in_order(world: World) -> No
         send(world, "remote1.example", {"n": number})
         if number % 100 == 0:
             world.run(0.1)
-    assert world.sender._held <= 600
+    assert world.sender._attempts.held <= 600
     world.remote("remote1.example").mode = "ok"
     world.run(300)
     deliveries = world.remote("remote1.example").deliveries
@@ -116,19 +116,20 @@ def test_retry_does_not_wait(world: World) -> None:
     assert remote.deliveries
 
 
-def test_an_edu_that_is_too_large_for_the_remote_is_set_aside_and_shown(world: World) -> None:
+def test_an_edu_that_is_too_large_for_the_remote_is_quarantined_and_shown(world: World) -> None:
     remote = world.remote("remote1.example")
     remote.mode, remote.max_edus = "413", 0
     send(world, "remote1.example", {"n": 1})
     world.run(10)
     shown = result(world.sender.describe_one("remote1.example"), world)
-    assert shown["set_aside_edus"] == 1
+    assert shown["quarantined_edus"] == 1
     assert shown["state"] == "refused"
     remote.max_edus = 10
     send(world, "remote1.example", {"n": 2})
     world.run(10)
     assert [content["n"] for _, content in remote.deliveries] == [2]
-    assert result(world.sender.retry("remote1.example"), world) == 1
+    assert result(world.sender.retry("remote1.example"), world) == 0
+    assert result(world.sender.retry("remote1.example", quarantined=True), world) == 1
     world.run(10)
     assert [content["n"] for _, content in remote.deliveries] == [2, 1]
 
@@ -143,7 +144,7 @@ def test_purge_forgets_everything_also_what_is_under_way(world: World) -> None:
     remote.mode = "ok"
     world.run(300)
     assert remote.deliveries == []
-    assert world.sender._held == 0
+    assert world.sender._attempts.held == 0
     send(world, "remote1.example", {"n": 1_000})
     world.run(10)
     assert [content["n"] for _, content in remote.deliveries] == [1_000]
@@ -192,18 +193,3 @@ def test_stopping_gives_up_what_is_under_way_and_keeps_it(world: World) -> None:
     world.boot()
     world.run(10)
     assert len(world.remote("remote1.example").deliveries) == 2
-
-
-def test_a_failure_nobody_expected_waits_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tcprepl.federation.sending import sender
-
-    def broken(*_: object, **__: object) -> bytes:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(sender, "build_body", broken)
-    send(world, "remote1.example", {"n": 1})
-    world.run(0.5)
-    assert result(world.sender.describe_one("remote1.example"), world)["failures"] >= 1
-    monkeypatch.undo()
-    world.run(60)
-    assert world.remote("remote1.example").deliveries

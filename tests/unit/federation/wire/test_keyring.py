@@ -11,9 +11,10 @@ from signedjson.sign import sign_json
 from twisted.internet.defer import Deferred
 
 from tcprepl.federation.wire import keyring as module
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.keyring import KeyNotFound, Keyring, read_key_document
 from tcprepl.federation.wire.signing import KEY_VALIDITY_MS, Signer
-from tcprepl.federation.wire.transport import Answer, NotReached
+from tcprepl.federation.wire.transport import NotReached
 
 KEY = generate_signing_key("a_1")
 SIGNER = Signer("y.example", KEY)

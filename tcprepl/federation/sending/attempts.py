@@ -1,0 +1,515 @@
+"""One attempt to send: which transaction goes, and what becomes of it (protocol.md section 14).
+
+`tcprepl.federation.sending.sender` says when a destination has its turn. An attempt takes the
+transaction that was begun earlier, or makes a new one, sends it, and acts on the answer as
+`tcprepl.federation.sending.destination` judges it. Everything that has to survive a crash is on
+disk before the request leaves, and after each verdict.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, ParamSpec, Protocol
+
+import structlog
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from tcprepl import metrics
+from tcprepl.background import run_in_background
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.destination import Destination, Held, Verdict
+from tcprepl.federation.sending.lanes import Entry
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import OutboxUnavailable
+from tcprepl.federation.sending.stored import (
+    QUARANTINED,
+    SET_ASIDE,
+    Refusal,
+    StoredTransaction,
+)
+from tcprepl.federation.wire.answer import Answer, Meaning
+from tcprepl.federation.wire.transaction import TransactionLimits, build_body
+from tcprepl.federation.wire.transport import NotReached, RequestFailed
+from tcprepl.ids import ServerName
+
+logger = structlog.get_logger()
+
+P = ParamSpec("P")
+
+#: EDUs read back from disk at once.
+LOAD_EDUS = 200
+#: Age from which a transaction with expired EDUs that never left is not sent as it was.
+STALE_TRANSACTION_MS = 600_000
+#: Wait after the disk refused.
+_DISK_RETRY_MS = 5_000
+
+_sent_edus = lru_cache(1_024)(metrics.SENT_EDUS_BY_TYPE.labels)
+
+
+class TransactionTransport(Protocol):
+    """How transactions leave (`tcprepl.federation.wire.transport.FederationTransport`)."""
+
+    async def send_transaction(
+        self, destination: ServerName, transaction_id: str, body: bytes
+    ) -> Answer:
+        """Send one; raises `NotReached` or `RequestFailed`."""
+        ...
+
+
+class Attempts:
+    """Makes attempts; keeps count of what is held in memory.
+
+    Attributes:
+        held: EDUs that are held in memory, all destinations together.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        outbox: Outbox,
+        transport: TransactionTransport,
+        server_name: ServerName,
+        *,
+        limits: TransactionLimits,
+        backoff: BackoffPolicy,
+        chance: random.Random,
+        now_ms: Callable[[], int],
+        poke: Callable[[Destination], object],
+    ) -> None:
+        """Make the attempts of one sender.
+
+        Args:
+            clock: For waiting until the disk is asked again.
+            outbox: Where everything that waits is.
+            transport: How transactions leave.
+            server_name: Who we are.
+            limits: What a transaction may hold.
+            backoff: How long to wait after failures.
+            chance: Source of chance for spreading.
+            now_ms: Wall-clock time in ms.
+            poke: Called with a destination that may have something to send again.
+        """
+        self.held = 0
+        self._clock = clock
+        self._outbox = outbox
+        self._transport = transport
+        self._server_name = server_name
+        self._limits = limits
+        self._policy = backoff
+        self._chance = chance
+        self._now_ms = now_ms
+        self._poke = poke
+        # Two starts never share an id, whatever the clock says.
+        self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
+        self._transactions = 0
+
+    async def attempt(self, destination: Destination) -> None:
+        """Send one transaction, new or begun earlier, and act on what comes of it."""
+        try:
+            transaction = await self._transaction(destination)
+        except OutboxUnavailable as failed:
+            logger.error("federation.outbox.unavailable", error=str(failed))
+            # Not written down: the disk refuses.
+            self._note_failure(destination, str(failed), _DISK_RETRY_MS)
+            self.forget_memory(destination)
+            destination.outdate()
+            return
+        if transaction is None:
+            return
+        edus = [entry[2] for entry in transaction.entries]
+        body = build_body(
+            self._server_name, transaction.origin_server_ts, edus, limits=self._limits
+        )
+        by_type = Counter([edu.edu_type for edu in edus])
+        try:
+            answer = await self._transport.send_transaction(
+                destination.name, transaction.transaction_id, body
+            )
+        except NotReached as failed:
+            if destination.in_flight is transaction:
+                verdict = destination.judge_not_reached()
+                self._failed(destination, transaction, verdict, str(failed))
+        except RequestFailed as failed:
+            if destination.in_flight is transaction:
+                verdict = destination.judge_unanswered()
+                self._failed(destination, transaction, verdict, str(failed))
+        else:
+            # Otherwise it was purged meanwhile.
+            if destination.in_flight is transaction:
+                self._answered(destination, transaction, answer, by_type)
+
+    def gave_up(self, destination: Destination, reason: str) -> None:
+        """Note that an attempt ended in a way that nobody expected: what was sent is unknown."""
+        if destination.in_flight is not None:
+            destination.judge_unanswered()
+        self.forget_memory(destination)
+        destination.outdate()
+        self._note_failure(destination, reason)
+
+    def forget_memory(self, destination: Destination) -> None:
+        """Let *destination* be on disk only."""
+        self.held -= destination.forget_memory()
+
+    def forget_queue(self, destination: Destination) -> None:
+        """Let what waits for *destination* be on disk only."""
+        self.held -= destination.forget_queue()
+
+    def persist(
+        self,
+        destination: Destination,
+        write: Callable[P, Deferred[Any]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Have something written about *destination*; if the disk refuses, again and again."""
+        again = partial(write, *args, **kwargs)
+        _ = again().addErrback(self._write_again, destination, again)
+
+    def _write_again(
+        self, failure: Failure, destination: Destination, write: Callable[[], Deferred[Any]]
+    ) -> None:
+        run_in_background(self._write, failure, destination, write)
+
+    async def _write(
+        self, failure: Failure, destination: Destination, write: Callable[[], Deferred[Any]]
+    ) -> None:
+        while True:
+            failure.trap(OutboxUnavailable)
+            logger.error(
+                "federation.outbox.unavailable",
+                error=failure.getErrorMessage(),
+                destination=destination.name,
+                retry_s=_DISK_RETRY_MS / 1000,
+            )
+            await deferLater(self._clock, _DISK_RETRY_MS / 1000)
+            try:
+                await write()
+            except OutboxUnavailable:
+                failure = Failure()
+            else:
+                break
+        # Meanwhile the disk was not what memory took it for.
+        destination.outdate()
+        self._poke(destination)
+
+    # -- which transaction --------------------------------------------------------------------
+
+    async def _transaction(self, destination: Destination) -> StoredTransaction | None:
+        """Return the transaction to send: the one begun earlier, or a new one."""
+        while True:
+            purges = destination.purges
+            if destination.held is Held.OUTDATED:
+                self.forget_queue(destination)
+            if destination.stored:
+                stored = await self._stored(destination)
+                if destination.purges != purges:
+                    return None
+                if stored is not None:
+                    return stored
+            await self._fill(destination)
+            if destination.purges != purges:
+                self.forget_queue(destination)
+                return None
+            entries = self._take(destination)
+            if entries:
+                return await self._begin(destination, entries)
+            if not await self._next_round(destination):
+                return None
+
+    async def _stored(self, destination: Destination) -> StoredTransaction | None:
+        """Return the transaction that was begun, unless it need not be sent as it was."""
+        purges = destination.purges
+        stored = await self._outbox.load_transaction(destination.name)
+        if destination.purges != purges:
+            return None
+        destination.loaded(stored)
+        if stored is None or (stored.entries and not self._is_stale(stored)):
+            return stored
+        self._dissolve(destination, stored)
+        return None
+
+    def _is_stale(self, transaction: StoredTransaction) -> bool:
+        """Whether *transaction*, which certainly never arrived, holds what has expired."""
+        now_ms = self._now_ms()
+        return (
+            not transaction.uncertain
+            and now_ms - transaction.origin_server_ts > STALE_TRANSACTION_MS
+            and any(0 < entry[1] <= now_ms for entry in transaction.entries)
+        )
+
+    async def _fill(self, destination: Destination) -> None:
+        """Read back what waits on disk only, until a transaction can be full."""
+        while (
+            destination.held is not Held.ALL and len(destination.queue or ()) < destination.max_edus
+        ):
+            loaded = await self._outbox.load(
+                destination.name,
+                destination.held_upto,
+                LOAD_EDUS,
+                any_put_off=destination.put_off > 0,
+            )
+            if len(loaded) < LOAD_EDUS and destination.held is Held.OLDEST:
+                destination.held = Held.ALL
+            for entry in loaded:
+                self.held += destination.put(entry)
+            if destination.held is Held.OUTDATED:
+                break
+
+    def _take(self, destination: Destination) -> list[Entry]:
+        """Take out of the queue what goes next; what has expired is forgotten."""
+        expired: list[Entry] = []
+        before = len(destination.queue or ())
+        entries = destination.take(self._now_ms(), expired)
+        self.held -= before - len(destination.queue or ())
+        if expired:
+            metrics.DROPPED.labels("edu", "expired").inc(len(expired))
+            self.persist(destination, self._outbox.remove, [entry[0] for entry in expired])
+        return entries
+
+    async def _begin(
+        self, destination: Destination, entries: list[Entry]
+    ) -> StoredTransaction | None:
+        """Make a transaction of *entries*; it is on disk when this returns."""
+        purges = destination.purges
+        self._transactions += 1
+        transaction = StoredTransaction(
+            f"{self._prefix}-{self._transactions}", self._now_ms(), entries
+        )
+        await self._outbox.begin(destination.name, transaction)
+        if destination.purges != purges:
+            return None
+        destination.begin(transaction)
+        return transaction
+
+    async def _next_round(self, destination: Destination) -> bool:
+        """Let what was set aside or put off have its turn; returns whether there may be some.
+
+        What was refused without being certainly to blame is tried again when the remote has
+        taken something since, or after a while.
+        """
+        search = destination.search
+        now_ms = self._now_ms()
+        if search is not None and search.set_aside:
+            if not search.has_new_evidence and not search.rested:
+                search.rested = True
+                count = len(search.suspects)
+                self._back_off(
+                    destination,
+                    f"it takes none of {count} EDUs" if count > 1 else "it refuses the EDU",
+                    refusing=not search.only_us,
+                )
+                return False
+            if search.has_new_evidence or now_ms >= destination.backoff.next_ms:
+                await self._outbox.release(destination.name, SET_ASIDE)
+                search.round_ended()
+                destination.outdate()
+                return True
+        if destination.put_off and now_ms >= destination.backoff.next_ms:
+            purges = destination.purges
+            taken, left = await self._outbox.take_back(destination.name)
+            if destination.purges != purges:
+                return False
+            destination.stored, destination.put_off = taken, left
+            # What has one of its keys waits for it, on disk.
+            destination.outdate()
+            return True
+        if not destination.put_off and not (search is not None and search.set_aside):
+            destination.search = None
+        return False
+
+    # -- what became of it --------------------------------------------------------------------
+
+    def _answered(
+        self,
+        destination: Destination,
+        transaction: StoredTransaction,
+        answer: Answer,
+        by_type: Mapping[str, int],
+    ) -> None:
+        """Act on an answer."""
+        verdict = destination.judge(answer)
+        if answer.meaning() is Meaning.REFUSED:
+            self._answers(destination)
+        if verdict is Verdict.ACCEPTED:
+            self._accepted(destination, transaction, by_type)
+        elif verdict is Verdict.HALVE:
+            logger.info(
+                "federation.transaction.halved",
+                destination=destination.name,
+                edus=len(transaction.entries),
+                answer=answer.describe(),
+            )
+            self._dissolve(destination, transaction)
+        elif verdict is Verdict.QUARANTINE:
+            self._quarantine(destination, transaction, answer)
+        elif verdict is Verdict.SET_ASIDE:
+            assert destination.search is not None
+            destination.search.set_aside = True
+            self._set_aside(destination, transaction, answer, SET_ASIDE)
+        else:
+            search = destination.search
+            refusing = verdict is Verdict.PUT_OFF or (
+                verdict is Verdict.DISSOLVE and search is not None and not search.only_us
+            )
+            self._failed(
+                destination,
+                transaction,
+                verdict,
+                answer.describe(),
+                answer.retry_after_ms,
+                refusing=refusing,
+            )
+
+    def _accepted(
+        self,
+        destination: Destination,
+        transaction: StoredTransaction,
+        by_type: Mapping[str, int],
+    ) -> None:
+        destination.accepted(self._now_ms(), self._limits)
+        name = destination.name
+        self.persist(destination, self._outbox.finish, name, transaction.transaction_id)
+        if destination.backoff.cleared():
+            self.persist(destination, self._outbox.set_backoff, name, destination.backoff)
+            logger.info("federation.destination.recovered", destination=name)
+        metrics.SENT_TRANSACTIONS.inc()
+        metrics.SENT_EDUS.inc(len(transaction.entries))
+        for edu_type, count in by_type.items():
+            _sent_edus(edu_type).inc(count)
+
+    def _answers(self, destination: Destination) -> None:
+        """Note that a remote that was away answers: nothing has to wait for its return."""
+        if not destination.backoff.refusing and destination.backoff.cleared():
+            self.persist(
+                destination, self._outbox.set_backoff, destination.name, destination.backoff
+            )
+
+    def _quarantine(
+        self, destination: Destination, transaction: StoredTransaction, answer: Answer
+    ) -> None:
+        """Keep the one EDU of *transaction*, which the remote will not take."""
+        name = destination.name
+        edu = transaction.entries[0][2]
+        logger.error(
+            "federation.edu.refused",
+            destination=name,
+            edu_type=edu.edu_type,
+            content_bytes=len(edu.content),
+            answer=answer.describe(),
+            hint=f"it is kept in quarantine; tcprepl fed show {name} shows it, "
+            f"fed retry {name} --quarantined sends it again, fed drop {name} drops it",
+        )
+        metrics.DROPPED.labels("edu", "quarantined").inc()
+        destination.quarantined += 1
+        self._set_aside(destination, transaction, answer, QUARANTINED)
+
+    def _set_aside(
+        self, destination: Destination, transaction: StoredTransaction, answer: Answer, mark: str
+    ) -> None:
+        destination.in_flight = None
+
+        def marked() -> Deferred[None]:
+            return self._outbox.set_aside(
+                destination.name,
+                transaction.transaction_id,
+                mark,
+                Refusal(self._now_ms(), answer.describe()),
+            ).addCallback(count)
+
+        def count(found: int) -> None:
+            if mark == QUARANTINED:
+                destination.quarantined = found
+
+        self.persist(destination, marked)
+
+    def _put_off(self, destination: Destination, transaction: StoredTransaction) -> None:
+        """Keep *transaction*, which may have arrived, as it is; others go meanwhile."""
+        destination.put_off += 1
+
+        def write() -> Deferred[None]:
+            return self._outbox.put_off(destination.name, transaction.transaction_id).addCallback(
+                count
+            )
+
+        def count(found: int) -> None:
+            destination.put_off = found
+
+        self.persist(destination, write)
+
+    def _dissolve(self, destination: Destination, transaction: StoredTransaction) -> None:
+        """Let the EDUs of a transaction wait again, from the disk, in their old order."""
+        destination.in_flight = None
+        destination.outdate()
+        self.forget_memory(destination)
+        self.persist(
+            destination, self._outbox.dissolve, destination.name, transaction.transaction_id
+        )
+
+    def _failed(
+        self,
+        destination: Destination,
+        transaction: StoredTransaction,
+        verdict: Verdict,
+        reason: str,
+        retry_after_ms: int | None = None,
+        *,
+        refusing: bool = False,
+    ) -> None:
+        """Note a failure: memory is let go, the next try waits its time."""
+        name = destination.name
+        self._back_off(destination, reason, retry_after_ms, refusing=refusing)
+        if verdict is Verdict.RETRY:
+            self.forget_memory(destination)
+        elif verdict is Verdict.PUT_OFF:
+            destination.in_flight = None
+            self.forget_memory(destination)
+            self._put_off(destination, transaction)
+        else:
+            self._dissolve(destination, transaction)
+            if refusing and destination.search is not None:
+                # What was refused alone waits its time; the others may be tried sooner.
+                destination.search.set_aside = destination.search.rested = True
+                self.persist(destination, self._outbox.set_aside_again, name)
+        logger.info(
+            "federation.transaction.failed",
+            destination=name,
+            transaction_id=transaction.transaction_id,
+            edus=len(transaction.entries),
+            reason=reason,
+            failures=destination.backoff.failures,
+            retry_s=round(destination.backoff.interval_ms / 1000, 1),
+        )
+
+    def _back_off(
+        self,
+        destination: Destination,
+        reason: str,
+        retry_after_ms: int | None = None,
+        *,
+        refusing: bool = False,
+    ) -> None:
+        self._note_failure(destination, reason, retry_after_ms, refusing=refusing)
+        self.persist(destination, self._outbox.set_backoff, destination.name, destination.backoff)
+
+    def _note_failure(
+        self,
+        destination: Destination,
+        reason: str,
+        retry_after_ms: int | None = None,
+        *,
+        refusing: bool = False,
+    ) -> None:
+        destination.backoff.failed(
+            self._now_ms(),
+            self._policy,
+            self._chance.uniform,
+            reason,
+            retry_after_ms,
+            refusing=refusing,
+        )

@@ -1,0 +1,261 @@
+"""The outbox's file: opened once, migrated, and written by one commit after the other.
+
+One SQLite database (WAL, synchronous=FULL) in the sender's data directory. All work is done in
+order by one thread; what is asked for while a commit runs goes into the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from tcprepl.errors import FederationError
+
+T = TypeVar("T")
+#: Runs a function elsewhere, one at a time, and answers with its result.
+Runner: TypeAlias = Callable[[Callable[[], Any]], "Deferred[Any]"]
+
+_SCHEMA_VERSION = 2
+#: What turns a file of each older version into one of the next.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE edus ADD COLUMN refused_ms INTEGER;
+ALTER TABLE edus ADD COLUMN refusal TEXT;
+CREATE TABLE put_off (
+    destination TEXT NOT NULL,
+    transaction_id TEXT NOT NULL,
+    origin_server_ts INTEGER NOT NULL,
+    ids BLOB NOT NULL,
+    PRIMARY KEY (destination, transaction_id)
+) WITHOUT ROWID;
+"""
+}
+_SCHEMA = """
+CREATE TABLE edus (
+    id INTEGER PRIMARY KEY,
+    destination TEXT NOT NULL,
+    lane INTEGER NOT NULL,
+    supersedes BLOB,
+    queued_ms INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    transaction_id TEXT,
+    edu BLOB NOT NULL,
+    refused_ms INTEGER,
+    refusal TEXT
+);
+CREATE INDEX edus_waiting ON edus (destination, id) WHERE transaction_id IS NULL;
+CREATE UNIQUE INDEX edus_newest ON edus (destination, supersedes)
+    WHERE supersedes IS NOT NULL AND transaction_id IS NULL;
+CREATE INDEX edus_expiring ON edus (expires_ms) WHERE expires_ms > 0 AND transaction_id IS NULL;
+CREATE INDEX edus_sent ON edus (destination, transaction_id) WHERE transaction_id IS NOT NULL;
+CREATE TABLE transactions (
+    destination TEXT PRIMARY KEY,
+    transaction_id TEXT NOT NULL,
+    origin_server_ts INTEGER NOT NULL,
+    ids BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE put_off (
+    destination TEXT NOT NULL,
+    transaction_id TEXT NOT NULL,
+    origin_server_ts INTEGER NOT NULL,
+    ids BLOB NOT NULL,
+    PRIMARY KEY (destination, transaction_id)
+) WITHOUT ROWID;
+CREATE TABLE destinations (
+    destination TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL DEFAULT 0,
+    backoff BLOB
+) WITHOUT ROWID;
+CREATE TABLE positions (
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID;
+"""
+
+
+#: Made in files of an earlier release, too, which take no notice of it.
+_LINEAGES = """
+CREATE TABLE IF NOT EXISTS lineages (
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    lineage BLOB NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID;
+"""
+
+
+class OutboxError(FederationError):
+    """The outbox cannot be used; the text says why and what to do."""
+
+
+class OutboxUnavailable(OutboxError):
+    """The disk refused; nothing of what was asked for happened, a later try may succeed."""
+
+
+class OutboxFile:
+    """A database in which one thread does all the work, in order.
+
+    Every call is answered by a Deferred, which fires in the order of the calls, after the
+    commit. Failures of the disk are `OutboxUnavailable`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: Runner) -> None:
+        """Open or create the outbox at *path*.
+
+        Args:
+            path: The database; its directory is made if need be.
+            run: Runs the work; it may do so in another thread, but one call at a time.
+
+        Raises:
+            OutboxError: Another process has it, or it is not a usable outbox.
+        """
+        self.path = Path(path)
+        self._run = run
+        self._pending: list[tuple[Callable[[sqlite3.Cursor], Any], Deferred[Any]]] = []
+        self._running = False
+        self._pumping = False
+        self._closing: Deferred[None] | None = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._claim()
+            self._connection = self._connect()
+            self._prepare(self._connection.cursor())
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise OutboxError(
+                f"{self.path}: {error}; move it away to start with an empty outbox "
+                "(the EDUs in it are then not sent)"
+            ) from error
+        except OutboxError:
+            os.close(self._lock)
+            raise
+
+    def _claim(self) -> None:
+        """Take the lock that keeps a second process out."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutboxError(
+                f"{self.path} is in use by another process: stop that one, "
+                "or choose another data directory"
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _SCHEMA_VERSION:
+                raise OutboxError(
+                    f"{self.path} has schema version {version} and this program reads up to "
+                    f"{_SCHEMA_VERSION}: run the newer tcprepl that wrote it"
+                )
+            statements = _SCHEMA if version == 0 else _MIGRATIONS.get(version, "")
+            connection.executescript(
+                f"BEGIN;{statements}{_LINEAGES}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
+            )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, cursor: sqlite3.Cursor) -> None:
+        """Read what has to be known of the file before it is used; synchronous."""
+
+    def flush(self) -> Deferred[None]:
+        """Fire once everything asked for so far is done."""
+        return self.submit(lambda cursor: None)
+
+    def close(self) -> Deferred[None]:
+        """Finish what was asked for, and close the file."""
+        if self._closing is None:
+            self._closing = self.flush().addBoth(lambda _: self._shut())
+        return self._closing
+
+    def _shut(self) -> None:
+        self._connection.close()
+        os.close(self._lock)
+
+    def submit(self, op: Callable[[sqlite3.Cursor], T]) -> Deferred[T]:
+        """Do *op* in one of the next commits; answers with what it returns."""
+        done: Deferred[T] = Deferred()
+        self._pending.append((op, done))
+        self._pump()
+        return done
+
+    def _pump(self) -> None:
+        """Run what is pending, in one commit after the other."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._pending and not self._running:
+                batch, self._pending = self._pending, []
+                self._running = True
+                ops = [op for op, _ in batch]
+                _ = self._run(partial(self._commit, ops)).addBoth(self._committed, batch)
+        finally:
+            self._pumping = False
+
+    def _committed(
+        self,
+        results: list[Any] | Failure,
+        batch: Sequence[tuple[object, Deferred[Any]]],
+    ) -> None:
+        self._running = False
+        if isinstance(results, Failure):
+            results = [results] * len(batch)
+        for (_, done), result in zip(batch, results, strict=True):
+            if isinstance(result, Failure):
+                done.errback(result)
+            else:
+                done.callback(result)
+        self._pump()
+
+    def _commit(self, ops: Sequence[Callable[[sqlite3.Cursor], Any]]) -> list[Any]:
+        """Do *ops* in one commit; if that fails, each in its own."""
+        try:
+            return self._in_one(ops)
+        except sqlite3.Error as error:
+            if len(ops) == 1:
+                return [self._unavailable(error)]
+        results: list[Any] = []
+        for op in ops:
+            try:
+                results += self._in_one([op])
+            except sqlite3.Error as error:
+                results.append(self._unavailable(error))
+        return results
+
+    def _unavailable(self, error: sqlite3.Error) -> Failure:
+        failure: Failure = Failure(OutboxUnavailable(f"{self.path}: {error}"))
+        return failure
+
+    def _in_one(self, ops: Sequence[Callable[[sqlite3.Cursor], Any]]) -> list[Any]:
+        cursor = self._connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            results = [op(cursor) for op in ops]
+            cursor.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            raise
+        return results
+
+
+def run_inline(work: Callable[[], T]) -> Deferred[T]:
+    """Run *work* here and now: a `Runner` for tests and for tools without a reactor."""
+    return succeed(work())

@@ -1,0 +1,154 @@
+"""What is stored in an outbox, and the statements that several of its operations need."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+import msgpack
+from msgspec import Raw
+
+from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.lanes import Entry
+from tcprepl.federation.wire.edu import Edu
+from tcprepl.ids import ServerName
+
+#: In the place of a transaction id: not sent any more, because the remote will not take it.
+QUARANTINED = ""
+#: In the place of a transaction id: not sent until the others were tried.
+SET_ASIDE = "?"
+#: The columns of an EDU as it is inserted.
+COLUMNS = "id, destination, lane, supersedes, queued_ms, expires_ms, transaction_id, edu"
+
+
+@dataclass(slots=True)
+class StoredTransaction:
+    """A transaction that was begun: what is needed to send it again just as it was.
+
+    Attributes:
+        transaction_id: Its id.
+        origin_server_ts: When it was made, in ms.
+        entries: Its EDUs.
+        uncertain: Whether it was sent before, so that the remote may have it.
+    """
+
+    transaction_id: str
+    origin_server_ts: int
+    entries: list[Entry]
+    uncertain: bool = False
+
+
+@dataclass(slots=True)
+class StoredDestination:
+    """What the outbox knows of a destination when it is opened."""
+
+    waiting: bool = False
+    in_flight: bool = False
+    put_off: int = 0
+    quarantined: int = 0
+    paused: bool = False
+    backoff: Backoff | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a remote would not take an EDU, and when it said so.
+
+    Attributes:
+        refused_ms: When, wall-clock time in ms.
+        reason: Its answer, for people.
+    """
+
+    refused_ms: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Waiting:
+    """What waits for a destination in one lane."""
+
+    edus: int
+    size_bytes: int
+    oldest_ms: int
+
+
+def pack(edu: Edu) -> bytes:
+    """Return *edu* as it is stored."""
+    packed: bytes = msgpack.packb((edu.edu_type, edu.origin, edu.key, bytes(edu.content)))
+    return packed
+
+
+def supersedes_key(edu: Edu) -> bytes | None:
+    """Return what *edu* supersedes by as it is stored, None if it stands alone."""
+    if edu.key is None:
+        return None
+    packed: bytes = msgpack.packb((edu.edu_type, edu.key))
+    return packed
+
+
+def unpack_entry(edu_id: int, destination: ServerName, expires_ms: int, packed: bytes) -> Entry:
+    """Return the EDU that `pack` packed."""
+    edu_type, origin, key, content = msgpack.unpackb(packed, use_list=False)
+    return edu_id, expires_ms, Edu(Raw(content), destination, edu_type, origin, key)
+
+
+def free(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> int:
+    """Let the EDUs of a transaction wait again, but for those that were replaced meanwhile.
+
+    Returns how many wait again.
+    """
+    forget_replaced(cursor, destination, transaction_id)
+    cursor.execute(
+        "UPDATE OR REPLACE edus SET transaction_id=NULL WHERE destination=? AND transaction_id=?",
+        (destination, transaction_id),
+    )
+    return cursor.rowcount
+
+
+def forget_replaced(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> None:
+    """Forget those EDUs of a transaction of which there is a newer one with the same key.
+
+    One that is newer and under way counts, or the older would arrive after it.
+    """
+    cursor.execute(
+        "DELETE FROM edus WHERE destination=?1 AND transaction_id=?2 AND supersedes IS NOT NULL"
+        " AND EXISTS (SELECT 1 FROM edus AS newer WHERE newer.destination=?1"
+        " AND newer.supersedes=edus.supersedes AND newer.id > edus.id)",
+        (destination, transaction_id),
+    )
+
+
+def free_orphans(cursor: sqlite3.Cursor) -> None:
+    """Let wait again what was sent when the disk refused to note its end, or was set aside."""
+    orphans = cursor.execute(
+        "SELECT DISTINCT destination, transaction_id FROM edus WHERE transaction_id <> ''"
+        " AND (destination, transaction_id) NOT IN"
+        " (SELECT destination, transaction_id FROM transactions"
+        " UNION SELECT destination, transaction_id FROM put_off)"
+    ).fetchall()
+    for destination, transaction_id in orphans:
+        free(cursor, destination, transaction_id)
+
+
+def count_marked(cursor: sqlite3.Cursor, destination: ServerName, mark: str) -> int:
+    """Return how many EDUs of *destination* have *mark*."""
+    found: int = cursor.execute(
+        "SELECT count(*) FROM edus WHERE destination=? AND transaction_id=?", (destination, mark)
+    ).fetchone()[0]
+    return found
+
+
+def end_transaction(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> None:
+    """Forget that a transaction was begun."""
+    cursor.execute(
+        "DELETE FROM transactions WHERE destination=? AND transaction_id=?",
+        (destination, transaction_id),
+    )
+
+
+def forget_plain(cursor: sqlite3.Cursor, destination: ServerName) -> None:
+    """Forget a destination about which there is nothing to know."""
+    cursor.execute(
+        "DELETE FROM destinations WHERE destination=? AND backoff IS NULL AND NOT paused",
+        (destination,),
+    )

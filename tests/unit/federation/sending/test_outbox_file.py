@@ -1,0 +1,163 @@
+"""The outbox's file: who may open it, what older ones become, faults of the disk."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from twisted.internet.defer import Deferred
+
+from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import OutboxError, OutboxUnavailable, run_inline
+from tests.unit.federation.sending.test_outbox import now, numbers, put
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    made = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
+    yield made
+    made.close()
+
+
+def test_a_second_process_is_kept_out(outbox: Outbox) -> None:
+    with pytest.raises(OutboxError, match="in use"):
+        Outbox(outbox.path, run_inline)
+
+
+def test_a_file_that_is_no_outbox_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    path.write_bytes(b"this is no database at all, and long enough to be one" * 100)
+    with pytest.raises(OutboxError, match="move it away"):
+        Outbox(path, run_inline)
+
+
+def test_an_outbox_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(OutboxError, match="newer"):
+        Outbox(path, run_inline)
+
+
+def test_a_disk_that_refuses_fails_what_was_asked_and_nothing_else(outbox: Outbox) -> None:
+    put(outbox, "y", 1)
+    real = outbox._in_one
+    calls: list[int] = []
+
+    def refusing(ops: Any) -> Any:
+        calls.append(len(ops))
+        raise sqlite3.OperationalError("database or disk is full")
+
+    outbox._in_one = refusing  # type: ignore[method-assign]
+    with pytest.raises(OutboxUnavailable, match="full"):
+        put(outbox, "y", 2)
+    outbox._in_one = real  # type: ignore[method-assign]
+    assert numbers(now(outbox.load("y", 0, 9))) == [1]
+    assert outbox.positions() == {("federation", "master"): 1}
+    assert calls == [1]
+
+
+def test_what_is_asked_while_the_disk_works_goes_into_one_commit(tmp_path: Path) -> None:
+    waiting: list[tuple[Any, Deferred[Any]]] = []
+
+    def run(work: Any) -> Deferred[Any]:
+        done: Deferred[Any] = Deferred()
+        waiting.append((work, done))
+        return done
+
+    outbox = Outbox(tmp_path / "outbox.sqlite", run)
+    done: list[object] = []
+    outbox.flush().addCallback(done.append)
+    for _ in range(5):
+        outbox.flush().addCallback(done.append)
+    assert len(waiting) == 1
+    work, fired = waiting.pop()
+    fired.callback(work())
+    assert len(waiting) == 1
+    work, fired = waiting.pop()
+    fired.callback(work())
+    assert done == [None] * 6
+    outbox.close()
+    work, fired = waiting.pop()
+    fired.callback(work())
+
+
+def test_one_failing_operation_does_not_fail_its_neighbours(tmp_path: Path) -> None:
+    waiting: list[tuple[Any, Deferred[Any]]] = []
+
+    def run(work: Any) -> Deferred[Any]:
+        done: Deferred[Any] = Deferred()
+        waiting.append((work, done))
+        return done
+
+    outbox = Outbox(tmp_path / "outbox.sqlite", run)
+    results: list[Any] = []
+    outbox.flush()
+    outbox.submit(lambda cursor: cursor.execute("nonsense")).addBoth(results.append)
+    outbox.submit(lambda cursor: 5).addBoth(results.append)
+    for _ in range(2):
+        work, fired = waiting.pop()
+        fired.callback(work())
+    assert isinstance(results[0].value, OutboxUnavailable)
+    assert results[1] == 5
+    outbox.close()
+    work, fired = waiting.pop()
+    fired.callback(work())
+
+
+#: What the first release wrote, with an EDU that waits, one in flight and one set aside.
+VERSION_1 = """
+CREATE TABLE edus (id INTEGER PRIMARY KEY, destination TEXT NOT NULL, lane INTEGER NOT NULL,
+    supersedes BLOB, queued_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
+    transaction_id TEXT, edu BLOB NOT NULL);
+CREATE INDEX edus_waiting ON edus (destination, id) WHERE transaction_id IS NULL;
+CREATE UNIQUE INDEX edus_newest ON edus (destination, supersedes)
+    WHERE supersedes IS NOT NULL AND transaction_id IS NULL;
+CREATE INDEX edus_expiring ON edus (expires_ms) WHERE expires_ms > 0 AND transaction_id IS NULL;
+CREATE INDEX edus_sent ON edus (destination, transaction_id) WHERE transaction_id IS NOT NULL;
+CREATE TABLE transactions (destination TEXT PRIMARY KEY, transaction_id TEXT NOT NULL,
+    origin_server_ts INTEGER NOT NULL, ids BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE destinations (destination TEXT PRIMARY KEY, paused INTEGER NOT NULL DEFAULT 0,
+    backoff BLOB) WITHOUT ROWID;
+CREATE TABLE positions (stream TEXT NOT NULL, instance TEXT NOT NULL, token INTEGER NOT NULL,
+    PRIMARY KEY (stream, instance)) WITHOUT ROWID;
+PRAGMA user_version=1;
+"""
+
+
+def test_a_file_of_the_first_release_goes_on(tmp_path: Path) -> None:
+    """What waited, was in flight and was set aside is so still; a back-off too."""
+    path = tmp_path / "outbox.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    for edu_id, transaction_id in ((1, None), (2, "t1"), (3, "")):
+        packed = msgpack.packb(("m.test", "x", None, b'{"n":%d}' % edu_id))
+        connection.execute(
+            "INSERT INTO edus VALUES (?,'y',5,NULL,?,0,?,?)", (edu_id, 9, transaction_id, packed)
+        )
+    connection.execute("INSERT INTO transactions VALUES ('y','t1',77,?)", (msgpack.packb([2]),))
+    connection.execute(
+        "INSERT INTO destinations VALUES ('y',0,?)", (msgpack.packb((2, 5, 6, 7, "why")),)
+    )
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        outbox = Outbox(path, run_inline)
+        found = outbox.destinations()["y"]
+        assert (found.waiting, found.in_flight, found.quarantined) == (True, True, 1)
+        assert found.backoff == Backoff(2, 5, 6, 7, "why")
+        assert numbers(now(outbox.load("y", 0, 9))) == [1]
+        (refused,) = now(outbox.quarantined("y"))
+        assert (refused["id"], refused["reason"]) == (3, None)
+        now(outbox.close())
+
+
+def test_a_file_is_closed_once(outbox: Outbox) -> None:
+    assert now(outbox.close()) is None
+    assert now(outbox.close()) is None

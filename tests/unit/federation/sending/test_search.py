@@ -1,0 +1,99 @@
+"""The search against a remote that refuses what it refuses: found, bounded, nobody else held up."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcprepl.federation.sending.search import FIRST_DENIALS, LATER_DENIALS, Search
+
+
+@given(st.integers(1, 60), st.data())
+def test_all_that_is_refused_is_found_and_all_else_delivered(
+    edus: int, data: st.DataObject
+) -> None:
+    """Whatever is refused, with requests bounded by 2 n log(m) + m."""
+    poison = data.draw(st.sets(st.integers(0, edus - 1)))
+    search = Search()
+    waiting = list(range(edus))
+    delivered: list[int] = []
+    found: set[int] = set()
+    requests = 0
+    while waiting:
+        count = len(waiting) if search.limit is None else min(search.limit, len(waiting))
+        chunk = waiting[:count]
+        requests += 1
+        if not poison.intersection(chunk):
+            search.accepted(chunk, edus)
+            delivered += chunk
+            waiting = waiting[count:]
+        elif count == 1:
+            search.found(chunk[0], edus)
+            found.add(chunk[0])
+            waiting = waiting[1:]
+        else:
+            search.halve(count)
+    assert found == poison
+    assert delivered == sorted(set(range(edus)) - poison)
+    assert requests <= 2 * (len(poison) + 1) * (math.ceil(math.log2(edus + 1)) + 2)
+
+
+def test_an_edu_is_to_blame_when_others_were_taken_and_it_is_refused_again() -> None:
+    search = Search()
+    assert search.denied([1, 2], 500, was_well=True)
+    search.accepted([2], 100)
+    assert search.suspect(1, 100) is False
+    assert search.has_new_evidence
+    assert search.suspect(1, 100) is True
+    search.found(1, 100)
+    assert not search.suspects
+
+
+def test_nothing_is_to_blame_while_nothing_is_taken() -> None:
+    search = Search()
+    for _ in range(5):
+        assert search.suspect(1, 100) is False
+    assert not search.has_new_evidence
+    search.accepted([9], 100)
+    assert search.has_new_evidence
+
+
+def test_what_cannot_go_into_quarantine_is_no_new_evidence() -> None:
+    search = Search()
+    search.suspect(1, 100)
+    search.accepted([9], 100)
+    search.keep(1)
+    assert search.suspects == {1}
+    assert not search.has_new_evidence
+
+
+def test_a_remote_that_takes_nothing_is_left_alone_after_a_bounded_number() -> None:
+    for was_well, most in ((True, FIRST_DENIALS), (False, LATER_DENIALS)):
+        search = Search()
+        went_on = [search.denied([n], 500, was_well=was_well) for n in range(most)]
+        assert went_on == [True] * (most - 1) + [False]
+
+
+def test_it_is_we_only_if_that_is_all_that_was_said() -> None:
+    search = Search()
+    search.denied([1], 401, was_well=True)
+    assert search.only_us
+    search.denied([1], 500, was_well=True)
+    search.denied([1], 401, was_well=True)
+    assert not search.only_us
+    search.accepted([1], 100)
+    assert search.only_us
+
+
+def test_a_round_ends_and_a_search_can_be_forgotten() -> None:
+    search = Search()
+    search.halve(8)
+    search.suspect(1, 100)
+    search.set_aside = search.rested = True
+    search.round_ended()
+    assert (search.set_aside, search.rested) == (False, False)
+    search.set_aside = True
+    search.forget()
+    assert (search.limit, search.suspects, search.set_aside) == (None, set(), False)
