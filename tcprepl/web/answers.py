@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -10,6 +11,8 @@ from tcprepl import limits
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.replication.status import LinkStatus, PeerStatus
 
+#: Two elements. (Tools that read OpenAPI stumble over the schema of a tuple.)
+_PAIR = Meta(min_length=2, max_length=2)
 #: A place in a stream.
 TokenField: TypeAlias = Annotated[Token, Meta(ge=0, le=limits.MAX_TOKEN)]
 #: A position as the long poll writes it.
@@ -50,7 +53,7 @@ class Updates(Struct, omit_defaults=True):
     """What a reader missed."""
 
     updates: Annotated[
-        list[tuple[int, Raw]],
+        Sequence[Annotated[Sequence[int | Raw], _PAIR]],
         Meta(description="[token, row], ascending; equal tokens belong together."),
     ]
     upto_token: int
@@ -58,7 +61,7 @@ class Updates(Struct, omit_defaults=True):
         bool, Meta(description="Whether there is more up to the token asked for; ask on.")
     ]
     missing: Annotated[
-        tuple[int, int] | UnsetType,
+        Annotated[Sequence[int], _PAIR] | UnsetType,
         Meta(
             description="After and up to which token rows are past retention, or in a gap: the "
             "upstream of a relay could not tell them, or began anew."

@@ -29,6 +29,8 @@ from tcprepl.web.services import WebServices
 VERSIONS = ("v3", "r0")
 #: The extra stream that takes the content of to-device messages for our own users.
 LOCAL_MESSAGES = "to_device_messages"
+#: How to log in.
+LOGIN_TYPES = ("m.login.token", "m.login.application_service")
 _RECEIPT_TYPES = ("m.read", "m.read.private")
 _MAX_MESSAGES = 10_000
 
@@ -78,7 +80,7 @@ class Identifier(msgspec.Struct):
 class Login(msgspec.Struct):
     """A wish for a token."""
 
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": [*LOGIN_TYPES]})]
     token: str | None = None
     user: str | None = None
     identifier: Identifier | None = None
@@ -244,8 +246,7 @@ class ClientApi:
 
     def get_login(self, call: Call) -> Response:
         """Say how to log in."""
-        flows = ("m.login.token", "m.login.application_service")
-        return json_response(Flows([Flow(flow) for flow in flows]))
+        return json_response(Flows(list(map(Flow, LOGIN_TYPES))))
 
     def post_login(self, call: Call) -> Response:
         """Give a token for one user to who shows a configured one."""
