@@ -130,3 +130,14 @@ def test_an_instance_that_no_line_can_name_is_refused(server: Server, name: byte
     target = b"/_tcprepl/v1/streams/typing/rows?instance=" + name
     status, _, body = ask(server, get(target, method=b"POST", body=b'[["!r:x",[]]]'))
     assert (status, json.loads(body)["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+def test_one_bad_recipient_is_named(server: Server) -> None:
+    """And the message of the others is not sent either, so that all of it can be sent again."""
+    target = b"/_matrix/client/v3/sendToDevice/m.x/1?user_id=@a:example.com"
+    messages = {"@y:b.example.": {"D": {}}, "@k:b.example": {"D": {}}}
+    body = json.dumps({"messages": messages}).encode()
+    header = b"Authorization: Bearer x"
+    status, _, answer = ask(server, get(target, header, method=b"PUT", body=body))
+    assert (status, json.loads(answer)["errcode"]) == (400, "M_INVALID_PARAM")
+    assert "@y:b.example." in json.loads(answer)["error"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import resource
 import sqlite3
 from pathlib import Path
 
-from tests.harness import Lines, Server, tcprepl
+from tests.harness import Lines, Server, tcprepl, wait_until
 
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
@@ -53,6 +55,42 @@ def test_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
             'RDATA device_lists master 1 ["@1:a"]',
             f'RDATA device_lists master {token} ["@2:a"]',
         ]
+
+
+def test_full_disk_is_told_at_every_door(tmp_path: Path) -> None:
+    """503 with Retry-After, whatever is to be stored; and it is stored once there is room."""
+    edu = {"destination": "b.example", "edu_type": "m.x", "content": {}}
+    doors = (
+        ("POST", "/_tcprepl/v1/streams/device_lists/rows", [["@a:x"]]),
+        ("POST", "/_tcprepl/v1/edus", edu),
+        ("PUT", "/_tcprepl/v1/rooms/!r:x/hosts", {"hosts": ["b.example"]}),
+        (
+            "PUT",
+            "/_matrix/client/v3/sendToDevice/m.x/1?user_id=@a:example.com",
+            {"messages": {"@b:b.example": {"D": {}}}},
+        ),
+    )
+
+    def answers(server: Server) -> list[tuple[int, bool]]:
+        found = []
+        for method, path, body in doors:
+            connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+            connection.request(method, path, json.dumps(body), {"Authorization": "Bearer x"})
+            answer = connection.getresponse()
+            answer.read()
+            found.append((answer.status, answer.getheader("Retry-After") is not None))
+            connection.close()
+        return found
+
+    with Server(tmp_path) as server:
+        assert answers(server) == [(200, False)] * len(doors)
+        limit_files(server, 0)
+        assert answers(server)[:3] == [(503, True)] * 3
+        limit_files(server, None)
+        good = [(200, False)] * len(doors)
+        wait_until(lambda: answers(server) == good or None, "there is room again")
+        log = server.process.stdout + server.process.stderr
+        assert "Traceback" not in log
 
 
 def database(where: Path) -> Path:

@@ -207,3 +207,23 @@ def test_a_long_answer_may_take_longer_to_read_than_a_refusal(stage: Stage) -> N
     stage.clock.advance(1)
     assert exchange.transport.aborted
     exchange.leave()
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://localhost/health", b"evil.example", 200),
+        (b"http://localhost/_tcprepl/v1/status", b"evil.example", 200),
+        (b"http://evil.example/_tcprepl/v1/status", b"localhost", 403),
+        (b"http://localhost", b"localhost", 200),
+        (b"http://localhost?/health", b"localhost", 200),
+        (b"ws://localhost/health", b"localhost", 404),
+    ],
+)
+def test_the_absolute_form_names_path_and_host(target: bytes, host: bytes, status: int) -> None:
+    """The header of that name does not count then."""
+    stage = Stage()
+    exchange = Exchange(stage).send(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, host))
+    assert exchange.answer.status == status
+    exchange.leave()
+    stage.close()
