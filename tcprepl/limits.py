@@ -38,6 +38,16 @@ MAX_TOKEN = 2**63 - 1
 PAGE_BYTES = 262_144
 #: Rows in one page; exceeded, as the bytes are, only to finish a token.
 PAGE_ROWS = 4_096
+#: Bytes that all readers who are behind get in one turn of the reactor, before others have theirs.
+TURN_BYTES = 1_048_576
+#: How long a reader waits before a disk that refused is asked again.
+READ_RETRY_S = 1.0
+#: Most bytes of new rows that are written to a connection in one piece.
+SEGMENT_BYTES = 65_536
+#: Moments of each pair that are kept, to tell how old unsent rows are.
+MAX_HEAD_SAMPLES = 512
+#: Shortest time between two of them.
+HEAD_SAMPLE_S = 0.1
 #: Pages of the disk that are kept for the next reader at the same place.
 PAGE_CACHE_BYTES = 32 * 2**20
 

@@ -12,12 +12,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.errors import LogCorrupt, TokenFromFuture, TokenTooOld
-from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_VOLATILE_TRANSACTIONS
 from tcprepl.streams.blocks import empty_page
 from tcprepl.streams.cursor import Cursor, Source
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
+from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.pages import Reading
 from tcprepl.streams.registry import Registry, StreamDef, check_name
@@ -136,12 +137,12 @@ class BaseLog:
         self,
         pair: Pair,
         after: Token,
-        incarnation: IncarnationId | None = None,
+        places: Places = (),
         *,
         compacted: bool = False,
     ) -> Cursor:
         """Return a reader's place after *after*, as `Log.cursor` says."""
-        return Cursor(self, pair, after, incarnation, compacted=compacted)
+        return Cursor(self, pair, after, places, compacted=compacted)
 
     def read(
         self,

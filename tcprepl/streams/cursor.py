@@ -19,9 +19,10 @@ from enum import Enum
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from tcprepl import limits as bounds
-from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.ids import Pair, Token
 from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.history import History
+from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Page
 from tcprepl.streams.pages import Reading
 
@@ -31,31 +32,30 @@ class Void(Enum):
 
     #: Its token is above the position: it comes from a log that is gone.
     AHEAD = "ahead"
-    #: It has rows of a history that parted from this one.
+    #: It has rows that are none of this log's, which was restored from a copy, or is another one.
     FORKED = "forked"
-    #: It comes from an incarnation that this log does not know.
-    UNKNOWN = "unknown"
     #: Rows of a stream of states are gone that it would have to have.
     STATES = "states"
 
 
 class Restart(NamedTuple):
-    """The reader forgets its state of the pair and reads on after *start*.
+    """The reader forgets what it has of the pair above *start*, and reads on from there.
 
     Attributes:
         after: The token that the reader had.
         start: Where it begins anew, and where the cursor is now.
         why: What made its state void.
-        held: The oldest or newest token that there is, whichever was passed.
-        detail: More about that, for people: the setting that bounds retention, for instance.
-        compacted: Whether superseded rows are left out on the way to the head.
+        held: The token nearest to *after* that this log has: its position, its floor, or the
+            last that the reader shares with it.
+        bound: What made rows go, for people: the setting that bounds them, for instance.
+        compacted: Whether it begins with the newest row of each key, for a stream of states.
     """
 
     after: Token
     start: Token
     why: Void
     held: Token
-    detail: str
+    bound: str
     compacted: bool
 
 
@@ -145,14 +145,14 @@ class Cursor:
         token: Up to where everything has been said.
     """
 
-    __slots__ = ("_compacted", "_incarnation", "_log", "_reading", "pair", "token")
+    __slots__ = ("_compacted", "_log", "_places", "_reading", "pair", "token")
 
     def __init__(
         self,
         log: _Logs,
         pair: Pair,
         after: Token,
-        incarnation: IncarnationId | None = None,
+        places: Places = (),
         *,
         compacted: bool = False,
     ) -> None:
@@ -162,14 +162,14 @@ class Cursor:
             log: The log.
             pair: The (stream, instance); it need not be known yet.
             after: The last token that the reader has.
-            incarnation: The incarnation in which it got that; None if it does not say.
+            places: In which incarnations of the log it got what it has, if it says.
             compacted: Whether the reader takes, below the floor of a stream of states, the
                 newest row of each key for all of them. Otherwise it is told to begin anew.
         """
         self._log = log
         self.pair = pair
         self.token = after
-        self._incarnation = incarnation
+        self._places = places
         self._compacted = compacted
         self._reading: Reading | None = None
 
@@ -182,19 +182,19 @@ class Cursor:
         source = self._log.source(self.pair)
         token = self.token
         position = source.position if source is not None else 0
-        if self._incarnation is not None:
-            parted = self._parted(source)
-            if parted is not None:
-                return parted
+        if self._places:
+            forked = self._forked(source)
+            if forked is not None:
+                return forked
         if token > position:
-            return self._restart(source, Void.AHEAD, position, f"its position is {position}")
+            return self._restart(source, Void.AHEAD, position)
         upto = min(limits.upto, position)
         if token >= upto or source is None:
             return AT_HEAD
         floor = source.floor
         if token < floor and not (self._compacted and source.compactable(token)):
             if source.restart_point < floor:
-                return self._restart(source, Void.STATES, floor, source.bound)
+                return self._restart(source, Void.STATES, floor)
             self.token = min(floor, upto)
             return Gap(token, self.token, Cause.RETENTION, source.bound)
         gap = self._log.gaps.next(self.pair, max(token, floor))
@@ -213,29 +213,27 @@ class Cursor:
         self.token = page.upto
         return page
 
-    def _parted(self, source: Source | None) -> Restart | None:
+    def _forked(self, source: Source | None) -> Restart | None:
         """Return the restart of a reader whose rows are not all of this history."""
-        incarnation, self._incarnation = self._incarnation, None
-        if not self.token or incarnation is None:
+        places, self._places = self._places, ()
+        if not self.token:
             return None
-        shared = self._log.history.shared(self.pair, self.token, incarnation)
-        if shared is None:
-            return self._restart(source, Void.UNKNOWN, 0, "its incarnation is not known here")
-        if shared >= self.token:
+        shared = self._log.history.common(self.pair, places)
+        if shared is not None and shared >= self.token:
             return None
-        return self._restart(
-            source, Void.FORKED, shared, f"this log has other rows after {shared}", shared
-        )
+        return self._restart(source, Void.FORKED, shared or 0)
 
-    def _restart(
-        self, source: Source | None, why: Void, held: Token, detail: str, start: Token = -1
-    ) -> Restart:
-        """Begin anew after *start*, or at the restart point if nothing can be read from there."""
-        after, floor = self.token, 0
+    def _restart(self, source: Source | None, why: Void, held: Token) -> Restart:
+        """Begin anew: with the last token that both have, if there is one, or as the log can.
+
+        A state cannot be undone row by row: it is read again whole.
+        """
+        after, start, floor, bound = self.token, 0, 0, ""
         if source is not None:
-            floor = source.floor
-            if start <= floor:
-                start = source.restart_point  # below the floor only states can be had
-        self.token = start = max(start, 0)
-        self._compacted = self._compacted or start < floor
-        return Restart(after, start, why, held, detail, start < floor)
+            start, floor, bound = source.restart_point, source.floor, source.bound
+        compacted = start < floor
+        if why is Void.FORKED and not compacted:
+            start = held
+        self.token = start
+        self._compacted = self._compacted or compacted
+        return Restart(after, start, why, floor if compacted else held, bound, compacted)

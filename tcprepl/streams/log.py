@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
+from tcprepl.streams.lineage import Places
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -200,7 +201,7 @@ class Log(Protocol):
         self,
         pair: Pair,
         after: Token,
-        incarnation: IncarnationId | None = None,
+        places: Places = (),
         *,
         compacted: bool = False,
     ) -> Cursor:
@@ -209,7 +210,7 @@ class Log(Protocol):
         Args:
             pair: The (stream, instance); it need not be known yet.
             after: The last token that the reader has; 0 if it has nothing.
-            incarnation: The incarnation in which it got that; None if it does not say.
+            places: In which incarnations of the log it got what it has, if it says.
             compacted: Whether the reader takes, of a stream of states, the newest row of each
                 key where other rows are gone; otherwise it is told to begin anew there.
         """

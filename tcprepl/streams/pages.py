@@ -62,6 +62,11 @@ class Reading:
         """Whether to ask the cursor again."""
         return self.page is not None or self.error is not None
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits already."""
+        return bool(self._waiting)
+
     def tell(self, waiter: Callable[[], object]) -> None:
         """Call *waiter*, which must not raise, once it is time to ask again; at once if it is."""
         if self.done:

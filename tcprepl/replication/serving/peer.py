@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from tcprepl import metrics
 from tcprepl.errors import CloseReason
-from tcprepl.ids import Token
+from tcprepl.ids import Pair, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.protocol.commands import (
     COMMANDS,
@@ -36,7 +36,7 @@ from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of
-from tcprepl.replication.serving.readers import ANY, Pair, Reader
+from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.serving.turns import Worked
 from tcprepl.replication.status import PeerStatus
@@ -249,7 +249,7 @@ class Peer:
         if refusal is not None:
             self._session.refuse(refusal, self._server.reactor.seconds())
             return cost
-        lines = [
+        for pattern in patterns:
             hub.subscribe(
                 self._reader,
                 form,
@@ -258,11 +258,6 @@ class Peer:
                 places=command.incarnations,
                 only_instance=None if form.rdata_instance else hub.instance,
             )
-            for pattern in patterns
-        ]
-        self._pump()
-        if any(lines):
-            self._write(b"".join(lines))
         return cost
 
     def _patterns(self, command: ReplicateCommand) -> list[Pair]:

@@ -1,74 +1,33 @@
 """Readers of the hub: what each asked for, and what it owns while it is behind.
 
-At the head a reader owns nothing but its place in a `Group`; behind, it owns a `Backlog`
-of integers (protocol.md section 10).
+At the head a reader owns nothing but its place in a `Group`; behind, it owns a `Backlog`: the
+moment at which it left the head, and a `Track` for each pair in which there is something for
+it (protocol.md section 10).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.replication.serving.heads import Head
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.transport import Outlet
-
-Pair: TypeAlias = tuple[StreamName, InstanceName]
-
-#: Samples of past heads that are kept for each pair, to tell how old unsent rows are.
-HEAD_SAMPLES = 512
-#: Shortest time between two such samples.
-HEAD_SAMPLE_S = 0.1
+from tcprepl.streams.cursor import Cursor
+from tcprepl.streams.pages import Reading
 
 #: Stands for every stream, or every instance, in a subscription.
 ANY = "*"
+#: What every pair matches.
+EVERYTHING: Pair = (ANY, ANY)
 
 
-class Head:
-    """Where one (stream, instance) has been published to, and how much that was.
-
-    Attributes:
-        token: The newest token handed to the readers.
-        rows: Rows published since the hub began.
-        bytes: Bytes of lines published since the hub began.
-        origin: The position before the first row that the hub published.
-    """
-
-    __slots__ = ("_times", "_tokens", "bytes", "origin", "rows", "token")
-
-    def __init__(self, token: Token) -> None:
-        self.token = token
-        self.origin = token
-        self.rows = 0
-        self.bytes = 0
-        self._tokens: list[Token] = []
-        self._times: list[float] = []
-
-    def sample(self, now: float) -> None:
-        """Remember that the head is at its token at *now* (monotonic seconds).
-
-        A sample stands for the rows up to its token, and has the time of the oldest of them.
-        """
-        if self._times and now - self._times[-1] < HEAD_SAMPLE_S:
-            self._tokens[-1] = self.token
-            return
-        self._tokens.append(self.token)
-        self._times.append(now)
-        if len(self._tokens) > HEAD_SAMPLES:
-            # Join the older half by twos: what is long past needs no fine grain.
-            half = HEAD_SAMPLES // 4 * 2
-            self._tokens[:half] = self._tokens[1:half:2]
-            self._times[:half] = self._times[:half:2]
-
-    def age_of(self, token: Token, now: float) -> float:
-        """Return for how many seconds rows after *token* have existed; 0 when there are none."""
-        if token >= self.token:
-            return 0.0
-        index = bisect_right(self._tokens, token)
-        if index == len(self._times):
-            return 0.0
-        return now - self._times[index]
+def patterns_of(pair: Pair) -> tuple[Pair, Pair, Pair, Pair]:
+    """Return the patterns that *pair* matches."""
+    stream, instance = pair
+    return pair, (stream, ANY), (ANY, instance), EVERYTHING
 
 
 class Subscription:
@@ -82,9 +41,9 @@ class Subscription:
     __slots__ = ("only_instance", "patterns")
 
     def __init__(
-        self, patterns: frozenset[Pair] = frozenset(), only_instance: InstanceName | None = None
+        self, patterns: Iterable[Pair] = (), only_instance: InstanceName | None = None
     ) -> None:
-        self.patterns = patterns
+        self.patterns = set(patterns)
         self.only_instance = only_instance
 
     def wants(self, pair: Pair) -> bool:
@@ -94,10 +53,10 @@ class Subscription:
             return False
         patterns = self.patterns
         return (
-            pair in patterns
+            EVERYTHING in patterns
+            or pair in patterns
             or (stream, ANY) in patterns
             or (ANY, instance) in patterns
-            or (ANY, ANY) in patterns
         )
 
 
@@ -109,67 +68,136 @@ class Group:
         written_at: When bytes were last written to all of them (monotonic seconds).
     """
 
-    __slots__ = ("_wanted", "form", "readers", "subscription", "written_at")
+    __slots__ = ("form", "only_instance", "patterns", "readers", "written_at")
 
-    def __init__(self, form: WireForm, subscription: Subscription) -> None:
+    def __init__(
+        self, form: WireForm, patterns: frozenset[Pair], only: InstanceName | None
+    ) -> None:
         self.form = form
-        self.subscription = subscription
+        self.patterns = patterns
+        self.only_instance = only
         self.readers: dict[Reader, None] = {}
         self.written_at = 0.0
-        self._wanted: dict[Pair, bool] = {}
 
-    def wants(self, pair: Pair) -> bool:
-        """Return whether the group wants rows of *pair*; remembered."""
-        wanted = self._wanted.get(pair)
-        if wanted is None:
-            wanted = self._wanted[pair] = self.subscription.wants(pair)
-        return wanted
+
+class Groups:
+    """The readers at the head, found by the pairs that they want.
+
+    Invariant: there is no group without readers.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[WireForm, frozenset[Pair], InstanceName | None], Group] = {}
+        self._by_pattern: dict[Pair, dict[Group, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def join(self, reader: Reader) -> None:
+        """Let *reader* have its place in the group that wants what it wants."""
+        subscription = reader.subscription
+        patterns, only = frozenset(subscription.patterns), subscription.only_instance
+        key = (reader.form, patterns, only)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(reader.form, patterns, only)
+            for pattern in patterns:
+                self._by_pattern.setdefault(pattern, {})[group] = None
+        group.readers[reader] = None
+        reader.group = group
+
+    def leave(self, reader: Reader) -> None:
+        """Take *reader* out of its group, if it is in one."""
+        group, reader.group = reader.group, None
+        if group is None:
+            return
+        del group.readers[reader]
+        if group.readers:
+            return
+        del self._groups[group.form, group.patterns, group.only_instance]
+        for pattern in group.patterns:
+            groups = self._by_pattern[pattern]
+            del groups[group]
+            if not groups:
+                del self._by_pattern[pattern]
+
+    def wanting(self, pair: Pair) -> list[Group]:
+        """Return the groups that want rows of *pair*, each once."""
+        found: list[dict[Group, None]] = []
+        for pattern in patterns_of(pair):
+            groups = self._by_pattern.get(pattern)
+            if groups:
+                found.append(groups)
+        if not found:
+            return []
+        wanting = found[0] if len(found) == 1 else {g: None for groups in found for g in groups}
+        _, instance = pair
+        return [g for g in wanting if g.only_instance is None or g.only_instance == instance]
+
+
+class Track:
+    """A reader's way to the head of one pair.
+
+    Attributes:
+        head: Where it leads.
+        cursor: Where the reader is.
+        begun: Whether the reader has been told where it begins; that goes before the first row.
+        rows: How many of the hub's rows the reader has had; a lower bound before the hub began.
+        size_bytes: The same in bytes.
+        sent: The token of the last row that was sent, where rows end below the cursor.
+        reading: What tells when to ask again, if the next page is not there yet.
+    """
+
+    __slots__ = ("begun", "cursor", "head", "reading", "rows", "sent", "size_bytes")
+
+    def __init__(self, head: Head, cursor: Cursor, *, begun: bool) -> None:
+        self.head = head
+        self.cursor = cursor
+        self.begun = begun
+        self.rows = 0
+        self.size_bytes = 0
+        self.sent: Token | None = None
+        self.reading: Reading | None = None
 
 
 class Backlog:
-    """What a reader that is not at the head owns: integers only.
+    """What a reader that is not at the head owns.
+
+    Of a pair without a track the reader has what had been handed out at the moment *since*.
 
     Attributes:
-        cursors: For each pair the token up to which the reader has been served.
-        sent: For a pair whose last sent row is below its cursor: the token of that row.
-        owed: Pairs that are owed a POSITION once they are at the head.
-        compacted: Pairs being re-read from their restart point, where superseded rows are gone.
-        base_rows: For each pair how many of the hub's rows the reader has had.
-        base_bytes: The same in bytes.
+        since: The moment, which the heads remember.
         began_at: When the reader left the head (monotonic seconds).
-        turn: Counts pages, so that each stream comes first in its turn.
-        unbegun: Pairs just subscribed at the head, whose POSITION is yet to come: it has to
-            go before their rows, should there be any by then.
+        tracks: The pairs in which there is something for it.
+        order: The same: whose turn it is comes first.
+        owed: What it has just subscribed: of each such pair it is told where it stands, once
+            the pair, or in the end the reader, is at the head.
+        told: Pairs of which it has been told that.
+        absent: What is to be said before anything else, of pairs that nobody has written.
     """
 
-    __slots__ = (
-        "base_bytes",
-        "base_rows",
-        "began_at",
-        "compacted",
-        "cursors",
-        "owed",
-        "sent",
-        "turn",
-        "unbegun",
-    )
+    __slots__ = ("absent", "began_at", "order", "owed", "since", "told", "tracks")
 
-    def __init__(
-        self,
-        cursors: dict[Pair, Token],
-        base_rows: dict[Pair, int],
-        base_bytes: dict[Pair, int],
-        now: float,
-    ) -> None:
-        self.cursors = cursors
-        self.base_rows = base_rows
-        self.base_bytes = base_bytes
+    def __init__(self, since: int, now: float) -> None:
+        self.since = since
         self.began_at = now
-        self.sent: dict[Pair, Token] = {}
-        self.owed: set[Pair] = set()
-        self.compacted: set[Pair] = set()
-        self.turn = 0
-        self.unbegun: set[Pair] = set()
+        self.tracks: dict[Pair, Track] = {}
+        self.order: deque[Track] = deque()
+        self.owed = Subscription()
+        self.told: set[Pair] = set()
+        self.absent: dict[Pair, bytes] = {}
+
+    def add(self, track: Track) -> None:
+        """Add *track*, in place of the one of its pair, if there is one."""
+        self.remove(track.head.pair)
+        self.tracks[track.head.pair] = track
+        self.order.append(track)
+
+    def remove(self, pair: Pair) -> None:
+        """Remove the track of *pair*, if there is one."""
+        track = self.tracks.pop(pair, None)
+        if track is not None:
+            self.order.remove(track)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +223,8 @@ class Reader:
         paused_s: Seconds spent not at the head since it first was.
         served_bytes: Bytes of rows written to it.
         gaps: How often it was told that rows are missing.
+        live: Whether it is still there.
+        queued: Whether it waits to be served.
     """
 
     __slots__ = (
@@ -206,8 +236,8 @@ class Reader:
         "live",
         "outlet",
         "paused_s",
+        "queued",
         "served_bytes",
-        "serving",
         "subscription",
     )
 
@@ -215,15 +245,14 @@ class Reader:
         self.outlet = outlet
         self.label = label
         self.form = _NO_FORM
-        self.subscription = _NOTHING
+        self.subscription = Subscription()
         self.group: Group | None = None
         self.backlog: Backlog | None = None
         self.paused_s = 0.0
         self.served_bytes = 0
         self.gaps = 0
         self.live = True
-        self.serving = False
+        self.queued = False
 
 
 _NO_FORM = WireForm(rdata_instance=True, position_tokens=2, max_line_bytes=0)
-_NOTHING = Subscription()

@@ -21,7 +21,7 @@ from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
 from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, LocalProtocolError
-from tcprepl.ids import InstanceName, ServerName, StreamName
+from tcprepl.ids import InstanceName, Pair, ServerName, StreamName
 from tcprepl.protocol.commands import (
     Command,
     FederationAckCommand,
@@ -34,7 +34,6 @@ from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.measuring import CommandCounts, Sources
 from tcprepl.replication.serving.peer import Peer
-from tcprepl.replication.serving.readers import Pair
 from tcprepl.replication.serving.turns import Turns
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.streams.log import Log
@@ -284,7 +283,7 @@ class ReplicationServer:
 
     def _stream(self, pair: Pair) -> StreamStatus:
         head = self.hub.heads[pair]
-        return StreamStatus(*pair, head.token, self._log.floor(*pair), head.rows, head.bytes)
+        return StreamStatus(*pair, head.token, self._log.floor(*pair), head.rows, head.size_bytes)
 
     def status(self) -> ServerStatus:
         """Return a snapshot of the server."""

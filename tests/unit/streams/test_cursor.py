@@ -18,7 +18,6 @@ from tcprepl.streams.pages import Reading
 from tcprepl.streams.retention import Bounds, Retention
 from tests.log_kit import (
     DURABLE,
-    EPHEMERAL,
     STATES,
     MemoryStore,
     SqliteStore,
@@ -81,7 +80,7 @@ def test_a_pair_that_is_not_known(make: Make) -> None:
     store = make()
     assert store.log.cursor(("pushers", "w"), 0).next() is AT_HEAD
     cursor = store.log.cursor(("pushers", "w"), 7)
-    assert cursor.next() == Restart(7, 0, Void.AHEAD, 0, "its position is 0", compacted=False)
+    assert cursor.next() == Restart(7, 0, Void.AHEAD, 0, "", compacted=False)
     assert cursor.next() is AT_HEAD
 
 
@@ -110,7 +109,7 @@ def test_a_token_from_the_future_begins_anew(make: Make) -> None:
     store = make(SMALL)
     publish(store, 6)
     cursor = store.log.cursor(PAIR, 9)
-    assert cursor.next() == Restart(9, 3, Void.AHEAD, 6, "its position is 6", compacted=False)
+    assert cursor.next() == Restart(9, 3, Void.AHEAD, 6, "max_rows=3", compacted=False)
     assert tokens(cursor.next()) == [4, 5, 6]
 
 
@@ -179,21 +178,20 @@ def test_a_page_ends_where_a_gap_begins_that_is_not_noted_at_the_reader(make: Ma
 def test_a_reader_of_a_known_incarnation_goes_on(make: Make) -> None:
     store = make()
     publish(store, 3)
-    cursor = store.log.cursor(PAIR, 2, store.log.history.current)
-    assert tokens(cursor.next()) == [3]
+    places = ((2, store.log.history.current),)
+    assert tokens(store.log.cursor(PAIR, 2, places).next()) == [3]
 
 
-def test_a_reader_of_an_unknown_incarnation_begins_anew(make: Make) -> None:
+def test_a_reader_of_another_log_shares_nothing_with_this_one(make: Make) -> None:
     store = make(SMALL)
     publish(store, 6)
-    cursor = store.log.cursor(PAIR, 5, "elsewhere")
-    assert cursor.next() == Restart(
-        5, 3, Void.UNKNOWN, 0, "its incarnation is not known here", compacted=False
-    )
+    cursor = store.log.cursor(PAIR, 5, ((5, "elsewhere"),))
+    assert cursor.next() == Restart(5, 0, Void.FORKED, 0, "max_rows=3", compacted=False)
+    assert cursor.next() == Gap(0, 3, Cause.RETENTION, "max_rows=3")
     assert tokens(cursor.next()) == [4, 5, 6]
     # who has nothing has nothing that could be wrong
-    assert isinstance(store.log.cursor(PAIR, 0, "elsewhere").next(), Gap)
-    assert isinstance(store.log.cursor(("pushers", "w"), 5, "elsewhere").next(), Restart)
+    assert isinstance(store.log.cursor(PAIR, 0, ((0, "elsewhere"),)).next(), Gap)
+    assert isinstance(store.log.cursor(("pushers", "w"), 5, ((5, "x"),)).next(), Restart)
 
 
 @pytest.mark.parametrize("trimmed", [0, 2])
@@ -206,27 +204,29 @@ def test_a_reader_of_a_lost_future_goes_back_to_what_both_have(
     store.reopen()
     publish(store, 9)
     store.log.trim(*PAIR, trimmed)
-    cursor = store.log.cursor(PAIR, 8, first)
-    assert cursor.next() == Restart(
-        8, 3, Void.FORKED, 3, "this log has other rows after 3", compacted=False
-    )
-    assert tokens(cursor.next())[0] == 4
+    for places in ([(8, first)], [(8, "lost"), (6, first)]):
+        cursor = store.log.cursor(PAIR, 8, tuple(places))
+        answer = cursor.next()
+        assert isinstance(answer, Restart)
+        assert answer[:4] == (8, 3, Void.FORKED, 3)
+        assert not answer.compacted
+        assert tokens(cursor.next())[0] == 4
     store.close()
 
 
-@pytest.mark.parametrize("stream", [STATES, EPHEMERAL])
-def test_a_lost_future_of_what_is_in_memory_is_void_altogether(tmp_path: Path, stream: str) -> None:
+def test_a_lost_future_of_states_is_void_altogether(tmp_path: Path) -> None:
+    """A state cannot be undone row by row."""
     store = SqliteStore(tmp_path)
-    publish(store, 3, stream)
+    publish(store, 3, STATES)
     first = store.log.history.current
     store.reopen()
-    publish(store, 9, stream)
-    cursor = store.log.cursor((stream, "w"), 9, first)
+    publish(store, 9, STATES)
+    floor = store.log.floor(STATES, "w")
+    cursor = store.log.cursor((STATES, "w"), 9, ((9, first),))
     answer = cursor.next()
     assert isinstance(answer, Restart)
-    assert (answer.why, answer.held) == (Void.FORKED, store.log.floor(stream, "w"))
-    assert answer.start == store.log.restart_point(stream, "w")
-    assert answer.compacted == (stream == STATES)
+    assert (answer.start, answer.why, answer.held) == (0, Void.FORKED, floor)
+    assert answer.compacted
     assert len(tokens(cursor.next())) == 9
     store.close()
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from tcprepl.errors import LogCorrupt
+from tcprepl import limits
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.replication.serving import hub as hub_module
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
@@ -81,9 +80,7 @@ class World:
         outlet: Any = Outlet()
         reader = Reader(outlet, stream)
         only = "master" if form is OLD else None
-        begin = self.hub.subscribe(reader, form, (stream, instance), asked, only_instance=only)
-        if begin:
-            outlet.write(begin)
+        self.hub.subscribe(reader, form, (stream, instance), asked, only_instance=only)
         self.hub.serve(reader)
         return reader, outlet
 
@@ -97,10 +94,10 @@ def world() -> World:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A hub that reads and writes in small pieces."""
-    monkeypatch.setattr(hub_module, "PAGE_ROWS", 2)
-    monkeypatch.setattr(hub_module, "PAGE_BYTES", 100)
-    monkeypatch.setattr(hub_module, "SERVE_BYTES", 150)
-    monkeypatch.setattr(hub_module, "SEGMENT_BYTES", 60)
+    monkeypatch.setattr(limits, "PAGE_ROWS", 2)
+    monkeypatch.setattr(limits, "PAGE_BYTES", 100)
+    monkeypatch.setattr(limits, "TURN_BYTES", 150)
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 60)
     return World()
 
 
@@ -249,12 +246,22 @@ def test_asking_makes_nothing(world: World) -> None:
     assert reader.gaps == 1
 
 
+def test_a_pair_that_one_asked_for_is_announced_to_all_before_its_first_row(world: World) -> None:
+    """Whoever asked for all of them has not heard of it, though another asked by name."""
+    _, everybody = world.reader()
+    everybody.lines()
+    world.reader("beta", "later", 0)
+    world.publish("beta", [1], instance="later")
+    world.turn()
+    assert everybody.lines() == ["POSITION beta later 0 0", "RDATA beta later 1 [1]"]
+
+
 def test_a_wildcard_leaves_alone_what_was_asked_for_by_name(world: World) -> None:
     world.publish("alpha", [1], [2])
     world.turn()
     reader, outlet = world.reader("alpha", "master", 1)
     outlet.lines()
-    assert world.hub.subscribe(reader, NATIVE, ("alpha", ANY), 0) == b""
+    world.hub.subscribe(reader, NATIVE, ("alpha", ANY), 0)
     world.hub.serve(reader)
     assert outlet.lines() == ["POSITION alpha master 2 2"]
 
@@ -377,7 +384,7 @@ def test_large_turns_are_cut_so_that_a_slow_reader_holds_little(small: World) ->
     small.turn()
     assert len(outlet.writes) == 2
     assert reader.backlog is not None
-    assert reader.backlog.cursors[ALPHA] == 3
+    assert small.hub._heads.at(small.hub.heads[ALPHA], reader.backlog.since).token == 3
 
 
 def test_serving_yields_to_others_and_goes_on(small: World) -> None:
@@ -413,7 +420,7 @@ def test_a_full_socket_at_the_farewell_is_no_loss(world: World) -> None:
     world.publish("alpha", [1])
     world.turn()
     outlet: Any = Outlet()
-    outlet.full_after = 2
+    outlet.full_after = 1
     reader = Reader(outlet, "r")
     world.hub.subscribe(reader, NATIVE, ("alpha", "master"), 0)
     world.hub.serve(reader)
@@ -473,6 +480,7 @@ def test_too_long_a_row_is_left_out_for_synapse_and_whole_for_us(world: World) -
     world.hub.subscribe(reader, NEWEST, ("alpha", "master"), 0)
     world.hub.serve(reader)
     assert old.lines() == [
+        "POSITION alpha master 0 0",
         "POSITION alpha master 1 1",
         "RDATA alpha master 2 [2]",
         "POSITION alpha master 2 2",
@@ -491,23 +499,24 @@ def test_2017_readers_hear_of_one_instance_and_only_the_end_of_catch_up(world: W
     assert outlet.lines() == ["RDATA alpha 3 [3]"]
 
 
-def test_a_corrupt_block_costs_a_gap_not_the_reader(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.publish("alpha", [1])
+def test_a_damaged_block_costs_its_rows_and_not_those_around(world: World) -> None:
+    world.publish("alpha", [1], [2], [3], [4])
     world.turn()
-
-    def broken(*_: Any, **__: Any) -> Any:
-        raise LogCorrupt("table blocks, token 1", table="blocks")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(world.log, "read", broken)
-        reader, outlet = world.reader("alpha", "master", 0)
-    lines = outlet.lines()
-    assert lines[0] == "POSITION alpha master 0 0"
-    assert lines[1].startswith("ERROR cannot read alpha of master after 0: ")
-    assert lines[2:] == ["POSITION alpha master 1 1", "POSITION alpha master 1 1"]
-    assert reader.gaps == 1
+    world.log.gaps.add(ALPHA, Gap(1, 3, Cause.DAMAGE, "its checksum does not match"))
+    for asked, after in ((0, 1), (2, 2)):
+        reader, outlet = world.reader("alpha", "master", asked)
+        lines = outlet.lines()
+        first = lines.index(
+            f"ERROR cannot read alpha of master after {after}: rows in ({after}, 3] cannot be "
+            f"read: its checksum does not match"
+        )
+        assert lines[first + 1 :] == [
+            "POSITION alpha master 3 3",
+            "RDATA alpha master 4 [4]",
+            "POSITION alpha master 4 4",
+        ]
+        assert lines[0] == f"POSITION alpha master {asked} {asked}"
+        assert reader.gaps == 1
 
 
 def test_a_reader_that_is_gone_gets_nothing(world: World) -> None:
@@ -557,10 +566,10 @@ def test_gaps_of_a_relay_are_told_live_and_to_those_who_come_later() -> None:
     assert live.lines()[2:] == told
     for asked, first in ((0, 3), (1, 2), (2, 1), (5, 1)):
         behind = Reader(late, "late")
-        begin = hub.subscribe(behind, NATIVE, ALPHA, asked).decode().splitlines()
-        assert begin == [f"POSITION alpha master {asked} {asked}"]
+        hub.subscribe(behind, NATIVE, ALPHA, asked)
         hub.serve(behind)
-        lines = late.lines()
+        begin, *lines = late.lines()
+        assert begin == f"POSITION alpha master {asked} {asked}"
         assert lines[first - 1 :] == [told[0], told[2], "POSITION alpha master 12 12"]
         assert behind.gaps == 1
 
@@ -590,7 +599,7 @@ def forked(world: World, asked: int, *places: tuple[int, str]) -> tuple[list[str
     world.turn()
     outlet: Any = Outlet()
     reader = Reader(outlet, "r")
-    outlet.write(world.hub.subscribe(reader, NATIVE, ALPHA, asked, places=places))
+    world.hub.subscribe(reader, NATIVE, ALPHA, asked, places=places)
     world.hub.serve(reader)
     return outlet.lines(), reader
 
@@ -669,7 +678,7 @@ def test_states_are_read_again_whole_after_a_fork() -> None:
     world.turn()
     outlet: Any = Outlet()
     reader = Reader(outlet, "r")
-    outlet.write(world.hub.subscribe(reader, NATIVE, pair, 2, places=((2, "another"),)))
+    world.hub.subscribe(reader, NATIVE, pair, 2, places=((2, "another"),))
     world.hub.serve(reader)
     assert outlet.lines()[1:] == [
         "POSITION typing master 0 0",
