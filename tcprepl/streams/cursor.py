@@ -16,7 +16,10 @@ passed in silence.
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from twisted.internet.defer import Deferred
 
 from tcprepl import limits as bounds
 from tcprepl.ids import Pair, Token
@@ -213,6 +216,23 @@ class Cursor:
         self.token = page.upto
         return page
 
+    async def arrived(
+        self,
+        limits: Limits = Limits(),  # noqa: B008 - it is immutable
+    ) -> Page | Gap | Restart | AtHead:
+        """Return as `next` does, once what is on its way from the disk is there.
+
+        Cancelling what awaits this is no trouble: the page is for others, too.
+
+        Raises:
+            LogUnavailable: The disk refuses; the cursor is where it was.
+        """
+        while isinstance(answer := self.next(limits), Reading):
+            there: Deferred[None] = Deferred()
+            answer.tell(partial(_arrive, there))
+            await there
+        return answer
+
     def _forked(self, source: Source | None) -> Restart | None:
         """Return the restart of a reader whose rows are not all of this history."""
         places, self._places = self._places, ()
@@ -237,3 +257,8 @@ class Cursor:
         self.token = start
         self._compacted = self._compacted or compacted
         return Restart(after, start, why, floor if compacted else held, bound, compacted)
+
+
+def _arrive(there: Deferred[None]) -> None:
+    if not there.called:  # unless whoever waited has left
+        there.callback(None)

@@ -115,27 +115,6 @@ class Gaps:
         gap = self.next(pair, cursor)
         return gap if gap is not None and gap.after <= cursor else None
 
-    def chain(self, pair: Pair, cursor: Token, position: Token) -> list[Gap]:
-        """Return the gap in which *cursor* stands, and those that adjoin it, in order.
-
-        The last one's end is where its reader can go on. A gap that ends above *position* is
-        nobody's yet: it is noted before the position moves over it.
-        """
-        found: list[Gap] = []
-        gap = self.at(pair, cursor)
-        while gap is not None and gap.upto <= position:
-            found.append(gap)
-            gap = self.at(pair, gap.upto)
-        return found
-
-    def readable(self, pair: Pair, cursor: Token, upto: Token) -> Token:
-        """Return how far *cursor*, which stands in no gap, may be served.
-
-        That is *upto*, or where the next gap begins if it does so before.
-        """
-        gap = self.next(pair, cursor)
-        return upto if gap is None else min(upto, gap.after)
-
     def covers(self, pair: Pair, after: Token, upto: Token) -> bool:
         """Return whether all of ``(after, upto]`` lies in one gap."""
         gap = self.at(pair, after)

@@ -6,19 +6,21 @@ answer is whole tokens of ``(from_token, upto_token]`` of one instance, as they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import structlog
 from msgspec import UNSET, Meta, Raw, Struct
 
 from tcprepl import limits
-from tcprepl.errors import TokenTooOld, UnknownStream
+from tcprepl.errors import UnknownStream
 from tcprepl.http.calls import Call, Response, invalid, json_response, missing
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import DROPPED
+from tcprepl.streams.cursor import AtHead, Limits
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
 from tcprepl.web.answers import Updates
 from tcprepl.web.ingest import unknown_stream
@@ -50,7 +52,6 @@ class CatchUp:
         self._log = services.log
         self._registry = services.registry
         self._own = services.instance
-        self._gaps = services.log.gaps
 
     def routes(self, gate: Gate) -> Iterator[Route]:
         """Return the path."""
@@ -63,7 +64,7 @@ class CatchUp:
         path = "/_synapse/replication/get_repl_stream_updates/{stream}/{txn}"
         yield Route("GET", path, self.get_updates, gate.machine, about)
 
-    def get_updates(self, call: Call) -> Response:
+    async def get_updates(self, call: Call) -> Response:
         """Answer ``{"updates": [[token, row], ...], "upto_token", "limited"}``.
 
         A reader of these has no way to be told to start anew, and an error would only make it
@@ -82,37 +83,42 @@ class CatchUp:
         if after >= min(upto, position):  # also when the writer had to start anew
             return _answer([], upto, limited=False, gap=None)
         upto = min(upto, position)
-        pair = (stream, instance)
-        floor = self._log.floor(*pair)
-        restart = self._log.restart_point(*pair)
-        start, why = after, []
         # A stream of states in memory still knows the newest row of each key below its floor.
-        if after < floor and restart == floor:
+        cursor = self._log.cursor((stream, instance), after, compacted=True)
+        asked = Limits(upto, limits.CATCH_UP_ROWS)
+        gaps: list[Gap] = []
+        while not isinstance(answer := await cursor.arrived(asked), Page | AtHead):
+            if isinstance(answer, Gap):  # else states are told again, all of them
+                gaps.append(answer)
+        gap = (after, gaps[-1].upto) if gaps else None
+        if gap is not None:
+            self._say(stream, instance, gap, gaps)
+        if not isinstance(answer, Page):
+            return _answer([], upto, limited=False, gap=gap)
+        rows = [(token, Raw(row)) for token, row in answer.rows()]
+        return _answer(rows, answer.upto, limited=answer.upto < upto, gap=gap)
+
+    def _say(
+        self,
+        stream: StreamName,
+        instance: InstanceName,
+        missing: tuple[Token, Token],
+        gaps: Sequence[Gap],
+    ) -> None:
+        """Count and log what a reader is not told."""
+        past = [gap for gap in gaps if gap.cause is Cause.RETENTION]
+        if past:
             DROPPED.labels("rows", "asked for past retention").inc()
-            why.append("past retention")
-            start = floor
-        gaps = self._gaps.chain(pair, start, position) if floor <= start < upto else []
-        if gaps:
+        if len(past) < len(gaps):
             DROPPED.labels("rows", "asked for in a gap").inc()
-            why += [gap.words() for gap in gaps]
-            start = gaps[-1].upto
-        gap = None
-        if why:
-            gap = (after, min(start, upto))
-            logger.warning(
-                "http.catch_up.gap",
-                stream=stream,
-                instance=instance,
-                after=after,
-                upto=gap[1],
-                why="; ".join(why),
-            )
-            if start >= upto:
-                return _answer([], upto, limited=False, gap=gap)
-        end = self._gaps.readable(pair, max(start, floor), upto)
-        page = self._read(stream, instance, start, end, restart)
-        rows = [(token, Raw(row)) for token, row in page.rows()]
-        return _answer(rows, page.upto, limited=page.limited or end < upto, gap=gap)
+        logger.warning(
+            "http.catch_up.gap",
+            stream=stream,
+            instance=instance,
+            after=missing[0],
+            upto=missing[1],
+            why="; ".join("past retention" if gap in past else gap.words() for gap in gaps),
+        )
 
     def _instance(self, stream: StreamName, asked: str | None) -> InstanceName:
         if asked is not None:
@@ -127,18 +133,6 @@ class CatchUp:
         if len(writers) > 1:
             raise missing("instance", f"one of {', '.join(writers)}, who all write {stream}")
         return writers[0]
-
-    def _read(
-        self, stream: StreamName, instance: InstanceName, after: Token, upto: Token, restart: Token
-    ) -> Page:
-        try:
-            return self._log.read(
-                stream, instance, after, upto, limit_rows=limits.CATCH_UP_ROWS, compacted=True
-            )
-        except TokenTooOld:  # states that went blank are forgotten: tell every state there is
-            return self._log.read(
-                stream, instance, restart, upto, limit_rows=limits.CATCH_UP_ROWS, compacted=True
-            )
 
 
 def _token(call: Call, name: str) -> Token:

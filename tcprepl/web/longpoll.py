@@ -29,7 +29,9 @@ from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.metrics import Live
-from tcprepl.streams.gaps import Gap
+from tcprepl.streams.cursor import Cursor, Limits, Restart, Void
+from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.log import Page
 from tcprepl.web.answers import Missing, Table
 from tcprepl.web.encoding import MSGPACK, Encoder, Fragment, choose_encoder
 from tcprepl.web.services import WebServices
@@ -119,7 +121,6 @@ class LongPoll:
         self._notifier = services.notifier
         self._reactor = services.reactor
         self._own = services.instance
-        self._gaps = services.log.gaps
         self._feeds = feeds(services.registry)
         self._slots = slots(services.registry)
         self._cache: dict[object, Fragment] = {}
@@ -162,7 +163,7 @@ class LongPoll:
         while True:
             news = self._notifier.wait(wakers)
             try:
-                fragments = self._look(ask)
+                fragments = await self._look(ask)
                 left_s = deadline - self._reactor.seconds()
                 if left_s <= 0 or self._draining or any(part.urgent for part in fragments):
                     return ask.encoder.response(fragments)
@@ -237,7 +238,7 @@ class LongPoll:
         numbers = [int(part) for part in parts]
         return (*numbers, *[0] * (len(self._slots) - len(numbers)))
 
-    def _look(self, ask: Ask) -> list[Fragment]:
+    async def _look(self, ask: Ask) -> list[Fragment]:
         """Return what there is for *ask* now."""
         fragments = []
         heads = self._heads()
@@ -248,7 +249,7 @@ class LongPoll:
             key = (feed.parameter, text, ask.limit, ask.encoder, tuple(positions.items()))
             fragment = self._cache.get(key)
             if fragment is None:
-                fragment = self._read(feed, vector, positions, ask)
+                fragment = await self._read(feed, vector, positions, ask)
                 self._remember(key, fragment)
             fragments.append(fragment)
         return fragments
@@ -290,7 +291,7 @@ class LongPoll:
             ]
         return encoder.meta("streams", token, ("name", "position"), rows)
 
-    def _read(
+    async def _read(
         self,
         feed: Feed,
         vector: Vector | None,
@@ -309,35 +310,17 @@ class LongPoll:
         rows: list[list[list[Cell]]] = [[] for _ in feed.tables]
         for instance, position in positions.items():
             name = ask.encoder.cell_of_text(instance) if several else None
-            pair = (feed.stream, instance)
-            floor = self._log.floor(*pair)
-            restart = self._log.restart_point(*pair)
-            if vector is None:
-                # As far back as nothing is missing: who begins anew must not meet a gap again.
-                last_gap = self._gaps.last_end(pair, position)
-                after = last_gap if last_gap > floor else restart
-            else:
-                after = vector.get(instance, 0)
-            missing = self._gaps.chain(pair, after, position) if after >= floor else []
-            if missing:
-                raise rows_missing(feed, vector, instance, missing, self._own)
-            upto = self._gaps.readable(pair, max(after, floor), position)
+            cursor = self._cursor(feed, instance, vector, position)
+            reached[instance] = cursor.token
+            asked = Limits(position, share)
+            answer = await cursor.arrived(asked)
+            if isinstance(answer, Gap | Restart):
+                raise await self._refusal(feed, vector, instance, cursor, answer, asked)
             found = 0
             for _ in range(_MAX_PAGES):
-                try:
-                    page = self._log.read(
-                        feed.stream,
-                        instance,
-                        after,
-                        upto,
-                        limit_rows=share,
-                        compacted=True,  # of states, what is below the floor comes as it is now
-                    )
-                except TokenTooOld as error:
-                    raise too_old(error, feed, vector, self._own) from None
-                except TokenFromFuture as error:
-                    raise from_future(error) from None
-                for token, row in page.rows():
+                if not isinstance(answer, Page):
+                    break  # a gap: the next request is told of it
+                for token, row in answer.rows():
                     placed = feed.place(row)
                     if placed is None:
                         continue
@@ -346,11 +329,11 @@ class LongPoll:
                     rows[table].append(
                         [b"%d" % token, *cells] if name is None else [b"%d" % token, *cells, name]
                     )
-                after = page.upto
-                if found or not page.limited:
+                reached[instance] = answer.upto
+                if found or answer.upto >= position:
                     break
-            limited = limited or page.limited or upto < position
-            reached[instance] = after
+                answer = await cursor.arrived(asked)
+            limited = limited or reached[instance] < position
         return ask.encoder.tables(
             feed,
             format_vector(reached, self._own),
@@ -359,6 +342,46 @@ class LongPoll:
             moved=vector is None or {k: v for k, v in vector.items() if v} != reached,
             limited=limited,
         )
+
+    def _cursor(
+        self, feed: Feed, instance: InstanceName, vector: Vector | None, position: Token
+    ) -> Cursor:
+        """Return where a request stands with one writer.
+
+        Of states, what is below the floor comes as it is now.
+        """
+        pair = (feed.stream, instance)
+        if vector is not None:
+            return self._log.cursor(pair, vector.get(instance, 0), compacted=True)
+        # As far back as nothing is missing: who begins anew must not meet a gap again.
+        after = self._log.gaps.last_end(pair, position)
+        if after <= self._log.floor(*pair):
+            after = self._log.restart_point(*pair)
+        return self._log.cursor(pair, after, compacted=True)
+
+    async def _refusal(
+        self,
+        feed: Feed,
+        vector: Vector | None,
+        instance: InstanceName,
+        cursor: Cursor,
+        answer: Gap | Restart,
+        asked: Limits,
+    ) -> ApiError:
+        """Return the refusal that says what *answer* says, and what *cursor* says next."""
+        stream, after = feed.stream, answer.after
+        if isinstance(answer, Restart):
+            if answer.why is Void.AHEAD:
+                return from_future(TokenFromFuture(stream, instance, after, answer.held))
+            gone = TokenTooOld(stream, instance, after, answer.held, answer.bound)
+            return too_old(gone, feed, vector, self._own)
+        if answer.cause is Cause.RETENTION:
+            gone = TokenTooOld(stream, instance, after, answer.upto, answer.detail)
+            return too_old(gone, feed, vector, self._own)
+        gaps = [answer]
+        while isinstance(further := await cursor.arrived(asked), Gap):
+            gaps.append(further)
+        return rows_missing(feed, vector, instance, gaps, self._own)
 
 
 class Turns:

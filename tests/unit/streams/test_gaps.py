@@ -30,25 +30,6 @@ def test_a_cursor_stands_in_a_gap_from_its_beginning_on_and_has_passed_it_at_its
     assert gaps.at(("typing", "w1"), 5) is None
 
 
-def test_gaps_that_adjoin_are_passed_at_once_as_far_as_the_position_is() -> None:
-    gaps = Gaps()
-    chained = [Gap(5, 9, Cause.UPSTREAM), Gap(9, 10, Cause.ANEW), Gap(10, 20, Cause.UPSTREAM)]
-    for gap in (*chained, Gap(21, 30, Cause.UPSTREAM)):
-        gaps.add(PAIR, gap)
-    assert gaps.chain(PAIR, 5, 40) == chained
-    assert gaps.chain(PAIR, 9, 40) == chained[1:]
-    assert gaps.chain(PAIR, 7, 19) == chained[:2]
-    assert gaps.chain(PAIR, 4, 40) == gaps.chain(PAIR, 20, 40) == gaps.chain(PAIR, 5, 8) == []
-
-
-def test_a_read_ends_where_the_next_gap_begins() -> None:
-    gaps = Gaps()
-    assert gaps.readable(PAIR, 0, 7) == 7
-    gaps.add(PAIR, Gap(5, 9, Cause.UPSTREAM))
-    assert [gaps.readable(PAIR, cursor, 40) for cursor in (0, 4, 9, 10)] == [5, 5, 40, 40]
-    assert gaps.readable(PAIR, 0, 3) == 3
-
-
 def test_a_move_within_one_gap_is_covered() -> None:
     gaps = Gaps()
     assert not gaps.covers(PAIR, 0, 1)
