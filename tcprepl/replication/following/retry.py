@@ -6,6 +6,7 @@ position is reached by it, and it is given one thing at a time.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import CoroutineType
@@ -17,6 +18,7 @@ from twisted.internet.defer import Deferred
 from tcprepl import limits, metrics
 from tcprepl.errors import BadRow
 from tcprepl.ids import Pair, Token
+from tcprepl.replication.following.asyncio_bridge import settled
 from tcprepl.replication.following.progress import Progress
 from tcprepl.streams.codec import Rows
 
@@ -108,7 +110,7 @@ class Caller:
 
     async def _settle(self, call: Call, result: Awaitable[object]) -> None:
         try:
-            await result
+            await settled(result)
             self._progress.advance(call.pair, call.reached)
         except BaseException as error:  # noqa: BLE001  # undone, then raised
             await self._retry(call, error)
@@ -117,7 +119,7 @@ class Caller:
         attempt = 1
         while True:
             self._progress.undo()
-            if not isinstance(error, Exception):
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise error  # the process ends, or the coroutine is thrown away
             if self._leave_out_bad_rows(call, error):
                 attempt = 0
@@ -134,14 +136,14 @@ class Caller:
                 if call.rows is None or call.rows:
                     result = call.function(*call.arguments)
                     if isinstance(result, AWAITABLE):
-                        await result
+                        await settled(result)
                 self._progress.advance(call.pair, call.reached)
             except BaseException as again:  # noqa: BLE001  # undone, then raised
                 error = again
             else:
                 return
 
-    def _leave_out_bad_rows(self, call: Call, error: Exception) -> bool:
+    def _leave_out_bad_rows(self, call: Call, error: BaseException) -> bool:
         """Take out the rows that do not fit their stream; return whether there were any."""
         if not isinstance(error, BadRow) or call.rows is None:
             return False
@@ -166,7 +168,7 @@ class Caller:
                 error=str(error),
             )
 
-    def _log(self, call: Call, attempt: int, error: Exception) -> None:
+    def _log(self, call: Call, attempt: int, error: BaseException) -> None:
         if call.rows is None:
             log.error(
                 "replication.callback.failed",
