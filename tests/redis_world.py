@@ -45,7 +45,12 @@ class RedisEnd(Protocol):
             self.transport.write(b"*3\r\n" + head + b":%d\r\n" % len(self.channels))
         elif word == b"PUBLISH":
             redis.published.append(words[2])
-            self.transport.write(b":%d\r\n" % redis.deliver(words[1], words[2]))
+            reached = 0 if redis.deaf else redis.deliver(words[1], words[2])
+            self.transport.write(b":%d\r\n" % reached)
+        elif word == b"ROLE":
+            role = redis.role
+            kind = b"*3\r\n" + encode(role)[4:] + b":0\r\n*0\r\n"
+            self.transport.write(kind if role else b"-NOPERM no permission\r\n")
         elif word == b"PING":
             pong = encode(b"pong", b"") if self.channels else b"+PONG\r\n"
             self.transport.write(pong)
@@ -58,6 +63,8 @@ class FakeRedis(Factory):
         published: Payloads that were published, in order.
         commands: Every command, in order.
         mute: Whether to answer nothing.
+        role: What ROLE is answered with; empty refuses to say.
+        deaf: Whether what is published reaches nobody.
         password: What AUTH has to say; None refuses everything.
     """
 
@@ -67,6 +74,8 @@ class FakeRedis(Factory):
         self.published: list[bytes] = []
         self.commands: list[list[bytes]] = []
         self.mute = False
+        self.role = b"master"
+        self.deaf = False
         self.password: bytes | None = None
         self._last = 0
         self.start()

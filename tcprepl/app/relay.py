@@ -17,7 +17,7 @@ from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.reload import SERVING, all_of
-from tcprepl.app.settings import http_secrets, redis_extra, retention_of
+from tcprepl.app.settings import http_secrets, retention_of
 from tcprepl.config import Address, Config, read_secret
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
@@ -34,6 +34,7 @@ from tcprepl.protocol.commands import (
 from tcprepl.replication.following.catchup import HttpCatchUp
 from tcprepl.replication.redis.url import RedisUrl, redis_endpoint
 from tcprepl.replication.relaying.intake import Intake, Upstream, relay_registry
+from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
@@ -189,7 +190,7 @@ class Relay:
                 on_command=self._say_downstream,
                 passive=self._passive,
             )
-        made: Upstream = redis_extra("relaying.redis_source").RedisUpstream(
+        made: Upstream = RedisUpstream(
             self._reactor,
             redis_endpoint(self._reactor, where),
             str(where),

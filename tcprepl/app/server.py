@@ -8,7 +8,7 @@ from the log outward (nobody is let in before positions are known), stopping goe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
@@ -21,7 +21,6 @@ from tcprepl.app.settings import (
     http_secrets,
     placed_servers,
     policy_of,
-    redis_extra,
     registry_of,
     retention_of,
     trust_of,
@@ -32,7 +31,9 @@ from tcprepl.ephemeral.presence_peers import SyncListener
 from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.service import CanonicalPublisher, FederationWriter
+from tcprepl.ids import InstanceName, StreamName
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
+from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.redis.url import parse_redis_url, redis_endpoint
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.server import ReplicationServer
@@ -43,9 +44,6 @@ from tcprepl.streams.publisher import Publisher
 from tcprepl.web.destinations import SenderDestinations
 from tcprepl.web.services import HttpLimits, WebServices
 from tcprepl.web.site import build_site
-
-if TYPE_CHECKING:
-    from tcprepl.replication.bus.redis_writer import RedisWriter
 
 
 class Server:
@@ -272,7 +270,7 @@ class Server:
         if settings is None:
             return
         url = parse_redis_url(settings.url.get_secret_value())
-        self._redis = redis_extra("bus.redis_writer").RedisWriter(
+        self._redis = RedisWriter(
             self._reactor,
             redis_endpoint(self._reactor, url),
             str(url),
@@ -285,6 +283,9 @@ class Server:
         )
         self._redis.start()
         self._life.add("redis", self._redis.stop)
+
+    def _unpublished(self, stream: StreamName, instance: InstanceName) -> str | None:
+        return None if self._redis is None else self._redis.unpublished(stream, instance)
 
     def _acknowledged(self, command: FederationAckCommand, peer: Peer) -> None:
         self.federation.send_queue.acknowledge(command.instance or peer.name, command.token)
@@ -314,6 +315,7 @@ class Server:
             edus=self.federation.send_queue,
             destinations=destinations,
             acknowledge=self.federation.send_queue.acknowledge,
+            unpublished=self._unpublished,
             further=self.federation.routes,
             ready=lambda: self._not_ready,
             secrets=http_secrets(self.config),

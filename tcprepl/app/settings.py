@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from OpenSSL import crypto
 
@@ -52,20 +50,6 @@ def registry_of(config: Config) -> Registry:
     """Return the built-in streams, those of federation and those of the configuration."""
     extra = (StreamDef(s.name, durable=s.durable) for s in config.streams.extra)
     return Registry((*map(StreamDef, OWN_STREAMS), *extra))
-
-
-def redis_extra(module: str) -> Any:
-    """Return a module of ours that needs what the extra ``redis`` installs.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        return importlib.import_module(f"tcprepl.replication.{module}")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"redis: {error.name} is not installed; expected: pip install 'tcprepl[redis]'"
-        ) from None
 
 
 def placed_servers(resolve: Mapping[str, str]) -> dict[str, tuple[str, int]]:

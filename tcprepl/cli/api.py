@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import click
+
 from tcprepl.errors import TcpreplError
 
 #: How long one request may take.
@@ -67,6 +69,8 @@ class Api:
         else:
             self._connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
         self._pause = threading.Event()
+        #: What was said already.
+        self._warnings: set[str] = set()
 
     def close(self) -> None:
         """Close the connection."""
@@ -101,6 +105,10 @@ class Api:
             query,
             b"[" + b",".join(rows) + b"]",
         )
+        warning = answer.get("warning")
+        if warning and warning not in self._warnings:
+            self._warnings.add(warning)
+            click.echo(f"warning: {warning}", err=True)
         first, last = answer["first"], answer["last"]
         tokens = [last] * len(rows) if batch else list(range(first, last + 1))
         return answer["instance"], tokens

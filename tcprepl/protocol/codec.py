@@ -11,8 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Final, cast
 
-from tcprepl.errors import BadEncoding, LocalProtocolError, MalformedCommand, UnknownCommand
+from tcprepl.errors import BadEncoding, LocalProtocolError, UnknownCommand
 from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN
+from tcprepl.protocol.arguments import Arguments
 from tcprepl.protocol.commands import (
     COMMANDS,
     CacheKey,
@@ -58,107 +59,17 @@ _is_time = PATTERNS["time"].fullmatch
 # -- reading ---------------------------------------------------------------------------------
 
 
-class _Arguments:
-    """The arguments of one line; raises errors that say which, what, and what was expected."""
-
-    __slots__ = ("_expected", "_secret", "_word", "rest", "values")
-
-    def __init__(self, word: str, rest: str) -> None:
-        spec = COMMANDS[word]
-        self._word = word
-        self._secret = spec.secret
-        self._expected = spec.syntax
-        self.rest = rest
-        self.values: list[str] = []
-
-    def wrong(self, what: str, value: str | None = None) -> MalformedCommand:
-        """Return the error for *what*, quoting *value* unless the command is secret."""
-        quoted = "" if value is None or self._secret else f' "{snippet(value)}"'
-        return MalformedCommand(
-            f"{self._word}: {what.format(quoted)}; expected {self._expected}", snippet=quoted[2:-1]
-        )
-
-    def split(self, *counts: int, wanted: str = "") -> int:
-        """Split into words, one of *counts*; spaces at the end do not count.
-
-        *wanted* is *counts* in words, by default each of them.
-        """
-        stripped = self.rest.rstrip(" ")
-        self.values = stripped.split(" ") if stripped else []
-        return self._check(counts, wanted)
-
-    def split_at_most(self, count: int) -> int:
-        """Split into exactly *count* arguments, of which the last may hold spaces."""
-        self.values = self.rest.split(" ", count - 1)
-        return self._check((count,))
-
-    def _check(self, counts: tuple[int, ...], wanted: str = "") -> int:
-        found = len(self.values)
-        if found not in counts:
-            wanted = wanted or " or ".join(map(str, counts))
-            raise self.wrong(f"{found} argument{'s' * (found != 1)}, not {wanted}")
-        return found
-
-    def name(self, index: int, what: str) -> str:
-        """Return argument *index* as a name."""
-        value = self.values[index]
-        if not _is_name(value):
-            raise self.wrong(f"{what}{{}} is not {NAME_SHAPE}", value)
-        return value
-
-    def token(self, index: int, what: str = "token") -> int:
-        """Return argument *index* as a token."""
-        value = self.values[index]
-        token = int(value) if _is_token(value) else MAX_TOKEN + 1
-        if token > MAX_TOKEN:
-            raise self.wrong(f"{what}{{}} is not {TOKEN_RANGE}", value)
-        return token
-
-    def asked_token(self, index: int) -> int:
-        """Return argument *index* as a token that a client names.
-
-        Synapse's senders begin with -1, which means before everything, as 0 does.
-        """
-        value = self.values[index]
-        if value.startswith("-") and _is_token(value[1:]):
-            return 0
-        return self.token(index)
-
-    def time_ms(self, index: int) -> int:
-        """Return argument *index* as ms since 1970."""
-        value = self.values[index]
-        if not _is_time(value):
-            raise self.wrong("time{} is not a whole number of milliseconds", value)
-        return int(value)
-
-    def json(self, index: int) -> list[object]:
-        """Return argument *index*, a JSON array."""
-        try:
-            value = json.loads(self.values[index], parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
-            raise self.wrong("the last argument is not valid JSON") from None
-        if not isinstance(value, list):
-            raise self.wrong("the last argument is not a JSON array")
-        return value
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(name)
-
-
-def _one_name(
-    make: Callable[[str], Command], what: str
-) -> Callable[[_Arguments, Dialect], Command]:
+def _one_name(make: Callable[[str], Command], what: str) -> Callable[[Arguments, Dialect], Command]:
     """Return what reads a command whose one argument is the name of *what*."""
 
-    def read(arguments: _Arguments, dialect: Dialect) -> Command:
+    def read(arguments: Arguments, dialect: Dialect) -> Command:
         arguments.split(1)
         return make(arguments.name(0, what))
 
     return read
 
 
-def _rdata(arguments: _Arguments, dialect: Dialect) -> Command:
+def _rdata(arguments: Arguments, dialect: Dialect) -> Command:
     count = 4 if dialect.rdata_instance else 3
     arguments.split_at_most(count)
     stream = arguments.name(0, "stream")
@@ -170,7 +81,7 @@ def _rdata(arguments: _Arguments, dialect: Dialect) -> Command:
     return RdataCommand(stream, instance, token, row.encode())
 
 
-def _position(arguments: _Arguments, dialect: Dialect) -> Command:
+def _position(arguments: Arguments, dialect: Dialect) -> Command:
     count = arguments.split(2, 3, 4)
     stream = arguments.name(0, "stream")
     instance = arguments.name(1, "instance") if count > 2 else DEFAULT_INSTANCE
@@ -178,22 +89,22 @@ def _position(arguments: _Arguments, dialect: Dialect) -> Command:
     return PositionCommand(stream, instance, prev, arguments.token(count - 1))
 
 
-def _error(arguments: _Arguments, dialect: Dialect) -> Command:
+def _error(arguments: Arguments, dialect: Dialect) -> Command:
     return ErrorCommand(arguments.rest)
 
 
-def _ping(arguments: _Arguments, dialect: Dialect) -> Command:
+def _ping(arguments: Arguments, dialect: Dialect) -> Command:
     return PingCommand(arguments.rest)
 
 
-def _name(arguments: _Arguments, dialect: Dialect) -> Command:
+def _name(arguments: Arguments, dialect: Dialect) -> Command:
     name = arguments.rest.strip(" ")
     if not _is_label(name):
         raise arguments.wrong(f"name{{}} is not {LABEL_SHAPE}", name)
     return NameCommand(name)
 
 
-def _replicate(arguments: _Arguments, dialect: Dialect) -> Command:
+def _replicate(arguments: Arguments, dialect: Dialect) -> Command:
     count = arguments.split(
         *(0, 2, 3, *_INCARNATION_COUNTS), wanted="0 or 2 or 3, or 4 and more in twos"
     )
@@ -214,7 +125,7 @@ def _replicate(arguments: _Arguments, dialect: Dialect) -> Command:
     return ReplicateCommand(stream, instance, arguments.asked_token(count - 1))
 
 
-def _user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
+def _user_sync(arguments: Arguments, dialect: Dialect) -> Command:
     count = arguments.split(3, 4, 5)
     last_sync_ms = arguments.time_ms(count - 1)
     edge = arguments.values[count - 2]
@@ -230,20 +141,20 @@ def _user_sync(arguments: _Arguments, dialect: Dialect) -> Command:
     )
 
 
-def _federation_ack(arguments: _Arguments, dialect: Dialect) -> Command:
+def _federation_ack(arguments: Arguments, dialect: Dialect) -> Command:
     count = arguments.split(1, 2)
     instance = arguments.name(0, "instance") if count == 2 else None
     return FederationAckCommand(instance, arguments.asked_token(count - 1))
 
 
-def _remove_pusher(arguments: _Arguments, dialect: Dialect) -> Command:
+def _remove_pusher(arguments: Arguments, dialect: Dialect) -> Command:
     arguments.split(3)
     return RemovePusherCommand(
         arguments.name(0, "app id"), arguments.name(1, "push key"), arguments.name(2, "user")
     )
 
 
-def _invalidate_cache(arguments: _Arguments, dialect: Dialect) -> Command:
+def _invalidate_cache(arguments: Arguments, dialect: Dialect) -> Command:
     arguments.split_at_most(2)
     cache_func = arguments.name(0, "cache")
     keys = arguments.json(1)
@@ -252,7 +163,7 @@ def _invalidate_cache(arguments: _Arguments, dialect: Dialect) -> Command:
     return InvalidateCacheCommand(cache_func, cast(tuple[CacheKey, ...], tuple(keys)))
 
 
-def _user_ip(arguments: _Arguments, dialect: Dialect) -> Command:
+def _user_ip(arguments: Arguments, dialect: Dialect) -> Command:
     arguments.split_at_most(2)
     user_id = arguments.name(0, "user")
     if not arguments.values[1].startswith("["):
@@ -278,11 +189,11 @@ def _user_ip(arguments: _Arguments, dialect: Dialect) -> Command:
     raise arguments.wrong("the array is not 3 strings, a string or null, and a whole number")
 
 
-def _sync(arguments: _Arguments, dialect: Dialect) -> Command:
+def _sync(arguments: Arguments, dialect: Dialect) -> Command:
     return SyncCommand(arguments.rest)
 
 
-def _lock_released(arguments: _Arguments, dialect: Dialect) -> Command:
+def _lock_released(arguments: Arguments, dialect: Dialect) -> Command:
     arguments.split_at_most(1)
     match arguments.json(0):
         case [str(instance), str(lock_name), str(lock_key)]:
@@ -290,20 +201,20 @@ def _lock_released(arguments: _Arguments, dialect: Dialect) -> Command:
     raise arguments.wrong("the array is not 3 strings")
 
 
-def _help(arguments: _Arguments, dialect: Dialect) -> Command:
+def _help(arguments: Arguments, dialect: Dialect) -> Command:
     return HelpCommand(arguments.rest.strip(" "))
 
 
-def _status(arguments: _Arguments, dialect: Dialect) -> Command:
+def _status(arguments: Arguments, dialect: Dialect) -> Command:
     arguments.split(0)
     return StatusCommand()
 
 
-def _info(arguments: _Arguments, dialect: Dialect) -> Command:
+def _info(arguments: Arguments, dialect: Dialect) -> Command:
     return InfoCommand(arguments.rest)
 
 
-_PARSERS: Final[dict[str, Callable[[_Arguments, Dialect], Command]]] = {
+_PARSERS: Final[dict[str, Callable[[Arguments, Dialect], Command]]] = {
     "SERVER": _one_name(ServerCommand, "server name"),
     "RDATA": _rdata,
     "POSITION": _position,
@@ -366,7 +277,7 @@ def parse_line(line: bytes, dialect: Dialect) -> Command:
             else "a space where a command should stand; HELP lists the commands",
             snippet=shown,
         )
-    return parser(_Arguments(name, rest), dialect)
+    return parser(Arguments(name, rest), dialect)
 
 
 # -- writing ---------------------------------------------------------------------------------

@@ -66,9 +66,17 @@ class RowsQuery(msgspec.Struct):
     txn_id: TransactionId | None = None
 
 
+class Published(Appended, frozen=True, gc=False, omit_defaults=True):
+    """The tokens that the rows got, and whether somebody will not hear of them."""
+
+    warning: Annotated[
+        str | None, Meta(description="Who will not get these rows, and why; left out if nobody.")
+    ] = None
+
+
 ABOUT = About(
     "Publish rows: all of them, or none",
-    Appended,
+    Published,
     RowsQuery,
     Annotated[list[Any], Meta(min_length=1, max_length=limits.MAX_INGEST_ROWS)],
     says="The tokens that the rows got.",
@@ -86,6 +94,7 @@ class Ingest:
     def __init__(self, services: WebServices) -> None:
         self._registry = services.registry
         self._publisher = services.publisher
+        self._unpublished = services.unpublished
         self._max_pending_bytes = services.limits.max_pending_bytes
         self._pending_bytes = 0
         self._reactor = services.reactor
@@ -135,7 +144,9 @@ class Ingest:
             instance=asked.instance,
             transaction_id=transaction_id,
         )
-        return json_response(appended)
+        warn = self._unpublished
+        warning = None if warn is None else warn(appended.stream, appended.instance)
+        return json_response(Published(**msgspec.structs.asdict(appended), warning=warning))
 
     async def publish(
         self,

@@ -128,6 +128,7 @@ class WebServices:
         destinations: Returns a mapping per destination of the federation sender:
             ``destination``, ``state``, ``why``, ``queued_edus``, ``oldest_seconds``,
             ``next_try_ms`` and more; what is not known may be left out.
+        unpublished: Returns who will not get rows of a stream and an instance, and why, or None.
         acknowledge: Takes what a federation sender acknowledges, (instance, token); returns
             why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
@@ -154,6 +155,7 @@ class WebServices:
     edus: EdusPort | None = None
     destinations: Callable[[], Iterable[Mapping[str, Any]]] | None = None
     acknowledge: Callable[[InstanceName, Token], str | None] | None = None
+    unpublished: Callable[[StreamName, InstanceName], str | None] | None = None
     ready: Callable[[], str | None] | None = None
     further: Callable[[Gate], Iterable[Route]] = lambda gate: ()
     secrets: Collection[str] = ()

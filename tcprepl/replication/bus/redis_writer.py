@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl import metrics
 from tcprepl.errors import LocalProtocolError, ProtocolError
-from tcprepl.ids import InstanceName, ServerName
+from tcprepl.ids import InstanceName, ServerName, StreamName
 from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     Command,
@@ -57,10 +57,10 @@ class PublishOutlet:
         rows: Rows published.
     """
 
-    def __init__(self, outlet: Outlet, channel: bytes) -> None:
+    def __init__(self, link: RedisLink, outlet: Outlet) -> None:
         self.rows = 0
+        self._link = link
         self._outlet = outlet
-        self._channel = channel
         self._unsaid: dict[bytes, bytes] = {}
 
     @property
@@ -80,7 +80,10 @@ class PublishOutlet:
         self.rows += len(lines) - chunk.count(b"\n" + _POSITION) - chunk.startswith(_POSITION)
         if self._unsaid or _AT_NOTHING in chunk:
             lines = self._without_nothing(lines)
-        return not lines or self._outlet.write(encode_publish(self._channel, lines))
+        if not lines:
+            return True
+        self._link.expect(lines[-1])
+        return self._outlet.write(encode_publish(self._link.channel, lines))
 
     def _without_nothing(self, lines: list[bytes]) -> list[bytes]:
         said: list[bytes] = []
@@ -161,11 +164,26 @@ class RedisWriter:
             on_up=self._up,
             on_down=self._down,
             on_drained=self._drained,
+            to_others=True,
             user=user,
             password=password,
         )
         server.on(RemoteServerUpCommand, self._server_up)
         server.links.append(self.status)
+
+    def unpublished(self, stream: StreamName, instance: InstanceName) -> str | None:
+        """Return why rows of *instance* in *stream* do not go to Redis; None when they do."""
+        if instance != self._instance:
+            return (
+                f"not published over Redis: only rows of {self._instance} are, as Synapse takes "
+                "the tokens of all writers of a stream for one sequence"
+            )
+        if stream not in self._streams:
+            return (
+                f"not published over Redis: not every Synapse has {stream}, and one that has not "
+                "gives up its connection when it hears of it (redis.synapse says which is there)"
+            )
+        return None
 
     def start(self) -> None:
         """Connect, and stay connected."""
@@ -181,7 +199,7 @@ class RedisWriter:
     def _up(self) -> None:
         outlet = self.link.outlet
         assert outlet is not None
-        self._outlet = PublishOutlet(outlet, self.link.channel)
+        self._outlet = PublishOutlet(self.link, outlet)
         self._reader = Reader(cast("Outlet", self._outlet), f"redis {self._name}")
         self._announced_at = float("-inf")
         self._announce()

@@ -5,26 +5,25 @@ pair: when either is lost, both are given up and made anew, for ever, so that wh
 the link hears of one thing only: up, lines, down. Each connection is asked for a sign of life
 of its own, since a half-dead one says nothing by itself.
 
-The commands are `txredisapi`'s, its factory is not: that connects on the global reactor and
-gives up for good when a password is refused. Its reading of replies is replaced by
-`tcprepl.replication.redis.resp`, which takes every message of a read at once.
+Being connected is not being heard. A Redis that was made a replica keeps its connections and
+takes what is published, and passes it on to nobody; one behind a proxy may be another one than
+the one that is subscribed. So who publishes asks the server for its role, and waits for its
+own lines to come back.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
-import txredisapi
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.background import (
@@ -33,117 +32,15 @@ from tcprepl.background import (
     run_as_background_process,
 )
 from tcprepl.errors import CloseReason, ConnectionFailed
-from tcprepl.protocol.display import snippet
-from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.following.delivery import backoff_s
-from tcprepl.replication.redis.resp import (
-    BadReply,
-    ErrorReply,
-    Message,
-    RespReader,
-    encode,
-    encode_publish,
-)
-from tcprepl.replication.transport import Outlet, make_outlet
+from tcprepl.replication.redis.connection import DEAD_AFTER_S, RedisConnection
+from tcprepl.replication.redis.resp import encode_publish
+from tcprepl.replication.transport import Outlet
 
 log = structlog.get_logger()
 
 #: How often the connections are looked at.
 SWEEP_INTERVAL_S: Final = 2.0
-#: A connection is asked for a sign of life after this long without one.
-PING_AFTER_S: Final = 10.0
-#: A connection that has given no sign of life for this long is dead.
-DEAD_AFTER_S: Final = 25.0
-
-_PING: Final = encode(b"PING")
-
-
-class RedisConnection(txredisapi.SubscriberProtocol):  # type: ignore[misc]  # it has no types
-    """One of the two connections.
-
-    Attributes:
-        gone: Fires with the reason, in words, when the connection has ended.
-        heard_at: When the last byte came (seconds of the reactor).
-        ended: Why it ended, in words; None while it lives.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        channel: bytes,
-        take: Callable[[list[bytes]], None],
-        drained: Callable[[], None],
-    ) -> None:
-        super().__init__(charset=None, convertNumbers=False)
-        self.gone: Deferred[str] = Deferred()
-        self.ended: str | None = None
-        self.heard_at: float = reactor.seconds()
-        self.outlet: Outlet | None = None
-        self._reactor = reactor
-        self._reader = RespReader(channel)
-        self._take = take
-        self._drained = drained
-        self._silent = False
-        self._asked_at: float = reactor.seconds()
-        self._reason: str | None = None
-
-    def connectionMade(self) -> Any:
-        """Note that we are connected (Twisted calls this)."""
-        made = super().connectionMade()
-        if hasattr(self.transport, "setTcpKeepAlive"):
-            self.transport.setTcpKeepAlive(True)
-        return made
-
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
-        """Hand on messages, answer questions (Twisted calls this)."""
-        self.heard_at = self._reactor.seconds()
-        try:
-            payloads, others = self._reader.feed(data)
-        except BadReply as error:
-            self.abort(str(error))
-            return
-        for value in others:
-            if isinstance(value, Message):
-                payloads.append(value.payload)
-            elif not self._silent:
-                refused = isinstance(value, ErrorReply)
-                self.replyReceived(txredisapi.ResponseError(str(value)) if refused else value)
-            elif isinstance(value, ErrorReply):
-                self.abort(f"Redis refuses: {value}")
-                return
-        if payloads:
-            self._take(payloads)
-
-    def connectionLost(self, why: Failure) -> None:
-        """Say why it ended (Twisted calls this)."""
-        self.ended = self._reason or f"{close_reason_of(why).value}: {why.getErrorMessage()}"
-        super().connectionLost(why)
-        self.gone.callback(self.ended)
-
-    def abort(self, reason: str) -> None:
-        """End the connection at once, for *reason*."""
-        if self._reason is None:
-            self._reason = reason
-            self.transport.abortConnection()
-
-    def go_silent(self) -> None:
-        """Take no more notice of replies but errors; write past txredisapi from now on."""
-        self._silent = True
-        self.outlet = make_outlet(self.transport, self._drained)
-
-    def write(self, data: bytes) -> bool:
-        """Write *data*; return whether the socket is ready for more."""
-        assert self.outlet is not None
-        return self.outlet.write(data)
-
-    def look(self, now: float) -> None:
-        """Ask for a sign of life, or give the connection up for want of one."""
-        silence = now - self.heard_at
-        if silence >= DEAD_AFTER_S:
-            self.abort(f"no sign of life for {silence:.0f} s")
-        elif now - max(self.heard_at, self._asked_at) >= PING_AFTER_S:
-            self._asked_at = now
-            self.write(_PING)
 
 
 class _Factory(Factory):
@@ -169,6 +66,8 @@ class RedisLink:
         on_drained: Called when the socket takes more again after it was full.
         also: Further channels to subscribe to.
         publishes: Whether to make the connection that publishes at all.
+        to_others: Whether what is published has to reach others: then a Redis that is not the
+            primary will not do, and neither will one that does not bring our lines back.
         user: For AUTH.
         password: For AUTH.
 
@@ -191,6 +90,7 @@ class RedisLink:
         on_drained: Callable[[], None] = lambda: None,
         also: Sequence[str] = (),
         publishes: bool = True,
+        to_others: bool = False,
         user: str | None = None,
         password: str | None = None,
     ) -> None:
@@ -202,6 +102,9 @@ class RedisLink:
         self.channel = channel.encode()
         self._reactor = reactor
         self._endpoint = endpoint
+        self._to_others = to_others
+        #: A line of ours that has to come back, and since when it has been on its way.
+        self._expected: tuple[bytes, float] | None = None
         self._channels = [self.channel, *(name.encode() for name in also)]
         self._on_lines = on_lines
         self._on_up = on_up
@@ -282,7 +185,13 @@ class RedisLink:
             return False
         self._echoes.update(lines)
         outlet.write(encode_publish(self.channel, lines))
+        self.expect(lines[-1])
         return True
+
+    def expect(self, line: bytes) -> None:
+        """Note that *line* has been published: everybody hears every line, and so shall we."""
+        if self._expected is None and self._to_others:
+            self._expected = (line, self._reactor.seconds())
 
     def is_echo(self, line: bytes) -> bool:
         """Return whether *line*, which was heard, is one that we published; each counts once."""
@@ -308,6 +217,7 @@ class RedisLink:
             _ = publisher.gone.addCallback(lambda reason: note("publishing", reason))
         self.up = True
         self._echoes.clear()
+        self._expected = None
         self.changed_at = self._reactor.seconds()
         log.info("redis.up", channel=self.channel.decode())
         self._on_up()
@@ -353,10 +263,10 @@ class RedisLink:
             self._subscriber = await self._open(self._take)
             if self.publishes:
                 self._publisher = await self._open(lambda lines: None)
-                self._publisher.go_silent()
+                if self._to_others:
+                    await self._answer(self._publisher.check_role())
             for channel in self._channels:
-                await self._answer(self._subscriber.subscribe([channel]))
-            self._subscriber.go_silent()
+                await self._answer(self._subscriber.ask(b"SUBSCRIBE", channel))
             if not self._running:
                 raise ConnectionFailed("stopping", reason=CloseReason.SHUTDOWN)
         except Exception as error:
@@ -373,25 +283,27 @@ class RedisLink:
         connection = RedisConnection(self._reactor, self.channel, take, self._drained)
         await self._answer(self._endpoint.connect(_Factory(connection)))
         if self._password is not None:
+            words = (word.encode() for word in (self._user, self._password) if word is not None)
             try:
-                await self._answer(connection.auth(self._password, self._user))
-            except Exception as error:
-                if connection.ended is not None:
-                    reason = CloseReason.CONNECTION_LOST
-                    raise ConnectionFailed(connection.ended, reason=reason) from error
+                await self._answer(connection.ask(b"AUTH", *words))
+            except Exception:
                 connection.abort("not let in")
                 raise
         return connection
 
-    async def _answer(self, deferred: Any) -> Any:
-        self._pending = deferred.addTimeout(limits.HANDSHAKE_TIMEOUT_S, self._reactor)
+    async def _answer(self, answer: Awaitable[Any]) -> Any:
+        """Wait for *answer*, not for ever."""
+        waiting = ensureDeferred(answer) if isinstance(answer, Coroutine) else answer
+        self._pending = waiting.addTimeout(limits.HANDSHAKE_TIMEOUT_S, self._reactor)  # type: ignore[attr-defined]
         try:
-            return await deferred
+            return await self._pending
         finally:
             self._pending = None
 
     def _take(self, payloads: list[bytes]) -> None:
         if self.up:
+            if self._expected is not None and self._expected[0] in payloads:
+                self._expected = None
             self._on_lines(payloads)
         else:
             self._early += payloads
@@ -406,9 +318,17 @@ class RedisLink:
             return
         if self._paused and self._subscriber is not None:
             self._subscriber.heard_at = now  # it is we who do not listen
+            self._expected = None
         for connection in (self._subscriber, self._publisher):
             if connection is not None:
                 connection.look(now)
+        if self._expected is not None and self._publisher is not None:
+            line, since = self._expected
+            assert self._publisher.outlet is not None
+            if self._publisher.outlet.busy:
+                self._expected = (line, now)  # it may still be with us
+            elif now - since >= DEAD_AFTER_S:
+                self._publisher.abort(f"what we publish has not come back for {now - since:.0f} s")
 
     # -- what users may do -------------------------------------------------------------
 
@@ -422,20 +342,17 @@ class RedisLink:
         """Read no more messages for now."""
         if self.up and not self._paused and self._subscriber is not None:
             self._paused = True
-            self._subscriber.transport.pauseProducing()
+            self._subscriber.pause()
 
     def resume(self) -> None:
         """Read on."""
         if self._paused and self._subscriber is not None:
             self._paused = False
-            self._subscriber.transport.resumeProducing()
+            self._subscriber.resume()
 
 
 def _explained(error: Exception) -> ConnectionFailed:
     """Return what went wrong while connecting, in words."""
-    if isinstance(error, txredisapi.ResponseError):
-        text = f"Redis refuses: {snippet(str(error).strip())}"
-        return ConnectionFailed(text, reason=CloseReason.PEER_CLOSED, transient=False)
     if isinstance(error, CancelledError | DeferredTimeout | ConnectingCancelledError):
         text = f"no answer within {limits.HANDSHAKE_TIMEOUT_S:.0f} s"
         return ConnectionFailed(text, reason=CloseReason.HANDSHAKE_TIMEOUT)

@@ -1,7 +1,6 @@
 """RESP, the wire of Redis, without I/O: bytes in, replies and pushed messages out.
 
-`txredisapi` reads a message in a dozen steps, each a turn of the reactor. A relay lives
-from messages, so they are cut here: every message of one read at once, with one search for
+A relay lives from messages, so every message of one read is cut at once, with one search for
 each. What is not a message is read by the book (RESP2).
 """
 

@@ -127,13 +127,15 @@ def test_data_of_another_process(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_streams_go_over_redis_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a URL a link is made; without what the extra installs, the error names it."""
+def test_streams_go_over_redis_too() -> None:
+    """With a URL a link is made, and what goes there is known."""
     reactor = MemoryReactorClock()
     server = made(reactor, redis={"url": "redis://:hush@127.0.0.1:6379"})
     result_of(server.start())
     assert [port for _, port, *_ in reactor.tcpClients] == [6379]
     assert [link.name for link in server.replication.status().links] == ["redis://127.0.0.1:6379"]
+    assert server._unpublished("typing", "master") is None
+    assert server._unpublished("typing", "other") is not None
     server._server_is_up("far.example.com")
     result_of(server.stop(), reactor)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tcprepl.app.settings import (
     http_secrets,
     placed_servers,
-    redis_extra,
     registry_of,
     retention_of,
     trust_of,
@@ -66,12 +64,3 @@ def test_secrets_of_http() -> None:
     assert http_secrets(build({}, "x").config) == []
     raw = {"http": {"token": "a", "replication_secret": "b"}}
     assert http_secrets(build(raw, "x").config) == ["a", "b"]
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ModuleNotFoundError("No module", name="txredisapi")
-
-    monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ConfigError, match=r"tcprepl\[redis\]"):
-        redis_extra("bus.redis_writer")

@@ -103,6 +103,16 @@ def test_rows_are_posted_and_get_their_tokens() -> None:
         assert server.asked[1][1].endswith("?txn_id=t+1&batch=1&instance=w1")
 
 
+def test_who_will_not_hear_of_rows_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, however many requests are answered so."""
+    answer = {"stream": "a", "instance": "w1", "first": 1, "last": 2, "warning": "not there"}
+    told = (200, {}, json.dumps(answer).encode())
+    with scripted(told, told) as server, contextlib.closing(Api(server.url)) as api:
+        post(api)
+        post(api)
+    assert capsys.readouterr().err == "warning: not there\n"
+
+
 def test_busy_and_broken_servers_are_asked_again() -> None:
     """429, 503 and a cut connection are repeated until the time is up."""
     busy = (503, {"Retry-After": "0.01"}, b"{}")

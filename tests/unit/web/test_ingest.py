@@ -44,6 +44,15 @@ def test_rows_get_tokens_in_order(stage: Stage) -> None:
     assert held(stage, "typing") == [(1, ["!r:x", ["@a:x"]]), (2, ["!s:x", []])]
 
 
+def test_who_will_not_hear_of_rows_is_said() -> None:
+    """With the reason; the rows are written all the same."""
+    stage = Stage(unpublished=lambda stream, instance: "not there" if instance == "w1" else None)
+    assert "warning" not in post(stage, "audit", [1]).json
+    answer = post(stage, "audit", [1], instance="w1").json
+    assert (answer["last"], answer["warning"]) == (1, "not there")
+    stage.close()
+
+
 def test_a_batch_shares_its_token(stage: Stage) -> None:
     """``batch=1``; and another instance has tokens of its own."""
     assert post(stage, "audit", [1, 2], batch=1, instance="w1").json == {

@@ -41,7 +41,7 @@ def test_types_become_parameters_bodies_and_answers() -> None:
     assert (body["type"], body["minItems"]) == ("array", 1)
     assert rows["responses"].keys() == {"200", "400", "401", "403", "404", "413", "429", "503"}
     reference = rows["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
-    assert reference == "#/components/schemas/Appended"
+    assert reference == "#/components/schemas/Published"
     health = described()["paths"]["/health"]["get"]
     assert "security" not in health
     assert health["responses"].keys() == {"200", "503"}

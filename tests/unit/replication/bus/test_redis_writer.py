@@ -80,10 +80,14 @@ def test_rows_and_positions_without_line_ends() -> None:
     assert world.lines() == ["POSITION caches master 2 9"]
 
 
-def test_rows_of_other_instances_are_not_ours_to_publish() -> None:
+def test_rows_that_do_not_go_to_redis_are_known_with_the_reason() -> None:
     world = World()
     world.publish("caches", [1], instance="other")
+    world.publish("alpha", [1])
     assert world.lines() == []
+    assert world.writer.unpublished("caches", "master") is None
+    assert "only rows of master are" in str(world.writer.unpublished("caches", "other"))
+    assert "not every Synapse has alpha" in str(world.writer.unpublished("alpha", "master"))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ class Sink:
 
 def test_a_pair_is_not_mentioned_before_its_first_row() -> None:
     sink: Any = Sink()
-    outlet = PublishOutlet(sink, b"c")
+    outlet = PublishOutlet(World().writer.link, sink)
     assert outlet.write(b"POSITION a m 5 5\n")
     assert b"POSITION a m 5 5" in sink.data
     assert outlet.write(b"POSITION b m 0 0\n")

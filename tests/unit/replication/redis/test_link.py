@@ -8,7 +8,8 @@ import pytest
 import structlog
 from twisted.internet.defer import Deferred
 
-from tcprepl.replication.redis.link import DEAD_AFTER_S, PING_AFTER_S, RedisLink
+from tcprepl.replication.redis.connection import DEAD_AFTER_S, PING_AFTER_S
+from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.redis.resp import encode_publish
 from tests.redis_world import FakeRedis
 from tests.wire import run_until
@@ -210,3 +211,71 @@ def test_lost_before_it_was_up(password: str | None) -> None:
     user.network.turn()
     assert str(user.link.last_error).startswith("connection_lost: ")
     assert user.told == []
+
+
+# -- being heard -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("role", "says"), [(b"slave", "a replica"), (b"sentinel", "a Sentinel")])
+def test_who_publishes_for_others_takes_only_the_primary(role: bytes, says: str) -> None:
+    user = User(to_others=True)
+    user.redis.role = role
+    user.start()
+    assert not user.link.up
+    assert says in str(user.link.last_error)
+    user.redis.role = b"master"
+    run_until(user.network, lambda: user.link.up)
+    user.network.run(60)
+    assert user.told == ["up"]
+    user.redis.role = role  # and hangs up on nobody
+    user.network.run(PING_AFTER_S + 4)
+    assert user.told[1][0] == "down"
+    assert says in user.told[1][1]
+
+
+def test_who_only_listens_takes_a_replica() -> None:
+    user = User()
+    user.redis.role = b"slave"
+    user.start()
+    assert user.link.up
+    assert [b"ROLE"] not in user.redis.commands
+
+
+def test_a_role_that_may_not_be_asked_is_not_asked_again() -> None:
+    user = User(to_others=True)
+    user.redis.role = b""
+    user.start()
+    user.network.run(60)
+    assert user.told == ["up"]
+    assert user.redis.commands.count([b"ROLE"]) == 1
+
+
+def test_lines_that_do_not_come_back_end_the_link() -> None:
+    user = User(to_others=True).start()
+    assert user.link.publish([b"one", b"two"])
+    user.network.run(DEAD_AFTER_S * 2)
+    assert user.told == ["up", [b"one", b"two"]] or "down" not in str(user.told)
+    user.redis.deaf = True
+    user.link.publish([b"three"])
+    user.network.run(DEAD_AFTER_S + 4)
+    assert "has not come back for" in str(user.link.last_error)
+    assert user.link.reconnects == 1
+
+
+def test_who_is_paused_or_full_waits_for_nothing() -> None:
+    user = User(to_others=True).start()
+    user.link.pause()
+    user.link.publish([b"one"])
+    user.network.run(DEAD_AFTER_S * 2)
+    user.link.resume()
+    user.network.settle()
+    user.link.publish([b"x" * 5_000])
+    assert user.link.outlet is not None
+    assert user.link.outlet.busy
+    user.link._sweep()
+    user.network.settle()
+    assert "down" not in str(user.told)
+
+
+def test_without_redis_nothing_is_published() -> None:
+    assert not User().link.publish([b"x"])
