@@ -185,6 +185,11 @@ STREAM_POSITION = Live(
     "The newest token, by stream and instance",
     labels=("stream", "instance"),
 )
+DAMAGED_RANGES = Live(
+    "tcprepl_log_damaged_ranges",
+    "Ranges of rows that cannot be read from the disk, as far as somebody has tried",
+    labels=("stream", "instance"),
+)
 PEER_BEHIND_ROWS = Live(
     "tcprepl_peer_behind_rows",
     "Rows that a peer has not been sent yet",

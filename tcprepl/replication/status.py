@@ -10,6 +10,9 @@ from typing import Any
 
 from tcprepl.ids import InstanceName, StreamName, Token
 
+#: Damaged ranges that STATUS names.
+_DAMAGE_SHOWN = 20
+
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
@@ -124,6 +127,7 @@ class ServerStatus:
         peers: Every connection.
         closed: How many connections have ended, by reason.
         links: Where streams come from, if this is a relay, and the Redis they go to.
+        damage: Ranges of rows that cannot be read from the disk, in words.
     """
 
     server_name: str
@@ -133,6 +137,7 @@ class ServerStatus:
     peers: list[PeerStatus] = field(default_factory=list)
     closed: dict[str, int] = field(default_factory=dict)
     links: list[LinkStatus] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the snapshot as plain values that JSON can hold."""
@@ -157,6 +162,9 @@ class ServerStatus:
             f"{self.uptime_seconds:.0f} s, {_count(len(self.peers) + more_peers, 'peer')}, "
             f"{behind} behind"
         ]
+        lines += [f"damaged: {words}" for words in self.damage[:_DAMAGE_SHOWN]]
+        if len(self.damage) > _DAMAGE_SHOWN:
+            lines.append(f"and {len(self.damage) - _DAMAGE_SHOWN} more that are damaged")
         lines += [line for link in self.links for line in link.lines()]
         lines += [
             f"stream {s.stream} of {s.instance}: position {s.position}, held from {s.floor}, "

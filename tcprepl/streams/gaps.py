@@ -133,6 +133,13 @@ class Gaps:
         """Return every gap that *cause* made, with its pair."""
         return [(pair, gap) for pair, gap in self if gap.cause is cause]
 
+    def damage(self) -> list[str]:
+        """Return, in words, every range of rows that the disk does not give back."""
+        return [
+            f"stream {stream} of {instance}: {gap.words()}"
+            for (stream, instance), gap in self.of(Cause.DAMAGE)
+        ]
+
     def keep(self, pair: Pair, floor: Token, position: Token) -> None:
         """Forget what ends at or below *floor*, or above *position*."""
         known = self._gaps.get(pair, [])

@@ -75,6 +75,10 @@ class HealthNow(Struct, omit_defaults=True):
     live: bool
     ready: bool
     reason: str | UnsetType = UNSET
+    degraded: Annotated[
+        list[str] | UnsetType,
+        Meta(description="What it serves is not whole: rows that cannot be read from the disk."),
+    ] = UNSET
 
 
 class Status(Struct):
@@ -92,3 +96,4 @@ class Status(Struct):
     closed: dict[str, int]
     destinations: list[dict[str, Any]]
     links: list[LinkStatus]
+    damage: list[str]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec import UNSET
+
 from tcprepl import metrics
 from tcprepl.errors import TcpreplError
 from tcprepl.http.calls import Call, Response, json_response
@@ -36,10 +38,14 @@ class Health:
         yield Route("GET", "/metrics", self.get_metrics, gate.person, numbers)
 
     def get_health(self, call: Call) -> Response:
-        """Answer 200 when positions are known and the log can be written, else 503."""
+        """Answer 200 when positions are known and the log can be written, else 503.
+
+        Damage on the disk does not end service: readers are told what they miss.
+        """
         reason = self.reason()
         if reason is None:
-            return json_response(HealthNow(live=True, ready=True))
+            degraded = self._services.log.gaps.damage() or UNSET
+            return json_response(HealthNow(live=True, ready=True, degraded=degraded))
         return json_response(HealthNow(live=True, ready=False, reason=reason), status=503)
 
     def reason(self) -> str | None:

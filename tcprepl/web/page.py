@@ -201,6 +201,8 @@ def _state(view: View) -> Nodes:
     yield " instance "
     yield element("b", status.instance)
     yield f", up {duration(status.uptime_seconds)}"
+    for words in status.damage:
+        yield element("span", _pill("bad", "damaged"), f" {words}", class_="away")
     for link in status.links:
         if not link.up:
             reason = f": {link.reason}" if link.reason else ""

@@ -151,6 +151,7 @@ class Board:
             services.instance,
             self._reactor.seconds() - self._started,
             streams,
+            damage=services.log.gaps.damage(),
         )
 
     def destinations(self) -> Sequence[Mapping[str, Any]]:

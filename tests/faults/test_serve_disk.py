@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import resource
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from tests.harness import Lines, Server, tcprepl, wait_until
 
@@ -169,3 +171,61 @@ def test_a_torn_write_costs_nothing_that_was_answered(tmp_path: Path) -> None:
         assert done.stdout.splitlines() == [
             f'RDATA device_lists master {n} ["@{n}:a"]' for n in range(1, 6)
         ]
+
+
+def get(server: Server, path: str) -> tuple[int, dict[str, Any]]:
+    """Return status and body of a GET."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, json.load(response)
+
+
+def test_a_damaged_block_of_thirty_costs_its_rows_at_every_face(tmp_path: Path) -> None:
+    """Rows 101 to 200 of 3,000: everything around them is served, and all are told."""
+    with Server(tmp_path) as server:
+        for first in range(1, 3_001, 100):
+            server.publish("device_lists", *([f"@{n:04}:a"] for n in range(first, first + 100)))
+        server.process.stop()
+        path = database(tmp_path)
+        content = bytearray(path.read_bytes())
+        content[content.index(b'["@0150:a"]') + 3] ^= 1
+        path.write_bytes(bytes(content))
+        server.start()
+        tokens: list[int] = []
+        said: list[str] = []
+        with Lines(server.port) as reader:
+            reader.send("REPLICATE device_lists master 0\n")
+            while not said or said[-1] != "POSITION device_lists master 3000 3000":
+                line = reader.readline()
+                if line.startswith("RDATA"):
+                    tokens.append(int(line.split()[3]))
+                elif line.startswith(("POSITION", "ERROR")):
+                    said.append(line)
+            assert tokens == [*range(1, 101), *range(201, 3_001)]
+            begins, error, behind, _ = said
+            assert (begins, behind) == (
+                "POSITION device_lists master 0 0",
+                "POSITION device_lists master 200 200",
+            )
+            words = "rows in (100, 200] cannot be read: "
+            assert error.startswith(f"ERROR cannot read device_lists of master after 100: {words}")
+            reader.send("STATUS\n")
+            damaged = f"stream device_lists of master: {words}"
+            assert reader.expect("INFO damaged: ").startswith(f"INFO damaged: {damaged}")
+        catch_up = "/_synapse/replication/get_repl_stream_updates/device_lists/x?upto_token=3000"
+        status, answer = get(server, f"{catch_up}&from_token=0")
+        assert (status, answer["upto_token"], answer["limited"]) == (200, 100, True)
+        status, answer = get(server, f"{catch_up}&from_token=100")
+        assert (status, answer["missing"], answer["updates"][0][0]) == (200, [100, 200], 201)
+        status, answer = get(server, "/_synapse/replication?device_lists=100")
+        assert (status, answer["errcode"], answer["held"]) == (410, "TCPREPL_ROWS_MISSING", 200)
+        status, answer = get(server, "/health")
+        (degraded,) = answer["degraded"]
+        assert (status, answer["ready"]) == (200, True)
+        assert degraded.startswith(damaged)
+        assert get(server, "/_tcprepl/v1/status")[1]["damage"] == [degraded]
+        wanted = 'tcprepl_log_damaged_ranges{instance="master",stream="device_lists"} 1.0'
+        assert wanted in server.request("GET", "/metrics")
+        assert server.process.stderr.count("streams.block.damaged") == 1

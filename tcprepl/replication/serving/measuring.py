@@ -108,6 +108,10 @@ class Sources:
                 metrics.PEER_PAUSED_SECONDS,
                 lambda: [((_label(p),), p.paused_seconds) for p in server.peers()],
             ),
+            (
+                metrics.DAMAGED_RANGES,
+                lambda: [(pair, 1.0) for pair in server.damaged_ranges()],
+            ),
             (metrics.LINK_UP, _of_links(server, "up")),
             (metrics.LINK_ROWS, _of_links(server, "rows")),
             (metrics.LINK_RECONNECTS, _of_links(server, "reconnects")),

@@ -36,6 +36,7 @@ from tcprepl.replication.serving.measuring import CommandCounts, Sources
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.turns import Turns
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
+from tcprepl.streams.gaps import Cause
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.releases import assumed_streams
@@ -295,6 +296,7 @@ class ReplicationServer:
             peers=self.peers(),
             closed=dict(self._closed),
             links=self.link_states(),
+            damage=self._log.gaps.damage(),
         )
 
     def status_lines(self) -> list[str]:
@@ -311,12 +313,17 @@ class ReplicationServer:
             streams=[self._stream(pair) for pair in islice(self.hub.heads, most)],
             peers=[peer.status(now) for peer in shown],
             links=self.link_states(),
+            damage=self._log.gaps.damage(),
         )
         return status.lines(streams=len(self.hub.heads), peers=len(self._peers), behind=len(behind))
 
     def link_states(self) -> list[LinkStatus]:
         """Return how it goes with each upstream and Redis."""
         return [link() for link in self.links]
+
+    def damaged_ranges(self) -> list[Pair]:
+        """Return the pair of each range of rows that cannot be read from the disk."""
+        return [pair for pair, _ in self._log.gaps.of(Cause.DAMAGE)]
 
     def received_commands(self) -> dict[tuple[str, str], int]:
         """Return how many commands came in, by command and name of the peer."""

@@ -69,3 +69,11 @@ def test_links_are_told_with_their_gaps() -> None:
     assert replace(status, links=[late]).as_dict()["links"][0]["idle_seconds"] == 7.4
     up = LinkStatus("redis://h", "redis", True, 3.0, "no answer", 1, 0)
     assert up.lines() == ["redis redis://h: up for 3 s, 0 rows, 1 reconnect, 0 gaps"]
+
+
+def test_damage_is_named_and_bounded() -> None:
+    damage = [f"stream s of i: rows in ({n}, {n + 1}] cannot be read" for n in range(23)]
+    lines = ServerStatus("x", "m", 1.0, damage=damage).lines()
+    assert lines[1] == "damaged: stream s of i: rows in (0, 1] cannot be read"
+    assert lines[-1] == "and 3 more that are damaged"
+    assert len(lines) == 22

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcprepl.errors import LogUnavailable
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
 from tests.web_site import Stage
@@ -35,6 +36,21 @@ def test_a_log_that_fails_is_a_reason() -> None:
 
     stage = Stage(log=Gone(Registry(), lambda: 0))
     assert stage.get("/health").json["reason"] == "the log is closed"
+    stage.close()
+
+
+def test_damage_on_the_disk_degrades_and_does_not_end_service() -> None:
+    """A load balancer goes on sending here; whoever looks sees it."""
+    stage = Stage()
+    stage.publish("audit", 1, 2, 3)
+    stage.log.gaps.add(("audit", "master"), Gap(0, 2, Cause.DAMAGE, "its checksum is wrong"))
+    words = "stream audit of master: rows in (0, 2] cannot be read: its checksum is wrong"
+    answer = stage.get("/health")
+    assert (answer.status, answer.json) == (
+        200,
+        {"live": True, "ready": True, "degraded": [words]},
+    )
+    assert stage.get("/_tcprepl/v1/status").json["damage"] == [words]
     stage.close()
 
 

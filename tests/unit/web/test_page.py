@@ -116,6 +116,11 @@ def with_links(*links: LinkStatus) -> page.View:
     return view(status=ServerStatus("example.com", "master", 9.0, links=list(links)))
 
 
+def test_damage_on_the_disk_is_named_at_the_top() -> None:
+    status = ServerStatus("example.com", "master", 9.0, damage=["stream a of b: rows in (1, 2]"])
+    assert "damaged stream a of b: rows in (1, 2]" in text(page.parts(view(status=status))["state"])
+
+
 def test_links_say_how_it_goes_and_what_was_lost() -> None:
     """Away is bad, and says why; the newest gap comes first."""
     html = page.parts(with_links(AWAY, UP))["links"]
