@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Send EDUs to other servers.",
     ),
     "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
+    "backup": ("tcprepl.cli.backup", "Copy a data directory while it is in use."),
+    "restore": ("tcprepl.cli.restore", "Make a data directory of such a copy."),
     "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),
 }
 

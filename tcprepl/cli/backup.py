@@ -1,0 +1,45 @@
+"""``tcprepl backup``: a copy of a data directory, while its process runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import tcprepl
+from tcprepl.config import load
+from tcprepl.storage.backup import make_backup
+
+
+@click.command("backup")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The data directory.  [default: that of --config, else ./tcprepl-data]",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The configuration file of the server.",
+)
+def command(directory: Path, data: Path | None, config_file: Path | None) -> None:
+    """Copy the whole data directory to DIRECTORY, which must not exist yet.
+
+    The server, relay or federation sender goes on meanwhile. The copy has its signing key and
+    is for its owner alone. DIRECTORY appears when all of it is on disk.
+
+    \b
+    Example:
+      $ tcprepl backup --data /var/lib/tcprepl /backup/monday
+      /backup/monday: 5 files, 1048576 bytes
+    """
+    if data is None and config_file is not None:
+        configured = load(config_file).config.data_directory
+        if configured is None:
+            raise click.UsageError(f"{config_file} keeps everything in memory: nothing to copy")
+        data = Path(configured)
+    data = data or Path("tcprepl-data")
+    made = make_backup(data, directory, tcprepl.__version__)
+    click.echo(f"{directory}: {len(made.files)} files, {made.size_bytes} bytes")

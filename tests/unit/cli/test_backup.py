@@ -1,0 +1,37 @@
+"""``tcprepl backup``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcprepl.cli import run
+from tests.log_kit import SqliteStore
+
+
+def test_the_directory_is_that_of_the_option_the_configuration_or_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SqliteStore(tmp_path / "tcprepl-data")
+    config = tmp_path / "c.yaml"
+    config.write_text("server_name: a\ndata_directory: tcprepl-data\n", encoding="utf-8")
+    for number, options in enumerate([["--data", "tcprepl-data"], ["--config", str(config)], []]):
+        assert run(["backup", f"copy{number}", *options]) == 0
+        assert capsys.readouterr().out.startswith(f"copy{number}: 1 files, ")
+    store.close()
+
+
+def test_what_is_in_memory_cannot_be_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("server_name: a\ndata_directory: null\n", encoding="utf-8")
+    assert run(["backup", str(tmp_path / "copy"), "--config", str(config)]) == 2
+    assert "keeps everything in memory" in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backup", str(tmp_path / "copy"), "--data", str(tmp_path / "none")]) == 1
+    assert "cannot read" in capsys.readouterr().err
