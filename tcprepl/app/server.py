@@ -177,12 +177,16 @@ class Server:
         self.log = open_log(
             config.data_directory, self.registry, self._reactor, retention_of(config)
         )
-        self._life.add("log", self.log.close)
+        self.publisher = CanonicalPublisher(self.log, self.registry, config.instance, self._reactor)
+        self._life.add("log", self._close_log)
         for stream in self.registry.offered():
             self.log.ensure(stream, config.instance)
         self.notifier = Notifier()
         self.notifier.attach(self.log)
-        self.publisher = CanonicalPublisher(self.log, self.registry, config.instance)
+
+    def _close_log(self) -> Deferred[None]:
+        self.publisher.flush()
+        return self.log.close()
 
     def _build(self) -> None:
         config = self.config

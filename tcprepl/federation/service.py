@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
 from tcprepl.clocks import steady_ms
@@ -29,7 +29,6 @@ from tcprepl.federation.wire.edu import (
     RECEIPT,
     TO_DEVICE,
     TYPING,
-    BadEdu,
     canonical_row,
 )
 from tcprepl.federation.wire.keyring import Keyring
@@ -39,8 +38,8 @@ from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
 from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
-from tcprepl.ids import InstanceName, ServerName, StreamName, Token, idempotency_key
-from tcprepl.streams.log import Appended, Log
+from tcprepl.ids import InstanceName, ServerName, StreamName, idempotency_key
+from tcprepl.streams.log import Log
 from tcprepl.streams.publisher import Publisher
 
 logger = structlog.get_logger()
@@ -64,21 +63,8 @@ class CanonicalPublisher(Publisher):
     Senders rely on it: they do not look into the content of what our own writers send.
     """
 
-    def _append(
-        self,
-        stream: StreamName,
-        rows: Sequence[bytes],
-        batch: bool,
-        instance: InstanceName | None,
-        tokens: Sequence[Token] | None,
-        transaction_id: str | None,
-    ) -> Deferred[Appended]:
-        if stream == STREAM:
-            try:
-                rows = [canonical_row(row) for row in rows]
-            except BadEdu:
-                return fail()
-        return super()._append(stream, rows, batch, instance, tokens, transaction_id)
+    def _prepared(self, stream: StreamName, rows: Sequence[bytes]) -> Sequence[bytes]:
+        return [canonical_row(row) for row in rows] if stream == STREAM else rows
 
 
 class FederationWriter:

@@ -33,6 +33,7 @@ SNIPPET_CHARS = 64
 Reader: TypeAlias = Callable[[Any], Any]
 
 _encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
 _opaque_decoder = msgspec.json.Decoder(Any)
 _packer = msgspec.msgpack.Encoder()
 #: What a row given as plain values is.
@@ -175,6 +176,55 @@ class RowCodec:
                 b"\n".join(lines) + b"\n", len(lines), self._keys(found, {self.row_type})
             )
         return lines
+
+    def snapshot(self, rows: Sequence[object]) -> bytes | None:
+        """Return *rows* as lines of JSON for `checked`, with an LF between two of them.
+
+        Nothing is checked yet but what only the objects can tell.
+
+        Returns:
+            None, or nothing, if only `encode` can say what becomes of them.
+        """
+        if self._short and type(rows[0]) not in _SEQUENCES:
+            rows = [_without_unset(row) for row in rows]
+        try:
+            if len(rows) == 1:
+                lines = _encode(rows[0])
+            else:
+                lines = _encoder.encode_lines(rows)[:-1]
+                if lines.count(b"\n") != len(rows) - 1:
+                    return None
+        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+            return None
+        if b"null" in lines and _may_have_nan(rows):
+            return None
+        return lines
+
+    def snapshot_json(self, rows: Sequence[bytes | Raw]) -> bytes | None:
+        """Return rows that are JSON already as `snapshot` does those that are not.
+
+        Returns:
+            None, or nothing, if only `check` can say what becomes of them.
+        """
+        lines = b"\n".join(rows)
+        return lines if lines.count(b"\n") == len(rows) - 1 else None
+
+    def checked(self, lines: bytes, count: int) -> JsonRows | None:
+        """Return *count* rows that `snapshot` made, each ended by LF, if all of them fit.
+
+        Returns:
+            None if one may not fit: `check` says which, and what is wrong with it.
+        """
+        try:
+            lines.decode()
+            found = self._decoder.decode_lines(lines)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return None
+        if len(found) != count or lines.count(b"\n") != count or b"\r" in lines:
+            return None
+        if len(lines) > MAX_ROW_BYTES and max(map(len, lines.split(b"\n"))) > MAX_ROW_BYTES:
+            return None
+        return JsonRows(lines, count, self._keys(found, {self.row_type}))
 
     def decode(self, row: bytes | Raw) -> Any:
         """Return one row as its type.

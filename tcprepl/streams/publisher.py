@@ -1,30 +1,82 @@
-"""Rows in, for programs that write streams: ``await publisher.publish("typing", rows)``."""
+"""Rows in, for programs that write streams: ``await publisher.publish("typing", rows)``.
+
+Most callers come with one row at a time, and what a call costs is more than what a row costs.
+So with a reactor, what is published within one turn of it is gathered: checked, appended and
+announced together, per stream and instance, in the order of the calls. What is published into
+a quiet stream goes in at once, without waiting for the turn to end; so do calls that are more
+than rows (a batch, given tokens, a transaction id), after what was gathered before them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 from msgspec import Raw
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
 
 from tcprepl.errors import TcpreplError
 from tcprepl.ids import InstanceName, StreamName, Token, idempotency_key
+from tcprepl.streams.codec import RowCodec
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.registry import Registry
+
+T = TypeVar("T")
+
+#: Rows and bytes after which what was gathered is appended, even if the turn has not ended.
+GATHERED_ROWS = 500
+GATHERED_BYTES = 131_072
+
+
+class _Gathered:
+    """What one turn has brought for one stream and instance, in the order of the calls."""
+
+    __slots__ = ("answers", "codec", "count", "lines", "size_bytes")
+
+    def __init__(self, codec: RowCodec) -> None:
+        self.codec = codec
+        #: The rows of each call as lines of JSON, an LF between two of them; not checked yet.
+        self.lines: list[bytes] = []
+        #: How many rows each call had, and who waits for it.
+        self.answers: list[tuple[int, Deferred[Appended]]] = []
+        self.count = 0
+        self.size_bytes = 0
 
 
 class Publisher:
     """Validates rows and appends them to the log, as one instance.
 
     Nothing is raised at the call: whatever is wrong comes with the Deferred. All the rows of
-    a call get in, or none of them does.
+    a call get in, or none of them does. Rows are encoded at the call: what becomes of the
+    objects afterwards does not matter.
     """
 
-    def __init__(self, log: Log, registry: Registry, instance: InstanceName) -> None:
-        """Publish into *log* as *instance*."""
+    def __init__(
+        self,
+        log: Log,
+        registry: Registry,
+        instance: InstanceName,
+        reactor: IReactorTime | None = None,
+    ) -> None:
+        """Publish into *log* as *instance*.
+
+        Args:
+            log: Takes the rows.
+            registry: What streams there are.
+            instance: Who publishes.
+            reactor: Whose turns gather; without it each call is appended by itself.
+        """
         self._log = log
         self._registry = registry
         self.instance = instance
+        self._reactor = reactor
+        self._gathered: dict[tuple[StreamName, InstanceName], _Gathered] = {}
+        self._turn_end: IDelayedCall | None = None
+        self._calls_of_turn = 0
+        self._bursting = False
 
     def publish(
         self,
@@ -52,8 +104,16 @@ class Publisher:
             LogUnavailable: (in the Deferred) the disk refused; nothing was published.
             TokenOrder: (in the Deferred) *tokens* go backwards.
         """
+        reactor = self._reactor
+        if reactor is not None:
+            key = (stream, instance or self.instance)
+            if not batch and tokens is None and transaction_id is None:
+                answered = self._gather(reactor, key, rows, RowCodec.snapshot)
+                if answered is not None:
+                    return answered
+            self._append_gathered(key)
         try:
-            encoded = self._registry.encode_rows(stream, rows)
+            encoded = self._prepared(stream, self._registry.encode_rows(stream, rows))
         except TcpreplError:
             return fail()
         return self._append(stream, encoded, batch, instance, tokens, transaction_id)
@@ -69,11 +129,115 @@ class Publisher:
         transaction_id: str | None = None,
     ) -> Deferred[Appended]:
         """Publish rows that are JSON already; otherwise as `publish`."""
+        reactor = self._reactor
+        if reactor is not None:
+            key = (stream, instance or self.instance)
+            if not batch and tokens is None and transaction_id is None:
+                answered = self._gather(reactor, key, rows, RowCodec.snapshot_json)
+                if answered is not None:
+                    return answered
+            self._append_gathered(key)
         try:
-            checked = self._registry.check_json_rows(stream, rows)
+            checked = self._prepared(stream, self._registry.check_json_rows(stream, rows))
         except TcpreplError:
             return fail()
         return self._append(stream, checked, batch, instance, tokens, transaction_id)
+
+    def flush(self) -> None:
+        """Append what this turn has brought so far."""
+        if self._turn_end is not None:
+            self._turn_end.cancel()
+            self._end_turn()
+
+    # -- gathering -------------------------------------------------------------------------
+
+    def _gather(
+        self,
+        reactor: IReactorTime,
+        key: tuple[StreamName, InstanceName],
+        rows: Sequence[T],
+        snapshot: Callable[[RowCodec, Sequence[T]], bytes | None],
+    ) -> Deferred[Appended] | None:
+        """Note rows for the end of the turn; None if they have to be published at once."""
+        self._calls_of_turn += 1
+        if self._turn_end is None:
+            self._turn_end = reactor.callLater(0, self._end_turn)
+            if not self._bursting:
+                return None
+        gathered = self._gathered.get(key)
+        if gathered is None:
+            if key[0] not in self._registry:
+                return None
+            gathered = self._gathered[key] = _Gathered(self._registry.get(key[0]).codec)
+        lines = snapshot(gathered.codec, rows) if rows else None
+        if not lines:
+            return None
+        count = len(rows)
+        answered: Deferred[Appended] = Deferred()
+        gathered.lines.append(lines)
+        gathered.answers.append((count, answered))
+        gathered.count += count
+        gathered.size_bytes += len(lines)
+        if gathered.count >= GATHERED_ROWS or gathered.size_bytes >= GATHERED_BYTES:
+            self._append_gathered(key)
+        return answered
+
+    def _end_turn(self) -> None:
+        """Append what the turn has brought; note whether that was more than one call."""
+        self._turn_end = None
+        self._bursting = self._calls_of_turn > 1
+        self._calls_of_turn = 0
+        for key in list(self._gathered):
+            self._append_gathered(key)
+
+    def _append_gathered(self, key: tuple[StreamName, InstanceName]) -> None:
+        """Append what was gathered for *key*, so that what follows it keeps its place."""
+        gathered = self._gathered.pop(key, None)
+        if gathered is None or not gathered.count:
+            return
+        stream = key[0]
+        together = gathered.codec.checked(b"\n".join(gathered.lines) + b"\n", gathered.count)
+        if together is not None:
+            with suppress(TcpreplError):
+                prepared = self._prepared(stream, together)
+                self._append_together(key, prepared, gathered.answers)
+                return
+        # Somebody's row does not fit: that is for its own call to hear, and no other.
+        for lines, (count, answered) in zip(gathered.lines, gathered.answers, strict=True):
+            try:
+                # A row of a call by itself may hold raw line ends, which `check` takes care of.
+                each = [lines] if count == 1 else lines.split(b"\n")
+                rows = self._prepared(stream, gathered.codec.check(each))
+            except TcpreplError:
+                answered.errback(Failure())
+            else:
+                self._append_together(key, rows, [(count, answered)])
+
+    def _append_together(
+        self,
+        key: tuple[StreamName, InstanceName],
+        rows: Sequence[bytes],
+        answers: list[tuple[int, Deferred[Appended]]],
+    ) -> None:
+        """Append the rows of many calls, and answer each with its own tokens."""
+        stream, instance = key
+
+        def answer(appended: Appended) -> None:
+            token = appended.first
+            for count, answered in answers:
+                last = token + count - 1
+                answered.callback(Appended(stream, instance, token, last))
+                token = last + 1
+
+        def refuse(failure: Failure) -> None:
+            for _, answered in answers:
+                answered.errback(failure)
+
+        _ = self._append(stream, rows, False, instance, None, None).addCallbacks(answer, refuse)
+
+    def _prepared(self, stream: StreamName, rows: Sequence[bytes]) -> Sequence[bytes]:
+        """Return rows that fit as they are appended; raises `TcpreplError` if they may not be."""
+        return rows
 
     def _append(
         self,

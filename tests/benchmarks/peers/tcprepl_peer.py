@@ -66,13 +66,10 @@ async def serve(port: int, control_port: int, kind: str) -> None:
     for stream in rows.STREAMS:
         log.ensure(stream, "master")
     server = ReplicationServer(reactor, log, registry, SERVER_NAME)
-    publisher = Publisher(log, registry, "master")
+    publisher = Publisher(log, registry, "master", reactor)
 
     def publish(stream: str, batch: Sequence[object]) -> None:
-        publisher.publish(stream, batch).addErrback(refused)
-
-    def refused(failure: Any) -> None:
-        print(failure, flush=True)
+        publisher.publish(stream, batch)  # Twisted logs what nobody looks at
 
     orders = load(HERE / "control.py").Publisher(reactor.callLater, publish, rows)
 

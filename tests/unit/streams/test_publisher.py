@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
 
-from tcprepl.errors import BadRow, TokenOrder, UnknownStream
-from tcprepl.streams.log import Appended
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tcprepl.errors import BadRow, LogUnavailable, TokenOrder, UnknownStream
+from tcprepl.limits import MAX_ROW_BYTES
+from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.publisher import Publisher
+from tcprepl.streams.publisher import GATHERED_ROWS, Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
 from tests.log_kit import read_all, result
+
+
+def receipt(number: int) -> list[Any]:
+    """Return a row of ``receipts``."""
+    return ["!r:example.com", "m.read", f"@u{number}:example.com", "$e", {"ts": number}]
+
+
+def outcome(deferred: Deferred[Any]) -> Any:
+    """Return what *deferred* has: its result, its exception, or None when it has not fired."""
+    found: list[Any] = []
+
+    def keep(value: Any) -> Any:
+        found.append(value)
+        return value
+
+    deferred.addCallbacks(keep, lambda failure: found.append(failure.value))
+    return found[0] if found else None
 
 
 @pytest.fixture
@@ -65,3 +88,163 @@ def test_other_faults_come_with_the_deferred_too(publisher: Publisher) -> None:
         result(publisher.publish("typing", []))
     with pytest.raises(TokenOrder):
         result(publisher.publish("typing", [["!a", []]], tokens=[0]))
+
+
+class TestGathering:
+    """With a reactor, what one turn brings is appended together."""
+
+    def setup_method(self) -> None:
+        self.clock = Clock()
+        self.log = MemoryLog(Registry(), lambda: 0)
+        self.blocks: list[Block] = []
+        self.log.add_listener(self.blocks.append)
+        self.publisher = Publisher(self.log, Registry(), "w", self.clock)
+
+    def burst(self) -> None:
+        """Have a turn that brings more than one call, so that the next one gathers."""
+        for _ in range(2):
+            self.publisher.publish("receipts", [receipt(0)])
+        self.clock.advance(0)
+        self.blocks.clear()
+
+    def test_a_lone_row_goes_out_at_once(self) -> None:
+        """Into a quiet stream a row goes without waiting for the turn to end."""
+        answer = self.publisher.publish("receipts", [receipt(1)])
+        assert outcome(answer) == Appended("receipts", "w", 1, 1)
+        assert len(self.blocks) == 1
+
+    def test_rows_of_one_turn_share_a_block(self) -> None:
+        """Each call is answered with its own tokens, in the order of the calls."""
+        self.burst()
+        answers = [
+            self.publisher.publish("receipts", [receipt(n) for n in range(count)])
+            for count in (1, 3, 2)
+        ]
+        assert [outcome(answer) for answer in answers] == [None, None, None]
+        self.clock.advance(0)
+        assert [outcome(answer) for answer in answers] == [
+            Appended("receipts", "w", 3, 3),
+            Appended("receipts", "w", 4, 6),
+            Appended("receipts", "w", 7, 8),
+        ]
+        assert len(self.blocks) == 1
+
+    def test_streams_and_instances_are_gathered_apart(self) -> None:
+        """Interleaved calls make one block for each stream and instance."""
+        self.burst()
+        for number in range(6):
+            self.publisher.publish("receipts", [receipt(number)], instance=f"w{number % 2}")
+            self.publisher.publish("typing", [["!r:example.com", []]])
+        self.clock.advance(0)
+        assert [(b.stream, b.instance, len(b.tokens)) for b in self.blocks] == [
+            ("receipts", "w0", 3), ("typing", "w", 6), ("receipts", "w1", 3),
+        ]  # fmt: skip
+
+    def test_a_bad_row_fails_its_own_call_only(self) -> None:
+        """The other calls of the turn get in, with consecutive tokens."""
+        self.burst()
+        good = self.publisher.publish("receipts", [receipt(1)])
+        bad = self.publisher.publish("receipts", [receipt(2), ["no receipt"]])
+        also = self.publisher.publish_json("receipts", [json.dumps(receipt(3)).encode()])
+        broken = self.publisher.publish_json("receipts", [b"{", b""])
+        self.clock.advance(0)
+        assert outcome(good) == Appended("receipts", "w", 3, 3)
+        assert outcome(also) == Appended("receipts", "w", 4, 4)
+        refusals = [outcome(answer) for answer in (bad, broken)]
+        assert [type(refusal) for refusal in refusals] == [BadRow, BadRow]
+        assert refusals[0].index == 1
+
+    def test_a_call_that_is_more_than_rows_keeps_its_place(self) -> None:
+        """A batch, or a call with a transaction id, comes after what was called before it."""
+        self.burst()
+        first = self.publisher.publish("receipts", [receipt(1)])
+        batch = self.publisher.publish("receipts", [receipt(2), receipt(3)], batch=True)
+        assert outcome(first) == Appended("receipts", "w", 3, 3)
+        assert outcome(batch) == Appended("receipts", "w", 4, 4)
+        last = self.publisher.publish("receipts", [receipt(4)], transaction_id="t")
+        assert outcome(last) == Appended("receipts", "w", 5, 5)
+        text = json.dumps(receipt(5)).encode()
+        again = self.publisher.publish_json("receipts", [text], transaction_id="t")
+        assert outcome(again) == Appended("receipts", "w", 5, 5)
+        self.clock.advance(0)
+
+    def test_rows_are_taken_as_they_are_at_the_call(self) -> None:
+        """What becomes of the objects before the turn ends does not matter."""
+        self.burst()
+        row = receipt(1)
+        self.publisher.publish("receipts", [row])
+        row[0] = "!changed:example.com"
+        self.clock.advance(0)
+        assert b"!changed" not in self.blocks[0].lines
+
+    def test_much_does_not_wait_for_the_end_of_the_turn(self) -> None:
+        """So a turn that brings more than a block makes several."""
+        self.burst()
+        for number in range(2 * GATHERED_ROWS + 1):
+            self.publisher.publish("receipts", [receipt(number)])
+        assert [len(block.tokens) for block in self.blocks] == [GATHERED_ROWS, GATHERED_ROWS]
+        self.clock.advance(0)
+        assert len(self.blocks[2].tokens) == 1
+
+    def test_what_only_the_slow_way_can_encode_keeps_its_place(self) -> None:
+        """Lone surrogates, raw line ends, nothing at all: as without gathering."""
+        self.burst()
+        first = self.publisher.publish("receipts", [receipt(1)])
+        odd = receipt(2)
+        odd[2] = "@\ud800:example.com"
+        second = self.publisher.publish("receipts", [odd])
+        text = json.dumps(receipt(3)).replace(",", ",\r\n").encode()
+        third = self.publisher.publish_json("receipts", [text])
+        nothing = self.publisher.publish("receipts", [])
+        unknown = self.publisher.publish("no_such_stream", [receipt(1)])
+        nan = self.publisher.publish("receipts", [[*receipt(1)[:4], {"ts": float("nan")}]])
+        self.clock.advance(0)
+        assert [outcome(answer).first for answer in (first, second, third)] == [3, 4, 5]
+        assert isinstance(outcome(nothing), ValueError)
+        assert isinstance(outcome(unknown), UnknownStream)
+        assert isinstance(outcome(nan), BadRow)
+        assert all(block.lines.count(b"\n") == len(block.tokens) for block in self.blocks)
+
+    def test_what_a_callback_publishes_comes_after(self) -> None:
+        """An answer that publishes again does not overtake what the turn brought before."""
+        self.burst()
+        order: list[Appended] = []
+        self.publisher.publish("receipts", [receipt(1)]).addCallback(
+            lambda _: self.publisher.publish("typing", [["!b:x", []]]).addCallback(order.append)
+        )
+        self.publisher.publish("typing", [["!a:x", []]]).addCallback(order.append)
+        self.clock.advance(0)
+        self.clock.advance(0)
+        assert [appended.first for appended in order] == [1, 2]
+        lines = b"".join(block.lines for block in self.blocks)
+        assert lines.index(b"!a:x") < lines.index(b"!b:x")
+
+    def test_a_refusal_is_for_every_call(self) -> None:
+        """When the log takes nothing, each call hears why."""
+        self.burst()
+        answers = [self.publisher.publish("receipts", [receipt(n)]) for n in range(2)]
+        outcome(self.log.close())
+        self.publisher.flush()
+        assert [type(outcome(answer)) for answer in answers] == [LogUnavailable, LogUnavailable]
+        self.publisher.flush()  # nothing is left
+        assert not self.clock.getDelayedCalls()
+
+    def test_a_caller_may_give_up(self) -> None:
+        """A cancelled answer changes nothing for the rows, nor for the others."""
+        self.burst()
+        first, second = (self.publisher.publish("receipts", [receipt(n)]) for n in range(2))
+        first.cancel()
+        outcome(first)
+        self.clock.advance(0)
+        assert outcome(second) == Appended("receipts", "w", 4, 4)
+
+    def test_rows_too_long_fail_their_own_call(self) -> None:
+        """Also when the rows of others are beside them."""
+        self.burst()
+        row = receipt(1)
+        row[2] = "x" * (MAX_ROW_BYTES + 1)
+        long = self.publisher.publish("receipts", [row])
+        short = self.publisher.publish("receipts", [receipt(1)])
+        self.clock.advance(0)
+        assert isinstance(outcome(long), BadRow)
+        assert outcome(short).first == 3
