@@ -15,8 +15,21 @@ from __future__ import annotations
 import time
 
 from twisted.internet.base import DelayedCall, ReactorBase
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import (
+    IReactorCore,
+    IReactorPluggableNameResolver,
+    IReactorThreads,
+    IReactorTime,
+    IReactorUNIX,
+)
 from twisted.python import runtime
+
+
+class Reactor(
+    IReactorCore, IReactorThreads, IReactorTime, IReactorPluggableNameResolver, IReactorUNIX
+):
+    """What is asked of Twisted's reactor; a part that needs only its time takes `IReactorTime`."""
+
 
 #: What the steady clock is ahead of `time.monotonic`: fixed when the process begins.
 _BEGAN_S = time.time() - time.monotonic()

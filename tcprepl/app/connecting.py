@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 from tcprepl.errors import ConfigError
 
 
-def client_endpoint(reactor: Any, address: Address) -> IStreamClientEndpoint:
+def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint:
     """Return the endpoint to connect to.
 
     Raises:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.app.systemd import sd_notify
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.clocks import make_steady
+from tcprepl.clocks import Reactor, make_steady
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Lifecycle:
         name: What it is the life of, for the log.
     """
 
-    def __init__(self, reactor: Any, name: str) -> None:
+    def __init__(self, reactor: Reactor, name: str) -> None:
         make_steady(reactor)
         self._reactor = reactor
         self._failed = f"{name}.stop_failed"
@@ -165,7 +165,7 @@ class Process(Protocol):
 
 
 async def run(
-    reactor: Any,
+    reactor: Reactor,
     process: Process,
     name: str,
     welcome: Callable[[], object] | None = None,

@@ -22,6 +22,7 @@ from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import all_of
 from tcprepl.app.systemd import sockets_passed
 from tcprepl.app.tls import Certificates, tls_context
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address, Config, TlsSettings
 from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.replication.failures import describe_address
@@ -47,7 +48,7 @@ class Listeners:
         http: Where HTTP listens.
     """
 
-    def __init__(self, reactor: Any, config: Config, life: Lifecycle) -> None:
+    def __init__(self, reactor: Reactor, config: Config, life: Lifecycle) -> None:
         self.replication: list[str] = []
         self.http: list[str] = []
         self._reactor = reactor
@@ -117,7 +118,7 @@ class Listeners:
 
 
 def server_endpoint(
-    reactor: Any, address: Address, tls: TlsSettings | None
+    reactor: Reactor, address: Address, tls: TlsSettings | None
 ) -> tuple[IStreamServerEndpoint, Certificates | None]:
     """Return the endpoint to listen on, and its certificates if it has any.
 
@@ -143,14 +144,14 @@ def server_endpoint(
     return kind(reactor, address.port, backlog=BACKLOG, interface=address.host), None
 
 
-def _context_of(reactor: Any, address: Address) -> Any:
+def _context_of(reactor: Reactor, address: Address) -> Any:
     """Return the TLS side that an endpoint string describes, its files read anew."""
     endpoint = _from_string(reactor, address, address.text.removeprefix(HAPROXY))
     assert isinstance(endpoint, SSL4ServerEndpoint)
     return endpoint._sslContextFactory
 
 
-def _from_string(reactor: Any, address: Address, text: str) -> IStreamServerEndpoint:
+def _from_string(reactor: Reactor, address: Address, text: str) -> IStreamServerEndpoint:
     if text.startswith("systemd:") and not sockets_passed():
         raise ConfigError(
             f"{address}: systemd has passed no socket to this process (LISTEN_FDS is not set for "

@@ -18,6 +18,7 @@ from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.settings import http_secrets, retention_of
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address, Config, read_secret
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
@@ -87,7 +88,7 @@ class Relay:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         config: Config,
         upstream: RedisUrl | Address,
         *,

@@ -15,6 +15,7 @@ from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import ASKING, all_of
 from tcprepl.app.settings import placed_servers, policy_of, trust_of
 from tcprepl.background import run_in_background
+from tcprepl.clocks import Reactor
 from tcprepl.config import Config
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
@@ -63,7 +64,7 @@ class FederationWorker:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         data: Path,
         config: Config,
@@ -217,7 +218,7 @@ class FederationWorker:
 
 
 async def find_server_name(
-    reactor: Any, endpoint: IStreamClientEndpoint, data: Path, given: ServerName | None
+    reactor: Reactor, endpoint: IStreamClientEndpoint, data: Path, given: ServerName | None
 ) -> ServerName:
     """Return the homeserver's name: as given, as remembered, or as the writer says.
 

@@ -8,7 +8,6 @@ from the log outward (nobody is let in before positions are known), stopping goe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 
@@ -25,6 +24,7 @@ from tcprepl.app.settings import (
     retention_of,
     trust_of,
 )
+from tcprepl.clocks import Reactor
 from tcprepl.config import Config
 from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.presence_peers import SyncListener
@@ -82,7 +82,7 @@ class Server:
     federation: FederationWriter
 
     def __init__(
-        self, reactor: Any, config: Config, *, wall_ms: Callable[[], int] | None = None
+        self, reactor: Reactor, config: Config, *, wall_ms: Callable[[], int] | None = None
     ) -> None:
         self.config = config
         self.registry = registry_of(config)

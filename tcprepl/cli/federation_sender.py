@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,6 +12,7 @@ from tcprepl.app.settings import trust_of
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.running import run_process
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address, loader
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending.backoff import BackoffPolicy
@@ -169,7 +169,7 @@ def command(
     logs.configure(loaded.config.log.level, loaded.config.log.format)
     logs.warn_of_spelling(loaded.warnings)
 
-    def make(reactor: Any) -> FederationWorker:
+    def make(reactor: Reactor) -> FederationWorker:
         return FederationWorker(
             reactor,
             client_endpoint(reactor, source),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from tcprepl.app.connecting import client_endpoint
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -77,7 +77,7 @@ def row_objects(
     return [b'%s, "row": %s}' % (start, redact_row(stream, row)) for row in rows]
 
 
-async def positions_of(reactor: Any, address: Address) -> dict[Pair, Token]:
+async def positions_of(reactor: Reactor, address: Address) -> dict[Pair, Token]:
     """Ask a server for the position of every stream and instance.
 
     Raises:
@@ -175,7 +175,7 @@ class Follower:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         address: Address,
         streams: Collection[StreamName] | None,
         write: Callable[[bytes], object],

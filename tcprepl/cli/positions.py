@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -11,6 +10,7 @@ from tcprepl.cli import logs
 from tcprepl.cli.arguments import from_option
 from tcprepl.cli.following import positions_of
 from tcprepl.cli.running import run_until_done
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 
 
@@ -28,7 +28,7 @@ def command(source: Address, as_json: bool) -> int:
     """
     logs.configure("warning")
 
-    async def main(reactor: Any) -> int:
+    async def main(reactor: Reactor) -> int:
         positions = await positions_of(reactor, source)
         for (stream, instance), token in positions.items():
             if as_json:

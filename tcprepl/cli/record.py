@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,6 +14,7 @@ from tcprepl.cli.following import Follower, row_lines
 from tcprepl.cli.recording import RecordedLine
 from tcprepl.cli.running import run_until_done
 from tcprepl.cli.tail import SINCE
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 
 
@@ -27,7 +27,7 @@ class Recorder:
         reactor: Time.
     """
 
-    def __init__(self, path: Path, source: str, reactor: Any) -> None:
+    def __init__(self, path: Path, source: str, reactor: Reactor) -> None:
         self._reactor = reactor
         self._began = reactor.seconds()
         self._file = path.open("xb")
@@ -88,7 +88,7 @@ def command(
         raise click.UsageError("--since TOKEN needs a STREAM: each has tokens of its own")
     logs.configure("info")
 
-    async def main(reactor: Any) -> int:
+    async def main(reactor: Reactor) -> int:
         recorder = Recorder(file, str(source), reactor)
         follower = Follower(
             reactor,

@@ -12,6 +12,7 @@ from tcprepl.app.relay import Relay
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS
 from tcprepl.cli.running import run_process
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address, loader, parse_address
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.redis.url import RedisUrl, is_redis_url, parse_redis_url
@@ -142,7 +143,7 @@ def command(
     logs.configure(loaded.config.log.level, loaded.config.log.format)
     logs.warn_of_spelling(loaded.warnings)
 
-    def make(reactor: Any) -> Relay:
+    def make(reactor: Reactor) -> Relay:
         return Relay(
             reactor,
             loaded.config,

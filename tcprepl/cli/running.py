@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from twisted.internet import defer, error
 from twisted.internet._resolver import GAIResolver
@@ -20,7 +20,7 @@ from tcprepl.app.reload import Reloadable, Reloader
 from tcprepl.background import run_in_background
 from tcprepl.cli import logs
 from tcprepl.cli.output import say
-from tcprepl.clocks import make_steady
+from tcprepl.clocks import Reactor, make_steady
 from tcprepl.config import Loaded
 from tcprepl.errors import ConnectionFailed
 
@@ -43,7 +43,7 @@ _INTERRUPTED = (defer.CancelledError, error.ConnectingCancelledError, Connection
 
 def run_until_done(
     main: Callable[[Any], Coroutine[defer.Deferred[Any], Any, int]],
-    reactor: Any = None,
+    reactor: Reactor | None = None,
     *,
     on_hangup: Callable[[], object] | None = None,
     end: Callable[[int], object] = os._exit,
@@ -96,6 +96,7 @@ def run_until_done(
             end(1)
 
     def hang_up(_: int, __: object) -> None:
+        assert on_hangup is not None
         reactor.callFromThread(on_hangup)
 
     def take_signals() -> None:
@@ -139,7 +140,7 @@ def run_process(
     """
     reloaders: list[Reloader] = []
 
-    async def main(reactor: Any) -> int:
+    async def main(reactor: Reactor) -> int:
         process = make(reactor)
         reloader = Reloader(process, load, logs.configure)
         reloaders.append(reloader)
@@ -170,7 +171,7 @@ def _installed_reactor() -> Any:
     """
     from twisted.internet import reactor as installed
 
-    reactor: Any = installed
+    reactor = cast("Reactor", installed)
     make_steady(reactor)
     pool = ThreadPool(0, RESOLVER_THREADS, name="names")
     pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]

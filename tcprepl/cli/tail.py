@@ -11,6 +11,7 @@ from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.following import Follower, row_lines, row_objects
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 from tcprepl.limits import MAX_TOKEN
 
@@ -89,7 +90,7 @@ def command(
         raise click.UsageError("--json and --commands exclude each other")
     logs.configure("debug" if verbose else "info")
 
-    async def main(reactor: Any) -> int:
+    async def main(reactor: Reactor) -> int:
         follower = Follower(
             reactor,
             source,

@@ -19,6 +19,7 @@ from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
+from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.presence import PresenceFollower
@@ -51,7 +52,9 @@ class Watch:
         as_json: Print objects.
     """
 
-    def __init__(self, reactor: Any, only: str | None, count: int | None, as_json: bool) -> None:
+    def __init__(
+        self, reactor: Reactor, only: str | None, count: int | None, as_json: bool
+    ) -> None:
         self.done: Deferred[None] = Deferred()
         self._reactor = reactor
         self._only = only
@@ -160,7 +163,7 @@ def _watch(
     logs.configure("debug" if options["verbose"] else "info")
     address: Address = options["source"]
 
-    async def main(reactor: Any) -> int:
+    async def main(reactor: Reactor) -> int:
         watch = Watch(reactor, options["only"], options["count"], options["as_json"])
         follower = make_follower(watch)
 

@@ -15,7 +15,7 @@ import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
-from tcprepl.clocks import steady_ms
+from tcprepl.clocks import Reactor, steady_ms
 from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.receiving.receiver import (
     EduHandler,
@@ -81,7 +81,7 @@ class FederationWriter:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         *,
         server_name: ServerName,
         instance: InstanceName,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from tcprepl.clocks import steady_ms
+from tcprepl.clocks import Reactor, steady_ms
 from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Log
@@ -19,7 +18,7 @@ from tcprepl.streams.sqlite import SqliteLog
 def open_log(
     directory: Path | str | None,
     registry: Registry,
-    reactor: Any,
+    reactor: Reactor,
     retention: Retention | None = None,
     clock_ms: Callable[[], int] = steady_ms,
     gaps: Gaps | None = None,

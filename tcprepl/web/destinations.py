@@ -21,6 +21,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.clocks import Reactor
 from tcprepl.errors import FederationError
 from tcprepl.federation.sending.control import SOCKET_FILE, ControlError, socket_name
 
@@ -42,7 +43,7 @@ class SenderDestinations:
         directories: The data directory of each sender.
     """
 
-    def __init__(self, reactor: Any, directories: Sequence[Path]) -> None:
+    def __init__(self, reactor: Reactor, directories: Sequence[Path]) -> None:
         self._reactor = reactor
         self._directories = tuple(directories)
         self._known: dict[Path, list[Mapping[str, Any]]] = {}

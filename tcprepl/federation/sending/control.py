@@ -21,6 +21,7 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
 from tcprepl.background import run_in_background
+from tcprepl.clocks import Reactor
 from tcprepl.errors import FederationError
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.edu import is_server_name
@@ -130,7 +131,7 @@ class _Connection(LineOnlyReceiver):
 class ControlSocket:
     """The listening socket in a data directory, whatever the length of its path."""
 
-    def __init__(self, reactor: Any, data: Path, handles: Handles) -> None:
+    def __init__(self, reactor: Reactor, data: Path, handles: Handles) -> None:
         """Listen in the directory *data*; only we may connect.
 
         Raises:

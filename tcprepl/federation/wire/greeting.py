@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl import limits
+from tcprepl.clocks import Reactor
 from tcprepl.ids import ServerName
 
 logger = structlog.get_logger()
@@ -46,7 +47,7 @@ class _Greeting(Protocol):
             self.name.callback("")
 
 
-async def ask_server_name(reactor: Any, endpoint: IStreamClientEndpoint) -> ServerName:
+async def ask_server_name(reactor: Reactor, endpoint: IStreamClientEndpoint) -> ServerName:
     """Return how the writer calls itself; empty if it does not say, after a while."""
     try:
         greeting = await _cancelled_at_once(connectProtocol(endpoint, _Greeting()))

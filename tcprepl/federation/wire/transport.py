@@ -51,6 +51,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 import tcprepl
+from tcprepl.clocks import Reactor
 from tcprepl.errors import FederationError
 from tcprepl.federation.wire.answer import Answer, retry_after_ms
 from tcprepl.federation.wire.discovery import (
@@ -151,7 +152,9 @@ class _Addresses:
 class GuardedEndpoint:
     """Connects to a host, to permitted addresses only, one after the other."""
 
-    def __init__(self, reactor: Any, host: str, port: int, policy: AddressPolicy | None) -> None:
+    def __init__(
+        self, reactor: Reactor, host: str, port: int, policy: AddressPolicy | None
+    ) -> None:
         """Make the endpoint; without a *policy* every address is permitted."""
         self._reactor = reactor
         self._host = host
@@ -350,7 +353,7 @@ class FederationTransport:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         signer: Signer,
         *,
         trust: Any = None,

@@ -15,6 +15,7 @@ import structlog
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl import metrics
+from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, ProtocolError
 from tcprepl.ids import InstanceName, ServerName, StreamName
 from tcprepl.protocol.codec import parse_line, serialize, word_of
@@ -132,7 +133,7 @@ class RedisWriter:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         name: str,
         server: ReplicationServer,

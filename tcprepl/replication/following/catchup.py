@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
+from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
 
@@ -73,7 +74,7 @@ class HttpCatchUp:
     """
 
     def __init__(
-        self, reactor: Any, urls: Mapping[InstanceName, str], secret: str | None = None
+        self, reactor: Reactor, urls: Mapping[InstanceName, str], secret: str | None = None
     ) -> None:
         self.change(urls, secret)
         self._pool = HTTPConnectionPool(reactor)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from typing import Any
 
 import structlog
 from twisted.application.service import Service
@@ -21,7 +20,7 @@ from twisted.python.failure import Failure
 
 from tcprepl import metrics
 from tcprepl.background import run_as_background_process, run_in_background
-from tcprepl.clocks import make_steady
+from tcprepl.clocks import Reactor, make_steady
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
@@ -86,7 +85,7 @@ class ReplicationClient(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         streams: Collection[StreamName] | None,
         handler: RowHandler,

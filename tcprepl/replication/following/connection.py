@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.clocks import epoch_s
+from tcprepl.clocks import Reactor, epoch_s
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.protocol.client_session import ClientSession
@@ -68,7 +68,7 @@ class ClientConnection:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         make_session: Callable[[], ClientSession],
         deliver: Callable[[Sequence[object]], None],
         ready: Callable[[ClientConnection, Dialect], None],
@@ -246,7 +246,7 @@ class _Factory(Factory):
 
 
 async def connect(
-    reactor: Any,
+    reactor: Reactor,
     endpoint: IStreamClientEndpoint,
     *,
     worker_name: str,

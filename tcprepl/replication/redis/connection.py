@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.protocol.display import snippet
 from tcprepl.replication.failures import close_reason_of
@@ -47,7 +48,7 @@ class RedisConnection(Protocol):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         channel: bytes,
         take: Callable[[list[bytes]], None],
         drained: Callable[[], None],

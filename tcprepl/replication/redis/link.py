@@ -31,6 +31,7 @@ from tcprepl.background import (
     looping_background_process,
     run_as_background_process,
 )
+from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.replication.following.delivery import backoff_s
 from tcprepl.replication.redis.connection import DEAD_AFTER_S, RedisConnection
@@ -80,7 +81,7 @@ class RedisLink:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         channel: str,
         *,

@@ -16,6 +16,7 @@ from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wra
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl import limits
+from tcprepl.clocks import Reactor
 from tcprepl.errors import ConfigError
 
 DEFAULT_PORT: Final = 6379
@@ -122,7 +123,7 @@ def _secret(path: str) -> str:
         raise ValueError(f"password_file {path} cannot be read: {reason}") from None
 
 
-def redis_endpoint(reactor: Any, url: RedisUrl) -> IStreamClientEndpoint:
+def redis_endpoint(reactor: Reactor, url: RedisUrl) -> IStreamClientEndpoint:
     """Return how to connect to *url*.
 
     Raises:

@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDef
 
 from tcprepl import metrics
 from tcprepl.background import run_in_background
+from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_AHEAD_TOKENS, MAX_FIRST_TOKEN
@@ -113,7 +114,7 @@ class Intake:
     """
 
     def __init__(
-        self, reactor: Any, stream_log: Log, registry: Registry, state: RelayState
+        self, reactor: Reactor, stream_log: Log, registry: Registry, state: RelayState
     ) -> None:
         self.failed: Deferred[None] = Deferred()
         self.incarnation: IncarnationId | None = None

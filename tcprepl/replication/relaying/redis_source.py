@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 from tcprepl import metrics
 from tcprepl.background import run_in_background
+from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, LostRow, ProtocolError
 from tcprepl.ids import Pair, ServerName, StreamName
 from tcprepl.protocol.batches import BatchAssembler
@@ -166,7 +167,7 @@ class RedisUpstream:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         name: str,
         intake: Intake,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from tcprepl.clocks import Reactor
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ErrorCommand, ServerCommand
 from tcprepl.replication.following.catchup import CatchUp
@@ -37,7 +37,7 @@ class TcpUpstream:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         name: str,
         intake: Intake,

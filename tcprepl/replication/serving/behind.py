@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from tcprepl import limits, metrics
+from tcprepl.clocks import Reactor
 from tcprepl.errors import LogUnavailable
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.replication.serving.heads import Head, Heads
@@ -51,7 +52,7 @@ class Behind:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         stream_log: Log,
         heads: Heads,
         join: Callable[[Reader, Backlog], object],

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tcprepl import limits, metrics
+from tcprepl.clocks import Reactor
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.replication.serving.behind import Behind, place, say_omitted
 from tcprepl.replication.serving.heads import Head, Heads
@@ -65,7 +66,7 @@ class Hub:
         heads: How far each pair has been handed out; for looking only.
     """
 
-    def __init__(self, reactor: Any, stream_log: Log, instance: InstanceName) -> None:
+    def __init__(self, reactor: Reactor, stream_log: Log, instance: InstanceName) -> None:
         self._reactor = reactor
         self._log = stream_log
         self.instance = instance

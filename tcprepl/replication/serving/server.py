@@ -19,7 +19,7 @@ from twisted.internet.protocol import Factory
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
-from tcprepl.clocks import epoch_s
+from tcprepl.clocks import Reactor, epoch_s
 from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName
 from tcprepl.protocol.commands import (
@@ -81,7 +81,7 @@ class ReplicationServer:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         stream_log: Log,
         registry: Registry,
         server_name: ServerName,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
+from tcprepl.clocks import Reactor
 from tcprepl.limits import PEER_TURN_LINES, TURN_LINES
 
 
@@ -39,7 +40,7 @@ class Turns:
         reactor: For the next turn.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
         self._left = TURN_LINES
         self._next_turn: Any = None
