@@ -26,8 +26,8 @@ from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.sending.turns import Place
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import PresenceState, build_edu, edu_row, presence_row
+from tcprepl.federation.wire.failures import NotReached, RequestFailed
 from tcprepl.federation.wire.transaction import MIN_TRANSACTION_BYTES, TransactionLimits
-from tcprepl.federation.wire.transport import NotReached, RequestFailed
 
 US = "here.example"
 START_S = 1_700_000_000.0

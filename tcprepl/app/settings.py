@@ -11,8 +11,9 @@ from OpenSSL import crypto
 from tcprepl.config import Config, RetentionSettings, parse_address
 from tcprepl.errors import ConfigError
 from tcprepl.federation.service import OWN_STREAMS
+from tcprepl.federation.wire.addresses import AddressPolicy
+from tcprepl.federation.wire.connections import SystemAndFile
 from tcprepl.federation.wire.edu import is_server_name
-from tcprepl.federation.wire.transport import AddressPolicy, SystemAndFile
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 

@@ -19,7 +19,7 @@ from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
-from tcprepl.federation.wire.transport import NotReached
+from tcprepl.federation.wire.failures import NotReached
 from tcprepl.protocol.display import printable
 
 _DATA = click.Path(path_type=Path, file_okay=False)

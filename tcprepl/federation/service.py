@@ -24,6 +24,7 @@ from tcprepl.federation.receiving.receiver import (
     TransactionReceiver,
     content_handler,
 )
+from tcprepl.federation.wire.addresses import AddressPolicy
 from tcprepl.federation.wire.edu import (
     PRESENCE,
     RECEIPT,
@@ -33,7 +34,7 @@ from tcprepl.federation.wire.edu import (
 )
 from tcprepl.federation.wire.keyring import Keyring
 from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
-from tcprepl.federation.wire.transport import AddressPolicy, FederationTransport
+from tcprepl.federation.wire.transport import FederationTransport
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
 from tcprepl.http.routing import Route

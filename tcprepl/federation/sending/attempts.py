@@ -34,8 +34,8 @@ from tcprepl.federation.sending.stored import (
     StoredTransaction,
 )
 from tcprepl.federation.wire.answer import Answer, Meaning
+from tcprepl.federation.wire.failures import NotReached, RequestFailed
 from tcprepl.federation.wire.transaction import TransactionLimits, build_body
-from tcprepl.federation.wire.transport import NotReached, RequestFailed
 from tcprepl.ids import ServerName
 
 logger = structlog.get_logger()

@@ -2,7 +2,8 @@
 
 The steps are those of the Matrix specification, "Resolving server names": address literals,
 explicit ports, ``.well-known``, SRV records (the current and the deprecated one), port 8448.
-What was found is cached, bounded, for as long as it says, within limits. Network and clock are
+What was found is cached, bounded, for as long as it says, within limits; a passing failure is not
+taken for "there is none". Network and clock are
 arguments: `tcprepl.federation.wire.transport` supplies the real ones.
 """
 
@@ -15,16 +16,15 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 
 import msgspec
-import structlog
-from twisted.internet.defer import Deferred
 
 from tcprepl.errors import FederationError
 from tcprepl.federation.wire.edu import is_server_name
+from tcprepl.federation.wire.lasting import Lasting
+from tcprepl.federation.wire.shared import Shared
 from tcprepl.ids import ServerName
-
-logger = structlog.get_logger()
 
 DEFAULT_PORT = 8448
 #: How long a ``.well-known`` answer is kept that does not say.
@@ -33,7 +33,9 @@ WELL_KNOWN_DEFAULT_S = 24 * 3600
 WELL_KNOWN_MIN_S = 300
 WELL_KNOWN_MAX_S = 48 * 3600
 #: How long the absence of a ``.well-known`` is kept.
-WELL_KNOWN_ERROR_S = 3600
+WELL_KNOWN_NONE_S = 3600
+#: How long an answer counts beyond its time while nothing better is to be had.
+GRACE_S = 48 * 3600
 #: Largest ``.well-known`` answer that is read.
 WELL_KNOWN_MAX_BYTES = 51_200
 #: Bounds of how long SRV records are kept.
@@ -44,6 +46,9 @@ SRV_NONE_S = 3600
 #: Destinations that are remembered.
 CACHE_ENTRIES = 10_000
 
+_SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
+#: Statuses that say that there is no ``.well-known``.
+_ABSENT = frozenset({404, 410})
 _MAX_AGE = re.compile(r"(?:^|,)\s*max-age\s*=\s*\"?(\d{1,9})\"?\s*(?:,|$)", re.IGNORECASE)
 _NO_STORE = re.compile(r"(?:^|,)\s*no-(?:store|cache)\b", re.IGNORECASE)
 
@@ -99,6 +104,7 @@ class Discovered:
     targets: list[Target]
     expires_s: float
     how: str
+    hosts: tuple[str, ...] = ()
 
 
 class _WellKnownBody(msgspec.Struct):
@@ -171,7 +177,7 @@ class Discovery:
 
     Args:
         now_s: Returns wall-clock time in seconds.
-        fetch_well_known: Fetches a host's ``.well-known`` answer; fails if there is none.
+        fetch_well_known: Fetches a host's ``.well-known`` answer; fails if none came.
         lookup_srv: Returns the SRV records of a name, none if there are none; fails if DNS does.
         overrides: Destinations that an operator has placed, each with host and port.
         chance: Source of chance for SRV weights and for spreading expiry.
@@ -191,7 +197,9 @@ class Discovery:
         self._overrides = dict(overrides or {})
         self._chance = chance or random.Random()  # noqa: S311  # load spreading, not a secret
         self._cache: OrderedDict[ServerName, Discovered] = OrderedDict()
-        self._running: dict[ServerName, list[Deferred[Discovered]]] = {}
+        self._searches: Shared[ServerName, Discovered] = Shared()
+        self._well_knowns: Lasting[str, ServerName] = Lasting(now_s, CACHE_ENTRIES, GRACE_S)
+        self._srvs: Lasting[str, Sequence[SrvRecord]] = Lasting(now_s, 2 * CACHE_ENTRIES, GRACE_S)
 
     async def resolve(self, destination: ServerName) -> list[Target]:
         """Return the ways to reach *destination*, best first; at least one.
@@ -203,13 +211,10 @@ class Discovery:
         """
         found = self.cached(destination)
         if found is None:
-            waiting = self._running.get(destination)
-            if waiting is not None:
-                joined: Deferred[Discovered] = Deferred()
-                waiting.append(joined)
-                found = await joined
-            else:
-                found = await self._search_for_all(destination)
+            found = await self._searches.ask(destination, lambda: self._search(destination))
+            self._cache[destination] = found
+            while len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
         return found.targets
 
     def place(self, overrides: Mapping[ServerName, tuple[str, int]]) -> None:
@@ -232,25 +237,12 @@ class Discovery:
 
     def forget(self, destination: ServerName) -> bool:
         """Forget where *destination* is; returns whether it was known."""
-        return self._cache.pop(destination, None) is not None
-
-    async def _search_for_all(self, destination: ServerName) -> Discovered:
-        """Search once for everybody who asks meanwhile."""
-        self._running[destination] = []
-        try:
-            found = await self._search(destination)
-        except BaseException as error:
-            for joined in self._running.pop(destination):
-                joined.errback(
-                    error if isinstance(error, FederationError) else NotFound(str(error))
-                )
-            raise
-        self._cache[destination] = found
-        while len(self._cache) > CACHE_ENTRIES:
-            self._cache.popitem(last=False)
-        for joined in self._running.pop(destination):
-            joined.callback(found)
-        return found
+        found = self._cache.pop(destination, None)
+        for host in {destination, *(() if found is None else found.hosts)}:
+            self._well_knowns.forget(host)
+            for service in _SERVICES:
+                self._srvs.forget(f"{service}.{host}")
+        return found is not None
 
     async def _search(self, destination: ServerName) -> Discovered:
         now_s = self._now_s()
@@ -263,39 +255,52 @@ class Discovery:
             target = Target(host, port or DEFAULT_PORT, host, destination)
             how = "an address" if is_literal else "a name with a port"
             return Discovered([target], now_s + WELL_KNOWN_MAX_S, how)
-        delegate, good_s = await self._well_known(host)
+        delegate, good_s = await self._well_knowns.get(host, lambda: self._well_known(host))
         if delegate is None:
             targets, srv_s, how = await self._by_srv(host)
-            return Discovered(targets, now_s + min(good_s, srv_s), how)
+            return Discovered(targets, now_s + min(good_s, srv_s), how, (host,))
+        name = host
         host, port, is_literal = split_server_name(delegate)
         if is_literal or port is not None:
             target = Target(host, port or DEFAULT_PORT, host, delegate)
-            return Discovered([target], now_s + good_s, f"well-known: {delegate}")
+            return Discovered([target], now_s + good_s, f"well-known: {delegate}", (name,))
         targets, srv_s, how = await self._by_srv(host)
-        return Discovered(targets, now_s + min(good_s, srv_s), f"well-known: {delegate}, {how}")
+        return Discovered(
+            targets, now_s + min(good_s, srv_s), f"well-known: {delegate}, {how}", (name, host)
+        )
 
     async def _well_known(self, host: str) -> tuple[ServerName | None, float]:
-        """Return what *host* delegates to, or None, and for how many seconds that is good."""
+        """Return what *host* delegates to, or None, and for how many seconds that is good.
+
+        Raises:
+            Exception: It could not be found out.
+        """
         spread = self._chance.uniform(0.9, 1.0)
-        try:
-            answer = await self._fetch_well_known(host)
-            if answer.status != 200 or len(answer.body) > WELL_KNOWN_MAX_BYTES:
-                return None, WELL_KNOWN_ERROR_S * spread
-            delegate = msgspec.json.decode(answer.body, type=_WellKnownBody).server
-            split_server_name(delegate)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the next step is the same
-            logger.debug("federation.well_known.none", host=host, error=str(error)[:200])
-            return None, WELL_KNOWN_ERROR_S * spread
+        answer = await self._fetch_well_known(host)
+        if answer.status in _ABSENT:
+            return None, WELL_KNOWN_NONE_S * spread
+        if answer.status != 200:
+            raise NotFound(f"HTTP {answer.status}")
+        if len(answer.body) > WELL_KNOWN_MAX_BYTES:
+            raise NotFound("the answer is too long")
+        delegate = msgspec.json.decode(answer.body, type=_WellKnownBody).server
+        split_server_name(delegate)
         return delegate, well_known_lifetime_s(answer, self._now_s()) * spread
+
+    async def _srv(self, name: str) -> tuple[Sequence[SrvRecord] | None, float]:
+        records = await self._lookup_srv(name)
+        if not records:
+            return None, SRV_NONE_S
+        ttl_s = min(record.ttl_s for record in records)
+        return records, min(max(ttl_s, SRV_MIN_S), SRV_MAX_S)
 
     async def _by_srv(self, host: str) -> tuple[list[Target], float, str]:
         """Return the targets that SRV records name, or *host* at the default port."""
-        for service in ("_matrix-fed._tcp", "_matrix._tcp"):
-            try:
-                records = await self._lookup_srv(f"{service}.{host}")
-            except Exception as error:  # noqa: BLE001  # no DNS answer is no record
-                logger.debug("federation.srv.failed", host=host, error=str(error)[:200])
-                continue
+        good_s: float = SRV_NONE_S
+        for service in _SERVICES:
+            name = f"{service}.{host}"
+            records, seconds = await self._srvs.get(name, partial(self._srv, name))
+            good_s = min(good_s, seconds) if not records else seconds
             if not records:
                 continue
             if len(records) == 1 and records[0].target in ("", "."):
@@ -304,6 +309,5 @@ class Discovery:
                 Target(record.target.rstrip("."), record.port, host, host)
                 for record in order_srv(records, self._chance)
             ]
-            ttl_s = min(record.ttl_s for record in records)
-            return targets, min(max(ttl_s, SRV_MIN_S), SRV_MAX_S), f"SRV {service}"
-        return [Target(host, DEFAULT_PORT, host, host)], SRV_NONE_S, f"port {DEFAULT_PORT}"
+            return targets, good_s, f"SRV {service}"
+        return [Target(host, DEFAULT_PORT, host, host)], good_s, f"port {DEFAULT_PORT}"

@@ -16,11 +16,11 @@ import msgspec
 import structlog
 from signedjson.key import decode_verify_key_bytes
 from signedjson.sign import SignatureVerifyException, verify_signed_json
-from twisted.internet.defer import Deferred
 from unpaddedbase64 import decode_base64
 
 from tcprepl.errors import FederationError
 from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.shared import Shared
 from tcprepl.ids import ServerName
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ logger = structlog.get_logger()
 MAX_VALIDITY_MS = 7 * 24 * 3600 * 1000
 #: Time within which a server is not asked again, whether it answered or not.
 ASK_AGAIN_MS = 30_000
+_NOT_AGAIN_MS = range(ASK_AGAIN_MS)
 #: Servers whose keys are remembered.
 MAX_SERVERS = 10_000
 #: Most keys taken from one server.
@@ -57,6 +58,7 @@ class _Known:
     keys: dict[str, VerifyKey]
     valid_until_ms: int
     asked_ms: int
+    fresh_until_ms: int
     error: str = ""
 
 
@@ -73,7 +75,7 @@ class Keyring:
         self._fetch = fetch
         self._now_ms = now_ms
         self._known: OrderedDict[ServerName, _Known] = OrderedDict()
-        self._asking: dict[ServerName, list[Deferred[_Known]]] = {}
+        self._asking: Shared[ServerName, _Known] = Shared()
 
     async def verify_key(self, server: ServerName, key_id: str) -> VerifyKey:
         """Return the key of *server* that is called *key_id*.
@@ -81,58 +83,47 @@ class Keyring:
         Raises:
             KeyNotFound: It has none of that name, or does not say.
         """
-        now_ms = self._now_ms()
         known = self._known.get(server)
         if known is not None:
             self._known.move_to_end(server)
-            if key_id in known.keys and now_ms < known.valid_until_ms:
-                return known.keys[key_id]
-            if now_ms < known.asked_ms + ASK_AGAIN_MS:
-                raise KeyNotFound(known.error or f"{server} has no key {key_id[:64]!r}")
-        known = await self._ask_once(server)
-        if key_id in known.keys and now_ms < known.valid_until_ms:
+        if known is None or (
+            self._is_stale(known, key_id) and self._now_ms() - known.asked_ms not in _NOT_AGAIN_MS
+        ):
+            known = await self._asking.ask(server, lambda: self._ask(server))
+        if key_id in known.keys and self._now_ms() < known.valid_until_ms:
             return known.keys[key_id]
         raise KeyNotFound(known.error or f"{server} has no key {key_id[:64]!r}")
+
+    def _is_stale(self, known: _Known, key_id: str) -> bool:
+        """Whether to ask again: half their time before keys expire, so that a failure passes."""
+        return key_id not in known.keys or self._now_ms() >= known.fresh_until_ms
 
     def forget(self, server: ServerName) -> bool:
         """Forget the keys of *server*; returns whether there were any."""
         return self._known.pop(server, None) is not None
 
-    async def _ask_once(self, server: ServerName) -> _Known:
-        """Ask once for everybody who wants to know meanwhile."""
-        waiting = self._asking.get(server)
-        if waiting is not None:
-            joined: Deferred[_Known] = Deferred()
-            waiting.append(joined)
-            return await joined
-        self._asking[server] = []
-        known = _Known({}, 0, self._now_ms(), f"the keys of {server} could not be fetched")
-        try:
-            known = await self._ask(server)
-        finally:
-            self._known[server] = known
-            self._known.move_to_end(server)
-            while len(self._known) > MAX_SERVERS:
-                self._known.popitem(last=False)
-            for joined in self._asking.pop(server):
-                joined.callback(known)
-        return known
-
     async def _ask(self, server: ServerName) -> _Known:
+        """Ask *server*; if it does not say, what was known counts as long as it is good."""
         now_ms = self._now_ms()
         try:
             answer = await self._fetch(server, _URI)
             if answer.status != 200:
                 raise KeyNotFound(answer.describe())
             keys, valid_until_ms = read_key_document(server, answer.body)
+            valid_until_ms = min(valid_until_ms, now_ms + MAX_VALIDITY_MS)
+            known = _Known(keys, valid_until_ms, now_ms, (now_ms + valid_until_ms) // 2)
         except FederationError as failed:
             before = self._known.get(server)
             logger.info("federation.keys.unavailable", server=server, error=str(failed))
             text = f"the keys of {server} could not be fetched: {failed}"
+            known = _Known({}, 0, now_ms, 0, text)
             if before is not None and now_ms < before.valid_until_ms:
-                return _Known(before.keys, before.valid_until_ms, now_ms, text)
-            return _Known({}, 0, now_ms, text)
-        return _Known(keys, min(valid_until_ms, now_ms + MAX_VALIDITY_MS), now_ms)
+                known.keys, known.valid_until_ms = before.keys, before.valid_until_ms
+        self._known[server] = known
+        self._known.move_to_end(server)
+        while len(self._known) > MAX_SERVERS:
+            self._known.popitem(last=False)
+        return known
 
 
 def read_key_document(server: ServerName, body: bytes) -> tuple[dict[str, VerifyKey], int]:

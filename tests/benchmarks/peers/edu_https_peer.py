@@ -32,8 +32,9 @@ from twisted.web.server import Request, Site
 
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.wire.connections import SystemAndFile
 from tcprepl.federation.wire.signing import Signer
-from tcprepl.federation.wire.transport import FederationTransport, SystemAndFile
+from tcprepl.federation.wire.transport import FederationTransport
 
 ORIGIN = "matrix.example.com"
 HERE = Path(__file__).resolve().parent

@@ -23,7 +23,8 @@ from twisted.python.threadpool import ThreadPool
 
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
-from tcprepl.federation.wire.transport import Answer, NotReached
+from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.failures import NotReached
 
 ORIGIN = "matrix.example.com"
 reactor: Any = global_reactor

@@ -170,6 +170,89 @@ def test_a_service_that_is_declined_in_dns_is_not_tried() -> None:
         result(net.make().resolve("h.example"))
 
 
+def test_a_passing_failure_is_not_taken_for_absence() -> None:
+    """A good answer expires, one 502, good again after a while: the old one counts meanwhile."""
+    net = Net()
+    net.well_known["h.example"] = answer("d.example:1")
+    found = net.make()
+    result(found.resolve("h.example"))
+    net.clock.advance(discovery.WELL_KNOWN_DEFAULT_S + 1)
+    for bad in (WellKnownAnswer(502, b""), WellKnownAnswer(200, b"<html>"), None):
+        if bad is None:
+            del net.well_known["h.example"]
+        else:
+            net.well_known["h.example"] = bad
+        assert result(found.resolve("h.example"))[0].host == "d.example"
+        net.clock.advance(200)
+    # It moved: that is noticed soon.
+    net.well_known["h.example"] = answer("e.example:2")
+    net.clock.advance(200)
+    assert result(found.resolve("h.example"))[0].host == "e.example"
+
+
+def test_an_old_answer_does_not_count_for_ever() -> None:
+    net = Net()
+    net.well_known["h.example"] = answer("d.example:1")
+    found = net.make()
+    result(found.resolve("h.example"))
+    del net.well_known["h.example"]
+    net.clock.advance(discovery.WELL_KNOWN_DEFAULT_S + discovery.GRACE_S + 1)
+    assert result(found.resolve("h.example"))[0].host == "h.example"
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_that_there_is_none_is_believed_and_kept(status: int) -> None:
+    net = Net()
+    net.well_known["h.example"] = answer("d.example:1")
+    found = net.make()
+    result(found.resolve("h.example"))
+    net.clock.advance(discovery.WELL_KNOWN_DEFAULT_S + 1)
+    net.well_known["h.example"] = WellKnownAnswer(status, b"")
+    assert result(found.resolve("h.example"))[0].host == "h.example"
+    asked = net.asked.count("https://h.example")
+    net.clock.advance(3_000)
+    result(found.resolve("h.example"))
+    assert net.asked.count("https://h.example") == asked
+
+
+def test_a_dns_failure_keeps_the_old_records_and_is_asked_again_soon() -> None:
+    net = Net()
+    net.well_known["h.example"] = WellKnownAnswer(404, b"")
+    net.srv = {FED + "h.example": [SrvRecord(1, 0, 5, "s.example", 60)]}
+    found = net.make()
+    assert result(found.resolve("h.example"))[0].port == 5
+    net.clock.advance(61)
+    net.broken_dns = True
+    assert result(found.resolve("h.example"))[0].port == 5
+    net.broken_dns = False
+    net.srv = {FED + "h.example": [SrvRecord(1, 0, 6, "s.example", 60)]}
+    net.clock.advance(31)
+    assert result(found.resolve("h.example"))[0].port == 6
+
+
+def test_a_failure_at_first_is_asked_again_soon() -> None:
+    """Nothing was known, so the default port is tried, but not for an hour."""
+    net = Net()
+    net.broken_dns = True
+    found = net.make()
+    assert result(found.resolve("h.example"))[0].port == 8448
+    net.broken_dns = False
+    net.well_known["h.example"] = answer("d.example:1")
+    net.clock.advance(31)
+    assert result(found.resolve("h.example"))[0].host == "d.example"
+
+
+def test_forgetting_forgets_what_it_was_found_by() -> None:
+    net = Net()
+    net.well_known["h.example"] = answer("d.example")
+    found = net.make()
+    result(found.resolve("h.example"))
+    asked = len(net.asked)
+    assert found.forget("h.example")
+    result(found.resolve("h.example"))
+    assert len(net.asked) == 2 * asked
+
+
 def test_what_an_operator_placed_is_not_looked_for() -> None:
     net = Net()
     found = result(net.make(overrides={"h.example": ("127.0.0.1", 5)}).resolve("h.example"))

@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.federation.wire import keyring as module
 from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.failures import NotReached
 from tcprepl.federation.wire.keyring import KeyNotFound, Keyring, read_key_document
 from tcprepl.federation.wire.signing import KEY_VALIDITY_MS, Signer
-from tcprepl.federation.wire.transport import NotReached
 
 KEY = generate_signing_key("a_1")
 SIGNER = Signer("y.example", KEY)
@@ -153,3 +153,53 @@ def document(**changes: object) -> bytes:
 def test_a_document_that_proves_nothing_is_refused(body: bytes) -> None:
     with pytest.raises(KeyNotFound):
         read_key_document("y.example", body)
+
+
+def test_keys_are_fetched_anew_before_they_expire_so_that_a_failure_passes() -> None:
+    server = Server()
+    keyring = server.keyring()
+    get(keyring)
+    server.now_ms += KEY_VALIDITY_MS // 2 + 1
+    good, server.answer = server.answer, Answer(502, b"")
+    get(keyring)
+    assert server.asked == 2
+    get(keyring)
+    assert server.asked == 2
+    server.now_ms += module.ASK_AGAIN_MS
+    server.answer = good
+    get(keyring)
+    assert server.asked == 3
+
+
+def test_a_page_is_no_key_document() -> None:
+    server = Server()
+    keyring = server.keyring()
+    server.answer = Answer(200, b"<html>", None, "text/html")
+    with pytest.raises(KeyNotFound):
+        get(keyring)
+
+
+def test_a_clock_that_is_set_back_does_not_stop_questions() -> None:
+    server = Server()
+    keyring = server.keyring()
+    with pytest.raises(KeyNotFound):
+        get(keyring, "gone.example")
+    server.now_ms -= 3_600_000
+    with pytest.raises(KeyNotFound):
+        get(keyring, "gone.example")
+    assert server.asked == 2
+
+
+def test_who_goes_away_ends_the_question_that_nobody_else_waits_for() -> None:
+    server = Server()
+    ended: list[object] = []
+    server.gate = Deferred(ended.append)
+    keyring = server.keyring()
+    asked = [Deferred.fromCoroutine(keyring.verify_key("y.example", KEY_ID)) for _ in range(2)]
+    failed: list[object] = []
+    for one in asked:
+        one.addErrback(failed.append)
+    asked[0].cancel()
+    assert (len(failed), ended) == (1, [])
+    asked[1].cancel()
+    assert (len(failed), len(ended)) == (2, 1)
