@@ -110,9 +110,16 @@ class Router(Resource):
 
     isLeaf = True
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], headers: Mapping[str, str] | None = None) -> None:
+        """Route requests.
+
+        Args:
+            routes: What there is.
+            headers: What every answer says besides.
+        """
         super().__init__()
         self.routes = tuple(routes)
+        self._headers = dict(headers or {})
         self._counters: dict[tuple[str, str, int], Counter] = {}
         self._by_length: dict[int, list[Route]] = {}
         for route in self.routes:
@@ -120,6 +127,8 @@ class Router(Resource):
 
     def render(self, request: Request) -> int:
         """Answer *request*, now or later."""
+        for name, value in self._headers.items():
+            request.responseHeaders.setRawHeaders(name, [value])
         run_in_background(self._serve, request)
         return NOT_DONE_YET
 

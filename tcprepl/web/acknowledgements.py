@@ -12,8 +12,11 @@ from tcprepl.http.calls import ApiError, Call, Response, json_response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, Token
+from tcprepl.web.incarnations import said_incarnation, void_above
 from tcprepl.web.ingest import check_instance
 from tcprepl.web.services import WebServices
+
+FEDERATION = "federation"
 
 
 class Acknowledgement(Struct, forbid_unknown_fields=True):
@@ -27,11 +30,13 @@ class Acknowledgements:
     """Takes acknowledgements of federation senders (protocol.md section 14.2).
 
     Args:
-        services: The ports; uses *acknowledge*.
+        services: The ports; uses *acknowledge*, *log* and *instance*.
     """
 
     def __init__(self, services: WebServices) -> None:
         self._acknowledge = services.acknowledge
+        self._log = services.log
+        self._own = services.instance
 
     def routes(self, gate: Gate) -> Iterator[Route]:
         """Return the path."""
@@ -49,6 +54,14 @@ class Acknowledgements:
             raise ApiError(404, "M_NOT_FOUND", "this process takes no acknowledgements")
         asked = call.json(Acknowledgement)
         check_instance(asked.instance)
+        pair = (FEDERATION, self._own)
+        if void_above(self._log, pair, asked.token, said_incarnation(call)) is not None:
+            raise ApiError(
+                409,
+                "TCPREPL_NOT_ACKNOWLEDGED",
+                f"the rows up to {asked.token} are not all of this log, which was restored from a "
+                f"copy, or is another one: read on first",
+            )
         reason = self._acknowledge(asked.instance, asked.token)
         if reason is not None:
             raise ApiError(409, "TCPREPL_NOT_ACKNOWLEDGED", reason)

@@ -32,13 +32,23 @@ class Error(Struct):
 class Missing(Struct):
     """Rows that cannot be had any more."""
 
-    errcode: Literal["TCPREPL_ROWS_MISSING", "TCPREPL_TOKEN_TOO_OLD"]
+    errcode: Literal["TCPREPL_FORKED", "TCPREPL_ROWS_MISSING", "TCPREPL_TOKEN_TOO_OLD"]
     error: Annotated[str, Meta(description="Which rows, and why.")]
     stream: StreamName
     instance: Annotated[InstanceName, Meta(description="Whose rows.")]
     held: Annotated[Token, Meta(description="Where to go on: behind what is missing.")]
     parameter: Annotated[str, Meta(description="Whose position is meant.")]
     position: PositionField
+
+
+class Forked(Struct):
+    """Rows that this log does not have: it was restored from a copy, or is another one."""
+
+    errcode: Literal["TCPREPL_FORKED"]
+    error: Annotated[str, Meta(description="Which rows.")]
+    stream: StreamName
+    instance: Annotated[InstanceName, Meta(description="Whose rows.")]
+    held: Annotated[Token, Meta(description="Where to go on; what came after it is void.")]
 
 
 class Table(Struct):

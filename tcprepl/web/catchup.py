@@ -22,7 +22,8 @@ from tcprepl.metrics import DROPPED
 from tcprepl.streams.cursor import AtHead, Limits
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
-from tcprepl.web.answers import Updates
+from tcprepl.web.answers import Forked, Updates
+from tcprepl.web.incarnations import forked, said_incarnation, void_above
 from tcprepl.web.ingest import unknown_stream
 from tcprepl.web.services import WebServices
 
@@ -60,6 +61,7 @@ class CatchUp:
             Updates,
             UpdatesQuery,
             says="The rows.",
+            refuses={410: Forked},
         )
         path = "/_synapse/replication/get_repl_stream_updates/{stream}/{txn}"
         yield Route("GET", path, self.get_updates, gate.machine, about)
@@ -79,6 +81,10 @@ class CatchUp:
         after = _token(call, "from_token")
         upto = _token(call, "upto_token")
         instance = self._instance(stream, call.param("instance"))
+        said = said_incarnation(call)
+        held = void_above(self._log, (stream, instance), after, said)
+        if held is not None:
+            raise forked((stream, instance), after, held, {})
         position = self._log.position(stream, instance)
         if after >= min(upto, position):  # also when the writer had to start anew
             return _answer([], upto, limited=False, gap=None)

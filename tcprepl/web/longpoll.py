@@ -27,13 +27,14 @@ from tcprepl.errors import TokenFromFuture, TokenTooOld
 from tcprepl.http.calls import JSON, ApiError, Call, Response, excerpt, invalid
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.metrics import Live
 from tcprepl.streams.cursor import Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
 from tcprepl.web.answers import Missing, Table
 from tcprepl.web.encoding import MSGPACK, Encoder, Fragment, choose_encoder
+from tcprepl.web.incarnations import forked, said_incarnation, void_above
 from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
 from tcprepl.web.vector import START, Vector, format_vector, parse_vector
@@ -63,6 +64,7 @@ class Ask:
         limit: Most rows of a table.
         timeout_s: How long to wait for a row.
         encoder: How to write the answer.
+        incarnation: In which one of the log the reader got its positions, if it says.
     """
 
     feeds: tuple[tuple[Feed, str, Vector | None], ...]
@@ -70,6 +72,7 @@ class Ask:
     limit: int
     timeout_s: float
     encoder: Encoder
+    incarnation: IncarnationId | None
 
     @property
     def wakers(self) -> frozenset[StreamName] | None:
@@ -223,6 +226,7 @@ class LongPoll:
             min(controls.limit, limits.MAX_POLL_LIMIT_ROWS),
             min(controls.timeout, limits.MAX_POLL_TIMEOUT_MS) / 1000,
             choose_encoder(call),
+            said_incarnation(call),
         )
 
     def _parse_streams(self, token: str) -> tuple[int, ...]:
@@ -246,7 +250,8 @@ class LongPoll:
             fragments.append(self._look_at_streams(ask.streams, heads, ask.encoder))
         for feed, text, vector in ask.feeds:
             positions = heads.get(feed.stream, {})
-            key = (feed.parameter, text, ask.limit, ask.encoder, tuple(positions.items()))
+            state = tuple(positions.items())
+            key = (feed.parameter, text, ask.limit, ask.encoder, ask.incarnation, state)
             fragment = self._cache.get(key)
             if fragment is None:
                 fragment = await self._read(feed, vector, positions, ask)
@@ -301,6 +306,7 @@ class LongPoll:
         """Read what *feed* has beyond *vector* (None: from the start), in whole tokens."""
         if vector is not None:
             for instance, token in vector.items():
+                self._check_history(feed, vector, (feed.stream, instance), ask.incarnation)
                 if token and instance not in positions:
                     raise from_future(TokenFromFuture(feed.stream, instance, token, 0))
         several = positions.keys() - {self._own}
@@ -342,6 +348,15 @@ class LongPoll:
             moved=vector is None or {k: v for k, v in vector.items() if v} != reached,
             limited=limited,
         )
+
+    def _check_history(
+        self, feed: Feed, vector: Vector, pair: Pair, incarnation: IncarnationId | None
+    ) -> None:
+        """Refuse a position in a history that the log does not have."""
+        token = vector[pair[1]]
+        held = void_above(self._log, pair, token, incarnation)
+        if held is not None:
+            raise forked(pair, token, held, _where_to_go_on(feed, vector, pair[1], held, self._own))
 
     def _cursor(
         self, feed: Feed, instance: InstanceName, vector: Vector | None, position: Token

@@ -12,6 +12,7 @@ from tcprepl.web.acknowledgements import Acknowledgements
 from tcprepl.web.catchup import CatchUp
 from tcprepl.web.client_api import ClientApi
 from tcprepl.web.health import Health
+from tcprepl.web.incarnations import INCARNATION_HEADER
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
 from tcprepl.web.openapi import Document
@@ -47,7 +48,7 @@ def build_site(services: WebServices) -> LimitedSite:
     description.describe(served, services)
     bounds = services.limits
     site = LimitedSite(
-        Router(served),
+        Router(served, {INCARNATION_HEADER: services.log.history.current}),
         services.reactor,
         max_body_bytes=bounds.max_body_bytes,
         max_bodies_bytes=bounds.max_bodies_bytes,

@@ -76,3 +76,15 @@ def test_without_anybody_to_hear_it() -> None:
     stage = Stage()
     assert post(stage, {"instance": "fed1", "token": 12}).status == 404
     stage.close()
+
+
+def test_what_is_of_another_history_is_not_acknowledged() -> None:
+    """The writer has other rows under these tokens by now, and would lose them."""
+    heard: list[Any] = []
+    stage = Stage(acknowledge=lambda instance, token: heard.append(token))
+    here, body = stage.log.history.current, {"instance": "fed1", "token": 1}
+    assert post(stage, body, **{"Tcprepl-Incarnation": "another"}).status == 409
+    assert not heard
+    assert post(stage, body, **{"Tcprepl-Incarnation": here}).status == 200
+    assert heard == [1]
+    stage.close()

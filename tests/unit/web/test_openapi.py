@@ -65,19 +65,19 @@ def test_every_path_argument_is_a_parameter() -> None:
 
 
 def test_a_refusal_for_missing_rows_is_as_described() -> None:
-    """Each member by its name, in both kinds."""
+    """Each member by its name, in each kind."""
     schema = described()["components"]["schemas"]["Missing"]
     stage = Stage()
     stage.publish("audit", 1)
     stage.log.trim("audit", "master", 1)
     stage.lose("audit", 4)
     kinds = []
-    for position in (0, 1):
-        answer = stage.get("/_synapse/replication", audit=position)
+    for position, headers in ((0, {}), (1, {}), (4, {"Tcprepl-Incarnation": "another"})):
+        answer = stage.ask("GET", f"/_synapse/replication?audit={position}", headers=headers)
         assert answer.status == 410
         assert answer.json.keys() == set(schema["required"]) == schema["properties"].keys()
         kinds.append(answer.json["errcode"])
-    assert kinds == schema["properties"]["errcode"]["enum"][::-1]
+    assert sorted(kinds) == sorted(schema["properties"]["errcode"]["enum"])
     stage.close()
 
 
