@@ -16,6 +16,8 @@ from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import provider
 
+from tcprepl.protocol.display import displayable
+
 #: Twisted is told once where its events go.
 _begun: list[object] = []
 
@@ -82,16 +84,22 @@ def only_warnings() -> None:
 
 
 def _rendering(form: str, out: TextIO) -> list[Any]:
-    if form == "console":
-        return [structlog.dev.ConsoleRenderer(colors=out.isatty())]
-    if form == "json":
+    if form == "json":  # writes all that is not ASCII as escapes
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [
-        structlog.processors.format_exc_info,
-        structlog.processors.LogfmtRenderer(
-            key_order=["timestamp", "level", "event"], drop_missing=True
-        ),
-    ]
+    plain = structlog.dev.plain_traceback
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
+    if form != "console":
+        order = ["timestamp", "level", "event"]
+        renderer = structlog.processors.LogfmtRenderer(key_order=order, drop_missing=True)
+    return [structlog.processors.format_exc_info, _make_displayable, renderer]
+
+
+def _make_displayable(logger: object, method: str, event: Any) -> Any:
+    """Let no name or reason that a peer has sent reach the terminal as it is."""
+    return {
+        name: displayable(value, lines=name == "exception") if isinstance(value, str) else value
+        for name, value in event.items()
+    }
 
 
 @provider(ILogObserver)

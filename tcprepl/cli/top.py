@@ -12,6 +12,7 @@ import click
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
 from tcprepl.errors import TcpreplError
+from tcprepl.protocol.display import displayable
 
 #: Clear the screen and go to its top.
 CLEAR = "\x1b[H\x1b[2J"
@@ -83,7 +84,7 @@ def picture(status: dict[str, Any], sort: str) -> str:
     ordered = sorted(peers, key=key, reverse=descending)
     lines += table(
         [name.upper() for name in COLUMNS],
-        [[str(cell(peer)) for cell in COLUMNS.values()] for peer in ordered],
+        [[displayable(str(cell(peer))) for cell in COLUMNS.values()] for peer in ordered],
     )
     moving = [stream for stream in status["streams"] if stream["position"]]
     if moving:
@@ -91,7 +92,10 @@ def picture(status: dict[str, Any], sort: str) -> str:
         lines += table(
             ["STREAM", "INSTANCE", "POSITION", "HELD FROM", "ROWS"],
             [
-                [str(s[name]) for name in ("stream", "instance", "position", "floor", "rows")]
+                [
+                    displayable(str(s[name]))
+                    for name in ("stream", "instance", "position", "floor", "rows")
+                ]
                 for s in moving
             ],
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.protocol.display import displayable
 
 #: Damaged ranges that STATUS names.
 _DAMAGE_SHOWN = 20
@@ -176,7 +177,7 @@ class ServerStatus:
         lines += [_peer_line(peer) for peer in self.peers]
         if more_peers:
             lines.append(f"and {_count(more_peers, 'more peer')}, not behind or newer")
-        return lines
+        return list(map(displayable, lines))
 
 
 def _peer_line(peer: PeerStatus) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -68,6 +69,29 @@ def test_console_on_a_terminal() -> None:
     structlog.get_logger().warning("look")
     assert "look" in out.getvalue()
     assert "timestamp=" not in out.getvalue()
+
+
+EVIL = "w1\x1b]0;owned\x07\x9b2J\u202e\ud800"
+
+
+@pytest.mark.parametrize("form", ["logfmt", "console", "json"])
+def test_what_peers_send_is_shown_and_not_obeyed(form: str) -> None:
+    """In a value, in the event, in a list, in the text of an exception."""
+    out = Terminal() if form == "console" else io.StringIO()
+    logs.configure("info", form, out)
+    structlog.get_logger().info(
+        "peer.named", name=EVIL, names=[EVIL], raw=EVIL.encode("utf-8", "replace")
+    )
+    try:
+        raise ValueError(EVIL)
+    except ValueError as error:
+        structlog.get_logger().error("it.failed", exc_info=error)
+    said = out.getvalue()
+    if form == "console":
+        said = re.sub("\x1b\\[[0-9;]*m", "", said)  # its own colours
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", said)
+    assert "owned" in said
+    said.encode()
 
 
 def test_events_of_twisted() -> None:

@@ -73,6 +73,13 @@ def test_sorted_by_text() -> None:
     assert lines[3].startswith("b")
 
 
+def test_a_name_is_shown_and_not_obeyed() -> None:
+    """Whatever a peer calls itself, the picture stays one."""
+    drawn = top.picture({**STATUS, "peers": [peer("a\x1b[2J\u202eb", 0, 0)]}, "rows")
+    assert "a\\u001b[2J\\u202eb" in drawn
+    assert "\x1b" not in drawn
+
+
 def test_nobody() -> None:
     """A server without peers and rows has a short picture."""
     empty = {**STATUS, "peers": [peer("a", 0, 0)], "streams": []}

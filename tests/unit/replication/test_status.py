@@ -77,3 +77,11 @@ def test_damage_is_named_and_bounded() -> None:
     assert lines[1] == "damaged: stream s of i: rows in (0, 1] cannot be read"
     assert lines[-1] == "and 3 more that are damaged"
     assert len(lines) == 22
+
+
+def test_a_name_is_shown_and_not_obeyed() -> None:
+    """NAME may have any letter, and one that turns the line around is none."""
+    peers = [replace(peer, name="a\u202eb") for peer in STATUS.peers]
+    told = "".join(replace(STATUS, peers=peers).lines())
+    assert "a\\u202eb" in told
+    assert "\u202e" not in told
