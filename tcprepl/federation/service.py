@@ -7,8 +7,9 @@ serves its routes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import structlog
@@ -18,7 +19,6 @@ from tcprepl import metrics
 from tcprepl.clocks import Reactor, steady_ms
 from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.receiving.receiver import (
-    EduHandler,
     ReceivedEdu,
     SeenTransactions,
     TransactionReceiver,
@@ -56,6 +56,10 @@ TO_DEVICE_STREAM = "to_device"
 OWN_STREAMS = (RECEIVED_EDUS, TO_DEVICE_MESSAGES)
 #: The name of the signing key's file in the data directory.
 SIGNING_KEY_FILE = "signing.key"
+
+
+#: Takes the content of an EDU from an origin.
+TakeContent: TypeAlias = Callable[[ServerName, Mapping[str, Any]], object]
 
 
 class CanonicalPublisher(Publisher):
@@ -146,15 +150,38 @@ class FederationWriter:
     def handle(
         self,
         *,
-        typing: Callable[[ServerName, Mapping[str, Any]], object] | None = None,
-        presence: Callable[[ServerName, Mapping[str, Any]], object] | None = None,
-        receipts: Callable[[ServerName, Mapping[str, Any]], object] | None = None,
+        typing: TakeContent | None = None,
+        presence: TakeContent | None = None,
+        receipts: TakeContent | None = None,
     ) -> None:
-        """Say who takes received typing, presence and receipts: functions of origin, content."""
-        for edu_type, function in ((TYPING, typing), (PRESENCE, presence), (RECEIPT, receipts)):
-            if function is not None:
-                handler: EduHandler = content_handler(function)
-                self.receiver.on(edu_type, handler)
+        """Say who takes received typing, presence and receipts: functions of origin, content.
+
+        Typing and receipts do not reach them from a server that the ACL of the room keeps out.
+        """
+        if typing is not None:
+            self.receiver.on(TYPING, content_handler(partial(self._typing_let_in, typing)))
+        if presence is not None:
+            self.receiver.on(PRESENCE, content_handler(presence))
+        if receipts is not None:
+            self.receiver.on(RECEIPT, content_handler(partial(self._receipts_let_in, receipts)))
+
+    def _typing_let_in(
+        self, take: TakeContent, origin: ServerName, content: Mapping[str, Any]
+    ) -> object:
+        room_id = content.get("room_id")
+        if isinstance(room_id, str) and not self.hosts.allows(room_id, origin):
+            raise ValueError(f"the ACL of {room_id[:255]} keeps {origin} out")
+        return take(origin, content)
+
+    def _receipts_let_in(
+        self, take: TakeContent, origin: ServerName, content: Mapping[str, Any]
+    ) -> object:
+        let_in = {room: of for room, of in content.items() if self.hosts.allows(room, origin)}
+        if len(let_in) < len(content):
+            kept_out = len(content) - len(let_in)
+            metrics.DROPPED.labels(RECEIPT, "kept out by the room's ACL").inc(kept_out)
+            logger.info("receipts.edu.kept_out", origin=origin, rooms=kept_out)
+        return take(origin, let_in)
 
     def routes(self, gate: Gate) -> Iterator[Route]:
         """Return the HTTP routes; *gate* knows who may use those for our own processes."""

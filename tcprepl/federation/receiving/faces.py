@@ -21,6 +21,7 @@ from tcprepl.federation.wire.edu import canonicalise, is_server_name
 from tcprepl.federation.wire.signing import Signer
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
+from tcprepl.federation.writing.server_acl import ServerAcl
 from tcprepl.http.calls import (
     ApiError,
     Call,
@@ -85,10 +86,11 @@ class Queued(Struct, omit_defaults=True):
     last: Token | None = None
 
 
-class Hosts(Struct, forbid_unknown_fields=True):
-    """The servers of a room."""
+class Hosts(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The servers of a room, and which of them it lets in, where that is known."""
 
     hosts: list[ServerName]
+    acl: ServerAcl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +258,14 @@ class Rooms:
         """Take the servers; they are on disk when this answers."""
         room_id = _room(call)
         try:
-            self._hosts.put(room_id, call.json(Hosts).hosts)
+            asked = call.json(Hosts)
+            self._hosts.put(room_id, asked.hosts, asked.acl)
         except FederationError as error:
             raise ApiError(400, "M_INVALID_PARAM", str(error)) from None
         return self._tell(room_id)
 
     def _tell(self, room_id: str) -> Response:
-        return json_response(Hosts(sorted(self._hosts(room_id))))
+        return json_response(Hosts(sorted(self._hosts(room_id)), self._hosts.acl(room_id)))
 
 
 def _room(call: Call) -> str:

@@ -24,6 +24,7 @@ from tcprepl.federation.service import (
     CanonicalPublisher,
     FederationWriter,
 )
+from tcprepl.federation.writing.server_acl import ServerAcl
 from tcprepl.http.security import Gate
 from tcprepl.streams.opening import open_log
 from tcprepl.streams.registry import Registry, StreamDef
@@ -171,6 +172,26 @@ def test_typing_presence_and_receipts_go_to_their_functions(world: World) -> Non
     world.receive("m.presence", {"n": 2})
     world.receive("m.receipt", {"n": 3})
     assert calls == [("typing", {"n": 1}), ("presence", {"n": 2}), ("y.example", {"n": 3})]
+
+
+def test_a_server_that_a_room_keeps_out_says_nothing_there(world: World) -> None:
+    """Of typing and receipts, in that room; without an ACL everybody is let in."""
+    calls: list[Any] = []
+    world.writer.handle(
+        typing=lambda origin, content: calls.append(content["room_id"]),
+        receipts=lambda origin, content: calls.append(sorted(content)),
+    )
+    acl = ServerAcl(allow=("*",), deny=("*.example",))
+    world.writer.hosts.put("!shut:x", ["x.example", "y.example"], acl)
+    world.writer.hosts.put("!open:x", ["x.example", "y.example"])
+    world.receive("m.typing", {"room_id": "!open:x"})
+    with pytest.raises(ValueError, match=r"ACL of !shut:x keeps y\.example out"):
+        world.receive("m.typing", {"room_id": "!shut:x"})
+    world.receive("m.typing", {"room_id": "!unknown:x"})
+    world.receive("m.receipt", {"!open:x": {}, "!shut:x": {}})
+    world.writer.hosts.put("!shut:x", ["x.example", "y.example"])
+    world.receive("m.receipt", {"!open:x": {}, "!shut:x": {}})
+    assert calls == ["!open:x", "!unknown:x", ["!open:x"], ["!open:x", "!shut:x"]]
 
 
 def test_its_resources_and_its_files(tmp_path: Path) -> None:

@@ -195,6 +195,13 @@ def test_the_servers_of_a_room(world: World) -> None:
     assert world.ask("PUT", path, hosts) == (200, {"hosts": ["x.example", "y.example"]})
     assert world.ask("GET", path)[1] == {"hosts": ["x.example", "y.example"]}
     assert world.hosts("!r:x.example") == {"x.example", "y.example"}
+    acl = {"allow": ["*"], "deny": ["evil.example"]}
+    assert world.ask("PUT", path, {**hosts, "acl": acl})[1]["acl"] == {
+        **acl,
+        "allow_ip_literals": True,
+    }
+    assert not world.hosts.allows("!r:x.example", "evil.example")
+    assert world.ask("PUT", path, {**hosts, "acl": {"allow": "*"}})[0] == 400
     assert world.ask("PUT", path, {"hosts": ["a b"]})[0] == 400
     assert world.ask("PUT", "/_tcprepl/v1/rooms/r/hosts", hosts)[0] == 400
     assert world.ask("PUT", "/_tcprepl/v1/rooms/!r:x/other", hosts)[0] == 404

@@ -11,6 +11,7 @@ import pytest
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.federation.writing import room_hosts
 from tcprepl.federation.writing.room_hosts import BadHosts, RoomHosts
+from tcprepl.federation.writing.server_acl import ServerAcl
 
 
 def test_what_was_said_is_known_and_survives_a_restart(tmp_path: Path) -> None:
@@ -26,6 +27,38 @@ def test_what_was_said_is_known_and_survives_a_restart(tmp_path: Path) -> None:
     assert again("!s:x") == frozenset()
     assert len(again) == 1
     again.close()
+
+
+def test_the_acl_of_a_room_goes_with_its_hosts(tmp_path: Path) -> None:
+    path = tmp_path / "rooms.sqlite"
+    hosts = RoomHosts(path)
+    acl = ServerAcl(allow=("*",), deny=("evil.example",), allow_ip_literals=False)
+    hosts.put("!r:x", ["a.example"], acl)
+    hosts.put("!s:x", ["a.example"], acl)
+    hosts.put("!s:x", ["a.example"])
+    hosts.close()
+    again = RoomHosts(path)
+    assert (again.acl("!r:x"), again.acl("!s:x")) == (acl, None)
+    assert again.allows("!r:x", "a.example")
+    assert not again.allows("!r:x", "evil.example:8448")
+    assert again.allows("!s:x", "evil.example")
+    assert again.allows("!unknown:x", "evil.example")
+    again.put("!r:x", [])
+    assert again.allows("!r:x", "evil.example")
+    with pytest.raises(BadHosts, match="acl"):
+        again.put("!r:x", ["a"], ServerAcl(allow=("x" * 65_536,)))
+    again.close()
+
+
+def test_a_file_of_before_acls_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "rooms.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE room_hosts (room_id TEXT PRIMARY KEY, hosts BLOB)")
+        connection.execute("INSERT INTO room_hosts VALUES ('!r:x', ?)", (b"\x91\xa1a",))
+    hosts = RoomHosts(path)
+    assert hosts("!r:x") == {"a"}
+    assert hosts.acl("!r:x") is None
+    hosts.close()
 
 
 def test_a_user_may_be_in_any_room() -> None:
@@ -59,7 +92,7 @@ def test_hosts_that_are_no_list_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "rooms.sqlite"
     RoomHosts(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("INSERT INTO room_hosts VALUES ('!r:x', x'c1')")
+        connection.execute("INSERT INTO room_hosts VALUES ('!r:x', x'c1', NULL)")
         connection.commit()
     with pytest.raises(LogCorrupt, match="move it away"):
         RoomHosts(path)
