@@ -28,8 +28,11 @@ HISTORY = 120
 _WIDTH, _HEIGHT = 120, 28
 #: Lag from which a peer is shown as late, not just busy.
 _LATE_S = 5.0
-#: Streams, peers and destinations that the page lists; there may be thousands of each.
-_MOST_ROWS = 100
+#: Streams, and peers, that the page lists; there may be thousands, and while somebody looks
+#: all of them are drawn every second.
+_MOST_ROWS = 50
+#: Destinations that it lists.
+_MOST_DESTINATIONS = 100
 _AS_JSON = "in the status as JSON"
 
 #: What is inside an element.
@@ -344,10 +347,10 @@ def _destinations(view: View) -> Nodes:
     ordered = sorted(view.destinations, key=lambda found: -float(found.get("oldest_seconds") or 0))
     yield _table(
         ("Destination", "State", "Queued", "Oldest", "Next try"),
-        (_destination_row(found, view.now_ms) for found in ordered[:_MOST_ROWS]),
+        (_destination_row(found, view.now_ms) for found in ordered[:_MOST_DESTINATIONS]),
         numeric=(2, 3, 4),
     )
-    yield from _more(len(ordered) - _MOST_ROWS, _AS_JSON)
+    yield from _more(len(ordered) - _MOST_DESTINATIONS, _AS_JSON)
 
 
 def _destination_row(found: Mapping[str, Any], now_ms: int) -> Sequence[Node]:
