@@ -164,81 +164,40 @@ class ClientApi:
         services = self._services
         busy: dict[int, None] = {503: None}
         versions = About("Which versions of the specification the paths are of", Versions)
-        yield Route(
-            "GET", "/_matrix/client/versions", self.get_versions, guard, versions, cors=True
-        )
-        faces: list[tuple[object, str, str, Handler, About]] = [
-            (True, "GET", "login", self.get_login, About("How to log in", Flows)),
-            (
-                True,
-                "POST",
-                "login",
-                self.post_login,
-                About("Get a token for one device of one user", LoggedIn, TokenQuery, Login),
-            ),
-            (
-                True,
-                "GET",
-                "account/whoami",
-                self.get_whoami,
-                About("For whom a token speaks", Whoami, SpeakerQuery),
-            ),
-            (
-                services.typing,
-                "PUT",
-                "rooms/{room_id}/typing/{user_id}",
-                self.put_typing,
-                About("A user types, or has stopped", None, SpeakerQuery, Typing, refuses=busy),
-            ),
-            (
-                services.presence,
-                "PUT",
-                "presence/{user_id}/status",
-                self.put_presence,
-                About("Say how a user is", None, SpeakerQuery, Presence, refuses=busy),
-            ),
-            (
-                services.presence,
-                "GET",
-                "presence/{user_id}/status",
-                self.get_presence,
-                About("How a user is", PresenceNow, SpeakerQuery),
-            ),
-            (
-                services.receipts,
-                "POST",
-                "rooms/{room_id}/receipt/{receipt_type}/{event_id}",
-                self.post_receipt,
-                About(
-                    "A user has read up to an event",
-                    None,
-                    SpeakerQuery,
-                    Receipt,
-                    says="On disk.",
-                    refuses=busy,
-                    needs_body=False,
-                ),
-            ),
-            (
-                True,
-                "PUT",
-                "sendToDevice/{event_type}/{txn}",
-                self.put_to_device,
-                About(
-                    "Messages for devices; safe to repeat",
-                    None,
-                    SpeakerQuery,
-                    Messages,
-                    says="On disk.",
-                    refuses={404: None, **busy},
-                ),
-            ),
-        ]
-        for version in VERSIONS:
-            for port, method, path, handler, about in faces:
-                if port is not None:
-                    template = f"/_matrix/client/{version}/{path}"
-                    yield Route(method, template, handler, guard, about, cors=True)
+        path = "/_matrix/client/versions"
+        yield Route("GET", path, self.get_versions, guard, versions, cors=True)
+
+        def face(method: str, path: str, handler: Handler, about: About) -> Iterator[Route]:
+            for version in VERSIONS:
+                template = f"/_matrix/client/{version}/{path}"
+                yield Route(method, template, handler, guard, about, cors=True)
+
+        about = About("How to log in", Flows)
+        yield from face("GET", "login", self.get_login, about)
+        about = About("Get a token for one device of one user", LoggedIn, TokenQuery, Login)
+        yield from face("POST", "login", self.post_login, about)
+        about = About("For whom a token speaks", Whoami, SpeakerQuery)
+        yield from face("GET", "account/whoami", self.get_whoami, about)
+        if services.typing is not None:
+            about = About("A user types, or has stopped", None, SpeakerQuery, Typing, refuses=busy)
+            yield from face("PUT", "rooms/{room_id}/typing/{user_id}", self.put_typing, about)
+        if services.presence is not None:
+            about = About("Say how a user is", None, SpeakerQuery, Presence, refuses=busy)
+            yield from face("PUT", "presence/{user_id}/status", self.put_presence, about)
+            about = About("How a user is", PresenceNow, SpeakerQuery)
+            yield from face("GET", "presence/{user_id}/status", self.get_presence, about)
+        if services.receipts is not None:
+            about = About(
+                "A user has read up to an event", None, SpeakerQuery, Receipt,
+                says="On disk.", refuses=busy, needs_body=False,
+            )  # fmt: skip
+            path = "rooms/{room_id}/receipt/{receipt_type}/{event_id}"
+            yield from face("POST", path, self.post_receipt, about)
+        about = About(
+            "Messages for devices; safe to repeat", None, SpeakerQuery, Messages,
+            says="On disk.", refuses={404: None, **busy},
+        )  # fmt: skip
+        yield from face("PUT", "sendToDevice/{event_type}/{txn}", self.put_to_device, about)
 
     def get_versions(self, call: Call) -> Response:
         """Say which versions of the specification the paths are of."""
