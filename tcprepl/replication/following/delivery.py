@@ -377,7 +377,7 @@ class Delivery:
         self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raw)
         rows = Rows(codec, raw)
         return self._caller.call(
-            Call(self._handler, (stream, instance, token, rows), pair, reached, rows)
+            self._handler, (stream, instance, token, rows), pair, reached, rows
         )
 
     # -- waiting for a handler ---------------------------------------------------------
@@ -490,7 +490,7 @@ class Delivery:
         pair: Pair,
         reached: Token,
     ) -> Deferred[None] | None:
-        return self._caller.call(Call(callback or _nothing, arguments, pair, reached))
+        return self._caller.call(callback or _nothing, arguments, pair, reached)
 
     async def _reset(self, pair: Pair, known: Token | None, token: Token) -> None:
         stream, instance = pair

@@ -81,10 +81,17 @@ class Caller:
         self._wait = wait
         self._max_attempts = max_attempts
 
-    def call(self, call: Call) -> Deferred[None] | None:
-        """Call it, and save the position that it reached.
+    def call(
+        self,
+        function: Callable[..., object],
+        arguments: tuple[Any, ...],
+        pair: Pair,
+        reached: Token | None,
+        rows: Rows | None = None,
+    ) -> Deferred[None] | None:
+        """Call *function*, and save the position that it reached; see `Call` for the arguments.
 
-        The caller must wait before it calls anything else.
+        Whoever calls must wait before calling anything else.
 
         Returns:
             None if that succeeded at once. Else a Deferred that fires when it has succeeded,
@@ -92,12 +99,12 @@ class Caller:
             up, and undone.
         """
         try:
-            result = call.function(*call.arguments)
+            result = function(*arguments)
             if result is not None and isinstance(result, AWAITABLE):
-                return self.settle(call, result)
-            self._progress.advance(call.pair, call.reached)
+                return self.settle(Call(function, arguments, pair, reached, rows), result)
+            self._progress.advance(pair, reached)
         except BaseException as error:  # noqa: BLE001  # undone, then raised
-            return self.again(call, error)
+            return self.again(Call(function, arguments, pair, reached, rows), error)
         return None
 
     def settle(self, call: Call, result: Any) -> Deferred[None]:

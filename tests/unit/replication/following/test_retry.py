@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock, deferLater
 
 from tcprepl.replication.following.progress import Progress
-from tcprepl.replication.following.retry import Call, Caller, Stopped
+from tcprepl.replication.following.retry import Caller, Stopped
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.registry import Registry
 from tests.unit.replication.following.test_progress import ALPHA, Store
@@ -37,9 +37,7 @@ class Stage:
     def call(self, function: Callable[..., object], *rows: bytes) -> Deferred[None] | None:
         """Call *function* with a batch of ``typing`` at token 4."""
         batch = Rows(Registry().codec("typing"), list(rows))
-        return self.caller.call(
-            Call(function, (*ALPHA, 4, batch), ALPHA, 4, batch if rows else None)
-        )
+        return self.caller.call(function, (*ALPHA, 4, batch), ALPHA, 4, batch if rows else None)
 
 
 GOOD, BAD = b'["!r:x",["@a:x"]]', b"[1]"
