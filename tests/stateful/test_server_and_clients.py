@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import Deferred
 
+from tcprepl import limits
 from tcprepl.replication.following.client import ReplicationClient
-from tcprepl.replication.serving import hub
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.position_store import MemoryPositionStore
@@ -31,7 +31,7 @@ from tcprepl.streams.registry import Registry, StreamDef
 from tests.wire import Network, run_until
 
 #: Bounds of the hub for these tests, small enough to be met all the time.
-SMALL = {"SEGMENT_BYTES": 500, "PAGE_BYTES": 300, "PAGE_ROWS": 3, "SERVE_BYTES": 900}
+SMALL = {"SEGMENT_BYTES": 500, "PAGE_BYTES": 300, "PAGE_ROWS": 3, "TURN_BYTES": 900}
 #: What a wire holds before the hub is told to stop.
 WINDOW_BYTES = 400
 #: Longest batch that the machine publishes, in bytes of lines.
@@ -120,9 +120,9 @@ class ReplicationMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.before = {name: getattr(hub, name) for name in SMALL}
+        self.before = {name: getattr(limits, name) for name in SMALL}
         for name, value in SMALL.items():
-            setattr(hub, name, value)
+            setattr(limits, name, value)
         self.network = Network(window_bytes=WINDOW_BYTES)
         self.registry = Registry([StreamDef(name) for name in STREAMS])
         self.log = MemoryLog(self.registry, lambda: int(self.network.clock.seconds() * 1000))
@@ -256,7 +256,7 @@ class ReplicationMachine(RuleBasedStateMachine):
             self.heal()
         finally:
             for name, value in self.before.items():
-                setattr(hub, name, value)
+                setattr(limits, name, value)
 
     def heal(self) -> None:
         for worker in self.all:
