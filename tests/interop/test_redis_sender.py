@@ -79,7 +79,9 @@ def stage(
         main.stop()
         url = f"redis://127.0.0.1:{redis.port}"
         settings = directory / "serve.yaml"
-        settings.write_text(yaml.safe_dump({"streams": {"extra": EXTRA}}))
+        settings.write_text(
+            yaml.safe_dump({"streams": {"extra": EXTRA}, "federation": {"senders": [SENDER]}})
+        )
         options = ["--redis", url, "--config", str(settings)]
         serve = stack.enter_context(Serve(main.server_name, directory, *options))
         config = yaml.safe_load(main.config_path.read_text())
