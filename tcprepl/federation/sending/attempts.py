@@ -11,17 +11,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
-from typing import Any, ParamSpec, Protocol
+from functools import lru_cache
+from typing import Protocol
 
 import structlog
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from tcprepl import metrics
-from tcprepl.background import run_in_background
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.destination import Destination, Held, Verdict
 from tcprepl.federation.sending.lanes import Entry
@@ -33,6 +29,7 @@ from tcprepl.federation.sending.stored import (
     Refusal,
     StoredTransaction,
 )
+from tcprepl.federation.sending.writes import DISK_RETRY_MS, Writes
 from tcprepl.federation.wire.answer import Answer, Meaning
 from tcprepl.federation.wire.failures import NotReached, RequestFailed
 from tcprepl.federation.wire.transaction import TransactionLimits, build_body
@@ -40,14 +37,10 @@ from tcprepl.ids import ServerName
 
 logger = structlog.get_logger()
 
-P = ParamSpec("P")
-
 #: EDUs read back from disk at once.
 LOAD_EDUS = 200
 #: Age from which a transaction with expired EDUs that never left is not sent as it was.
 STALE_TRANSACTION_MS = 600_000
-#: Wait after the disk refused.
-_DISK_RETRY_MS = 5_000
 
 _sent_edus = lru_cache(1_024)(metrics.SENT_EDUS_BY_TYPE.labels)
 
@@ -71,7 +64,6 @@ class Attempts:
 
     def __init__(
         self,
-        clock: IReactorTime,
         outbox: Outbox,
         transport: TransactionTransport,
         server_name: ServerName,
@@ -80,12 +72,11 @@ class Attempts:
         backoff: BackoffPolicy,
         chance: random.Random,
         now_ms: Callable[[], int],
-        poke: Callable[[Destination], object],
+        writes: Writes,
     ) -> None:
         """Make the attempts of one sender.
 
         Args:
-            clock: For waiting until the disk is asked again.
             outbox: Where everything that waits is.
             transport: How transactions leave.
             server_name: Who we are.
@@ -93,10 +84,9 @@ class Attempts:
             backoff: How long to wait after failures.
             chance: Source of chance for spreading.
             now_ms: Wall-clock time in ms.
-            poke: Called with a destination that may have something to send again.
+            writes: Writes what is not waited for.
         """
         self.held = 0
-        self._clock = clock
         self._outbox = outbox
         self._transport = transport
         self._server_name = server_name
@@ -104,7 +94,7 @@ class Attempts:
         self._policy = backoff
         self._chance = chance
         self._now_ms = now_ms
-        self._poke = poke
+        self._writes = writes
         # Two starts never share an id, whatever the clock says.
         self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
         self._transactions = 0
@@ -116,7 +106,7 @@ class Attempts:
         except OutboxUnavailable as failed:
             logger.error("federation.outbox.unavailable", error=str(failed))
             # Not written down: the disk refuses.
-            self._note_failure(destination, str(failed), _DISK_RETRY_MS)
+            self._note_failure(destination, str(failed), DISK_RETRY_MS)
             self.forget_memory(destination)
             destination.outdate()
             return
@@ -160,44 +150,6 @@ class Attempts:
         """Let what waits for *destination* be on disk only."""
         self.held -= destination.forget_queue()
 
-    def persist(
-        self,
-        destination: Destination,
-        write: Callable[P, Deferred[Any]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> None:
-        """Have something written about *destination*; if the disk refuses, again and again."""
-        again = partial(write, *args, **kwargs)
-        _ = again().addErrback(self._write_again, destination, again)
-
-    def _write_again(
-        self, failure: Failure, destination: Destination, write: Callable[[], Deferred[Any]]
-    ) -> None:
-        run_in_background(self._write, failure, destination, write)
-
-    async def _write(
-        self, failure: Failure, destination: Destination, write: Callable[[], Deferred[Any]]
-    ) -> None:
-        while True:
-            failure.trap(OutboxUnavailable)
-            logger.error(
-                "federation.outbox.unavailable",
-                error=failure.getErrorMessage(),
-                destination=destination.name,
-                retry_s=_DISK_RETRY_MS / 1000,
-            )
-            await deferLater(self._clock, _DISK_RETRY_MS / 1000)
-            try:
-                await write()
-            except OutboxUnavailable:
-                failure = Failure()
-            else:
-                break
-        # Meanwhile the disk was not what memory took it for.
-        destination.outdate()
-        self._poke(destination)
-
     # -- which transaction --------------------------------------------------------------------
 
     async def _transaction(self, destination: Destination) -> StoredTransaction | None:
@@ -219,6 +171,8 @@ class Attempts:
             entries = self._take(destination)
             if entries:
                 return await self._begin(destination, entries)
+            if destination.held is not Held.ALL:
+                continue  # all that was read back has expired
             if not await self._next_round(destination):
                 return None
 
@@ -269,7 +223,7 @@ class Attempts:
         self.held -= before - len(destination.queue or ())
         if expired:
             metrics.DROPPED.labels("edu", "expired").inc(len(expired))
-            self.persist(destination, self._outbox.remove, [entry[0] for entry in expired])
+            self._writes.persist(destination, self._outbox.remove, [entry[0] for entry in expired])
         return entries
 
     async def _begin(
@@ -374,9 +328,9 @@ class Attempts:
     ) -> None:
         destination.accepted(self._now_ms(), self._limits)
         name = destination.name
-        self.persist(destination, self._outbox.finish, name, transaction.transaction_id)
+        self._writes.persist(destination, self._outbox.finish, name, transaction.transaction_id)
         if destination.backoff.cleared():
-            self.persist(destination, self._outbox.set_backoff, name, destination.backoff)
+            self._writes.persist(destination, self._outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.recovered", destination=name)
         metrics.SENT_TRANSACTIONS.inc()
         metrics.SENT_EDUS.inc(len(transaction.entries))
@@ -386,7 +340,7 @@ class Attempts:
     def _answers(self, destination: Destination) -> None:
         """Note that a remote that was away answers: nothing has to wait for its return."""
         if not destination.backoff.refusing and destination.backoff.cleared():
-            self.persist(
+            self._writes.persist(
                 destination, self._outbox.set_backoff, destination.name, destination.backoff
             )
 
@@ -426,7 +380,7 @@ class Attempts:
             if mark == QUARANTINED:
                 destination.quarantined = found
 
-        self.persist(destination, marked)
+        self._writes.persist(destination, marked)
 
     def _put_off(self, destination: Destination, transaction: StoredTransaction) -> None:
         """Keep *transaction*, which may have arrived, as it is; others go meanwhile."""
@@ -440,14 +394,14 @@ class Attempts:
         def count(found: int) -> None:
             destination.put_off = found
 
-        self.persist(destination, write)
+        self._writes.persist(destination, write)
 
     def _dissolve(self, destination: Destination, transaction: StoredTransaction) -> None:
         """Let the EDUs of a transaction wait again, from the disk, in their old order."""
         destination.in_flight = None
         destination.outdate()
         self.forget_memory(destination)
-        self.persist(
+        self._writes.persist(
             destination, self._outbox.dissolve, destination.name, transaction.transaction_id
         )
 
@@ -475,7 +429,7 @@ class Attempts:
             if refusing and destination.search is not None:
                 # What was refused alone waits its time; the others may be tried sooner.
                 destination.search.set_aside = destination.search.rested = True
-                self.persist(destination, self._outbox.set_aside_again, name)
+                self._writes.persist(destination, self._outbox.set_aside_again, name)
         logger.info(
             "federation.transaction.failed",
             destination=name,
@@ -495,7 +449,9 @@ class Attempts:
         refusing: bool = False,
     ) -> None:
         self._note_failure(destination, reason, retry_after_ms, refusing=refusing)
-        self.persist(destination, self._outbox.set_backoff, destination.name, destination.backoff)
+        self._writes.persist(
+            destination, self._outbox.set_backoff, destination.name, destination.backoff
+        )
 
     def _note_failure(
         self,

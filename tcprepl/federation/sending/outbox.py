@@ -18,7 +18,7 @@ import msgpack
 from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending.backoff import Backoff
-from tcprepl.federation.sending.lanes import Entry, Lane, lane_of
+from tcprepl.federation.sending.lanes import Entry, lane_of
 from tcprepl.federation.sending.outbox_file import OutboxFile
 from tcprepl.federation.sending.stored import (
     COLUMNS,
@@ -38,11 +38,9 @@ from tcprepl.federation.sending.stored import (
     supersedes_key,
     unpack_entry,
 )
+from tcprepl.federation.sending.summary import by_destination, by_lane, in_quarantine
 from tcprepl.ids import Pair, ServerName, Token
 from tcprepl.streams.lineage import Lineage
-
-#: EDUs in quarantine that are shown one by one.
-_SHOWN_QUARANTINED = 100
 
 
 class Outbox(OutboxFile):
@@ -472,60 +470,15 @@ class Outbox(OutboxFile):
         self, destination: ServerName | None = None
     ) -> Deferred[dict[ServerName, dict[str, Waiting]]]:
         """Return what is on disk by destination and lane, quarantine as one more lane."""
-
-        def op(cursor: sqlite3.Cursor) -> dict[ServerName, dict[str, Waiting]]:
-            found: dict[ServerName, dict[str, Waiting]] = {}
-            for name, lane, quarantined, edus, size_bytes, oldest_ms in cursor.execute(
-                "SELECT destination, lane, transaction_id IS '', count(*), sum(length(edu)),"
-                " min(queued_ms) FROM edus WHERE ? IS NULL OR destination = ? GROUP BY 1, 2, 3",
-                (destination, destination),
-            ):
-                lanes = found.setdefault(name, {})
-                key = "quarantined" if quarantined else Lane(lane).name.lower()
-                before = lanes.get(key, Waiting(0, 0, oldest_ms))
-                lanes[key] = Waiting(
-                    before.edus + edus,
-                    before.size_bytes + size_bytes,
-                    min(before.oldest_ms, oldest_ms),
-                )
-            return found
-
-        return self.submit(op)
+        return self.submit(lambda cursor: by_destination(cursor, destination))
 
     def quarantined(self, destination: ServerName) -> Deferred[list[dict[str, Any]]]:
         """Return what is known of the EDUs in quarantine, the newest, without their contents."""
-
-        def op(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
-            return [
-                {
-                    "id": edu_id,
-                    "edu_type": msgpack.unpackb(packed, use_list=False)[0],
-                    "bytes": len(packed),
-                    "queued_ms": queued_ms,
-                    "refused_ms": refused_ms,
-                    "reason": refusal,
-                }
-                for edu_id, packed, queued_ms, refused_ms, refusal in cursor.execute(
-                    "SELECT id, edu, queued_ms, refused_ms, refusal FROM edus"
-                    " WHERE destination=? AND transaction_id=? ORDER BY id DESC LIMIT ?",
-                    (destination, QUARANTINED, _SHOWN_QUARANTINED),
-                )
-            ]
-
-        return self.submit(op)
+        return self.submit(lambda cursor: in_quarantine(cursor, destination))
 
     def totals(self) -> Deferred[dict[str, Waiting]]:
         """Return what is on disk by lane."""
-
-        def op(cursor: sqlite3.Cursor) -> dict[str, Waiting]:
-            return {
-                Lane(lane).name.lower(): Waiting(edus, size_bytes, oldest_ms)
-                for lane, edus, size_bytes, oldest_ms in cursor.execute(
-                    "SELECT lane, count(*), sum(length(edu)), min(queued_ms) FROM edus GROUP BY 1"
-                )
-            }
-
-        return self.submit(op)
+        return self.submit(by_lane)
 
 
 def _count_put_off(cursor: sqlite3.Cursor, destination: ServerName) -> int:

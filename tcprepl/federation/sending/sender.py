@@ -37,6 +37,7 @@ from tcprepl.federation.sending.outbox_file import OutboxUnavailable
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.sending.stored import QUARANTINED, SET_ASIDE, Waiting
 from tcprepl.federation.sending.turns import Place, Turns
+from tcprepl.federation.sending.writes import Writes
 from tcprepl.federation.wire.edu import PRESENCE
 from tcprepl.federation.wire.transaction import TransactionLimits
 from tcprepl.ids import InstanceName, ServerName, Token
@@ -113,8 +114,8 @@ class FederationSender:
         self._running: dict[Destination, Deferred[None]] = {}
         self._dispatching = False
         self._started = False
+        self._writes = Writes(clock, self._poke)
         self._attempts = Attempts(
-            clock,
             outbox,
             transport,
             server_name,
@@ -122,7 +123,7 @@ class FederationSender:
             backoff=backoff or BackoffPolicy(),
             chance=self._chance,
             now_ms=self.now_ms,
-            poke=self._poke,
+            writes=self._writes,
         )
         self._totals: dict[str, Waiting] = {}
         self._sweeper: LoopingProcess | None = None
@@ -199,12 +200,13 @@ class FederationSender:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._sweeper is not None:
-            await self._sweeper.stop()
+        self._writes.stop()
         running = list(self._running.values())
         for attempt in running:
             attempt.cancel()
         await DeferredList(running)
+        if self._sweeper is not None:
+            await self._sweeper.stop()
         await self.outbox.flush()
 
     def _watch(self, live: metrics.Live, source: metrics.Source) -> None:
@@ -245,7 +247,7 @@ class FederationSender:
         """Forget the failures of a server that has just been heard of, and try it now."""
         destination = self.destinations.get(name)
         if destination is not None and destination.backoff.cleared():
-            self._attempts.persist(destination, self.outbox.set_backoff, name, destination.backoff)
+            self._writes.persist(destination, self.outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.up", destination=name)
             self._poke(destination)
 
@@ -328,7 +330,7 @@ class FederationSender:
         """
         destination = self._destination(name)
         destination.backoff.due_now()
-        self._attempts.persist(destination, self.outbox.set_backoff, name, destination.backoff)
+        self._writes.persist(destination, self.outbox.set_backoff, name, destination.backoff)
         count = await self.outbox.release(name, SET_ASIDE)
         if quarantined:
             count += await self.outbox.release(name, QUARANTINED)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending import attempts
 from tcprepl.federation.wire.answer import Answer
@@ -269,3 +270,43 @@ def test_expired_edus_go_again_only_where_they_may_have_arrived(world: World) ->
     }
     assert found == {"remote1.example": [2], "remote2.example": [1, 2]}
     assert not world.wrong
+
+
+def test_more_than_was_read_back_at_once_arrives_once_and_in_order(world: World) -> None:
+    """Expiring EDUs that waited on disk: those that live arrive, behind any number that do not."""
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode = "dead"
+
+    def typing(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            edu = build_edu("here.example", name, "m.typing", {"n": number}, (str(number),))
+            world.rows.append((len(world.rows) + 1, edu_row(edu)))
+        world.deliver()
+
+    typing(0, 450)
+    world.run(50)
+    typing(450, 450)
+    world.run(20)
+    remote.mode = "ok"
+    before = world.clock.seconds()
+    world.sender.remote_server_up(name)
+    world.run(10)
+    assert world.clock.seconds() - before < 30
+    assert [c["n"] for _, c in remote.deliveries] == list(range(450, 900))
+    assert result(world.sender.describe_one(name), world)["queued_edus"] == 0
+    assert not world.wrong
+
+
+def test_stopping_gives_up_at_once_what_the_disk_refuses(world: World) -> None:
+    name = "remote1.example"
+    send(world, name, {"n": 1})
+    while not world.remote(name).accepted:
+        world.run(0.01)
+    world.refuse_disk = True
+    world.run(20)
+    stopped = Deferred.fromCoroutine(world.sender.stop())
+    world.refuse_disk = False
+    world.run(1)
+    assert stopped.called
+    assert world.clock.getDelayedCalls() == []
