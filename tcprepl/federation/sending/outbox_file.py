@@ -17,18 +17,14 @@ from typing import Any, TypeAlias, TypeVar
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from tcprepl.errors import FederationError
+from tcprepl.errors import FederationError, LogError
+from tcprepl.storage.sqlite import Schema, explaining, open_database, private_directory
 
 T = TypeVar("T")
 #: Runs a function elsewhere, one at a time, and answers with its result.
 Runner: TypeAlias = Callable[[Callable[[], Any]], "Deferred[Any]"]
 
-_SCHEMA_VERSION = 2
-#: What turns a file of each older version into one of the next.
-_MIGRATIONS = {
-    1: """
-ALTER TABLE edus ADD COLUMN refused_ms INTEGER;
-ALTER TABLE edus ADD COLUMN refusal TEXT;
+_PUT_OFF = """
 CREATE TABLE put_off (
     destination TEXT NOT NULL,
     transaction_id TEXT NOT NULL,
@@ -37,8 +33,16 @@ CREATE TABLE put_off (
     PRIMARY KEY (destination, transaction_id)
 ) WITHOUT ROWID;
 """
-}
-_SCHEMA = """
+#: Made in files of an earlier release, too, which take no notice of it.
+_LINEAGES = """
+CREATE TABLE IF NOT EXISTS lineages (
+    stream TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    lineage BLOB NOT NULL,
+    PRIMARY KEY (stream, instance)
+) WITHOUT ROWID;
+"""
+_TABLES = """
 CREATE TABLE edus (
     id INTEGER PRIMARY KEY,
     destination TEXT NOT NULL,
@@ -62,13 +66,6 @@ CREATE TABLE transactions (
     origin_server_ts INTEGER NOT NULL,
     ids BLOB NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE put_off (
-    destination TEXT NOT NULL,
-    transaction_id TEXT NOT NULL,
-    origin_server_ts INTEGER NOT NULL,
-    ids BLOB NOT NULL,
-    PRIMARY KEY (destination, transaction_id)
-) WITHOUT ROWID;
 CREATE TABLE destinations (
     destination TEXT PRIMARY KEY,
     paused INTEGER NOT NULL DEFAULT 0,
@@ -81,17 +78,16 @@ CREATE TABLE positions (
     PRIMARY KEY (stream, instance)
 ) WITHOUT ROWID;
 """
-
-
-#: Made in files of an earlier release, too, which take no notice of it.
-_LINEAGES = """
-CREATE TABLE IF NOT EXISTS lineages (
-    stream TEXT NOT NULL,
-    instance TEXT NOT NULL,
-    lineage BLOB NOT NULL,
-    PRIMARY KEY (stream, instance)
-) WITHOUT ROWID;
+_REFUSALS = """
+ALTER TABLE edus ADD COLUMN refused_ms INTEGER;
+ALTER TABLE edus ADD COLUMN refusal TEXT;
 """
+_SCHEMA = Schema(
+    _TABLES + _PUT_OFF + _LINEAGES,
+    version=2,
+    upgrades={1: _REFUSALS + _PUT_OFF + _LINEAGES},
+    if_damaged="move it away to start with an empty outbox (the EDUs in it are then not sent)",
+)
 
 
 class OutboxError(FederationError):
@@ -125,21 +121,23 @@ class OutboxFile:
         self._running = False
         self._pumping = False
         self._closing: Deferred[None] | None = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            private_directory(self.path.parent)
+            self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except (LogError, OSError) as error:
+            raise OutboxError(f"{self.path}: {error}") from error
         try:
             self._claim()
-            self._connection = self._connect()
-            self._prepare(self._connection.cursor())
-        except sqlite3.Error as error:
+            self._connection = open_database(self.path, _SCHEMA)
+            try:
+                with explaining(self.path, _SCHEMA):
+                    self._prepare(self._connection.cursor())
+            except LogError:
+                self._connection.close()
+                raise
+        except (LogError, OutboxError) as error:
             os.close(self._lock)
-            raise OutboxError(
-                f"{self.path}: {error}; move it away to start with an empty outbox "
-                "(the EDUs in it are then not sent)"
-            ) from error
-        except OutboxError:
-            os.close(self._lock)
-            raise
+            raise OutboxError(str(error)) from error
 
     def _claim(self) -> None:
         """Take the lock that keeps a second process out."""
@@ -150,26 +148,6 @@ class OutboxFile:
                 f"{self.path} is in use by another process: stop that one, "
                 "or choose another data directory"
             ) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _SCHEMA_VERSION:
-                raise OutboxError(
-                    f"{self.path} has schema version {version} and this program reads up to "
-                    f"{_SCHEMA_VERSION}: run the newer tcprepl that wrote it"
-                )
-            statements = _SCHEMA if version == 0 else _MIGRATIONS.get(version, "")
-            connection.executescript(
-                f"BEGIN;{statements}{_LINEAGES}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
-            )
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _prepare(self, cursor: sqlite3.Cursor) -> None:
         """Read what has to be known of the file before it is used; synchronous."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,30 @@ def test_a_file_of_the_first_release_goes_on(tmp_path: Path) -> None:
 def test_a_file_is_closed_once(outbox: Outbox) -> None:
     assert now(outbox.close()) is None
     assert now(outbox.close()) is None
+
+
+def test_nobody_else_may_read_what_waits(tmp_path: Path) -> None:
+    path = tmp_path / "sender" / "outbox.sqlite"
+    outbox = Outbox(path, run_inline)
+    put(outbox, "y", 1)
+    modes = {found.name: found.stat().st_mode & 0o777 for found in path.parent.iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    now(outbox.close())
+
+
+def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutboxError, match="cannot make"):
+        Outbox(tmp_path / "file" / "outbox.sqlite", run_inline)
+
+
+def test_a_file_that_holds_something_else_says_so_and_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    Outbox(path, run_inline).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE put_off")
+        connection.commit()
+    for _ in range(2):
+        with pytest.raises(OutboxError, match="put_off"):
+            Outbox(path, run_inline)
