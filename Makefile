@@ -35,8 +35,8 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 
 venv: $(VENV)/.dev  ## make .venv with everything that the targets below need
 
-run: $(VENV)/.run  ## start a server on 127.0.0.1 that keeps its data in ./tcprepl-data
-	@exec $(BIN)/tcprepl serve $(ARGS)
+run: $(VENV)/.run  ## start example.com on 127.0.0.1, which keeps its data in ./tcprepl-data
+	@exec $(BIN)/tcprepl serve --server-name example.com $(ARGS)
 
 fmt: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff format .

@@ -8,7 +8,6 @@ listener that other machines can reach has to have TLS or a secret.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +31,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from tcprepl import limits
-from tcprepl.errors import ConfigError
+from tcprepl.errors import ConfigError, did_you_mean
 from tcprepl.replication.redis.url import parse_redis_url
 from tcprepl.streams.releases import Release, parse_release
 
@@ -550,8 +549,7 @@ def _fault(detail: ErrorDetails) -> str:
     path = ".".join(str(part) for part in loc)
     expected, beside, secret = _expectation(loc)
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(loc[-1]), beside, n=1)
-        return f"{path}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+        return f"{path}: unknown key{did_you_mean(str(loc[-1]), beside, shown=0)}"
     if detail["type"] == "missing":
         return f"{path}: is missing; expected {expected}"
     found = "a value that is not shown" if secret else _shown(detail["input"])

@@ -19,10 +19,27 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from enum import Enum
 
 from tcprepl.limits import MAX_TOKEN
+
+#: Names that an error gives where none of them is near.
+NAMES_SHOWN = 6
+
+
+def did_you_mean(name: str, known: Collection[str], shown: int = NAMES_SHOWN) -> str:
+    """Return the end of an error: the nearest to *name* of *known*, or else *shown* of them."""
+    by_folded = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.7)
+    if close:
+        return f"; did you mean {by_folded[close[0]]}?"
+    if not known or not shown:
+        return ""
+    more = len(known) - shown
+    some = ", ".join(list(known)[:shown])
+    return f"; there are {some}" + (f" and {more} more" if more > 0 else "")
 
 
 class TcpreplError(Exception):
@@ -185,10 +202,7 @@ class UnknownStream(StreamError):
     def __init__(self, stream: str, known: Collection[str] = ()) -> None:
         self.stream = stream
         self.known = tuple(known)
-        text = f"unknown stream {stream!r}"
-        if self.known:
-            text += f"; known: {' '.join(self.known)}"
-        super().__init__(text)
+        super().__init__(f"unknown stream {stream!r}{did_you_mean(stream, self.known)}")
 
 
 class BadRow(StreamError):

@@ -1,25 +1,77 @@
-"""Where a process connects to."""
+"""Where a process connects to, and what is said when nobody is there."""
 
 from __future__ import annotations
 
+import ssl
+
+from twisted.internet import error as net
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address
-from tcprepl.errors import ConfigError
+from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 
 
 def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint:
-    """Return the endpoint to connect to.
+    """Return the endpoint to connect to; its failures name the address and what to do.
 
     Raises:
         ConfigError: Twisted does not understand the endpoint string.
     """
     if address.host is not None and address.port is not None:
-        return HostnameEndpoint(reactor, address.host.encode(), address.port)
-    try:
-        endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
-    return endpoint
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+            reactor, address.host.encode(), address.port
+        )
+    else:
+        try:
+            endpoint = clientFromString(reactor, address.text)
+        except Exception as error:  # noqa: BLE001  # parsers are plugins, and raise what comes up
+            raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
+    return NamedEndpoint(endpoint, str(address))
+
+
+@implementer(IStreamClientEndpoint)
+class NamedEndpoint:
+    """An endpoint whose failures say where it leads."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, name: str) -> None:
+        self.endpoint = endpoint
+        self.name = name
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
+        """Connect (Twisted calls this)."""
+        connecting: Deferred[IProtocol] = self.endpoint.connect(protocolFactory)
+        return connecting.addErrback(self._explain)
+
+    def _explain(self, failure: Failure) -> Failure:
+        if failure.check(CancelledError, net.ConnectingCancelledError):
+            return failure
+        return Failure(
+            ConnectionFailed(
+                f"{self.name} does not answer: {reason_of(failure.value)}",
+                reason=CloseReason.CONNECTION_LOST,
+            )
+        )
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return why nobody answers, and what can be done about it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}); the variable "
+            "SSL_CERT_FILE names a PEM file with those that are"
+        )
+    if isinstance(error, ConnectionRefusedError | net.ConnectionRefusedError):
+        return "connection refused; is `tcprepl serve` running there?"
+    if isinstance(error, net.DNSLookupError):
+        return "there is no such host; is the name right?"
+    if isinstance(error, TimeoutError | net.TimeoutError):
+        return "no connection in time; is it the right host, and does a firewall let us through?"
+    number = getattr(error, "errno", None) or getattr(error, "osError", None)
+    if isinstance(error, FileNotFoundError) or number == 2:
+        return "there is no such socket; is `tcprepl serve` running there?"
+    return str(error).strip() or type(error).__name__

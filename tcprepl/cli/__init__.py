@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 import tcprepl
-from tcprepl.errors import ConfigError, TcpreplError
+from tcprepl.errors import ConfigError, TcpreplError, did_you_mean
 
 #: Command -> (module that has it as ``command``, what the list of commands says about it).
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -56,7 +56,23 @@ class _ReaderGoneError(Exception):
     """Whoever read our rows has had enough."""
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A group that knows the nearest name when a command is misspelt."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that *args* begin with."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0].startswith("-"):
+                raise
+            near = did_you_mean(args[0], self.list_commands(ctx), shown=0)
+            raise click.UsageError(f"no such command {args[0]!r}{near}", ctx) from error
+
+
+class LazyGroup(Group):
     """The group of all commands; a module is imported when its command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

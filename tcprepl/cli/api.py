@@ -16,7 +16,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
-from tcprepl.errors import TcpreplError
+from tcprepl.app.connecting import reason_of
+from tcprepl.errors import ConfigError, TcpreplError
 
 #: How long one request may take.
 TIMEOUT_S = 60.0
@@ -124,6 +125,7 @@ class Api:
 
         Raises:
             ApiFailed: refused, or not answered within *retry_s*.
+            ConfigError: it has no such stream.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
         deadline = time.monotonic() + self.retry_s
@@ -141,6 +143,8 @@ class Api:
                 if response.status == 200:
                     return json.loads(text)
                 refusal = _refusal(text)
+                if refusal.get("errcode") == "TCPREPL_UNKNOWN_STREAM":
+                    raise ConfigError(f"{self.url}: {refusal['error']}")
                 failure = ApiFailed(
                     f"{self.url} answered {response.status}: {_words(refusal, text)}",
                     response.status,
@@ -165,14 +169,7 @@ def _seconds(value: str | None) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
         return f"that is no HTTP server; it says {str(error).strip()[:60]!r}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({error.verify_message}); the variable "
-            "SSL_CERT_FILE names a PEM file with those that are"
-        )
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused; is `tcprepl serve` running there?"
-    return str(error) or type(error).__name__
+    return reason_of(error)
 
 
 def _refusal(text: bytes) -> Mapping[str, Any]:

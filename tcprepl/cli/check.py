@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tcprepl.cli import Group
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
 from tcprepl.errors import TcpreplError
@@ -13,7 +14,7 @@ from tcprepl.errors import TcpreplError
 OK, WARNING, CRITICAL = 0, 1, 2
 
 
-@click.group("check")
+@click.group("check", cls=Group)
 def command() -> None:
     """Look once, print one line, and exit with 0 (fine), 1 (warning) or 2 (critical).
 
@@ -38,6 +39,8 @@ def lag(url: str, token: str | None, warn: float, crit: float) -> int:
       $ tcprepl check lag --warn 5s --crit 60s
       OK: 3 peers, the slowest (fed1) is 0.0 s and 0 rows behind
     """
+    if warn > crit:
+        raise click.UsageError(f"--warn {warn:g} is above --crit {crit:g}: it would never be said")
     try:
         status = Api(url, token).get("/_tcprepl/v1/status")
     except TcpreplError as error:

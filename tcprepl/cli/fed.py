@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tcprepl.app.sender import NAME_FILE, OUTBOX_FILE
+from tcprepl.cli import Group
 from tcprepl.cli.federation_sender import DEFAULT_DATA
 from tcprepl.clocks import steady_seconds
 from tcprepl.errors import ConfigError
@@ -25,7 +26,7 @@ from tcprepl.protocol.display import printable
 _DATA = click.Path(path_type=Path, file_okay=False)
 
 
-@click.group("fed")
+@click.group("fed", cls=Group)
 @click.option(
     "--data",
     type=_DATA,

@@ -11,18 +11,20 @@ from twisted.internet.defer import Deferred
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address
-from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, UnknownStream
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     Command,
+    ErrorCommand,
     InfoCommand,
     PositionCommand,
     ReplicateCommand,
     StatusCommand,
     UserIpCommand,
 )
-from tcprepl.protocol.dialects import DIALECTS, Dialect
+from tcprepl.protocol.dialects import DIALECTS, NATIVE, Dialect
+from tcprepl.protocol.display import displayable
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import ClientConnection, Ended, connect
 from tcprepl.streams.codec import Rows
@@ -38,6 +40,11 @@ QUIET_S = 0.5
 GREETING_S = 5.0
 
 _NEWEST = DIALECTS["1.22"]
+
+
+def is_unknown_stream(error: ErrorCommand) -> bool:
+    """Return whether a server says that it has no such stream (protocol.md section 12.2)."""
+    return error.text.startswith("unknown stream ")
 
 
 def redact_row(stream: StreamName, row: bytes) -> bytes:
@@ -77,10 +84,23 @@ def row_objects(
     return [b'%s, "row": %s}' % (start, redact_row(stream, row)) for row in rows]
 
 
-async def positions_of(reactor: Reactor, address: Address) -> dict[Pair, Token]:
+def unknown(address: Address, text: str) -> ConfigError:
+    """Return the error of whoever asks a server for a stream that it does not have."""
+    return ConfigError(f"{address}: {displayable(text)}")
+
+
+async def positions_of(
+    reactor: Reactor, address: Address, streams: Collection[StreamName] = ()
+) -> dict[Pair, Token]:
     """Ask a server for the position of every stream and instance.
 
+    Args:
+        reactor: The reactor.
+        address: The server.
+        streams: Streams that it has to have.
+
     Raises:
+        ConfigError: it does not have one of *streams*.
         ConnectionFailed: nobody answered, or what answered is no replication server.
     """
     found: dict[Pair, Token] = {}
@@ -93,6 +113,8 @@ async def positions_of(reactor: Reactor, address: Address) -> dict[Pair, Token]:
             connection.send(ReplicateCommand())
         elif dialect.rdata_instance:
             connection.send(ReplicateCommand("*", "*", now=True))
+            for stream in streams:
+                connection.send(ReplicateCommand(stream, "*", now=True))
             knows_status.append(connection)
         else:
             connection.send(ReplicateCommand("ALL", now=True))
@@ -104,13 +126,24 @@ async def positions_of(reactor: Reactor, address: Address) -> dict[Pair, Token]:
                 heard.append((event.stream, event.instance))
             elif isinstance(event, InfoCommand):
                 finish()
+            elif isinstance(event, ErrorCommand) and is_unknown_stream(event):
+                fail(unknown(address, event.text))
         if heard and knows_status:
             # All positions were on their way before this is answered.
             knows_status.pop().send(StatusCommand())
 
     def finish() -> None:
+        names = dict.fromkeys(stream for stream, _ in heard)
+        for stream in streams:
+            # A server of ours says so itself; it has streams without a position, too.
+            if stream not in names and connection.dialect.name != NATIVE:
+                fail(unknown(address, str(UnknownStream(stream, names))))
         if not done.called:
             done.callback(None)
+
+    def fail(error: Exception) -> None:
+        if not done.called:
+            done.errback(error)
 
     def end(ended: Ended) -> None:
         if heard:
@@ -171,6 +204,9 @@ class Follower:
         until_head: End when everything is there that was there at the start.
         on_end: Called before the connection is closed.
         name: How the server is to call us.
+
+    Attributes:
+        connected: Whether there ever was a connection.
     """
 
     def __init__(
@@ -206,13 +242,21 @@ class Follower:
         self._goal: dict[Pair, Token] = {}
         self._pending: list[bytes] = []
         self._flushing = False
+        self.connected = False
+        self._checked = False
         self._done: Deferred[None] = Deferred()
 
     async def run(self) -> None:
-        """Follow until the end; cancelling is an end as well."""
+        """Follow until the end; cancelling is an end as well.
+
+        Raises:
+            ConfigError: the server does not have one of the streams.
+            ConnectionFailed: nobody answered in the time that there was.
+        """
         reactor = self._reactor
         if self._until_head:
-            heads = await positions_of(reactor, self._address)
+            heads = await positions_of(reactor, self._address, self._streams or ())
+            self.connected = True
             self._goal = {
                 pair: token
                 for pair, token in heads.items()
@@ -235,7 +279,8 @@ class Follower:
             name=self._name,
             since="now" if numbered else str(self._since),
             on_position=self._on_position,
-            on_command=self._on_command if self._commands else None,
+            on_command=self._on_command,
+            on_connected=self._on_connected,
         )
         timer = None
         if self._for_s is not None:
@@ -250,6 +295,11 @@ class Follower:
                 self._on_end()
             await client.stopService()
             self._flush()
+        if not self.connected:
+            raise ConnectionFailed(
+                client.last_error or f"{self._address} does not answer",
+                reason=CloseReason.CONNECTION_LOST,
+            )
 
     def _on_rows(
         self, stream: StreamName, instance: InstanceName, token: Token, rows: Rows
@@ -270,8 +320,27 @@ class Follower:
             self._put([command_line(PositionCommand(stream, instance, token, token))[:-1]])
         self._reached((stream, instance), token)
 
-    def _on_command(self, command: Command) -> None:
+    async def _on_connected(self, client: ReplicationClient) -> None:
+        """Find out whether a server that would not say so has what we follow."""
+        self.connected = True
+        if self._streams is None or self._checked or client.dialect == NATIVE:
+            return
+        self._checked = True
+        try:
+            await positions_of(self._reactor, self._address, self._streams)
+        except ConfigError as error:
+            self._refuse(error)
+        except ConnectionFailed:
+            self._checked = False  # asked again with the next connection
+
+    def _refuse(self, error: Exception) -> None:
         if not self._done.called:
+            self._done.errback(error)
+
+    def _on_command(self, command: Command) -> None:
+        if isinstance(command, ErrorCommand) and is_unknown_stream(command):
+            self._refuse(unknown(self._address, command.text))
+        elif self._commands and not self._done.called:
             self._put([command_line(command)[:-1]])
 
     def _reached(self, pair: Pair, token: Token) -> None:

@@ -13,6 +13,7 @@ from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import SECONDS, URL
 from tcprepl.cli.output import write_out
 from tcprepl.config import DEFAULT_HTTP
+from tcprepl.errors import ConfigError, UnknownStream
 
 #: How long one request waits at the server.
 POLL_S = 25.0
@@ -146,6 +147,9 @@ def command(
     deadline = None if for_s is None else time.monotonic() + for_s
     try:
         present = now_of(api)
+        for name in stream:
+            if name not in present:
+                raise ConfigError(f"{url}: {UnknownStream(name, present)}")
         asked = stream or tuple(present)
         begin = {"now": present, "start": {}}.get(since)
         default = "-1" if since in ("now", "start") else since

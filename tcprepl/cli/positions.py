@@ -15,10 +15,11 @@ from tcprepl.config import Address
 
 
 @click.command("positions")
+@click.argument("stream", nargs=-1)
 @from_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each position.")
-def command(source: Address, as_json: bool) -> int:
-    """Print "STREAM INSTANCE TOKEN" for every stream and instance of a server.
+def command(stream: tuple[str, ...], source: Address, as_json: bool) -> int:
+    """Print "STREAM INSTANCE TOKEN" for each STREAM (all by default) and instance of a server.
 
     \b
     Example:
@@ -29,12 +30,14 @@ def command(source: Address, as_json: bool) -> int:
     logs.configure("warning")
 
     async def main(reactor: Reactor) -> int:
-        positions = await positions_of(reactor, source)
-        for (stream, instance), token in positions.items():
+        positions = await positions_of(reactor, source, stream)
+        for (name, instance), token in positions.items():
+            if stream and name not in stream:
+                continue
             if as_json:
-                click.echo(json.dumps({"stream": stream, "instance": instance, "token": token}))
+                click.echo(json.dumps({"stream": name, "instance": instance, "token": token}))
             else:
-                click.echo(f"{stream} {instance} {token}")
+                click.echo(f"{name} {instance} {token}")
         return 0
 
     return run_until_done(main)

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import click
 
+from tcprepl.cli import Group
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import to_options
 
@@ -14,7 +15,7 @@ from tcprepl.cli.arguments import to_options
 STATES = ("online", "unavailable", "offline", "busy")
 
 
-@click.group("presence")
+@click.group("presence", cls=Group)
 def command() -> None:
     """Say that a user of the server is there, or is not.
 

@@ -7,12 +7,15 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import click
 import msgspec
 
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.cli.posting import Posting
+from tcprepl.cli.recording import BOM
 from tcprepl.errors import TcpreplError
 
 #: Most rows and bytes that go into one request; what a pipe holds at the moment goes at once.
@@ -58,45 +61,63 @@ def _check_slowly(text: bytes, place: str) -> None:
         ) from None
 
 
-def read_lines(descriptor: int) -> Iterator[list[bytes]]:
+class Given(NamedTuple):
+    """A row as it was given, and where."""
+
+    text: bytes
+    place: str
+
+
+def read_lines(descriptor: int) -> Iterator[list[Given]]:
     """Yield the lines of a file descriptor as they come, those at hand together.
 
-    Blank lines are passed over; a last line without its LF counts.
+    Blank lines are passed over, but counted; a last line without its LF counts; a byte order
+    mark before the first does not.
     """
     parts: list[bytes] = []
+    number = 0
+
+    def lines(text: bytes) -> list[Given]:
+        nonlocal number
+        found: list[Given] = []
+        for line in text.split(b"\n"):
+            number += 1
+            if stripped := (line.removeprefix(BOM) if number == 1 else line).strip():
+                found.append(Given(stripped, f"line {number}"))
+        return found
+
     while piece := os.read(descriptor, READ_BYTES):
         head, line_end, tail = piece.rpartition(b"\n")
         if line_end:
             parts.append(head)
-            yield [line for line in map(bytes.strip, b"".join(parts).split(b"\n")) if line]
+            yield lines(b"".join(parts))
             parts = []
         parts.append(tail)
-    last = b"".join(parts).strip()
-    yield [last] if last else []
+    yield lines(b"".join(parts))
 
 
-def as_they_come(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+def as_they_come(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
     """Yield chunks of at most the bounds; what is at hand does not wait for more."""
     for group in groups:
         yield from in_full([group])
 
 
-def in_full(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+def in_full(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
     """Yield chunks up to the bounds, which depend on the rows alone and not on when they came."""
-    chunk: list[bytes] = []
+    chunk: list[Given] = []
     size = 0
     for group in groups:
         for line in group:
-            if chunk and (len(chunk) >= CHUNK_ROWS or size + len(line) > CHUNK_BYTES):
+            if chunk and (len(chunk) >= CHUNK_ROWS or size + len(line.text) > CHUNK_BYTES):
                 yield chunk
                 chunk, size = [], 0
             chunk.append(line)
-            size += len(line)
+            size += len(line.text)
     if chunk:
         yield chunk
 
 
-def all_in_one(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+def all_in_one(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
     """Yield everything as one chunk."""
     together = [line for group in groups for line in group]
     if together:
@@ -143,12 +164,14 @@ def command(
       typing master 1
       $ tcprepl publish caches --batch < rows.jsonl
     """
-    transaction = transaction_id or str(uuid.uuid4())
     api = Api(url, token, retry_s or 0.0)
+    posting = Posting(api, transaction_id or str(uuid.uuid4()))
     if not row and sys.stdin.isatty():
         raise click.UsageError("no ROW given, and stdin is a terminal")
-    groups: Iterable[list[bytes]] = (
-        [[text.encode() for text in row]] if row else read_lines(sys.stdin.fileno())
+    groups: Iterable[list[Given]] = (
+        [[Given(text.encode(), f"row {n}") for n, text in enumerate(row, 1)]]
+        if row
+        else read_lines(sys.stdin.fileno())
     )
     if batch:
         chunks = all_in_one(groups)
@@ -156,17 +179,13 @@ def command(
         chunks = in_full(groups)
     else:
         chunks = as_they_come(groups)
-    count = 0
-    for number, chunk in enumerate(chunks):
-        rows = [check_row(text, f"row {count + n}") for n, text in enumerate(chunk, 1)]
-        count += len(rows)
-        answered_by, tokens = api.post_rows(
-            stream,
-            rows,
-            batch=batch,
-            instance=instance,
-            transaction_id=f"{transaction}.{number}",
-        )
+    for chunk in chunks:
+        places = [given.place for given in chunk]
+        try:
+            rows = [check_row(*given) for given in chunk]
+        except NotJson as error:
+            raise NotJson(f"{error}\n  {posting.story()}") from None
+        answered_by, tokens = posting.post(stream, rows, places, batch=batch, instance=instance)
         if retry_s is None:
             api.retry_s = 10.0
         if not quiet:

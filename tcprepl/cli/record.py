@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import click
+from twisted.internet.defer import CancelledError
 
 from tcprepl.cli import logs, recording
 from tcprepl.cli.arguments import SECONDS, from_option
@@ -22,32 +24,73 @@ class Recorder:
     """Writes lines with their time.
 
     Args:
-        path: The file; it must not be there yet.
+        path: The file. It is made when there is something to write, or by `begin`.
         source: Where the lines come from, for the header.
         reactor: Time.
+        force: Whether a file that is there is written anew.
+        append: Whether a recording that is there is continued.
+
+    Attributes:
+        lines: Lines written.
+
+    Raises:
+        BadRecording: The file is there already, or is damaged.
+        NoRecording: It is to be continued, and is no recording.
     """
 
-    def __init__(self, path: Path, source: str, reactor: Reactor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        reactor: Reactor,
+        *,
+        force: bool = False,
+        append: bool = False,
+    ) -> None:
+        self.lines = 0
+        self._path = path
+        self._source = source
         self._reactor = reactor
         self._began = reactor.seconds()
-        self._file = path.open("xb")
-        self.lines = 0
-        started = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._file.write(recording.header(source, started.replace("+00:00", "Z")))
+        self._force = force
+        self._file: BinaryIO | None = None
+        self._continues = append and path.exists()
+        self._before_ms = 0
+        if self._continues:
+            self._before_ms = max((line.ms for line in recording.read(path)), default=0)
+        elif path.exists() and not force:
+            raise recording.BadRecording(
+                f"{path}: exists; --force writes it anew, --append continues it"
+            )
+
+    def begin(self) -> BinaryIO:
+        """Make the file, if that has not happened yet."""
+        if self._file is None:
+            started = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            if self._continues:
+                self._file = self._path.open("r+b")
+                recording.cut_to_whole_lines(self._file)
+                self._file.write(f"# continued {started} from {self._source}\n".encode())
+            else:
+                self._file = self._path.open("wb" if self._force else "xb")
+                self._file.write(recording.header(self._source, started))
+        return self._file
 
     def write(self, text: bytes) -> None:
         """Write whole lines; they are with the operating system when this returns."""
-        ms = int((self._reactor.seconds() - self._began) * 1000)
+        file = self.begin()
+        ms = self._before_ms + max(0, int((self._reactor.seconds() - self._began) * 1000))
         lines = text[:-1].split(b"\n")
-        self._file.write(b"".join(recording.encode(RecordedLine(ms, line)) for line in lines))
-        self._file.flush()
+        file.write(b"".join(recording.encode(RecordedLine(ms, line)) for line in lines))
+        file.flush()
         self.lines += len(lines)
 
     def close(self) -> None:
         """Bring everything to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
 
 
 @click.command("record")
@@ -65,6 +108,8 @@ class Recorder:
 @click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
 @click.option("--for", "for_s", type=SECONDS, help="End after this many seconds.")
 @click.option("--until-head", is_flag=True, help="End when all that is there now was written.")
+@click.option("--force", is_flag=True, help="Write a FILE that is there anew.")
+@click.option("--append", is_flag=True, help="Continue a FILE that is there.")
 def command(
     file: Path,
     stream: tuple[str, ...],
@@ -73,11 +118,14 @@ def command(
     count: int | None,
     for_s: float | None,
     until_head: bool,
+    force: bool,
+    append: bool,
 ) -> int:
     """Write the rows and positions of each STREAM (all of them by default) into FILE.
 
     FILE is text: a line of the wire to a line, after its time in ms and a checksum. It is
-    what `tcprepl replay` reads. Access tokens are left out. Ctrl-C ends.
+    what `tcprepl replay` reads. Access tokens are left out. Ctrl-C ends. A FILE that is there is
+    kept, unless --force or --append says what to do with it.
 
     \b
     Example:
@@ -86,10 +134,12 @@ def command(
     """
     if isinstance(since, int) and not stream:
         raise click.UsageError("--since TOKEN needs a STREAM: each has tokens of its own")
+    if force and append:
+        raise click.UsageError("--force and --append exclude each other")
     logs.configure("info")
 
     async def main(reactor: Reactor) -> int:
-        recorder = Recorder(file, str(source), reactor)
+        recorder = Recorder(file, str(source), reactor, force=force, append=append)
         follower = Follower(
             reactor,
             source,
@@ -106,6 +156,11 @@ def command(
         )
         try:
             await follower.run()
+            recorder.begin()
+        except CancelledError:
+            if follower.connected:
+                recorder.begin()
+            raise
         finally:
             recorder.close()
             click.echo(f"{file}: {recorder.lines} lines", err=True)

@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import click
 from tcprepl.cli import recording
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.cli.posting import Posting
 from tcprepl.cli.recording import RecordedRows
+from tcprepl.errors import ConfigError, did_you_mean
 
 #: Most single rows that are published together when nothing asks for their pace.
 GROUP_ROWS = 1_000
@@ -32,7 +35,12 @@ def grouped(groups: Iterable[RecordedRows]) -> Iterator[RecordedRows]:
             and (held.stream, held.instance) == (rows.stream, rows.instance)
             and len(held.rows) < GROUP_ROWS
         ):
-            held = replace(held, ms=rows.ms, rows=[*held.rows, *rows.rows])
+            held = replace(
+                held,
+                ms=rows.ms,
+                rows=[*held.rows, *rows.rows],
+                places=[*held.places, *rows.places],
+            )
             continue
         if held is not None:
             yield held
@@ -85,6 +93,10 @@ class SpeedType(click.ParamType[float | None]):
     show_default=True,
     help="Try again for this long while the server is away or busy.",
 )
+@click.option(
+    "--lines", "bare", is_flag=True, help="FILE is lines of the wire, as nc received them."
+)
+@click.option("--dry-run", is_flag=True, help="Publish nothing; say what would be.")
 def command(
     file: Path,
     url: str,
@@ -92,35 +104,61 @@ def command(
     speed: float | None,
     streams: tuple[str, ...],
     retry_s: float,
+    bare: bool,
+    dry_run: bool,
 ) -> None:
     """Publish the rows of FILE to a server.
 
-    FILE is a recording of `tcprepl record`, or the plain lines that `nc` received. Rows that
+    FILE is a recording of `tcprepl record`, or with --lines what `nc` received. Rows that
     shared a token share one again, and each goes to the instance that wrote it; the tokens
-    are the receiving server's own. Each row is answered by a line "STREAM INSTANCE TOKEN".
+    are the receiving server's own. Each row is answered by a line "STREAM INSTANCE TOKEN"; a
+    summary at the end goes to stderr.
 
     \b
     Example:
       $ tcprepl replay session.rec --speed 10
       typing master 1
       receipts master 1
+      session.rec: 2 rows of 2 streams published
     """
-    api = Api(url, token, retry_s)
-    transaction = uuid.uuid4()
+    posting = Posting(Api(url, token, retry_s), str(uuid.uuid4()))
     clock = threading.Event()
     began = time.monotonic()
-    groups = recording.rows(recording.read(file))
-    if streams:
-        groups = (rows for rows in groups if rows.stream in streams)
-    for number, rows in enumerate(grouped(groups) if speed is None else groups):
+    seen: Counter[str] = Counter()
+    groups = chosen(recording.rows(recording.read(file, bare=bare)), seen, streams)
+    published: set[str] = set()
+    for rows in grouped(groups) if speed is None or dry_run else groups:
+        published.add(rows.stream)
+        if dry_run:
+            posting.taken += len(rows.rows)
+            continue
         if speed is not None:
             clock.wait(max(0.0, began + rows.ms / 1000 / speed - time.monotonic()))
-        _, tokens = api.post_rows(
-            rows.stream,
-            list(rows.rows),
-            batch=rows.batch,
-            instance=rows.instance,
-            transaction_id=f"{transaction}.{number}",
+        _, tokens = posting.post(
+            rows.stream, rows.rows, rows.places, batch=rows.batch, instance=rows.instance
         )
         sys.stdout.write("".join(f"{rows.stream} {rows.instance} {at}\n" for at in tokens))
         sys.stdout.flush()
+    if not seen:
+        raise recording.BadRecording(f"{file}: there are no rows in it")
+    for stream in streams:
+        if stream not in seen:
+            raise ConfigError(f"{file}: has no rows of {stream}{did_you_mean(stream, seen)}")
+    rows_of_streams = f"{count(posting.taken, 'row')} of {count(len(published), 'stream')}"
+    what = "would be published" if dry_run else "published"
+    click.echo(f"{file}: {rows_of_streams} {what}", err=True)
+
+
+def count(number: int, noun: str) -> str:
+    """Return how many there are, in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def chosen(
+    groups: Iterable[RecordedRows], seen: Counter[str], streams: Sequence[str]
+) -> Iterator[RecordedRows]:
+    """Yield the rows of *streams* (none: of all), and count in *seen* what there is."""
+    for rows in groups:
+        seen[rows.stream] += len(rows.rows)
+        if not streams or rows.stream in streams:
+            yield rows

@@ -7,11 +7,12 @@ from urllib.parse import quote
 
 import click
 
+from tcprepl.cli import Group
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import to_options
 
 
-@click.group("typing")
+@click.group("typing", cls=Group)
 def command() -> None:
     """Say that a user of the server types in a room, or has stopped.
 

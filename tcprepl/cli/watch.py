@@ -15,7 +15,7 @@ from msgspec import structs
 from twisted.internet.defer import Deferred
 
 from tcprepl.app.connecting import client_endpoint
-from tcprepl.cli import logs
+from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
@@ -214,7 +214,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group("watch")
+@click.group("watch", cls=Group)
 def command() -> None:
     """Follow the state that a stream makes up, and print each change of it.
 

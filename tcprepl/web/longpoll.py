@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from tcprepl import limits
-from tcprepl.errors import TokenFromFuture, TokenTooOld
+from tcprepl.errors import TokenFromFuture, TokenTooOld, did_you_mean
 from tcprepl.http.calls import JSON, ApiError, Call, Response, excerpt, invalid
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
@@ -199,8 +199,7 @@ class LongPoll:
                 raise ApiError(
                     400,
                     "TCPREPL_UNKNOWN_STREAM",
-                    f"there is no stream or table {excerpt(name)}; there are "
-                    f"{', '.join(self._feeds)}",
+                    f"there is no stream or table {excerpt(name)}{did_you_mean(name, self._feeds)}",
                 )
             text = call.param(name) or ""
             try:

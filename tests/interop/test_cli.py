@@ -11,7 +11,7 @@ import pytest
 
 from tcprepl.cli import recording
 from tcprepl.cli.following import redact_row
-from tests.harness import CAPTURE, Lines, Server, start, tcprepl
+from tests.harness import CAPTURE, ROOT, Lines, Server, start, tcprepl
 from tests.ports import free_port
 
 ROW = '["!r:example.com",["@a:example.com"]]'
@@ -28,7 +28,7 @@ def rows_of_capture() -> list[tuple[str, object]]:
     """Return (stream, value) of each row of the real capture, in order."""
     return [
         (group.stream, json.loads(row))
-        for group in recording.rows(recording.read(CAPTURE))
+        for group in recording.rows(recording.read(CAPTURE, bare=True))
         for row in group.rows
     ]
 
@@ -95,7 +95,7 @@ def test_publish_refuses_in_words(server: Server) -> None:
     assert done.returncode == 1
     assert "row 1: not JSON at column 8" in done.stderr
     done = tcprepl("publish", "nonsense", "1", "--to", server.url)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "nonsense" in done.stderr
     assert "typing master 0" in tcprepl("positions", "--from", server.address).stdout
 
@@ -112,7 +112,88 @@ def test_nobody_there() -> None:
         assert done.returncode == 1, args
         assert done.stderr.startswith("tcprepl: "), args
         assert "refused" in done.stderr.lower(), args
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert f"127.0.0.1:{port} does not answer: connection refused" in done.stderr
+        assert "is `tcprepl serve` running there?" in done.stderr
+        assert done.stderr.count("\n") <= 2, done.stderr
+
+
+@pytest.mark.parametrize("command", ["tail", "record", "watch", "relay", "federation-sender"])
+def test_nobody_there_yet(command: str, tmp_path: Path) -> None:
+    """Whoever waits says for whom, and what may be wrong."""
+    where = f"127.0.0.1:{free_port()}"
+    arguments = {
+        "tail": ["--from", where],
+        "record": ["x.rec", "--from", where],
+        "watch": ["typing", "--from", where],
+        "relay": ["--upstream", where, "--server-name", "x", "--listen", "127.0.0.1:0",
+                  "--http", "127.0.0.1:0"],
+        "federation-sender": ["--from", where],
+    }[command]  # fmt: skip
+    with start(tmp_path, command, *arguments) as process:
+        process.wait_for_output(
+            f"{where} does not answer: connection refused; is `tcprepl serve` running there"
+        )
+        assert process.stop() == 0
+    assert not (tmp_path / "x.rec").exists()
+
+
+def test_unknown_streams(server: Server, tmp_path: Path) -> None:
+    """Every command that takes a stream refuses one that there is not, with the nearest name."""
+    server.publish("typing", ["!r:a", []])
+    recorded = tmp_path / "t.rec"
+    for args in (
+        ("tail", "tping", "--from", server.address),
+        ("tail", "typing", "tping", "--until-head", "--from", server.address),
+        ("tail", "tping", "--since", "1", "--from", server.address),
+        ("record", str(recorded), "tping", "--until-head", "--from", server.address),
+        ("record", str(recorded), "tping", "--from", server.address),
+        ("positions", "tping", "--from", server.address),
+        ("poll", "tping", "--url", server.url),
+        ("poll", "tping", "--since", "7", "--url", server.url),
+        ("publish", "tping", "[]", "--to", server.url),
+        ("watch", "tping", "--from", server.address),
+    ):
+        done = tcprepl(*args, timeout_s=30)
+        assert (done.returncode, done.stdout) == (2, ""), (args, done)
+        assert "did you mean typing?" in done.stderr, (args, done.stderr)
+        assert len(done.stderr.splitlines()[-1]) < 200
+    assert not recorded.exists()
+    tcprepl("record", str(recorded), "--since", "start", "--until-head", "--from", server.address)
+    done = tcprepl("replay", str(recorded), "--stream", "tping", "--to", server.url)
+    assert done.returncode == 2
+    assert "did you mean typing?" in done.stderr
+
+
+def test_replay_of_something_else(server: Server, tmp_path: Path) -> None:
+    """A README that shows a row is no recording, whoever looks at it."""
+    done = tcprepl("replay", str(ROOT / "README.md"), "--to", server.url)
+    assert done.returncode == 2
+    assert "is no recording" in done.stderr
+    done = tcprepl("replay", str(CAPTURE), "--lines", "--dry-run", "--to", server.url)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "would be published" in done.stderr
+    assert "typing master 0" in tcprepl("positions", "--from", server.address).stdout
+
+
+def test_how_many_rows_were_taken(server: Server, tmp_path: Path) -> None:
+    """The place in the input, as an editor counts, and what was taken before it."""
+    text = "\ufeff" + f"{ROW}\n\n" * 2_000 + '["!r", 5]\n'
+    done = tcprepl("publish", "typing", "--transaction-id", "t", "-q", "--to", server.url,
+                   stdin=text)  # fmt: skip
+    assert done.returncode == 1
+    assert "line 4001: " in done.stderr
+    assert "2000 rows before were taken" in done.stderr
+    file = tmp_path / "rows.txt"
+    file.write_text(
+        '\ufeffRDATA device_lists m batch ["@a:b"]\n\nRDATA device_lists m 3 ["@b:b"]\n'
+        "RDATA typing m 4 [5]\n",
+        encoding="utf-8",
+    )
+    done = tcprepl("replay", str(file), "--lines", "--to", server.url)
+    assert done.returncode == 1
+    assert f"{file}:4: " in done.stderr
+    assert "2 rows before were taken" in done.stderr
+    assert done.stdout == "device_lists m 1\ndevice_lists m 1\n"
 
 
 def test_a_wrong_port_is_recognised(server: Server) -> None:
@@ -230,7 +311,7 @@ def test_positions(server: Server) -> None:
 def test_real_capture_through_replay_record_and_replay(server: Server, tmp_path: Path) -> None:
     """What a real Synapse sent comes out of nc, tail, record and a second server row by row."""
     wanted = rows_of_capture()
-    done = tcprepl("replay", str(CAPTURE), "--to", server.url)
+    done = tcprepl("replay", str(CAPTURE), "--lines", "--to", server.url)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(wanted)
 
@@ -256,7 +337,7 @@ def test_real_capture_through_replay_record_and_replay(server: Server, tmp_path:
     recorded = list(recording.read(file))
     assert by_stream(rows_of_lines([x.line.decode() for x in recorded])) == by_stream(wanted)
     assert any(x.line.startswith(b"POSITION ") for x in recorded)
-    batches = [len(group.rows) for group in recording.rows(recording.read(CAPTURE))]
+    batches = [len(group.rows) for group in recording.rows(recording.read(CAPTURE, bare=True))]
     assert sorted(len(group.rows) for group in recording.rows(recorded)) == sorted(batches)
 
     with Server(tmp_path / "second") as second:

@@ -96,11 +96,37 @@ def test_quick_start_from_a_fresh_copy(tmp_path: Path) -> None:
                 assert publish.strip() in server.stdout
                 assert netcat.strip() in server.stdout
                 assert tailing.stop() == 0
+            for name in ("typing", "presence"):
+                shown_with_its_watch(copy, name)
         finally:
             for pid in children(server.pid):
                 subprocess.run(["kill", "-INT", str(pid)], check=False)
         server.wait()
     assert (copy / "tcprepl-data").is_dir()
+
+
+def shown_with_its_watch(copy: Path, name: str) -> None:
+    """Run the example of a command as README has it, beside the watch that shows what it does."""
+    text = re.search(rf"^### tcprepl {name}\n.*?^```console\n(.*?)^```$", README, re.M | re.S)
+    assert text is not None
+    commands: list[str] = []
+    shown: list[str] = []
+    for line in text[1].splitlines():
+        if line.startswith("$ "):
+            commands.append(f".venv/bin/{line[2:]}")
+        else:
+            shown.append(line)
+    watch, *commands = commands
+    assert watch.endswith(" &")
+    place = f"cd {shlex.quote(str(copy))} && exec "
+    with Running(["sh", "-c", place + watch.removesuffix(" &")], copy, name) as watching:
+        for number, command in enumerate(commands):
+            done = subprocess.run(
+                ["sh", "-c", command], cwd=copy, capture_output=True, text=True, timeout=30
+            )
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
+            assert watching.wait_for_lines(number + 1) == shown[: number + 1]
+        assert watching.stop() == 0
 
 
 def children(pid: int) -> list[int]:

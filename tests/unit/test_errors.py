@@ -24,6 +24,7 @@ from tcprepl.errors import (
     TokenOrder,
     TokenTooOld,
     UnknownStream,
+    did_you_mean,
 )
 
 CLASSES = [
@@ -88,7 +89,7 @@ def test_connection_failed_says_whether_to_try_again() -> None:
     ("error", "parts"),
     [
         (UnknownStream("tpying"), ["'tpying'"]),
-        (UnknownStream("tpying", ["typing", "caches"]), ["tpying", "typing", "caches"]),
+        (UnknownStream("tpying", ["typing", "caches"]), ["tpying", "did you mean typing?"]),
         (
             BadRow("typing", "user_ids[2]", "5", "a string", 3),
             ["typing", "row 3", "user_ids[2]", "a string", "5"],
@@ -106,3 +107,21 @@ def test_connection_failed_says_whether_to_try_again() -> None:
 def test_stream_errors_say_what_where_and_what_helps(error: TcpreplError, parts: list[str]) -> None:
     for part in parts:
         assert part in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("tping", ["caches", "typing"], "; did you mean typing?"),
+        ("TYPING", ["caches", "typing"], "; did you mean typing?"),
+        ("xxx", ["a", "b"], "; there are a, b"),
+        ("xxx", list("abcdefgh"), "; there are a, b, c, d, e, f and 2 more"),
+        ("xxx", [], ""),
+    ],
+)
+def test_the_nearest_name_or_some(name: str, known: list[str], expected: str) -> None:
+    assert did_you_mean(name, known) == expected
+
+
+def test_none_may_be_listed() -> None:
+    assert did_you_mean("xxx", ["a"], shown=0) == ""

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl import metrics
-from tcprepl.errors import CloseReason
+from tcprepl.errors import CloseReason, UnknownStream
 from tcprepl.ids import Pair, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.protocol.commands import (
@@ -275,7 +275,7 @@ class Peer:
         assert self._reader is not None
         stream = patterns[0][0]
         if len(patterns) == 1 and stream != ANY and not self._server.knows(stream):
-            return f"unknown stream {stream}; there are: {' '.join(self._server.stream_names())}"
+            return str(UnknownStream(stream, self._server.stream_names()))
         held = self._reader.subscription.patterns
         if len(held) + len(patterns) > MAX_SUBSCRIPTIONS and not held.issuperset(patterns):
             return (

@@ -1,21 +1,80 @@
-"""Where a process connects to."""
+"""Where a process connects to, and what is said when nobody is there."""
 
 from __future__ import annotations
 
+import ssl
+from typing import Any
+
 import pytest
+from twisted.internet import error as net
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
-from tcprepl.app.connecting import client_endpoint
+from tcprepl.app.connecting import NamedEndpoint, client_endpoint, reason_of
 from tcprepl.config import parse_address
-from tcprepl.errors import ConfigError
+from tcprepl.errors import ConfigError, ConnectionFailed
 
 
 def test_endpoints() -> None:
     """HOST:PORT and endpoint strings; what Twisted does not know is an error of ours."""
     reactor = MemoryReactorClock()
-    assert isinstance(client_endpoint(reactor, parse_address("h:1")), HostnameEndpoint)
+    made: Any = client_endpoint(reactor, parse_address("h:1"))
+    assert isinstance(made.endpoint, HostnameEndpoint)
     assert client_endpoint(reactor, parse_address("unix:/run/x")) is not None
     for text in ("nonsense:x", "tcp:host=a", "tcp:host=a:port=x"):
         with pytest.raises(ConfigError, match="not an endpoint to connect to"):
             client_endpoint(reactor, parse_address(text))
+
+
+class Endpoint:
+    """An endpoint with one answer."""
+
+    def __init__(self, answer: Deferred[Any]) -> None:
+        self.answer = answer
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        return self.answer
+
+
+def connected(answer: Deferred[Any]) -> Any:
+    found: list[Any] = []
+    endpoint: Any = Endpoint(answer)
+    nothing: Any = None
+    NamedEndpoint(endpoint, "h:1").connect(nothing).addBoth(found.append)
+    return found[0]
+
+
+def test_failures_name_the_address_and_cancelling_stays_what_it_is() -> None:
+    assert connected(succeed("protocol")) == "protocol"
+    failed = connected(fail(net.ConnectionRefusedError()))
+    assert failed.check(ConnectionFailed)
+    assert failed.getErrorMessage() == (
+        "h:1 does not answer: connection refused; is `tcprepl serve` running there?"
+    )
+    for error in (CancelledError(), net.ConnectingCancelledError(None)):  # type: ignore[arg-type]
+        assert connected(fail(error)).value is error
+
+
+def untrusted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError()
+    error.verify_message = "self-signed"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionRefusedError(), "connection refused; is"),
+        (net.DNSLookupError("x"), "there is no such host"),
+        (TimeoutError(), "no connection in time"),
+        (net.TimeoutError(), "no connection in time"),
+        (FileNotFoundError(2, "No such file"), "there is no such socket; is"),
+        (net.ConnectError(2), "there is no such socket; is"),
+        (untrusted(), "its certificate is not trusted"),
+        (ValueError("odd"), "odd"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_reasons_say_what_to_do(error: Exception, reason: str) -> None:
+    assert reason in reason_of(error)

@@ -61,3 +61,9 @@ def test_health(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     answer(monkeypatch, {"live": True})
     assert run(["check", "health"]) == 0
     assert capsys.readouterr().out == "OK: ready\n"
+
+
+def test_a_warning_above_the_alarm_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would never be given."""
+    assert run(["check", "lag", "--warn", "60", "--crit", "5"]) == 2
+    assert "--warn 60 is above --crit 5" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from tcprepl.cli.following import (
     row_lines,
     row_objects,
 )
-from tcprepl.errors import ConnectionFailed
+from tcprepl.errors import ConfigError, ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand, UserIpCommand
 from tests.cli_world import ADDRESS, CliWorld
 
@@ -244,3 +244,33 @@ def test_cancelling_disconnects(world: CliWorld) -> None:
     world.later(3.0, cancel)
     assert world.run(main) == "cancelled"
     assert world.server.peers() == []
+
+
+@pytest.mark.parametrize("options", [{}, {"until_head": True}, {"commands": True}])
+def test_a_stream_that_the_server_does_not_have(world: CliWorld, options: dict[str, Any]) -> None:
+    """Its own word for it; the nearest name is given."""
+    with pytest.raises(ConfigError, match=r"test:1: unknown stream 'tping'; did you mean typing\?"):
+        follow(world, ("typing", "tping"), **options)
+
+
+@pytest.mark.parametrize("until_head", [False, True])
+def test_a_stream_that_a_synapse_does_not_have(world: CliWorld, until_head: bool) -> None:
+    """It does not say so; but it tells every position, and that is not among them."""
+    foreign(
+        world, b"SERVER x\nPING 1\n", b"POSITION typing master 3 3\nPOSITION events master 1 1\n"
+    )
+    with pytest.raises(ConfigError, match=r"unknown stream 'tping'; did you mean typing\?"):
+        follow(world, ("tping",), until_head=until_head)
+
+
+def test_a_time_without_any_connection_is_a_failure(world: CliWorld) -> None:
+    world.network.factory = None
+    with pytest.raises(ConnectionFailed):
+        follow(world, for_s=3.0)
+
+
+def test_positions_for_who_is_turned_away(world: CliWorld) -> None:
+    """What the server said is the failure; nothing printed would be taken for an answer."""
+    world.server.max_connections = 0
+    with pytest.raises(ConnectionFailed, match="too many connections"):
+        world.run(lambda reactor: positions_of(reactor, ADDRESS))

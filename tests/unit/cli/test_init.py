@@ -171,3 +171,20 @@ def test_a_closed_pipe_is_no_failure() -> None:
     assert writer.stderr.read() == b""
     writer.stderr.close()
     assert writer.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["tial"], "no such command 'tial'; did you mean tail?"),
+        (["fed", "shwo", "x"], "no such command 'shwo'; did you mean show?"),
+        (["watch", "tping"], "did you mean typing?"),
+        (["check", "xyz"], "no such command 'xyz'\n"),
+        (["--hepl"], "No such option"),
+    ],
+)
+def test_the_nearest_command_is_named(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(args) == 2
+    assert told in capsys.readouterr().err

@@ -212,7 +212,7 @@ def test_a_refusal_that_helps_no_further_ends_it(
 
     def refuse(_: Api, path: str, query: Mapping[str, str]) -> Any:
         if "streams" in query:
-            return {"streams": {"rows": []}}
+            return {"streams": {"rows": [["audit", 0]]}}
         raise ApiFailed(f"answered {status}: no", status, refusal)
 
     monkeypatch.setattr(Api, "get", refuse)

@@ -25,3 +25,14 @@ def test_positions(
     else:
         assert "typing master 1" in lines
     assert len(lines) == 3
+
+
+def test_only_some_streams(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = CliWorld(monkeypatch)
+    world.adopt(positions)
+    assert run(["positions", "caches", "typing"]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == ["caches master 0", "typing master 0"]
+    assert run(["positions", "tping"]) == 2
+    assert "did you mean typing?" in capsys.readouterr().err

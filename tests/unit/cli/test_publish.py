@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from tcprepl.cli import publish, run
-from tcprepl.cli.publish import NotJson, all_in_one, as_they_come, check_row, in_full, read_lines
+from tcprepl.cli.publish import (
+    Given,
+    NotJson,
+    all_in_one,
+    as_they_come,
+    check_row,
+    in_full,
+    read_lines,
+)
+from tcprepl.cli.recording import BOM
 
 
 class FakeApi:
@@ -104,8 +113,19 @@ def test_a_bad_row_stops_before_its_chunk(
     """The number of the row is that of the input."""
     with stdin_of(monkeypatch, b"[1]\n" * 2_000 + b"[2,]\n"):
         assert run(["publish", "typing", "--transaction-id", "mine", "-q"]) == 1
-    assert "row 2001: not JSON at column 4" in capsys.readouterr().err
+    assert "line 2001: not JSON at column 4" in capsys.readouterr().err
     assert len(api.made[0].calls) == 1
+
+
+def test_lines_are_counted_as_an_editor_does(
+    api: type[FakeApi], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Blank ones too; and it is said how many rows were taken before the fault."""
+    with stdin_of(monkeypatch, BOM + b"[1]\n\n\n" + b"[1]\n" * 2_000 + b"\n[2,]\n"):
+        assert run(["publish", "typing", "--transaction-id", "mine", "-q"]) == 1
+    told = capsys.readouterr().err
+    assert "line 2005: not JSON at column 4" in told
+    assert "2000 rows before were taken" in told
 
 
 def test_a_terminal_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,26 +159,31 @@ def test_check_row(text: bytes, result: bytes | str) -> None:
         assert lines[1][lines[2].index("^")] == "x"
 
 
+def texts(group: list[Given]) -> list[bytes]:
+    """Return the rows themselves."""
+    return [given.text for given in group]
+
+
 def test_lines_come_as_the_pipe_has_them() -> None:
     """What is at hand goes at once; lines that are cut wait for their end."""
     reader, writer = os.pipe()
     groups = read_lines(reader)
-    os.write(writer, b"[1]\n[2]\n[3")
-    assert next(groups) == [b"[1]", b"[2]"]
+    os.write(writer, BOM + b"[1]\n[2]\n[3")
+    assert next(groups) == [Given(b"[1]", "line 1"), Given(b"[2]", "line 2")]
     os.write(writer, b"]\r\n\n")
-    assert next(groups) == [b"[3]"]
+    assert next(groups) == [Given(b"[3]", "line 3")]
     os.write(writer, b"  ")
     os.write(writer, b"[4]")
     os.close(writer)
-    assert list(groups) == [[b"[4]"]]
+    assert list(groups) == [[Given(b"[4]", "line 5")]]
     os.close(reader)
 
 
 def test_cutting_chunks() -> None:
     """Bounds by rows and by bytes; nothing makes no chunk."""
-    big = b"x" * (3 * 2**20)
-    assert [len(c) for c in in_full([[b"1"] * 2_001])] == [2_000, 1]
+    big, one, two = (Given(text, "") for text in (b"x" * (3 * 2**20), b"1", b"2"))
+    assert [len(c) for c in in_full([[one] * 2_001])] == [2_000, 1]
     assert [len(c) for c in in_full([[big, big], [big]])] == [1, 1, 1]
-    assert [len(c) for c in as_they_come([[b"1"], [b"2"] * 2_001, []])] == [1, 2_000, 1]
-    assert list(all_in_one([[b"1"], [b"2"]])) == [[b"1", b"2"]]
+    assert [len(c) for c in as_they_come([[one], [two] * 2_001, []])] == [1, 2_000, 1]
+    assert list(map(texts, all_in_one([[one], [two]]))) == [[b"1", b"2"]]
     assert list(all_in_one([[]])) == []

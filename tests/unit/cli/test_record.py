@@ -46,6 +46,47 @@ def test_what_is_there_is_kept(
     file = tmp_path / "x.rec"
     file.write_text("mine", encoding="utf-8")
     assert run(["record", str(file), "--until-head"]) == 1
-    assert "File exists" in capsys.readouterr().err
+    assert "exists; --force writes it anew, --append continues it" in capsys.readouterr().err
     assert file.read_text(encoding="utf-8") == "mine"
     assert run(["record", str(tmp_path / "y"), "--since", "7"]) == 2
+
+
+def test_force_and_append(world: CliWorld, tmp_path: Path) -> None:
+    """Anew, or on from where it was cut off; times go on, too."""
+    file = tmp_path / "x.rec"
+    world.publish("typing", ["!r:a", []])
+    command = ["record", str(file), "typing", "--since", "start", "--count", "1"]
+    assert run(command) == 0
+    first = file.read_bytes()
+    rows = list(recording.rows(recording.read(file)))
+    assert run([*command, "--force"]) == 0
+    assert list(recording.rows(recording.read(file))) == rows
+    file.write_bytes(first[:-1] + b"\n90000 00")
+    assert run([*command, "--append"]) == 0
+    both = list(recording.rows(recording.read(file)))
+    assert [row.rows for row in both] == [rows[0].rows] * 2
+    assert both[0].ms <= both[1].ms
+    assert file.read_bytes().startswith(first)
+    assert run([*command, "--append", "--force"]) == 2
+    new = tmp_path / "new.rec"
+    assert run(["record", str(new), *command[2:], "--append"]) == 0
+    assert len(list(recording.rows(recording.read(new)))) == 1
+    (tmp_path / "other").write_text("mine", encoding="utf-8")
+    assert run(["record", str(tmp_path / "other"), "--append", "--count", "1"]) == 2
+    assert (tmp_path / "other").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_connection_that_never_was_leaves_no_file(
+    world: CliWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was leaves one, even if there was nothing to write."""
+    file = tmp_path / "x.rec"
+    world.network.factory = None
+    assert run(["record", str(file), "--for", "3"]) == 1
+    assert not file.exists()
+    assert "tcprepl: " in capsys.readouterr().err
+
+
+def test_a_head_without_rows_is_recorded(world: CliWorld, tmp_path: Path) -> None:
+    assert run(["record", str(tmp_path / "y.rec"), "--until-head"]) == 0
+    assert list(recording.read(tmp_path / "y.rec")) == []

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.cli.recording import (
+    BOM,
     BadRecording,
+    NoRecording,
     RecordedLine,
     RecordedRows,
+    cut_to_whole_lines,
     encode,
     header,
     read,
@@ -77,6 +80,46 @@ def test_damage_is_found(tmp_path: Path, change: tuple[bytes, bytes], message: s
         list(read(tmp_path / "x"))
 
 
+@pytest.mark.parametrize("text", [b"", b"# A readme\nRDATA typing master 1 []\n", b"\xff\x00"])
+def test_what_is_no_recording_is_recognised(tmp_path: Path, text: bytes) -> None:
+    """A file has to say that it is one; bare lines are taken when the caller says so."""
+    (tmp_path / "x").write_bytes(text)
+    with pytest.raises(NoRecording, match=r"x: is no recording .* --lines"):
+        list(read(tmp_path / "x"))
+    assert len(list(read(tmp_path / "x", bare=True))) == len(text.splitlines())
+
+
+def test_a_byte_order_mark_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path / "x", LINES)
+    (tmp_path / "x").write_bytes(BOM + (tmp_path / "x").read_bytes())
+    assert list(read(tmp_path / "x")) == LINES
+    (tmp_path / "x").write_bytes(BOM + b"RDATA a m 1 [1]\n")
+    assert [line.line for line in read(tmp_path / "x", bare=True)] == [b"RDATA a m 1 [1]"]
+
+
+def test_lines_and_rows_know_where_they_stand(tmp_path: Path) -> None:
+    """As an editor counts."""
+    path = tmp_path / "x"
+    write(path, LINES)
+    assert [line.place for line in read(path)] == [f"{path}:{n}" for n in (4, 5, 6)]
+    path.write_bytes(b"\nRDATA a m batch [1]\n\nRDATA a m 2 [2]\n")
+    (found,) = rows(read(path, bare=True))
+    assert found.places == [f"{path}:2", f"{path}:4"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"a\nb\n", b"a\nb\n"), (b"a\nb", b"a\n"), (b"b" * 70_000, b""), (b"", b""),
+     (b"a\n" + b"b" * 70_000, b"a\n")],
+)  # fmt: skip
+def test_a_cut_off_line_is_taken_away(tmp_path: Path, before: bytes, after: bytes) -> None:
+    (tmp_path / "x").write_bytes(before)
+    with (tmp_path / "x").open("r+b") as file:
+        cut_to_whole_lines(file)
+        assert file.tell() == len(after)
+    assert (tmp_path / "x").read_bytes() == after
+
+
 def test_missing_file(tmp_path: Path) -> None:
     """A file that is not there is said so."""
     with pytest.raises(BadRecording, match="No such file"):
@@ -85,7 +128,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_real_capture() -> None:
     """What nc received from a real Synapse is read; all its rows are there."""
-    lines = list(read(CAPTURE))
+    lines = list(read(CAPTURE, bare=True))
     assert len(lines) == 177
     found = list(rows(lines))
     assert sum(len(group.rows) for group in found) == sum(
@@ -117,5 +160,5 @@ def test_rows_of_every_form() -> None:
 
 def test_what_is_no_row_is_refused() -> None:
     """An RDATA line that makes no sense is an error, not a silence."""
-    with pytest.raises(BadRecording, match="not a row"):
-        list(rows([RecordedLine(0, b"RDATA typing")]))
+    with pytest.raises(BadRecording, match="x:7: not a row"):
+        list(rows([RecordedLine(0, b"RDATA typing", "x:7")]))

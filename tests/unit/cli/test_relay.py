@@ -12,6 +12,7 @@ from twisted.internet.testing import MemoryReactorClock
 from tcprepl.app.relay import Relay
 from tcprepl.cli import relay, run
 from tcprepl.config import Address, build, parse_address
+from tests.harness import tcprepl
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,9 @@ def test_what_is_in_the_way_stops_what_was_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         where = ["--data", str(tmp_path / "d"), "--listen", f"127.0.0.1:{port}"]
-        code = run(["relay", "--upstream", "h:1", "--server-name", "x", *where])
-    assert code == 1
+        done = tcprepl("relay", "--upstream", "h:1", "--server-name", "x", *where)
+    assert done.returncode == 1
+    assert "replication.listen: cannot listen on" in done.stderr
 
 
 def test_welcome() -> None:

@@ -89,3 +89,45 @@ def test_groups_are_bounded() -> None:
     rows = [RecordedRows(n, "a", "m", False, [b"1"]) for n in range(GROUP_ROWS + 1)]
     assert [len(group.rows) for group in grouped(rows)] == [GROUP_ROWS, 1]
     assert list(grouped([])) == []
+
+
+def test_another_file_is_no_recording(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused, unless it is said that it is lines of the wire."""
+    path = tmp_path / "README.md"
+    path.write_text("# Title\nRDATA a m 1 [1]\n", encoding="utf-8")
+    assert run(["replay", str(path)]) == 2
+    assert "is no recording" in capsys.readouterr().err
+    assert calls == []
+    assert run(["replay", str(path), "--lines"]) == 0
+    assert len(calls) == 1
+    assert f"{path}: 1 row of 1 stream published" in capsys.readouterr().err
+
+
+def test_without_rows_it_says_so(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.rec"
+    path.write_bytes(header("a:1", "now") + encode(LINES[0]))
+    assert run(["replay", str(path)]) == 1
+    assert "there are no rows in it" in capsys.readouterr().err
+
+
+def test_a_dry_run_publishes_nothing(
+    calls: list[dict[str, Any]], file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["replay", file, "--dry-run", "--speed", "original"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, calls) == ("", [])
+    assert f"{file}: 5 rows of 2 streams would be published" in told.err
+
+
+def test_a_stream_that_is_not_in_the_file(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.rec"
+    path.write_bytes(header("a:1", "now") + encode(RecordedLine(0, b"RDATA typing m 5 [1]")))
+    assert run(["replay", str(path), "--stream", "tping"]) == 2
+    assert "has no rows of tping; did you mean typing?" in capsys.readouterr().err
+    assert calls == []

@@ -133,7 +133,7 @@ def test_forms_of_replicate(world: World, line: str, answer: list[str]) -> None:
 def test_unknown_stream_is_answered_with_the_known_ones_and_stays(world: World) -> None:
     caller = world.call("REPLICATE nonsense NOW")
     error = caller.lines()[1]
-    assert error.startswith("ERROR unknown stream nonsense; there are: ")
+    assert error.startswith("ERROR unknown stream 'nonsense'; there are ")
     assert "alpha" in error
     assert not caller.over
 

@@ -1,0 +1,79 @@
+"""Publishing many rows: how many were taken, and which one was not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.errors import TcpreplError
+
+
+class NotTaken(TcpreplError):
+    """Rows that were refused, or that nobody answered for: says which, why, and what was taken."""
+
+
+class Posting:
+    """Publishes chunks of rows, one after the other.
+
+    Args:
+        api: The server.
+        transaction_id: Makes the whole safe to repeat, as long as the chunks are the same.
+
+    Attributes:
+        taken: Rows that are safe.
+    """
+
+    def __init__(self, api: Api, transaction_id: str) -> None:
+        self.taken = 0
+        self._api = api
+        self._transaction_id = transaction_id
+        self._chunks = 0
+
+    def post(
+        self,
+        stream: str,
+        rows: Sequence[bytes],
+        places: Sequence[str],
+        *,
+        batch: bool,
+        instance: str | None,
+    ) -> tuple[str, list[int]]:
+        """Publish a chunk.
+
+        Args:
+            stream: The stream.
+            rows: The rows as JSON.
+            places: Where each of them comes from, in words.
+            batch: Whether they share one token.
+            instance: Who writes them; the server's own instance by default.
+
+        Returns:
+            The instance that they went to, and the token of each.
+
+        Raises:
+            NotTaken: They are not all safe; the message says how many are.
+            ConfigError: There is no such stream.
+        """
+        number, self._chunks = self._chunks, self._chunks + 1
+        try:
+            found = self._api.post_rows(
+                stream,
+                list(rows),
+                batch=batch,
+                instance=instance,
+                transaction_id=f"{self._transaction_id}.{number}",
+            )
+        except ApiFailed as error:
+            raise NotTaken(f"{self._place(error, places)}: {error}\n  {self.story()}") from None
+        self.taken += len(rows)
+        return found
+
+    def _place(self, error: ApiFailed, places: Sequence[str]) -> str:
+        index = error.refusal.get("row")
+        if isinstance(index, int) and 0 <= index < len(places):
+            return places[index]
+        return places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
+
+    def story(self) -> str:
+        """Return how many rows were taken, in words."""
+        return "no row was taken" if not self.taken else f"{self.taken} rows before were taken"
