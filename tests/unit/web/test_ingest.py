@@ -88,7 +88,7 @@ def test_transaction_ids_that_disagree_are_refused(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("stream", "rows", "query", "status", "errcode", "says"),
     [
-        ("nothing", [1], {}, 404, "TCPREPL_UNKNOWN_STREAM", "unknown stream 'nothing'; known:"),
+        ("nothing", [1], {}, 404, "TCPREPL_UNKNOWN_STREAM", "unknown stream 'nothing'; there are "),
         ("typing", [], {}, 400, "M_BAD_JSON", "an empty array: expected at least one row"),
         ("typing", {"a": 1}, {}, 400, "M_BAD_JSON", "Expected `array`, got `object`"),
         ("typing", [["!r", ["@a"]], ["!r", [1]]], {}, 400, "TCPREPL_BAD_ROW", "user_ids[0]"),
