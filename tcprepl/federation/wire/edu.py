@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -149,13 +148,14 @@ def canonicalise(content: bytes | Raw) -> bytes | None:
         BadEdu: It is not JSON.
     """
     given = bytes(content)
-    with suppress(ValueError, msgspec.MsgspecError, RecursionError):
-        if _encode_sorted(_decode_any(given)) == given:
-            return None
     try:
-        canonical = canonical_json(msgspec.json.decode(given))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadEdu(f"not JSON: {error}") from error
+        # Sorted, and without floats, it is canonical: both encoders write the same texts.
+        canonical = _encode_sorted(_decode_any(given))
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        try:
+            canonical = canonical_json(msgspec.json.decode(given))
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadEdu(f"not JSON: {error}") from error
     return None if canonical == given else canonical
 
 
@@ -297,7 +297,7 @@ def _normalise(edu: Edu) -> None:
     better = canonicalise(edu.content)
     if better is not None:
         edu.content = Raw(better)
-    if bytes(edu.content)[:1] != b"{":
+    if not edu.content_bytes.startswith(b"{"):
         raise BadEdu("content is not an object")
 
 

@@ -195,3 +195,14 @@ def test_edu_from_bytes_keeps_the_bytes() -> None:
     assert isinstance(edu, Edu)
     assert sys.getrefcount(content) == before + 1
     assert edu.key == ("k",)
+
+
+def test_every_character_is_written_as_canonical_json_writes_it() -> None:
+    """As a key and as a value: the quick encoder has to agree on all of them."""
+    for start in range(0, 0x110000, 0x1000):
+        codes = range(start, start + 0x1000)
+        characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
+        value = {character: character for character in reversed(characters)}
+        canonical = encode_canonical_json(value)
+        assert canonicalise(json.dumps(value).encode()) == canonical
+        assert canonicalise(canonical) is None
