@@ -14,13 +14,14 @@ function, an ``async def``, or a function that returns a Deferred. Whatever it i
 
 `run_in_background` is for an action; `run_as_background_process` for a piece of work with a
 name of its own: it gets a number, a log context that starts empty but for these two, and
-metrics; `looping_background_process` runs one again and again. No global reactor is used.
+metrics; `looping_background_process` runs one again and again. `spread` parts work of which a
+lot is due at once. No global reactor is used.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
@@ -30,11 +31,16 @@ import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
 
 logger = structlog.get_logger()
+
+#: For how long `spread` works in one turn of the reactor. What the work causes comes on top:
+#: rows that it published are encoded and sent when the turn ends.
+TURN_BUDGET_S = 0.005
 
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
@@ -102,6 +108,24 @@ def looping_background_process(
         The loop, which has a ``stop()``.
     """
     return LoopingProcess(clock, name, interval_s, f, args, now=now)
+
+
+async def spread(clock: IReactorTime, steps: Iterable[object]) -> None:
+    """Go through *steps*, giving the reactor a turn whenever `TURN_BUDGET_S` are used up.
+
+    For work of which a lot may come due at once. The first steps are done before this returns;
+    on a clock that stands still all of them are.
+
+    Args:
+        clock: Where time and turns come from.
+        steps: Does a little work each time it is asked for the next step, and looks at the
+            state as it is then: others have changed it in between.
+    """
+    began = clock.seconds()
+    for _ in steps:
+        if clock.seconds() - began >= TURN_BUDGET_S:
+            await deferLater(clock, 0)
+            began = clock.seconds()
 
 
 class LoopingProcess:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 
 from tcprepl.errors import LogUnavailable
@@ -20,6 +21,38 @@ ELSE = "elsewhere.example"
 CARL = "@carl:elsewhere.example"
 
 REGISTRY = Registry()
+
+
+class WorkingClock(Clock):
+    """A clock on which work takes time: a hundredth of a millisecond for each look at it.
+
+    Attributes:
+        calls_done: How many delayed calls there were.
+        longest_s: For how long the longest of them held the reactor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls_done = 0
+        self.longest_s = 0.0
+
+    def seconds(self) -> float:
+        """Return the time, and let a little pass."""
+        self.rightNow += 0.00001
+        return self.rightNow
+
+    def callLater(  # Twisted's name
+        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
+    ) -> IDelayedCall:
+        """Call later, and see how long that takes."""
+
+        def timed() -> None:
+            began = self.rightNow
+            callable(*args, **kw)
+            self.calls_done += 1
+            self.longest_s = max(self.longest_s, self.rightNow - began)
+
+        return super().callLater(delay, timed)
 
 
 class Publications:

@@ -9,8 +9,9 @@ go, the log, other servers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -19,7 +20,12 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
-from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.background import (
+    LoopingProcess,
+    looping_background_process,
+    run_in_background,
+    spread,
+)
 from tcprepl.ephemeral import presence_states as states
 from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
 from tcprepl.ephemeral.follower import Follower
@@ -59,6 +65,8 @@ MAX_PUSHES = 1_000
 #: Most processes whose syncs are held, and most syncs of all of them together.
 MAX_PROCESSES = 10_000
 MAX_SYNCS = 1_000_000
+#: Users that are looked at, or published, in one step of what may be due for all of them.
+USERS_A_STEP = 50
 #: Longest user or process ID, in characters.
 MAX_ID_CHARS = 255
 
@@ -261,14 +269,16 @@ class PresenceWriter:
 
     def clear_process(self, process_id: str) -> None:
         """Note that a process ended, and with it all its syncs (CLEAR_USER_SYNC)."""
+        run_in_background(spread, self._clock, self._end_syncs(process_id))
+
+    def _end_syncs(self, process_id: str) -> Iterator[None]:
+        for users in in_steps(self._syncs.clear(process_id)):
+            run_in_background(self._syncs_ended, users)
+            yield
+
+    def _syncs_ended(self, user_ids: Iterable[str]) -> None:
         now = self._now()
-        self._update(
-            [
-                replace(self._row(user_id), last_user_sync_ts=now)
-                for user_id in self._syncs.clear(process_id)
-            ],
-            now,
-        )
+        self._update([replace(self._row(user), last_user_sync_ts=now) for user in user_ids], now)
 
     def process_alive(self, process_id: str) -> None:
         """Note that a process lives, so that its syncs are not taken to have ended."""
@@ -454,15 +464,23 @@ class PresenceWriter:
             user.timer_ms = due
             self._wheel.insert(user_id, due)
 
-    def _check_timers(self) -> None:
-        refused, self._refused = self._refused, set()
-        self._publish_users(refused)
-        now = self._now()
-        expired = self._syncs.expire(now, self._timers.process_expiry_ms)
-        self._check(expired, now)
-        self._check(self._wheel.fetch(now), now)
+    async def _check_timers(self) -> None:
+        await spread(self._clock, self._due_work())
 
-    def _check(self, user_ids: Iterable[str], now: Milliseconds) -> None:
+    def _due_work(self) -> Iterator[None]:
+        """Do what is due, some users a step."""
+        refused, self._refused = self._refused, set()
+        yield from map(self._publish_users, in_steps(refused))
+        expired = self._syncs.expire(self._now(), self._timers.process_expiry_ms)
+        yield from map(self._check_apart, in_steps(expired))
+        yield from map(self._check_apart, in_steps(self._wheel.fetch(self._now())))
+
+    def _check_apart(self, user_ids: Iterable[str]) -> None:
+        """Check some users; what goes wrong with them is not for the others to bear."""
+        run_in_background(self._check, user_ids)
+
+    def _check(self, user_ids: Iterable[str]) -> None:
+        now = self._now()
         changed: list[PresenceRow] = []
         for user_id in dict.fromkeys(user_ids):
             user = self._users.get(user_id)
@@ -481,26 +499,34 @@ class PresenceWriter:
                 changed.append(row)
         self._update(changed, now)
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         """Publish what nobody had to be told of; catch lost timers; forget the long offline."""
-        now = self._now()
+        await spread(self._clock, self._sweep_work())
+
+    def _sweep_work(self) -> Iterator[None]:
         late = round(2 * TIMER_INTERVAL_S * 1000)
-        lost: list[str] = []
-        forgotten: list[str] = []
-        for user_id, user in self._users.items():
-            if user.row.state != states.OFFLINE:
-                if user.timer_ms + late < now:
-                    lost.append(user_id)
-            elif now - user.row.last_federation_update_ts > FORGET_AFTER_MS:
-                forgotten.append(user_id)
-        if lost:
-            logger.warning("presence.timers.lost", users=len(lost), first=lost[0])
-            self._check(lost, now)
+        for user_ids in in_steps(list(self._users)):
+            now = self._now()
+            lost: list[str] = []
+            for user_id in user_ids:
+                user = self._users.get(user_id)
+                if user is None:
+                    continue
+                if user.row.state != states.OFFLINE:
+                    if user.timer_ms + late < now:
+                        lost.append(user_id)
+                elif now - user.row.last_federation_update_ts > FORGET_AFTER_MS:
+                    # What it was last is told before it is forgotten.
+                    if user_id in self._quiet:
+                        self._publish_users([user_id])
+                    del self._users[user_id]
+                    self._by_state[states.OFFLINE] -= 1
+            if lost:
+                logger.warning("presence.timers.lost", users=len(lost), first=lost[0])
+                self._check_apart(lost)
+            yield
         quiet, self._quiet = self._quiet, set()
-        self._publish_users(quiet)
-        for user_id in forgotten:
-            del self._users[user_id]
-            self._by_state[states.OFFLINE] -= 1
+        yield from map(self._publish_users, in_steps(quiet))
 
 
 class PresenceFollower(Follower[PresenceRow]):
@@ -544,6 +570,13 @@ class PresenceFollower(Follower[PresenceRow]):
             after = self._state_of(key)
             if states.notifies(before, after, self._timers):
                 self._on_change(before, after)
+
+
+def in_steps(user_ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield *user_ids* some at a time, each once: as many as one step may look at."""
+    seen = iter(dict.fromkeys(user_ids)) if isinstance(user_ids, list) else iter(user_ids)
+    while some := list(islice(seen, USERS_A_STEP)):
+        yield some
 
 
 def make_board(lost: Token = -1) -> Board[PresenceRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from tcprepl.ephemeral.ports import Milliseconds
 
@@ -11,13 +11,14 @@ from tcprepl.ephemeral.ports import Milliseconds
 class OpenSyncs:
     """The open syncs of each process, and when the process was last heard of.
 
-    Invariant: a user is syncing exactly if some known process holds a sync of theirs open.
+    Invariant: a user is syncing exactly if some known process holds a sync of theirs open, or
+    is being forgotten and has not come to them yet.
     """
 
     def __init__(self) -> None:
         #: Process -> (user, device) of its open syncs; the device is None where peers do not
         #: tell devices apart.
-        self._open: dict[str, set[tuple[str, str | None]]] = {}
+        self._open: dict[str, dict[tuple[str, str | None], None]] = {}
         self._heard: dict[str, Milliseconds] = {}
         self._count: Counter[str] = Counter()
         self._total = 0
@@ -44,9 +45,9 @@ class OpenSyncs:
 
     def began(self, process_id: str, user_id: str, device_id: str | None) -> None:
         """Note that a sync is open; once is enough."""
-        syncs = self._open.setdefault(process_id, set())
+        syncs = self._open.setdefault(process_id, {})
         if (user_id, device_id) not in syncs:
-            syncs.add((user_id, device_id))
+            syncs[user_id, device_id] = None
             self._count[user_id] += 1
             self._total += 1
 
@@ -54,23 +55,26 @@ class OpenSyncs:
         """Note that a sync is not open; that of an unknown one is harmless."""
         syncs = self._open.get(process_id)
         if syncs is not None and (user_id, device_id) in syncs:
-            syncs.remove((user_id, device_id))
+            del syncs[user_id, device_id]
             self._uncount(user_id)
             if not syncs:
                 del self._open[process_id]
 
-    def clear(self, process_id: str) -> list[str]:
-        """Forget a process; returns the users it held syncs of."""
-        self._heard.pop(process_id, None)
-        syncs = self._open.pop(process_id, set())
-        for user_id, _ in syncs:
-            self._uncount(user_id)
-        return sorted({user_id for user_id, _ in syncs})
+    def clear(self, process_id: str) -> Iterator[str]:
+        """Forget a process: yields each user it held a sync of, when that counts no longer.
 
-    def expire(self, now: Milliseconds, expiry_ms: int) -> list[str]:
-        """Forget processes not heard of for more than *expiry_ms*; returns their users."""
+        The process is forgotten by the time that the first is asked for.
+        """
+        self._heard.pop(process_id, None)
+        for user_id, _ in self._open.pop(process_id, {}):
+            self._uncount(user_id)
+            yield user_id
+
+    def expire(self, now: Milliseconds, expiry_ms: int) -> Iterator[str]:
+        """Forget processes not heard of for more than *expiry_ms*: yields as `clear`."""
         silent = [process for process, heard in self._heard.items() if now - heard > expiry_ms]
-        return [user_id for process in silent for user_id in self.clear(process)]
+        for process in silent:
+            yield from self.clear(process)
 
     def _uncount(self, user_id: str) -> None:
         self._total -= 1

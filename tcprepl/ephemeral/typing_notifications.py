@@ -22,7 +22,12 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
-from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.background import (
+    LoopingProcess,
+    looping_background_process,
+    run_in_background,
+    spread,
+)
 from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
 from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.ports import (
@@ -352,17 +357,19 @@ class TypingWriter:
             del self._publishing[room_id]
         self._unpublished.discard(room_id)
 
-    def _publish_refused_rooms(self) -> None:
-        for room_id in tuple(self._unpublished):
-            self._changed(room_id)
-
     # -- Time -------------------------------------------------------------------------------
 
-    def _check_timers(self) -> None:
-        self._publish_refused_rooms()
-        now = self._now()
-        for room_id, user_id in self._wheel.fetch(now):
-            run_in_background(self._check_typist, room_id, user_id, now)
+    async def _check_timers(self) -> None:
+        await spread(self._clock, self._due_work())
+
+    def _due_work(self) -> Iterator[None]:
+        """Do what is due, a step for each room or user."""
+        for room_id in tuple(self._unpublished):
+            self._changed(room_id)
+            yield
+        for room_id, user_id in self._wheel.fetch(self._now()):
+            run_in_background(self._check_typist, room_id, user_id, self._now())
+            yield
 
     def _check_typist(self, room_id: str, user_id: str, now: Milliseconds) -> None:
         typist = self._typing.get(room_id, {}).get(user_id)
@@ -381,24 +388,26 @@ class TypingWriter:
         ):
             self._tell_remotes(room_id, user_id, True, now)
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         """Look at everybody whose timers must have been lost; forget quiet rooms."""
+        await spread(self._clock, self._unwatched())
         now = self._now()
-        for room_id, user_id in list(self._unwatched(now)):
-            logger.warning("typing.timer.lost", room_id=room_id, user_id=user_id)
-            run_in_background(self._check_typist, room_id, user_id, now)
         self._marks.append((now, self._board.newest))
         while self._marks and self._marks[0][0] + FORGET_AFTER_MS <= now:
             self._board.forget_blank(self._marks.popleft()[1])
 
-    def _unwatched(self, now: Milliseconds) -> Iterator[tuple[str, str]]:
-        # A timer comes up to one bucket and one turn of the loop late, so "overdue by that
-        # much" is lost and not merely late.
+    def _unwatched(self) -> Iterator[None]:
+        """Check users whose timers were lost, a step for each room."""
+        # A timer comes up to one bucket and one turn of the loop late, and is then done within
+        # some turns of the reactor, so "overdue by that much" is lost and not merely late.
         late = round(2 * TIMER_INTERVAL_S * 1000)
-        for room_id, users in self._typing.items():
-            for user_id, typist in users.items():
+        for room_id, users in list(self._typing.items()):
+            now = self._now()
+            for user_id, typist in list(users.items()):
                 if min(typist.until_ms, typist.paranoia_ms) + late < now:
-                    yield room_id, user_id
+                    logger.warning("typing.timer.lost", room_id=room_id, user_id=user_id)
+                    run_in_background(self._check_typist, room_id, user_id, now)
+            yield
 
 
 class TypingFollower(Follower[Sequence[str]]):

@@ -19,7 +19,7 @@ from tcprepl.streams.registry import StreamDef, never
 #: Blank rows that are kept at least, so that a reader in the middle of the states sees them.
 BLANKS_KEPT = 1_024
 #: Bytes of evicted rows that wait to be folded together.
-FOLD_BYTES = 4 * 1024 * 1024
+FOLD_BYTES = 1024 * 1024
 #: Rows that are rendered at once when states are read.
 _CHUNK_ROWS = 500
 

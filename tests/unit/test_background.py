@@ -16,11 +16,14 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from tcprepl import metrics
 from tcprepl.background import (
+    TURN_BUDGET_S,
     LoopingProcess,
     looping_background_process,
     run_as_background_process,
     run_in_background,
+    spread,
 )
+from tests.ephemeral_world import WorkingClock
 
 
 class Logs:
@@ -439,3 +442,32 @@ def test_loop_may_be_stopped_by_its_own_turn(clock: Clock) -> None:
 def test_loop_refuses_an_interval_that_never_ends(clock: Clock) -> None:
     with pytest.raises(ValueError, match="above 0"):
         looping_background_process(clock, "loop", 0.0, raises_at_once)
+
+
+class TestSpread:
+    """A lot that is due at once is done over several turns."""
+
+    def test_on_a_clock_that_stands_still_all_is_done_at_once(self) -> None:
+        done: list[int] = []
+        clock = Clock()
+        run_in_background(spread, clock, (done.append(n) for n in range(10_000)))
+        assert len(done) == 10_000
+        assert not clock.getDelayedCalls()
+
+    def test_each_turn_ends_when_its_time_is_used_up(self) -> None:
+        clock = WorkingClock()
+        done: list[int] = []
+        run_in_background(spread, clock, (done.append(n) for n in range(10_000)))
+        assert 0 < len(done) < 1_000
+        clock.advance(0)
+        assert len(done) == 10_000
+        assert clock.calls_done > 10
+        assert clock.longest_s < 1.1 * TURN_BUDGET_S
+
+    def test_a_step_that_fails_ends_the_work_and_is_told(self, logs: Logs) -> None:
+        def steps() -> Iterator[None]:
+            yield
+            raise ValueError("no")
+
+        run_in_background(spread, Clock(), steps())
+        assert logs.only_failure()["error"] == "no"

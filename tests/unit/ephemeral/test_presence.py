@@ -10,13 +10,23 @@ import structlog
 from twisted.internet.task import Clock
 
 from tcprepl import metrics
+from tcprepl.background import TURN_BUDGET_S
 from tcprepl.ephemeral import presence
 from tcprepl.ephemeral.presence import PresenceFollower, PresenceWriter
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
 from tcprepl.ephemeral.wheel_timer import WheelTimer
 from tcprepl.errors import TokenTooOld
 from tcprepl.streams.rows import PresenceRow
-from tests.ephemeral_world import ALICE, BOB, CARL, ELSE, SERVER, Publications, advance_to
+from tests.ephemeral_world import (
+    ALICE,
+    BOB,
+    CARL,
+    ELSE,
+    SERVER,
+    Publications,
+    WorkingClock,
+    advance_to,
+)
 
 #: The tests begin here, not at 0: somebody never heard of is long silent.
 START = 10_000_000_000
@@ -503,3 +513,39 @@ def test_follower_of_several_instances_takes_the_newest() -> None:
     assert follower.get_state(ALICE).state == BUSY
     assert follower.get_state(BOB).state == OFFLINE
     assert list(follower.states()) == [ALICE]
+
+
+class TestManyAtOnce:
+    """What is due for many users in one moment is done over several turns of the reactor."""
+
+    USERS = 30_000
+
+    def world(self) -> tuple[WorkingClock, PresenceWriter]:
+        clock = WorkingClock()
+        clock.rightNow = START / 1000
+        return clock, PresenceWriter(clock, Publications(), SERVER)
+
+    def test_a_process_ends_with_the_syncs_of_many(self) -> None:
+        clock, writer = self.world()
+        for number in range(self.USERS):
+            writer.user_syncing("p", f"@u{number}:{SERVER}", True, 0)
+        writer.clear_process("p")
+        # Meanwhile the process is back, and holds one of those syncs again.
+        again = f"@u{self.USERS - 1}:{SERVER}"
+        writer.user_syncing("p", again, True, 0)
+        clock.advance(0)
+        assert clock.calls_done > 3
+        assert clock.longest_s < 2 * TURN_BUDGET_S
+        assert [user for user in writer.states() if writer._syncs.is_syncing(user)] == [again]
+        assert len(writer._syncs) == 1
+
+    def test_many_timers_come_due(self) -> None:
+        clock, writer = self.world()
+        for number in range(self.USERS):
+            writer.set_state(f"@u{number}:{SERVER}", "online")
+        writer.start()
+        clock.advance(3_600)
+        assert not writer.states()
+        assert clock.calls_done > 3
+        assert clock.longest_s < 2 * TURN_BUDGET_S
+        writer.stop()

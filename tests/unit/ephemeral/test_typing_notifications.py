@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tcprepl import metrics
+from tcprepl.background import TURN_BUDGET_S
 from tcprepl.ephemeral import typing_notifications as typing
 from tcprepl.ephemeral.typing_notifications import TypingFollower, TypingWriter
 from tcprepl.ephemeral.wheel_timer import WheelTimer
@@ -24,6 +25,7 @@ from tests.ephemeral_world import (
     SERVER,
     Edus,
     Publications,
+    WorkingClock,
     advance_to,
     both_hosts,
 )
@@ -575,3 +577,21 @@ def test_reset_of_an_unknown_instance_is_harmless(follower: Follower) -> None:
     follower.reset(0, 0)
     assert follower.changes == []
     TypingFollower().handle_rows("typing", "master", 1, [TypingRow(ROOM, [ALICE])])
+
+
+def test_many_who_stop_at_once_are_dealt_with_over_several_turns() -> None:
+    """And all of them are: nobody types any longer, and each room has said so."""
+    clock = WorkingClock()
+    published = Publications()
+    writer = TypingWriter(clock, published, SERVER)
+    count = 3_000
+    for number in range(count):
+        writer.started_typing(f"!r{number}:{SERVER}", f"@u{number}:{SERVER}", 10_000)
+    writer.start()
+    published.rows.clear()
+    clock.advance(20.0)
+    assert not writer.user_count
+    assert len(published.rows) == count
+    assert clock.calls_done > 5
+    assert clock.longest_s < 2 * TURN_BUDGET_S
+    writer.stop()
