@@ -265,7 +265,7 @@ class Rooms:
         return self._tell(room_id)
 
     def _tell(self, room_id: str) -> Response:
-        return json_response(Hosts(sorted(self._hosts(room_id)), self._hosts.acl(room_id)))
+        return json_response(Hosts(sorted(self._hosts.all_of(room_id)), self._hosts.acl(room_id)))
 
 
 def _room(call: Call) -> str:

@@ -58,6 +58,8 @@ class RoomHosts:
         """
         self._hosts: dict[str, frozenset[ServerName]] = {}
         self._acls: dict[str, ServerAcl] = {}
+        #: Of rooms with an ACL that were asked for: those of their servers that it lets in.
+        self._let_in: dict[str, frozenset[ServerName]] = {}
         self._everywhere: frozenset[ServerName] | None = None
         self._connection: sqlite3.Connection | None = None
         if path is None:
@@ -81,7 +83,21 @@ class RoomHosts:
         self._connection = connection
 
     def __call__(self, room_id: str, /) -> Collection[ServerName]:
-        """Return the servers of *room_id*; none for a room that is not known."""
+        """Return the servers of *room_id* that its ACL lets in; none for an unknown room.
+
+        EDUs of the room go to these, and are taken from these.
+        """
+        hosts = self._hosts.get(room_id, frozenset())
+        acl = self._acls.get(room_id)
+        if acl is None:
+            return hosts
+        let_in = self._let_in.get(room_id)
+        if let_in is None:
+            let_in = self._let_in[room_id] = frozenset(host for host in hosts if acl.allows(host))
+        return let_in
+
+    def all_of(self, room_id: str) -> Collection[ServerName]:
+        """Return the servers of *room_id*, also those that its ACL keeps out."""
         return self._hosts.get(room_id, frozenset())
 
     def of_user(self, user_id: str, /) -> Collection[ServerName]:
@@ -129,6 +145,7 @@ class RoomHosts:
                 else:
                     self._connection.execute("DELETE FROM room_hosts WHERE room_id=?", (room_id,))
         self._everywhere = None
+        self._let_in.pop(room_id, None)
         if found:
             self._hosts[room_id] = found
         else:

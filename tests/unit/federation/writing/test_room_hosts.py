@@ -116,3 +116,18 @@ def test_a_file_without_tables_of_ours_is_refused(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE room_hosts (other)")
     with pytest.raises(LogUnavailable, match="no such column"):
         RoomHosts(path)
+
+
+def test_nothing_goes_to_whom_the_room_keeps_out() -> None:
+    """Typing and receipts go to the servers that a room lets in; who is in it is still told."""
+    hosts = RoomHosts()
+    hosts.put("!r:x", ["a.example", "evil.example"], ServerAcl(("*",), ("evil.*",)))
+    for _ in range(2):
+        assert hosts("!r:x") == {"a.example"}
+    assert hosts.all_of("!r:x") == {"a.example", "evil.example"}
+    hosts.put("!r:x", ["b.example", "evil.example"])
+    assert hosts("!r:x") == {"b.example", "evil.example"}
+    hosts.put("!r:x", ["evil.example"], ServerAcl(("*",), ("evil.*",)))
+    assert hosts("!r:x") == frozenset()
+    hosts.put("!r:x", [])
+    assert hosts.all_of("!r:x") == frozenset()
