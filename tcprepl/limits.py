@@ -95,8 +95,8 @@ CATCH_UP_ROWS = 1_000
 MAX_STATUS_VIEWERS = 100
 #: Connections a server holds at a time; the oldest that said nothing makes room for a new one.
 MAX_CONNECTIONS = 10_000
-#: REPLICATEs of streams by name that one connection may have in force.
-MAX_SUBSCRIPTIONS = 1_000
+#: REPLICATEs that one connection may have in force: a client names each of its `MAX_PAIRS`.
+MAX_SUBSCRIPTIONS = 11_000
 #: Bytes said to a peer, rows apart, that may wait for its socket before it is listened to again.
 MAX_REPLY_BYTES = 65_536
 #: Lines that are worked on in one turn of the reactor; what costs much counts for several.

@@ -17,7 +17,7 @@ PATIENCE_S = 1.0
 ROUNDS = 20
 
 FLOODS = {
-    "invented pairs": "".join(f"REPLICATE typing i{n} NOW\n" for n in range(3_000)),
+    "invented pairs": "".join(f"REPLICATE typing i{n} NOW\n" for n in range(11_000)),
     "questions": "STATUS\n" * 1_000,
     "acknowledgements": "".join(f"FEDERATION_ACK n{n} 1\n" for n in range(10_000)),
     "names": "".join(f"NAME n{n}\nREMOTE_SERVER_UP x.example\n" for n in range(20_000)),

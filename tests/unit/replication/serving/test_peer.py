@@ -10,16 +10,18 @@ from prometheus_client import generate_latest
 
 from tcprepl import limits, metrics
 from tcprepl.errors import CloseReason
-from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS, PEER_TURN_LINES
+from tcprepl.limits import MAX_PAIRS, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS, PEER_TURN_LINES
 from tcprepl.protocol.commands import (
     FederationAckCommand,
     RemoteServerUpCommand,
     UserIpCommand,
     UserSyncCommand,
 )
+from tcprepl.replication.serving import peer as peer_module
 from tcprepl.replication.serving.measuring import MAX_NAMES
 from tcprepl.replication.serving.peer import Peer, help_lines
 from tcprepl.replication.serving.turns import Worked
+from tcprepl.streams.registry import BUILT_IN
 from tests.serving_world import World
 from tests.wire import one_turn as turn_of
 
@@ -300,9 +302,16 @@ def test_what_others_say_is_not_heaped_up_for_who_does_not_read(world: World) ->
     world.network.settle()
 
 
-def test_a_connection_has_so_many_subscriptions(world: World) -> None:
-    caller = world.call(*(f"REPLICATE alpha i{n} NOW" for n in range(MAX_SUBSCRIPTIONS)))
-    assert len(caller.lines()) == 1 + MAX_SUBSCRIPTIONS
+def test_a_client_may_name_each_of_its_pairs_and_the_rest() -> None:
+    assert MAX_PAIRS + len(BUILT_IN) < MAX_SUBSCRIPTIONS
+
+
+def test_a_connection_has_so_many_subscriptions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_module, "MAX_SUBSCRIPTIONS", 50)
+    caller = world.call(*(f"REPLICATE alpha i{n} NOW" for n in range(50)))
+    assert len(caller.lines()) == 1 + 50
     caller.say("REPLICATE alpha more NOW", "REPLICATE alpha i1 NOW")
     world.network.settle()
     assert [line.split(" ")[:3] for line in caller.lines()] == [
