@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -310,3 +311,30 @@ def test_stopping_gives_up_at_once_what_the_disk_refuses(world: World) -> None:
     world.run(1)
     assert stopped.called
     assert world.clock.getDelayedCalls() == []
+
+
+def test_what_is_in_memory_is_not_read_back_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More expiring EDUs than a page holds: each row is read once."""
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode = "dead"
+    for number in range(500):
+        edu = build_edu("here.example", name, "m.typing", {"n": number}, (str(number),))
+        world.rows.append((len(world.rows) + 1, edu_row(edu)))
+    world.deliver()
+    world.run(5)
+    pages: list[int] = []
+    load = world.outbox.load
+
+    def noted(*given: Any, **more: Any) -> Any:
+        return load(*given, **more).addCallback(lambda page: pages.append(len(page)) or page)
+
+    monkeypatch.setattr(world.outbox, "load", noted)
+    monkeypatch.setattr(attempts, "LOAD_EDUS", 60)
+    remote.mode = "ok"
+    world.sender.remote_server_up(name)
+    world.run(20)
+    assert [c["n"] for _, c in remote.deliveries] == list(range(500))
+    assert sum(pages) == 500

@@ -258,3 +258,15 @@ def test_what_is_new_need_not_wait_as_long_as_what_was_refused() -> None:
     assert made.due_ms == made.backoff.next_ms
     made.held = Held.OLDEST
     assert made.due_ms < made.backoff.next_ms
+
+
+def test_what_is_read_back_is_read_once() -> None:
+    """The next page begins behind the highest id in memory, in whatever order they came."""
+    made = Destination("y", LIMITS)
+    made.held = Held.OLDEST
+    for number in (7, 3):
+        assert made.put(entry(number)) == 1
+    assert made.held_upto == 7
+    assert [found[0] for found in made.take(0, [])] == [7, 3]
+    made.forget_queue()
+    assert made.held_upto == 0
