@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
-from urllib.parse import quote, urlencode
 
 import yaml
 from pydantic import (
@@ -34,6 +33,7 @@ from tcprepl import limits
 from tcprepl.errors import ConfigError, did_you_mean
 from tcprepl.replication.redis.url import parse_redis_url
 from tcprepl.streams.releases import Release, parse_release
+from tcprepl.synapse_names import excerpt, put, translate_synapse
 
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"
@@ -163,6 +163,7 @@ _ADDRESS_IS = "HOST:PORT or a Twisted endpoint string, or a list of them"
 _AGE_IS = "a number of seconds above 0, or a text such as 30s, 10m, 12h, 7d"
 _SIZE_IS = "a number of bytes above 0, or a text such as 64M or 2G"
 _TEXT_IS = "a text; better read from a file that only the server may read"
+_HELD_IN_IS = "the path of a file that holds it"
 
 
 class Settings(BaseModel):
@@ -213,6 +214,7 @@ class ClientToken(Settings):
     """Somebody who may use the Matrix client paths."""
 
     token: SecretStr = Field(min_length=1, description=_TEXT_IS)
+    token_file: Path | None = Field(default=None, description=_HELD_IN_IS)
     user_id: str | None = Field(
         default=None,
         pattern="^@[^:]*:.+$",
@@ -227,7 +229,9 @@ class HttpSettings(Settings):
         default=None, description="a section with certificate and private_key"
     )
     token: SecretStr | None = Field(default=None, min_length=1, description=_TEXT_IS)
+    token_file: Path | None = Field(default=None, description=_HELD_IN_IS)
     replication_secret: SecretStr | None = Field(default=None, min_length=1, description=_TEXT_IS)
+    replication_secret_file: Path | None = Field(default=None, description=_HELD_IN_IS)
     listen: Addresses = Field(default=(parse_address(DEFAULT_HTTP),), description=_ADDRESS_IS)
     client_tokens: tuple[ClientToken, ...] = Field(
         default=(), description="a list of sections with token and user_id"
@@ -406,7 +410,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Loaded
         BadConfig: the file cannot be read, is not YAML, or has faults; all are named.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise BadConfig(str(path), [f"cannot be read: {reason}"]) from None
@@ -431,8 +435,14 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         BadConfig: it is not YAML, or has faults; all are named.
     """
+    twice: list[str] = []
     try:
-        raw = yaml.safe_load(text)
+        loader = _UniqueKeys(text)
+        try:
+            raw = loader.get_single_data()
+        finally:
+            loader.dispose()
+        twice = [fault for _, fault in sorted(loader.faults.items())]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -443,11 +453,37 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
         raw = {}
     if not isinstance(raw, dict):
         raise BadConfig(source, [f"found {_shown(raw)}; expected a section with keys"])
-    return build(raw, source, overrides)
+    return build(raw, source, overrides, faults=twice)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads YAML; a key that stands twice in a section is a fault, not a silent last word.
+
+    Attributes:
+        faults: Where keys stand twice: the line, and the fault in words.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.faults: dict[int, str] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a section (yaml calls this)."""
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, line) != line:
+                before = f"it is on line {first[key.value]} already"
+                self.faults[line] = f"line {line}: {key.value} stands twice; {before}"
+        return super().construct_mapping(node, deep)
 
 
 def build(
-    raw: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None
+    raw: Mapping[str, Any],
+    source: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    faults: Sequence[str] = (),
 ) -> Loaded:
     """Validate settings that are already in memory.
 
@@ -455,14 +491,17 @@ def build(
         raw: The settings, as YAML gives them.
         source: What to call them in errors.
         overrides: Dotted key -> value, stronger than *raw*; None values do not count.
+        faults: Faults that are known already, to be told with the others.
 
     Raises:
         BadConfig: there are faults; all are named.
     """
-    settings, warnings, faults = translate_synapse(raw)
+    settings, warnings, more = translate_synapse(raw)
+    faults = [*faults, *more]
     for path, value in (overrides or {}).items():
         if value is not None:
-            _put(settings, path, value)
+            put(settings, path, value)
+    faults += _read_secrets(settings)
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
@@ -486,6 +525,37 @@ def revalidated(settings: Mapping[str, Any]) -> Config:
         raise BadConfig("the settings as they would be", faults) from None
 
 
+def _read_secrets(settings: dict[str, Any]) -> list[str]:
+    """Put in place what files like ``token_file`` hold, and return the faults."""
+    faults: list[str] = []
+
+    def read(section: Any, key: str, path: str) -> Any:
+        if not isinstance(section, Mapping) or section.get(f"{key}_file") is None:
+            return section
+        found = dict(section)
+        if found.get(key) is not None:
+            faults.append(f"{path}_file: {path} is set as well; expected one of the two")
+            return found
+        try:
+            found[key] = read_secret(Path(str(found[f"{key}_file"])))
+        except ConfigError as error:
+            faults.append(f"{path}_file: {error}")
+            found[key] = "unknown"  # one fault is enough
+        return found
+
+    http = settings.get("http")
+    if isinstance(http, Mapping):
+        http = read(http, "token", "http.token")
+        http = dict(read(http, "replication_secret", "http.replication_secret"))
+        if isinstance(http.get("client_tokens"), list):
+            http["client_tokens"] = [
+                read(section, "token", f"http.client_tokens.{number}.token")
+                for number, section in enumerate(http["client_tokens"])
+            ]
+        settings["http"] = http
+    return faults
+
+
 def read_secret(path: Path) -> str:
     """Return the secret that a file holds; white space around it does not count.
 
@@ -500,15 +570,6 @@ def read_secret(path: Path) -> str:
     if not secret:
         raise ConfigError(f"{path}: is empty; expected a secret")
     return secret
-
-
-def _put(settings: dict[str, Any], path: str, value: Any) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        inner = settings.get(section)
-        settings[section] = dict(inner) if isinstance(inner, Mapping) else {}
-        settings = settings[section]
-    settings[key] = value
 
 
 # Faults, in plain words.
@@ -540,8 +601,7 @@ def _expectation(loc: tuple[int | str, ...]) -> tuple[str, list[str], bool]:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         value = value[0] if len(value) == 1 else list(map(str, value))
-    text = repr(str(value) if isinstance(value, Path | Address) else value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return excerpt(str(value) if isinstance(value, Path | Address) else value)
 
 
 def _fault(detail: ErrorDetails) -> str:
@@ -557,133 +617,3 @@ def _fault(detail: ErrorDetails) -> str:
     if "; expected " in reason:
         return f"{path}: found {found}; {reason}"
     return f"{path}: found {found}; expected {expected}"
-
-
-# Synapse's names.
-
-#: Keys of Synapse that say nothing to us; they are passed over with a warning.
-IGNORED_OF_SYNAPSE = frozenset(
-    {
-        "daemonize",
-        "database",
-        "form_secret",
-        "log_config",
-        "macaroon_secret_key",
-        "media_store_path",
-        "pid_file",
-        "presence",
-        "public_baseurl",
-        "pusher_instances",
-        "registration_shared_secret",
-        "report_stats",
-        "send_federation",
-        "signing_key_path",
-        "soft_file_limit",
-        "start_pushers",
-        "stream_writers",
-        "suppress_key_server_warning",
-        "tls_certificate_path",
-        "tls_private_key_path",
-        "trusted_key_servers",
-        "use_presence",
-        "web_client_location",
-        "worker_app",
-        "worker_daemonize",
-        "worker_log_config",
-        "worker_main_http_uri",
-        "worker_pid_file",
-        "worker_replication_host",
-        "worker_replication_http_port",
-        "worker_replication_http_tls",
-        "worker_replication_port",
-    }
-)
-
-
-def translate_synapse(
-    raw: Mapping[str, Any],
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Return (settings in our spelling, warnings, faults) of settings that may use Synapse's."""
-    settings = dict(raw)
-    warnings: list[str] = []
-    faults: list[str] = []
-
-    def move(old: str, new: str, value: Any) -> None:
-        _put(settings, new, value)
-        warnings.append(f"{old}: understood as {new}; write {new} instead")
-
-    for old, new in (
-        ("worker_name", "instance"),
-        ("worker_replication_secret", "http.replication_secret"),
-        ("federation_sender_instances", "federation.senders"),
-    ):
-        if old in settings:
-            move(old, new, settings.pop(old))
-    for old in ("listeners", "worker_listeners"):
-        if old in settings:
-            _translate_listeners(old, settings.pop(old), move, faults)
-    redis = settings.get("redis")
-    if isinstance(redis, Mapping) and "url" not in redis:
-        del settings["redis"]
-        if redis.get("enabled"):
-            move("redis.enabled", "redis.url", _redis_url(redis))
-    if "instance_map" in settings:
-        instances = settings.pop("instance_map") or {}
-        if not isinstance(instances, Mapping):
-            faults.append(f"instance_map: found {_shown(instances)}; expected a section per worker")
-        else:
-            urls = {}
-            for name, value in instances.items():
-                place = value if isinstance(value, Mapping) else {}
-                scheme = "https" if place.get("tls") else "http"
-                our_name = "master" if name == "main" else str(name)
-                urls[our_name] = f"{scheme}://{place.get('host')}:{place.get('port')}"
-            move("instance_map", "instances", urls)
-    for old in sorted(IGNORED_OF_SYNAPSE & settings.keys()):
-        del settings[old]
-        warnings.append(f"{old}: a setting of Synapse that means nothing here; leave it out")
-    return settings, warnings, faults
-
-
-def _translate_listeners(old: str, value: Any, move: Any, faults: list[str]) -> None:
-    found: dict[str, list[str]] = {}
-    for index, listener in enumerate(value if isinstance(value, list) else [value]):
-        path = f"{old}.{index}"
-        if not isinstance(listener, Mapping):
-            faults.append(
-                f"{path}: found {_shown(listener)}; expected a section with port and type"
-            )
-            continue
-        kind = "replication" if listener.get("type") == "replication" else "http"
-        if listener.get("path"):
-            mode = str(listener.get("mode", "666")).removeprefix("0o")
-            found.setdefault(kind, []).append(f"unix:{listener['path']}:mode={mode}")
-            continue
-        port = listener.get("port")
-        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port < 65_536:
-            faults.append(f"{path}.port: found {_shown(port)}; expected a number from 0 to 65535")
-            continue
-        hosts = listener.get("bind_addresses") or [listener.get("bind_address") or "127.0.0.1"]
-        for host in hosts:
-            bracketed = f"[{host}]" if ":" in str(host) else host
-            found.setdefault(kind, []).append(f"{bracketed}:{port}")
-    for kind, addresses in found.items():
-        move(old, f"{kind}.listen", addresses)
-
-
-def _redis_url(redis: Mapping[str, Any]) -> str:
-    options = {
-        "password": redis.get("password") if redis.get("path") else None,
-        "password_file": redis.get("password_path"),
-        "ca": redis.get("ca_file"),
-        "certificate": redis.get("certificate_file"),
-        "private_key": redis.get("private_key_file"),
-    }
-    query = urlencode({name: value for name, value in options.items() if value})
-    if redis.get("path"):
-        return f"unix:{redis['path']}" + (f"?{query}" if query else "")
-    scheme = "rediss" if redis.get("use_tls") else "redis"
-    password = f":{quote(str(redis['password']), safe='')}@" if redis.get("password") else ""
-    database = f"/{redis['dbid']}" if redis.get("dbid") is not None else ""
-    host, port = redis.get("host", "localhost"), redis.get("port", 6379)
-    return f"{scheme}://{password}{host}:{port}{database}" + (f"?{query}" if query else "")

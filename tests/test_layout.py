@@ -20,6 +20,7 @@ TOP = {
     "cli",
     "clocks.py",
     "config.py",
+    "synapse_names.py",
     "ephemeral",
     "errors.py",
     "federation",

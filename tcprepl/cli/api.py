@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import threading
 import time
@@ -17,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from tcprepl.app.connecting import reason_of
+from tcprepl.cli.arguments import UNIX_URL
 from tcprepl.errors import ConfigError, TcpreplError
 
 #: How long one request may take.
@@ -45,6 +47,20 @@ class ApiFailed(TcpreplError):
         self.refusal = refusal or {}
 
 
+class UnixConnection(http.client.HTTPConnection):
+    """A connection to a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect (http.client calls this)."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
 class Api:
     """The HTTP side of a server.
 
@@ -58,12 +74,14 @@ class Api:
         self.url = url
         self.retry_s = retry_s
         parts = urlsplit(url)
-        self._base = parts.path
+        self._base = "" if url.startswith(UNIX_URL) else parts.path
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connection: http.client.HTTPConnection
-        if parts.scheme == "https":
+        if url.startswith(UNIX_URL):
+            self._connection = UnixConnection("/" + url.removeprefix(UNIX_URL))
+        elif parts.scheme == "https":
             self._connection = http.client.HTTPSConnection(
                 parts.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context()
             )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
 
-from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, Address, parse_address
+from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, Address, parse_address, read_secret
+
+#: How the URL of a Unix socket begins; its path follows.
+UNIX_URL = "http://unix:/"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,20 +36,22 @@ class AddressType(click.ParamType[Address]):
 
 
 class UrlType(click.ParamType[str]):
-    """URL of a server's HTTP side; HOST:PORT is completed to one."""
+    """URL of a server's HTTP side, or of its socket; HOST:PORT is completed to one."""
 
     name = "URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the URL without a slash at its end."""
         url = value if "://" in value else f"http://{value}"
+        if url.startswith(UNIX_URL):
+            return url
         parts = urlsplit(url)
         try:
             fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
         except ValueError:
             fine = False
         if not fine:
-            self.fail(f"{value!r}: expected http://HOST:PORT", param, ctx)
+            self.fail(f"{value!r}: expected http://HOST:PORT or http://unix:/PATH", param, ctx)
         return url.rstrip("/")
 
 
@@ -87,25 +94,51 @@ def from_option(function: F) -> F:
     )(function)
 
 
-def to_options(function: F) -> F:
-    """Add ``--to URL`` and ``--token TOKEN``, given as *url* and *token*."""
+def token_options(function: F) -> F:
+    """Add ``--token TOKEN`` and ``--token-file FILE``, given as *token*."""
+
+    @functools.wraps(function)
+    def with_token(*args: Any, token: str | None, token_file: Path | None, **rest: Any) -> Any:
+        if token_file is not None:
+            if token is not None:
+                raise click.UsageError("--token and --token-file exclude each other")
+            token = read_secret(token_file)
+        return function(*args, token=token, **rest)
+
+    made: Any = with_token
     for option in (
+        click.option(
+            "--token-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            envvar="TCPREPL_TOKEN_FILE",
+            show_envvar=True,
+            help="A file with the token: what stands on a command line others can see.",
+        ),
         click.option(
             "--token",
             envvar="TCPREPL_TOKEN",
             show_envvar=True,
             help="The bearer token, where the server has one.",
         ),
-        click.option(
-            "--to",
-            "url",
-            type=URL,
-            default=f"http://{DEFAULT_HTTP}",
-            envvar="TCPREPL_TO",
-            show_default=True,
-            show_envvar=True,
-            help="The server to publish to: the URL of its HTTP side.",
-        ),
     ):
-        function = option(function)
-    return function
+        made = option(made)
+    return cast("F", made)
+
+
+def url_option(name: str, text: str) -> Callable[[F], F]:
+    """Return what adds an option for the HTTP side of a server, given as *url*."""
+    return click.option(
+        name,
+        "url",
+        type=URL,
+        default=f"http://{DEFAULT_HTTP}",
+        envvar="TCPREPL_TO",
+        show_default=True,
+        show_envvar=True,
+        help=f"{text}: the URL of its HTTP side, or http://unix:/PATH of its socket.",
+    )
+
+
+def to_options(function: F) -> F:
+    """Add ``--to URL``, ``--token TOKEN`` and ``--token-file``, given as *url* and *token*."""
+    return url_option("--to", "The server to publish to")(token_options(function))

@@ -6,6 +6,7 @@ On a terminal they are for eyes; elsewhere each is one line of logfmt, or of JSO
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -87,7 +88,8 @@ def _rendering(form: str, out: TextIO) -> list[Any]:
     if form == "json":  # writes all that is not ASCII as escapes
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     plain = structlog.dev.plain_traceback
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
+    colors = out.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     if form != "console":
         order = ["timestamp", "level", "event"]
         renderer = structlog.processors.LogfmtRenderer(key_order=order, drop_missing=True)

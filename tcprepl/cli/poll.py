@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from tcprepl.cli.api import Api, ApiFailed
-from tcprepl.cli.arguments import SECONDS, URL
+from tcprepl.cli.arguments import SECONDS, token_options, url_option
 from tcprepl.cli.output import write_out
-from tcprepl.config import DEFAULT_HTTP
 from tcprepl.errors import ConfigError, UnknownStream
 
 #: How long one request waits at the server.
@@ -90,21 +89,8 @@ def lines_of(name: str, table: dict[str, Any], *, as_json: bool) -> Iterator[byt
 
 @click.command("poll")
 @click.argument("stream", nargs=-1)
-@click.option(
-    "--url",
-    type=URL,
-    default=f"http://{DEFAULT_HTTP}",
-    envvar="TCPREPL_TO",
-    show_default=True,
-    show_envvar=True,
-    help="The server to ask: the URL of its HTTP side.",
-)
-@click.option(
-    "--token",
-    envvar="TCPREPL_TOKEN",
-    show_envvar=True,
-    help="The bearer token, where the server has one.",
-)
+@url_option("--url", "The server to ask")
+@token_options
 @click.option(
     "--since",
     default="now",

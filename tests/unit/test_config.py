@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tcprepl.config import (
-    IGNORED_OF_SYNAPSE,
     BadConfig,
     Config,
     build,
@@ -219,93 +218,74 @@ def test_what_is_no_address(text: str) -> None:
         parse_address(text)
 
 
-def test_synapse_names_are_understood() -> None:
-    """The names people have in their files work, with a warning that shows ours."""
-    loaded = build(
-        {
-            "server_name": "example.com",
-            "worker_name": "fed1",
-            "worker_app": "synapse.app.generic_worker",
-            "worker_replication_secret": "s",
-            "federation_sender_instances": ["fed1"],
-            "listeners": [
-                {"type": "replication", "port": 9092, "bind_addresses": ["127.0.0.1", "::1"]},
-                {"type": "http", "port": 9093, "bind_address": "127.0.0.1", "resources": []},
-                {"type": "http", "path": "/run/x.sock", "mode": "660"},
-            ],
-            "redis": {"enabled": True, "host": "r", "password": "p", "dbid": 2, "use_tls": True},
-            "instance_map": {
-                "main": {"host": "h", "port": 1},
-                "w": {"host": "i", "port": 2, "tls": True},
-            },
-        },
-        "synapse.yaml",
-    )
-    config = loaded.config
-    assert config.instance == "fed1"
-    assert config.federation.senders == ("fed1",)
-    assert [str(a) for a in config.replication.listen] == ["127.0.0.1:9092", "[::1]:9092"]
-    assert [str(a) for a in config.http.listen] == ["127.0.0.1:9093", "unix:/run/x.sock:mode=660"]
-    assert config.redis is not None
-    assert config.redis.url.get_secret_value() == "rediss://:p@r:6379/2"
-    assert config.instances == {"master": "http://h:1", "w": "https://i:2"}
-    assert config.http.replication_secret is not None
-    assert "worker_name: understood as instance; write instance instead" in loaded.warnings
-    assert any(w.startswith("worker_app: a setting of Synapse") for w in loaded.warnings)
-    assert not any("rediss" in w for w in loaded.warnings)
-
-
-def test_synapse_redis_by_path_and_switched_off() -> None:
-    """A socket path becomes unix:, and what is switched off is no setting."""
-    by_path = build({"redis": {"enabled": True, "path": "/run/r.sock"}}, "x").config
-    assert by_path.redis is not None
-    assert by_path.redis.url.get_secret_value() == "unix:/run/r.sock"
-    assert build({"redis": {"enabled": False}}, "x").config.redis is None
-
-
-def test_faults_in_synapse_names_are_told_with_the_rest() -> None:
-    """A bad listener has a path of its own."""
-    found = faults(
-        {
-            "listeners": [{"port": "x"}, 7],
-            "worker_listeners": {"port": 70_000},
-            "instance_map": 3,
-            "zzz": 1,
-        }
-    )
-    assert found == [
-        "listeners.0.port: found 'x'; expected a number from 0 to 65535",
-        "listeners.1: found 7; expected a section with port and type",
-        "worker_listeners.0.port: found 70000; expected a number from 0 to 65535",
-        "instance_map: found 3; expected a section per worker",
-        "zzz: unknown key",
-    ]
-    assert faults({"instance_map": 3}) == ["instance_map: found 3; expected a section per worker"]
-
-
-def test_ignored_names_do_not_hide_ours() -> None:
-    """No name of ours is passed over as Synapse's."""
-    assert not IGNORED_OF_SYNAPSE & Config.model_fields.keys()
-
-
-def test_redis_of_synapse_in_full() -> None:
-    """Passwords are quoted, files are named; a URL that is none is not shown."""
-    redis = {"enabled": True, "path": "/r.sock", "password": "p&q", "password_path": "/dev/null"}
-    by_path = build({"redis": redis}, "x").config
-    assert by_path.redis is not None
-    found = by_path.redis.url.get_secret_value()
-    assert found == "unix:/r.sock?password=p%26q&password_file=%2Fdev%2Fnull"
-    redis = {"enabled": True, "host": "h", "password": "p@:", "use_tls": True, "ca_file": "/c"}
-    over_tls = build({"redis": redis}, "x").config
-    assert over_tls.redis is not None
-    assert over_tls.redis.url.get_secret_value() == "rediss://:p%40%3A@h:6379?ca=%2Fc"
-    with pytest.raises(BadConfig, match="expected redis://") as caught:
-        build({"redis": {"url": "http://:hush@h"}}, "x")
-    assert "hush" not in str(caught.value)
-
-
 def test_any_instance_may_stand_for_the_others() -> None:
     """``*`` is every instance that is not named."""
     assert build({"instances": {"*": "http://h:1"}}, "x").config.instances == {"*": "http://h:1"}
     with pytest.raises(BadConfig, match="instances"):
         build({"instances": {"a b": "http://h:1"}}, "x")
+
+
+def test_a_key_that_stands_twice_is_a_fault() -> None:
+    """The last one would win in silence; merged sections are no such thing."""
+    text = "http:\n  token: a\n  token: b\nserver_name: x\nlog: {level: loud}\nserver_name: y\n"
+    with pytest.raises(BadConfig) as caught:
+        parse(text, "x.yaml")
+    assert caught.value.faults == [
+        "line 3: token stands twice; it is on line 2 already",
+        "line 6: server_name stands twice; it is on line 4 already",
+        "log.level: found 'loud'; expected debug, info, warning or error",
+    ]
+    merged = "log: &log {level: debug}\nhttp: {hosts: [a, a]}\n"
+    assert parse(merged, "x.yaml").config.log.level == "debug"
+
+
+def test_a_byte_order_mark_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfserver_name: x\n")
+    assert load(tmp_path / "x.yaml").config.server_name == "x"
+
+
+def test_secrets_from_files(tmp_path: Path) -> None:
+    """Each secret may stand in a file of its own; white space around it does not count."""
+    for name in ("token", "secret", "client"):
+        (tmp_path / name).write_text(f"\ufeff{name}-text\n", encoding="utf-8")
+    raw = {
+        "listen": "0.0.0.0:1",
+        "token_file": str(tmp_path / "token"),
+        "replication_secret_file": str(tmp_path / "secret"),
+        "client_tokens": [{"token_file": str(tmp_path / "client")}],
+    }
+    http = build({"http": raw}, "x").config.http
+    assert http.token is not None
+    assert http.replication_secret is not None
+    assert http.token.get_secret_value() == "token-text"
+    assert http.replication_secret.get_secret_value() == "secret-text"
+    assert http.client_tokens[0].token.get_secret_value() == "client-text"
+    assert "token" not in raw
+
+
+def test_faults_of_secret_files(tmp_path: Path) -> None:
+    """Absent, empty, not text, or beside the secret itself: one fault each, by its key."""
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    found = faults(
+        {
+            "http": {
+                "listen": "0.0.0.0:1",
+                "token_file": str(tmp_path / "absent"),
+                "replication_secret": "a",
+                "replication_secret_file": str(tmp_path / "empty"),
+                "client_tokens": [
+                    {"token_file": str(tmp_path / "empty")},
+                    {"token_file": str(tmp_path / "binary")},
+                    "odd",
+                ],
+            }
+        }
+    )
+    assert [line.split(":")[0] for line in found[:4]] == [
+        "http.token_file",
+        "http.replication_secret_file",
+        "http.client_tokens.0.token_file",
+        "http.client_tokens.1.token_file",
+    ]
+    assert len(found) == 5

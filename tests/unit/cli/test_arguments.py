@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
-from tcprepl.cli.arguments import ADDRESS, SECONDS, URL
+from tcprepl.cli.arguments import ADDRESS, SECONDS, URL, to_options
 from tcprepl.config import parse_address
+from tcprepl.errors import ConfigError
 
 
 def test_addresses() -> None:
@@ -48,3 +51,41 @@ def test_seconds(text: str | int, seconds: float | None) -> None:
             SECONDS.convert(text, None, None)
     else:
         assert SECONDS.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://unix:/run/x.sock", "http://unix:/run/x.sock"),
+        ("unix:/run/x.sock", "http://unix:/run/x.sock"),
+    ],
+)
+def test_sockets_are_urls_too(text: str, url: str) -> None:
+    """With or without the scheme."""
+    assert URL.convert(text, None, None) == url
+
+
+def test_a_token_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In place of --token; both are a fault, and so is a file without one."""
+    file = tmp_path / "token"
+    file.write_text("\ufeffhush\n", encoding="utf-8")
+    seen: list[str | None] = []
+
+    @click.command()
+    @to_options
+    def command(url: str, token: str | None) -> None:
+        seen.append(token)
+
+    def run(*args: str) -> int:
+        try:
+            command.main(list(args), standalone_mode=False)
+        except (click.UsageError, ConfigError):
+            return 2
+        return 0
+
+    assert run("--token-file", str(file)) == run("--token", "typed") == run() == 0
+    assert seen == ["hush", "typed", None]
+    assert run("--token-file", str(file), "--token", "typed") == 2
+    file.write_text("", encoding="utf-8")
+    assert run("--token-file", str(file)) == 2
+    assert "hush" not in capsys.readouterr().out

@@ -136,3 +136,15 @@ def test_at_the_end_only_warnings_are_shown() -> None:
     structlog.get_logger().warning("something.else")
     assert "something.else" in out.getvalue()
     assert "disconnected" not in out.getvalue()
+
+
+@pytest.mark.parametrize(("value", "coloured"), [(None, True), ("", True), ("1", False)])
+def test_no_color(value: str | None, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours on a terminal only, and not for whoever wants none (no-color.org)."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    out = Terminal()
+    logs.configure("info", "auto", out)
+    structlog.get_logger().info("event")
+    assert ("\x1b[" in out.getvalue()) is coloured
