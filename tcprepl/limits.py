@@ -39,7 +39,7 @@ PAGE_BYTES = 262_144
 #: Rows in one page; exceeded, as the bytes are, only to finish a token.
 PAGE_ROWS = 4_096
 #: Bytes that all readers who are behind get in one turn of the reactor, before others have theirs.
-TURN_BYTES = 1_048_576
+TURN_BYTES = 524_288
 #: How long a reader waits before a disk that refused is asked again.
 READ_RETRY_S = 1.0
 #: Most bytes of new rows that are written to a connection in one piece.

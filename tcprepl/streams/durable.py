@@ -97,7 +97,9 @@ class DurableStream:
         recent = self._recent
         if len(recent) and after + 1 >= recent.oldest.first:
             return cut_page(recent.after(after), after, upto, rows, size_bytes)
-        found = self._pages.get(self, after, reading)
+        # what is in memory need not be read, and is not missed if the disk has lost it
+        held = recent.oldest.first - 1 if len(recent) else self.position
+        found = self._pages.get(self, after, held, reading)
         if isinstance(found, Reading):
             return found
         end = min(upto, found.upto)
@@ -105,15 +107,13 @@ class DurableStream:
         page = cut_page(blocks, after, end, rows, size_bytes)
         return page if page.limited or end == upto else replace(page, limited=True)
 
-    def read_page(self, after: Token) -> DiskPage:
+    def read_page(self, after: Token, upto: Token) -> DiskPage:
         """Return the page after *after*, from the disk (in the reading thread)."""
-        return self._database.page(self.stored, after, self.stored.position)
+        return self._database.page(self.stored, after, upto)
 
     def note_damage(self, gap: Gap) -> None:
-        """Take note that the rows of *gap* cannot be read; what is in memory can."""
-        recent = self._recent
-        upto = min(gap.upto, recent.oldest.first - 1) if len(recent) else gap.upto
-        self._on_damage(self.stored, replace(gap, after=max(gap.after, self.floor), upto=upto))
+        """Take note that the rows of *gap* cannot be read."""
+        self._on_damage(self.stored, replace(gap, after=max(gap.after, self.floor)))
 
     def beyond_retention(self, now_ms: int) -> Token:
         """Return the floor that the bounds ask for; the present one if they ask for nothing."""

@@ -90,8 +90,8 @@ class Reading:
 class PageSource(Protocol):
     """A pair on disk, as its pages are read; the methods are called in the reading thread."""
 
-    def read_page(self, after: Token) -> DiskPage:
-        """Return the page after *after*, from the disk.
+    def read_page(self, after: Token, upto: Token) -> DiskPage:
+        """Return the page after *after*, from the disk, where what is wanted ends at *upto*.
 
         Raises:
             LogError: The disk refuses.
@@ -119,13 +119,15 @@ class PageCache:
         self._closed = False
 
     def get(
-        self, source: PageSource, after: Token, reading: Reading | None = None
+        self, source: PageSource, after: Token, upto: Token, reading: Reading | None = None
     ) -> DiskPage | Reading:
         """Return the page that goes on after *after*, or what tells when it is there.
 
         Args:
             source: The pair.
             after: The last token that the reader has.
+            upto: Up to where the disk is to be read; what has been published ends there, or
+                what is in memory begins.
             reading: What it was answered last, whose page it may be.
 
         Raises:
@@ -145,7 +147,7 @@ class PageCache:
         under_way = self._readings.get((source, after))
         if under_way is not None:
             return under_way
-        return self._read(source, after)
+        return self._read(source, after, upto)
 
     def _find(self, source: PageSource, after: Token) -> DiskPage | None:
         begins = self._begins.get(source)
@@ -159,7 +161,7 @@ class PageCache:
         self._pages[key] = self._pages.pop(key)
         return page
 
-    def _read(self, source: PageSource, after: Token) -> DiskPage | Reading:
+    def _read(self, source: PageSource, after: Token, upto: Token) -> DiskPage | Reading:
         def done(page: DiskPage | None, error: BaseException | None) -> None:
             if reading.done:
                 return  # somebody has waited for it
@@ -175,7 +177,7 @@ class PageCache:
             reading.end(page, error)
 
         def read() -> DiskPage:
-            return source.read_page(after)
+            return source.read_page(after, upto)
 
         def read_now() -> None:
             try:

@@ -247,3 +247,11 @@ def test_2017_live_rows_of_several_streams_come_in_their_order() -> None:
     lines = [b"RDATA a 5 [1]", b"RDATA b 1 [2]", b"RDATA a 6 [3]", b"RDATA b 2 [4]"]
     assert [event.token for event in read(batches, *lines)] == [5, 1, 6, 2]  # type: ignore[union-attr]
     assert [event.token for event in read(batches, *lines)] == [5, 1, 6, 2]  # type: ignore[union-attr]
+
+
+def test_bytes_of_batches_that_left_count_no_more() -> None:
+    """However much passes, only what waits at one time is bounded."""
+    batches = assembler("a", max_bytes=39)
+    for token in range(1, 50):
+        events = read(batches, b"RDATA a m batch " + b"x" * 30, b"RDATA a m %d [1]" % token)
+        assert [event.token for event in events if isinstance(event, RowsReceived)] == [token]

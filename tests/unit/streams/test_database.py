@@ -408,3 +408,13 @@ def test_a_closed_database_says_so(database: Database) -> None:
     database.close()
     with pytest.raises(LogUnavailable, match="closed"):
         database.pairs()
+
+
+def test_a_commit_is_on_the_disk_before_it_is_answered(database: Database) -> None:
+    """Also in the connection that is made after one that failed."""
+    for connection in (database._writer, database._reconnect()):
+        assert connection is not None
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        connection.close()
+    database.close()

@@ -46,7 +46,7 @@ class Rows:
         self.error: Exception | None = None
         self.damaged_after = 1_000
 
-    def read_page(self, after: int) -> DiskPage:
+    def read_page(self, after: int, upto: int) -> DiskPage:
         """Return ten rows."""
         self.reads.append(after)
         if self.error is not None:
@@ -76,9 +76,9 @@ def reading(found: DiskPage | Reading) -> Reading:
 
 def test_who_asks_for_the_same_page_meanwhile_shares_it(worker: LateWorker) -> None:
     cache, rows, told = PageCache(worker), Rows(), []
-    first = reading(cache.get(rows, 0))
-    assert cache.get(rows, 0) is first
-    assert cache.get(rows, 5) is not first
+    first = reading(cache.get(rows, 0, 100))
+    assert cache.get(rows, 0, 100) is first
+    assert cache.get(rows, 5, 100) is not first
     first.tell(lambda: told.append("one"))
     first.tell(lambda: told.append("two"))
     assert told == []
@@ -87,39 +87,39 @@ def test_who_asks_for_the_same_page_meanwhile_shares_it(worker: LateWorker) -> N
     first.tell(lambda: told.append("late"))
     assert told[-1] == "late"
     assert rows.reads == [0, 5]
-    assert cache.get(rows, 0) == cache.get(rows, 3) == first.page
+    assert cache.get(rows, 0, 100) == cache.get(rows, 3, 100) == first.page
     assert rows.reads == [0, 5]
 
 
 def test_a_page_is_kept_for_who_comes_by_at_any_token_of_it() -> None:
     cache, rows, other = PageCache(InlineWorker()), Rows(), Rows()
     for after in (0, 10, 30):
-        cache.get(rows, after)
+        cache.get(rows, after, 100)
     for after, begin in ((0, 0), (9, 0), (10, 10), (19, 10), (30, 30), (39, 30)):
-        page = cache.get(rows, after)
+        page = cache.get(rows, after, 100)
         assert isinstance(page, DiskPage)
         assert page.after == begin
     assert rows.reads == [0, 10, 30]
-    cache.get(rows, 20)
-    cache.get(other, 0)
+    cache.get(rows, 20, 100)
+    cache.get(other, 0, 100)
     assert (rows.reads, other.reads) == ([0, 10, 30, 20], [0])
 
 
 def test_the_pages_used_longest_ago_go(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, rows = PageCache(InlineWorker()), Rows()
-    cache.get(rows, 0)
+    cache.get(rows, 0, 100)
     monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", cache.size_bytes * 2 + 50)
-    cache.get(rows, 10)
-    cache.get(rows, 0)
-    cache.get(rows, 20)
+    cache.get(rows, 10, 100)
+    cache.get(rows, 0, 100)
+    cache.get(rows, 20, 100)
     assert rows.reads == [0, 10, 20]
-    cache.get(rows, 0)
+    cache.get(rows, 0, 100)
     assert rows.reads == [0, 10, 20]
-    cache.get(rows, 10)
+    cache.get(rows, 10, 100)
     assert rows.reads == [0, 10, 20, 10]
     assert cache.size_bytes <= limits.PAGE_CACHE_BYTES
     monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", 0)
-    page = cache.get(rows, 40)
+    page = cache.get(rows, 40, 100)
     assert isinstance(page, DiskPage)
     assert (cache.size_bytes, cache._pages, cache._begins) == (0, {}, {})
 
@@ -130,18 +130,18 @@ def test_who_waited_for_a_page_gets_it_even_if_it_is_not_kept(
     """Else a thousand readers at a thousand places could ask for ever."""
     monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", 0)
     cache, rows = PageCache(worker), Rows()
-    waited = reading(cache.get(rows, 0))
+    waited = reading(cache.get(rows, 0, 100))
     worker.run()
-    assert cache.get(rows, 0, waited) == waited.page
-    assert cache.get(rows, 4, waited) == waited.page
+    assert cache.get(rows, 0, 100, waited) == waited.page
+    assert cache.get(rows, 4, 100, waited) == waited.page
     # it has gone on meanwhile
-    reading(cache.get(rows, 10, waited))
+    reading(cache.get(rows, 10, 100, waited))
     assert rows.reads == [0]
 
 
 def test_a_page_that_is_read_again_replaces_the_one_before(worker: LateWorker) -> None:
     cache, rows = PageCache(worker), Rows()
-    waited = reading(cache.get(rows, 0))
+    waited = reading(cache.get(rows, 0, 100))
     waited.wait()
     assert rows.reads == [0]
     assert waited.page is not None
@@ -157,35 +157,35 @@ def test_a_disk_that_refuses_is_told_to_who_waited_and_asked_again(worker: LateW
     cache, rows, told = PageCache(worker), Rows(), []
     for error, says in ((LogUnavailable("away"), "away"), (ValueError("odd"), "odd")):
         rows.error = error
-        waited = reading(cache.get(rows, 0))
+        waited = reading(cache.get(rows, 0, 100))
         waited.tell(lambda: told.append(1))
         worker.run()
         with pytest.raises(LogUnavailable, match=says):
-            cache.get(rows, 0, waited)
-    waited = reading(cache.get(rows, 0))
+            cache.get(rows, 0, 100, waited)
+    waited = reading(cache.get(rows, 0, 100))
     rows.error = LogUnavailable("away")
     waited.wait()
     assert waited.error is rows.error
     rows.error = None
-    page = PageCache(InlineWorker()).get(rows, 0)
+    page = PageCache(InlineWorker()).get(rows, 0, 100)
     assert isinstance(page, DiskPage)
     rows.error = LogUnavailable("away")
     with pytest.raises(LogUnavailable):
-        PageCache(InlineWorker()).get(rows, 0)
+        PageCache(InlineWorker()).get(rows, 0, 100)
     assert told == [1, 1]
 
 
 def test_damage_is_noted_before_anybody_asks_again(worker: LateWorker) -> None:
     cache, rows = PageCache(worker), Rows()
     rows.damaged_after = 10
-    waited = reading(cache.get(rows, 10))
+    waited = reading(cache.get(rows, 10, 100))
     waited.tell(lambda: told.append(len(rows.damage)))
     told: list[int] = []
     worker.run()
     assert told == [1]
     assert rows.damage == [Gap(10, 20, Cause.DAMAGE, "broken")]
     assert cache.size_bytes == 0
-    reading(cache.get(rows, 10, waited))
+    reading(cache.get(rows, 10, 100, waited))
 
 
 def test_a_closed_cache_reads_no_more(worker: LateWorker) -> None:
@@ -193,4 +193,4 @@ def test_a_closed_cache_reads_no_more(worker: LateWorker) -> None:
     cache.close()
     assert worker.stopped
     with pytest.raises(LogUnavailable, match="closed"):
-        cache.get(rows, 0)
+        cache.get(rows, 0, 100)

@@ -118,3 +118,13 @@ def test_what_falls_out_is_folded_when_it_is_much(monkeypatch: pytest.MonkeyPatc
         _fold(kept, token, typing("!a", f"@{token}"))
         assert sum(len(block.lines) for block in kept._waiting) < 1_000
     assert _state(kept) == [(199, typing("!a", "@199"))]
+
+
+def test_many_states_have_their_own_stream_and_instance_in_every_block() -> None:
+    kept = Kept(Registry().get("typing"))
+    _fold(kept, 1, *[typing(f"!{number}", "@1") for number in range(1_200)])
+    found = list(kept.after(0, "i"))
+    assert len(found) > 2
+    assert {(part.stream, part.instance) for part in found} == {("typing", "i")}
+    lines = b"".join(part.lines for part in found).splitlines()
+    assert {tuple(line.split(b" ")[:3]) for line in lines} == {(b"RDATA", b"typing", b"i")}
