@@ -11,6 +11,8 @@
       ConnectionFailed          .transient drives the reconnect
       StreamError
         UnknownStream  BadRow  TokenTooOld  TokenFromFuture  TokenOrder
+        ProducerError
+          EpochFenced  SequenceHole  SequenceTooOld  TooManyProducers
         LogError
           LogUnavailable  LogLocked  LogCorrupt  LogTooNew
       FederationError
@@ -291,6 +293,72 @@ class TokenOrder(PositionError):
             held,
             f"token {token} cannot follow {held}; tokens ascend, up to {MAX_TOKEN}",
         )
+
+
+class ProducerError(StreamError):
+    """Base: an append that its producer may not make, or not now (protocol.md section 7.12).
+
+    Attributes:
+        producer: Name of the producer.
+    """
+
+    def __init__(self, producer: str, text: str) -> None:
+        self.producer = producer
+        super().__init__(f"producer {producer}: {text}")
+
+
+class EpochFenced(ProducerError):
+    """Somebody else has claimed the name since: stop, or claim it anew.
+
+    Attributes:
+        epoch: The epoch that was said.
+        current: The present one; 0 for a name that nobody has claimed.
+    """
+
+    def __init__(self, producer: str, epoch: int, current: int) -> None:
+        self.epoch = epoch
+        self.current = current
+        what = f"the current one is {current}" if current else "nobody has claimed the name"
+        super().__init__(producer, f"epoch {epoch} is fenced: {what}")
+
+
+class SequenceHole(ProducerError):
+    """Appends before this one were not taken: go on from *expected*.
+
+    Attributes:
+        sequence: The number of the append.
+        expected: The number that is next.
+    """
+
+    def __init__(self, producer: str, sequence: int, expected: int) -> None:
+        self.sequence = sequence
+        self.expected = expected
+        super().__init__(producer, f"sequence {sequence} leaves a hole: expected {expected}")
+
+
+class SequenceTooOld(ProducerError):
+    """The append was taken, so long ago that its answer is forgotten: go on behind it.
+
+    Attributes:
+        sequence: The number of the append.
+        expected: The number that is next.
+    """
+
+    def __init__(self, producer: str, sequence: int, expected: int) -> None:
+        self.sequence = sequence
+        self.expected = expected
+        super().__init__(
+            producer,
+            f"sequence {sequence} was taken long ago, its tokens are forgotten: "
+            f"expected {expected}",
+        )
+
+
+class TooManyProducers(ProducerError):
+    """There is no room for another name."""
+
+    def __init__(self, producer: str, limit: int) -> None:
+        super().__init__(producer, f"there are {limit} producers already: use one of their names")
 
 
 class LogError(StreamError):

@@ -14,6 +14,8 @@ Token: TypeAlias = int
 ServerName: TypeAlias = str
 #: The name of one start of a log, unlike any other (protocol.md section 7.11).
 IncarnationId: TypeAlias = str
+#: The name of whoever numbers its appends (protocol.md section 7.12).
+ProducerName: TypeAlias = str
 #: A stream and the instance that writes it: what has tokens of its own.
 Pair: TypeAlias = tuple[StreamName, InstanceName]
 

@@ -1,0 +1,205 @@
+"""Producers: each number is taken once and in order, whoever repeats, leaves out or sleeps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tcprepl.errors import EpochFenced, SequenceHole, SequenceTooOld, TooManyProducers
+from tcprepl.streams import producers as module
+from tcprepl.streams.log import Appended
+from tcprepl.streams.producers import Answer, Produced, Producers, ProducerState
+
+
+def appended(token: int) -> Appended:
+    return Appended("s", "i", token, token)
+
+
+def take(producers: Producers, sequence: int, *, epoch: int = 1, settle: bool = True) -> None:
+    produced = Produced("p", epoch, sequence)
+    assert producers.check(produced) is None
+    producers.begun(produced, appended(sequence * 10), 0)
+    if settle:
+        producers.settled(produced)
+
+
+@pytest.fixture
+def producers() -> Producers:
+    made = Producers()
+    made.claim("p", None, 0)
+    return made
+
+
+def test_a_repeated_number_gets_the_first_answer(producers: Producers) -> None:
+    for sequence in (1, 2, 3):
+        take(producers, sequence)
+    assert producers.check(Produced("p", 1, 2)) == appended(20)
+    assert not producers.under_way(Produced("p", 1, 2))
+    assert producers.state("p") == ProducerState(1, 3, 0)
+
+
+def test_a_hole_is_refused_with_what_is_expected(producers: Producers) -> None:
+    take(producers, 1)
+    with pytest.raises(SequenceHole, match="sequence 3 leaves a hole: expected 2") as caught:
+        producers.check(Produced("p", 1, 3))
+    assert (caught.value.sequence, caught.value.expected) == (3, 2)
+
+
+def test_an_older_epoch_is_fenced_and_the_numbers_go_on(producers: Producers) -> None:
+    take(producers, 1)
+    assert producers.claim("p", None, 5) == ProducerState(2, 1, 5)
+    for sequence in (1, 2, 9):
+        with pytest.raises(EpochFenced, match="epoch 1 is fenced: the current one is 2") as caught:
+            producers.check(Produced("p", 1, sequence))
+        assert (caught.value.epoch, caught.value.current) == (1, 2)
+    take(producers, 2, epoch=2)
+
+
+def test_who_has_claimed_nothing_is_fenced(producers: Producers) -> None:
+    with pytest.raises(EpochFenced, match="nobody has claimed"):
+        producers.check(Produced("other", 1, 1))
+    assert producers.state("other") is None
+
+
+def test_an_epoch_can_be_held_again_or_raised_but_not_lowered(producers: Producers) -> None:
+    assert producers.claim("p", 7, 0).epoch == 7
+    assert producers.claim("p", 7, 0).epoch == 7
+    with pytest.raises(EpochFenced):
+        producers.claim("p", 6, 0)
+    with pytest.raises(EpochFenced):
+        producers.check(Produced("p", 8, 1))
+
+
+def test_a_refused_append_takes_those_behind_it_with_it(producers: Producers) -> None:
+    take(producers, 1)
+    for sequence in (2, 3, 4):
+        take(producers, sequence, settle=False)
+    assert producers.under_way(Produced("p", 1, 4))
+    assert producers.waits("p")
+    producers.refused(Produced("p", 1, 3))
+    producers.refused(Produced("p", 1, 4))
+    assert producers.waits("p")
+    with pytest.raises(SequenceHole, match="expected 3"):
+        producers.check(Produced("p", 1, 4))
+    producers.settled(Produced("p", 1, 2))
+    assert not producers.waits("p")
+    take(producers, 3)
+    assert producers.check(Produced("p", 1, 2)) == appended(20)
+
+
+def test_an_answer_that_is_forgotten_is_said_to_be(
+    producers: Producers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWERS_KEPT", 2)
+    producers = Producers()
+    producers.claim("p", None, 0)
+    for sequence in (1, 2, 3):
+        take(producers, sequence)
+    assert producers.check(Produced("p", 1, 2)) == appended(20)
+    with pytest.raises(SequenceTooOld, match="expected 4") as caught:
+        producers.check(Produced("p", 1, 1))
+    assert (caught.value.sequence, caught.value.expected) == (1, 4)
+    with pytest.raises(SequenceTooOld):
+        producers.check(Produced("p", 1, 0))
+
+
+def test_names_are_bounded_and_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PRODUCERS", 2)
+    producers = Producers()
+    producers.claim("a", None, 10)
+    producers.claim("b", None, 20)
+    with pytest.raises(TooManyProducers, match="producer c: there are 2 producers"):
+        producers.claim("c", None, 30)
+    producers.claim("a", None, 30)
+    assert producers.names() == ["b", "a"]
+    assert producers.expire(25) == ["b"]
+    producers.claim("c", None, 30)
+    produced = Produced("a", 2, 1)
+    producers.begun(produced, appended(1), 30)
+    assert producers.expire(100) == ["c"]
+
+
+def test_what_was_stored_goes_on() -> None:
+    producers = Producers()
+    producers.restore(
+        "p", ProducerState(3, 8, 1), [Answer(7, appended(70)), Answer(8, appended(80))]
+    )
+    assert producers.check(Produced("p", 3, 7)) == appended(70)
+    assert producers.check(Produced("p", 3, 9)) is None
+    with pytest.raises(SequenceTooOld):
+        producers.check(Produced("p", 3, 6))
+
+
+class Machine(RuleBasedStateMachine):
+    """Two holders of one name, a log that may refuse, restarts: against a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.producers = Producers()
+        self.epoch = 0
+        self.taken: list[int] = []  # the token of each number
+        self.pending: list[int] = []
+        self.token = 0
+
+    @rule()
+    def somebody_claims_the_name(self) -> None:
+        state = self.producers.claim("p", None, 0)
+        self.epoch += 1
+        assert (state.epoch, state.sequence) == (self.epoch, len(self.taken))
+
+    @precondition(lambda self: self.epoch)
+    @rule(behind=st.integers(0, 2), ahead=st.integers(-3, 3))
+    def somebody_appends(self, behind: int, ahead: int) -> None:
+        known = [*self.taken, *self.pending]
+        sequence = len(known) + 1 + ahead
+        produced = Produced("p", self.epoch - behind, sequence)
+        if behind:
+            with pytest.raises(EpochFenced):
+                self.producers.check(produced)
+        elif ahead > 0:
+            with pytest.raises(SequenceHole):
+                self.producers.check(produced)
+        elif ahead == 0:
+            assert self.producers.check(produced) is None
+            self.token += 1
+            self.producers.begun(produced, appended(self.token), 0)
+            self.pending.append(self.token)
+        elif sequence > 0:
+            answer = self.producers.check(produced)
+            assert answer == appended(known[sequence - 1])
+            assert self.producers.under_way(produced) == (sequence > len(self.taken))
+
+    @precondition(lambda self: self.pending)
+    @rule()
+    def the_oldest_is_on_disk(self) -> None:
+        self.taken.append(self.pending.pop(0))
+        self.producers.settled(Produced("p", self.epoch, len(self.taken)))
+
+    @precondition(lambda self: self.pending)
+    @rule(which=st.integers(0, 5))
+    def the_disk_refuses(self, which: int) -> None:
+        which %= len(self.pending)
+        del self.pending[which:]
+        self.producers.refused(Produced("p", self.epoch, len(self.taken) + which + 1))
+
+    @precondition(lambda self: self.epoch)
+    @rule()
+    def the_process_dies(self) -> None:
+        state = self.producers.state("p")
+        assert state is not None
+        answers = [Answer(n, appended(token)) for n, token in enumerate(self.taken, 1)]
+        self.producers = Producers()
+        self.producers.restore("p", state, answers)
+        self.pending = []
+
+    @invariant()
+    def the_state_is_what_was_taken(self) -> None:
+        if self.epoch:
+            state = self.producers.state("p")
+            assert state is not None
+            assert state.sequence == len(self.taken)
+            assert self.producers.waits("p") == bool(self.pending)
+
+
+TestMachine = Machine.TestCase
