@@ -15,6 +15,7 @@ UNIT = ROOT / "tests" / "unit"
 TOP = {
     "__init__.py",
     "__main__.py",
+    "access.py",
     "app",
     "background.py",
     "cli",
