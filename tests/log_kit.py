@@ -19,7 +19,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tcprepl.errors import (
+    EpochFenced,
     LogUnavailable,
+    SequenceHole,
     TokenFromFuture,
     TokenOrder,
     TokenTooOld,
@@ -30,6 +32,7 @@ from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Appended, Block, Log, Page
 from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
@@ -501,6 +504,63 @@ def a_transaction_id_makes_a_retry_safe(make: Make, stream: str) -> None:
         assert len(read_all(store.log, stream, 0)) == 4
 
 
+def claim(store: Store, name: str = "p", epoch: int | None = None) -> ProducerState:
+    """Claim a producer's name, let it happen, and return the answer."""
+    waiting = store.log.claim(name, epoch)
+    store.settle()
+    state = result(waiting)
+    assert isinstance(state, ProducerState)
+    return state
+
+
+@each(DURABLE, EPHEMERAL)
+def a_producer_s_append_is_taken_once_and_in_order(make: Make, stream: str) -> None:
+    with make() as store:
+        assert claim(store)[:2] == (1, 0)
+        first = add(store, stream, row("a"), row("b"), produced=Produced("p", 1, 1))
+        assert first == Appended(stream, "w", 1, 2)
+        assert add(store, stream, row("c"), produced=Produced("p", 1, 2)).last == 3
+        assert add(store, stream, row("a"), row("b"), produced=Produced("p", 1, 1)) == first
+        with pytest.raises(SequenceHole, match="expected 3"):
+            add(store, stream, row("e"), produced=Produced("p", 1, 4))
+        other = "pushers" if stream == DURABLE else STATES
+        assert add(store, other, row("x"), produced=Produced("p", 1, 3)).last == 1
+        assert [r for _, r in read_all(store.log, stream, 0)] == [row("a"), row("b"), row("c")]
+        assert claim(store, epoch=1)[:2] == (1, 3)
+
+
+@each(DURABLE, EPHEMERAL)
+def who_claimed_a_name_before_writes_nothing(make: Make, stream: str) -> None:
+    with make() as store:
+        assert claim(store).epoch == 1
+        add(store, stream, row("a"), produced=Produced("p", 1, 1))
+        assert claim(store)[:2] == (2, 1)
+        for sequence in (1, 2, 3):
+            with pytest.raises(EpochFenced, match="the current one is 2"):
+                add(store, stream, row("z"), produced=Produced("p", 1, sequence))
+        with pytest.raises(EpochFenced):
+            claim(store, epoch=1)
+        with pytest.raises(EpochFenced, match="nobody"):
+            add(store, stream, row("z"), produced=Produced("q", 1, 1))
+        assert add(store, stream, row("b"), produced=Produced("p", 2, 2)).last == 2
+        assert read_all(store.log, stream, 0) == [(1, row("a")), (2, row("b"))]
+
+
+@check
+def a_producer_that_is_not_used_is_forgotten(make: Make) -> None:
+    with make(Retention(transaction_age_s=60)) as store:
+        claim(store)
+        add(store, DURABLE, row("a"), produced=Produced("p", 1, 1))
+        store.now_ms += 61_000
+        claim(store, "q")
+        store.log.expire()  # type: ignore[attr-defined]
+        store.settle()
+        with pytest.raises(EpochFenced, match="nobody"):
+            add(store, DURABLE, row("b"), produced=Produced("p", 1, 2))
+        assert claim(store)[:2] == (1, 0)
+        add(store, DURABLE, row("b"), produced=Produced("q", 1, 1))
+
+
 @check
 def a_stream_of_states_keeps_the_newest_row_of_each_key(make: Make) -> None:
     with make(_bounded(max_rows=1)) as store:
@@ -569,6 +629,7 @@ def a_closed_log_takes_nothing_and_says_so(make: Make) -> None:
             for waiting in (
                 store.log.append(stream, "w", [row("c")]),
                 store.log.advance(stream, "w", 9),
+                store.log.claim("p"),
             ):
                 with pytest.raises(LogUnavailable, match="closed"):
                     result(waiting)

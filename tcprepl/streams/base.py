@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.errors import LogCorrupt, TokenFromFuture, TokenTooOld
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_VOLATILE_TRANSACTIONS
 from tcprepl.streams.blocks import empty_page
 from tcprepl.streams.cursor import Cursor, Source
@@ -21,6 +21,7 @@ from tcprepl.streams.history import History
 from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.pages import Reading
+from tcprepl.streams.producers import Producers
 from tcprepl.streams.registry import Registry, StreamDef, check_name
 from tcprepl.streams.retention import Retention
 
@@ -88,6 +89,7 @@ class BaseLog:
         self._clock_ms = clock_ms
         self._retention = retention
         self._transactions = Transactions(retention.transaction_age_s)
+        self._producers = Producers()
         self._listeners: list[Callable[[Block], None]] = []
         self._position_listeners: list[
             Callable[[StreamName, InstanceName, Token, Token], None]
@@ -201,6 +203,11 @@ class BaseLog:
     def expire(self) -> None:
         """Let go of what is beyond retention."""
         raise NotImplementedError
+
+    def _expire_producers(self, now_ms: int) -> list[ProducerName]:
+        """Forget producers that nobody uses any more, and return their names."""
+        age_ms = int(self._retention.transaction_age_s * 1000)
+        return self._producers.expire(now_ms - age_ms)
 
     def _start_expiry(self) -> None:
         """Look for old rows now and then, if there is a reactor to say when."""

@@ -9,12 +9,13 @@ from typing import TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from tcprepl.ids import Token
+from tcprepl.ids import ProducerName, Token
 from tcprepl.streams.blocks import render
 from tcprepl.streams.database import Commit, StoredPair
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.producers import Answer, Produced, ProducerState
 
 #: A block is filled up to this many rows or bytes with what meets in one commit: as much as
 #: `Log.read` returns by default, so that a page is a whole block and needs no copying.
@@ -33,6 +34,7 @@ class Append:
     rows: JsonRows
     transaction_id: str | None
     waiting: list[Deferred[Appended]]
+    produced: Produced | None = None
 
     @property
     def answer(self) -> Appended:
@@ -57,7 +59,17 @@ class Barrier:
     waiting: list[Deferred[None]]
 
 
-Item: TypeAlias = Append | Advance | Barrier
+@dataclass(slots=True)
+class Claim:
+    """A producer's name that somebody has taken, who waits until that is on disk."""
+
+    name: ProducerName
+    epoch: int
+    used_ms: int
+    waiting: list[Deferred[ProducerState]]
+
+
+Item: TypeAlias = Append | Advance | Barrier | Claim
 
 
 class _Group:
@@ -135,6 +147,9 @@ def gather(items: list[Item], now_ms: int) -> Batch:
     for item in items:
         if isinstance(item, Barrier):
             continue
+        if isinstance(item, Claim):
+            commit.note(item.name, ProducerState(item.epoch, 0, item.used_ms))
+            continue
         pair = item.pair
         stored = pair.stored
         if pair not in moved:
@@ -155,6 +170,10 @@ def gather(items: list[Item], now_ms: int) -> Batch:
             _divide(batch, groups, item, now_ms)
         if item.transaction_id is not None:
             commit.transactions.append((stored.stream, item.transaction_id, item.answer, now_ms))
+        if item.produced is not None:
+            name, epoch, sequence = item.produced
+            commit.note(name, ProducerState(epoch, sequence, now_ms))
+            commit.answers.setdefault(name, []).append(Answer(sequence, item.answer))
     for pair in groups:
         _close(batch, groups, pair, now_ms)
     for pair, step in batch.steps:

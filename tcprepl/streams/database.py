@@ -3,7 +3,8 @@
 One row of ``blocks`` is one committed block: its body is msgpack of the tokens and of the very
 lines that went out, with a CRC-32 of all that. ``pairs`` has the position of each (stream,
 instance), or for an ephemeral stream the highest token that may have been given out;
-``incarnations`` and ``beginnings`` are the log's `History`. Two
+``incarnations`` and ``beginnings`` are the log's `History`; ``producers`` and ``answers`` are
+written together with the rows that they speak of (`tcprepl.streams.producers`). Two
 connections are in use: one that writes, in the writer thread, and one that reads, in the
 reactor's; WAL keeps them out of each other's way.
 """
@@ -11,7 +12,7 @@ reactor's; WAL keeps them out of each other's way.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,20 +22,22 @@ import msgpack
 
 from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
 from tcprepl.streams.blocks import merge
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.producer_store import CREATE_PRODUCERS, read_producers, write_producers
+from tcprepl.streams.producers import Answer, ProducerState
 
 #: Name of the database in the data directory.
 DATABASE_NAME = "log.sqlite3"
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: Expired transaction ids removed in one commit: more than a minute brings.
 _EXPIRED_AT_ONCE = 50_000
 
@@ -83,12 +86,11 @@ CREATE TABLE beginnings (
     PRIMARY KEY (pair, number)
 ) WITHOUT ROWID;
 """
-
 #: What the file holds. A page has room for a few blocks of one row.
 SCHEMA = Schema(
-    _CREATE + _CREATE_INCARNATIONS,
+    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS,
     version=SCHEMA_VERSION,
-    upgrades={1: _CREATE_INCARNATIONS},
+    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS},
     application_id=APPLICATION_ID,
     page_size=16_384,
     if_damaged=(
@@ -120,6 +122,7 @@ _DELETE_TRANSACTIONS = (
 _NEWEST = (
     "SELECT max(ms) FROM ("
     "SELECT max(written_ms) AS ms FROM transactions"
+    " UNION ALL SELECT max(used_ms) FROM producers"
     " UNION ALL SELECT max(began_ms) FROM incarnations"
     " UNION ALL SELECT (SELECT written_ms FROM blocks WHERE pair = pairs.id"
     " ORDER BY last DESC LIMIT 1) FROM pairs)"
@@ -168,6 +171,11 @@ class Commit:
         trims: Id of a pair, and the floor up to which its blocks go.
         transactions: (stream, transaction id, answer, time in ms).
         expire_before_ms: Transaction ids from before this time go; None leaves them.
+        producers: The state of each producer that was used; what is older than what the disk
+            has changes nothing.
+        answers: What is answered to each producer, in the order of its numbers.
+        at_once: Those of *answers* that were given without waiting for this.
+        forgotten: Producers that go, before all else.
         begun: What `History.begin` returned.
         oldest_incarnation: The number of the oldest incarnation that is remembered.
     """
@@ -177,8 +185,17 @@ class Commit:
     trims: dict[int, Token] = field(default_factory=dict)
     transactions: list[tuple[StreamName, str, Appended, int]] = field(default_factory=list)
     expire_before_ms: int | None = None
+    producers: dict[ProducerName, ProducerState] = field(default_factory=dict)
+    answers: dict[ProducerName, list[Answer]] = field(default_factory=dict)
+    at_once: dict[ProducerName, list[Answer]] = field(default_factory=dict)
+    forgotten: set[ProducerName] = field(default_factory=set)
     begun: tuple[Incarnation, list[Beginning]] | None = None
     oldest_incarnation: int = 1
+
+    def note(self, name: ProducerName, state: ProducerState) -> None:
+        """Write that *state* of a producer, or what is newer in one noted before."""
+        known = self.producers.get(name, state)
+        self.producers[name] = ProducerState(*map(max, known, state))
 
     def __bool__(self) -> bool:
         return bool(
@@ -187,6 +204,8 @@ class Commit:
             or self.trims
             or self.transactions
             or self.expire_before_ms is not None
+            or self.producers
+            or self.forgotten
             or self.begun is not None
         )
 
@@ -274,6 +293,13 @@ class Database:
                 [Incarnation(*row) for row in incarnations],
                 (Beginning((stream, instance), *row) for stream, instance, *row in beginnings),
             )
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def producers(self) -> Iterator[tuple[ProducerName, ProducerState, Iterator[Answer]]]:
+        """Yield each producer with its answers, the one that was used last coming last."""
+        try:
+            yield from read_producers(self._read_connection)
         except sqlite3.Error as error:
             raise self.explained(error) from error
 
@@ -458,6 +484,7 @@ class Database:
                 connection.execute(
                     _DELETE_TRANSACTIONS, (commit.expire_before_ms, _EXPIRED_AT_ONCE)
                 )
+            write_producers(connection, commit.producers, commit.answers, commit.forgotten)
             connection.executemany(
                 _UPSERT_PAIR,
                 [

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
 from tcprepl.streams.lineage import Places
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from tcprepl.streams.cursor import Cursor
+    from tcprepl.streams.producers import Produced, ProducerState
     from tcprepl.streams.retention import Retention
 
 
@@ -171,6 +172,7 @@ class Log(Protocol):
         batch: bool = False,
         tokens: Sequence[Token] | None = None,
         transaction_id: str | None = None,
+        produced: Produced | None = None,
     ) -> Deferred[Appended]:
         """Append rows that are JSON already, and give each a token.
 
@@ -186,10 +188,30 @@ class Log(Protocol):
                 equal neighbours are a batch. By default the next ones are taken.
             transaction_id: Makes the call safe to retry: the same id on the same stream is
                 answered with the first call's tokens, after a restart too.
+            produced: Which append of which producer this is (`tcprepl.streams.producers`): it
+                is taken once, in order, and committed together with the rows. Not together
+                with a transaction id.
 
         Raises:
             TokenOrder: *tokens* go backwards.
+            ProducerError: (in the Deferred) it is not the turn of *produced*.
             LogUnavailable: (in the Deferred) the disk refused; nothing was published.
+        """
+        ...
+
+    def claim(self, producer: ProducerName, epoch: int | None = None) -> Deferred[ProducerState]:
+        """Take a producer's name, and fence whoever had it.
+
+        The answer comes once that is on disk, and what was under way is settled.
+
+        Args:
+            producer: The name.
+            epoch: The epoch to hold; by default one that nobody has had.
+
+        Raises:
+            EpochFenced: (in the Deferred) *epoch* is below the present one.
+            TooManyProducers: (in the Deferred) there is no room for another name.
+            LogUnavailable: (in the Deferred) the disk refused.
         """
         ...
 

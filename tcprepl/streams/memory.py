@@ -12,8 +12,8 @@ from itertools import chain
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from tcprepl.errors import LogUnavailable, TokenOrder
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.errors import LogUnavailable, ProducerError, TokenOrder
+from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, render
@@ -21,6 +21,7 @@ from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.pages import Reading
+from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.ring import Kept, Ring, drain_until
@@ -173,11 +174,19 @@ class MemoryLog(BaseLog):
         batch: bool = False,
         tokens: Sequence[Token] | None = None,
         transaction_id: str | None = None,
+        produced: Produced | None = None,
     ) -> Deferred[Appended]:
         """Append rows, as `Log.append` says; the answer is there at once."""
         if self._closed:
             return fail(LogUnavailable(CLOSED))
         now = self._clock_ms()
+        if produced is not None:
+            try:
+                taken = self._producers.check(produced)
+            except ProducerError:
+                return fail()
+            if taken is not None:
+                return succeed(taken)
         if transaction_id is not None:
             known = self._transactions.get(stream, transaction_id, now)
             if known is not None:
@@ -189,9 +198,21 @@ class MemoryLog(BaseLog):
         appended = Appended(stream, instance, given[0], given[-1])
         if transaction_id is not None:
             self._transactions.put(stream, transaction_id, appended, now)
+        if produced is not None:
+            self._producers.begun(produced, appended, now)
+            self._producers.settled(produced)
         answered = self._announced_block(found.add(given, rows, now), appended)
         found.expire(now)  # nobody has to wait for that
         return answered
+
+    def claim(self, producer: ProducerName, epoch: int | None = None) -> Deferred[ProducerState]:
+        """Take a producer's name, as `Log.claim` says; the answer is there at once."""
+        if self._closed:
+            return fail(LogUnavailable(CLOSED))
+        try:
+            return succeed(self._producers.claim(producer, epoch, self._clock_ms()))
+        except ProducerError:
+            return fail()
 
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows."""
@@ -219,6 +240,7 @@ class MemoryLog(BaseLog):
         for found in self._pairs.values():
             found.expire(now)
         self._transactions.expire(now)
+        self._expire_producers(now)
 
     def flush(self) -> Deferred[None]:
         """Fire at once: what is appended is as safe as it gets."""

@@ -31,6 +31,8 @@ from tcprepl.streams.log import Appended
 ANSWERS_KEPT: Final = 4_096
 #: Producers that are remembered.
 MAX_PRODUCERS: Final = 10_000
+#: Answers that are remembered of all; those of who was not used for longest go.
+MAX_ANSWERS: Final = 262_144
 
 
 class Produced(NamedTuple):
@@ -100,13 +102,38 @@ class Producers:
 
     def __init__(self) -> None:
         self._producers: OrderedDict[ProducerName, _Producer] = OrderedDict()
+        self._answers = 0
+
+    @property
+    def answers(self) -> int:
+        """How many answers are remembered."""
+        return self._answers
 
     def restore(
         self, name: ProducerName, state: ProducerState, answers: Iterable[Answer] = ()
     ) -> None:
         """Take over what was stored of a producer."""
         producer = self._producers[name] = _Producer(state)
-        producer.answers.extend(answers)
+        for answer in answers:
+            self._remember(producer, answer)
+
+    def _remember(self, producer: _Producer, answer: Answer) -> None:
+        self._answers += len(producer.answers) < ANSWERS_KEPT
+        producer.answers.append(answer)
+        if self._answers > MAX_ANSWERS:
+            self._forget_answers(MAX_ANSWERS // 2)
+
+    def _forget_answers(self, most: int) -> None:
+        """Forget what was answered to those who were not used for longest, up to *most*.
+
+        Their numbers are still known: none is taken twice.
+        """
+        for producer in self._producers.values():
+            while self._answers > most and producer.answers:
+                if producer.answers[0].sequence > producer.sequence:
+                    break  # under way
+                producer.answers.popleft()
+                self._answers -= 1
 
     def state(self, name: ProducerName) -> ProducerState | None:
         """Return what is known of a producer, None for one that never claimed its name."""
@@ -123,7 +150,8 @@ class Producers:
         """Fence whoever has the name, and return the state that its new holder begins with.
 
         What this returns has to be stored before the holder hears of it. Numbers that are under
-        way are still taken: the new holder asks again for what it is not sure of.
+        way may still be taken: it hears of the state once that is known, lest it give a number
+        of its own to what somebody else has sent.
 
         Args:
             name: The producer.
@@ -174,7 +202,7 @@ class Producers:
         if sequence > expected:
             raise SequenceHole(name, sequence, expected)
         index = sequence - expected + len(producer.answers)
-        if index < 0:
+        if index < 0 or producer.answers[index].sequence != sequence:
             raise SequenceTooOld(name, sequence, expected)
         return producer.answers[index].appended
 
@@ -191,8 +219,8 @@ class Producers:
         """Note that the next number, which `check` let pass, has been given these tokens."""
         producer = self._producers[produced.producer]
         producer.begun = produced.sequence
-        producer.answers.append(Answer(produced.sequence, appended))
         self._use(produced.producer, producer, now_ms)
+        self._remember(producer, Answer(produced.sequence, appended))
 
     def settled(self, produced: Produced) -> None:
         """Note that a number under way was taken for good: its rows are as safe as they will be."""
@@ -205,6 +233,7 @@ class Producers:
         while producer.begun >= produced.sequence and producer.begun > producer.sequence:
             producer.answers.pop()
             producer.begun -= 1
+            self._answers -= 1
 
     # -- forgetting --------------------------------------------------------------------------
 
@@ -216,5 +245,5 @@ class Producers:
             if producer.used_ms < before_ms and producer.begun == producer.sequence
         ]
         for name in gone:
-            del self._producers[name]
+            self._answers -= len(self._producers.pop(name).answers)
         return gone

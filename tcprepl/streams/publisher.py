@@ -22,6 +22,7 @@ from tcprepl.errors import TcpreplError
 from tcprepl.ids import InstanceName, StreamName, Token, idempotency_key
 from tcprepl.streams.codec import RowCodec
 from tcprepl.streams.log import Appended, Log
+from tcprepl.streams.producers import Produced
 from tcprepl.streams.registry import Registry
 
 T = TypeVar("T")
@@ -127,12 +128,23 @@ class Publisher:
         instance: InstanceName | None = None,
         tokens: Sequence[Token] | None = None,
         transaction_id: str | None = None,
+        produced: Produced | None = None,
     ) -> Deferred[Appended]:
-        """Publish rows that are JSON already; otherwise as `publish`."""
+        """Publish rows that are JSON already; otherwise as `publish`.
+
+        Args:
+            stream: Name of the stream.
+            rows: The rows as JSON; at least one.
+            batch: Whether all rows share one token.
+            instance: The writing instance, if it is another one.
+            tokens: The tokens to use, for a relay.
+            transaction_id: Makes the call safe to retry.
+            produced: Which append of which producer this is, as for `Log.append`.
+        """
         reactor = self._reactor
         if reactor is not None:
             key = (stream, instance or self.instance)
-            if not batch and tokens is None and transaction_id is None:
+            if not batch and tokens is None and transaction_id is None and produced is None:
                 answered = self._gather(reactor, key, rows, RowCodec.snapshot_json)
                 if answered is not None:
                     return answered
@@ -141,7 +153,7 @@ class Publisher:
             checked = self._prepared(stream, self._registry.check_json_rows(stream, rows))
         except TcpreplError:
             return fail()
-        return self._append(stream, checked, batch, instance, tokens, transaction_id)
+        return self._append(stream, checked, batch, instance, tokens, transaction_id, produced)
 
     def flush(self) -> None:
         """Append what this turn has brought so far."""
@@ -247,6 +259,7 @@ class Publisher:
         instance: InstanceName | None,
         tokens: Sequence[Token] | None,
         transaction_id: str | None,
+        produced: Produced | None = None,
     ) -> Deferred[Appended]:
         if transaction_id is not None and instance is not None and instance != self.instance:
             transaction_id = idempotency_key("instance", instance, transaction_id)
@@ -258,6 +271,7 @@ class Publisher:
                 batch=batch,
                 tokens=tokens,
                 transaction_id=transaction_id,
+                produced=produced,
             )
         except (TcpreplError, ValueError):
             return fail()

@@ -21,15 +21,15 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.clocks import resumed_ms
-from tcprepl.errors import LogError, LogUnavailable, TokenOrder
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.errors import LogError, LogUnavailable, ProducerError, TokenOrder
+from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.storage.sqlite import private_directory
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens
-from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Item, gather, take
+from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Claim, Item, gather, take
 from tcprepl.streams.database import Commit, Database, Freed, StoredPair
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.gaps import Gap, Gaps
@@ -37,6 +37,8 @@ from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryStream
 from tcprepl.streams.pages import PageCache
+from tcprepl.streams.producers import Produced, ProducerState
+from tcprepl.streams.producing import Producing
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 
@@ -111,6 +113,7 @@ class SqliteLog(BaseLog):
         self._by_id: dict[int, DurableStream] = {}
         self._waiting: list[Item] = []
         self._in_flight: dict[tuple[StreamName, str], Append] = {}
+        self._producing = Producing(self._producers)
         self._trims: dict[int, Token] = {}
         self._expire_transactions = False
         self._busy = False
@@ -157,6 +160,8 @@ class SqliteLog(BaseLog):
                 positions[stored.stream, stored.instance] = pair.position
                 pair.claimed = self._claim_after(pair.position)
                 start.pairs.append(self._claim_row(pair))
+        for producer in self._database.producers():
+            self._producers.restore(*producer)
         self.history = self._database.history()
         newest_ms = self._database.newest_ms()
         if newest_ms is not None:
@@ -215,11 +220,12 @@ class SqliteLog(BaseLog):
         batch: bool = False,
         tokens: Sequence[Token] | None = None,
         transaction_id: str | None = None,
+        produced: Produced | None = None,
     ) -> Deferred[Appended]:
         """Append rows, as `Log.append` says.
 
         Transaction ids of an ephemeral stream are forgotten when the process ends, as its
-        rows are.
+        rows are. An ephemeral append of a producer waits for those before it, durable ones.
         """
         if self._closed:
             return fail(LogUnavailable(CLOSED))
@@ -229,13 +235,20 @@ class SqliteLog(BaseLog):
             known = self._known_answer(pair, stream, transaction_id, now)
             if known is not None:
                 return known
+        elif produced is not None:
+            again = partial(self.append, stream, instance, rows, batch=batch, tokens=tokens)
+            answer = self._producing.ask(produced, again, at_once=isinstance(pair, _Ephemeral))
+            if answer is not None:
+                return answer
         before = pair.position if isinstance(pair, _Ephemeral) else pair.assigned
         given = assign_tokens(stream, instance, before, len(rows), batch=batch, tokens=tokens)
         if isinstance(pair, _Ephemeral):
-            return self._append_ephemeral(pair, given, rows, transaction_id, now)
+            return self._append_ephemeral(pair, given, rows, transaction_id, produced, now)
         pair.assigned = given[-1]
         answered: Deferred[Appended] = Deferred()
-        append = Append(pair, given, JsonRows.of(rows), transaction_id, [answered])
+        append = Append(pair, given, JsonRows.of(rows), transaction_id, [answered], produced)
+        if produced is not None:
+            self._producers.begun(produced, append.answer, now)
         if transaction_id is not None:
             self._in_flight[stream, transaction_id] = append
         self._enqueue(append)
@@ -271,6 +284,7 @@ class SqliteLog(BaseLog):
         tokens: Sequence[Token],
         rows: Sequence[bytes],
         transaction_id: str | None,
+        produced: Produced | None,
         now: int,
     ) -> Deferred[Appended]:
         try:
@@ -280,8 +294,27 @@ class SqliteLog(BaseLog):
         answer = Appended(pair.stream.name, pair.instance, tokens[0], tokens[-1])
         if transaction_id is not None:
             self._transactions.put(pair.stream.name, transaction_id, answer, now)
+        if produced is not None:
+            self._producers.begun(produced, answer, now)
+            self._producing.taken_at_once(produced, answer)
         answered = self._announced_block(pair.add(tokens, rows, now), answer)
         pair.expire(now)  # nobody has to wait for that
+        if produced is not None:
+            self._commit_soon()
+        return answered
+
+    def claim(self, producer: ProducerName, epoch: int | None = None) -> Deferred[ProducerState]:
+        """Take a producer's name, as `Log.claim` says."""
+        if self._closed:
+            return fail(LogUnavailable(CLOSED))
+        now = self._clock_ms()
+        try:
+            state = self._producers.claim(producer, epoch, now)
+        except ProducerError:
+            return fail()
+        answered: Deferred[ProducerState] = Deferred()
+        # Behind all appends of the name that are under way, so it knows what became of them.
+        self._enqueue(Claim(producer, state.epoch, now, [answered]))
         return answered
 
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
@@ -371,7 +404,7 @@ class SqliteLog(BaseLog):
             if self._start_call.active():
                 self._start_call.cancel()
             self._start_call = None
-        if self._busy or not (self._waiting or self._trims or self._expire_transactions):
+        if self._busy or not (self._waiting or self._owes_disk):
             return
         self._busy = True
         batch = self._gather()
@@ -383,11 +416,17 @@ class SqliteLog(BaseLog):
         else:
             self._finished(batch, [], None)
 
+    @property
+    def _owes_disk(self) -> bool:
+        """Whether there is something to write for which nobody waits."""
+        return bool(self._trims or self._expire_transactions or self._producing.owes_disk)
+
     def _gather(self) -> Batch:
         """Take what waits, up to a bound, and make it ready to be written."""
         now = self._clock_ms()
         batch = gather(take(self._waiting), now)
         batch.commit.trims, self._trims = self._trims, {}
+        self._producing.gather(batch.commit)
         if self._expire_transactions:
             self._expire_transactions = False
             age_ms = int(self._retention.transaction_age_s * 1000)
@@ -400,6 +439,7 @@ class SqliteLog(BaseLog):
         for item in batch.items:
             if isinstance(item, Append) and item.transaction_id is not None:
                 del self._in_flight[item.pair.stored.stream, item.transaction_id]
+        producers = self._producing.finished(batch, error, self._waiting)
         if error is not None:
             self._refused(batch, error)
         else:
@@ -414,6 +454,7 @@ class SqliteLog(BaseLog):
                 self._outbox.append(partial(self._answer, item))
             if batch.steps:
                 self._outbox.append(partial(self._expire_pairs, {pair for pair, _ in batch.steps}))
+        self._outbox.append(partial(self._producing.go_on, producers))
         if self._waiting:
             self._start()
         self._drain()
@@ -444,7 +485,11 @@ class SqliteLog(BaseLog):
             self._tell_position(stored.stream, stored.instance, before, step.token)
 
     def _answer(self, item: Item) -> None:
-        answer: Any = item.answer if isinstance(item, Append) else None
+        answer: Any = None
+        if isinstance(item, Append):
+            answer = item.answer
+        elif isinstance(item, Claim):
+            answer = self._producing.claimed(item)
         for answered in item.waiting:
             answered.callback(answer)
 
@@ -475,6 +520,7 @@ class SqliteLog(BaseLog):
         now = self._clock_ms()
         self._transactions.expire(now)
         self._expire_transactions = True
+        self._producing.forget(self._expire_producers(now))
         for pair in self._pairs.values():
             if isinstance(pair, _Ephemeral):
                 pair.expire(now)
@@ -499,7 +545,7 @@ class SqliteLog(BaseLog):
         if not (self._closed or self._busy or self._start_call is not None):
             if self._reactor is None:
                 self._start()
-            elif self._trims or self._expire_transactions:
+            elif self._owes_disk:
                 self._start_call = self._reactor.callLater(0, self._start)
 
     def _note_damage(self, stored: StoredPair, gap: Gap) -> None:
@@ -542,7 +588,9 @@ class SqliteLog(BaseLog):
                 row.position = pair.position
                 rows.append(row)
         try:
-            self._worker.call(lambda: self._database.write(Commit(pairs=rows, trims=self._trims)))
+            last = Commit(pairs=rows, trims=self._trims)
+            self._producing.gather(last)
+            self._worker.call(lambda: self._database.write(last))
         except LogError as error:
             logger.warning("streams.close.failed", reason=str(error))
         self._worker.stop()

@@ -212,9 +212,9 @@ def test_a_newer_schema_is_refused(database: Database, tmp_path: Path) -> None:
     database.close()
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(LogTooNew, match=r"version 3 .* reads up to 2: run the newer tcprepl") as e:
+    with pytest.raises(LogTooNew, match=r"version 4 .* reads up to 3: run the newer tcprepl") as e:
         Database(tmp_path)
-    assert (e.value.version, e.value.supported) == (3, 2)
+    assert (e.value.version, e.value.supported) == (4, 3)
 
 
 def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:

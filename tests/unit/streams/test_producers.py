@@ -203,3 +203,43 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+
+
+def test_answers_of_all_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of who was not used for longest go; what is under way stays, and so do the numbers."""
+    monkeypatch.setattr(module, "MAX_ANSWERS", 8)
+    producers = Producers()
+    for name in "pq":
+        producers.claim(name, None, 0)
+    for sequence in range(1, 7):
+        take(producers, sequence, settle=sequence < 6)
+    producers.restore("q", ProducerState(1, 2, 0), [Answer(n, appended(n)) for n in (1, 2)])
+    assert producers.answers == 8
+    produced = Produced("q", 1, 3)
+    assert producers.check(produced) is None
+    producers.begun(produced, appended(3), 0)
+    assert producers.answers == 4
+    with pytest.raises(SequenceTooOld):
+        producers.check(Produced("p", 1, 5))
+    assert producers.check(Produced("p", 1, 6)) == appended(60)
+    assert producers.check(Produced("q", 1, 1)) == appended(1)
+
+
+def test_an_answer_is_never_that_of_another_number() -> None:
+    """Numbers of which the answers were lost are taken all the same."""
+    producers = Producers()
+    producers.restore("p", ProducerState(1, 3, 0), [Answer(1, appended(1))])
+    for sequence in (1, 2, 3):
+        with pytest.raises(SequenceTooOld):
+            producers.check(Produced("p", 1, sequence))
+
+
+def test_what_is_under_way_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it is."""
+    monkeypatch.setattr(module, "MAX_ANSWERS", 2)
+    producers = Producers()
+    producers.claim("p", None, 0)
+    for sequence in (1, 2, 3):
+        take(producers, sequence, settle=False)
+    assert producers.answers == 3
+    assert producers.check(Produced("p", 1, 1)) == appended(10)

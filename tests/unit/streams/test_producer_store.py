@@ -1,0 +1,67 @@
+"""Producers on disk: what is written comes back, however it was packed."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcprepl.streams.log import Appended
+from tcprepl.streams.producer_store import (
+    CREATE_PRODUCERS,
+    decode_answers,
+    encode_answers,
+    read_producers,
+    write_producers,
+)
+from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
+
+APPENDED = st.builds(
+    lambda stream, instance, first, width: Appended(stream, instance, first, first + width),
+    st.sampled_from("ab"),
+    st.sampled_from("ij"),
+    st.integers(1, 9),
+    st.integers(0, 2),
+)
+
+
+@given(st.integers(1, 2**40), st.lists(APPENDED, min_size=1))
+def test_answers_come_back_as_they_were(first: int, given: list[Appended]) -> None:
+    """Whatever runs they form."""
+    answers = [Answer(first + n, appended) for n, appended in enumerate(given)]
+    assert list(decode_answers(encode_answers(answers))) == answers
+
+
+def test_a_run_of_small_appends_is_small() -> None:
+    """One stream, tokens one after the other: a few bytes, however many."""
+    answers = [Answer(n, Appended("s", "i", 2 * n, 2 * n + 1)) for n in range(1, 4_000)]
+    assert len(encode_answers(answers)) < 40
+
+
+def test_what_is_old_changes_nothing_and_what_is_forgotten_goes() -> None:
+    """States only grow; answers are kept as long as anybody may ask."""
+
+    def answer(sequence: int) -> Answer:
+        return Answer(sequence, Appended("s", "i", sequence, sequence))
+
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(CREATE_PRODUCERS)
+
+        def known() -> dict[str, tuple[ProducerState, list[Answer]]]:
+            return {name: (state, list(said)) for name, state, said in read_producers(connection)}
+
+        write_producers(connection, {"p": ProducerState(2, 0, 9)}, {}, ())
+        write_producers(
+            connection, {"p": ProducerState(1, 2, 5)}, {"p": [answer(1), answer(2)]}, ()
+        )
+        write_producers(connection, {"q": ProducerState(1, 1, 1)}, {"q": [answer(1)]}, ())
+        assert known() == {
+            "q": (ProducerState(1, 1, 1), [answer(1)]),
+            "p": (ProducerState(2, 2, 9), [answer(1), answer(2)]),
+        }
+        assert list(known()) == ["q", "p"]
+        late = 3 + ANSWERS_KEPT
+        write_producers(connection, {"p": ProducerState(2, late, 9)}, {"p": [answer(late)]}, ("q",))
+        assert known() == {"p": (ProducerState(2, late, 9), [answer(late)])}
