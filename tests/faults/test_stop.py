@@ -11,18 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import TCPREPL, Lines, Running, Server, environment, pause, start
+from tests.harness import (
+    TCPREPL,
+    Lines,
+    Running,
+    Server,
+    environment,
+    pause,
+    start,
+    wait_until,
+)
 from tests.ports import free_port
 
 #: What whoever starts a process allows it.
 ALLOWED_S = 10.0
+#: The state of a connection in ``/proc/net/tcp`` that nobody has answered.
+SYN_SENT = "02"
 #: Names cannot be looked up: the server of names does not answer.
 NO_NAMES = (
-    "import socket, threading\n"
+    "import socket, sys, threading\n"
     "def never(*args, **options):\n"
+    "    print('looking a name up', file=sys.stderr, flush=True)\n"
     "    threading.Event().wait(120)\n"
     "socket.getaddrinfo = never\n"
-    "import sys\n"
     "from tcprepl.cli import main\n"
     "sys.argv[0] = 'tcprepl'\n"
     "main()\n"
@@ -35,6 +46,16 @@ def ends_in_time(process: Running) -> int:
     code = process.stop(signal.SIGTERM)
     assert time.monotonic() - began < ALLOWED_S, process.stderr
     return code
+
+
+def unanswered(port: int) -> int:
+    """Return how many connections to *port* wait for an answer."""
+    waiting = [
+        line
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[2].endswith(f":{port:04X}") and line.split()[3] == SYN_SENT
+    ]
+    return len(waiting)
 
 
 def from_command(source: str) -> dict[str, tuple[str, ...]]:
@@ -84,9 +105,7 @@ def test_while_a_name_is_looked_up(command: str, tmp_path: Path) -> None:
     """A thread of the resolver cannot be stopped; nobody waits for it."""
     arguments = from_command("nowhere.example:9092")[command]
     with Running([sys.executable, "-c", NO_NAMES, *arguments], tmp_path) as process:
-        if command == "relay":
-            process.wait_for_output("relay.ready")
-        pause(1.5)  # there is nothing to see from outside while it looks the name up
+        process.wait_for_output("looking a name up")
         assert process.process.poll() is None
         assert ends_in_time(process) == 0
 
@@ -102,9 +121,11 @@ def test_a_connection_that_is_not_answered(tmp_path: Path) -> None:
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
             waiting.append(filler)
-        arguments = from_command(f"127.0.0.1:{full.getsockname()[1]}")["federation-sender"]
+        port = full.getsockname()[1]
+        ours = unanswered(port)
+        arguments = from_command(f"127.0.0.1:{port}")["federation-sender"]
         with start(tmp_path, *arguments) as process:
-            pause(1.5)  # nothing is to be seen from outside
+            wait_until(lambda: unanswered(port) > ours, "an attempt to connect")
             assert ends_in_time(process) == 0
         for filler in waiting:
             filler.close()
