@@ -11,9 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, Address, parse_address, read_secret
-
-#: How the URL of a Unix socket begins; its path follows.
-UNIX_URL = "http://unix:/"
+from tcprepl.replication.failures import UNIX_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -50,7 +50,9 @@ class InstanceType(click.ParamType[tuple[str, str]]):
             return value
         name, _, url = value.partition("=")
         if not name or not url.startswith(("http://", "https://")):
-            self.fail(f"{value!r}: expected NAME=http://HOST:PORT", param, ctx)
+            self.fail(
+                f"{value!r}: expected NAME=http://HOST:PORT or NAME=http://unix:/PATH", param, ctx
+            )
         return ("master" if name == "main" else name), url.rstrip("/")
 
 

@@ -15,12 +15,16 @@ from urllib.parse import quote
 import msgspec
 import treq
 from twisted.internet.defer import Deferred
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
 
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.replication.failures import UNIX_URL
 
 #: How long one request may take.
 REQUEST_TIMEOUT_S = 30.0
@@ -63,13 +67,25 @@ class _Answer(msgspec.Struct):
     missing: tuple[int, int] | None = None
 
 
+@implementer(IAgentEndpointFactory)
+class _UnixEndpoint:
+    """Leads every request to one Unix socket."""
+
+    def __init__(self, reactor: Reactor, path: str) -> None:
+        self._endpoint = UNIXClientEndpoint(reactor, path)
+
+    def endpointForURI(self, uri: URI) -> UNIXClientEndpoint:
+        """Return the endpoint (Twisted calls this)."""
+        return self._endpoint
+
+
 class HttpCatchUp:
     """Asks ``get_repl_stream_updates`` of the instance that wrote the stream.
 
     Args:
         reactor: The reactor.
-        urls: Base URL of each instance's HTTP replication listener; ``"*"`` stands for
-            every instance that is not named.
+        urls: Base URL of each instance's HTTP replication listener, or ``http://unix:/PATH`` of
+            its socket; ``"*"`` stands for every instance that is not named.
         secret: The shared replication secret, if there is one.
     """
 
@@ -102,12 +118,15 @@ class HttpCatchUp:
                 reason=CloseReason.CONNECTION_LOST,
                 transient=False,
             )
+        client = self._client
+        if base.startswith(UNIX_URL):
+            client, base = self._client_of("/" + base.removeprefix(UNIX_URL)), "http://localhost"
         url = (
             f"{base.rstrip('/')}/_synapse/replication/get_repl_stream_updates/"
             f"{quote(stream, safe='')}/{secrets.token_hex(8)}"
         )
         headers = Headers({"Authorization": [f"Bearer {self._secret}"]} if self._secret else {})
-        response = await self._client.get(
+        response = await client.get(
             url,
             params={"from_token": str(after), "upto_token": str(upto), "instance": instance},
             headers=headers,
@@ -151,6 +170,12 @@ class HttpCatchUp:
                 transient=False,
             )
         return b"".join(parts)
+
+    def _client_of(self, path: str) -> treq.client.HTTPClient:
+        """Return a client that reaches the Unix socket *path*, whatever the URL says."""
+        return treq.client.HTTPClient(
+            Agent.usingEndpointFactory(self._reactor, _UnixEndpoint(self._reactor, path))
+        )
 
     async def close(self) -> None:
         """Close idle connections."""

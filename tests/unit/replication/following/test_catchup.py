@@ -9,6 +9,7 @@ import pytest
 from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.web.resource import Resource
 
 from tcprepl.errors import ConnectionFailed
@@ -118,3 +119,18 @@ def test_it_may_be_sent_elsewhere() -> None:
     (request,) = world.site.requests
     assert request.getHeader("host") == "other:1"
     assert request.getHeader("authorization") == "Bearer new"
+
+
+def test_the_socket_of_an_instance_is_connected_to() -> None:
+    """By its path; the host of the request is this machine."""
+    reactor = MemoryReactorClock()
+    catch_up = HttpCatchUp(reactor, {"master": "http://unix:/run/main.sock"})
+    fetching = Deferred.fromCoroutine(catch_up.fetch("typing", "master", 1, 9))
+    ((path, factory, *_),) = reactor.unixClients
+    assert path == "/run/main.sock"
+    transport = StringTransport()
+    factory.buildProtocol(None).makeConnection(transport)
+    assert b"\r\nHost: localhost\r\n" in transport.value()
+    failures: list[Any] = []
+    fetching.addErrback(failures.append)
+    fetching.cancel()
