@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.storage.worker import InlineWorker
@@ -293,6 +294,25 @@ def test_a_page_of_the_disk_is_not_there_yet(tmp_path: Path) -> None:
     assert list(store.log.read(*PAIR, 120, 140).tokens) == list(range(121, 141))
     store.reopen()
     assert list(store.log.read(*PAIR, 120, 140).tokens) == list(range(121, 141))
+    store.close()
+
+
+def test_who_can_wait_gets_the_page_once_it_is_there_and_may_leave(tmp_path: Path) -> None:
+    """Whoever leaves takes nothing from the others."""
+    store, worker = cold(tmp_path, 2)
+    waiting = [
+        Deferred.fromCoroutine(store.log.cursor(PAIR, 0).arrived(Limits(rows=150)))
+        for _ in range(3)
+    ]
+    assert not any(one.called for one in waiting)
+    left = waiting.pop()
+    left.cancel()
+    with pytest.raises(CancelledError):
+        result(left)
+    worker.run()
+    assert [len(tokens(result(one))) for one in waiting] == [150, 150]
+    memory = Deferred.fromCoroutine(store.log.cursor(PAIR, 200).arrived())
+    assert result(memory) is AT_HEAD
     store.close()
 
 
