@@ -24,6 +24,8 @@ BUSY_TIMEOUT_S: Final = 5.0
 #: What only its owner may use.
 PRIVATE_FILE: Final = 0o600
 PRIVATE_DIRECTORY: Final = 0o700
+#: Most bytes that a file may hold to be converted when it is opened (`Schema.shrinks`).
+CONVERTED_BYTES: Final = 64 * 1024 * 1024
 #: Files that SQLite keeps beside a database.
 _COMPANIONS: Final = ("", "-wal", "-shm")
 
@@ -48,6 +50,8 @@ class Schema:
             with tables in it is a file from before there were versions.
         application_id: Marks the file as ours in ``application_id``; 0 does not.
         page_size: Bytes of a page, for a new file.
+        shrinks: Whether a new file can give pages back that it does not need any more, step by
+            step (``auto_vacuum=INCREMENTAL``).
         if_damaged: What whoever has a damaged file can do: the end of a sentence.
     """
 
@@ -56,6 +60,7 @@ class Schema:
     upgrades: Mapping[int, str] = field(default_factory=dict)
     application_id: int = 0
     page_size: int = 4096
+    shrinks: bool = False
     if_damaged: str = "put a good copy in its place, or move it away to begin without it"
 
 
@@ -119,16 +124,32 @@ def open_database(
         )
         try:
             connection.execute(f"PRAGMA page_size={schema.page_size}")
+            if schema.shrinks:
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={durability.value}")
             connection.execute("PRAGMA journal_size_limit=67108864")
             connection.execute("PRAGMA trusted_schema=OFF")
             connection.execute("PRAGMA cell_size_check=ON")
             _bring_up_to_date(connection, path, schema)
+            if schema.shrinks:
+                _let_it_shrink(connection)
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+def _let_it_shrink(connection: sqlite3.Connection) -> None:
+    """Convert a file from before files could shrink, if that takes but a moment.
+
+    One that holds more stays as it is; README says how its owner converts it.
+    """
+    asked = ("auto_vacuum", "page_count", "freelist_count", "page_size")
+    mode, pages, free, size = (connection.execute(f"PRAGMA {it}").fetchone()[0] for it in asked)
+    if not mode and (pages - free) * size <= CONVERTED_BYTES:
+        with suppress(sqlite3.OperationalError):  # no room on the disk for a second copy
+            connection.execute("VACUUM")
 
 
 def open_reader(path: Path, schema: Schema) -> sqlite3.Connection:

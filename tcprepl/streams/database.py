@@ -93,12 +93,23 @@ SCHEMA = Schema(
     upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS},
     application_id=APPLICATION_ID,
     page_size=16_384,
+    shrinks=True,
     if_damaged=(
         "stop the process, keep a copy of the directory, then either put a good copy in its "
         f"place, or rescue what is readable with `sqlite3 {DATABASE_NAME} .recover`, or move it "
         "away to begin empty"
     ),
 )
+
+#: Most blocks of a pair, and bytes of lines in all, that one commit removes: a publish that
+#: comes meanwhile waits for that, and not for millions of rows.
+_TRIMMED_BLOCKS = 1_000
+_TRIMMED_BYTES = 4_194_304
+#: Pages that one commit gives back, and pages without use that a file may have.
+_SHRUNK_PAGES = 128
+_SPARE_PAGES = 256
+#: What ``PRAGMA auto_vacuum`` says of a file that can shrink.
+_INCREMENTAL = 2
 
 _INSERT_BLOCK = (
     "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
@@ -168,7 +179,8 @@ class Commit:
     Attributes:
         pairs: The position and the floor of each pair that moved; rows and bytes are added.
         blocks: (id of the pair, block).
-        trims: Id of a pair, and the floor up to which its blocks go.
+        trims: Id of a pair, and the floor up to which its blocks go, a bounded part at a time.
+        shrink: Whether the file gives some pages back that it does not need any more.
         transactions: (stream, transaction id, answer, time in ms).
         expire_before_ms: Transaction ids from before this time go; None leaves them.
         producers: The state of each producer that was used; what is older than what the disk
@@ -183,6 +195,7 @@ class Commit:
     pairs: list[StoredPair] = field(default_factory=list)
     blocks: list[tuple[int, Block]] = field(default_factory=list)
     trims: dict[int, Token] = field(default_factory=dict)
+    shrink: bool = False
     transactions: list[tuple[StreamName, str, Appended, int]] = field(default_factory=list)
     expire_before_ms: int | None = None
     producers: dict[ProducerName, ProducerState] = field(default_factory=dict)
@@ -202,6 +215,7 @@ class Commit:
             self.pairs
             or self.blocks
             or self.trims
+            or self.shrink
             or self.transactions
             or self.expire_before_ms is not None
             or self.producers
@@ -210,8 +224,19 @@ class Commit:
         )
 
 
-#: What a commit freed: id of the pair, rows, bytes.
-Freed = list[tuple[int, int, int]]
+@dataclass(slots=True)
+class Freed:
+    """What a commit freed, and what is left for later ones.
+
+    Attributes:
+        trimmed: Id of a pair, rows and bytes that went.
+        unfinished: The trims of which blocks are left, as in `Commit.trims`.
+        spare: Whether the file has pages that it could give back.
+    """
+
+    trimmed: list[tuple[int, int, int]] = field(default_factory=list)
+    unfinished: dict[int, Token] = field(default_factory=dict)
+    spare: bool = False
 
 
 def encode_block(block: Block) -> bytes:
@@ -455,6 +480,16 @@ class Database:
             return None
         return upto if found is None else int(found[0])
 
+    def is_trimmed(self, pair: StoredPair) -> bool:
+        """Return whether no blocks below the floor of *pair* are left to be removed."""
+        try:
+            found = self._read_connection.execute(
+                "SELECT 1 FROM blocks WHERE pair = ? AND last <= ? LIMIT 1", (pair.id, pair.floor)
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+        return found is None
+
     # --- in the writer thread -------------------------------------------------------------
 
     def write(self, commit: Commit) -> Freed:
@@ -479,7 +514,7 @@ class Database:
         try:
             connection = self._writer or self._reconnect()
             connection.execute("BEGIN IMMEDIATE")
-            freed = [self._trim(connection, *trim) for trim in commit.trims.items()]
+            freed = self._trim_some(connection, commit.trims)
             if commit.expire_before_ms is not None:
                 connection.execute(
                     _DELETE_TRANSACTIONS, (commit.expire_before_ms, _EXPIRED_AT_ONCE)
@@ -502,6 +537,8 @@ class Database:
             )
             if commit.begun is not None:
                 self._begin(connection, *commit.begun, commit.oldest_incarnation)
+            if commit.shrink or commit.trims:
+                freed.spare = self._shrink(connection)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._undo()
@@ -522,21 +559,49 @@ class Database:
         connection.execute("DELETE FROM incarnations WHERE number < ?", (oldest,))
         connection.execute(_DELETE_BEGINNINGS, (oldest,))
 
-    def _trim(
-        self, connection: sqlite3.Connection, pair: int, floor: Token
-    ) -> tuple[int, int, int]:
-        where = "FROM blocks WHERE pair = ? AND last <= ?"
-        rows, size = connection.execute(
-            f"SELECT total(rows), total(bytes) {where}",
-            (pair, floor),
-        ).fetchone()
-        connection.execute(f"DELETE {where}", (pair, floor))
-        connection.execute(
-            "UPDATE pairs SET floor = max(floor, ?), rows = rows - ?, bytes = bytes - ?"
-            " WHERE id = ?",
-            (floor, int(rows), int(size), pair),
-        )
-        return pair, int(rows), int(size)
+    def _trim_some(self, connection: sqlite3.Connection, trims: dict[int, Token]) -> Freed:
+        """Raise the floors, and remove blocks below them, as many as one commit should."""
+        freed = Freed()
+        left = _TRIMMED_BYTES
+        for pair, floor in trims.items():
+            found = connection.execute(
+                "SELECT last, rows, bytes FROM blocks WHERE pair = ? AND last <= ?"
+                " ORDER BY last LIMIT ?",
+                (pair, floor, _TRIMMED_BLOCKS),
+            ).fetchall()
+            upto = rows = size = taken = 0
+            for last, block_rows, block_bytes in found:
+                if left <= 0:
+                    break
+                upto = last
+                rows += block_rows
+                size += block_bytes
+                left -= block_bytes
+                taken += 1
+            connection.execute("DELETE FROM blocks WHERE pair = ? AND last <= ?", (pair, upto))
+            connection.execute(
+                "UPDATE pairs SET floor = max(floor, ?), rows = rows - ?, bytes = bytes - ?"
+                " WHERE id = ?",
+                (floor, rows, size, pair),
+            )
+            freed.trimmed.append((pair, rows, size))
+            if taken < len(found) or len(found) == _TRIMMED_BLOCKS:
+                freed.unfinished[pair] = floor
+        return freed
+
+    def _shrink(self, connection: sqlite3.Connection) -> bool:
+        """Give some pages back to the system; return whether there are more.
+
+        A part is kept: what is appended next needs pages, too.
+        """
+        (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        spare = free - max(_SPARE_PAGES, (pages - free) // 4)
+        if mode != _INCREMENTAL or spare <= 0:
+            return False
+        connection.execute(f"PRAGMA incremental_vacuum({min(spare, _SHRUNK_PAGES)})").fetchall()
+        return bool(spare > _SHRUNK_PAGES)
 
     def _reconnect(self) -> sqlite3.Connection:
         self._writer = self._connect()

@@ -116,6 +116,7 @@ class SqliteLog(BaseLog):
         self._producing = Producing(self._producers)
         self._trims: dict[int, Token] = {}
         self._expire_transactions = False
+        self._shrinking = False
         self._busy = False
         self._start_call: IDelayedCall | None = None
         self._next_id = 1
@@ -126,6 +127,7 @@ class SqliteLog(BaseLog):
             self._abandon()
             raise
         self._start_expiry()
+        self._commit_soon()
 
     def _abandon(self) -> None:
         """Let go of everything after a failed start."""
@@ -156,7 +158,11 @@ class SqliteLog(BaseLog):
                 )
                 continue
             pair = self._add(stored)
-            if isinstance(pair, _Ephemeral):
+            if isinstance(pair, DurableStream):
+                if not self._database.is_trimmed(stored):  # the process before was at it
+                    pair.trimming = True
+                    self._trims[stored.id] = stored.floor
+            else:
                 positions[stored.stream, stored.instance] = pair.position
                 pair.claimed = self._claim_after(pair.position)
                 start.pairs.append(self._claim_row(pair))
@@ -414,12 +420,17 @@ class SqliteLog(BaseLog):
                 lambda freed, error: self._finished(batch, freed, error),
             )
         else:
-            self._finished(batch, [], None)
+            self._finished(batch, Freed(), None)
 
     @property
     def _owes_disk(self) -> bool:
         """Whether there is something to write for which nobody waits."""
-        return bool(self._trims or self._expire_transactions or self._producing.owes_disk)
+        return bool(
+            self._trims
+            or self._expire_transactions
+            or self._shrinking
+            or self._producing.owes_disk
+        )
 
     def _gather(self) -> Batch:
         """Take what waits, up to a bound, and make it ready to be written."""
@@ -427,6 +438,7 @@ class SqliteLog(BaseLog):
         batch = gather(take(self._waiting), now)
         batch.commit.trims, self._trims = self._trims, {}
         self._producing.gather(batch.commit)
+        batch.commit.shrink, self._shrinking = self._shrinking, False
         if self._expire_transactions:
             self._expire_transactions = False
             age_ms = int(self._retention.transaction_age_s * 1000)
@@ -443,7 +455,11 @@ class SqliteLog(BaseLog):
         if error is not None:
             self._refused(batch, error)
         else:
-            for pair_id, rows, size in freed or ():
+            assert freed is not None
+            for pair_id, floor in freed.unfinished.items():
+                self._trims.setdefault(pair_id, floor)
+            self._shrinking |= freed.spare
+            for pair_id, rows, size in freed.trimmed:
                 pair = self._by_id[pair_id]
                 pair.stored.rows -= rows
                 pair.stored.size_bytes -= size
@@ -457,6 +473,8 @@ class SqliteLog(BaseLog):
         self._outbox.append(partial(self._producing.go_on, producers))
         if self._waiting:
             self._start()
+        elif error is None and self._reactor is not None:
+            self._commit_soon()
         self._drain()
 
     def _refused(self, batch: Batch, error: BaseException) -> None:

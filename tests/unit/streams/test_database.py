@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,8 @@ import pytest
 
 from tcprepl import limits
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+from tcprepl.storage import sqlite as storage
+from tcprepl.streams import database as database_module
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.database import (
@@ -20,6 +23,7 @@ from tcprepl.streams.database import (
     SCHEMA_VERSION,
     Commit,
     Database,
+    Freed,
     StoredPair,
     decode_block,
     encode_block,
@@ -97,7 +101,7 @@ def test_trims_and_expiry(database: Database) -> None:
     database.write(
         Commit(pairs=[stored(position=5, rows=2, size_bytes=20)], blocks=[(1, block(5))])
     )
-    assert database.write(Commit(trims={1: 4})) == [(1, 3, size)]
+    assert database.write(Commit(trims={1: 4})) == Freed([(1, 3, size)])
     assert tokens(database, 0, 5) == [5]
     (pair,) = database.pairs()
     assert (pair.position, pair.floor, pair.rows) == (5, 4, 2)
@@ -417,4 +421,94 @@ def test_a_commit_is_on_the_disk_before_it_is_answered(database: Database) -> No
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         connection.close()
+
+
+def many(database: Database, count: int, line_bytes: int = 20_000) -> None:
+    """Add *count* blocks of one long row each, after the first one."""
+    row = b'["%s"]' % (b"x" * line_bytes)
+    blocks = [(1, render("s", "i", [4 + number], [row], 0)) for number in range(count)]
+    size = sum(len(one.lines) for _, one in blocks)
+    pair = stored(position=3 + count, rows=count, size_bytes=size)
+    database.write(Commit(pairs=[pair], blocks=blocks))
+
+
+def test_a_commit_trims_a_part_and_says_what_is_left(database: Database) -> None:
+    many(database, 600)
+    rows = parts = 0
+    trims = {1: 601}
+    while trims:
+        freed = database.write(Commit(trims=trims))
+        (pair,) = database.pairs()
+        assert pair.floor == 601  # readers of the next process are told from the first part on
+        assert database.is_trimmed(pair) == (not freed.unfinished)
+        ((_, part, size),) = freed.trimmed
+        assert size <= database_module._TRIMMED_BYTES + 30_000
+        rows += part
+        parts += 1
+        trims = freed.unfinished
+    assert parts > 2
+    assert rows == 601
+    (pair,) = database.pairs()
+    assert pair.rows == 2
+    assert tokens(database, 601, 603) == [602, 603]
+    database.close()
+
+
+def test_many_pairs_share_what_one_commit_trims(database: Database) -> None:
+    many(database, 400)
+    other = StoredPair(2, "s", "j", 1, 0, 1, 10)
+    database.write(Commit(pairs=[other], blocks=[(2, block(1))]))
+    freed = database.write(Commit(trims={1: 400, 2: 1}))
+    assert freed.unfinished == {1: 400, 2: 1}
+    while freed.unfinished:
+        freed = database.write(Commit(trims=freed.unfinished))
+    assert [(pair.floor, pair.rows) for pair in database.pairs()] == [(400, 3), (1, 0)]
+    database.close()
+
+
+def file_bytes(database: Database) -> int:
+    """Return the size of the file, once the log beside it is in it."""
+    with closing(sqlite3.connect(database.path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return database.path.stat().st_size
+
+
+def shrink(database: Database) -> int:
+    """Remove all rows but the newest, and all pages to spare; return in how many commits."""
+    freed = database.write(Commit(trims={1: 1_000_000}))
+    commits = 1
+    while freed.unfinished or freed.spare:
+        freed = database.write(Commit(trims=freed.unfinished, shrink=freed.spare))
+        commits += 1
+    return commits
+
+
+def test_the_file_shrinks_to_what_it_holds(database: Database) -> None:
+    many(database, 1_500)
+    before = file_bytes(database)
+    assert shrink(database) > 10
+    assert file_bytes(database) < before / 4
+    database.close()
+
+
+def test_a_file_of_before_shrinks_too(tmp_path: Path) -> None:
+    """One that holds little is converted when it is opened; a large one is left as it is."""
+    with mock.patch.object(
+        database_module, "SCHEMA", replace(database_module.SCHEMA, shrinks=False)
+    ):
+        database = Database(tmp_path)
+        database.write(Commit(pairs=[stored()], blocks=[(1, block(1, 2, 3))]))
+        many(database, 1_500)
+        before = file_bytes(database)
+        shrink(database)
+        assert file_bytes(database) == before
+        database.close()
+    with mock.patch.object(storage, "CONVERTED_BYTES", 0):
+        Database(tmp_path).close()
+        assert (tmp_path / DATABASE_NAME).stat().st_size == before
+    database = Database(tmp_path)
+    assert file_bytes(database) < before / 4
+    many(database, 1_500)
+    shrink(database)
+    assert file_bytes(database) < before / 4
     database.close()

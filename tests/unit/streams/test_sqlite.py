@@ -541,3 +541,55 @@ def test_a_start_with_a_wrong_clock_lets_go_of_nothing(tmp_path: Path) -> None:
         add(store, DURABLE, row("c"))
     assert store.log.floor(DURABLE, "w") >= 5
     store.close()
+
+
+class TestTrimmingInParts:
+    """A trim of many rows is done in many commits, and goes on after a restart."""
+
+    def fill(self, log: SqliteLog, count: int) -> None:
+        text = b'["%s"]' % (b"x" * 20_000)
+        for _ in range(count):
+            result(log.append(DURABLE, "w", [text]))
+
+    def test_appends_come_in_between(self, tmp_path: Path) -> None:
+        worker, clock = SlowWorker(), Clock()
+        log = SqliteLog(tmp_path, make_registry(), lambda: 0, InlineWorker())
+        self.fill(log, 600)
+        result(log.close())
+        log = SqliteLog(tmp_path, make_registry(), lambda: 0, worker, reactor=clock)
+        log.trim(DURABLE, "w", 590)
+        assert log.floor(DURABLE, "w") == 590
+        clock.advance(0)
+        appended = log.append(DURABLE, "w", [b'["new"]'])
+        worker.run()
+        worker.run()
+        assert result(appended).last == 601
+        pair = log._by_id[next(iter(log._by_id))]
+        assert pair.trimming
+        assert pair.stored.rows > 11
+        while worker.jobs or clock.getDelayedCalls()[0].getTime() <= clock.seconds():
+            clock.advance(0)
+            worker.run()
+        assert not pair.trimming
+        assert pair.stored.rows == 11
+        closed = log.close()
+        worker.run()
+        result(closed)
+
+    def test_a_restart_goes_on_with_it(self, tmp_path: Path) -> None:
+        worker, clock = SlowWorker(), Clock()
+        log = SqliteLog(tmp_path, make_registry(), lambda: 0, InlineWorker())
+        self.fill(log, 600)
+        log.trim(DURABLE, "w", 590)
+        result(log.close())
+        log = SqliteLog(tmp_path, make_registry(), lambda: 0, worker, reactor=clock)
+        assert log.floor(DURABLE, "w") == 590
+        pair = log._by_id[next(iter(log._by_id))]
+        assert pair.trimming
+        while worker.jobs or clock.getDelayedCalls()[0].getTime() <= clock.seconds():
+            clock.advance(0)
+            worker.run()
+        assert pair.stored.rows == 10
+        closed = log.close()
+        worker.run()
+        result(closed)
