@@ -35,7 +35,7 @@ from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.streams.sqlite import CLEANING_PAUSE_S, SqliteLog
 
 #: A durable stream, an ephemeral one, and an ephemeral one of states.
 DURABLE, EPHEMERAL, STATES = "push_rules", "sparks", "typing"
@@ -689,7 +689,7 @@ class SqliteStore:
         """Let the reactor turn a few times."""
         if self.clock is not None:
             for _ in range(4):
-                self.clock.advance(0)
+                self.clock.advance(CLEANING_PAUSE_S)
 
     def close(self) -> None:
         """Close the log."""

@@ -104,9 +104,9 @@ SCHEMA = Schema(
 #: Most blocks of a pair, and bytes of lines in all, that one commit removes: a publish that
 #: comes meanwhile waits for that, and not for millions of rows.
 _TRIMMED_BLOCKS = 1_000
-_TRIMMED_BYTES = 4_194_304
+_TRIMMED_BYTES = 524_288
 #: Pages that one commit gives back, and pages without use that a file may have.
-_SHRUNK_PAGES = 128
+_SHRUNK_PAGES = 32
 _SPARE_PAGES = 256
 #: What ``PRAGMA auto_vacuum`` says of a file that can shrink.
 _INCREMENTAL = 2

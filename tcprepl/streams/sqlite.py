@@ -44,6 +44,11 @@ from tcprepl.streams.retention import Bounds, Retention
 
 logger = structlog.get_logger()
 
+#: What is appended without a pause shares a commit with what goes this often.
+CLEANING_INTERVAL_MS = 250
+#: How long the disk is left to others between two commits for which nobody waits.
+CLEANING_PAUSE_S = 0.005
+
 
 class _Ephemeral(MemoryStream):
     """An ephemeral stream, and the tokens that it has claimed on disk."""
@@ -117,6 +122,8 @@ class SqliteLog(BaseLog):
         self._trims: dict[int, Token] = {}
         self._expire_transactions = False
         self._shrinking = False
+        self._cleaned_ms = 0
+        self._pausing = False
         self._busy = False
         self._start_call: IDelayedCall | None = None
         self._next_id = 1
@@ -397,7 +404,12 @@ class SqliteLog(BaseLog):
 
     def _enqueue(self, item: Item) -> None:
         self._waiting.append(item)
-        if self._busy or self._start_call is not None:
+        if self._busy:
+            return
+        if self._start_call is not None:
+            if self._pausing:
+                self._pausing = False
+                self._start_call.reset(0)
             return
         if self._reactor is None:
             self._start()
@@ -426,19 +438,18 @@ class SqliteLog(BaseLog):
     def _owes_disk(self) -> bool:
         """Whether there is something to write for which nobody waits."""
         return bool(
-            self._trims
-            or self._expire_transactions
-            or self._shrinking
-            or self._producing.owes_disk
+            self._trims or self._expire_transactions or self._shrinking or self._producing.owes_disk
         )
 
     def _gather(self) -> Batch:
         """Take what waits, up to a bound, and make it ready to be written."""
         now = self._clock_ms()
         batch = gather(take(self._waiting), now)
-        batch.commit.trims, self._trims = self._trims, {}
         self._producing.gather(batch.commit)
-        batch.commit.shrink, self._shrinking = self._shrinking, False
+        if self._may_clean(now, bool(batch.items)):
+            self._cleaned_ms = now
+            batch.commit.trims, self._trims = self._trims, {}
+            batch.commit.shrink, self._shrinking = self._shrinking, False
         if self._expire_transactions:
             self._expire_transactions = False
             age_ms = int(self._retention.transaction_age_s * 1000)
@@ -464,6 +475,8 @@ class SqliteLog(BaseLog):
                 pair.stored.rows -= rows
                 pair.stored.size_bytes -= size
                 pair.trimming = pair_id in self._trims
+                if not pair.trimming:  # its counts are right again
+                    self._outbox.append(partial(self._expire_pairs, (pair,)))
             for pair, step in batch.steps:
                 self._outbox.append(partial(self._publish, pair, step))
             for item in batch.items:
@@ -474,8 +487,13 @@ class SqliteLog(BaseLog):
         if self._waiting:
             self._start()
         elif error is None and self._reactor is not None:
-            self._commit_soon()
+            self._commit_soon(CLEANING_PAUSE_S)
         self._drain()
+
+    def _may_clean(self, now_ms: int, others_wait: bool) -> bool:
+        """Return whether a commit may clean up, too: now and then, if somebody waits for it."""
+        idle_ms = abs(now_ms - self._cleaned_ms)
+        return self._reactor is None or not others_wait or idle_ms >= CLEANING_INTERVAL_MS
 
     def _refused(self, batch: Batch, error: BaseException) -> None:
         logger.error(
@@ -558,13 +576,14 @@ class SqliteLog(BaseLog):
                 self._raise_floor(pair, floor)
         self._commit_soon()
 
-    def _commit_soon(self) -> None:
+    def _commit_soon(self, pause_s: float = 0) -> None:
         """Start a commit for what goes, unless one comes anyway."""
         if not (self._closed or self._busy or self._start_call is not None):
             if self._reactor is None:
                 self._start()
             elif self._owes_disk:
-                self._start_call = self._reactor.callLater(0, self._start)
+                self._pausing = pause_s > 0
+                self._start_call = self._reactor.callLater(pause_s, self._start)
 
     def _note_damage(self, stored: StoredPair, gap: Gap) -> None:
         """Take note that the rows of *gap* cannot be read, for all who come by."""

@@ -90,12 +90,12 @@ def _trim(workload: str, held: int, seconds: float) -> Iterator[Result]:
         stall = server.ask("watched")["cpu_ms"]
         deadline = time.monotonic() + 120
         smallest = _file_bytes(server)
-        while smallest > size / 10 and time.monotonic() < deadline:
-            server.ask("latencies", stream="events", seconds=1.0, rate=RATE)
+        stagnant = 0
+        while smallest > size / 10 and stagnant < 10 and time.monotonic() < deadline:
+            server.ask("latencies", stream="events", seconds=min(1.0, seconds), rate=RATE)
             now = _file_bytes(server)
-            if now >= smallest:
-                break
-            smallest = now
+            stagnant = stagnant + 1 if now >= smallest else 0
+            smallest = min(smallest, now)
         yield TRIM_STALL.result("tcprepl", workload, [stall], words)
         for line, part in ((MEDIAN, 0.5), (PUBLISH, 0.99)):
             yield line.result("tcprepl", workload, [percentile(while_trimmed, part)], words)

@@ -20,7 +20,7 @@ from tcprepl.streams.database import Database
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.streams.sqlite import CLEANING_PAUSE_S, SqliteLog
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,
@@ -567,11 +567,21 @@ class TestTrimmingInParts:
         pair = log._by_id[next(iter(log._by_id))]
         assert pair.trimming
         assert pair.stored.rows > 11
-        while worker.jobs or clock.getDelayedCalls()[0].getTime() <= clock.seconds():
-            clock.advance(0)
+        while worker.jobs or clock.getDelayedCalls()[0].getTime() <= clock.seconds() + 1:
+            clock.advance(CLEANING_PAUSE_S)
             worker.run()
         assert not pair.trimming
         assert pair.stored.rows == 11
+        # What is appended in the pause between two parts does not wait for its end.
+        log.trim(DURABLE, "w", 595)
+        clock.advance(0)
+        worker.run()
+        log._shrinking = True
+        log._commit_soon(CLEANING_PAUSE_S)
+        later = log.append(DURABLE, "w", [b'["later"]'])
+        clock.advance(0)
+        worker.run()
+        assert result(later).last == 602
         closed = log.close()
         worker.run()
         result(closed)
@@ -586,8 +596,8 @@ class TestTrimmingInParts:
         assert log.floor(DURABLE, "w") == 590
         pair = log._by_id[next(iter(log._by_id))]
         assert pair.trimming
-        while worker.jobs or clock.getDelayedCalls()[0].getTime() <= clock.seconds():
-            clock.advance(0)
+        while worker.jobs or clock.getDelayedCalls()[0].getTime() <= clock.seconds() + 1:
+            clock.advance(CLEANING_PAUSE_S)
             worker.run()
         assert pair.stored.rows == 10
         closed = log.close()
