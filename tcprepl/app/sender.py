@@ -34,6 +34,7 @@ from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
 from tcprepl.protocol.dialects import NATIVE
 from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.storage.sqlite import private_directory
 
 #: The name of the outbox in the data directory.
 OUTBOX_FILE = "outbox.sqlite"
@@ -143,7 +144,7 @@ class FederationWorker:
         )
 
     async def _start(self) -> None:
-        self._data.mkdir(parents=True, exist_ok=True)
+        private_directory(self._data)
         settings = self.config.federation
         trust, placed = trust_of(settings.ca), placed_servers(settings.resolve)
         key = load_or_create_signing_key(settings.signing_key or self._data / SIGNING_KEY_FILE)

@@ -1,11 +1,14 @@
-"""Twisted's failures and addresses in our words: the one place that translates them."""
+"""Failures of connections: Twisted's in our words, and how long to wait after some."""
 
 from __future__ import annotations
+
+import random
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
+from tcprepl import limits
 from tcprepl.errors import CloseReason
 
 #: How the URL of an HTTP server on a Unix socket begins; the rest of its path follows.
@@ -29,3 +32,9 @@ def describe_address(address: object) -> str:
         name = address.name or b""
         return "unix:" + (name.decode("utf-8", "replace") if isinstance(name, bytes) else name)
     return str(address)
+
+
+def backoff_s(failures: int) -> float:
+    """Return how long to wait after *failures* failures in a row: doubling, jittered, capped."""
+    longest = min(limits.RECONNECT_MAX_S, limits.RECONNECT_MIN_S * 2.0 ** min(failures, 20))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret

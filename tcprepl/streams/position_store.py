@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.storage.sqlite import Durability, Schema, open_database
 from tcprepl.streams.lineage import Lineage, Places
 
 #: Token by (stream, instance).
@@ -40,6 +41,10 @@ _SAVE_LINEAGE = (
     "INSERT INTO tcprepl_lineages (stream, instance, lineage) VALUES (?, ?, ?)"
     " ON CONFLICT (stream, instance) DO UPDATE SET lineage = excluded.lineage"
 )
+
+
+_TABLES = f"{_CREATE};{_CREATE_LINEAGES};"
+_SCHEMA = Schema(_TABLES, upgrades={0: _TABLES}, if_damaged="move the file away to begin anew")
 
 
 class PositionStore(Protocol):
@@ -169,7 +174,8 @@ class SqlitePositionStore:
             self._where = "the caller's database"
         else:
             self._where = str(database)
-            self._connection = self._connect()
+            self._connection = open_database(Path(database), _SCHEMA, Durability.PROCESS_DEATH)
+            self._connection.isolation_level = "DEFERRED"  # what is written waits for a commit
         #: The positions and the lineages as they are on disk; None if that is to be looked up.
         self._saved: tuple[dict[Pair, Token], dict[Pair, Lineage]] | None = None
         try:
@@ -179,19 +185,6 @@ class SqlitePositionStore:
         except sqlite3.Error as error:
             self.close()
             raise self._explained(error) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            connection = sqlite3.connect(self._where)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-        except sqlite3.Error as error:
-            connection.close()
-            raise self._explained(error) from error
-        return connection
 
     def _explained(self, error: sqlite3.Error) -> LogCorrupt | LogUnavailable:
         if type(error) is not sqlite3.DatabaseError:

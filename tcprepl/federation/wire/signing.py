@@ -83,7 +83,7 @@ def load_or_create_signing_key(path: str | os.PathLike[str] | None) -> SigningKe
 def _create_signing_key(path: Path) -> None:
     """Write a new key, whole or not at all; if two processes do, the first one wins."""
     key = generate_signing_key("a_" + secrets.token_hex(3))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -25,6 +25,7 @@ from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
+from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.connection import ClientConnection, connect
 from tcprepl.replication.following.delivery import (
@@ -32,7 +33,6 @@ from tcprepl.replication.following.delivery import (
     PositionHandler,
     ResetHandler,
     RowHandler,
-    backoff_s,
 )
 from tcprepl.streams.position_store import MemoryPositionStore, PositionStore
 from tcprepl.streams.registry import Registry

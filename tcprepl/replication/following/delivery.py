@@ -8,7 +8,6 @@ cannot bring. Calling a handler until it succeeds is `retry.Caller`'s, the posit
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -19,13 +18,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from tcprepl import limits, metrics
+from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
+from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.descending import HOLD_S, DescendingRows
 from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
@@ -567,9 +567,3 @@ def _by_token(updates: Iterable[tuple[Token, bytes]]) -> Iterator[tuple[Token, l
         rows.append(row)
     if rows:
         yield newest, rows
-
-
-def backoff_s(failures: int) -> float:
-    """Return how long to wait after *failures* failures in a row: doubling, jittered, capped."""
-    longest = min(limits.RECONNECT_MAX_S, limits.RECONNECT_MIN_S * 2.0 ** min(failures, 20))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret

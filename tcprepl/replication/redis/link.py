@@ -33,7 +33,7 @@ from tcprepl.background import (
 )
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
-from tcprepl.replication.following.delivery import backoff_s
+from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.redis.connection import DEAD_AFTER_S, RedisConnection
 from tcprepl.replication.redis.resp import encode_publish
 from tcprepl.replication.transport import Outlet

@@ -8,12 +8,12 @@ is a *gap*: readers are told of it whenever they come to pass it.
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.errors import LogError
 from tcprepl.ids import IncarnationId, Pair, StreamName, Token
+from tcprepl.storage.sqlite import Schema, explaining, open_database, private_directory
 from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.lineage import Lineage, Places
 
@@ -21,8 +21,6 @@ from tcprepl.streams.lineage import Lineage, Places
 FILE_NAME: Final = "relay.sqlite3"
 
 _CREATE: Final = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS epochs (
     stream TEXT NOT NULL, instance TEXT NOT NULL,
     offset INTEGER NOT NULL, start INTEGER NOT NULL,
@@ -39,6 +37,9 @@ CREATE TABLE IF NOT EXISTS lineages (
     PRIMARY KEY (stream, instance)
 ) WITHOUT ROWID;
 """
+
+
+_SCHEMA: Final = Schema(_CREATE, upgrades={0: _CREATE})
 
 
 class Epoch(NamedTuple):
@@ -67,43 +68,36 @@ class RelayState:
             LogCorrupt: The file is damaged, or is not ours.
             LogUnavailable: The directory cannot be used, or the disk refuses.
         """
-        self._path = ":memory:" if directory is None else str(Path(directory) / FILE_NAME)
+        self._path = None if directory is None else Path(directory) / FILE_NAME
         self.gaps = Gaps()
+        if self._path is not None:
+            private_directory(self._path.parent)
+        self._connection = open_database(self._path, _SCHEMA)
         try:
-            if directory is not None:
-                Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self._path)
-            self._connection.executescript(_CREATE)
-            self._epochs = {
-                (stream, instance): Epoch(offset, start)
-                for stream, instance, offset, start in self._connection.execute(
-                    "SELECT stream, instance, offset, start FROM epochs"
-                )
-            }
-            for stream, instance, after, upto, lost in self._connection.execute(
-                "SELECT stream, instance, after, upto, lost FROM gaps"
-            ):
-                cause = Cause.UPSTREAM if lost else Cause.ANEW if after else Cause.RECORD
-                self.gaps.add((stream, instance), Gap(after, upto, cause))
-            self._lineages = {
-                (stream, instance): Lineage(kept)
-                for stream, instance, kept in self._connection.execute(
-                    "SELECT stream, instance, lineage FROM lineages"
-                )
-            }
-            self._streams = {
-                name for (name,) in self._connection.execute("SELECT name FROM streams")
-            }
-        except (sqlite3.Error, OSError) as error:
-            raise self._explained(error) from error
+            with explaining(self._path, _SCHEMA):
+                self._load()
+        except LogError:
+            self._connection.close()
+            raise
 
-    def _explained(self, error: Exception) -> LogUnavailable | LogCorrupt:
-        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
-            error, sqlite3.OperationalError
-        )
-        if damaged:
-            return LogCorrupt(f"{self._path}: {error}")
-        return LogUnavailable(f"{self._path}: {error}")
+    def _load(self) -> None:
+        execute = self._connection.execute
+        self._epochs = {
+            (stream, instance): Epoch(offset, start)
+            for stream, instance, offset, start in execute(
+                "SELECT stream, instance, offset, start FROM epochs"
+            )
+        }
+        for stream, instance, after, upto, lost in execute(
+            "SELECT stream, instance, after, upto, lost FROM gaps"
+        ):
+            cause = Cause.UPSTREAM if lost else Cause.ANEW if after else Cause.RECORD
+            self.gaps.add((stream, instance), Gap(after, upto, cause))
+        self._lineages = {
+            (stream, instance): Lineage(kept)
+            for stream, instance, kept in execute("SELECT stream, instance, lineage FROM lineages")
+        }
+        self._streams = {name for (name,) in execute("SELECT name FROM streams")}
 
     def pairs(self) -> list[Pair]:
         """Return every pair of which something was noted."""
@@ -186,11 +180,8 @@ class RelayState:
         self._streams.add(name)
 
     def _write(self, statement: str, values: tuple[object, ...]) -> None:
-        try:
-            with self._connection:
-                self._connection.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        with explaining(self._path, _SCHEMA):
+            self._connection.execute(statement, values)
 
     def close(self) -> None:
         """Close the file."""

@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
 from tcprepl.errors import CloseReason
-from tcprepl.replication.failures import close_reason_of, describe_address
+from tcprepl.replication.failures import backoff_s, close_reason_of, describe_address
 
 
 def test_an_orderly_end_is_told_from_a_failure() -> None:
@@ -28,3 +28,10 @@ def test_an_orderly_end_is_told_from_a_failure() -> None:
 )
 def test_addresses_for_people(address: object, shown: str) -> None:
     assert describe_address(address) == shown
+
+
+def test_back_off_doubles_is_jittered_and_capped() -> None:
+    for failures in range(0, 200, 7):
+        assert 0.05 <= backoff_s(failures) <= 5.0
+    assert max(backoff_s(0) for _ in range(50)) <= 0.1
+    assert min(backoff_s(50) for _ in range(50)) >= 2.5

@@ -19,7 +19,7 @@ from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUpPage
-from tcprepl.replication.following.delivery import Delivery, backoff_s
+from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.dialect_2017 import Resumption
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.registry import Registry, StreamDef
@@ -305,13 +305,6 @@ def test_positions_that_cannot_be_saved_are_kept_for_the_next_time() -> None:
     assert not saved
     stage.rows(2, b"[2]")
     assert saved == [{ALPHA: 2}]
-
-
-def test_back_off_doubles_is_jittered_and_capped() -> None:
-    for failures in range(0, 200, 7):
-        assert 0.05 <= backoff_s(failures) <= 5.0
-    assert max(backoff_s(0) for _ in range(50)) <= 0.1
-    assert min(backoff_s(50) for _ in range(50)) >= 2.5
 
 
 def test_a_fetched_row_that_fails_is_tried_again_before_the_next() -> None:
