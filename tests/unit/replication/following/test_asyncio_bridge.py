@@ -107,6 +107,7 @@ async def handler(stream, instance, token, rows):
         raise RuntimeError(fails.pop())
     print("row", token, [row.user_id for row in rows], flush=True)
     if token == 3:
+        third_is_here.callback(None)
         await client_stops
 
 async def main():
@@ -115,7 +116,7 @@ async def main():
     client = ReplicationClient(reactor, endpoint, ["push_rules"], handler, since="start")
     client.startService()
     await publisher.publish("push_rules", [["@a:x"], ["@b:x"], ["@c:x"]])
-    await deferLater(reactor, 1.2)
+    await third_is_here
     stopping = client.stopService()
     client_stops.callback(None)
     await stopping
@@ -123,7 +124,7 @@ async def main():
     await server.stop()
     reactor.stop()
 
-client_stops = Deferred()
+client_stops, third_is_here = Deferred(), Deferred()
 reactor.callWhenRunning(Deferred.fromCoroutine, main())
 reactor.callLater(20, reactor.stop)
 reactor.run()
