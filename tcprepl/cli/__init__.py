@@ -141,8 +141,24 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
+def open_standard_streams() -> None:
+    """Let streams that whoever started us has closed lead nowhere.
+
+    Otherwise the next file that is opened gets the number of one, and what is meant for a screen
+    goes into a database.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
 def main() -> NoReturn:
     """Run the command line of this process."""
+    open_standard_streams()
     if RELOADED.intersection(sys.argv[1:2]):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(run())

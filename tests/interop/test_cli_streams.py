@@ -1,0 +1,61 @@
+"""Standard streams that are closed, or that nobody reads."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import TCPREPL, Server, environment, tcprepl, wait_until
+from tests.ports import free_port
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell."""
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=60, env=environment()
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_server_without_them(tmp_path: Path, closed: str) -> None:
+    """It serves, and its files hold what belongs into them."""
+    port, http_port = free_port(), free_port()
+    command = shlex.join([
+        *TCPREPL, "serve", "--listen", f"127.0.0.1:{port}", "--http", f"127.0.0.1:{http_port}",
+        "--data", str(tmp_path / "data"),
+    ])  # fmt: skip
+    url = f"http://127.0.0.1:{http_port}"
+    nowhere = subprocess.DEVNULL
+    line = ["sh", "-c", f"exec {command} {closed}"]
+    with subprocess.Popen(line, env=environment(), stdout=nowhere, stderr=nowhere) as process:
+        try:
+            wait_until(
+                lambda: (
+                    tcprepl("publish", "device_lists", '["@a:b"]', "--to", url).returncode == 0
+                    or process.poll() is not None
+                ),
+                "the server takes rows",
+            )
+            assert process.poll() is None
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_commands_without_them(tmp_path: Path) -> None:
+    """Nothing to print to, nothing to read from: no traceback."""
+    with Server(tmp_path) as server:
+        for line, code in (
+            (f"tail --until-head --from {server.address} >&-", 0),
+            (f"positions --from {server.address} >&-", 0),
+            (f"publish typing --to {server.url} <&-", 0),
+            (f"publish typing --to {server.url} < /dev/null", 0),
+            (f"tail tping --from {server.address} 2>&-", 2),
+        ):
+            done = shell(f"{shlex.join(TCPREPL)} {line}")
+            assert done.returncode == code, (line, done)
+            assert "Traceback" not in done.stderr, line
