@@ -244,6 +244,7 @@ class Follower:
         self._flushing = False
         self.connected = False
         self._checked = False
+        self._answered = False
         self._done: Deferred[None] = Deferred()
 
     async def run(self) -> None:
@@ -335,13 +336,15 @@ class Follower:
 
     def _refuse(self, error: Exception) -> None:
         if not self._done.called:
+            if not self._answered:
+                self._pending = []
             self._done.errback(error)
 
     def _on_command(self, command: Command) -> None:
         if isinstance(command, ErrorCommand) and is_unknown_stream(command):
             self._refuse(unknown(self._address, command.text))
         elif self._commands and not self._done.called:
-            self._put([command_line(command)[:-1]])
+            self._put([command_line(command)[:-1]], answer=False)
 
     def _reached(self, pair: Pair, token: Token) -> None:
         if self._goal and token >= self._goal.get(pair, token + 1):
@@ -349,9 +352,11 @@ class Follower:
             if not self._goal:
                 self._end()
 
-    def _put(self, lines: list[bytes]) -> None:
+    def _put(self, lines: list[bytes], *, answer: bool = True) -> None:
+        """Hand on *lines*; what a server says before it has answered waits for its answer."""
         self._pending += lines
-        if not self._flushing:
+        self._answered |= answer
+        if self._answered and not self._flushing:
             self._flushing = True
             self._reactor.callLater(0, self._flush)
 

@@ -274,3 +274,17 @@ def test_positions_for_who_is_turned_away(world: CliWorld) -> None:
     world.server.max_connections = 0
     with pytest.raises(ConnectionFailed, match="too many connections"):
         world.run(lambda reactor: positions_of(reactor, ADDRESS))
+
+
+def test_what_a_server_says_before_it_refuses_is_not_handed_on(world: CliWorld) -> None:
+    """Its name is no row: whoever records makes no file of it."""
+    lines = Collected()
+
+    async def main(reactor: Any) -> None:
+        await following.Follower(
+            reactor, ADDRESS, ("tping",), lines.write, render=row_lines, commands=True
+        ).run()
+
+    with pytest.raises(ConfigError, match="tping"):
+        world.run(main)
+    assert lines == []
