@@ -3,7 +3,8 @@
 Synapse writes the old events of a room from the newest to the oldest, and their tokens fall with
 them: ``RDATA backfill`` 6, 5, 4, and then ``POSITION`` up to 6. A reader that took 6 as its
 position would drop the others. So such rows are held until what lies between is there, or until
-a position says that it is all; then they go on in ascending order.
+a position says that it is all; then they go on in ascending order. Where they cannot be held any
+longer, what is still to come below them is said to be missing: it is fetched, or told as a gap.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class DescendingRows:
                 held = self._held.setdefault(pair, [])
                 held.append(event)
                 if len(held) >= MAX_HELD:
-                    sorted_events += self._release(pair)
+                    sorted_events += self._release_early(pair)
             elif isinstance(event, PositionCommand):
                 pair = (event.stream, event.instance)
                 sorted_events += self._release(pair)
@@ -83,9 +84,25 @@ class DescendingRows:
             self._gone_on[pair] = max(held[-1].token, self._gone_on.get(pair, 0))
         return held
 
-    def release(self) -> list[RowsReceived]:
-        """Return everything that is held, in order."""
-        return [event for pair in list(self._held) for event in self._release(pair)]
+    def _release_early(self, pair: Pair) -> list[RowsReceived | PositionCommand]:
+        """Return what is held, with positions that say where rows are missing.
+
+        If the newest row came last, the writer is done: it says a position only after others.
+        Tokens that are missing then are those of other instances.
+        """
+        done = self._held[pair][-1].token == max(event.token for event in self._held[pair])
+        below = max(self._progress.known.get(pair) or 0, self._gone_on.get(pair, 0))
+        told: list[RowsReceived | PositionCommand] = []
+        for event in self._release(pair):
+            if not done and below and event.token > below + 1:
+                told.append(PositionCommand(*pair, event.token - 1, event.token - 1))
+            below = max(below, event.token)
+            told.append(event)
+        return told
+
+    def release(self) -> list[RowsReceived | PositionCommand]:
+        """Return everything that is held, in order, when nothing came for `HOLD_S`."""
+        return [event for pair in list(self._held) for event in self._release_early(pair)]
 
     def clear(self) -> None:
         """Forget what is held: its connection is gone, and it comes again, or is missed."""

@@ -39,6 +39,7 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import RowsReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
+from tcprepl.replication.following.descending import DESCENDING
 from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.relaying.intake import Intake, RelayCatchUp
 from tcprepl.replication.status import LinkStatus
@@ -357,6 +358,8 @@ class RedisUpstream:
                     follower.delivery.take(run)
                 follower, run = self._follower(pair), []
             if not follower.heard:
+                if pair[0] in DESCENDING and type(event) is RowsReceived:
+                    continue  # rows above it may have passed: a position has to say so
                 run += self._first_heard(follower, event)
             elif type(event) is RowsReceived:
                 run.append(event if all(map(is_json, event.rows)) else self._sifted(event))
@@ -378,9 +381,9 @@ class RedisUpstream:
         """
         pair = stream, _ = follower.pair
         token = event.token
-        position = (
-            event if isinstance(event, PositionCommand) else PositionCommand(*pair, token, token)
-        )
+        position = PositionCommand(*pair, token, token)
+        if isinstance(event, PositionCommand) and stream not in DESCENDING:
+            position = event  # else the rows that it speaks of may have passed before we came
         known = follower.delivery.known.get(pair)
         if known and stream in IN_MEMORY and self._registry.get(stream).keyed:
             # Its writer may be another process by now that has passed the old counter, which

@@ -69,10 +69,28 @@ def test_nothing_goes_on_before_anything_is_known() -> None:
 def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_HELD", 3)
     descending, _ = made()
-    assert descending.sort(rows(9, 8, 7)) == rows(7, 8, 9)
+    # what is to come below is told as missing, and dropped by others as known when it comes
+    assert descending.sort(rows(9, 8, 7)) == [position(6, 6), *rows(7, 8, 9)]
+    assert descending.sort(rows(6)) == rows(6)
     descending.sort(rows(12))
     descending.clear()
     assert not descending.holds
+
+
+def test_what_lies_between_rows_that_wait_no_longer_is_told_as_missing() -> None:
+    descending, _ = made()
+    descending.sort(rows(9, 7, 8, 5, 3))
+    assert descending.release() == [
+        position(2, 2),
+        *rows(3),
+        position(4, 4),
+        *rows(5),
+        position(6, 6),
+        *rows(7, 8, 9),
+    ]
+    # A writer whose newest row came last has said all: what is between is of other instances.
+    descending.sort(rows(12))
+    assert descending.release() == rows(12)
 
 
 @given(st.data())

@@ -436,3 +436,31 @@ def test_rows_that_count_down_are_held_until_a_position_or_for_a_while() -> None
     world.clock.advance(1.0)
     world.network.settle()
     assert world.log.position(*pair) == 9
+
+
+def test_rows_that_count_down_prove_nothing_before_their_position_after_an_absence() -> None:
+    """Those above them may have passed while nobody listened."""
+    world = World()
+    pair = ("backfill", "w1")
+    world.say("POSITION backfill w1 1 1")
+    world.reconnect()
+    world.say("RDATA backfill w1 3 [3]", "RDATA backfill w1 2 [2]")
+    assert world.log.position(*pair) == 1
+    world.say("POSITION backfill w1 2 6", "RDATA backfill w1 7 [7]")
+    assert world.rows(pair) == [(7, b"[7]")]
+    assert world.upstream.status().newest_gaps == [
+        "backfill of w1: rows in (1, 6] may be missing: the upstream could not tell them"
+    ]
+
+
+def test_rows_that_count_down_and_stop_half_way_are_told_as_a_gap() -> None:
+    world = World()
+    pair = ("backfill", "w1")
+    world.say("POSITION backfill w1 1 1", *(f"RDATA backfill w1 {n} [{n}]" for n in (6, 5)))
+    world.clock.advance(1.0)
+    world.network.settle()
+    world.say("RDATA backfill w1 4 [4]", "POSITION backfill w1 2 6")
+    assert world.rows(pair) == [(5, b"[5]"), (6, b"[6]")]
+    assert world.upstream.status().newest_gaps == [
+        "backfill of w1: rows in (1, 4] may be missing: the upstream could not tell them"
+    ]
