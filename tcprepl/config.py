@@ -197,6 +197,9 @@ class ReplicationSettings(Settings):
     max_connections: int = Field(
         default=limits.MAX_CONNECTIONS, ge=1, description="a whole number above 0"
     )
+    publish: bool | None = Field(
+        default=None, description="true, false, or null: unless HTTP asks for a token"
+    )
 
     @field_validator("listen")
     @classmethod

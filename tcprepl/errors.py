@@ -355,9 +355,14 @@ class SequenceTooOld(ProducerError):
 
 
 class TooManyProducers(ProducerError):
-    """There is no room for another name."""
+    """There is no room for another name.
+
+    Attributes:
+        limit: How many there are.
+    """
 
     def __init__(self, producer: str, limit: int) -> None:
+        self.limit = limit
         super().__init__(producer, f"there are {limit} producers already: use one of their names")
 
 

@@ -103,6 +103,12 @@ MAX_REPLY_BYTES = 65_536
 TURN_LINES = 2_000
 #: Lines of one connection that are worked on in a turn.
 PEER_TURN_LINES = 250
+#: Appends of one connection that are not answered yet; above it nothing more is read from it.
+MAX_UNANSWERED_APPENDS = 4_096
+#: Bytes of their rows.
+MAX_UNANSWERED_BYTES = 4 * 2**20
+#: Bytes of the rows of all connections that are not answered yet.
+MAX_ALL_UNANSWERED_BYTES = 64 * 2**20
 #: Streams, and connections, that STATUS tells of.
 MAX_STATUS_LINES = 100
 #: First delay before a client connects again; doubled for each failure, and jittered.

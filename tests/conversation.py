@@ -30,6 +30,7 @@ from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.opening import open_log
+from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
 from tests.docs_md import Block
 
@@ -167,6 +168,7 @@ class Stage(ABC):
             SERVER_NAME,
             INSTANCE,
             dialect=self.dialect,
+            publisher=Publisher(self.log, self.registry, INSTANCE),
         )
         for spec in COMMANDS.values():
             server.on(spec.command, lambda command, peer: self.heard.append(command.NAME))

@@ -50,7 +50,12 @@ class World:
         self.log.ensure("alpha", "master")
         self.publisher = Publisher(self.log, self.registry, "master")
         self.server = ReplicationServer(
-            self.network.clock, self.log, self.registry, "example.com", **options
+            self.network.clock,
+            self.log,
+            self.registry,
+            "example.com",
+            publisher=self.publisher,
+            **options,
         )
         self.port = Deferred.fromCoroutine(self.server.listen(self.network.server_endpoint()))
         self._callers = 0

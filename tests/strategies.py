@@ -24,7 +24,14 @@ from tcprepl.protocol.commands import (
     NewActiveTaskCommand,
     PingCommand,
     PositionCommand,
+    ProducerCommand,
+    PublishBatchCommand,
+    PublishCommand,
+    PublishedCommand,
+    PublishRowsCommand,
     RdataCommand,
+    Reason,
+    RefusedCommand,
     RemoteServerUpCommand,
     RemovePusherCommand,
     ReplicateCommand,
@@ -143,6 +150,7 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
     else:
         replicate = of_stream
     keys = st.lists(names() | st.integers() | st.booleans() | st.none(), max_size=4).map(tuple)
+    numbers = st.none() | tokens()
     return {
         ServerCommand: st.builds(ServerCommand, names()),
         RdataCommand: st.builds(RdataCommand, words(), instances, st.none() | tokens(), rows()),
@@ -187,6 +195,28 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
         ),
         NewActiveTaskCommand: st.builds(NewActiveTaskCommand, names()),
         CancelTaskCommand: st.builds(CancelTaskCommand, names()),
+        **{
+            kind: st.builds(kind, names(), rows(), st.none() | words(), numbers)
+            for kind in (PublishCommand, PublishRowsCommand, PublishBatchCommand)
+        },
+        PublishedCommand: st.builds(
+            PublishedCommand, names(), names(), tokens(), tokens(), numbers
+        ),
+        RefusedCommand: st.builds(
+            RefusedCommand,
+            names(),
+            st.sampled_from([reason.value for reason in Reason]),
+            tokens(),
+            texts(),
+            numbers,
+        ),
+        ProducerCommand: st.builds(
+            lambda name, given: ProducerCommand(name, *given),
+            names(),
+            st.just(())
+            | st.tuples(st.integers(1, MAX_TOKEN))
+            | st.tuples(st.integers(1, 9), tokens()),
+        ),
         HelpCommand: st.builds(HelpCommand, st.just("") | names()),
         StatusCommand: st.just(StatusCommand()),
         InfoCommand: st.builds(InfoCommand, texts()),

@@ -25,7 +25,7 @@ from tcprepl.ephemeral.presence_states import NOTIFIES
 from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import parse_line, serialize
-from tcprepl.protocol.commands import COMMANDS, RdataCommand
+from tcprepl.protocol.commands import COMMANDS, RdataCommand, Reason
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.events import Closing
 from tcprepl.protocol.server_session import ServerSession
@@ -264,6 +264,13 @@ def test_every_command_has_syntax_duty_and_example() -> None:
             assert re.search(rf"^{word}\b", syntax, re.MULTILINE), word
             assert f"> {word}" in example, word
     assert sorted(told) == sorted(COMMANDS)
+
+
+def test_reasons_are_those_of_the_code() -> None:
+    """Each reason for which rows are refused, what its value is, and what to do."""
+    table = DOCUMENT.sections["6.17"].table("Reason")
+    assert [plain(name) for name in table.column("Reason")] == [reason.value for reason in Reason]
+    assert all(len(cell) > 3 for row in table.rows for cell in row[2:])
 
 
 # -- section 7: streams ----------------------------------------------------------------

@@ -20,6 +20,7 @@ from tcprepl.app.settings import (
     http_secrets,
     placed_servers,
     policy_of,
+    publishes,
     registry_of,
     retention_of,
     trust_of,
@@ -235,6 +236,7 @@ class Server:
             config.instance,
             dialect=config.replication.dialect,
             max_connections=config.replication.max_connections,
+            publisher=self.publisher if publishes(config) else None,
         )
         self._life.add("replication", self.replication.stop)
         self.replication.on(FederationAckCommand, self._acknowledged)

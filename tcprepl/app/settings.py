@@ -100,3 +100,9 @@ def policy_of(config: Config) -> AddressPolicy:
     """Return which addresses of other servers are connected to."""
     settings = config.federation
     return AddressPolicy(settings.allowed_addresses, allow_private=settings.allow_private_addresses)
+
+
+def publishes(config: Config) -> bool:
+    """Return whether rows may be published over the line protocol, which asks for no token."""
+    allowed = config.replication.publish
+    return config.http.token is None if allowed is None else allowed

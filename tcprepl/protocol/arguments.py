@@ -9,7 +9,13 @@ from tcprepl.errors import MalformedCommand
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.display import snippet
-from tcprepl.protocol.grammar import NAME_SHAPE, PATTERNS, TOKEN_RANGE
+from tcprepl.protocol.grammar import (
+    INSTANCE_SHAPE,
+    NAME_SHAPE,
+    PATTERNS,
+    TOKEN_RANGE,
+    is_instance_name,
+)
 
 _is_name: Final = PATTERNS["name"].fullmatch
 _is_token: Final = PATTERNS["token"].fullmatch
@@ -81,6 +87,30 @@ class Arguments:
         if value.startswith("-") and _is_token(value[1:]):
             return 0
         return self.token(index)
+
+    def take_number(self, index: int) -> int | None:
+        """Return the ``#number`` that argument *index* begins with, if it does, and cut it off."""
+        word = self._take(index, "#")
+        if word is None:
+            return None
+        number = int(word) if _is_token(word) else MAX_TOKEN + 1
+        if number > MAX_TOKEN:
+            raise self.wrong(f"number{{}} is not {TOKEN_RANGE}", word)
+        return number
+
+    def take_instance(self, index: int) -> str | None:
+        """Return the ``@instance`` that argument *index* begins with, if it does; cut it off."""
+        word = self._take(index, "@")
+        if word is not None and not is_instance_name(word):
+            raise self.wrong(f"instance{{}} is not {INSTANCE_SHAPE}", word)
+        return word
+
+    def _take(self, index: int, mark: str) -> str | None:
+        value = self.values[index]
+        if not value.startswith(mark):
+            return None
+        word, _, self.values[index] = value.partition(" ")
+        return word[1:]
 
     def time_ms(self, index: int) -> int:
         """Return argument *index* as ms since 1970."""

@@ -7,6 +7,7 @@ secrets.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Final, cast
@@ -30,7 +31,13 @@ from tcprepl.protocol.commands import (
     NewActiveTaskCommand,
     PingCommand,
     PositionCommand,
+    ProducerCommand,
+    PublishBatchCommand,
+    PublishCommand,
+    PublishedCommand,
+    PublishRowsCommand,
     RdataCommand,
+    RefusedCommand,
     RemoteServerUpCommand,
     RemovePusherCommand,
     ReplicateCommand,
@@ -54,6 +61,7 @@ _is_name = PATTERNS["name"].fullmatch
 _is_label = PATTERNS["label"].fullmatch
 _is_token = PATTERNS["token"].fullmatch
 _is_time = PATTERNS["time"].fullmatch
+_is_reason = PATTERNS["reason"].fullmatch
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -210,6 +218,59 @@ def _status(arguments: Arguments, dialect: Dialect) -> Command:
     return StatusCommand()
 
 
+def _publish(make: type[PublishCommand]) -> Callable[[Arguments, Dialect], Command]:
+    """Return what reads a command with rows."""
+
+    def read(arguments: Arguments, dialect: Dialect) -> Command:
+        arguments.split_at_most(2)
+        stream = arguments.name(0, "stream")
+        instance = arguments.take_instance(1)
+        number = arguments.take_number(1)
+        rows = arguments.values[1]
+        if not rows:
+            raise arguments.wrong("the row is empty" if make is PublishCommand else "no rows")
+        return make(stream, rows.encode(), instance, number)
+
+    return read
+
+
+def _published(arguments: Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(4, 5)
+    number = arguments.take_number(4) if count > 4 else None
+    if count > 4 and number is None:
+        raise arguments.wrong("the number{} does not begin with #", arguments.values[4])
+    return PublishedCommand(
+        arguments.name(0, "stream"),
+        arguments.name(1, "instance"),
+        arguments.token(2, "first"),
+        arguments.token(3, "last"),
+        number,
+    )
+
+
+def _refused(arguments: Arguments, dialect: Dialect) -> Command:
+    arguments.split_at_most(2)
+    subject = arguments.name(0, "subject")
+    number = arguments.take_number(1)
+    arguments.values[1:] = (*arguments.values[1].split(" ", 2), "", "")[:3]
+    reason = arguments.values[1]
+    if not _is_reason(reason):
+        raise arguments.wrong("reason{} is not small letters", reason)
+    return RefusedCommand(subject, reason, arguments.token(2, "value"), arguments.values[3], number)
+
+
+def _producer(arguments: Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(1, 2, 3)
+    epoch = arguments.token(1, "epoch") if count > 1 else None
+    if epoch == 0:
+        raise arguments.wrong("epochs begin at 1")
+    return ProducerCommand(
+        arguments.name(0, "name"),
+        epoch,
+        arguments.token(2, "sequence") if count > 2 else None,
+    )
+
+
 def _info(arguments: Arguments, dialect: Dialect) -> Command:
     return InfoCommand(arguments.rest)
 
@@ -236,6 +297,12 @@ _PARSERS: Final[dict[str, Callable[[Arguments, Dialect], Command]]] = {
     "HELP": _help,
     "STATUS": _status,
     "INFO": _info,
+    "PUBLISH": _publish(PublishCommand),
+    "PUBLISH_ROWS": _publish(PublishRowsCommand),
+    "PUBLISH_BATCH": _publish(PublishBatchCommand),
+    "PUBLISHED": _published,
+    "REFUSED": _refused,
+    "PRODUCER": _producer,
 }
 
 
@@ -295,6 +362,11 @@ def _number(token: int) -> int:
     if not 0 <= token <= MAX_TOKEN:
         raise LocalProtocolError(f"{token} is not {TOKEN_RANGE}")
     return token
+
+
+def _hash(number: int | None, before: str = "", after: str = "") -> str:
+    """Return a number that ties an answer to a question, if there is one."""
+    return "" if number is None else f"{before}#{_number(number)}{after}"
 
 
 def _compact(value: object) -> str:
@@ -386,6 +458,19 @@ def _arguments(command: Command, dialect: Dialect) -> str:
             return f"{_word(user_id)} {_compact(seen)}"
         case LockReleasedCommand(instance, lock_name, lock_key):
             return _compact((instance, lock_name, lock_key))
+        case PublishCommand(stream, _, instance, number):
+            writer = "" if instance is None else f"@{_word(instance)} "
+            return f"{_word(stream)} {writer}{_hash(number, '', ' ')}"
+        case PublishedCommand(stream, instance, first, last, number):
+            place = f"{_word(stream)} {_word(instance)} {_number(first)} {_number(last)}"
+            return place + _hash(number, " ")
+        case RefusedCommand(subject, reason, value, text, number):
+            if not _is_reason(reason):
+                raise LocalProtocolError(f'"{snippet(reason)}" is not small letters')
+            return f"{_word(subject)} {_hash(number, '', ' ')}{reason} {_number(value)} {text}"
+        case ProducerCommand(name, epoch, sequence):
+            given = itertools.takewhile(lambda value: value is not None, (epoch, sequence))
+            return " ".join((_word(name), *(str(_number(value or 0)) for value in given)))
         case HelpCommand(topic):
             return topic
         case StatusCommand():
@@ -409,6 +494,8 @@ def serialize(command: Command, dialect: Dialect) -> bytes:
         raise LocalProtocolError(f"{word}: a lone surrogate cannot be written") from None
     if isinstance(command, RdataCommand):
         line += command.row
+    elif isinstance(command, PublishCommand):
+        line += command.rows
     if _LF in line or line.endswith(b"\r"):
         raise LocalProtocolError(f"{word}: a line break cannot be written")
     if len(line) > dialect.max_line_bytes:

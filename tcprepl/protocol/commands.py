@@ -9,10 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias
 
-from tcprepl.ids import IncarnationId, InstanceName, ServerName, StreamName, Token
+from tcprepl.ids import (
+    IncarnationId,
+    InstanceName,
+    ProducerName,
+    ServerName,
+    StreamName,
+    Token,
+)
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.state import Role
 
@@ -236,6 +244,109 @@ class InfoCommand(Command):
     text: str
 
 
+class Reason(Enum):
+    """Why something is refused; the number that goes with it says more."""
+
+    #: A row does not fit its stream; its place in the line, from 0.
+    ROW = "row"
+    #: There is no such stream.
+    STREAM = "stream"
+    #: Somebody else has claimed the producer's name since; the present epoch.
+    FENCED = "fenced"
+    #: Appends before this one were not taken; the number that is expected.
+    HOLE = "hole"
+    #: It was taken, so long ago that its tokens are forgotten; the number that is expected.
+    OLD = "old"
+    #: Who has claimed a producer's name numbers its appends.
+    NUMBER = "number"
+    #: There is no room for another producer; how many there are.
+    PRODUCERS = "producers"
+    #: The log cannot do it now; a later try may succeed.
+    UNAVAILABLE = "unavailable"
+    #: Rows are not published here.
+    READ_ONLY = "read_only"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishCommand(Command):
+    """Append one row.
+
+    Attributes:
+        stream: The stream.
+        rows: The row as JSON.
+        instance: The writing instance; None is the server's own.
+        number: Comes again with the answer; the sequence number of a producer.
+    """
+
+    NAME: ClassVar[str] = "PUBLISH"
+    stream: StreamName
+    rows: bytes = field(repr=False)
+    instance: InstanceName | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRowsCommand(PublishCommand):
+    """Append the rows of a JSON array, each with a token of its own: all of them, or none."""
+
+    NAME: ClassVar[str] = "PUBLISH_ROWS"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishBatchCommand(PublishCommand):
+    """Append the rows of a JSON array, which share one token: all of them, or none."""
+
+    NAME: ClassVar[str] = "PUBLISH_BATCH"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedCommand(Command):
+    """Rows were taken: the tokens of the first and the last, and the number of the question."""
+
+    NAME: ClassVar[str] = "PUBLISHED"
+    stream: StreamName
+    instance: InstanceName
+    first: Token
+    last: Token
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCommand(Command):
+    """Rows, or a claim, were not taken.
+
+    Attributes:
+        subject: The stream, or the producer.
+        reason: Why, as `Reason` has it; others may come to be.
+        value: What goes with the reason.
+        text: In words.
+        number: The number of the question.
+    """
+
+    NAME: ClassVar[str] = "REFUSED"
+    subject: str
+    reason: str
+    value: int
+    text: str = ""
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerCommand(Command):
+    """A client claims a producer's name; the server says with which epoch, and how far it is.
+
+    Attributes:
+        name: The producer.
+        epoch: The epoch; None asks for a new one.
+        sequence: The last number that was taken; None where a client asks.
+    """
+
+    NAME: ClassVar[str] = "PRODUCER"
+    name: ProducerName
+    epoch: int | None = None
+    sequence: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
     """What is true of a command apart from its values.
@@ -351,6 +462,48 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
             CommandSpec(HelpCommand, _C, _TCP, "[<command>]", "what there is"),
             CommandSpec(StatusCommand, _C, _TCP, "", "positions, peers, who is behind"),
             CommandSpec(InfoCommand, _S, _TCP, "<text>", "a line of an answer"),
+            CommandSpec(
+                PublishCommand,
+                _C,
+                _TCP,
+                "<stream> [@<instance>] [#<number>] <row>",
+                "append a row, JSON, to a stream",
+            ),
+            CommandSpec(
+                PublishRowsCommand,
+                _C,
+                _TCP,
+                "<stream> [@<instance>] [#<number>] <json array>",
+                "append many rows, all or none",
+            ),
+            CommandSpec(
+                PublishBatchCommand,
+                _C,
+                _TCP,
+                "<stream> [@<instance>] [#<number>] <json array>",
+                "append rows that share a token",
+            ),
+            CommandSpec(
+                PublishedCommand,
+                _S,
+                _TCP,
+                "<stream> <instance> <first> <last> [#<number>]",
+                "rows were taken",
+            ),
+            CommandSpec(
+                RefusedCommand,
+                _S,
+                _TCP,
+                "<stream|producer> [#<number>] <reason> <value> <text>",
+                "rows were not taken",
+            ),
+            CommandSpec(
+                ProducerCommand,
+                _BOTH,
+                _TCP,
+                "<name> [<epoch> [<sequence>]]",
+                "number your appends, so that each is taken once",
+            ),
         )
     }
 )

@@ -16,15 +16,24 @@ class LineBuffer:
     It never holds more than the longest line and a delimiter. Once a line exceeded the
     limit, `overlong` has its beginning and everything after it is thrown away.
 
-    Attributes:
+    Args:
         max_line_bytes: Longest line, delimiter excluded.
+        long_word: How lines begin, in any case, that may be longer; nothing for none.
+        max_long_bytes: Longest of these.
+
+    Attributes:
+        max_line_bytes: As given.
         overlong: The first *max_line_bytes* bytes of the line that was too long, or None.
     """
 
-    __slots__ = ("_tail", "max_line_bytes", "overlong")
+    __slots__ = ("_long_word", "_max_long_bytes", "_tail", "max_line_bytes", "overlong")
 
-    def __init__(self, max_line_bytes: int) -> None:
+    def __init__(
+        self, max_line_bytes: int, long_word: bytes = b"", max_long_bytes: int = 0
+    ) -> None:
         self.max_line_bytes = max_line_bytes
+        self._long_word = long_word
+        self._max_long_bytes = max_long_bytes
         self.overlong: bytes | None = None
         self._tail = bytearray()
 
@@ -65,18 +74,25 @@ class LineBuffer:
         if may_exceed:
             longest = self.max_line_bytes
             for index, line in enumerate(lines):
-                if len(line) > longest:
+                if len(line) > longest and len(line) > self._most(line):
                     self._overflow(line)
                     return lines[:index]
             self._check_tail()
         return lines
 
+    def _most(self, line: bytes | bytearray) -> int:
+        """Return how long *line*, of which the beginning is there, may be."""
+        word = self._long_word
+        if word and line[: len(word)].upper() == word:
+            return self._max_long_bytes
+        return self.max_line_bytes
+
     def _check_tail(self) -> None:
         """Give up on an unended line as soon as no delimiter can make it fit."""
-        excess = len(self._tail) - self.max_line_bytes
+        excess = len(self._tail) - self._most(self._tail)
         if excess > 1 or (excess == 1 and not self._tail.endswith(_CR)):
             self._overflow(bytes(self._tail))
 
     def _overflow(self, line: bytes) -> None:
-        self.overlong = line[: self.max_line_bytes]
+        self.overlong = line[: self._most(line)]
         self._tail.clear()

@@ -20,6 +20,7 @@ command           = server / rdata / position / error / ping / name-command / re
                   / user-sync / clear-user-sync / federation-ack / remove-pusher
                   / invalidate-cache / user-ip / remote-server-up / sync
                   / lock-released / new-active-task / cancel-task / help / status / info
+                  / publish / published / refused / producer
 
 server            = "SERVER" SP name
 rdata             = "RDATA" SP stream SP [ instance SP ] ( token / batch ) SP row
@@ -45,6 +46,12 @@ cancel-task       = "CANCEL_TASK" SP name
 help              = "HELP" [ SP text ]
 status            = "STATUS" [ SP ]
 info              = "INFO" [ SP text ]
+publish           = "PUBLISH" SP stream [ SP "@" instance ] [ SP number ] SP row
+                  / "PUBLISH_ROWS" SP stream [ SP "@" instance ] [ SP number ] SP json
+                  / "PUBLISH_BATCH" SP stream [ SP "@" instance ] [ SP number ] SP json
+published         = "PUBLISHED" SP stream SP instance SP token SP token [ SP number ]
+refused           = "REFUSED" SP name [ SP number ] SP reason SP value SP text
+producer          = "PRODUCER" SP name [ SP epoch [ SP sequence ] ]
 
 stream            = name                    ; "*" and "ALL" in REPLICATE: every stream
 instance          = name                    ; "*" in REPLICATE: every instance
@@ -52,6 +59,11 @@ token             = 1*19DIGIT               ; at most 9223372036854775807
 batch             = %s"batch"               ; the row shares the next row's token
 now               = "NOW"
 incarnation       = name                    ; of a log, as the server's first PING names it
+number            = "#" 1*19DIGIT           ; at most 9223372036854775807
+epoch             = 1*19DIGIT               ; of a producer, from 1
+sequence          = 1*19DIGIT               ; the last number that was taken, 0 for none
+reason            = 1*( %x61-7A / "_" )     ; why, for programs
+value             = 1*19DIGIT               ; what goes with the reason
 time              = [ "-" ] 1*19DIGIT       ; milliseconds since 1970
 name              = 1*255name-char
 name-char         = %x21-7E / %xA1-D7FF / %xE000-10FFFF
@@ -72,6 +84,7 @@ PATTERNS: Final = {
     "name": re.compile(f"[{_NAME_CHARS}]{{1,{MAX_NAME_CHARS}}}"),
     "label": re.compile(f"[ {_NAME_CHARS}]{{1,{MAX_NAME_CHARS}}}"),
     "text": re.compile(r"[^\n]*"),
+    "reason": re.compile(r"[a-z_]+"),
 }
 
 #: What an ERROR says a token should have been.

@@ -6,7 +6,7 @@ from typing import Final
 
 from tcprepl.errors import MalformedCommand, RemoteProtocolError
 from tcprepl.ids import IncarnationId, ServerName
-from tcprepl.limits import MAX_LINE_BYTES
+from tcprepl.limits import MAX_LINE_BYTES, MAX_NATIVE_LINE_BYTES
 from tcprepl.protocol.commands import (
     Command,
     NameCommand,
@@ -16,11 +16,14 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS, NATIVE_TAG
 from tcprepl.protocol.events import DialectChosen, Event, LinesPassed
+from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import Role
 
 #: Bytes that are cut into lines at a time: what waits to be pulled waits as bytes.
 _PIECE_BYTES: Final = 4_096
+#: How the lines begin that carry rows.
+_LONG_WORD: Final = b"PUBLISH"
 #: Lines without a command that one event may stand for.
 MAX_PASSED: Final = 64
 
@@ -37,6 +40,8 @@ class ServerSession(Session):
         max_line_bytes: Longest line taken, delimiter excluded.
         handshake_timeout_s: Close a connection that asked for nothing in this time; None,
             the default, lets a person think.
+        publishing: Whether rows may be published, and so whether a line that begins with
+            PUBLISH may be as long as the native dialect's.
     """
 
     role = Role.SERVER
@@ -51,11 +56,14 @@ class ServerSession(Session):
         epoch_s: float = 0.0,
         max_line_bytes: int = MAX_LINE_BYTES,
         handshake_timeout_s: float | None = None,
+        publishing: bool = False,
     ) -> None:
         bare = DIALECTS["1.22" if dialect == "auto" else dialect]
         if bare.in_band_resume or not bare.over_tcp:
             raise ValueError(f"dialect {dialect} has no REPLICATE without arguments over TCP")
         super().__init__(bare, max_line_bytes, now, epoch_s, handshake_timeout_s)
+        if publishing:
+            self._buffer = LineBuffer(max_line_bytes, _LONG_WORD, MAX_NATIVE_LINE_BYTES)
         self._bare = bare
         #: Lines that were cut and not pulled, the last one first.
         self._lines: list[bytes] = []

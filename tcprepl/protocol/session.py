@@ -141,8 +141,7 @@ class Session(ABC):
         if overlong is not None:
             word = word_of(overlong)
             raise LineTooLong(
-                f"{f'{word}: ' if word else ''}the line is longer than "
-                f"{self._buffer.max_line_bytes} bytes",
+                f"{f'{word}: ' if word else ''}the line is longer than {len(overlong)} bytes",
                 line_number=self._line_number + 1,
             )
 

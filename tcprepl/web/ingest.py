@@ -7,7 +7,6 @@ after a restart, and is answered with the tokens of the first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -32,6 +31,7 @@ from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.metrics import Live
 from tcprepl.protocol.grammar import INSTANCE_SHAPE, is_instance_name
+from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.log import Appended
 from tcprepl.web.services import WebServices
 
@@ -205,18 +205,11 @@ def rows_of(call: Call) -> list[bytes]:
     except ApiError as refusal:
         if refusal.errcode != "M_NOT_JSON":
             raise
-        # The standard library takes what msgspec does not: lone surrogates, as Synapse sends.
+        # What msgspec does not take may be JSON all the same.
         try:
-            found = json.loads(call.body, parse_constant=_refuse)
-        except (ValueError, RecursionError):
+            return rows_in(call.body)
+        except ValueError:
             raise refusal from None
-    if not isinstance(found, list):
-        raise ApiError(400, "M_BAD_JSON", "the body is not a JSON array of rows")
-    return [json.dumps(row, separators=(",", ":")).encode() for row in found]
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
 
 
 def check_stream(registry: Registry, stream: str) -> None:

@@ -27,6 +27,8 @@ from tcprepl.protocol.commands import (
     InfoCommand,
     NameCommand,
     PingCommand,
+    ProducerCommand,
+    PublishCommand,
     RemoteServerUpCommand,
     ReplicateCommand,
     StatusCommand,
@@ -36,6 +38,7 @@ from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.serving.publishing import Publishing
 from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.serving.turns import Worked
@@ -93,6 +96,7 @@ class Peer:
         "_last_sent",
         "_outlet",
         "_paused",
+        "_publishing",
         "_reader",
         "_server",
         "_session",
@@ -118,6 +122,7 @@ class Peer:
         self._outlet: Outlet | None = None
         self._reader: Reader | None = None
         self._paused = False
+        self._publishing: Publishing | None = None
         #: Of what was said past the hub, the bytes that the socket has not taken.
         self._waiting_bytes = 0
         self._last_sent = 0.0
@@ -147,7 +152,7 @@ class Peer:
     @property
     def quiet(self) -> bool:
         """Whether it has neither named itself nor asked for anything."""
-        return not self.name and self._reader is None
+        return not self.name and self._reader is None and self._publishing is None
 
     # -- IProtocol ---------------------------------------------------------------------
 
@@ -169,6 +174,8 @@ class Peer:
     def connectionLost(self, reason: Failure) -> None:
         """Forget the peer (Twisted calls this)."""
         self._server.turns.forget(self)
+        if self._publishing is not None:
+            self._publishing.close()
         if self._reader is not None:
             self._server.hub.unsubscribe(self._reader)
         why = self.closing or close_reason_of(reason)
@@ -181,20 +188,26 @@ class Peer:
         """Do what the peer said, as far as *lines* go and as long as it takes the answers."""
         done = 0
         event: Event | None = None
-        while done < lines and not self._owes:
+        while done < lines and not self._full:
             event = self._session.next_event(self._server.reactor.seconds())
             if event is None:
                 break
             done += self._handle(event)
             self._pump()
         self._catch_up()
-        more = event is not None and not self._owes
-        self._read_on(not more and not self._owes)
+        full = self._full
+        more = event is not None and not full
+        self._read_on(not more and not full)
         return Worked(done, more)
 
     @property
+    def _full(self) -> bool:
+        """Whether it is not listened to: for what it is to be told, or what it published."""
+        return self._owes or (self._publishing is not None and self._publishing.full)
+
+    @property
     def _owes(self) -> bool:
-        """Whether so much is to be said to it that it is not listened to."""
+        """Whether it does not take what is said to it."""
         return self._waiting_bytes > MAX_REPLY_BYTES
 
     def _read_on(self, reading: bool) -> None:
@@ -217,6 +230,8 @@ class Peer:
     def _command(self, command: Command) -> int:
         if isinstance(command, ReplicateCommand):
             return self._replicate(command)
+        if isinstance(command, PublishCommand | ProducerCommand):
+            return self._publish(command)
         if isinstance(command, HelpCommand):
             return self.tell(help_lines(command.topic))
         if isinstance(command, StatusCommand):
@@ -236,6 +251,24 @@ class Peer:
         if isinstance(command, RemoteServerUpCommand):
             return _DISPATCH_LINES + self._server.connections  # each is written to
         return _DISPATCH_LINES
+
+    def _publish(self, command: PublishCommand | ProducerCommand) -> int:
+        self._server.dispatch(command, self)
+        if self._publishing is None:
+            self._publishing = Publishing(self._server.door, self._answer)
+        if isinstance(command, ProducerCommand):
+            return self._publishing.claim(command)
+        return self._publishing.publish(command)
+
+    def _answer(self, answers: Sequence[Command]) -> None:
+        """Send answers to what was published; there is room for more then."""
+        if self.closing is None:
+            now = self._server.reactor.seconds()
+            for answer in answers:
+                self._session.send(answer, now)
+            self._pump()
+            if self._paused and not self._full:
+                self._server.turns.serve(self)
 
     def _replicate(self, command: ReplicateCommand) -> int:
         hub = self._server.hub

@@ -34,6 +34,7 @@ from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.measuring import CommandCounts, Sources
 from tcprepl.replication.serving.peer import Peer
+from tcprepl.replication.serving.publishing import Door, PublisherPort
 from tcprepl.replication.serving.turns import Turns
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.streams.gaps import Cause
@@ -73,6 +74,7 @@ class ReplicationServer:
             ``1.13`` the one-token form.
         max_connections: Connections held at a time. When there are more, the oldest that
             has said nothing makes room; when there is none, the new one is turned away.
+        publisher: Takes the rows that peers publish; None takes none.
 
     Attributes:
         max_connections: As given; may be changed at any time.
@@ -89,11 +91,14 @@ class ReplicationServer:
         *,
         dialect: str = "auto",
         max_connections: int = limits.MAX_CONNECTIONS,
+        publisher: PublisherPort | None = None,
     ) -> None:
         self.links: list[Callable[[], LinkStatus]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
+        #: Where rows go in.
+        self.door = Door(reactor, stream_log, publisher)
         self.hub = Hub(reactor, stream_log, instance)
         self._log = stream_log
         self._registry = registry
@@ -193,6 +198,7 @@ class ReplicationServer:
             self.reactor.seconds(),
             incarnation=self.hub.incarnation,
             dialect=self._dialect,
+            publishing=self.door.publisher is not None,
             epoch_s=epoch_s(self.reactor),
         )
 

@@ -28,7 +28,13 @@ from tcprepl.protocol.commands import (
     NewActiveTaskCommand,
     PingCommand,
     PositionCommand,
+    ProducerCommand,
+    PublishBatchCommand,
+    PublishCommand,
+    PublishedCommand,
+    PublishRowsCommand,
     RdataCommand,
+    RefusedCommand,
     RemoteServerUpCommand,
     RemovePusherCommand,
     ReplicateCommand,
@@ -131,6 +137,18 @@ BOTH_WAYS: list[tuple[tuple[str, ...], str, Command]] = [
     ),
     (("redis", "tcprepl"), "NEW_ACTIVE_TASK t1", NewActiveTaskCommand("t1")),
     (("redis", "tcprepl"), "CANCEL_TASK t1", CancelTaskCommand("t1")),
+    (TCP, "PUBLISH s [1, 2]", PublishCommand("s", b"[1, 2]")),
+    (TCP, "PUBLISH s #7 5", PublishCommand("s", b"5", None, 7)),
+    (TCP, 'PUBLISH s @w1 #0 "#1"', PublishCommand("s", b'"#1"', "w1", 0)),
+    (TCP, "PUBLISH_ROWS s @w1 [[1],[2]]", PublishRowsCommand("s", b"[[1],[2]]", "w1")),
+    (TCP, "PUBLISH_BATCH s #1 [[1],[2]]", PublishBatchCommand("s", b"[[1],[2]]", None, 1)),
+    (TCP, "PUBLISHED s w1 4 5", PublishedCommand("s", "w1", 4, 5)),
+    (TCP, "PUBLISHED s w1 4 5 #7", PublishedCommand("s", "w1", 4, 5, 7)),
+    (TCP, "REFUSED s row 3 not so", RefusedCommand("s", "row", 3, "not so")),
+    (TCP, "REFUSED s #7 hole 5 ", RefusedCommand("s", "hole", 5, "", 7)),
+    (TCP, "PRODUCER p", ProducerCommand("p")),
+    (TCP, "PRODUCER p 2", ProducerCommand("p", 2)),
+    (TCP, "PRODUCER p 2 0", ProducerCommand("p", 2, 0)),
     (TCP, "HELP ", HelpCommand()),
     (TCP, "HELP PING", HelpCommand("PING")),
     (TCP, "STATUS ", StatusCommand()),
@@ -288,6 +306,44 @@ REPLICATE_SYNTAX = "expected REPLICATE [<stream> [<instance>] <token|NOW> [<inca
             'LOCK_RELEASED: the array is not 3 strings; expected LOCK_RELEASED ["<instance>",'
             '"<name>","<key>"]',
         ),
+        (
+            "PUBLISH s",
+            "PUBLISH: 1 argument, not 2; expected PUBLISH <stream> [@<instance>] [#<number>] <row>",
+        ),
+        (
+            "PUBLISH s #1",
+            "PUBLISH: the row is empty; expected PUBLISH <stream> [@<instance>] [#<number>] <row>",
+        ),
+        (
+            "PUBLISH_ROWS s @w ",
+            "PUBLISH_ROWS: no rows; expected "
+            "PUBLISH_ROWS <stream> [@<instance>] [#<number>] <json array>",
+        ),
+        (
+            "PUBLISH s @5 []",
+            'PUBLISH: instance "5" is not 1 to 255 characters without spaces or control '
+            "characters, neither batch nor digits alone nor *; expected "
+            "PUBLISH <stream> [@<instance>] [#<number>] <row>",
+        ),
+        (
+            "PUBLISH s #x []",
+            f'PUBLISH: number "x" is not {EXPECTED_RANGE}; expected '
+            "PUBLISH <stream> [@<instance>] [#<number>] <row>",
+        ),
+        (
+            "PUBLISHED s w 1 2 3",
+            'PUBLISHED: the number "3" does not begin with #; expected '
+            "PUBLISHED <stream> <instance> <first> <last> [#<number>]",
+        ),
+        (
+            "REFUSED s Row 1",
+            'REFUSED: reason "Row" is not small letters; expected '
+            "REFUSED <stream|producer> [#<number>] <reason> <value> <text>",
+        ),
+        (
+            "PRODUCER p 0",
+            "PRODUCER: epochs begin at 1; expected PRODUCER <name> [<epoch> [<sequence>]]",
+        ),
         ("STATUS now", "STATUS: 1 argument, not 0; expected STATUS"),
         (
             "USER_IP @a:x [1,2,3,4,5]",
@@ -427,3 +483,8 @@ def test_words_are_told_from_other_beginnings() -> None:
     assert word_of(b"RDATAX x") is None
     assert word_of(b"\xff") is None
     assert word_of(b"") is None
+
+
+def test_a_reason_is_a_word_for_programs() -> None:
+    with pytest.raises(LocalProtocolError, match="is not small letters"):
+        serialize(RefusedCommand("s", "No Way", 0), DIALECTS["tcprepl"])

@@ -82,3 +82,17 @@ def test_time_is_linear_in_the_length_of_a_line() -> None:
 
     best = min(cost(4_000_000) / max(cost(400_000), 1e-6) for _ in range(3))
     assert best < 40, "ten times the bytes may not cost forty times as much"
+
+
+@pytest.mark.parametrize("cut", [1, 3, 100])
+def test_lines_that_begin_with_a_word_may_be_longer(cut: int) -> None:
+    buffer = LineBuffer(4, b"LONG", 8)
+    data = b"long 678\nabcd\nLONG 1\n"
+    pieces = [data[at : at + cut] for at in range(0, len(data), cut)]
+    assert [line for piece in pieces for line in buffer.feed(piece)] == data.split(b"\n")[:-1]
+    assert buffer.overlong is None
+    for overlong in (b"LONG 6789", b"LONX 5"):
+        buffer = LineBuffer(4, b"LONG", 8)
+        for at in range(0, len(overlong), cut):
+            buffer.feed(overlong[at : at + cut])
+        assert buffer.overlong == overlong[: 8 if b"G" in overlong else 4]

@@ -22,7 +22,13 @@ from tcprepl.protocol.commands import (
     NewActiveTaskCommand,
     PingCommand,
     PositionCommand,
+    ProducerCommand,
+    PublishBatchCommand,
+    PublishCommand,
+    PublishedCommand,
+    PublishRowsCommand,
     RdataCommand,
+    RefusedCommand,
     RemoteServerUpCommand,
     RemovePusherCommand,
     ReplicateCommand,
@@ -67,6 +73,12 @@ EXAMPLES: dict[str, Command] = {
         HelpCommand(),
         StatusCommand(),
         InfoCommand("text"),
+        PublishCommand("typing", b"[]"),
+        PublishRowsCommand("typing", b"[[]]"),
+        PublishBatchCommand("typing", b"[[]]"),
+        PublishedCommand("typing", "master", 1, 2),
+        RefusedCommand("typing", "row", 0),
+        ProducerCommand("p", 1, 5),
     )
 }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.streams.json_rows import JsonRows
+from tcprepl.streams.json_rows import JsonRows, rows_in
 
 
 @given(st.lists(st.binary(max_size=5).filter(lambda row: b"\n" not in row)), st.integers(0, 9))
@@ -28,3 +29,16 @@ def test_it_is_nothing_else() -> None:
     assert whole != JsonRows.of([b"[2]"])
     assert whole != 5
     assert repr(whole) == "<JsonRows n=1 bytes=4>"
+
+
+@pytest.mark.parametrize(
+    "array", [b"5", b"{}", b"[1", b"[NaN]", b"[" * 200_000, b'"\\ud800"', b"\xff"]
+)
+def test_what_is_no_array_has_no_rows(array: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        rows_in(array)
+
+
+def test_the_rows_of_an_array_are_as_they_came() -> None:
+    assert rows_in(b'[ 1, {"a":  2}]') == [b"1", b'{"a":  2}']
+    assert rows_in(rb'["\ud800", 1]') == [rb'"\ud800"', b"1"]

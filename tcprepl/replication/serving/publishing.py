@@ -1,0 +1,276 @@
+"""Rows in over the line protocol: PUBLISH and PRODUCER of one connection (protocol.md 6.17, 10.4).
+
+What a connection publishes is answered in the order of its questions, once the rows are as safe as
+their stream promises. While much of it waits for the disk the connection is not read further, so
+that a flood stays in the socket of who floods.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import structlog
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from tcprepl import errors, limits, metrics
+from tcprepl.clocks import Reactor
+from tcprepl.ids import InstanceName, ProducerName, StreamName
+from tcprepl.protocol.commands import (
+    Command,
+    ProducerCommand,
+    PublishBatchCommand,
+    PublishCommand,
+    PublishedCommand,
+    Reason,
+    RefusedCommand,
+)
+from tcprepl.protocol.display import printable
+from tcprepl.streams.json_rows import rows_in
+from tcprepl.streams.log import Appended, Log
+from tcprepl.streams.producers import Produced, ProducerState
+
+log = structlog.get_logger()
+
+#: Characters of a reason.
+_TEXT_CHARS: Final = 1_000
+#: Bytes of rows that cost as much as a line.
+_BYTES_PER_LINE: Final = 256
+#: What an append costs, in lines.
+_APPEND_LINES: Final = 4
+
+
+class PublisherPort(Protocol):
+    """How rows get into the log (`tcprepl.streams.publisher.Publisher`)."""
+
+    def publish_json(
+        self,
+        stream: StreamName,
+        rows: Sequence[bytes],
+        *,
+        batch: bool = False,
+        instance: InstanceName | None = None,
+        produced: Produced | None = None,
+    ) -> Deferred[Appended]:
+        """Check and append rows that are JSON already."""
+        ...
+
+
+class Door:
+    """Where the rows of all connections of a server go in.
+
+    Args:
+        reactor: For the next turn.
+        stream_log: Knows the producers.
+        publisher: Takes the rows; None takes none.
+
+    Attributes:
+        waiting_bytes: Bytes of rows that are not answered yet.
+    """
+
+    def __init__(self, reactor: Reactor, stream_log: Log, publisher: PublisherPort | None) -> None:
+        self.reactor = reactor
+        self.publisher = publisher
+        self.claim = stream_log.claim
+        self.waiting_bytes = 0
+
+
+class _Asked:
+    """A question, and its answer once there is one."""
+
+    __slots__ = ("answer", "size_bytes")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.answer: Command | None = None
+
+
+class Publishing:
+    """What one connection publishes.
+
+    Invariant: each question is answered once, in order, while the connection lasts; what was taken
+    before it ended is appended all the same.
+
+    Args:
+        door: Where the rows go.
+        tell: Sends answers, and reads on if there is room.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_claiming",
+        "_door",
+        "_over",
+        "_producer",
+        "_tell",
+        "_telling",
+        "_waiting_bytes",
+    )
+
+    def __init__(self, door: Door, tell: Callable[[list[Command]], None]) -> None:
+        self._door = door
+        self._tell = tell
+        self._asked: deque[_Asked] = deque()
+        self._waiting_bytes = 0
+        self._producer: tuple[ProducerName, int] | None = None
+        self._claiming = False
+        self._telling: IDelayedCall | None = None
+        self._over = False
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for its answer that nothing more is to be read."""
+        return (
+            self._claiming
+            or len(self._asked) >= limits.MAX_UNANSWERED_APPENDS
+            or self._waiting_bytes >= limits.MAX_UNANSWERED_BYTES
+            or (bool(self._asked) and self._door.waiting_bytes >= limits.MAX_ALL_UNANSWERED_BYTES)
+        )
+
+    def close(self) -> None:
+        """Answer nothing any more: the connection is over."""
+        self._over = True
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+
+    # -- appending -----------------------------------------------------------------------------
+
+    def publish(self, command: PublishCommand) -> int:
+        """Append what *command* says; return what that costs, in lines."""
+        size = len(command.rows)
+        asked = self._ask(size)
+        self._waiting_bytes += size
+        self._door.waiting_bytes += size
+        appending = self._append(command)
+        if isinstance(appending, RefusedCommand):
+            self._answer(asked, appending)
+        else:
+            number = command.number
+
+            def taken(answer: Appended) -> None:
+                self._answer(
+                    asked,
+                    PublishedCommand(
+                        answer.stream, answer.instance, answer.first, answer.last, number
+                    ),
+                )
+
+            def refused(failure: Failure) -> None:
+                self._answer(asked, refusal(failure, command.stream, number))
+
+            _ = appending.addCallbacks(taken, refused)
+        return _APPEND_LINES + size // _BYTES_PER_LINE
+
+    def _append(self, command: PublishCommand) -> Deferred[Appended] | RefusedCommand:
+        stream, number = command.stream, command.number
+        publisher = self._door.publisher
+        if publisher is None:
+            return refused(stream, Reason.READ_ONLY, 0, _READ_ONLY, number)
+        produced = None
+        if self._producer is not None:
+            if number is None:
+                text = f"producer {self._producer[0]} numbers its appends: PUBLISH {stream} #1 ..."
+                return refused(stream, Reason.NUMBER, 0, text)
+            produced = Produced(*self._producer, number)
+        rows = [command.rows]
+        if type(command) is not PublishCommand:
+            try:
+                rows = rows_in(command.rows)
+            except ValueError as error:
+                text = f"expected a JSON array of rows: {error}"
+                return refused(stream, Reason.ROW, 0, text, number)
+            if not 0 < len(rows) <= limits.MAX_INGEST_ROWS:
+                text = f"{len(rows)} rows: expected 1 to {limits.MAX_INGEST_ROWS}"
+                return refused(stream, Reason.ROW, 0, text, number)
+        return publisher.publish_json(
+            stream,
+            rows,
+            batch=isinstance(command, PublishBatchCommand),
+            instance=command.instance,
+            produced=produced,
+        )
+
+    # -- claiming a name -----------------------------------------------------------------------
+
+    def claim(self, command: ProducerCommand) -> int:
+        """Take the name of a producer; nothing more is read until that is answered."""
+        asked = self._ask(0)
+        if self._door.publisher is None:
+            self._answer(asked, refused(command.name, Reason.READ_ONLY, 0, _READ_ONLY))
+            return _APPEND_LINES
+
+        def claimed(state: ProducerState) -> None:
+            self._claiming = False
+            self._producer = command.name, state.epoch
+            self._answer(asked, ProducerCommand(command.name, state.epoch, state.sequence))
+
+        def failed(failure: Failure) -> None:
+            self._claiming = False
+            self._answer(asked, refusal(failure, command.name, None))
+
+        self._claiming = True
+        _ = self._door.claim(command.name, command.epoch).addCallbacks(claimed, failed)
+        return _APPEND_LINES
+
+    # -- answering -----------------------------------------------------------------------------
+
+    def _ask(self, size_bytes: int) -> _Asked:
+        asked = _Asked(size_bytes)
+        self._asked.append(asked)
+        return asked
+
+    def _answer(self, asked: _Asked, answer: Command) -> None:
+        """Note an answer; what is next in order goes out together, when the turn ends."""
+        asked.answer = answer
+        self._waiting_bytes -= asked.size_bytes
+        self._door.waiting_bytes -= asked.size_bytes
+        if not self._over and self._telling is None:
+            self._telling = self._door.reactor.callLater(0, self._tell_next)
+
+    def _tell_next(self) -> None:
+        self._telling = None
+        answers: list[Command] = []
+        while self._asked and (answer := self._asked[0].answer) is not None:
+            self._asked.popleft()
+            answers.append(answer)
+        self._tell(answers)
+
+
+_READ_ONLY: Final = "rows are not published here"
+
+
+def refused(
+    subject: str, reason: Reason, value: int, text: str, number: int | None = None
+) -> RefusedCommand:
+    """Return a refusal that fits on a line."""
+    metrics.DROPPED.labels("append", reason.value).inc()
+    return RefusedCommand(subject, reason.value, value, printable(text)[:_TEXT_CHARS], number)
+
+
+def refusal(failure: Failure, subject: str, number: int | None) -> RefusedCommand:
+    """Return what is said of a failure."""
+    error = failure.value
+    reason, value = Reason.UNAVAILABLE, 0
+    match error:
+        case errors.BadRow():
+            reason, value = Reason.ROW, error.index or 0
+        case errors.UnknownStream():
+            reason = Reason.STREAM
+        case errors.EpochFenced():
+            reason, value = Reason.FENCED, error.current
+        case errors.SequenceHole():
+            reason, value = Reason.HOLE, error.expected
+        case errors.SequenceTooOld():
+            reason, value = Reason.OLD, error.expected
+        case errors.TooManyProducers():
+            reason, value = Reason.PRODUCERS, error.limit
+        case errors.TcpreplError():
+            pass
+        case _:
+            log.error("replication.publish.failed", subject=subject, exc_info=failure.value)
+            return refused(subject, reason, 0, "something is wrong with the server", number)
+    return refused(subject, reason, value, str(error), number)

@@ -1,0 +1,248 @@
+"""Rows in over the line protocol: answers in order, refusals in words, floods that stay outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from tcprepl import limits
+from tcprepl.errors import LogUnavailable, SequenceTooOld, TooManyProducers
+from tcprepl.protocol.commands import Reason
+from tcprepl.replication.serving import publishing
+from tcprepl.streams.log import Appended
+from tests.serving_world import World
+
+
+@pytest.fixture
+def world() -> Any:
+    """A server, stopped in the end."""
+    made = World()
+    yield made
+    assert made.stop().called
+    assert not made.network.clock.getDelayedCalls()
+
+
+class Slow:
+    """A publisher whose rows wait for a disk."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[str, int, Deferred[Appended]]] = []
+
+    def publish_json(self, stream: str, rows: list[bytes], **_: Any) -> Deferred[Appended]:
+        """Wait."""
+        answered: Deferred[Appended] = Deferred()
+        self.waiting.append((stream, len(rows), answered))
+        return answered
+
+    def settle(self, index: int = 0, token: int = 1) -> None:
+        """Have the disk take the rows of a call."""
+        stream, count, answered = self.waiting.pop(index)
+        answered.callback(Appended(stream, "master", token, token + count - 1))
+
+
+@pytest.fixture
+def slow(world: World) -> Slow:
+    """A publisher that waits."""
+    made = Slow()
+    world.server.door.publisher = made
+    return made
+
+
+def test_rows_are_taken_and_answered(world: World) -> None:
+    """One row, many rows, and rows that share a token; whoever reads gets them."""
+    reader = world.call("REPLICATE alpha * 0")
+    caller = world.call(
+        "publish alpha [1]",
+        "PUBLISH alpha #7 5",
+        'PUBLISH_ROWS alpha #8 [[2], {"a": 3}]',
+        "PUBLISH_BATCH alpha @w2 [[4],[5]]",
+        'PUBLISH typing ["!r:x",["@a:x"]]',
+    )
+    assert caller.lines() == [
+        "SERVER example.com",
+        "PUBLISHED alpha master 1 1",
+        "PUBLISHED alpha master 2 2 #7",
+        "PUBLISHED alpha master 3 4 #8",
+        "PUBLISHED alpha w2 1 1",
+        "PUBLISHED typing master 1 1",
+    ]
+    assert reader.lines()[2:] == [
+        "RDATA alpha master 1 [1]",
+        "RDATA alpha master 2 5",
+        "RDATA alpha master 3 [2]",
+        'RDATA alpha master 4 {"a": 3}',
+        "POSITION alpha w2 0 0",
+        "RDATA alpha w2 batch [4]",
+        "RDATA alpha w2 1 [5]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("PUBLISH alpha #3 {", "REFUSED alpha #3 row 0 stream alpha, row 0: expected "),
+        ('PUBLISH_ROWS typing [["!r:x",[]],[5,[]]]', "REFUSED typing row 1 stream typing, row 1, "),
+        ("PUBLISH_ROWS alpha 5", "REFUSED alpha row 0 expected a JSON array of rows: it is not an"),
+        ("PUBLISH_ROWS alpha []", "REFUSED alpha row 0 0 rows: expected 1 to "),
+        ("PUBLISH tping 5", "REFUSED tping stream 0 "),
+        ("PUBLISH_BATCH alpha [NaN]", "REFUSED alpha row 0 expected a JSON array of rows: NaN"),
+    ],
+)
+def test_what_is_refused_says_why_and_changes_nothing(world: World, line: str, answer: str) -> None:
+    """With the reason for programs, the row or number that it is about, and words for people."""
+    caller = world.call(line, "PUBLISH alpha 1")
+    refused, taken = caller.lines()[1:]
+    assert refused.startswith(answer)
+    assert taken == "PUBLISHED alpha master 1 1"
+
+
+def test_rows_that_another_parser_takes_are_rows(world: World) -> None:
+    """A lone surrogate is JSON, as Synapse writes it."""
+    caller = world.call(r'PUBLISH_ROWS alpha ["\ud800", [1]]')
+    assert caller.lines()[1:] == ["PUBLISHED alpha master 1 2"]
+
+
+def test_a_server_without_a_publisher_says_so(world: World) -> None:
+    """A relay: its rows come from upstream."""
+    world.server.door.publisher = None
+    caller = world.call("PUBLISH alpha #1 5", "PRODUCER p")
+    assert caller.lines()[1:] == [
+        "REFUSED alpha #1 read_only 0 rows are not published here",
+        "REFUSED p read_only 0 rows are not published here",
+    ]
+    long = world.call("PUBLISH alpha " + "1" * limits.MAX_LINE_BYTES)
+    assert long.over
+
+
+def test_a_row_may_be_as_long_as_rows_are(world: World) -> None:
+    """Far longer than a line of another word."""
+    row = '"' + "x" * (limits.MAX_ROW_BYTES - 2) + '"'
+    caller = world.call(f"PUBLISH alpha {row}")
+    assert caller.lines()[1:] == ["PUBLISHED alpha master 1 1"]
+
+
+def test_answers_come_in_the_order_of_the_questions(world: World, slow: Slow) -> None:
+    """However the disk has it."""
+    caller = world.call("PUBLISH alpha #1 1", "PUBLISH alpha #2 2", "PUBLISH_ROWS alpha #3 5")
+    slow.settle(1, token=2)
+    world.network.settle()
+    assert caller.lines() == ["SERVER example.com"]
+    slow.settle(0, token=1)
+    world.network.settle()
+    first, second, third = caller.lines()
+    assert first == "PUBLISHED alpha master 1 1 #1"
+    assert second == "PUBLISHED alpha master 2 2 #2"
+    assert third.startswith("REFUSED alpha #3 row 0 ")
+
+
+def test_a_producer_is_taken_once(world: World) -> None:
+    """Repeats, holes and those who come too late."""
+    caller = world.call(
+        "PRODUCER p",
+        "PUBLISH alpha #1 1",
+        "PUBLISH alpha #1 1",
+        "PUBLISH alpha #3 3",
+        "PUBLISH alpha 5",
+    )
+    assert caller.lines()[1:] == [
+        "PRODUCER p 1 0",
+        "PUBLISHED alpha master 1 1 #1",
+        "PUBLISHED alpha master 1 1 #1",
+        "REFUSED alpha #3 hole 2 producer p: sequence 3 leaves a hole: expected 2",
+        "REFUSED alpha number 0 producer p numbers its appends: PUBLISH alpha #1 ...",
+    ]
+    other = world.call("PRODUCER p", "PUBLISH alpha #2 2")
+    assert other.lines()[1:] == ["PRODUCER p 2 1", "PUBLISHED alpha master 2 2 #2"]
+    caller.say("PUBLISH alpha #2 2", "PRODUCER p 1")
+    world.network.settle()
+    assert caller.lines() == [
+        "REFUSED alpha #2 fenced 2 producer p: epoch 1 is fenced: the current one is 2",
+        "REFUSED p fenced 2 producer p: epoch 1 is fenced: the current one is 2",
+    ]
+
+
+def test_nothing_is_read_while_a_name_is_claimed(world: World) -> None:
+    """What follows is of the producer that the claim makes."""
+    claimed: Deferred[Any] = Deferred()
+    claim, world.server.door.claim = world.server.door.claim, lambda *_: claimed
+    caller = world.call("PRODUCER p", "PUBLISH alpha #1 1")
+    assert caller.lines() == ["SERVER example.com"]
+    assert world.log.position("alpha", "master") == 0
+    claim("p").chainDeferred(claimed)
+    world.network.settle()
+    assert caller.lines() == ["PRODUCER p 1 0", "PUBLISHED alpha master 1 1 #1"]
+
+
+@pytest.mark.parametrize("bound", ["MAX_UNANSWERED_APPENDS", "MAX_UNANSWERED_BYTES", "all"])
+def test_a_flood_stays_outside(
+    world: World, slow: Slow, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so much of one connection, and of all, waits for the disk; the rest is not read."""
+    if bound == "all":
+        monkeypatch.setattr(limits, "MAX_ALL_UNANSWERED_BYTES", 20)
+    else:
+        monkeypatch.setattr(limits, bound, 20)
+    row = '"2345678"' + " "
+    caller = world.call(*[f"PUBLISH alpha #{n} {row}" for n in range(100)])
+    most = 20 if bound.endswith("APPENDS") else 2
+    assert len(slow.waiting) == most
+    assert not world.wire().server.reading
+    other = world.call("PUBLISH alpha 1")
+    assert len(slow.waiting) == most + 1
+    answered = 0
+    while slow.waiting:
+        slow.settle()
+        world.network.settle()
+        assert len(slow.waiting) <= most + 1
+        answered += 1
+    assert answered == 101
+    assert [line.split("#")[1] for line in caller.lines()[1:]] == [str(n) for n in range(100)]
+    assert len(other.lines()) == 2
+    assert world.server.door.waiting_bytes == 0
+
+
+def test_what_was_published_is_taken_although_its_connection_ends(world: World, slow: Slow) -> None:
+    """Nobody hears of it, and nothing is left over."""
+    caller = world.call("PUBLISH alpha 1", "PUBLISH alpha 2")
+    slow.settle()
+    assert caller.transport is not None
+    caller.transport.loseConnection()
+    world.network.settle()
+    slow.settle()
+    world.network.settle()
+    assert caller.lines() == ["SERVER example.com", "PUBLISHED alpha master 1 1"]
+    assert world.server.door.waiting_bytes == 0
+
+
+def test_a_connection_that_is_closing_is_told_nothing(world: World, slow: Slow) -> None:
+    """The ERROR was the last line."""
+    caller = world.call("PUBLISH alpha 1")
+    slow.settle()
+    caller.transport.write(b"\xff\n")  # type: ignore[union-attr]
+    world.network.settle()
+    assert caller.lines()[-1].startswith("ERROR")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "value"),
+    [
+        (LogUnavailable("the disk is full"), Reason.UNAVAILABLE, 0),
+        (SequenceTooOld("p", 1, 9), Reason.OLD, 9),
+        (TooManyProducers("p", 10), Reason.PRODUCERS, 10),
+    ],
+)
+def test_each_failure_has_its_reason(error: Exception, reason: Reason, value: int) -> None:
+    """And says what it is, on one line."""
+    said = publishing.refusal(Failure(error), "s", 5)
+    assert (said.subject, said.reason, said.value, said.number) == ("s", reason.value, value, 5)
+    assert said.text == str(error)
+
+
+def test_a_fault_of_ours_is_logged_and_not_told(world: World, slow: Slow) -> None:
+    """The connection goes on."""
+    slow.publish_json = lambda *_, **__: fail(RuntimeError("secret"))  # type: ignore[method-assign]
+    caller = world.call("PUBLISH alpha 1")
+    assert caller.lines()[1:] == ["REFUSED alpha unavailable 0 something is wrong with the server"]
