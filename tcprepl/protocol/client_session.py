@@ -104,8 +104,7 @@ class ClientSession(Session):
         first_line_number = self._line_number + 1
         self._line_number += len(lines)
         self._receive_lines(lines, data, first_line_number, now, events)
-        if self._open:
-            self._check_length()
+        self._check_length()
 
     def _receive_lines(
         self,

@@ -62,5 +62,8 @@ def test_old_rows_go_although_nothing_is_appended() -> None:
 
 
 def test_a_store_says_what_to_let_go_of() -> None:
+    log = BaseLog(Registry(), lambda: 0, Retention(), None)
     with pytest.raises(NotImplementedError):
-        BaseLog(Registry(), lambda: 0, Retention(), None).expire()
+        log.expire()
+    with pytest.raises(NotImplementedError):
+        log._rebound()

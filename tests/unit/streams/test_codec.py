@@ -341,3 +341,35 @@ def test_numbers_that_may_be_infinite_are_not_taken_at_their_word() -> None:
     assert codec.encode([[0.5, 1.5]]) == [b"[0.5,1.5]"]
     with pytest.raises(BadRow, match="NaN"):
         codec.encode([[0.5], [math.nan]])
+
+
+def test_a_snapshot_is_checked_later_or_not_made() -> None:
+    """What only `encode` can judge is left to it."""
+    codec = STREAMS["push_rules"]
+    two = codec.snapshot([["@a:x"], ["@b:x"]])
+    assert two == b'["@a:x"]\n["@b:x"]'
+    found = codec.checked(two + b"\n", 2)
+    assert found is not None
+    assert list(found) == [b'["@a:x"]', b'["@b:x"]']
+    assert codec.checked(two + b"\n", 3) is None
+    assert codec.checked(b"[5]\n", 1) is None
+    assert codec.checked(b'["\xff"]\n', 1) is None
+    assert codec.snapshot([["\udcff"]]) is None
+    assert OPAQUE.snapshot([math.nan]) is None
+    assert OPAQUE.snapshot([Raw(b"[1,\n2]"), Raw(b"3")]) is None
+    assert codec.snapshot_json([b'["@a:x"]', b'["@b:x"]']) == two
+    assert codec.snapshot_json([b'["@a:x"\n]', b'["@b:x"]']) is None
+
+
+def test_a_snapshot_leaves_out_what_is_not_set() -> None:
+    codec = STREAMS["receipts"]
+    row = rows.ReceiptRow("!r:x", "m.read", "@a:x", "$e", {"ts": 1})
+    lines = codec.snapshot([row])
+    assert lines is not None
+    assert lines + b"\n" == b"".join(line + b"\n" for line in codec.encode([row]))
+
+
+def test_a_long_row_is_left_to_whoever_says_why() -> None:
+    long = b'"%b"\n' % (b"x" * MAX_ROW_BYTES)
+    assert OPAQUE.checked(long, 1) is None
+    assert OPAQUE.checked(b"1\n" * MAX_ROW_BYTES, MAX_ROW_BYTES) is not None

@@ -395,12 +395,16 @@ def test_reads_that_fail_are_explained(database: Database, tmp_path: Path) -> No
     _spoil(tmp_path, "ALTER TABLE pairs RENAME TO gone2")
     _spoil(tmp_path, "ALTER TABLE transactions RENAME TO gone3")
     _spoil(tmp_path, "ALTER TABLE incarnations RENAME TO gone4")
+    _spoil(tmp_path, "ALTER TABLE producers RENAME TO gone5")
     for call in (
         lambda: database.page(stored(), 0, 3),
         lambda: list(database.oldest(stored(), 0)),
         database.pairs,
         database.history,
         lambda: database.transaction("s", "t", 0),
+        lambda: list(database.producers()),
+        database.newest_ms,
+        lambda: database.is_trimmed(stored()),
     ):
         with pytest.raises(LogUnavailable, match="no such table"):
             call()

@@ -194,3 +194,18 @@ def test_lineages_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         for call in (store.load, lambda: store.places(A, 1)):
             with pytest.raises(LogUnavailable, match="no such table"):
                 call()
+
+
+def test_damage_that_shows_later_is_named(tmp_path: Path) -> None:
+    """A page that cannot be read is found when it is read, not when the file is opened."""
+    path = tmp_path / "p.db"
+    store = SqlitePositionStore(path)
+    store.save({A: 1})
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[4096 : 2 * 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    store = SqlitePositionStore(path)
+    with pytest.raises(LogCorrupt, match=r"p\.db.*move the file away"):
+        store.load()
+    store.close()
