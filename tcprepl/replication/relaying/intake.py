@@ -164,9 +164,16 @@ class Intake:
         """Return in which incarnations of the upstream's log *pair* was taken up to *token*."""
         return self._state.places(pair, token)
 
-    def newest(self, stream: StreamName) -> Token:
-        """Return the newest token that is taken of *stream*, as the upstream counts."""
-        return max((self.known(pair) or 0 for pair in self._heads if pair[0] == stream), default=0)
+    def follow(self) -> bool:
+        """Note that the upstream is being listened to; return whether it ever was before."""
+        return self._state.follow()
+
+    def newest(self) -> dict[StreamName, Token]:
+        """Return the newest token that is taken of each stream, as the upstream counts."""
+        newest: dict[StreamName, Token] = {}
+        for (stream, _), token in self.positions().items():
+            newest[stream] = max(token, newest.get(stream, 0))
+        return newest
 
     def believes(self, pair: Pair, token: Token) -> bool:
         """Return whether a writer can be at *token* by now.

@@ -26,7 +26,7 @@ from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, LostRow, ProtocolError
-from tcprepl.ids import Pair, ServerName, StreamName
+from tcprepl.ids import Pair, ServerName, StreamName, Token
 from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
@@ -52,6 +52,9 @@ log = structlog.get_logger()
 MAX_WAITING: Final = 100_000
 #: Commands of our readers that are kept for Redis while it is away.
 MAX_UNSENT: Final = 1_000
+#: Tokens that are asked for, or told as a gap, of a pair that was first written while nobody
+#: listened. One that is further on was written before: by a Synapse that was down when we began.
+MAX_UNMET_TOKENS: Final = 10_000
 #: The channel that carries USER_IP, after the name of the server.
 USER_IP_CHANNEL: Final = "USER_IP"
 
@@ -195,8 +198,10 @@ class RedisUpstream:
         self._followers: dict[Pair, _Follower] = {}
         self._assembler = BatchAssembler(_REDIS)
         self._passing: set[bytes] = set()
-        #: Where the shared sequence was, as far as we had heard, when this connection began.
-        self._shared_token = 0
+        #: Where each stream was, as far as we had heard, when this connection began.
+        self._newest: dict[StreamName, Token] = {}
+        #: Whether we had listened before, and then for a while not.
+        self._was_away = False
         self._unsent: list[bytes] = []
         self._rdata_source: metrics.Source | None = None
         self.link = RedisLink(
@@ -238,7 +243,8 @@ class RedisUpstream:
         self._passing.clear()
         for follower in self._followers.values():
             follower.heard = False
-        self._shared_token = self._intake.newest(SHARED_SEQUENCE)
+        self._newest = self._intake.newest()
+        self._was_away = self._intake.follow()
         if not self._passive:
             unsent, self._unsent = self._unsent, []
             self.link.publish([serialize(ReplicateCommand(), _REDIS)[:-1], *unsent])
@@ -389,7 +395,11 @@ class RedisUpstream:
             # Its writer may be another process by now that has passed the old counter, which
             # nobody can tell: what is true now comes from the start.
             return [PositionCommand(*pair, 0, 0), position]
-        if stream == SHARED_SEQUENCE and self._catch_up is None and token <= self._shared_token:
+        newest = self._newest.get(stream, 0)
+        if known is None and self._was_away and newest < token <= newest + MAX_UNMET_TOKENS:
+            # It was first written while we were away, behind what others wrote to the stream.
+            return [PositionCommand(*pair, newest, newest), position]
+        if stream == SHARED_SEQUENCE and self._catch_up is None and token <= newest:
             return [PositionCommand(*pair, 0, token)]  # rows of others, which we have
         return [position]
 

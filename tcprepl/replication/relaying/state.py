@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS gaps (
     PRIMARY KEY (stream, instance, after)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS streams (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS followed (since INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS lineages (
     stream TEXT NOT NULL, instance TEXT NOT NULL, lineage BLOB NOT NULL,
     PRIMARY KEY (stream, instance)
@@ -97,6 +98,8 @@ class RelayState:
             (stream, instance): Lineage(kept)
             for stream, instance, kept in execute("SELECT stream, instance, lineage FROM lineages")
         }
+        followed = execute("SELECT 1 FROM followed").fetchone()
+        self._followed = followed is not None or bool(self._epochs)
         self._streams = {name for (name,) in execute("SELECT name FROM streams")}
 
     def pairs(self) -> list[Pair]:
@@ -165,6 +168,17 @@ class RelayState:
             (*pair, floor, position),
         )
         self.gaps.keep(pair, floor, position)
+
+    def follow(self) -> bool:
+        """Note that the upstream is being listened to; return whether it ever was before.
+
+        Raises:
+            LogUnavailable: The disk refuses.
+        """
+        before, self._followed = self._followed, True
+        if not before:
+            self._write("INSERT OR IGNORE INTO followed VALUES (?)", (1,))
+        return before
 
     def streams(self) -> set[StreamName]:
         """Return the streams that were added."""

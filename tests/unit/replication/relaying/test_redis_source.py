@@ -464,3 +464,33 @@ def test_rows_that_count_down_and_stop_half_way_are_told_as_a_gap() -> None:
     assert world.upstream.status().newest_gaps == [
         "backfill of w1: rows in (1, 4] may be missing: the upstream could not tell them"
     ]
+
+
+def test_rows_of_a_pair_that_was_first_written_while_nobody_listened_are_fetched() -> None:
+    """A tcprepl server says nothing on Redis of a stream before its first row."""
+    archive = Archive()
+    world = World(archive=archive)
+    world.reconnect()
+    archive.rows = {n: b"[%d]" % n for n in (1, 2, 3)}
+    world.say("POSITION receipts w1 3 3")
+    assert [token for token, _ in world.rows()] == [1, 2, 3]
+    # One more instance, of a stream that others have written, begins behind them.
+    world.reconnect()
+    world.say("POSITION receipts w2 9 9")
+    assert archive.asked[-1] == ("receipts", "w2", 3, 9)
+    world.reconnect()
+    asked = len(archive.asked)
+    world.say("POSITION receipts w3 5 5", "POSITION events w1 5000000 5000000")
+    assert archive.asked[asked:] == []
+    assert world.log.floor("events", "w1") == 5_000_000
+
+
+def test_a_pair_that_was_first_written_while_nobody_listened_is_a_gap_without_http() -> None:
+    world = World()
+    world.reconnect()
+    world.say("RDATA receipts w1 3 [3]", "RDATA receipts w1 4 [4]")
+    assert world.rows() == [(4, b"[4]")]
+    assert world.log.floor(*RECEIPTS) == 0
+    assert world.upstream.status().newest_gaps == [
+        "receipts of w1: rows in (0, 3] may be missing: the upstream could not tell them"
+    ]

@@ -64,3 +64,11 @@ def test_lineages_outlive_the_process(tmp_path: Path) -> None:
     state = RelayState(tmp_path)
     assert state.places(pair, 9) == ((9, "y"), (6, "x"))
     state.close()
+
+
+def test_that_the_upstream_was_listened_to_is_kept(tmp_path: Path) -> None:
+    state = RelayState(tmp_path)
+    assert not state.follow()
+    assert state.follow()
+    state.close()
+    assert RelayState(tmp_path).follow()
