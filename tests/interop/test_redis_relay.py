@@ -20,6 +20,7 @@ from tests.interop.relaying import (
     Relay,
     StubbornRedis,
     by_pair,
+    row_of,
     tokens_of,
 )
 from tests.interop.servers import Postgres
@@ -91,6 +92,21 @@ def _writers(relay: Relay) -> set[str]:
     return {instance for _, instance in relay.positions()}
 
 
+def once(found: ByPair) -> ByPair:
+    """Return *found* without what a busy Synapse said twice in a row, token and all.
+
+    It does so with `caches` now and then. A relay serves it once.
+    """
+    return {
+        pair: [
+            line
+            for line, before in zip(lines, [b"", *lines], strict=False)
+            if line != before or line.split(b" ", 4)[3] == b"batch"
+        ]
+        for pair, lines in found.items()
+    }
+
+
 def level(wire: Wire, relay: Relay, pairs: Iterable[tuple[str, str]]) -> bool:
     """Return whether a reader has come to where the relay is."""
     told: dict[tuple[str, str], int] = {}
@@ -122,7 +138,7 @@ def test_reader_of_the_relay_sees_every_row_that_a_plain_subscriber_sees(stage: 
         seen = stage.wait_level()
         shown = wait_until(
             "the reader has it",
-            lambda: _same(by_pair(wire.lines), by_pair(stage.plain.lines[before:])),
+            lambda: _same(by_pair(wire.lines), once(by_pair(stage.plain.lines[before:]))),
         )
         assert moved(shown) >= MOVED
         announced = {tuple(line.split()[1:3]) for line in wire.lines if b"POSITION" in line}
@@ -147,7 +163,7 @@ def test_reader_that_was_away_resumes_with_nothing_missing(stage: Stage) -> None
         wire.send(*(f"REPLICATE {s} {i} {token}" for (s, i), token in sorted(held.items())))
         wait_until(
             "the reader has all of it, and nothing else",
-            lambda: by_pair(wire.lines) == by_pair(stage.plain.lines[before:]),
+            lambda: by_pair(wire.lines) == once(by_pair(stage.plain.lines[before:])),
         )
         assert not [line for line in wire.lines if line.startswith(b"ERROR")]
 
@@ -172,6 +188,9 @@ def test_relay_goes_on_after_its_own_restart(stage: Stage) -> None:
         shown = by_pair(wire.lines)
     # Of what changed often Synapse's tables, and so its HTTP, know only how it is now.
     for pair in MOVED:
+        if pair[0] == "typing":  # it is read anew, under tokens that go on
+            assert row_of(shown[pair][-1]) == row_of(missed[pair][-1])
+            continue
         assert shown[pair][-1] == missed[pair][-1]
         if pair[0] != "events":
             assert [line for line in missed[pair] if line in shown[pair]] == shown[pair]
