@@ -34,7 +34,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.replication.following.catchup import HttpCatchUp
 from tcprepl.replication.redis.url import RedisUrl, redis_endpoint
-from tcprepl.replication.relaying.intake import Intake, Upstream, relay_registry
+from tcprepl.replication.relaying.intake import RelayIntake, Upstream, relay_registry
 from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
@@ -130,7 +130,7 @@ class Relay:
         )
         self._log = stream_log
         self._life.add("log", stream_log.close)
-        intake = Intake(reactor, stream_log, registry, state)
+        intake = RelayIntake(reactor, stream_log, registry, state)
         self._life.add("intake", intake.close)
         self.failed = intake.failed
         self._server = ReplicationServer(
@@ -171,7 +171,7 @@ class Relay:
         self._upstream.start()
         self._life.add("upstream", self._upstream.stop)
 
-    def _make_upstream(self, intake: Intake, registry: Any) -> Upstream:
+    def _make_upstream(self, intake: RelayIntake, registry: Any) -> Upstream:
         config, where = self.config, self._where
         catch_up = None
         if config.instances:

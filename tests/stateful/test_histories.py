@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from twisted.internet.defer import Deferred
 
-from tcprepl.federation.sending.intake import Intake as SenderIntake
+from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.outbox_file import run_inline
@@ -27,7 +27,7 @@ from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import build_edu, edu_row
 from tcprepl.protocol.commands import FederationAckCommand
 from tcprepl.replication.following.client import ReplicationClient
-from tcprepl.replication.relaying.intake import Intake, relay_registry
+from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
@@ -92,7 +92,7 @@ class Sender:
     def __init__(self, network: Network, path: Path) -> None:
         self.given: list[Entry] = []
         self.outbox = Outbox(path, run_inline)
-        self.intake = SenderIntake(
+        self.intake = EduIntake(
             network.clock,
             self.outbox,
             "a.example",
@@ -173,7 +173,7 @@ class Histories(RuleBasedStateMachine):
         self.state = RelayState(where)
         registry = relay_registry(self.state.streams())
         self.relay_log = SqliteLog(where, registry, lambda: 0, InlineWorker(), gaps=self.state.gaps)
-        self.intake = Intake(self.network.clock, self.relay_log, registry, self.state)
+        self.intake = RelayIntake(self.network.clock, self.relay_log, registry, self.state)
         self.relay = ReplicationServer(self.network.clock, self.relay_log, registry, "a.example")
         self.intake.on_pair = self.relay.hub.announce
         self.upstream = TcpUpstream(

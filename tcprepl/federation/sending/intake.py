@@ -43,7 +43,7 @@ class RawRows(Protocol):
         ...
 
 
-class Intake:
+class EduIntake:
     """Takes rows, stores what is ours, acknowledges.
 
     It is also the position store of the client that reads the rows: the positions are the ones

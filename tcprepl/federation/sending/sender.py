@@ -30,7 +30,7 @@ from tcprepl.federation.sending.attempts import Attempts, TransactionTransport
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.describe import describe_destination
 from tcprepl.federation.sending.destination import Destination, Held
-from tcprepl.federation.sending.intake import Intake
+from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.outbox_file import OutboxUnavailable
@@ -128,7 +128,7 @@ class FederationSender:
         self._totals: dict[str, Waiting] = {}
         self._sweeper: LoopingProcess | None = None
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
-        self.intake = Intake(
+        self.intake = EduIntake(
             clock,
             outbox,
             server_name,

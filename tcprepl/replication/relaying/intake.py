@@ -1,6 +1,6 @@
 """From an upstream into the log, so that it can be served again (protocol.md section 15.4).
 
-A relay is a client, a log and a server in one. `Intake` is what is between the first two: it
+A relay is a client, a log and a server in one. `RelayIntake` is what is between the first two: it
 takes batches and positions in the upstream's tokens, and appends them to the log in ours. Its
 positions are those of the log, so that a relay that is killed goes on exactly where its log
 ends: what was logged is not asked for again, and what was not is.
@@ -95,7 +95,7 @@ class _Item:
         self.trims = False
 
 
-class Intake:
+class RelayIntake:
     """Puts what an upstream sends into the log, in order, once.
 
     Its methods `rows`, `reset` and `position` are the handlers of a `Delivery`.
@@ -415,7 +415,7 @@ class LogPositions:
 
     atomic = False
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: RelayIntake) -> None:
         self._intake = intake
 
     def load(self) -> dict[Pair, Token]:
@@ -439,7 +439,7 @@ class LogPositions:
 class RelayCatchUp:
     """Fetches what was missed, and gives up in the end; what we never held is not missed."""
 
-    def __init__(self, intake: Intake, source: CatchUp) -> None:
+    def __init__(self, intake: RelayIntake, source: CatchUp) -> None:
         self._intake = intake
         self._source = source
         self._failures: dict[Pair, int] = {}

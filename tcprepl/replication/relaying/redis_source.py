@@ -41,7 +41,7 @@ from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING
 from tcprepl.replication.redis.link import RedisLink
-from tcprepl.replication.relaying.intake import Intake, RelayCatchUp
+from tcprepl.replication.relaying.intake import RelayCatchUp, RelayIntake
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.registry import Registry
@@ -151,7 +151,7 @@ class _Follower:
 
 
 class RedisUpstream:
-    """Follows every stream on a Redis channel and hands all of it to an `Intake`.
+    """Follows every stream on a Redis channel and hands all of it to an `RelayIntake`.
 
     Args:
         reactor: The reactor.
@@ -174,7 +174,7 @@ class RedisUpstream:
         reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         name: str,
-        intake: Intake,
+        intake: RelayIntake,
         registry: Registry,
         *,
         server_name: ServerName,

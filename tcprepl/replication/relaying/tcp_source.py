@@ -13,14 +13,14 @@ from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ErrorCommand, ServerCommand
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.client import ReplicationClient
-from tcprepl.replication.relaying.intake import Intake, LogPositions, RelayCatchUp
+from tcprepl.replication.relaying.intake import LogPositions, RelayCatchUp, RelayIntake
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.registry import Registry
 
 
 class TcpUpstream:
-    """Follows every stream of a server and hands all of it to an `Intake`.
+    """Follows every stream of a server and hands all of it to an `RelayIntake`.
 
     Args:
         reactor: The reactor.
@@ -40,7 +40,7 @@ class TcpUpstream:
         reactor: Reactor,
         endpoint: IStreamClientEndpoint,
         name: str,
-        intake: Intake,
+        intake: RelayIntake,
         registry: Registry,
         *,
         server_name: ServerName,

@@ -12,7 +12,7 @@ import structlog
 from twisted.internet.task import Clock
 
 from tcprepl.federation.sending import intake as module
-from tcprepl.federation.sending.intake import Intake
+from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.outbox_file import run_inline
@@ -29,7 +29,7 @@ class World:
         self.outbox = Outbox(path, run_inline)
         self.delivered: list[Entry] = []
         self.acked: list[tuple[str, int]] = []
-        self.intake = Intake(
+        self.intake = EduIntake(
             self.clock,
             self.outbox,
             "x.example",

@@ -11,7 +11,12 @@ from twisted.internet.task import Clock
 from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.relaying import intake as relay_module
-from tcprepl.replication.relaying.intake import Intake, LogPositions, RelayCatchUp, relay_registry
+from tcprepl.replication.relaying.intake import (
+    LogPositions,
+    RelayCatchUp,
+    RelayIntake,
+    relay_registry,
+)
 from tcprepl.replication.relaying.state import Epoch, RelayState
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
@@ -30,9 +35,9 @@ class World:
         self.log = MemoryLog(self.registry, lambda: 0)
         self.intake = self.make()
 
-    def make(self) -> Intake:
+    def make(self) -> RelayIntake:
         """Return an intake over the log as it is, as after a restart."""
-        return Intake(self.clock, self.log, self.registry, self.state)
+        return RelayIntake(self.clock, self.log, self.registry, self.state)
 
     def take(self, *tokens: int, pair: tuple[str, str] = PAIR) -> None:
         """Have rows taken, each with its upstream token, and wait until they are logged."""

@@ -19,7 +19,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.relaying import redis_source
-from tcprepl.replication.relaying.intake import Intake, relay_registry
+from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.redis_source import RedisUpstream, as_line, is_json
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.streams.memory import MemoryLog
@@ -63,7 +63,7 @@ class World:
         self.registry = relay_registry()
         self.log = MemoryLog(self.registry, lambda: 0)
         self.state = RelayState(None)
-        self.intake = Intake(self.clock, self.log, self.registry, self.state)
+        self.intake = RelayIntake(self.clock, self.log, self.registry, self.state)
         self.heard: list[Any] = []
         self.upstream = RedisUpstream(
             self.clock,

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
-from tcprepl.replication.relaying.intake import Intake, relay_registry
+from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
@@ -50,7 +50,7 @@ class World:
             self.clock,
             self.network.client_endpoint("relay"),
             "h:9092",
-            Intake(self.clock, self.log, self.registry, self.state),
+            RelayIntake(self.clock, self.log, self.registry, self.state),
             self.registry,
             server_name="example.com",
             on_command=self.heard.append,
