@@ -40,6 +40,8 @@ HTTPS = "outbox on disk, signed, HTTPS to a local sink"
 SYNAPSE = "synapse-1.66.0"
 REPETITIONS = 5
 EDUS = 40_000
+#: How long one run of a peer may take.
+PATIENCE_S = 300.0
 PEERS = Path(__file__).resolve().parent / "peers"
 TO = {FRIENDLY: DESTINATIONS, UNFRIENDLY: MANY_DESTINATIONS}
 
@@ -83,7 +85,7 @@ def run(edus: int = EDUS, repetitions: int = REPETITIONS, sent: int = 20_000) ->
 
 def _measure(python: str | Path, script: str, count: int, *words: str) -> float:
     command = [str(python), str(PEERS / script), str(count), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     return float(done.stdout.split()[0])
 
 
@@ -96,7 +98,9 @@ def _end_to_end(count: int, repetitions: int) -> Iterator[Result]:
     figures = []
     for _ in range(repetitions):
         command = [sys.executable, str(PEERS / "edu_https_peer.py"), str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+        )
         figures.append(json.loads(done.stdout))
     filled = statistics.median(figure["edus_per_transaction"] for figure in figures)
     note = f"{filled:.0f} EDUs a transaction"

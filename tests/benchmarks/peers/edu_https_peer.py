@@ -57,6 +57,7 @@ class Sink(Resource):
 
     def render_PUT(self, request: Request) -> bytes:
         """Take one."""
+        request.setHeader(b"Content-Type", b"application/json")
         return b'{"pdus":{}}'
 
 

@@ -59,6 +59,10 @@ class NoDisk:
         """Return no positions."""
         return {}
 
+    def lineages(self) -> dict[Any, Any]:
+        """Return no incarnations."""
+        return {}
+
     def destinations(self) -> dict[Any, Any]:
         """Return no destinations."""
         return {}
