@@ -13,6 +13,7 @@
         UnknownStream  BadRow  TokenTooOld  TokenFromFuture  TokenOrder
         ProducerError
           EpochFenced  SequenceHole  SequenceTooOld  TooManyProducers
+        PublishRefused          .reason tells programs why a server did not take rows
         LogError
           LogUnavailable  LogLocked  LogCorrupt  LogTooNew
       FederationError
@@ -364,6 +365,22 @@ class TooManyProducers(ProducerError):
     def __init__(self, producer: str, limit: int) -> None:
         self.limit = limit
         super().__init__(producer, f"there are {limit} producers already: use one of their names")
+
+
+class PublishRefused(StreamError):
+    """A server did not take rows, and will not if they come again.
+
+    Attributes:
+        subject: The stream, or the producer.
+        reason: Why, as `tcprepl.protocol.commands.Reason` has it.
+        value: What goes with the reason.
+    """
+
+    def __init__(self, subject: str, reason: str, value: int, text: str) -> None:
+        self.subject = subject
+        self.reason = reason
+        self.value = value
+        super().__init__(f"{subject}: refused ({reason}): {text}")
 
 
 class LogError(StreamError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +196,14 @@ class ClientConnection:
         """Send *command*."""
         if self._closing is None:
             self._session.send(command, self._reactor.seconds())
+            self._pump()
+
+    def send_all(self, commands: Iterable[Command]) -> None:
+        """Send *commands* in one piece."""
+        if self._closing is None:
+            now = self._reactor.seconds()
+            for command in commands:
+                self._session.send(command, now)
             self._pump()
 
     def close(self, text: str) -> None:
