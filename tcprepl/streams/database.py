@@ -149,8 +149,9 @@ _DELETE_BEGINNINGS = (
 )
 
 
+#: One bit that has turned makes a text or nothing of a blob, which are damage as any other.
 _SELECT_BLOCKS = (
-    "SELECT last, written_ms, crc, body FROM blocks"
+    "SELECT last, written_ms, crc, ifnull(CAST(body AS BLOB), x'') FROM blocks"
     " WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT ?"
 )
 _SELECT_NEXT = (

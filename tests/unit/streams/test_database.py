@@ -516,3 +516,17 @@ def test_a_file_of_before_shrinks_too(tmp_path: Path) -> None:
     shrink(database)
     assert file_bytes(database) < before / 4
     database.close()
+
+
+@pytest.mark.parametrize("body", ["CAST(body AS TEXT) || '!'", "'text'", "5", "x''", "1.5"])
+def test_a_block_that_is_no_blob_any_longer_is_damaged(
+    database: Database, tmp_path: Path, body: str
+) -> None:
+    """The type of a value is a number in the file, as easily damaged as the value."""
+    database.write(Commit(blocks=[(1, block(7, 8)), (1, block(10))]))
+    _spoil(tmp_path, f"UPDATE blocks SET body = {body} WHERE last = 8")
+    page = database.page(stored(), 3, 20)
+    assert page.damage is not None
+    assert (page.damage.after, page.damage.upto) == (3, 8)
+    assert tokens(database, 8, 20) == [10]
+    database.close()
