@@ -87,7 +87,8 @@ class CatchUp:
             raise forked((stream, instance), after, held, {})
         position = self._log.position(stream, instance)
         if after >= min(upto, position):  # also when the writer had to start anew
-            return _answer([], upto, limited=False, gap=None)
+            # What is above the position is to come: nobody may take it for told.
+            return _answer([], min(upto, max(after, position)), limited=False, gap=None)
         upto = min(upto, position)
         # A stream of states in memory still knows the newest row of each key below its floor.
         cursor = self._log.cursor((stream, instance), after, compacted=True)
