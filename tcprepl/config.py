@@ -38,6 +38,7 @@ from tcprepl.synapse_names import excerpt, put, translate_synapse
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"
 DEFAULT_DATA = "./tcprepl-data"
+DEFAULT_BUS = "127.0.0.1:6379"
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
 _ENDPOINT = re.compile(r"[a-z][a-z0-9]*:\S")
@@ -141,6 +142,11 @@ def _size(value: object) -> object:
 def _version(value: object) -> object:
     """Let 1.13 be written without quotes."""
     return str(value) if isinstance(value, float) else value
+
+
+def _or_none(value: object) -> object:
+    """Let a command line say null."""
+    return None if str(value) == "none" else value
 
 
 def _name(value: str) -> str:
@@ -318,10 +324,9 @@ class FederationSettings(Settings):
     allow_private_addresses: bool = Field(default=False, description="true or false")
 
 
-class RedisSettings(Settings):
-    """The Redis server whose channels carry the streams as well."""
+class _OfSynapse(Settings):
+    """A place where Synapse processes are."""
 
-    url: SecretStr = Field(description="redis://[:PASSWORD@]HOST:PORT[/DB], rediss:// or unix:")
     synapse: str | None = Field(
         default=None,
         description='null, or the release of the Synapse processes there, in quotes: "1.163"',
@@ -339,10 +344,44 @@ class RedisSettings(Settings):
             parse_release(value)
         return value
 
+
+class RedisSettings(_OfSynapse):
+    """The Redis server whose channels carry the streams as well."""
+
+    url: SecretStr = Field(description="redis://[:PASSWORD@]HOST:PORT[/DB], rediss:// or unix:")
+
     @field_validator("url")
     @classmethod
     def _readable(cls, value: SecretStr) -> SecretStr:
         parse_redis_url(value.get_secret_value())
+        return value
+
+
+class BusSettings(_OfSynapse):
+    """The listener in Redis's place."""
+
+    tls: TlsSettings | None = Field(
+        default=None, description="a section with certificate and private_key"
+    )
+    password_file: Path | None = Field(
+        default=None, description="null, or the path of a file with a password"
+    )
+    users: Mapping[Name, Path] = Field(
+        default_factory=dict, description="for each name the path of a file with its password"
+    )
+    listen: Addresses = Field(default=(parse_address(DEFAULT_BUS),), description=_ADDRESS_IS)
+
+    @field_validator("listen")
+    @classmethod
+    def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        named = info.data.get("password_file", True) or info.data.get("users", True)
+        for address in value:
+            encrypted = address.is_encrypted or info.data.get("tls", True)
+            if address.is_exposed and not (encrypted and named):
+                raise ValueError(
+                    "other machines can reach it; expected a loopback address or a unix: "
+                    "endpoint, or both TLS and bus.password_file or bus.users"
+                )
         return value
 
 
@@ -362,7 +401,7 @@ class Config(Settings):
 
     server_name: Name = Field(default="localhost", description=_NAME_IS + "; the homeserver's")
     instance: Name = Field(default="master", description=_NAME_IS)
-    data_directory: Path | None = Field(
+    data_directory: Annotated[Path | None, BeforeValidator(_or_none)] = Field(
         default=Path(DEFAULT_DATA), description="a path, or null to keep everything in memory only"
     )
     replication: ReplicationSettings = Field(
@@ -379,6 +418,9 @@ class Config(Settings):
         default=FederationSettings(), description="a section with senders, signing_key, ca, resolve"
     )
     redis: RedisSettings | None = Field(default=None, description="a section with url")
+    bus: BusSettings = Field(
+        default_factory=BusSettings, description="a section with listen, tls, password_file, users"
+    )
     instances: Mapping[Annotated[str, AfterValidator(_name_or_any)], str] = Field(
         default_factory=dict, description="the HTTP URL of each writer (* for all others)"
     )

@@ -251,6 +251,27 @@ GAPS = Counter(
     registry=REGISTRY,
 )
 
+# -- The bus --------------------------------------------------------------------------------
+
+BUS_CONNECTIONS = Live("tcprepl_bus_connections", "Clients of the bus connected now")
+BUS_COMMANDS = Live(
+    "tcprepl_bus_commands", "Commands of Redis received", kind="counter", labels=("command",)
+)
+BUS_CACHE_REQUESTS = Live(
+    "tcprepl_bus_cache_requests",
+    "Keys asked for in the cache of the bus, by whether they were there",
+    kind="counter",
+    labels=("result",),
+)
+BUS_CACHE_REMOVED = Live(
+    "tcprepl_bus_cache_removed",
+    "Keys that went from the cache of the bus: for want of room, or as their time was over",
+    kind="counter",
+    labels=("why",),
+)
+BUS_CACHE_BYTES = Live("tcprepl_bus_cache_bytes", "Bytes in the cache of the bus")
+BUS_CACHE_ENTRIES = Live("tcprepl_bus_cache_entries", "Keys in the cache of the bus")
+
 # -- Federation -----------------------------------------------------------------------------
 
 SENT_TRANSACTIONS = Counter(

@@ -30,6 +30,7 @@ from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.events import Closing
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.state import Role, State
+from tcprepl.replication.bus.commands import COMMANDS as BUS_COMMANDS
 from tcprepl.streams.registry import BUILT_IN, Registry
 from tests import docs_md
 from tests.conversation import (
@@ -43,6 +44,7 @@ from tests.conversation import (
 )
 from tests.conversation_client import ClientStage, MemoryClientStage, SocketClientStage
 from tests.conversation_http import HttpStage, parse_exchanges
+from tests.conversation_resp import RespStage
 from tests.docs_md import ROOT, Block, Document, plain
 from tests.harness import CAPTURE
 from tests.sessions import receive
@@ -404,6 +406,19 @@ def test_dialects_are_those_of_the_code() -> None:
     """What tells the dialects apart."""
     table = DOCUMENT.sections["15.2"].table("Dialect")
     assert [row[:7] for row in table.rows] == [docs_md.dialect_row(d) for d in DIALECTS.values()]
+
+
+def test_commands_of_the_bus_are_those_of_the_code() -> None:
+    """The table names every command that there is, and no other."""
+    table = DOCUMENT.sections["15.7"].table("Command")
+    told = {plain(cell).lower() for cell in table.column("Command")}
+    assert told == BUS_COMMANDS.keys()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_conversation_with_the_bus(number: int) -> None:
+    """What clients say to it in Redis's place is answered as told."""
+    RespStage().run(DOCUMENT.sections["15.7"].blocks("resp")[number])
 
 
 def test_every_cell_of_the_compatibility_table_names_a_test() -> None:

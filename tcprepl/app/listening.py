@@ -25,6 +25,7 @@ from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address, Config, TlsSettings
 from tcprepl.errors import ConfigError, TcpreplError
+from tcprepl.replication.bus.listener import BusListener
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
 
@@ -46,11 +47,13 @@ class Listeners:
     Attributes:
         replication: Where the line protocol listens.
         http: Where HTTP listens.
+        bus: Where the bus listens in Redis's place.
     """
 
     def __init__(self, reactor: Reactor, config: Config, life: Lifecycle) -> None:
         self.replication: list[str] = []
         self.http: list[str] = []
+        self.bus: list[str] = []
         self._reactor = reactor
         self._config = config
         self._life = life
@@ -68,6 +71,18 @@ class Listeners:
             endpoint = self._endpoint("replication", address, self._config.replication.tls)
             port = await listened(server.listen(endpoint), "replication", address)
             self.replication.append(describe_address(port.getHost()))
+
+    async def open_bus(self, bus: BusListener) -> None:
+        """Listen in Redis's place; *bus* closes what this opens.
+
+        Raises:
+            ConfigError: An address is none, or certificates cannot be read.
+            CannotListen: An address is taken, or is not ours.
+        """
+        for address in self._config.bus.listen:
+            endpoint = self._endpoint("bus", address, self._config.bus.tls)
+            port = await listened(bus.listen(endpoint), "bus", address)
+            self.bus.append(describe_address(port.getHost()))
 
     async def open_http(self, site: Site) -> None:
         """Listen for HTTP.

@@ -168,16 +168,23 @@ class Relay:
         )
         self._site = build_site(self._web)
         await self._listeners.open_http(self._site)
+        await self._start_upstream()
+
+    async def _start_upstream(self) -> None:
         self._upstream.start()
         self._life.add("upstream", self._upstream.stop)
 
+    def _make_catch_up(self) -> HttpCatchUp | None:
+        """Return what fetches missed rows, if the configuration says where."""
+        config = self.config
+        if config.instances:
+            self._catch_up = HttpCatchUp(self._reactor, config.instances, self._secret(config))
+            self._life.add("catch_up", self._catch_up.close)
+        return self._catch_up
+
     def _make_upstream(self, intake: RelayIntake, registry: Any) -> Upstream:
         config, where = self.config, self._where
-        catch_up = None
-        if config.instances:
-            catch_up = HttpCatchUp(self._reactor, config.instances, self._secret(config))
-            self._life.add("catch_up", catch_up.close)
-        self._catch_up = catch_up
+        catch_up = self._make_catch_up()
         if isinstance(where, Address):
             return TcpUpstream(
                 self._reactor,

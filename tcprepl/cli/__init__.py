@@ -24,6 +24,7 @@ from tcprepl.errors import ConfigError, TcpreplError, did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("tcprepl.cli.serve", "Run a server: streams over TCP, and the HTTP API."),
     "relay": ("tcprepl.cli.relay", "Follow an upstream, and serve its streams to many."),
+    "bus": ("tcprepl.cli.bus", "Be the Redis of a Synapse, and keep its streams."),
     "publish": ("tcprepl.cli.publish", "Append rows to a stream."),
     "tail": ("tcprepl.cli.tail", "Follow streams and print their rows."),
     "positions": ("tcprepl.cli.positions", "Print where every stream is."),
@@ -49,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 #: Those that SIGHUP reloads. What is read after it came needs no reloading: until they are ready
 #: to hear it, it is ignored.
-RELOADED = frozenset({"serve", "relay", "federation-sender"})
+RELOADED = frozenset({"serve", "relay", "bus", "federation-sender"})
 
 
 class _ReaderGoneError(Exception):

@@ -73,6 +73,25 @@ class DurationType(click.ParamType[float]):
         return seconds
 
 
+class InstanceType(click.ParamType[tuple[str, str]]):
+    """NAME=URL of an instance's HTTP replication listener."""
+
+    name = "NAME=URL"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return name and URL; Synapse calls its main process master on the wire."""
+        if isinstance(value, tuple):
+            return value
+        name, _, url = value.partition("=")
+        if not name or not url.startswith(("http://", "https://")):
+            self.fail(
+                f"{value!r}: expected NAME=http://HOST:PORT or NAME=http://unix:/PATH", param, ctx
+            )
+        return ("master" if name == "main" else name), url.rstrip("/")
+
+
 ADDRESS = AddressType()
 URL = UrlType()
 SECONDS = DurationType()

@@ -10,7 +10,7 @@ import click
 
 from tcprepl.app.relay import Relay
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import ADDRESS
+from tcprepl.cli.arguments import ADDRESS, InstanceType
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address, loader, parse_address
@@ -35,25 +35,6 @@ class UpstreamType(click.ParamType[RedisUrl | Address]):
             return parse_redis_url(value) if is_redis_url(value) else parse_address(value)
         except ValueError as error:
             return self.fail(f"{error}, or HOST:PORT of a server", param, ctx)
-
-
-class InstanceType(click.ParamType[tuple[str, str]]):
-    """NAME=URL of an instance's HTTP replication listener."""
-
-    name = "NAME=URL"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        """Return name and URL; Synapse calls its main process master on the wire."""
-        if isinstance(value, tuple):
-            return value
-        name, _, url = value.partition("=")
-        if not name or not url.startswith(("http://", "https://")):
-            self.fail(
-                f"{value!r}: expected NAME=http://HOST:PORT or NAME=http://unix:/PATH", param, ctx
-            )
-        return ("master" if name == "main" else name), url.rstrip("/")
 
 
 @click.command("relay")

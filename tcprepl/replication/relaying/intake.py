@@ -42,6 +42,8 @@ log = structlog.get_logger()
 GROUP_BYTES: Final = 1_048_576
 #: Bytes of rows that may wait for the disk before the upstream is read no further.
 MAX_WAITING_BYTES: Final = 16 * 1_048_576
+#: How often a pair may begin anew before its oldest tokens are not known by their old names.
+MAX_EPOCHS: Final = 16
 #: Gaps that the status names.
 GAPS_SHOWN: Final = 20
 #: How often a page is asked for before its rows are given up as a gap.
@@ -83,11 +85,12 @@ class Upstream(Protocol):
 
 
 class _Item:
-    """One thing to do to the log: rows of a pair, or a position without rows."""
+    """One thing to do to the log: rows of a pair, or a position without rows; or a call."""
 
-    __slots__ = ("pair", "rows", "size", "tokens", "trims")
+    __slots__ = ("call", "pair", "rows", "size", "tokens", "trims")
 
     def __init__(self, pair: Pair) -> None:
+        self.call: Callable[[], object] | None = None
         self.pair = pair
         self.tokens: list[Token] = []
         self.rows: list[bytes] = []
@@ -111,6 +114,8 @@ class RelayIntake:
         incarnation: That of the upstream's log, as it named it; None if it named none.
         rows_taken: Rows queued for the log since the start.
         on_pair: Called with the stream and the instance when a pair is met.
+        shifts: For each pair whose tokens are not the upstream's, how they follow from those,
+            oldest first, as far as it is known; for looking only.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class RelayIntake:
         self._state = state
         self._heads: dict[Pair, Token] = {}
         self._offsets: dict[Pair, Token] = {}
+        self.shifts: dict[Pair, list[Epoch]] = {}
         self._queue: deque[_Item] = deque()
         self._waiting_bytes = 0
         self._busy = False
@@ -145,6 +151,8 @@ class RelayIntake:
         epoch = self._state.epoch(pair)
         self._state.settle(pair, self._log.floor(*pair), max(position, epoch.start))
         self._offsets[pair] = epoch.offset
+        if epoch.offset:
+            self.shifts[pair] = [epoch]
         self._heads[pair] = position
         if epoch.start > position:  # killed between the two
             self._advance(pair, epoch.start)
@@ -229,7 +237,7 @@ class RelayIntake:
         await self.drained()
         ours = self._heads[pair] + 1
         self._state.set_epoch(pair, Epoch(ours - token, 0))
-        self._offsets[pair] = ours - token
+        self._offset(pair, Epoch(ours - token, ours))
         self._append(pair, ours, raw)
 
     def position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
@@ -281,9 +289,27 @@ class RelayIntake:
         )
         self._state.enter(pair, self.incarnation, 0 if known is None else known, token)
         self._state.add_gap(pair, Gap(head, head + 1, Cause.ANEW))
-        self._state.set_epoch(pair, Epoch(head + 1 - token, head + 1))
-        self._offsets[pair] = head + 1 - token
+        epoch = Epoch(head + 1 - token, head + 1)
+        self._state.set_epoch(pair, epoch)
+        self._offset(pair, epoch)
         self._advance(pair, head + 1)
+
+    def _offset(self, pair: Pair, epoch: Epoch) -> None:
+        """Count as *epoch* says from now on."""
+        epochs = self.shifts.setdefault(pair, [Epoch(self._offsets[pair])])
+        epochs.append(epoch)
+        del epochs[:-MAX_EPOCHS]
+        self._offsets[pair] = epoch.offset
+
+    def theirs(self, pair: Pair, token: Token) -> Token | None:
+        """Return what the upstream calls our *token*; None where that is forgotten."""
+        epochs = self.shifts.get(pair)
+        if epochs is None:
+            return token
+        for epoch in reversed(epochs):
+            if token >= epoch.start:
+                return token - epoch.offset
+        return None
 
     def _believed(self, pair: Pair, token: Token) -> bool:
         if self.believes(pair, token):
@@ -346,6 +372,19 @@ class RelayIntake:
         _ = self._room.addCallback(lambda _: waiter.callback(None))
         return waiter
 
+    def after(self, call: Callable[[], object]) -> None:
+        """Call *call* once everything taken so far is in the log, and nothing later.
+
+        It is not called when the log takes no more.
+        """
+        if not self._queue and not self._busy:
+            call()
+            return
+        item = _Item(("", ""))
+        item.call = call
+        self._queue.append(item)
+        self._kick()
+
     async def drained(self) -> None:
         """Wait until everything taken so far is in the log."""
         if (self._queue or self._busy) and not self._broken:
@@ -385,7 +424,7 @@ class RelayIntake:
     async def _append_group(self) -> None:
         items: list[_Item] = []
         size = 0
-        while self._queue and size < GROUP_BYTES:
+        while self._queue and size < GROUP_BYTES and self._queue[0].call is None:
             item = self._queue.popleft()
             items.append(item)
             size += item.size
@@ -396,6 +435,9 @@ class RelayIntake:
         for item in items:
             if item.trims:
                 self._log.trim(*item.pair, item.tokens[0])
+        while self._queue and (call := self._queue[0].call) is not None:
+            self._queue.popleft()
+            run_in_background(call)
         if self._room is not None and self._waiting_bytes <= MAX_WAITING_BYTES // 2:
             room, self._room = self._room, None
             room.callback(None)

@@ -235,6 +235,7 @@ class Hub:
         *,
         places: Places = (),
         only_instance: InstanceName | None = None,
+        owed: bool = True,
     ) -> None:
         """Add *pattern* to what *reader* gets, from *asked* on.
 
@@ -249,6 +250,7 @@ class Hub:
             asked: Serve rows after this token; None is from now on.
             places: In which incarnations of the log it got what it has, if it says.
             only_instance: Tell the reader of this instance alone (2017).
+            owed: Whether it is told where each pair stands once it is at the head of it.
         """
         if reader.backlog is None:
             self._leave_head(reader)
@@ -267,7 +269,8 @@ class Hub:
         reader.form = form
         had.patterns.add(pattern)
         had.only_instance = backlog.owed.only_instance = only_instance
-        backlog.owed.patterns.add(pattern)
+        if owed:
+            backlog.owed.patterns.add(pattern)
         if backlog.told:
             again = Subscription((pattern,))
             backlog.told = {pair for pair in backlog.told if not again.wants(pair)}
@@ -322,6 +325,8 @@ class Hub:
         reader.paused_s += self._reactor.seconds() - backlog.began_at
         reader.backlog = None
         self._groups.join(reader)
+        if reader.on_head is not None:
+            reader.on_head()
 
     def drained(self, reader: Reader) -> None:
         """Go on with *reader*: its socket has taken everything."""

@@ -8,7 +8,7 @@ it (protocol.md section 10).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
@@ -225,6 +225,8 @@ class Reader:
         gaps: How often it was told that rows are missing.
         live: Whether it is still there.
         queued: Whether it waits to be served.
+        on_head: Called when it comes to the head, before the last of what it was owed is
+            written; may be set by whoever made it.
     """
 
     __slots__ = (
@@ -234,6 +236,7 @@ class Reader:
         "group",
         "label",
         "live",
+        "on_head",
         "outlet",
         "paused_s",
         "queued",
@@ -252,6 +255,7 @@ class Reader:
         self.served_bytes = 0
         self.gaps = 0
         self.live = True
+        self.on_head: Callable[[], object] | None = None
         self.queued = False
 
 

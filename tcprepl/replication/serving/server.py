@@ -79,6 +79,7 @@ class ReplicationServer:
     Attributes:
         max_connections: As given; may be changed at any time.
         links: Asked for what the status says of upstreams and Redis.
+        others: Asked for connections that get the same streams in another way.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ReplicationServer:
         publisher: PublisherPort | None = None,
     ) -> None:
         self.links: list[Callable[[], LinkStatus]] = []
+        self.others: list[Callable[[], list[PeerStatus]]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
@@ -206,8 +208,12 @@ class ReplicationServer:
 
     def accept(self, address: str) -> Peer:
         """Return the protocol of a new connection from *address*."""
+        return Peer(self, self.next_conn_id(), address)
+
+    def next_conn_id(self) -> int:
+        """Return the number of a new connection, of whatever kind."""
         self._last_conn_id += 1
-        return Peer(self, self._last_conn_id, address)
+        return self._last_conn_id
 
     def peer_connected(self, peer: Peer) -> None:
         """Note that *peer* is there; make room for it, or turn it away."""
@@ -282,7 +288,10 @@ class ReplicationServer:
     def peers(self) -> list[PeerStatus]:
         """Return every connection, oldest first."""
         now = self.reactor.seconds()
-        return [peer.status(now) for peer in self._peers.values()]
+        return [peer.status(now) for peer in self._peers.values()] + self._others()
+
+    def _others(self) -> list[PeerStatus]:
+        return [status for others in self.others for status in others()]
 
     def streams(self) -> list[StreamStatus]:
         """Return every (stream, instance) that is served."""
@@ -312,16 +321,21 @@ class ReplicationServer:
         behind = [peer for peer in self._peers.values() if peer.is_behind]
         shown = list(islice(behind, most))
         shown += islice((p for p in self._peers.values() if not p.is_behind), most - len(shown))
+        others = self._others()
         status = ServerStatus(
             server_name=self.server_name,
             instance=self.instance,
             uptime_seconds=now - self._started_at,
             streams=[self._stream(pair) for pair in islice(self.hub.heads, most)],
-            peers=[peer.status(now) for peer in shown],
+            peers=[peer.status(now) for peer in shown] + others[: most - len(shown)],
             links=self.link_states(),
             damage=self._log.gaps.damage(),
         )
-        return status.lines(streams=len(self.hub.heads), peers=len(self._peers), behind=len(behind))
+        return status.lines(
+            streams=len(self.hub.heads),
+            peers=len(self._peers) + len(others),
+            behind=len(behind) + sum(other.state == "behind" for other in others),
+        )
 
     def link_states(self) -> list[LinkStatus]:
         """Return how it goes with each upstream and Redis."""

@@ -18,9 +18,9 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.replication.following.catchup import CatchUpPage
-from tcprepl.replication.relaying import redis_source
+from tcprepl.replication.relaying import lines, redis_source
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
-from tcprepl.replication.relaying.redis_source import RedisUpstream, as_line, is_json
+from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.streams.memory import MemoryLog
 from tests.redis_world import FakeRedis
@@ -185,7 +185,7 @@ def test_what_the_writer_no_longer_holds_is_a_gap_before_the_rows_after_it() -> 
 def test_a_page_that_takes_its_time_holds_up_no_other_pair(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(redis_source, "MAX_WAITING", 2)
+    monkeypatch.setattr(lines, "MAX_WAITING", 2)
     archive = Archive()
     world = World(archive=archive)
     world.say("POSITION receipts w1 4 4", "POSITION device_lists master 1 1")
@@ -271,7 +271,7 @@ def test_rubbish_is_counted_and_left_out() -> None:
 
 def test_more_streams_than_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    world.upstream._assembler.max_pairs = 1
+    world.upstream._lines._assembler.max_pairs = 1
     world.say("POSITION receipts w1 4 4", "POSITION typing master 0 0")
     assert world.upstream.bad_lines == 1
 
@@ -356,19 +356,10 @@ def test_batch_cut_off_by_a_lost_connection_is_not_completed() -> None:
 def test_a_delivery_that_gives_up_is_logged() -> None:
     world = World()
     world.say("POSITION receipts w1 4 4")
-    follower = world.upstream._followers[RECEIPTS]
+    follower = world.upstream._followers.of(RECEIPTS)
     with capture_logs() as logs:
         follower.give_up(type("F", (), {"getErrorMessage": lambda self: "why"})())
     assert logs[0]["error"] == "why"
-
-
-def test_lines_and_json() -> None:
-    assert as_line(b"REPLICATE ") == b"REPLICATE "
-    assert as_line(b"RDATA s i 1 [1,\n 2]\r\n") == b"RDATA s i 1 [1,  2]"
-    assert as_line("caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode()) is not None
-    assert as_line(b"\xff") is None
-    assert is_json(b'["\\ud800"]')
-    assert not is_json(b"[")
 
 
 def test_a_token_that_no_writer_can_have_costs_its_line_alone() -> None:

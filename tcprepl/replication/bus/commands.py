@@ -1,0 +1,478 @@
+"""The commands that clients of a Redis may use here (protocol.md section 15).
+
+Each is a function of the connection and the words, and returns the reply. What needs more
+than words is asked of the connection (`Client`) and of what it belongs to (`Desk`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from tcprepl import __version__
+from tcprepl.replication.bus.cache import Cache
+from tcprepl.replication.bus.patterns import Pattern
+from tcprepl.replication.bus.replies import (
+    EMPTY,
+    NIL,
+    NO_PROTOCOL,
+    NOT_LET_IN,
+    OK,
+    PONG,
+    SYNTAX,
+    WRONG_PASSWORD,
+    CommandError,
+    array,
+    bulk,
+    error,
+    integer,
+    number,
+    optional,
+    quoted,
+    strings,
+    unknown_command,
+    wrong_count,
+)
+
+Words: TypeAlias = Sequence[bytes]
+
+#: Databases that SELECT knows; all are the same one.
+DATABASES: Final = 16
+_YEARS_MS: Final = 2**62
+
+
+class Desk(Protocol):
+    """What commands ask the bus for.
+
+    Attributes:
+        cache: The cache.
+    """
+
+    cache: Cache
+
+    def now(self) -> float:
+        """Return seconds that only grow."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Return the time of day."""
+        ...
+
+    def log_in(self, user: str | None, password: str) -> str | None:
+        """Return the name of who says *password*; None if it is wrong."""
+        ...
+
+    def publish(self, channel: bytes, payload: bytes) -> int:
+        """Publish on any channel but that of the homeserver; return to how many."""
+        ...
+
+    def channels(self) -> list[bytes]:
+        """Return the channels that somebody subscribed by name."""
+        ...
+
+    def listeners_of(self, channel: bytes) -> int:
+        """Return how many subscribed *channel* by name."""
+        ...
+
+    def patterns(self) -> int:
+        """Return how many patterns there are."""
+        ...
+
+    def clients(self) -> list[bytes]:
+        """Return what CLIENT LIST says, a line each."""
+        ...
+
+    def info(self) -> str:
+        """Return what INFO says."""
+        ...
+
+
+class Client(Protocol):
+    """What commands ask a connection for.
+
+    Attributes:
+        conn_id: Its number.
+        title: What CLIENT SETNAME said.
+    """
+
+    conn_id: int
+    title: bytes
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it has said the password, if there is one."""
+        ...
+
+    @property
+    def desk(self) -> Desk:
+        """What it belongs to."""
+        ...
+
+    @property
+    def subscriptions(self) -> int:
+        """How many channels and patterns it listens to."""
+        ...
+
+    def let_in(self, name: str) -> None:
+        """Trust it from now on; it is called *name*, if that is not empty."""
+        ...
+
+    def subscribe(self, names: Words, *, by_pattern: bool) -> bytes:
+        """Listen to channels; return the confirmations."""
+        ...
+
+    def unsubscribe(self, names: Words, *, by_pattern: bool) -> bytes:
+        """Listen to channels no longer, to none if no names are given."""
+        ...
+
+    def line(self) -> bytes:
+        """Return what CLIENT LIST says of it."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything that was said on it."""
+        ...
+
+    def leave(self) -> None:
+        """Close once everything has been written."""
+        ...
+
+
+Run: TypeAlias = Callable[[Client, Words], bytes]
+
+
+class CommandSpec(NamedTuple):
+    """One command.
+
+    Attributes:
+        run: Does it.
+        arity: How many words it has, its name included; negative: at least as many.
+        anytime: Whether it may be used before AUTH.
+        listening: Whether it may be used by who has subscribed.
+    """
+
+    run: Run
+    arity: int
+    anytime: bool = False
+    listening: bool = False
+
+
+def run(client: Client, words: Words) -> bytes:
+    """Return the reply to *words*, at least one, having done what they ask for."""
+    name = words[0].decode("latin-1").lower()
+    spec = COMMANDS.get(name)
+    if spec is None:
+        return unknown_command(words)
+    if not _fits(spec.arity, len(words)):
+        return wrong_count(name)
+    if not client.trusted and not spec.anytime:
+        return NOT_LET_IN
+    if client.subscriptions and not spec.listening:
+        return error(
+            f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / "
+            "RESET are allowed in this context"
+        )
+    try:
+        return spec.run(client, words)
+    except CommandError as refusal:
+        return refusal.reply
+
+
+def _fits(arity: int, count: int) -> bool:
+    return count == arity if arity >= 0 else count >= -arity
+
+
+# -- connections -----------------------------------------------------------------------------
+
+
+def _auth(client: Client, words: Words) -> bytes:
+    if len(words) > 3:
+        return SYNTAX
+    user = words[1] if len(words) == 3 else None
+    return OK if _let_in(client, user, words[-1]) else WRONG_PASSWORD
+
+
+def _let_in(client: Client, user: bytes | None, password: bytes) -> bool:
+    said = None if user is None else user.decode("utf-8", "replace")
+    name = client.desk.log_in(said, password.decode("utf-8", "replace"))
+    if name is not None:
+        client.let_in(name)
+    return name is not None
+
+
+def _hello(client: Client, words: Words) -> bytes:
+    rest = list(words[1:])
+    if rest:
+        if not rest[0].isdigit():
+            return error("ERR Protocol version is not an integer or out of range")
+        if int(rest[0][:4]) != 2:
+            return NO_PROTOCOL
+        del rest[0]
+    title: bytes | None = None
+    while rest:
+        option = rest.pop(0).upper()
+        if option == b"AUTH" and len(rest) >= 2:
+            if not _let_in(client, rest.pop(0), rest.pop(0)):
+                return WRONG_PASSWORD
+        elif option == b"SETNAME" and rest:
+            title = _title(rest.pop(0))
+        else:
+            return error(f"ERR Syntax error in HELLO option '{quoted(option).lower()}'")
+    if not client.trusted:
+        return error(
+            "NOAUTH HELLO must be called with the client already authenticated, otherwise the "
+            "HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and "
+            "select the RESP protocol version at the same time"
+        )
+    if title is not None:
+        client.title = title
+    facts = (
+        (b"server", bulk(b"tcprepl")),
+        (b"version", bulk(__version__.encode())),
+        (b"proto", integer(2)),
+        (b"id", integer(client.conn_id)),
+        (b"mode", bulk(b"standalone")),
+        (b"role", bulk(b"master")),
+        (b"modules", EMPTY),
+    )
+    return array([part for name, value in facts for part in (bulk(name), value)])
+
+
+def _title(name: bytes) -> bytes:
+    if any(not 33 <= byte <= 126 for byte in name):
+        raise CommandError(
+            error("ERR Client names cannot contain spaces, newlines or special characters.")
+        )
+    return name
+
+
+def _client(client: Client, words: Words) -> bytes:
+    word = words[1].upper()
+    counts = {b"SETNAME": 3, b"SETINFO": 4, b"GETNAME": 2, b"ID": 2, b"LIST": -2, b"INFO": 2}
+    arity = counts.get(word)
+    if arity is None:
+        return _unknown_part("CLIENT", words[1])
+    if not _fits(arity, len(words)):
+        return wrong_count(f"client|{word.decode().lower()}")
+    if word == b"SETNAME":
+        client.title = _title(words[2])
+        return OK
+    if word == b"GETNAME":
+        return bulk(client.title) if client.title else NIL
+    if word == b"ID":
+        return integer(client.conn_id)
+    if word == b"LIST":
+        return bulk(b"".join(line + b"\n" for line in client.desk.clients()))
+    return OK if word == b"SETINFO" else bulk(client.line() + b"\n")
+
+
+def _unknown_part(command: str, word: bytes) -> bytes:
+    return error(f"ERR unknown subcommand '{quoted(word)}'. Try {command} HELP.")
+
+
+def _ping(client: Client, words: Words) -> bytes:
+    if len(words) > 2:
+        return wrong_count("ping")
+    if client.subscriptions:
+        return strings((b"pong", words[1] if len(words) == 2 else b""))
+    return bulk(words[1]) if len(words) == 2 else PONG
+
+
+def _select(client: Client, words: Words) -> bytes:
+    if not 0 <= number(words[1]) < DATABASES:
+        return error("ERR DB index is out of range")
+    return OK
+
+
+def _quit(client: Client, words: Words) -> bytes:
+    client.leave()
+    return OK
+
+
+def _reset(client: Client, words: Words) -> bytes:
+    client.reset()
+    return b"+RESET\r\n"
+
+
+# -- pub/sub ---------------------------------------------------------------------------------
+
+
+def _pubsub(client: Client, words: Words) -> bytes:
+    word, rest, desk = words[1].upper(), words[2:], client.desk
+    if word == b"CHANNELS":
+        if len(rest) > 1:
+            return _unknown_part("PUBSUB", words[1])
+        pattern = Pattern(rest[0] if rest else b"*")
+        return strings(name for name in desk.channels() if pattern.matches(name))
+    if word == b"NUMSUB":
+        parts = [part for name in rest for part in (bulk(name), integer(desk.listeners_of(name)))]
+        return array(parts)
+    if word == b"NUMPAT" and not rest:
+        return integer(desk.patterns())
+    return _unknown_part("PUBSUB", words[1])
+
+
+# -- the cache -------------------------------------------------------------------------------
+
+
+def _set(client: Client, words: Words) -> bytes:
+    cache, now = client.desk.cache, client.desk.now()
+    key, value = words[1], words[2]
+    flags: set[bytes] = set()
+    ttl_s: float | None = None
+    rest = list(words[3:])
+    while rest:
+        option = rest.pop(0).upper()
+        if option in (b"NX", b"XX", b"KEEPTTL", b"GET"):
+            flags.add(option)
+        elif option in (b"EX", b"PX", b"EXAT", b"PXAT") and rest and ttl_s is None:
+            ttl_s = _time_s(client, option, rest.pop(0))
+        else:
+            return SYNTAX
+    if flags >= {b"NX", b"XX"} or (b"KEEPTTL" in flags and ttl_s is not None):
+        return SYNTAX
+    there = cache.has(key, now)
+    before = cache.get(key, now) if b"GET" in flags else None
+    if (b"NX" in flags and there) or (b"XX" in flags and not there):
+        return optional(before)
+    if b"KEEPTTL" in flags and there:
+        ttl_s = cache.ttl_s(key, now)
+    cache.set(key, value, now, ttl_s)
+    return optional(before) if b"GET" in flags else OK
+
+
+def _time_s(client: Client, option: bytes, word: bytes) -> float:
+    """Return how long a key lives that is set with *option*."""
+    time = number(word)
+    if time <= 0 or time > _YEARS_MS:
+        raise CommandError(error("ERR invalid expire time in 'set' command"))
+    if option == b"EX":
+        return float(time)
+    if option == b"PX":
+        return time / 1000
+    until_ms = time * 1000 if option == b"EXAT" else time
+    return max(0.0, (until_ms - client.desk.wall_ms()) / 1000)
+
+
+def _get(client: Client, words: Words) -> bytes:
+    return optional(client.desk.cache.get(words[1], client.desk.now()))
+
+
+def _mget(client: Client, words: Words) -> bytes:
+    now = client.desk.now()
+    return array([optional(client.desk.cache.get(key, now)) for key in words[1:]])
+
+
+def _del(client: Client, words: Words) -> bytes:
+    now = client.desk.now()
+    return integer(sum(client.desk.cache.delete(key, now) for key in words[1:]))
+
+
+def _exists(client: Client, words: Words) -> bytes:
+    now = client.desk.now()
+    return integer(sum(client.desk.cache.has(key, now) for key in words[1:]))
+
+
+def _expire(client: Client, words: Words) -> bytes:
+    scale = 1000 if words[0].upper() == b"PEXPIRE" else 1
+    name = words[0].decode("latin-1").lower()
+    time = number(words[2])
+    if len(words) > 3:
+        return error(f"ERR Unsupported option {quoted(words[3])}")
+    if abs(time) > _YEARS_MS // 1000 * scale:
+        return error(f"ERR invalid expire time in '{name}' command")
+    found = client.desk.cache.expire(words[1], client.desk.now(), time / scale)
+    return integer(found)
+
+
+def _ttl(client: Client, words: Words) -> bytes:
+    scale = 1000 if words[0].upper() == b"PTTL" else 1
+    try:
+        left_s = client.desk.cache.ttl_s(words[1], client.desk.now())
+    except KeyError:
+        return integer(-2)
+    return integer(-1 if left_s is None else round(left_s * scale))
+
+
+def _dbsize(client: Client, words: Words) -> bytes:
+    return integer(len(client.desk.cache))
+
+
+# -- about itself ----------------------------------------------------------------------------
+
+
+def _command(client: Client, words: Words) -> bytes:
+    word = words[1].upper() if len(words) > 1 else b""
+    if not word:
+        return array([_described(name) for name in COMMANDS])
+    if word == b"COUNT":
+        return integer(len(COMMANDS))
+    if word == b"DOCS":
+        return EMPTY
+    if word == b"INFO":
+        names = [name.decode("latin-1").lower() for name in words[2:]] or list(COMMANDS)
+        return array([_described(name) if name in COMMANDS else b"*-1\r\n" for name in names])
+    return _unknown_part("COMMAND", words[1])
+
+
+def _described(name: str) -> bytes:
+    zero = integer(0)
+    count = integer(COMMANDS[name].arity)
+    return array([bulk(name.encode()), count, EMPTY, zero, zero, zero])
+
+
+def _config(client: Client, words: Words) -> bytes:
+    if words[1].upper() != b"GET":
+        return _unknown_part("CONFIG", words[1])
+    return EMPTY if len(words) > 2 else wrong_count("config|get")
+
+
+def _monitor(client: Client, words: Words) -> bytes:
+    return error("ERR MONITOR is not served here: it would show access tokens; use tcprepl tail")
+
+
+def _role(client: Client, words: Words) -> bytes:
+    return array([bulk(b"master"), integer(0), EMPTY])
+
+
+COMMANDS: Final[dict[str, CommandSpec]] = {
+    "auth": CommandSpec(_auth, -2, anytime=True),
+    "hello": CommandSpec(_hello, -1, anytime=True),
+    "quit": CommandSpec(_quit, -1, anytime=True, listening=True),
+    "reset": CommandSpec(_reset, 1, anytime=True, listening=True),
+    "select": CommandSpec(_select, 2),
+    "client": CommandSpec(_client, -2),
+    "ping": CommandSpec(_ping, -1, listening=True),
+    "echo": CommandSpec(lambda client, words: bulk(words[1]), 2),
+    "subscribe": CommandSpec(
+        lambda client, words: client.subscribe(words[1:], by_pattern=False), -2, listening=True
+    ),
+    "psubscribe": CommandSpec(
+        lambda client, words: client.subscribe(words[1:], by_pattern=True), -2, listening=True
+    ),
+    "unsubscribe": CommandSpec(
+        lambda client, words: client.unsubscribe(words[1:], by_pattern=False), -1, listening=True
+    ),
+    "punsubscribe": CommandSpec(
+        lambda client, words: client.unsubscribe(words[1:], by_pattern=True), -1, listening=True
+    ),
+    "publish": CommandSpec(
+        lambda client, words: integer(client.desk.publish(words[1], words[2])), 3
+    ),
+    "pubsub": CommandSpec(_pubsub, -2),
+    "set": CommandSpec(_set, -3),
+    "get": CommandSpec(_get, 2),
+    "mget": CommandSpec(_mget, -2),
+    "del": CommandSpec(_del, -2),
+    "exists": CommandSpec(_exists, -2),
+    "expire": CommandSpec(_expire, -3),
+    "pexpire": CommandSpec(_expire, -3),
+    "ttl": CommandSpec(_ttl, 2),
+    "pttl": CommandSpec(_ttl, 2),
+    "dbsize": CommandSpec(_dbsize, 1),
+    "info": CommandSpec(lambda client, words: bulk(client.desk.info().encode()), -1),
+    "role": CommandSpec(_role, 1),
+    "command": CommandSpec(_command, -1),
+    "config": CommandSpec(_config, -2),
+    "monitor": CommandSpec(_monitor, 1),
+}

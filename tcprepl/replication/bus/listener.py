@@ -1,0 +1,508 @@
+"""The bus: a listener in Redis's place, and an upstream whose rows are published there.
+
+What processes publish on the homeserver's channel goes into the log first, as a relay's rows do,
+and then to those who subscribed; every other channel is plain pub/sub (protocol.md section 15).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from hmac import compare_digest
+from typing import Any, Final, NamedTuple
+
+import structlog
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+
+from tcprepl import __version__, clocks, metrics
+from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.clocks import Reactor
+from tcprepl.errors import CloseReason, LocalProtocolError, ProtocolError
+from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
+from tcprepl.protocol.codec import parse_line, serialize, word_of
+from tcprepl.protocol.commands import Command, ReplicateCommand, UserIpCommand
+from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.replication.bus.cache import Cache
+from tcprepl.replication.bus.commands import COMMANDS
+from tcprepl.replication.bus.connection import BusConnection
+from tcprepl.replication.bus.published import PublishedLines
+from tcprepl.replication.bus.replies import error, message_head, messages
+from tcprepl.replication.bus.subscribers import Subscribers
+from tcprepl.replication.failures import describe_address
+from tcprepl.replication.following.catchup import CatchUp
+from tcprepl.replication.relaying.intake import RelayIntake
+from tcprepl.replication.relaying.lines import Followers
+from tcprepl.replication.serving.readers import EVERYTHING
+from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.replication.status import LinkStatus, PeerStatus
+from tcprepl.streams.registry import Registry
+
+log = structlog.get_logger()
+
+#: Shortest time between two REPLICATEs of ours, by which writers say where they are.
+ASK_INTERVAL_S: Final = 0.25
+#: How often connections and the cache are looked at.
+SWEEP_INTERVAL_S: Final = 1.0
+#: How long connections may take to go when the bus stops.
+STOP_WITHIN_S: Final = 1.0
+#: The channel that carries USER_IP, after the name of the server.
+USER_IP_CHANNEL: Final = "USER_IP"
+
+_REDIS: Final = DIALECTS["redis"]
+
+
+class Passwords(NamedTuple):
+    """Who may come in.
+
+    Attributes:
+        common: The password of everybody; None if there is none.
+        users: The password of each name.
+    """
+
+    common: str | None = None
+    users: dict[str, str] = {}  # noqa: RUF012  # nobody changes it
+
+    @property
+    def any(self) -> bool:
+        """Whether one is asked for at all."""
+        return self.common is not None or bool(self.users)
+
+    def name_of(self, user: str | None, password: str) -> str | None:
+        """Return the name of who says *password*; None if it is wrong.
+
+        Without passwords everybody is who they say. A password of somebody's own names them
+        also where they do not say who they are: Synapse could not before 2026.
+        """
+        if not self.any:
+            return user or ""
+        found: str | None = None
+        if self.common is not None and user in (None, "default") and _same(self.common, password):
+            found = ""
+        for name, own in self.users.items():
+            if _same(own, password) and user in (None, name) and found is None:
+                found = name
+        return found
+
+
+def _same(one: str, other: str) -> bool:
+    return compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
+
+
+#: Everybody may come in.
+NO_PASSWORDS: Final = Passwords()
+
+
+class _Clients(Factory):
+    noisy = False
+
+    def __init__(self, bus: BusListener) -> None:
+        self._bus = bus
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        return self._bus.accept(describe_address(addr))
+
+
+class BusListener:
+    """Everything behind the bus's own port; the upstream of its relay.
+
+    Args:
+        reactor: The reactor.
+        server: Who serves the same log over the line protocol.
+        intake: Where rows go.
+        registry: The streams.
+        server_name: The homeserver, which is the name of the channel.
+        patterns: Which pairs subscribers of that channel are told of.
+        catch_up: Where rows are fetched that were not published.
+        on_command: Called with each command that is published.
+        passwords: Who may come in.
+        max_connections: How many at a time.
+
+    Attributes:
+        cache: What SET keeps.
+        passwords: As given; may be changed at any time.
+        max_connections: Likewise.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        server: ReplicationServer,
+        intake: RelayIntake,
+        registry: Registry,
+        *,
+        server_name: ServerName,
+        patterns: Iterable[Pair] = (EVERYTHING,),
+        catch_up: CatchUp | None = None,
+        on_command: Callable[[Command], object] | None = None,
+        passwords: Passwords = NO_PASSWORDS,
+        max_connections: int = 10_000,
+    ) -> None:
+        self.reactor = reactor
+        self.hub = server.hub
+        self.turns = server.turns
+        self.cache = Cache()
+        self.passwords = passwords
+        self.max_connections = max_connections
+        self.channel = server_name.encode()
+        self.subscribers = Subscribers(reactor, self.hub, intake, self.channel, patterns)
+        self._user_ip = f"{server_name}/{USER_IP_CHANNEL}".encode()
+        self._server = server
+        self._intake = intake
+        self._followers = Followers(
+            reactor, intake, registry, catch_up, self._resume, self._position
+        )
+        self._on_command = on_command
+        self._connections: dict[int, BusConnection] = {}
+        self._by_channel: dict[bytes, dict[BusConnection, None]] = {}
+        self._by_pattern: dict[bytes, dict[BusConnection, None]] = {}
+        self._commands: Counter[str] = Counter()
+        self._ports: list[IListeningPort] = []
+        self._addresses: list[str] = []
+        self._ask_call: Any = None
+        self._asked_at = float("-inf")
+        self._published_lines = 0
+        self._changed_at: float = reactor.seconds()
+        self._started_at: float = reactor.seconds()
+        self._writers = 0
+        self._lost_writers = 0
+        self._last_reason: str | None = None
+        self._sweeper: LoopingProcess | None = None
+        self._stopping: Deferred[None] | None = None
+        self._sources: list[tuple[metrics.Live, metrics.Source]] = []
+        server.others.append(self.peers)
+
+    # -- life --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to count and to watch; `listen` lets clients in."""
+        self._followers.start()
+        self._sweeper = looping_background_process(
+            self.reactor, "bus_sweep", SWEEP_INTERVAL_S, self._sweep
+        )
+        cache = self.cache
+        for live, source in (
+            (metrics.BUS_CONNECTIONS, lambda: [((), float(len(self._connections)))]),
+            (metrics.BUS_COMMANDS, lambda: [((k,), float(n)) for k, n in self._commands.items()]),
+            (
+                metrics.BUS_CACHE_REQUESTS,
+                lambda: [(("hit",), float(cache.hits)), (("miss",), float(cache.misses))],
+            ),
+            (
+                metrics.BUS_CACHE_REMOVED,
+                lambda: [
+                    (("evicted",), float(cache.evicted)),
+                    (("expired",), float(cache.expired)),
+                ],
+            ),
+            (metrics.BUS_CACHE_BYTES, lambda: [((), float(cache.size_bytes))]),
+            (metrics.BUS_CACHE_ENTRIES, lambda: [((), float(len(cache)))]),
+        ):
+            self._sources.append((live, live.add_source(source)))
+
+    async def listen(self, endpoint: IStreamServerEndpoint) -> IListeningPort:
+        """Listen on *endpoint* and return the port."""
+        port = await endpoint.listen(_Clients(self))
+        self._ports.append(port)
+        self._addresses.append(describe_address(port.getHost()))
+        log.info("bus.listening", address=self._addresses[-1])
+        return port
+
+    async def stop(self) -> None:
+        """Let nobody in, give subscribers what was published so far, and close."""
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await maybeDeferred(port.stopListening)
+        if self._ask_call is not None:
+            self._ask_call.cancel()
+            self._ask_call = None
+        await self._followers.stop()
+        await self._intake.drained()
+        self.hub.flush()
+        for connection in list(self._connections.values()):
+            connection.close(CloseReason.SHUTDOWN)
+        await self._until_gone()
+        if self._sweeper is not None:
+            await self._sweeper.stop()
+        for live, source in self._sources:
+            live.remove_source(source)
+        self._sources.clear()
+
+    async def _until_gone(self) -> None:
+        if not self._connections:
+            return
+        self._stopping = Deferred()
+        overdue = self.reactor.callLater(STOP_WITHIN_S, self._abort_all)
+        try:
+            await self._stopping
+        except CancelledError:
+            self._abort_all()
+        finally:
+            if overdue.active():
+                overdue.cancel()
+
+    def _abort_all(self) -> None:
+        for connection in list(self._connections.values()):
+            connection.transport.abortConnection()
+
+    def _sweep(self) -> None:
+        now = self.reactor.seconds()
+        self.cache.sweep(now)
+        for connection in list(self._connections.values()):
+            connection.sweep(now)
+
+    # -- connections -------------------------------------------------------------------
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a password is asked for."""
+        return self.passwords.any
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the disk, or for pages, that nobody may publish."""
+        return self._followers.full
+
+    def accept(self, address: str) -> BusConnection:
+        """Return the protocol of a new connection from *address*."""
+        return BusConnection(self, self._server.next_conn_id(), address)
+
+    def connected(self, connection: BusConnection) -> None:
+        """Note that *connection* is there, or turn it away."""
+        self._connections[connection.conn_id] = connection
+        if len(self._connections) > self.max_connections:
+            connection.write(error("ERR max number of clients reached"))
+            connection.close(CloseReason.TOO_MANY_CONNECTIONS)
+
+    def lost(self, connection: BusConnection, reason: CloseReason) -> None:
+        """Note that *connection* is gone."""
+        self._connections.pop(connection.conn_id, None)
+        metrics.CLOSE_REASON.labels(reason.value).inc()
+        lines = connection.lines
+        if lines is not None:
+            self._writers -= 1
+            self._lost_writers += 1
+            self._last_reason = f"{connection.label}: {reason.value}"
+            if not self._writers:
+                self._changed_at = self.reactor.seconds()
+            if lines.held_rows:
+                log.warning("bus.batch.cut_off", rows=lines.held_rows, client=connection.label)
+        log.debug("bus.client.closed", client=connection.label, reason=reason.value)
+        if not self._connections and self._stopping is not None:
+            stopping, self._stopping = self._stopping, None
+            stopping.callback(None)
+
+    def _resume(self) -> None:
+        for connection in list(self._connections.values()):
+            connection.go_on()
+
+    # -- what is published -------------------------------------------------------------
+
+    def published(self, connection: BusConnection, payloads: list[bytes]) -> int:
+        """Take what a connection publishes on the homeserver's channel; return to how many."""
+        lines = connection.lines
+        if lines is None:
+            lines = connection.lines = PublishedLines(self._followers, self._other, self._say)
+            self._writers += 1
+            if self._writers == 1:
+                self._changed_at = self.reactor.seconds()
+            self._ask()
+        self._commands["publish"] += len(payloads)
+        self._published_lines += len(payloads)
+        lines.take(payloads)
+        return len(self.subscribers)
+
+    def publish(self, channel: bytes, payload: bytes) -> int:
+        """Publish on another channel; return to how many."""
+        reached = self.listeners_of(channel) + len(self._matching(channel))
+        if channel == self._user_ip:
+            # It carries an access token: it is counted, and goes to those who subscribed it.
+            metrics.USER_IP_CACHE.inc()
+            self._intake.after(partial(self._push, channel, payload))
+        else:
+            self._push(channel, payload)
+        return reached
+
+    def _push(self, channel: bytes, payload: bytes) -> None:
+        message = messages(message_head(channel), (payload,))
+        for connection in tuple(self._by_channel.get(channel, ())):
+            connection.push(message)
+        for connection, pattern in self._matching(channel):
+            connection.push(messages(message_head(channel, pattern), (payload,)))
+
+    def _matching(self, channel: bytes) -> list[tuple[BusConnection, bytes]]:
+        return [
+            (connection, name)
+            for name, connections in self._by_pattern.items()
+            for connection in connections
+            if connection.patterns[name][0].matches(channel)
+        ]
+
+    def _other(self, line: bytes) -> None:
+        """Pass on what is neither a row nor a position: to everybody, and to our readers."""
+        self._say(line)
+        try:
+            command = parse_line(line, _REDIS)
+        except ProtocolError as fault:
+            # It may be of a release that is newer than we are; they may know it.
+            log.info("bus.line.unknown", word=word_of(line), reason=str(fault))
+            return
+        if isinstance(command, UserIpCommand):
+            metrics.USER_IP_CACHE.inc()
+        elif self._on_command is not None and not isinstance(command, ReplicateCommand):
+            run_in_background(self._on_command, command)
+
+    def _say(self, line: bytes) -> None:
+        self.subscribers.say(line)
+
+    def _position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
+        """Take a position; one that does not move the log is told all the same."""
+        pair = (stream, instance)
+        known = self._intake.known(pair)
+        self._intake.position(stream, instance, token)
+        if token == (known or 0):
+            self._intake.after(partial(self.subscribers.say_position, pair))
+
+    def _ask(self) -> None:
+        """Ask writers soon where they are: one that was away may have published to nobody."""
+        if self._ask_call is None:
+            wait = self._asked_at + ASK_INTERVAL_S - self.reactor.seconds()
+            self._ask_call = self.reactor.callLater(max(0.0, wait), self._ask_now)
+
+    def _ask_now(self) -> None:
+        self._ask_call = None
+        self._asked_at = self.reactor.seconds()
+        self._say(serialize(ReplicateCommand(), _REDIS)[:-1])
+
+    def send(self, command: Command) -> bool:
+        """Tell the processes *command*; return whether there are any."""
+        try:
+            line = serialize(command, _REDIS)[:-1]
+        except LocalProtocolError as fault:
+            metrics.DROPPED.labels("command", "not_in_dialect").inc()
+            log.info("redis.command.dropped", command=command.NAME, reason=str(fault))
+            return False
+        if not self.subscribers:
+            return False
+        self._intake.after(partial(self._say, line))
+        return True
+
+    # -- what commands ask for ---------------------------------------------------------
+
+    def now(self) -> float:
+        """Return seconds that only grow."""
+        seconds: float = self.reactor.seconds()
+        return seconds
+
+    def wall_ms(self) -> int:
+        """Return the time of day."""
+        return clocks.wall_ms()
+
+    def count(self, word: str) -> None:
+        """Count a command."""
+        self._commands[word if word in COMMANDS else "(unknown)"] += 1
+
+    def log_in(self, user: str | None, password: str) -> str | None:
+        """Return the name of who says *password*; None if it is wrong."""
+        return self.passwords.name_of(user, password)
+
+    def subscribed(self, connection: BusConnection, name: bytes, *, by_pattern: bool) -> None:
+        """Note a subscription."""
+        index = self._by_pattern if by_pattern else self._by_channel
+        index.setdefault(name, {})[connection] = None
+
+    def unsubscribed(self, connection: BusConnection, name: bytes, *, by_pattern: bool) -> None:
+        """Forget a subscription."""
+        index = self._by_pattern if by_pattern else self._by_channel
+        index[name].pop(connection, None)
+        if not index[name]:
+            del index[name]
+
+    def channels(self) -> list[bytes]:
+        """Return the channels that somebody subscribed by name."""
+        return list(self._by_channel)
+
+    def listeners_of(self, channel: bytes) -> int:
+        """Return how many subscribed *channel* by name."""
+        return len(self._by_channel.get(channel, ()))
+
+    def patterns(self) -> int:
+        """Return how many patterns there are."""
+        return len(self._by_pattern)
+
+    def clients(self) -> list[bytes]:
+        """Return what CLIENT LIST says, a line each."""
+        return [connection.line() for connection in self._connections.values()]
+
+    def info(self) -> str:
+        """Return what INFO says."""
+        cache, now = self.cache, self.reactor.seconds()
+        port = next((a.rpartition(":")[2] for a in self._addresses if ":" in a), "0")
+        lines = [
+            "# Server",
+            "server_name:tcprepl",
+            f"tcprepl_version:{__version__}",
+            "note:this is no Redis, but tcprepl in its place: pub/sub and a small cache, which is "
+            "what a Synapse uses; the rest is at the HTTP listener (/metrics) and in tcprepl top",
+            "redis_version:0.0.0",
+            "redis_mode:standalone",
+            f"process_id:{os.getpid()}",
+            f"tcp_port:{port if port.isdigit() else 0}",
+            f"uptime_in_seconds:{int(now - self._started_at)}",
+            "",
+            "# Clients",
+            f"connected_clients:{len(self._connections)}",
+            f"maxclients:{self.max_connections}",
+            f"pubsub_clients:{sum(1 for c in self._connections.values() if c.subscriptions)}",
+            "",
+            "# Memory",
+            f"used_memory_dataset:{cache.size_bytes}",
+            f"maxmemory:{cache.max_bytes}",
+            "maxmemory_policy:allkeys-lru",
+            "",
+            "# Persistence",
+            "loading:0",
+            "",
+            "# Stats",
+            f"total_commands_processed:{self._commands.total()}",
+            f"expired_keys:{cache.expired}",
+            f"evicted_keys:{cache.evicted}",
+            f"keyspace_hits:{cache.hits}",
+            f"keyspace_misses:{cache.misses}",
+            f"pubsub_channels:{len(self._by_channel)}",
+            f"pubsub_patterns:{len(self._by_pattern)}",
+            "",
+            "# Replication",
+            "role:master",
+            "connected_slaves:0",
+            "",
+            "# Keyspace",
+            *([f"db0:keys={len(cache)},expires=0,avg_ttl=0"] if len(cache) else []),
+            "",
+        ]
+        return "\r\n".join(lines)
+
+    # -- looking -----------------------------------------------------------------------
+
+    def peers(self) -> list[PeerStatus]:
+        """Return every connection that listens on the homeserver's channel."""
+        now = self.reactor.seconds()
+        found = (connection.status(now) for connection in self._connections.values())
+        return [status for status in found if status is not None]
+
+    def status(self) -> LinkStatus:
+        """Return how it goes with those who publish."""
+        return LinkStatus(
+            name=f"redis {' '.join(self._addresses)}".strip(),
+            kind="upstream",
+            up=self._writers > 0,
+            seconds=self.reactor.seconds() - self._changed_at,
+            reason=self._last_reason or "nobody has published yet",
+            reconnects=self._lost_writers,
+            rows=self._intake.rows_taken,
+            idle_seconds=self._intake.idle_seconds(),
+            **self._intake.gap_status(),
+        )

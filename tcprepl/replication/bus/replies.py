@@ -1,0 +1,117 @@
+"""What is said to clients of a Redis: replies, errors, pushed messages (protocol.md section 15).
+
+Texts of errors are Redis's own where it has one, since clients look at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+OK: Final = b"+OK\r\n"
+PONG: Final = b"+PONG\r\n"
+NIL: Final = b"$-1\r\n"
+EMPTY: Final = b"*0\r\n"
+SYNTAX: Final = b"-ERR syntax error\r\n"
+NOT_A_NUMBER: Final = b"-ERR value is not an integer or out of range\r\n"
+NOT_LET_IN: Final = b"-NOAUTH Authentication required.\r\n"
+WRONG_PASSWORD: Final = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+NO_PROTOCOL: Final = b"-NOPROTO unsupported protocol version\r\n"
+
+#: Bytes of a word, and of the words behind it, that an error quotes (as Redis).
+_QUOTED_BYTES: Final = 128
+
+
+class CommandError(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        reply: The answer.
+    """
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+def bulk(value: bytes) -> bytes:
+    """Return a string."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def optional(value: bytes | None) -> bytes:
+    """Return a string, or nil."""
+    return NIL if value is None else bulk(value)
+
+
+def integer(number: int) -> bytes:
+    """Return a number."""
+    return b":%d\r\n" % number
+
+
+def array(parts: Sequence[bytes]) -> bytes:
+    """Return an array of what is encoded already."""
+    return b"*%d\r\n%b" % (len(parts), b"".join(parts))
+
+
+def strings(values: Iterable[bytes]) -> bytes:
+    """Return an array of strings."""
+    return array([bulk(value) for value in values])
+
+
+def error(text: str) -> bytes:
+    """Return an error; what would end its line is left out."""
+    safe = text.encode("utf-8", "replace").translate(None, b"\0").replace(b"\r", b" ")
+    return b"-%b\r\n" % safe.replace(b"\n", b" ")
+
+
+def quoted(word: bytes) -> str:
+    """Return *word* as an error may show it."""
+    return word[:_QUOTED_BYTES].decode("utf-8", "backslashreplace")
+
+
+def unknown_command(words: Sequence[bytes]) -> bytes:
+    """Return what is said to a word that is none."""
+    shown: list[str] = []
+    size = 0
+    for word in words[1:]:
+        if size >= _QUOTED_BYTES:
+            break
+        shown.append(f"'{quoted(word[: _QUOTED_BYTES - size])}' ")
+        size += len(shown[-1])
+    name = quoted(words[0])
+    return error(f"ERR unknown command '{name}', with args beginning with: {''.join(shown)}")
+
+
+def wrong_count(name: str) -> bytes:
+    """Return what is said where words are too many or too few."""
+    return error(f"ERR wrong number of arguments for '{name}' command")
+
+
+def number(word: bytes) -> int:
+    """Return the number that *word* is.
+
+    Raises:
+        CommandError: It is none of 64 bits.
+    """
+    digits = word.removeprefix(b"-")
+    if not digits.isdigit() or len(digits) > 19 or not -(2**63) <= int(word) < 2**63:
+        raise CommandError(NOT_A_NUMBER)
+    return int(word)
+
+
+def message_head(channel: bytes, pattern: bytes | None = None) -> bytes:
+    """Return what comes before the payload of a message that is pushed.
+
+    Args:
+        channel: Where it was published.
+        pattern: What it was subscribed by; None: by the name of the channel.
+    """
+    if pattern is None:
+        return b"*3\r\n$7\r\nmessage\r\n" + bulk(channel) + b"$"
+    return b"*4\r\n$8\r\npmessage\r\n" + bulk(pattern) + bulk(channel) + b"$"
+
+
+def messages(head: bytes, payloads: Iterable[bytes]) -> bytes:
+    """Return the pushes of *payloads*, each with *head* (`message_head`) before it."""
+    return b"".join([b"%b%d\r\n%b\r\n" % (head, len(one), one) for one in payloads])

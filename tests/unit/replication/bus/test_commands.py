@@ -1,0 +1,115 @@
+"""Each command: what it does, and how it is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcprepl.replication.bus.commands import COMMANDS
+from tests.bus_world import BusWorld
+
+NOT_A_NUMBER = b"-ERR value is not an integer or out of range\r\n"
+SYNTAX = b"-ERR syntax error\r\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reply"),
+    [
+        ("PING", b"+PONG\r\n"),
+        ("ping hi", b"$2\r\nhi\r\n"),
+        ("PING a b", b"-ERR wrong number of arguments for 'ping' command\r\n"),
+        ("ECHO x", b"$1\r\nx\r\n"),
+        ("SELECT 3", b"+OK\r\n"),
+        ("SELECT 99", b"-ERR DB index is out of range\r\n"),
+        ("SELECT x", NOT_A_NUMBER),
+        ("GET", b"-ERR wrong number of arguments for 'get' command\r\n"),
+        ("GET a b", b"-ERR wrong number of arguments for 'get' command\r\n"),
+        ("NOPE a", b"-ERR unknown command 'NOPE', with args beginning with: 'a' \r\n"),
+        ("GET k", b"$-1\r\n"),
+        ("MGET k l", b"*2\r\n$-1\r\n$-1\r\n"),
+        ("SET k v EX 0", b"-ERR invalid expire time in 'set' command\r\n"),
+        ("SET k v EX x", NOT_A_NUMBER),
+        ("SET k v NX XX", SYNTAX),
+        ("SET k v KEEPTTL PX 5", SYNTAX),
+        ("SET k v EX", SYNTAX),
+        ("SET k v XX", b"$-1\r\n"),
+        ("SET k v GET", b"$-1\r\n"),
+        ("SET k v EXAT 1", b"+OK\r\n"),
+        ("TTL k", b":-2\r\n"),
+        ("DBSIZE", b":0\r\n"),
+        ("EXPIRE k 5", b":0\r\n"),
+        ("EXPIRE k 5 NX", b"-ERR Unsupported option NX\r\n"),
+        ("EXPIRE k 9223372036854775807", b"-ERR invalid expire time in 'expire' command\r\n"),
+        ("HELLO 3", b"-NOPROTO unsupported protocol version\r\n"),
+        ("HELLO x", b"-ERR Protocol version is not an integer or out of range\r\n"),
+        ("HELLO 2 NOPE", b"-ERR Syntax error in HELLO option 'nope'\r\n"),
+        ("AUTH a b c", SYNTAX),
+        ("CLIENT NOPE", b"-ERR unknown subcommand 'NOPE'. Try CLIENT HELP.\r\n"),
+        ("CLIENT SETNAME", b"-ERR wrong number of arguments for 'client|setname' command\r\n"),
+        ("CLIENT SETINFO LIB-NAME x", b"+OK\r\n"),
+        ("CLIENT ID", b":1\r\n"),
+        ("CLIENT GETNAME", b"$-1\r\n"),
+        ("COMMAND COUNT", b":%d\r\n" % len(COMMANDS)),
+        ("COMMAND DOCS", b"*0\r\n"),
+        ("COMMAND INFO nope", b"*1\r\n*-1\r\n"),
+        ("COMMAND NOPE", b"-ERR unknown subcommand 'NOPE'. Try COMMAND HELP.\r\n"),
+        ("CONFIG GET save", b"*0\r\n"),
+        ("CONFIG GET", b"-ERR wrong number of arguments for 'config|get' command\r\n"),
+        ("CONFIG SET a b", b"-ERR unknown subcommand 'SET'. Try CONFIG HELP.\r\n"),
+        ("PUBSUB CHANNELS", b"*0\r\n"),
+        ("PUBSUB CHANNELS a b", b"-ERR unknown subcommand 'CHANNELS'. Try PUBSUB HELP.\r\n"),
+        ("PUBSUB NUMSUB a", b"*2\r\n$1\r\na\r\n:0\r\n"),
+        ("PUBSUB NUMPAT", b":0\r\n"),
+        ("PUBSUB NOPE", b"-ERR unknown subcommand 'NOPE'. Try PUBSUB HELP.\r\n"),
+        ("ROLE", b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
+        ("RESET", b"+RESET\r\n"),
+        ("UNSUBSCRIBE", b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"),
+        ("PUNSUBSCRIBE", b"*3\r\n$12\r\npunsubscribe\r\n$-1\r\n:0\r\n"),
+        ("QUIT", b"+OK\r\n"),
+    ],
+)
+def test_reply(words: str, reply: bytes) -> None:
+    assert BusWorld().client().ask(*words.split()) == reply
+
+
+def test_set_with_conditions_and_times() -> None:
+    world = BusWorld()
+    client = world.client()
+    assert client.ask("SET", "k", "1", "PX", "1500") == b"+OK\r\n"
+    assert client.ask("SET", "k", "2", "NX") == b"$-1\r\n"
+    assert client.ask("SET", "k", "2", "XX", "KEEPTTL", "GET") == b"$1\r\n1\r\n"
+    assert client.ask("PTTL", "k") == b":1500\r\n"
+    assert client.ask("EXISTS", "k", "k", "l") == b":2\r\n"
+    world.clock.advance(2)
+    assert client.ask("GET", "k") == b"$-1\r\n"
+    client.ask("SET", "k", "3", "EX", "10")
+    assert client.ask("TTL", "k") == b":10\r\n"
+    assert client.ask("PEXPIRE", "k", "5000") == b":1\r\n"
+    assert client.ask("TTL", "k") == b":5\r\n"
+    client.ask("SET", "k", "4")
+    assert client.ask("TTL", "k") == b":-1\r\n"
+    assert client.ask("EXPIRE", "k", "-1") == b":1\r\n"
+    client.ask("SET", "k", "5")
+    assert client.ask("DEL", "k", "l") == b":1\r\n"
+
+
+def test_hello_names_what_it_is_and_takes_a_name() -> None:
+    client = BusWorld().client()
+    said = client.ask("HELLO", "2", "AUTH", "gw", "any", "SETNAME", "mine")
+    assert b"$7\r\ntcprepl\r\n" in said
+    assert client.connection.name == "gw"
+    assert client.ask("CLIENT", "GETNAME") == b"$4\r\nmine\r\n"
+    assert client.ask("CLIENT", "SETNAME", "two words").startswith(b"-ERR Client names cannot")
+    assert b" name=mine " in client.ask("CLIENT", "LIST")
+    assert b" user=gw" in client.ask("CLIENT", "INFO")
+    client.ask("RESET")
+    assert client.connection.shown_name == ""
+
+
+def test_info_says_that_this_is_no_redis() -> None:
+    client = BusWorld().client()
+    client.ask("SET", "k", "v")
+    said = client.ask("INFO")
+    assert b"this is no Redis, but tcprepl in its place" in said
+    assert b"db0:keys=1," in said
+    assert client.ask("COMMAND").startswith(b"*%d\r\n" % len(COMMANDS))
+    assert b"use tcprepl tail" in client.ask("MONITOR")

@@ -1,0 +1,162 @@
+"""One connection: order, pipelining, subscriptions, faults, a client that does not read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.replication.bus import connection
+from tcprepl.replication.redis.resp import encode
+from tests.bus_world import BusWorld
+
+
+def test_requests_in_one_piece_are_answered_in_order() -> None:
+    client = BusWorld().client()
+    assert client.raw(b"SET a 1\r\nGET a\r\n\r\nPING\r\nGET a\r\n") == (
+        b"+OK\r\n$1\r\n1\r\n+PONG\r\n$1\r\n1\r\n"
+    )
+    many = b"PING\r\n" * 5_000
+    client.raw(many)
+    client.world.settle()
+    client.world.clock.pump([0] * 50)
+    assert client.transport.value() == b"+PONG\r\n" * 5_000
+
+
+def test_a_fault_is_answered_and_costs_that_connection_alone() -> None:
+    world = BusWorld()
+    other, client = world.client(), world.client()
+    said = client.raw(b"PING\r\n*1\r\n!\r\nPING\r\n")
+    assert said == b"+PONG\r\n-ERR Protocol error: expected '$', got '!'\r\n"
+    assert client.transport.disconnecting
+    client.connection.dataReceived(b"PING\r\n")
+    assert other.ask("PING") == b"+PONG\r\n"
+
+
+def test_who_has_subscribed_may_only_say_so_much() -> None:
+    client = BusWorld().client()
+    assert client.ask("SUBSCRIBE", "a", "b", "a") == (
+        b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
+        b"*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n"
+        b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:2\r\n"
+    )
+    assert client.ask("GET", "k") == (
+        b"-ERR Can't execute 'get': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
+        b"are allowed in this context\r\n"
+    )
+    assert client.publish("REPLICATE").startswith(b"-ERR Can't execute 'publish'")
+    assert client.ask("PING") == b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
+    assert client.ask("PING", "x") == b"*2\r\n$4\r\npong\r\n$1\r\nx\r\n"
+    assert client.ask("UNSUBSCRIBE", "b", "c").count(b"unsubscribe") == 2
+    assert client.ask("UNSUBSCRIBE").endswith(b"$1\r\na\r\n:0\r\n")
+    assert client.ask("GET", "k") == b"$-1\r\n"
+
+
+def test_other_channels_are_plain() -> None:
+    world = BusWorld()
+    one, two, sender = world.client(), world.client(), world.client()
+    one.ask("SUBSCRIBE", "ch")
+    two.ask("PSUBSCRIBE", "c*", "d*")
+    assert sender.ask("PUBSUB", "CHANNELS", "c*") == b"*1\r\n$2\r\nch\r\n"
+    assert sender.ask("PUBSUB", "NUMSUB", "ch") == b"*2\r\n$2\r\nch\r\n:1\r\n"
+    assert sender.ask("PUBSUB", "NUMPAT") == b":2\r\n"
+    one.heard(), two.heard()
+    assert sender.ask("PUBLISH", "ch", "hey") == b":2\r\n"
+    assert one.heard() == two.heard() == ["hey"]
+    assert two.ask("PUNSUBSCRIBE", "c*").endswith(b":1\r\n")
+    assert sender.ask("PUBLISH", "ch", "hey") == b":1\r\n"
+    one.leave()
+    assert sender.ask("PUBLISH", "ch", "hey") == b":0\r\n"
+
+
+def test_more_subscriptions_than_one_may_have_are_refused() -> None:
+    client = BusWorld().client()
+    said = client.ask("SUBSCRIBE", *(str(n) for n in range(MAX_SUBSCRIPTIONS + 1)))
+    assert said.endswith(b"-ERR more than %d subscriptions\r\n" % MAX_SUBSCRIPTIONS)
+
+
+def test_a_client_that_does_not_read_is_not_listened_to() -> None:
+    world = BusWorld()
+    client = world.client()
+    client.ask("SET", "k", "v" * 1_000)
+    client.full()
+    client.raw(b"GET k\r\n" * 500)
+    world.clock.pump([0] * 20)
+    assert len(client.transport.value()) < MAX_REPLY_BYTES + 2_000
+    assert client.transport.producerState == "paused"
+    client.drain()
+    client.full()
+    client.drain()
+    world.clock.pump([0] * 50)
+    assert client.transport.value().count(b"$1000\r\n") == 500
+    assert client.transport.producerState == "producing"
+
+
+def test_one_that_does_not_take_messages_of_other_channels_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "MAX_PUSH_BYTES", 1_000)
+    world = BusWorld()
+    slow, sender = world.client(), world.client()
+    slow.ask("SUBSCRIBE", "ch")
+    slow.full()
+    for _ in range(3):
+        sender.ask("PUBLISH", "ch", "x" * 600)
+    assert slow.transport.disconnecting
+    assert sender.ask("PUBLISH", "ch", "x") == b":0\r\n"
+
+
+def test_a_close_that_does_not_end_is_ended() -> None:
+    world = BusWorld()
+    client = world.client()
+    lingering: Any = client.transport
+    lingering.loseConnection = lambda: None
+    client.ask("QUIT")
+    assert not lingering.disconnecting
+    world.clock.advance(CLOSE_TIMEOUT_S + 1)
+    assert lingering.disconnecting
+
+
+def test_what_it_shows_of_itself() -> None:
+    world = BusWorld()
+    client = world.client()
+    client.ask("AUTH", "gw", "x")
+    assert world.server.peers() == []
+    client.ask("SUBSCRIBE", "example.com")
+    (peer,) = world.server.peers()
+    assert (peer.name, peer.dialect, peer.state) == ("gw", "redis", "head")
+    assert repr(client.connection) == "<BusConnection 1:gw>"
+    client.full()
+    writer = world.client()
+    writer.publish("POSITION events w1 4 4", *(f"RDATA events w1 {n} [1]" for n in range(5, 9)))
+    world.clock.advance(1)
+    writer.publish("RDATA events w1 9 [1]")
+    (peer,) = world.server.peers()
+    assert peer.state == "behind"
+    assert peer.paused_seconds > 0
+
+
+def test_publish_waits_while_too_much_waits_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = BusWorld()
+    writer = world.client()
+    writer.publish("POSITION events w1 4 4")
+    full = True
+    monkeypatch.setattr(type(world.bus), "full", property(lambda self: full))
+    assert writer.publish("RDATA events w1 5 [1]") == b""
+    full = False
+    world.bus._resume()
+    world.settle()
+    assert world.rows("events", "w1") == [(5, b"[1]")]
+
+
+def test_large_requests_wait_for_the_password() -> None:
+    from tcprepl.replication.bus.listener import Passwords
+
+    client = BusWorld(passwords=Passwords("hush")).client()
+    assert client.raw(encode(b"AUTH", b"hush") + encode(b"SET", b"k", b"x" * 20_000)) == (
+        b"+OK\r\n+OK\r\n"
+    )
+    stranger = client.world.client()
+    said = stranger.raw(encode(b"SET", b"k", b"x" * 20_000))
+    assert said == b"-ERR Protocol error: unauthenticated bulk length\r\n"

@@ -1,0 +1,161 @@
+"""The bus: who may come in, who is asked and told, its life."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from tcprepl import metrics
+from tcprepl.protocol.commands import (
+    FederationAckCommand,
+    RemovePusherCommand,
+    UserSyncCommand,
+)
+from tcprepl.replication.bus.listener import BusListener, Passwords
+from tests.bus_world import BusWorld
+
+
+def stop(world: BusWorld) -> Deferred[None]:
+    """Stop the bus."""
+    done = Deferred.fromCoroutine(world.bus.stop())
+    world.settle()
+    return done
+
+
+def test_without_passwords_everybody_is_who_they_say() -> None:
+    passwords = Passwords()
+    assert not passwords.any
+    assert passwords.name_of("gw", "x") == "gw"
+    assert passwords.name_of(None, "x") == ""
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "name"),
+    [
+        (None, "common", ""),
+        ("default", "common", ""),
+        ("gw", "own", "gw"),
+        (None, "own", "gw"),
+        ("gw", "common", None),
+        ("other", "own", None),
+        (None, "", None),
+        ("default", "own", None),
+    ],
+)
+def test_with_passwords(user: str | None, password: str, name: str | None) -> None:
+    assert Passwords("common", {"gw": "own"}).name_of(user, password) == name
+
+
+def test_nothing_is_done_before_the_password() -> None:
+    client = BusWorld(passwords=Passwords("common", {"gw": "own"})).client()
+    assert client.ask("PING") == b"-NOAUTH Authentication required.\r\n"
+    assert client.publish("REPLICATE") == b"-NOAUTH Authentication required.\r\n"
+    assert client.ask("NOPE").startswith(b"-ERR unknown command")
+    assert client.ask("HELLO").startswith(b"-NOAUTH HELLO must be called")
+    wrong = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+    assert client.ask("AUTH", "nope") == wrong
+    assert client.ask("HELLO", "2", "AUTH", "gw", "nope") == wrong
+    assert client.ask("AUTH", "own") == b"+OK\r\n"
+    assert client.connection.name == "gw"
+    client.ask("RESET")
+    assert client.ask("PING") == b"-NOAUTH Authentication required.\r\n"
+
+
+def test_more_clients_than_there_may_be_are_turned_away() -> None:
+    world = BusWorld(max_connections=1)
+    world.client()
+    late = world.client()
+    assert late.transport.value() == b"-ERR max number of clients reached\r\n"
+    assert late.transport.disconnecting
+
+
+def test_a_new_writer_makes_everybody_say_where_they_are_but_not_too_often() -> None:
+    world = BusWorld()
+    one = world.subscriber()
+    for _ in range(5):
+        world.client().publish("LOCK_RELEASED x")
+    assert one.heard().count("REPLICATE ") == 1
+    world.clock.advance(0.3)
+    assert one.heard().count("REPLICATE ") == 1
+
+
+def test_commands_pass_to_readers_of_the_relay_and_from_them() -> None:
+    world = BusWorld()
+    assert not world.bus.send(FederationAckCommand("fed1", 3))
+    one, writer = world.subscriber(), world.client()
+    writer.publish("FEDERATION_ACK fed1 7", "REPLICATE", "SOMETHING new", "USER_IP @a:x t i d u 1")
+    assert FederationAckCommand("fed1", 7) in world.commands
+    assert len(world.commands) == 1
+    assert "SOMETHING new" in one.heard()
+    assert world.bus.send(UserSyncCommand("w1", "@a:x", None, True, 1))
+    assert one.heard() == ["USER_SYNC w1 @a:x None start 1"]
+    assert not world.bus.send(RemovePusherCommand("app", "key", "@a:x"))
+
+
+def test_access_tokens_go_to_those_who_subscribed_them() -> None:
+    world = BusWorld()
+    one, main, writer = world.subscriber(), world.client(), world.client()
+    main.ask("SUBSCRIBE", "example.com/USER_IP", "example.com")
+    main.transport.clear()
+    assert writer.ask("PUBLISH", "example.com/USER_IP", "USER_IP @a:x t i d u 1") == b":1\r\n"
+    assert main.heard() == ["USER_IP @a:x t i d u 1"]
+    assert one.heard() == []
+
+
+def test_status_and_metrics() -> None:
+    world = BusWorld()
+    assert not world.bus.status().up
+    writer = world.client()
+    writer.publish("POSITION events w1 4 4", "RDATA events w1 5 [1]", "RDATA events w1 batch [1]")
+    writer.ask("GET", "k")
+    writer.ask("NOPE")
+    status = world.bus.status()
+    assert (status.up, status.rows, status.reconnects) == (True, 1, 0)
+    shown = metrics.render().decode()
+    assert 'tcprepl_bus_commands_total{command="publish"}' in shown
+    assert 'tcprepl_bus_commands_total{command="(unknown)"}' in shown
+    assert 'tcprepl_bus_cache_requests_total{result="miss"}' in shown
+    writer.leave()
+    status = world.bus.status()
+    assert not status.up
+    assert "peer_closed" in str(status.reason)
+    assert world.server.status_lines()
+
+
+def test_the_end_gives_subscribers_what_was_published() -> None:
+    world = BusWorld()
+    one, writer = world.subscriber(), world.client()
+    writer.connection.dataReceived(b"PUBLISH example.com 'POSITION events w1 4 4'\r\n")
+    done = stop(world)
+    assert done.called
+    assert "POSITION events w1 4 4" in one.heard()
+    assert one.transport.disconnecting
+
+
+def test_a_client_that_does_not_go_is_ended_when_the_bus_stops() -> None:
+    world = BusWorld()
+    lingering: Any = world.client().transport
+    lingering.loseConnection = lambda: None
+    done = stop(world)
+    assert not done.called
+    world.clock.advance(2)
+    assert done.called
+
+
+def test_a_stop_in_a_hurry_waits_for_nobody() -> None:
+    world = BusWorld()
+    lingering: Any = world.client().transport
+    lingering.loseConnection = lambda: None
+    done = stop(world)
+    done.cancel()
+    world.settle()
+    assert lingering.disconnecting
+
+
+def test_writers_that_were_too_many_go_on_when_there_is_room() -> None:
+    world = BusWorld()
+    assert isinstance(world.bus, BusListener)
+    assert not world.bus.full
+    world.bus._followers.unblocked()
