@@ -138,7 +138,8 @@ def command(
                 raise ConfigError(f"{url}: {UnknownStream(name, present)}")
         asked = stream or tuple(present)
         begin = {"now": present, "start": {}}.get(since)
-        default = "-1" if since in ("now", "start") else since
+        # -1 would begin behind the last gap, and say nothing of what is before it.
+        default = {"now": "-1", "start": "0"}.get(since, since)
         positions = {name: (begin or {}).get(name, default) for name in asked}
         poller = Poller(api, positions, limit)
         left = count

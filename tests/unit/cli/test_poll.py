@@ -10,6 +10,7 @@ import pytest
 
 from tcprepl.cli import poll, run
 from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -234,3 +235,21 @@ def test_ctrl_c_ends_it(world: World) -> None:
 
     world.meanwhile.append(interrupt)
     assert run(["poll", "typing"]) == 0
+
+
+def test_from_the_start_has_what_is_before_a_gap_too(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """And says which rows are missing, as every other reader hears it."""
+    log = MemoryLog(Registry([StreamDef("audit")]), lambda: 0)
+    world = World(monkeypatch, log=log)
+    world.publish("audit", 1)
+    world.publish("audit", 2)
+    world.publish("audit", 3)
+    log.gaps.add(("audit", "master"), Gap(1, 2, Cause.UPSTREAM))
+    assert run(["poll", "audit", "--since", "start", "--until-head"]) == 0
+    said = capsysbinary.readouterr()
+    assert said.out.decode().splitlines() == ["audit 1 [1]", "audit 3 [3]"]
+    (line,) = complaints(said.err.decode())
+    assert "rows in (1, 2] may be missing" in line
+    world.close()
