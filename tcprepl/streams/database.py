@@ -444,7 +444,7 @@ class Database:
                 (reached,) = connection.execute(_SELECT_BEFORE, (pair.id, after)).fetchone()
         text = (
             f"{self.path}, table blocks: {what}; put a good copy of the directory in its "
-            f"place, or trim the stream up to {last} to have done with it"
+            "place (`tcprepl restore`), or leave it: the damage goes when retention reaches it"
         )
         damage = Gap(reached or 0, last, Cause.DAMAGE, text)
         return DiskPage(after, max(after, damage.after), merge(blocks), damage)
