@@ -13,6 +13,10 @@ import click
 from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, Address, parse_address, read_secret
 from tcprepl.replication.failures import UNIX_URL
 
+#: How an address of the line protocol begins, and endpoint strings of it.
+LINES_URL = "tcprepl://"
+_ENDPOINTS = ("tcp:", "tls:", "ssl:", "unix:")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -140,6 +144,34 @@ def token_options(function: F) -> F:
     ):
         made = option(made)
     return cast("F", made)
+
+
+class RowsToType(UrlType):
+    """URL as above, or where the line protocol is: tcprepl://HOST:PORT, or an endpoint string."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the URL, or the address of the line protocol."""
+        if isinstance(value, Address):
+            return value
+        text = value.removeprefix(LINES_URL)
+        if text != value or value.startswith(_ENDPOINTS):
+            return ADDRESS.convert(text, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def rows_to_option(function: F) -> F:
+    """Add ``--to`` for rows: *url* is a URL, or the `Address` of the line protocol."""
+    return click.option(
+        "--to",
+        "url",
+        type=RowsToType(),
+        default=f"http://{DEFAULT_HTTP}",
+        envvar="TCPREPL_TO",
+        show_default=True,
+        show_envvar=True,
+        help="The server to publish to: the URL of its HTTP side, http://unix:/PATH of its socket, "
+        "or tcprepl://HOST:PORT (or a Twisted endpoint string) of its line protocol, for speed.",
+    )(token_options(function))
 
 
 def url_option(name: str, text: str) -> Callable[[F], F]:

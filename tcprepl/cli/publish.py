@@ -13,9 +13,11 @@ import click
 import msgspec
 
 from tcprepl.cli.api import Api
-from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
-from tcprepl.cli.recording import BOM
+from tcprepl.cli.recording import BOM, RecordedRows
+from tcprepl.cli.writing import write_rows
+from tcprepl.config import Address
 from tcprepl.errors import TcpreplError
 
 #: Most rows and bytes that go into one request; what a pipe holds at the moment goes at once.
@@ -127,7 +129,7 @@ def all_in_one(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
 @click.command("publish")
 @click.argument("stream")
 @click.argument("row", nargs=-1)
-@to_options
+@rows_to_option
 @click.option("--batch", is_flag=True, help="Give all rows one token; they travel together.")
 @click.option("--instance", help="The instance to publish as; the server's own by default.")
 @click.option(
@@ -145,7 +147,7 @@ def all_in_one(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
 def command(
     stream: str,
     row: tuple[str, ...],
-    url: str,
+    url: str | Address,
     token: str | None,
     batch: bool,
     instance: str | None,
@@ -164,8 +166,8 @@ def command(
       typing master 1
       $ tcprepl publish caches --batch < rows.jsonl
     """
-    api = Api(url, token, retry_s or 0.0)
-    posting = Posting(api, transaction_id or str(uuid.uuid4()))
+    if isinstance(url, Address) and (token is not None or transaction_id is not None):
+        raise click.UsageError("--token and --transaction-id go with the URL of the HTTP side")
     if not row and sys.stdin.isatty():
         raise click.UsageError("no ROW given, and stdin is a terminal")
     groups: Iterable[list[Given]] = (
@@ -179,15 +181,34 @@ def command(
         chunks = in_full(groups)
     else:
         chunks = as_they_come(groups)
+    if isinstance(url, Address):
+        checked = (_checked(stream, instance, batch, chunk) for chunk in chunks)
+        taken = write_rows(url, checked, retry_s, quiet=quiet)
+        if not row:
+            click.echo(f"{taken} rows published", err=True)
+        return
+    api = Api(url, token, retry_s or 0.0)
+    posting = Posting(api, transaction_id or str(uuid.uuid4()))
     for chunk in chunks:
-        places = [given.place for given in chunk]
         try:
-            rows = [check_row(*given) for given in chunk]
+            rows = _checked(stream, instance, batch, chunk)
         except NotJson as error:
             raise NotJson(f"{error}\n  {posting.story()}") from None
-        answered_by, tokens = posting.post(stream, rows, places, batch=batch, instance=instance)
+        answered_by, tokens = posting.post(
+            stream, rows.rows, rows.places, batch=batch, instance=instance
+        )
         if retry_s is None:
             api.retry_s = 10.0
         if not quiet:
             sys.stdout.write("".join(f"{stream} {answered_by} {token}\n" for token in tokens))
             sys.stdout.flush()
+
+
+def _checked(stream: str, instance: str | None, batch: bool, chunk: list[Given]) -> RecordedRows:
+    """Return a chunk as rows that are JSON.
+
+    Raises:
+        NotJson: One is not.
+    """
+    rows = [check_row(*given) for given in chunk]
+    return RecordedRows(0, stream, instance or "", batch, rows, [given.place for given in chunk])

@@ -15,9 +15,11 @@ import click
 
 from tcprepl.cli import recording
 from tcprepl.cli.api import Api
-from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.recording import RecordedRows
+from tcprepl.cli.writing import write_rows
+from tcprepl.config import Address
 from tcprepl.errors import ConfigError, did_you_mean
 
 #: Most single rows that are published together when nothing asks for their pace.
@@ -73,7 +75,7 @@ class SpeedType(click.ParamType[float | None]):
 
 @click.command("replay")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@to_options
+@rows_to_option
 @click.option(
     "--speed",
     type=SpeedType(),
@@ -99,7 +101,7 @@ class SpeedType(click.ParamType[float | None]):
 @click.option("--dry-run", is_flag=True, help="Publish nothing; say what would be.")
 def command(
     file: Path,
-    url: str,
+    url: str | Address,
     token: str | None,
     speed: float | None,
     streams: tuple[str, ...],
@@ -121,32 +123,50 @@ def command(
       receipts master 1
       session.rec: 2 rows of 2 streams published
     """
-    posting = Posting(Api(url, token, retry_s), str(uuid.uuid4()))
-    clock = threading.Event()
-    began = time.monotonic()
+    if isinstance(url, Address) and token is not None:
+        raise click.UsageError("--token goes with the URL of the HTTP side")
     seen: Counter[str] = Counter()
-    groups = chosen(recording.rows(recording.read(file, bare=bare)), seen, streams)
     published: set[str] = set()
-    for rows in grouped(groups) if speed is None or dry_run else groups:
-        published.add(rows.stream)
-        if dry_run:
-            posting.taken += len(rows.rows)
-            continue
-        if speed is not None:
-            clock.wait(max(0.0, began + rows.ms / 1000 / speed - time.monotonic()))
-        _, tokens = posting.post(
-            rows.stream, rows.rows, rows.places, batch=rows.batch, instance=rows.instance
-        )
-        sys.stdout.write("".join(f"{rows.stream} {rows.instance} {at}\n" for at in tokens))
-        sys.stdout.flush()
+    groups = chosen(recording.rows(recording.read(file, bare=bare)), seen, streams)
+    groups = grouped(groups) if speed is None or dry_run else paced(groups, speed)
+    groups = noted(groups, published)
+    if dry_run:
+        taken = sum(len(rows.rows) for rows in groups)
+    elif isinstance(url, Address):
+        taken = write_rows(url, groups, retry_s, quiet=False)
+    else:
+        posting = Posting(Api(url, token, retry_s), str(uuid.uuid4()))
+        for rows in groups:
+            _, tokens = posting.post(
+                rows.stream, rows.rows, rows.places, batch=rows.batch, instance=rows.instance
+            )
+            sys.stdout.write("".join(f"{rows.stream} {rows.instance} {at}\n" for at in tokens))
+            sys.stdout.flush()
+        taken = posting.taken
     if not seen:
         raise recording.BadRecording(f"{file}: there are no rows in it")
     for stream in streams:
         if stream not in seen:
             raise ConfigError(f"{file}: has no rows of {stream}{did_you_mean(stream, seen)}")
-    rows_of_streams = f"{count(posting.taken, 'row')} of {count(len(published), 'stream')}"
+    rows_of_streams = f"{count(taken, 'row')} of {count(len(published), 'stream')}"
     what = "would be published" if dry_run else "published"
     click.echo(f"{file}: {rows_of_streams} {what}", err=True)
+
+
+def paced(groups: Iterable[RecordedRows], speed: float) -> Iterator[RecordedRows]:
+    """Yield *groups* at *speed* times the pace at which they were recorded."""
+    clock = threading.Event()
+    began = time.monotonic()
+    for rows in groups:
+        clock.wait(max(0.0, began + rows.ms / 1000 / speed - time.monotonic()))
+        yield rows
+
+
+def noted(groups: Iterable[RecordedRows], streams: set[str]) -> Iterator[RecordedRows]:
+    """Yield *groups*, and note the names of their streams."""
+    for rows in groups:
+        streams.add(rows.stream)
+        yield rows
 
 
 def count(number: int, noun: str) -> str:

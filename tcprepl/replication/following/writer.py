@@ -177,6 +177,11 @@ class ReplicationWriter(Service):
         return append.answered
 
     @property
+    def connected(self) -> bool:
+        """Whether a connection is up on which the server has answered."""
+        return self._ready
+
+    @property
     def held(self) -> int:
         """How many appends are held until they are answered."""
         return len(self._sent) + len(self._unsent)
