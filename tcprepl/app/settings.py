@@ -103,6 +103,14 @@ def policy_of(config: Config) -> AddressPolicy:
 
 
 def publishes(config: Config) -> bool:
-    """Return whether rows may be published over the line protocol, which asks for no token."""
-    allowed = config.replication.publish
-    return config.http.token is None if allowed is None else allowed
+    """Return whether rows may be published over the line protocol, which asks for no token.
+
+    Unless the configuration says so, not where HTTP asks for one, and not where other machines
+    can connect that show no certificate.
+    """
+    replication = config.replication
+    if replication.publish is not None:
+        return replication.publish
+    vouched = replication.tls is not None and replication.tls.client_ca is not None
+    exposed = any(address.is_exposed for address in replication.listen)
+    return config.http.token is None and (vouched or not exposed)

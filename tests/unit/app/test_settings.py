@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tcprepl.app.settings import (
     http_secrets,
     placed_servers,
+    publishes,
     registry_of,
     retention_of,
     trust_of,
@@ -64,3 +66,28 @@ def test_secrets_of_http() -> None:
     assert http_secrets(build({}, "x").config) == []
     raw = {"http": {"token": "a", "replication_secret": "b"}}
     assert http_secrets(build(raw, "x").config) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("replication", "http", "expected"),
+    [
+        ({}, {}, True),
+        ({}, {"token": "t"}, False),
+        ({"publish": True}, {"token": "t"}, True),
+        ({"publish": False}, {}, False),
+        ({"listen": "0.0.0.0:1", "tls": {}}, {}, False),
+        ({"listen": "ssl:1:privateKey=k", "tls": None}, {}, False),
+        ({"listen": "0.0.0.0:1", "tls": {"client_ca": "ca.pem"}}, {}, True),
+        ({"listen": "0.0.0.0:1", "tls": {}, "publish": True}, {}, True),
+    ],
+)
+def test_who_may_publish_over_the_line_protocol(
+    replication: dict[str, Any], http: dict[str, Any], expected: bool
+) -> None:
+    """Nobody who has shown neither a token nor a certificate, unless the configuration says so."""
+    if replication.get("tls") is not None:
+        replication = {
+            **replication,
+            "tls": {"certificate": "c.pem", "private_key": "k.pem", **replication["tls"]},
+        }
+    assert publishes(build({"replication": replication, "http": http}, "x").config) is expected
