@@ -210,14 +210,15 @@ def _hello(client: Client, words: Words) -> bytes:
         del rest[0]
     title: bytes | None = None
     while rest:
-        option = rest.pop(0).upper()
+        word = rest.pop(0)
+        option = word.upper()
         if option == b"AUTH" and len(rest) >= 2:
             if not _let_in(client, rest.pop(0), rest.pop(0)):
                 return WRONG_PASSWORD
         elif option == b"SETNAME" and rest:
             title = _title(rest.pop(0))
         else:
-            return error(f"ERR Syntax error in HELLO option '{quoted(option).lower()}'")
+            return error(f"ERR Syntax error in HELLO option '{quoted(word)}'")
     if not client.trusted:
         return error(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the "

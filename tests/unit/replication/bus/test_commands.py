@@ -41,7 +41,7 @@ SYNTAX = b"-ERR syntax error\r\n"
         ("EXPIRE k 9223372036854775807", b"-ERR invalid expire time in 'expire' command\r\n"),
         ("HELLO 3", b"-NOPROTO unsupported protocol version\r\n"),
         ("HELLO x", b"-ERR Protocol version is not an integer or out of range\r\n"),
-        ("HELLO 2 NOPE", b"-ERR Syntax error in HELLO option 'nope'\r\n"),
+        ("HELLO 2 NOPE", b"-ERR Syntax error in HELLO option 'NOPE'\r\n"),
         ("AUTH a b c", SYNTAX),
         ("CLIENT NOPE", b"-ERR unknown subcommand 'NOPE'. Try CLIENT HELP.\r\n"),
         ("CLIENT SETNAME", b"-ERR wrong number of arguments for 'client|setname' command\r\n"),
