@@ -123,15 +123,17 @@ def open_database(
             check_same_thread=False,
         )
         try:
-            connection.execute(f"PRAGMA page_size={schema.page_size}")
-            if schema.shrinks:
-                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            version = _checked_version(connection, path, schema)
+            if version is None:
+                connection.execute(f"PRAGMA page_size={schema.page_size}")
+                if schema.shrinks:
+                    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={durability.value}")
             connection.execute("PRAGMA journal_size_limit=67108864")
             connection.execute("PRAGMA trusted_schema=OFF")
             connection.execute("PRAGMA cell_size_check=ON")
-            _bring_up_to_date(connection, path, schema)
+            _bring_up_to_date(connection, version, schema)
             if schema.shrinks:
                 _let_it_shrink(connection)
         except BaseException:
@@ -149,6 +151,7 @@ def _let_it_shrink(connection: sqlite3.Connection) -> None:
     mode, pages, free, size = (connection.execute(f"PRAGMA {it}").fetchone()[0] for it in asked)
     if not mode and (pages - free) * size <= CONVERTED_BYTES:
         with suppress(sqlite3.OperationalError):  # no room on the disk for a second copy
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("VACUUM")
 
 
@@ -173,22 +176,36 @@ def open_reader(path: Path, schema: Schema) -> sqlite3.Connection:
     return connection
 
 
-def _bring_up_to_date(connection: sqlite3.Connection, path: Path | None, schema: Schema) -> None:
-    """Make the tables, or those of an older version into today's, all or nothing."""
+def _checked_version(
+    connection: sqlite3.Connection, path: Path | None, schema: Schema
+) -> int | None:
+    """Return the version of what the file holds, None for nothing; nothing is written before that.
+
+    Raises:
+        LogCorrupt: it holds what another program wrote.
+        LogTooNew: it holds what a newer version of tcprepl wrote.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if not version and not tables:
-        steps = [schema.create]
-    elif application != schema.application_id:
+        return None
+    if application != schema.application_id:
         raise LogCorrupt(
             f"{path} is a database of another program: choose another data directory, or move "
             f"the file away"
         )
-    elif version > schema.version:
+    if version > schema.version:
         raise LogTooNew(str(path), version, schema.version)
-    elif version == schema.version:
+    return int(version)
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, version: int | None, schema: Schema) -> None:
+    """Make the tables, or those of an older version into today's, all or nothing."""
+    if version == schema.version:
         return
+    if version is None:
+        steps = [schema.create]
     else:
         steps = [schema.upgrades[number] for number in range(version, schema.version)]
     script = "\n".join(
