@@ -15,7 +15,6 @@ UNIT = ROOT / "tests" / "unit"
 TOP = {
     "__init__.py",
     "__main__.py",
-    "access.py",
     "app",
     "background.py",
     "cli",
