@@ -115,9 +115,8 @@ def passwords_of(config: Config) -> Passwords:
 def told_of(config: Config) -> list[Pair]:
     """Return which pairs the processes are told of.
 
-    Of what they publish themselves, they hear all; where it was said which release they are,
-    nothing of the streams that it lacks. A stream that we do not know is one of a later
-    release.
+    Everything that they publish themselves, as from Redis; where it was said which release they
+    are, nothing but the streams that it has.
     """
     release = config.bus.release
     if release is None:
