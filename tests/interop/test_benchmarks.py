@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import bench_due, bench_growth, bench_http, bench_storage, soak
+from tests.benchmarks import (
+    bench_catchup_fairness,
+    bench_due,
+    bench_growth,
+    bench_http,
+    bench_storage,
+    soak,
+)
 from tests.benchmarks.__main__ import judge, names, result_table, target_table
 from tests.benchmarks.measure import FRIENDLY, UNFRIENDLY, Limit, Line, Target
 
@@ -29,11 +36,22 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "sender": {"scale": 0.001, "seconds": 1},
 }
 AT_THEIR_SIZE = {"log", "longpoll", "relay", "typing"}
+#: Has one workload, and its own small run below.
+ALONE = {"catchup_fairness"}
 
 
 def test_every_benchmark_is_run_here_or_named():
     """A new benchmark gets a small run."""
-    assert set(names()) == SMALL.keys() | AT_THEIR_SIZE
+    assert set(names()) == SMALL.keys() | AT_THEIR_SIZE | ALONE
+
+
+def test_catching_up_beside_live_rows_runs(monkeypatch):
+    """Five figures, of few readers and few rows."""
+    monkeypatch.setattr(bench_catchup_fairness, "ROWS", 5_000)
+    monkeypatch.setattr(bench_catchup_fairness, "READERS", 2)
+    found = list(bench_catchup_fairness.run(0.5, 1))
+    assert len(found) == 5
+    assert all(one.value is not None and one.value >= 0 for one in found)
 
 
 @pytest.mark.parametrize("name", SMALL)
