@@ -19,6 +19,7 @@ import click
 
 import tcprepl
 from tcprepl.errors import ConfigError, TcpreplError, did_you_mean
+from tcprepl.protocol.display import displayable
 
 #: Command -> (module that has it as ``command``, what the list of commands says about it).
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -138,7 +139,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    click.echo(f"tcprepl: {error}", err=True)
+    click.echo(f"tcprepl: {displayable(str(error), lines=True)}", err=True)
     return code
 
 

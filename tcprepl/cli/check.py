@@ -10,6 +10,7 @@ from tcprepl.cli import Group
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
 from tcprepl.errors import TcpreplError
+from tcprepl.protocol.display import displayable
 
 OK, WARNING, CRITICAL = 0, 1, 2
 
@@ -44,10 +45,10 @@ def lag(url: str, token: str | None, warn: float, crit: float) -> int:
     try:
         status = Api(url, token).get("/_tcprepl/v1/status")
     except TcpreplError as error:
-        click.echo(f"CRITICAL: {error}")
+        click.echo(f"CRITICAL: {displayable(str(error))}")
         return CRITICAL
     code, text = judge(status["peers"], warn, crit)
-    click.echo(text)
+    click.echo(displayable(text))
     return code
 
 
@@ -80,7 +81,7 @@ def health(url: str, token: str | None) -> int:
     try:
         Api(url, token).get("/health")
     except TcpreplError as error:
-        click.echo(f"CRITICAL: {error}")
+        click.echo(f"CRITICAL: {displayable(str(error))}")
         return CRITICAL
     click.echo("OK: ready")
     return OK

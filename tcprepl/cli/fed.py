@@ -21,7 +21,7 @@ from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.failures import NotReached
-from tcprepl.protocol.display import printable
+from tcprepl.protocol.display import displayable, printable
 
 _DATA = click.Path(path_type=Path, file_okay=False)
 
@@ -109,7 +109,7 @@ def ls(data: Path, as_json: bool) -> None:
     for row in rows:
         left = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
         middle = "  ".join(f"{row[n]:>{widths[n]}}" for n in (2, 3, 4))
-        click.echo(f"{left}  {middle}  {row[5]}")
+        click.echo(displayable(f"{left}  {middle}  {row[5]}"))
 
 
 @command.command("show")

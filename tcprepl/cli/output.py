@@ -1,15 +1,21 @@
-"""Rows go to stdout, as bytes, and are there at once."""
+"""What is printed: rows on stdout, at once, and nothing that a terminal would obey."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import suppress
 
+from tcprepl.protocol.display import displayable
+
 
 def write_out(text: bytes) -> None:
-    """Write *text* to stdout and push it out."""
+    """Write lines to stdout and push them out, what a terminal would obey as ``\\uXXXX``.
+
+    Rows are the same JSON so, whoever reads them.
+    """
+    shown = displayable(text.decode("utf-8", "replace"), lines=True)
     out = sys.stdout.buffer
-    out.write(text)
+    out.write(shown.encode())
     out.flush()
 
 

@@ -13,6 +13,7 @@ from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import SECONDS, token_options, url_option
 from tcprepl.cli.output import write_out
 from tcprepl.errors import ConfigError, UnknownStream
+from tcprepl.protocol.display import displayable
 
 #: How long one request waits at the server.
 POLL_S = 25.0
@@ -66,7 +67,9 @@ class Poller:
         if error.status != 410 or self.positions.get(str(name)) in (None, position):
             raise error
         self.positions[str(name)] = position
-        click.echo(f"tcprepl: {told['error']}; poll goes on from {told['held']}", err=True)
+        click.echo(
+            f"tcprepl: {displayable(told['error'])}; poll goes on from {told['held']}", err=True
+        )
 
 
 def now_of(api: Api) -> dict[str, str]:

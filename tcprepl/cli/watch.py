@@ -25,17 +25,13 @@ from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.presence import PresenceFollower
 from tcprepl.ephemeral.presence_states import is_blank
 from tcprepl.ephemeral.typing_notifications import TypingFollower
+from tcprepl.protocol.display import displayable
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.rows import PresenceRow
 
 #: Silence after which everything that a server had to say at first has been said.
 SETTLE_S = 0.2
-
-
-def harmless(text: str) -> str:
-    """Return *text* with what a terminal might obey (line ends, sequences) made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Watch:
@@ -139,7 +135,7 @@ class Watch:
             del self._shown[key]
         else:
             self._shown[key] = text
-        self._print(json.dumps(fields) if self._as_json else harmless(text))
+        self._print(json.dumps(fields) if self._as_json else displayable(text))
 
     def _print(self, line: str) -> None:
         if self.done.called:
