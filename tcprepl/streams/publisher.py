@@ -4,7 +4,8 @@ Most callers come with one row at a time, and what a call costs is more than wha
 So with a reactor, what is published within one turn of it is gathered: checked, appended and
 announced together, per stream and instance, in the order of the calls. What is published into
 a quiet stream goes in at once, without waiting for the turn to end; so do calls that are more
-than rows (a batch, given tokens, a transaction id), after what was gathered before them.
+than rows (a batch, given tokens, a transaction id) and calls of many rows, after what was
+gathered before them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ T = TypeVar("T")
 #: Rows and bytes after which what was gathered is appended, even if the turn has not ended.
 GATHERED_ROWS = 500
 GATHERED_BYTES = 131_072
+#: Rows of a call from which on it is not gathered: it is cheap by itself, and a copy is not.
+LARGE_CALL_ROWS = 32
 
 
 class _Gathered:
@@ -108,7 +111,8 @@ class Publisher:
         reactor = self._reactor
         if reactor is not None:
             key = (stream, instance or self.instance)
-            if not batch and tokens is None and transaction_id is None:
+            plain = not batch and tokens is None and transaction_id is None
+            if plain and len(rows) < LARGE_CALL_ROWS:
                 answered = self._gather(reactor, key, rows, RowCodec.snapshot)
                 if answered is not None:
                     return answered
@@ -144,7 +148,8 @@ class Publisher:
         reactor = self._reactor
         if reactor is not None:
             key = (stream, instance or self.instance)
-            if not batch and tokens is None and transaction_id is None and produced is None:
+            plain = not batch and tokens is None and transaction_id is None and produced is None
+            if plain and len(rows) < LARGE_CALL_ROWS:
                 answered = self._gather(reactor, key, rows, RowCodec.snapshot_json)
                 if answered is not None:
                     return answered

@@ -13,7 +13,7 @@ from tcprepl.errors import BadRow, LogUnavailable, TokenOrder, UnknownStream
 from tcprepl.limits import MAX_ROW_BYTES
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.publisher import GATHERED_ROWS, Publisher
+from tcprepl.streams.publisher import GATHERED_ROWS, LARGE_CALL_ROWS, Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
 from tests.log_kit import read_all, result
@@ -128,6 +128,20 @@ class TestGathering:
             Appended("receipts", "w", 7, 8),
         ]
         assert len(self.blocks) == 1
+
+    def test_a_call_of_many_rows_is_not_gathered_and_keeps_its_place(self) -> None:
+        """It is cheap by itself; what was gathered before it goes in before it."""
+        self.burst()
+        rows = [receipt(n) for n in range(LARGE_CALL_ROWS)]
+        few = self.publisher.publish("receipts", rows[:-1])
+        many = self.publisher.publish("receipts", rows)
+        as_json = self.publisher.publish_json("receipts", [json.dumps(r).encode() for r in rows])
+        count = LARGE_CALL_ROWS
+        assert [outcome(answer) for answer in (few, many, as_json)] == [
+            Appended("receipts", "w", 3, count + 1),
+            Appended("receipts", "w", count + 2, 2 * count + 1),
+            Appended("receipts", "w", 2 * count + 2, 3 * count + 1),
+        ]
 
     def test_streams_and_instances_are_gathered_apart(self) -> None:
         """Interleaved calls make one block for each stream and instance."""
