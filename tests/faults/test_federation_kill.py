@@ -16,7 +16,7 @@ from tests.interop.processes import resident_bytes, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
-ROUNDS = int(os.environ.get("TCPREPL_KILL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("TCPREPL_KILL_ROUNDS", "4"))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tcprepl.streams.sqlite import SqliteLog
 from tests.faults.producer import STREAMS
 from tests.harness import Running, Server, pause, wait_until
 
-ROUNDS = 200 if os.environ.get("TCPREPL_FULL") else 20
+ROUNDS = 200 if os.environ.get("TCPREPL_FULL") else 10
 
 
 def rows_of(directory: Path) -> dict[str, dict[int, int]]:
@@ -43,7 +43,7 @@ def rows_of(directory: Path) -> dict[str, dict[int, int]]:
     return found
 
 
-@pytest.mark.timeout(1_800 if ROUNDS > 20 else 300)
+@pytest.mark.timeout(1_800 if ROUNDS > 10 else 300)
 def test_kill_producer_and_server(tmp_path: Path) -> None:
     """Once each, in order, through every kill of either."""
     chance = random.Random(7)

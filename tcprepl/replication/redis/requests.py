@@ -111,6 +111,7 @@ class RequestReader:
             self._buffer = b"".join((rest, *self._chunks))
             self._chunks.clear()
             self._position = 0
+        self._needed = 1  # unless the end of what is there is within a request
         before = self._position
         try:
             while len(found) < limit:

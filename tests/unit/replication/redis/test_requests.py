@@ -71,6 +71,15 @@ def test_any_fragmentation_gives_the_same_requests(
     assert reader.held_bytes == 0
 
 
+def test_a_request_behind_one_that_came_in_pieces_is_taken_as_well() -> None:
+    reader = RequestReader(b"hs")
+    data = encode_publish(b"hs", [b""]) + encode(b"")
+    reader.feed(data[:8])
+    assert reader.take(1) == []
+    reader.feed(data[8:])
+    assert [reader.take(1), reader.take(1), reader.take(1)] == [[b""], [[b""]], []]
+
+
 @given(st.lists(st.binary(max_size=80), max_size=20))
 def test_arbitrary_bytes_are_requests_or_a_fault(pieces: list[bytes]) -> None:
     """Never an exception, and never more held than came."""
