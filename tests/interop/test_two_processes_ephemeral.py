@@ -69,7 +69,7 @@ def test_worker_prints_what_the_writer_was_told(server: Server, tmp_path: Path) 
         say(server, "presence", "set", BOB, "busy")
         say(server, "presence", "set", ALICE, "unavailable")
         assert presence.wait_for_lines(3) == [
-            f"{ALICE} online (back\\nat last)",
+            f"{ALICE} online (back\\u000aat last)",
             f"{BOB} busy",
             f"{ALICE} unavailable",
         ]
