@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import sqlite3
 import sys
@@ -20,7 +19,6 @@ import pytest
 from tcprepl.cli.api import Api
 from tests.harness import Running, Server, pause, tcprepl, wait_until
 
-FULL = bool(os.environ.get("TCPREPL_FULL"))
 ROUNDS = 4
 DURABLE = ("device_lists", "to_device")
 
@@ -103,7 +101,7 @@ def seen(database: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_kill_server_and_worker(tmp_path: Path, seed: int) -> None:
     """Exactly once, in order, through every kill of either; tokens never go back."""
     chance = random.Random(seed)
