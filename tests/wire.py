@@ -199,6 +199,8 @@ class Network:
         self.factory: Any = None
         self._window_bytes = window_bytes
         self._last_port = 40_000
+        # also those whose client has another by now, and which have not ended yet
+        self._open: list[Wire] = []
 
     def server_endpoint(self) -> Any:
         """Return where a server listens."""
@@ -217,6 +219,7 @@ class Network:
         server = self.factory.buildProtocol(address)
         client = factory.buildProtocol(None)
         wire = self.wires[name] = Wire(client, server, self._last_port, self._window_bytes)
+        self._open.append(wire)
         server.makeConnection(wire.server)
         client.makeConnection(wire.client)
         return succeed(client)
@@ -230,7 +233,8 @@ class Network:
         for _ in range(rounds):
             self.clock.advance(0)
             moved = 0
-            for wire in list(self.wires.values()):
+            self._open = [wire for wire in self._open if wire.alive]
+            for wire in self._open:
                 for end in wire.ends:
                     moved += end.arrive()
             if not moved and not self._due():

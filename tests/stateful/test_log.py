@@ -82,7 +82,7 @@ class StateReader:
 class LogMachine(RuleBasedStateMachine):
     """Writers, readers and an operator at one log."""
 
-    make: Callable[[Path], Any]
+    make: Callable[..., Any]
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ class MemoryMachine(LogMachine):
 class SqliteMachine(LogMachine):
     """The log on disk, which outlives its processes."""
 
-    make = staticmethod(lambda where: SqliteStore(where, SMALL))
+    make = staticmethod(lambda where, **clock: SqliteStore(where, SMALL, **clock))
 
     def _process_ended(self) -> None:
         """What was in memory is gone; the disk is as it was."""
@@ -327,9 +327,8 @@ class SqliteMachine(LogMachine):
         where = self.where / str(self.number)
         shutil.copytree(self.store.directory, where)
         self.store.close()
-        now = self.store.now_ms
-        self.store = type(self).make(where)
-        self.store.now_ms = now
+        # it opens at that time, or its clock would go on from its newest stamp and be ahead
+        self.store = type(self).make(where, now_ms=self.store.now_ms)
         self._process_ended()
 
     @precondition(lambda self: self.store is not None)
@@ -351,7 +350,7 @@ class SqliteMachine(LogMachine):
 class TurnsMachine(SqliteMachine):
     """The log on disk, with one commit for each turn of a reactor."""
 
-    make = staticmethod(lambda where: SqliteStore(where, SMALL, Clock()))
+    make = staticmethod(lambda where, **clock: SqliteStore(where, SMALL, Clock(), **clock))
 
 
 #: Commits that reach the disk take their time.
