@@ -16,6 +16,10 @@ PING_INTERVAL_S = 5.0
 PING_TIMEOUT_S = 25.0
 #: How long a socket that was asked to close may linger before it is aborted.
 CLOSE_TIMEOUT_S = 25.0
+#: How long a peer that was told everything may go on before its socket is closed.
+LINGER_S = 1.0
+#: What of it is read and thrown away meanwhile.
+LINGER_BYTES = 64 * 2**20
 #: Bad lines after which a connection is closed; a person is not that patient.
 MAX_BAD_LINES = 100
 #: Bytes of an offending line that an ERROR quotes.

@@ -25,6 +25,7 @@ from twisted.web.server import Request, Site
 
 from tcprepl import limits
 from tcprepl.metrics import Live
+from tcprepl.replication import lingering
 
 logger = structlog.get_logger()
 
@@ -179,9 +180,14 @@ class LimitedChannel(HTTPChannel):
         """Close once everything is written; who does not read it is cut off."""
         if not self._closing:
             self._closing = True
-            super().loseConnection()
-            # Who was refused only has a sentence to read, others perhaps a long answer.
-            self._arm(limits.HTTP_CLOSE_TIMEOUT_S if self._refused else None)
+            if self._refused:
+                # It may be speaking still, and has a sentence to read.
+                self.transport.unregisterProducer()
+                lingering.close(self.transport)
+                self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
+            else:
+                super().loseConnection()
+                self._arm()
 
     def _respondToBadRequestAndDisconnect(self) -> None:  # what twisted.web calls
         if not self._refused:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
+from typing import Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
@@ -32,6 +34,15 @@ def describe_address(address: object) -> str:
         name = address.name or b""
         return "unix:" + (name.decode("utf-8", "replace") if isinstance(name, bytes) else name)
     return str(address)
+
+
+class _Closable(Protocol):
+    closing: CloseReason | None
+
+
+def too_many(connections: Collection[_Closable], limit: int) -> bool:
+    """Return whether *connections* are more than *limit*; those being closed have no place."""
+    return len(connections) > limit and sum(one.closing is None for one in connections) > limit
 
 
 def backoff_s(failures: int) -> float:

@@ -18,6 +18,8 @@ from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.tcp import Connection
 from zope.interface import implementer
 
+from tcprepl.replication import lingering
+
 
 @implementer(IPullProducer)
 class SocketOutlet:
@@ -29,7 +31,15 @@ class SocketOutlet:
     Invariant: ``_queue`` is None exactly when everything has been handed to the kernel.
     """
 
-    __slots__ = ("_on_drained", "_queue", "_resuming", "_send", "_transport", "buffered_bytes")
+    __slots__ = (
+        "_closing",
+        "_on_drained",
+        "_queue",
+        "_resuming",
+        "_send",
+        "_transport",
+        "buffered_bytes",
+    )
 
     def __init__(self, transport: Connection, on_drained: Callable[[], None]) -> None:
         self._transport: Any = transport
@@ -37,6 +47,7 @@ class SocketOutlet:
         self._on_drained = on_drained
         self._queue: deque[memoryview | bytes] | None = None
         self._resuming = False
+        self._closing = False
         self.buffered_bytes = 0
 
     @property
@@ -74,8 +85,15 @@ class SocketOutlet:
         return False
 
     def close(self) -> None:
-        """Close the connection once everything has been written."""
-        self._transport.loseConnection()
+        """Close the connection once everything has been written, so that all of it arrives.
+
+        What still comes in is not handed to the protocol any more.
+        """
+        self._closing = True
+        if self._queue is None:
+            lingering.close(self._transport)
+        else:
+            lingering.hear_out(self._transport)
 
     def resumeProducing(self) -> None:
         """Send what waits: the socket is writable (Twisted calls this)."""
@@ -99,6 +117,8 @@ class SocketOutlet:
             queue.popleft()
         self._queue = None
         self._transport.unregisterProducer()
+        if self._closing:
+            lingering.close(self._transport)
         self._on_drained()
 
     def stopProducing(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.harness import TCPREPL, Lines, Running, Server, environment, start, tcprepl, wait_until
+from tests.harness import TCPREPL, Running, Server, environment, start, tcprepl, wait_until
 from tests.ports import free_port
 
 
@@ -78,8 +78,9 @@ def test_tokens_level_limits_and_retention(server: Server, file: Path) -> None:
                        "--url", server.url, "--token", "second")  # fmt: skip
         (line,) = held.stdout.splitlines()
         assert line.startswith('device_lists 2 ["@a:b"')
-        with Lines(server.port) as other:  # says nothing, so that no reset overtakes the answer
-            other.expect("ERROR too many connections")
+        turned_away = tcprepl("positions", "--from", server.address)
+        assert turned_away.returncode == 1
+        assert "too many connections; the limit is 1" in turned_away.stderr
         assert "level=debug" in server.process.stderr
 
 

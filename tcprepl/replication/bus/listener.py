@@ -32,7 +32,7 @@ from tcprepl.replication.bus.connection import BusConnection
 from tcprepl.replication.bus.published import PublishedLines
 from tcprepl.replication.bus.replies import error, message_head, messages
 from tcprepl.replication.bus.subscribers import Subscribers
-from tcprepl.replication.failures import describe_address
+from tcprepl.replication.failures import describe_address, too_many
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.relaying.intake import RelayIntake
 from tcprepl.replication.relaying.lines import Followers
@@ -273,7 +273,7 @@ class BusListener:
     def connected(self, connection: BusConnection) -> None:
         """Note that *connection* is there, or turn it away."""
         self._connections[connection.conn_id] = connection
-        if len(self._connections) > self.max_connections:
+        if too_many(self._connections.values(), self.max_connections):
             connection.write(error("ERR max number of clients reached"))
             connection.close(CloseReason.TOO_MANY_CONNECTIONS)
 

@@ -212,7 +212,7 @@ class Peer:
 
     def _read_on(self, reading: bool) -> None:
         """Read from the socket, or do not: what is not read, the peer cannot send for ever."""
-        if reading is self._paused:
+        if reading is self._paused and self.closing is None:
             self._paused = not reading
             if reading:
                 self.transport.resumeProducing()

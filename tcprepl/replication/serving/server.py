@@ -30,7 +30,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.server_session import ServerSession
-from tcprepl.replication.failures import describe_address
+from tcprepl.replication.failures import describe_address, too_many
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.measuring import CommandCounts, Sources
 from tcprepl.replication.serving.peer import Peer
@@ -221,7 +221,7 @@ class ReplicationServer:
         log.debug("replication.peer.connected", conn_id=peer.conn_id, peer=peer.address)
         if self._stopping is not None:
             peer.close(CloseReason.SHUTDOWN, "server shutting down")
-        elif len(self._peers) > self.max_connections:
+        elif too_many(self._peers.values(), self.max_connections):
             limit = f"the limit is {self.max_connections} connections (max_connections)"
             for other in self._peers.values():
                 if other.quiet and other is not peer and other.closing is None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
 from tcprepl.errors import CloseReason
-from tcprepl.replication.failures import backoff_s, close_reason_of, describe_address
+from tcprepl.replication.failures import (
+    backoff_s,
+    close_reason_of,
+    describe_address,
+    too_many,
+)
 
 
 def test_an_orderly_end_is_told_from_a_failure() -> None:
@@ -35,3 +42,9 @@ def test_back_off_doubles_is_jittered_and_capped() -> None:
         assert 0.05 <= backoff_s(failures) <= 5.0
     assert max(backoff_s(0) for _ in range(50)) <= 0.1
     assert min(backoff_s(50) for _ in range(50)) >= 2.5
+
+
+def test_connections_that_are_being_closed_have_no_place() -> None:
+    there, leaving = Mock(closing=None), Mock(closing=CloseReason.SHUTDOWN)
+    assert too_many([there, there], 1)
+    assert not too_many([there, leaving, leaving], 1)
