@@ -14,6 +14,7 @@ from tests.benchmarks import (
     bench_growth,
     bench_http,
     bench_storage,
+    day,
     soak,
 )
 from tests.benchmarks.__main__ import judge, names, result_table, target_table
@@ -82,6 +83,14 @@ def test_a_soak_runs():
     soak.soak(0.05, 0.0, 1.0, said.append)
     assert len(said) >= 4
     assert said[-1].startswith("sender: ")
+
+
+def test_a_day_of_synapse_runs():
+    """It gives a line for each sample; nothing is missing, nothing came twice."""
+    said: list[str] = []
+    day.simulate(0.05, 0.05, 1.0, said.append)
+    assert len(said) >= 5
+    assert said[-1] == "nothing missing, nothing twice, no gaps"
 
 
 LINE = Line("a bench", "a case", "us")
