@@ -82,8 +82,9 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 bench: $(VENV)/.bench  ## how fast, beside what others do; JSON in build/bench.json
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-fuzz: $(VENV)/.dev  ## throw bytes at the sessions; SECONDS_EACH=600 make fuzz
+fuzz: $(VENV)/.dev  ## throw bytes at the sessions and the bus; SECONDS_EACH=600 make fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_session $(ARGS)
+	$(BIN)/python -m tests.fuzz.fuzz_bus $(ARGS)
 
 check: lint types docs-check test  ## what a commit passes
 

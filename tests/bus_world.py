@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tcprepl.replication.bus.connection import BusConnection
-from tcprepl.replication.bus.listener import BusListener
+from tcprepl.replication.bus.listener import STOP_WITHIN_S, BusListener
 from tcprepl.replication.redis.resp import Message, RespReader, encode
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.state import RelayState
@@ -134,6 +135,12 @@ class BusWorld:
         """Let everything happen that is to happen at once."""
         for _ in range(8):
             self.clock.advance(0)
+
+    def close(self) -> None:
+        """Stop the bus; nothing of it is left."""
+        stopped = Deferred.fromCoroutine(self.bus.stop())
+        self.clock.advance(STOP_WITHIN_S)
+        assert stopped.called
 
     def rows(self, stream: str, instance: str) -> list[tuple[int, bytes]]:
         """Return what the log holds of a pair."""

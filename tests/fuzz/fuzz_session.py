@@ -1,23 +1,13 @@
 """Invariant: any bytes, in any pieces, give the same events, or one documented error.
 
-The corpus beside it is replayed by the ordinary tests. ``make fuzz`` mutates it plainly; with
-atheris (in an environment of its own: ``pip install atheris``) coverage leads the way::
-
-    python -m tests.fuzz.fuzz_session -max_total_time=600 FOUND tests/fuzz/corpus
-
-The first byte of an input chooses the session, the second how the rest is cut.
+The corpus beside it is replayed by the ordinary tests; `tests.fuzz.driving` says how to look for
+more. The first byte of an input chooses the session, the second how the rest is cut.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 from tcprepl.errors import LocalProtocolError
 from tcprepl.protocol.client_session import ClientSession
@@ -27,6 +17,7 @@ from tcprepl.protocol.events import Closing, CommandReceived, Event, RowsReceive
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import State
+from tests.fuzz.driving import fuzz
 from tests.sessions import receive
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -110,57 +101,9 @@ def check(raw: bytes) -> None:
     assert session.next_deadline() is None
 
 
-def mutate(raw: bytes, other: bytes, random: Random) -> bytes:
-    """Return *raw* changed in a few places, with pieces of *other*."""
-    changed = bytearray(raw)
-    for _ in range(random.randint(1, 6)):
-        place = random.randint(0, len(changed))
-        end = min(len(changed), place + random.randint(0, 12))
-        start = random.randint(0, len(other))
-        match random.randint(0, 4):
-            case 0:
-                changed[place:end] = random.randbytes(random.randint(0, 4))
-            case 1:
-                changed[place:end] = other[start : start + random.randint(1, 40)]
-            case 2:
-                changed[place:place] = changed[place:end] * random.randint(1, 30)
-            case 3:
-                changed[place:end] = random.choice((b"\n", b"\r\n", b" ", b"9", b"batch", b"\xff"))
-            case _:
-                del changed[place:end]
-    return bytes(changed)
-
-
-def run_plainly(seconds: float, seed: int) -> int:
-    """Mutate the corpus for *seconds*; return how many inputs were checked."""
-    random = Random(seed)
-    pool = [path.read_bytes() for path in sorted(CORPUS.iterdir())]
-    deadline = time.monotonic() + seconds
-    count = 0
-    while time.monotonic() < deadline:
-        raw = mutate(random.choice(pool), random.choice(pool), random)
-        try:
-            check(raw)
-        except Exception:
-            print(f"seed {seed}, input {count}: {raw!r}", file=sys.stderr)
-            raise
-        if random.random() < 0.001:
-            pool.append(raw[:4096])
-        count += 1
-    return count
-
-
 def main() -> None:
-    """Run under atheris if it is there, else by plain mutation for SECONDS_EACH seconds."""
-    if importlib.util.find_spec("atheris") is None:
-        seconds = float(os.environ.get("SECONDS_EACH", "60"))
-        seed = int(os.environ.get("SEED", "0"))
-        print(f"{run_plainly(seconds, seed)} inputs in {seconds:g} s, nothing found (seed {seed})")
-        return
-    atheris = importlib.import_module("atheris")
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, check)
-    atheris.Fuzz()
+    """Look for an input that breaks the invariant."""
+    fuzz(check, CORPUS)
 
 
 if __name__ == "__main__":

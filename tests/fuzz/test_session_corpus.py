@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.fuzz_session import CORPUS, SESSIONS, check, run_plainly
+from tests.fuzz.driving import run_plainly
+from tests.fuzz.fuzz_session import CORPUS, SESSIONS, check
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
@@ -23,4 +24,4 @@ def test_inputs_without_a_session_are_skipped() -> None:
 
 
 def test_plain_mutation_finds_nothing_in_a_moment() -> None:
-    assert run_plainly(0.2, seed=1) > 0
+    assert run_plainly(check, CORPUS, 0.2, seed=1) > 0

@@ -1,0 +1,91 @@
+"""Invariant: whatever a client sends to the bus, in any pieces, costs that client alone.
+
+What it sends is cut into the same requests wherever the pieces end; it is answered in RESP, or
+with one error and the end of its connection; nobody else notices, and nothing of it stays behind.
+`tests.fuzz.driving` says how to look for inputs that break this. The first byte of an input says
+whether a password is asked for, the second how the rest is cut.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tcprepl.errors import CloseReason
+from tcprepl.limits import MAX_REPLY_BYTES
+from tcprepl.replication.bus.listener import Passwords
+from tcprepl.replication.redis.requests import Request, RequestReader
+from tcprepl.replication.redis.resp import ErrorReply, RespReader
+from tests.bus_world import SERVER_NAME, BusWorld
+from tests.fuzz.driving import fuzz
+
+CORPUS = Path(__file__).parent / "corpus_bus"
+#: The line by which is seen that others are served.
+WITNESS = "LOCK_RELEASED seen"
+
+
+def read(pieces: list[bytes], *, trusted: bool) -> tuple[list[Request], str | None]:
+    """Return the requests in *pieces*, and what is wrong behind them."""
+    reader = RequestReader(SERVER_NAME.encode(), trusted=trusted)
+    requests: list[Request] = []
+    for piece in pieces:
+        reader.feed(piece)
+        while some := reader.take(3):
+            requests += some
+    return requests, reader.fault
+
+
+def check(raw: bytes) -> None:
+    """Check the invariant for one input."""
+    if len(raw) < 2:
+        return
+    guarded, size, data = raw[0] % 4 == 1, 1 + raw[1] % 61, raw[2:]
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert read([data], trusted=not guarded) == read(pieces, trusted=not guarded)
+    passwords = Passwords("secret", {"w1": "own"}) if guarded else Passwords()
+    world = BusWorld(passwords=passwords)
+    try:
+        _serve(world, pieces)
+    finally:
+        world.close()
+
+
+def _serve(world: BusWorld, pieces: list[bytes]) -> None:
+    clients = listener, other, client = world.client(), world.client(), world.client()
+    for one in clients[:2]:
+        one.ask("AUTH", "secret")
+    listener.ask("SUBSCRIBE", SERVER_NAME)
+    reader = RespReader()
+    closed = False
+    for piece in pieces:
+        client.connection.dataReceived(piece)
+        world.settle()
+        _, replies = reader.feed(client.transport.value())
+        client.transport.clear()
+        assert not closed or not replies, replies
+        faults = [one for one in replies if isinstance(one, ErrorReply) and "Protocol" in str(one)]
+        assert bool(faults) == (client.connection.closing is CloseReason.WRONG_PROTOCOL and
+                                not closed), replies  # fmt: skip
+        assert not faults or replies[-1] is faults[0]
+        closed = client.connection.closing is not None
+    world.clock.advance(1.0)
+    listener.heard()
+    assert other.ask("PING") == b"+PONG\r\n"
+    assert other.publish(WITNESS).startswith(b":")
+    assert WITNESS in listener.heard()
+    assert world.bus.cache.size_bytes <= world.bus.cache.max_bytes
+    assert client.connection._reply_bytes <= MAX_REPLY_BYTES
+    if not closed:
+        client.leave()
+    other.leave()
+    assert world.bus.peers() == [listener.connection.status(world.clock.seconds())]
+    assert len(world.bus.channels()) == 1
+    assert world.bus.patterns() == 0
+
+
+def main() -> None:
+    """Look for an input that breaks the invariant."""
+    fuzz(check, CORPUS)
+
+
+if __name__ == "__main__":
+    main()
