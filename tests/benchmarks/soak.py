@@ -1,11 +1,13 @@
 """A soak: ``python -m tests.benchmarks.soak [--minutes 120]``: churn, and a table of what grows.
 
-A whole server and a federation sender as processes, and at once: rows published over HTTP into
-streams in memory and on disk, EDUs, users who type and who come online, readers that come and go,
+A whole server and a federation sender as processes, a remote server over TLS, and at once: rows
+published over HTTP into streams in memory and on disk, EDUs for servers that take them, that now
+and then refuse and that are down, users who type and who come online, readers that come and go,
 readers that stop reading and go on, long polls that are given up. Every minute a line: resident
-memory, descriptors and bytes of files of both. What they were after the warm-up is compared with
-the end; the exit code is 1 when memory grew by more than 0.05 MiB a minute or descriptors by more
-than a handful.
+memory, descriptors, bytes of files and CPU of both, and how many EDUs arrived. A line is laid
+through what came after the warm-up; the exit code is 1 when memory grew by more than 0.05 MiB a
+minute or descriptors by more than a handful. Nothing looks into the processes, so they are as they
+run in production.
 """
 
 from __future__ import annotations
@@ -23,12 +25,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import trustme
+
 from tests.benchmarks import rows
 from tests.benchmarks.measure import cpu_ns
 from tests.harness import Running, Server, start, wait_until
+from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
+from tests.ports import free_port
 
 #: Rounds of churn in a second.
-ROUNDS = 20
+ROUNDS = 10
+#: Users who type and come online; each is seen again before the warm-up ends.
+USERS = 1_000
+#: Remote servers that take EDUs, and after them those that are down.
+REMOTES, DOWN = 30, 5
 #: Readers that stay.
 READERS = 20
 MIB = 1_048_576
@@ -58,15 +68,16 @@ class Churn:
         if stream != "federation":
             some = [rows.row(stream, number * 50 + n) for n in range(20)]
             self._ask("POST", f"/_tcprepl/v1/streams/{stream}/rows", some)
-        user, room = f"%40u{number % 5_000}:example.com", f"%21r{number % 500}:example.com"
+        user, room = f"%40u{number % USERS}:example.com", f"%21r{number % 100}:example.com"
         client = "/_matrix/client/v3"
         state = ("online", "unavailable", "offline")[number % 3]
         typing = {"typing": bool(number % 4), "timeout": 2_000}
         self._ask("PUT", f"{client}/rooms/{room}/typing/{user}", typing)
         self._ask("PUT", f"{client}/presence/{user}/status", {"presence": state})
-        edu = {
-            "destination": f"remote{number % 40}.example.org",
-            "edu_type": "m.direct_to_device" if number % 2 else "m.typing",
+        place = number % (REMOTES + DOWN)
+        edu = {  # what a server that is down missed is kept if it is for a device
+            "destination": f"remote{place}.example.org",
+            "edu_type": "m.direct_to_device" if place < REMOTES and number % 2 else "m.typing",
             "content": {"sender": "@a:example.com", "type": "m.x", "messages": {}},
         }
         self._ask("POST", "/_tcprepl/v1/edus", edu)
@@ -82,7 +93,7 @@ class Churn:
             self._poll()
         for reader in self._steady:
             _drain(reader)
-        if not number % (ROUNDS * 5):
+        if not number % 50:
             for reader in self._steady:
                 reader.sendall(b"PING 1\n")
         if not number % 200:
@@ -166,28 +177,38 @@ def soak(
     every_s: float = 60.0,
     say: Callable[[str], object] = print,
     server_options: tuple[str, ...] = (),
+    rounds: int = ROUNDS,
 ) -> bool:
     """Run it; return whether nothing grew."""
     with tempfile.TemporaryDirectory(prefix="tcprepl-soak-") as name:
         where = Path(name)
         config = where / "config.yaml"
         config.write_text(
-            "streams: {retention: {age: 5m, rows: 20000}, retention_ephemeral: {rows: 5000}}\n"
+            "streams: {retention: {age: 2m, rows: 5000}, retention_ephemeral: {rows: 1000}}\n"
             "federation: {senders: [fed1]}\n"
         )
         options = ("--config", str(config), *server_options)
-        with Server(where / "server", *options) as server:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(where / "ca.pem"))
+        remote = HttpsRemote(where, "*.example.org", authority, free_port())
+        remote.reply = _refuses_now_and_then
+        placed = [
+            f"--resolve=remote{place}.example.org=127.0.0.1:{remote.port}"
+            for place in range(REMOTES)
+        ]
+        with remote, Server(where / "server", *options) as server:
             sender = start(
                 where / "sender", "federation-sender", "--from", server.address,
                 "--data", str(where / "sender" / "data"), "--name", "fed1",
-                "--signing-key", str(where / "sender" / "signing.key"),
+                "--signing-key", str(where / "server" / "data" / "signing.key"),
+                "--ca", str(where / "ca.pem"), "--allow-private", *placed,
             )  # fmt: skip
             with sender:
                 accounts = [
                     Account("server", server.process, where / "server"),
                     Account("sender", sender, where / "sender"),
                 ]
-                _run(server, accounts, minutes, every_s, say)
+                _run(server, remote, accounts, minutes, every_s, say, rounds)
         good = True
         for account in accounts:
             grown, descriptors = account.growth(warm)
@@ -196,20 +217,29 @@ def soak(
     return good
 
 
+def _refuses_now_and_then(transaction_id: str, edus: object) -> Reply:
+    """Answer as a server that is sometimes overloaded."""
+    return matrix_error(503) if transaction_id.endswith("7") else OK
+
+
 def _run(
     server: Server,
+    remote: HttpsRemote,
     accounts: list[Account],
     minutes: float,
     every_s: float,
     say: Callable[[str], object],
+    rounds_a_second: int,
 ) -> None:
     wait_until(lambda: server.process.process.poll() is None, "the server runs")
     columns = f"{'RSS MiB':>9} {'FDS':>5} {'FILES MiB':>9} {'CPU s':>7}"
-    say(f"{'MINUTE':>7} {'ROUNDS':>8}  " + "   ".join(f"{columns}" for _ in accounts))
+    names = "   ".join(f"{account.name:<33}" for account in accounts)
+    say(f"{'':16}  {names}")
+    say(f"{'MINUTE':>7} {'ROUNDS':>8}  {columns}   {columns} {'EDUS':>7}")
     churn = Churn(server)
     began = due = time.monotonic()
     next_line = began + every_s
-    rounds = 0
+    rounds = arrived = 0
     try:
         while (now := time.monotonic()) < began + minutes * 60:
             churn.round()
@@ -218,8 +248,11 @@ def _run(
                 next_line += every_s
                 minute = (now - began) / 60
                 samples = "   ".join(account.sample(minute) for account in accounts)
-                say(f"{minute:7.1f} {rounds:8d}  {samples}")
-            due += 1 / ROUNDS
+                arrived += len(remote.taken)
+                remote.taken.clear()
+                remote.seen.clear()
+                say(f"{minute:7.1f} {rounds:8d}  {samples} {arrived:7d}")
+            due += 1 / rounds_a_second
             time.sleep(max(0.0, due - time.monotonic()))
             due = max(due, time.monotonic() - 1.0)
     finally:
@@ -230,11 +263,12 @@ def main() -> int:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=120.0)
-    parser.add_argument("--warm", type=float, default=5.0, help="minutes that do not count")
+    parser.add_argument("--warm", type=float, default=10.0, help="minutes that do not count")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two lines")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of churn in a second")
     asked = parser.parse_args()
     say = lambda text: print(text, flush=True)  # noqa: E731
-    return 0 if soak(asked.minutes, asked.warm, asked.every, say) else 1
+    return 0 if soak(asked.minutes, asked.warm, asked.every, say, rounds=asked.rounds) else 1
 
 
 if __name__ == "__main__":
