@@ -35,6 +35,7 @@ from tcprepl.streams.log import Page
 from tcprepl.web.answers import Missing, Table
 from tcprepl.web.encoding import MSGPACK, Encoder, Fragment, choose_encoder
 from tcprepl.web.incarnations import forked, said_incarnation, void_above
+from tcprepl.web.kept_answers import Answers
 from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
 from tcprepl.web.vector import START, Vector, format_vector, parse_vector
@@ -48,8 +49,6 @@ CONTROLS = ("streams", "timeout", "limit", "format")
 #: Rows of one table that are looked at in vain (they belong to the other table of their
 #: stream) before a poll is answered with nothing but a newer position, in pages.
 _MAX_PAGES = 20
-#: Answers that are kept for the next client at the same position.
-_CACHED_ANSWERS = 512
 #: Polls that are answered before the reactor does something else.
 _ANSWERS_A_TURN = 50
 
@@ -126,7 +125,7 @@ class LongPoll:
         self._own = services.instance
         self._feeds = feeds(services.registry)
         self._slots = slots(services.registry)
-        self._cache: dict[object, Fragment] = {}
+        self._cache = Answers()
         self._waiting: set[Deferred[None]] = set()
         self._turns = Turns(services.reactor)
         self._draining = False
@@ -250,18 +249,13 @@ class LongPoll:
         for feed, text, vector in ask.feeds:
             positions = heads.get(feed.stream, {})
             state = tuple(positions.items())
-            key = (feed.parameter, text, ask.limit, ask.encoder, ask.incarnation, state)
-            fragment = self._cache.get(key)
+            key = (text, ask.limit, ask.encoder, ask.incarnation)
+            fragment = self._cache.find(feed.parameter, state, key)
             if fragment is None:
                 fragment = await self._read(feed, vector, positions, ask)
-                self._remember(key, fragment)
+                self._cache.keep(feed.parameter, state, key, fragment)
             fragments.append(fragment)
         return fragments
-
-    def _remember(self, key: object, fragment: Fragment) -> None:
-        if len(self._cache) >= _CACHED_ANSWERS:
-            self._cache.clear()
-        self._cache[key] = fragment
 
     def _heads(self) -> dict[StreamName, dict[InstanceName, Token]]:
         """Return the position of each instance that has written, by stream."""

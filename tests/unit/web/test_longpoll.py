@@ -15,6 +15,7 @@ from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.ring import BLANKS_KEPT
+from tcprepl.web.kept_answers import Answers
 from tcprepl.web.longpoll import WAITING, Turns
 from tests.web_site import Exchange, Stage
 
@@ -467,14 +468,16 @@ def test_many_answers_take_several_turns(monkeypatch: pytest.MonkeyPatch) -> Non
     assert had[-1] == 5
 
 
-def test_kept_answers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forgetting them changes no answer."""
-    monkeypatch.setattr("tcprepl.web.longpoll._CACHED_ANSWERS", 2)
-    stage.publish("audit", *range(5))
-    for _ in range(2):
-        for after in range(5):
-            rows = stage.get("/_synapse/replication", audit=after).json["audit"]["rows"]
-            assert len(rows) == 5 - after
+def test_an_answer_goes_when_nobody_can_ask_for_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row makes another answer; what is kept does not grow with them."""
+    answers = Answers()
+    monkeypatch.setattr("tcprepl.web.longpoll.Answers", lambda: answers)
+    stage = Stage()
+    for token in range(20):
+        stage.publish("audit", "news" * 1_000)
+        rows = stage.get("/_synapse/replication", audit=token).json["audit"]["rows"]
+        assert len(rows) == 1
+    assert 4_000 < answers.size_bytes < 10_000
 
 
 @pytest.mark.parametrize(
