@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -191,7 +192,7 @@ def soak(
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(where / "ca.pem"))
         remote = HttpsRemote(where, "*.example.org", authority, free_port())
-        remote.reply = _refuses_now_and_then
+        remote.reply = _refuses_now_and_then()
         placed = [
             f"--resolve=remote{place}.example.org=127.0.0.1:{remote.port}"
             for place in range(REMOTES)
@@ -217,9 +218,10 @@ def soak(
     return good
 
 
-def _refuses_now_and_then(transaction_id: str, edus: object) -> Reply:
-    """Answer as a server that is sometimes overloaded."""
-    return matrix_error(503) if transaction_id.endswith("7") else OK
+def _refuses_now_and_then() -> Callable[[str, object], Reply]:
+    """Return what answers as a server that is sometimes overloaded: every tenth request."""
+    number = itertools.count(1)
+    return lambda transaction_id, edus: OK if next(number) % 10 else matrix_error(503)
 
 
 def _run(

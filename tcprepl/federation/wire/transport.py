@@ -18,7 +18,6 @@ import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
-from twisted.internet.ssl import optionsForClientTLS, platformTrust
 from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IResponse
@@ -35,6 +34,7 @@ from tcprepl.federation.wire.connections import (
     Grip,
     GrippedPool,
     GuardedEndpoint,
+    TlsClients,
 )
 from tcprepl.federation.wire.discovery import (
     CACHE_ENTRIES,
@@ -135,7 +135,7 @@ class FederationTransport:
         self._reactor = reactor
         self._clock: IReactorTime = reactor
         self._signer = signer
-        self._trust = platformTrust() if trust is None else trust
+        self._tls = TlsClients(trust)
         self._policy = policy or AddressPolicy()
         self._timeout_s = timeout_s
         self._targets: OrderedDict[bytes, Target] = OrderedDict()
@@ -166,7 +166,7 @@ class FederationTransport:
         overrides: Mapping[ServerName, tuple[str, int]],
     ) -> None:
         """Take up other settings, which are as for the class, for connections made from now on."""
-        self._trust = platformTrust() if trust is None else trust
+        self._tls = TlsClients(trust)
         self._policy = policy
         self.discovery.place(overrides)
 
@@ -359,8 +359,8 @@ class FederationTransport:
         """Return an endpoint that connects to *target* by TLS and verifies who it is."""
         policy = None if target.pinned else self._policy
         plain = GuardedEndpoint(self._reactor, target.host, target.port, policy)
-        options = optionsForClientTLS(target.tls_name, trustRoot=self._trust)
-        return EndingEndpoint(wrapClientTLS(options, plain), self._clock, self._connections)
+        tls = wrapClientTLS(self._tls.to(target.tls_name), plain)
+        return EndingEndpoint(tls, self._clock, self._connections)
 
     @property
     def open_connections(self) -> int:

@@ -339,4 +339,4 @@ def test_settings_may_change_while_it_runs() -> None:
     assert transport._policy is policy
     root = trustme_root()
     transport.change(trust=root, policy=policy, overrides={})
-    assert transport._trust is root
+    assert transport._tls._options.trustRoot is root
