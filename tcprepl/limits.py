@@ -28,9 +28,11 @@ SNIPPET_BYTES = 32
 MAX_NAME_CHARS = 255
 #: Incarnations that a reader says when it resumes: the newest, in which it got rows.
 MAX_SAID_INCARNATIONS = 8
-#: How far a relay takes its upstream to be ahead of what is known of a pair: at a million rows a
-#: second it would take a writer twelve days.
+#: How far a relay takes its upstream to be ahead of what is known of a pair, after a long absence:
+#: at a million rows a second it would take a writer twelve days.
 MAX_AHEAD_TOKENS = 2**40
+#: How much of that comes back in a second after it was used.
+MAX_AHEAD_RATE_TOKENS = 2**20
 #: Where a relay takes its upstream to be at most, of which it knows nothing yet.
 MAX_FIRST_TOKEN = 2**53
 #: A token has to fit a signed 64-bit integer.

@@ -255,3 +255,23 @@ def test_rows_that_come_from_the_newest_to_the_oldest_are_kept(
         rows = [json.loads(row)[0] for row in held(relay, "backfill", 5)]
         assert sorted(rows) == ["$2", "$3", "$4", "$5", "$6"]
         assert relay.link()["gaps"] == 0
+
+
+def test_a_false_token_that_could_be_costs_no_row_behind_it(
+    redis: StubbornRedis, writer: Writer, tmp_path: Path
+) -> None:
+    """Over Redis, and for a relay of that relay."""
+    first_directory, second_directory = tmp_path / "first", tmp_path / "second"
+    first_directory.mkdir()
+    second_directory.mkdir()
+    with relaying(redis, first_directory) as first:
+        writer.say("POSITION device_lists master 0 0")
+        wait_position(first, "device_lists", 0)
+        with Relay(NAME, second_directory, f"127.0.0.1:{first.port}") as second:
+            second.wait_up()
+            writer.say(*(f'RDATA device_lists master {token} ["@{token}:x"]' for token in (1, 2)))
+            writer.say(f'RDATA device_lists master {10**9} ["@false:x"]')
+            writer.say(*(f'RDATA device_lists master {token} ["@{token}:x"]' for token in (3, 4)))
+            rows = [b'["@%b:x"]' % name for name in (b"1", b"2", b"false", b"3", b"4")]
+            assert held(first, "device_lists", 5) == rows
+            assert held(second, "device_lists", 5) == rows

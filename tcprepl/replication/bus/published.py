@@ -15,7 +15,8 @@ from typing import Any
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.events import RowsReceived
 from tcprepl.replication.following.descending import DESCENDING
-from tcprepl.replication.relaying.lines import IN_MEMORY, Follower, Followers, LineReader
+from tcprepl.replication.relaying.intake import IN_MEMORY
+from tcprepl.replication.relaying.lines import Follower, Followers, LineReader
 
 
 class PublishedLines(LineReader):
@@ -61,6 +62,7 @@ class PublishedLines(LineReader):
             isinstance(event, RowsReceived)
             and event.token <= follower.top
             and event.stream not in IN_MEMORY | DESCENDING
+            and self.intake.passed_over(follower.pair, event.token) is None
         ):
             self._repeat(event)
             return None
@@ -83,7 +85,7 @@ class PublishedLines(LineReader):
             return super()._first_heard(follower, event) if known is None else [row]
         if known is None or known < before or (known > before and stream in IN_MEMORY):
             return [PositionCommand(stream, instance, before, before), row]
-        if known == before:
+        if known == before or self.intake.passed_over(follower.pair, event.token) is not None:
             return [row]
         self._repeat(event)
         return []

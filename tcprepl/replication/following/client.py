@@ -30,6 +30,7 @@ from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.connection import ClientConnection, connect
 from tcprepl.replication.following.delivery import (
     Delivery,
+    PassedOver,
     PositionHandler,
     ResetHandler,
     RowHandler,
@@ -76,6 +77,8 @@ class ReplicationClient(Service):
         join_batches: Whether batches of one (stream, instance) that came together may be
             handed over as one, with the token of the last: for a handler to which only the
             newest position counts, and which gets many small batches.
+        passed_over: Who knows which tokens had no row takes back what was told falsely (see
+            `Delivery`).
 
     Attributes:
         failed: Fires, with the failure, when a handler has failed for good.
@@ -103,6 +106,7 @@ class ReplicationClient(Service):
         registry: Registry | None = None,
         max_attempts: int | None = None,
         join_batches: bool = False,
+        passed_over: PassedOver | None = None,
     ) -> None:
         if since not in ("now", "start"):
             raise ValueError(f"since is {since!r}, expected 'now' or 'start'")
@@ -137,6 +141,7 @@ class ReplicationClient(Service):
             catch_up=catch_up,
             max_attempts=max_attempts,
             join_batches=join_batches,
+            passed_over=passed_over,
         )
 
     # -- life --------------------------------------------------------------------------

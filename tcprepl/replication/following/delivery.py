@@ -46,6 +46,14 @@ ResetHandler: TypeAlias = Callable[[StreamName, InstanceName, Token | None, Toke
 PositionHandler: TypeAlias = Callable[[StreamName, InstanceName, Token], object]
 
 
+class PassedOver(Protocol):
+    """Tells whether a token was passed over: see `RelayIntake.passed_over`."""
+
+    def __call__(self, pair: Pair, token: Token, *, position: bool = False) -> Token | None:
+        """Return up to where *pair* is taken without what passed over *token*, if it was."""
+        ...
+
+
 class Link(Protocol):
     """What a delivery needs of the client that it belongs to."""
 
@@ -90,6 +98,8 @@ class Delivery:
         catch_up: Where missed rows are fetched if the dialect cannot resume.
         max_attempts: How often a failing handler is called; None is for ever.
         join_batches: Whether neighbouring batches may be handed over as one.
+        passed_over: Asked when a row, or a position, is not above what is known. Where it tells a
+            token, what is known was told falsely: the stream goes on there, as after a reset.
 
     Attributes:
         resumption: In the dialect of 2017: what was asked for, until POSITION comes.
@@ -111,6 +121,7 @@ class Delivery:
         catch_up: CatchUp | None,
         max_attempts: int | None,
         join_batches: bool = False,
+        passed_over: PassedOver | None = None,
     ) -> None:
         self.received_rows: dict[StreamName, int] = {}
         self.resumption = Resumption(keep=store.atomic)
@@ -126,6 +137,7 @@ class Delivery:
         self._on_command = on_command
         self._catch_up = catch_up
         self._join_batches = join_batches
+        self._passed_over = passed_over
         self._codecs: dict[StreamName, RowCodec] = {}
         self._inbox: deque[object] = deque()
         self._descending = DescendingRows(self._progress)
@@ -279,6 +291,10 @@ class Delivery:
         later: Callable[[], Deferred[None]] | None = None
         for token, raw in zip(tokens, raws, strict=True):
             if reached is not None and token <= reached:
+                base = None if self._passed_over is None else self._passed_over(pair, token)
+                if base is not None:
+                    later = partial(self._go_back, pair, reached, base)
+                    break
                 stale += 1
                 continue
             rows = Rows(codec, [raw])
@@ -335,6 +351,10 @@ class Delivery:
                 reached = None
         else:
             stale = known is not None and token <= known
+            if known is not None and stale and self._passed_over is not None:
+                base = self._passed_over(pair, token)
+                if base is not None:
+                    return _started(self._go_back_for(batch, known, base))
         if stale:
             metrics.DROPPED.labels("row", "already_known").inc(len(rows))
             return None
@@ -473,6 +493,10 @@ class Delivery:
         """Go on at *token*, from *known*, if nothing was missed up to *prev*."""
         if known is None or prev <= known <= token:
             return self._tell_position(pair, token)
+        if token < known and self._passed_over is not None:
+            base = self._passed_over(pair, token, position=True)
+            if base is not None:
+                return _started(self._go_back_to(pair, known, base, prev, token))
         if self._resumable or self._catch_up is None:
             return _started(self._reset(pair, known, token))
         return _started(self._fetch(pair, known, token))
@@ -500,6 +524,21 @@ class Delivery:
         metrics.GAPS.labels(stream).inc()
         await _done(self._tell(self._on_reset, (*pair, known, token), pair, token))
         await _done(self._tell_position(pair, token))
+
+    def _go_back(self, pair: Pair, known: Token, base: Token) -> Deferred[None]:
+        """Go on after *base*: *known* was told falsely."""
+        return _started(self._reset(pair, known, base))
+
+    async def _go_back_for(self, batch: RowsReceived, known: Token, base: Token) -> None:
+        pair = (batch.stream, batch.instance)
+        await self._reset(pair, known, base)
+        await _done(self._hand_over(pair, batch.token, batch.rows, batch.token))
+
+    async def _go_back_to(
+        self, pair: Pair, known: Token, base: Token, prev: Token, token: Token
+    ) -> None:
+        await self._reset(pair, known, base)
+        await _done(self._follow(pair, base, prev, token))
 
     async def _fetch(self, pair: Pair, known: Token, token: Token) -> None:
         """Fetch ``(known, token]`` over HTTP; from 0 when the position went back."""

@@ -25,9 +25,10 @@ from tcprepl.background import run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
-from tcprepl.limits import MAX_AHEAD_TOKENS, MAX_FIRST_TOKEN
+from tcprepl.limits import MAX_AHEAD_RATE_TOKENS, MAX_AHEAD_TOKENS, MAX_FIRST_TOKEN
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
+from tcprepl.replication.following.descending import DESCENDING
 from tcprepl.replication.relaying.state import Epoch, RelayState
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows
@@ -46,6 +47,11 @@ MAX_WAITING_BYTES: Final = 16 * 1_048_576
 MAX_EPOCHS: Final = 16
 #: Gaps that the status names.
 GAPS_SHOWN: Final = 20
+#: Streams of Synapse that begin anew with their process; no other can go backwards while its
+#: writer lives, so that a position below the newest row is only late.
+IN_MEMORY: Final = frozenset({"federation", "presence_federation", "typing"})
+#: Ranges of tokens without rows that are remembered of a pair, the widest.
+MAX_HOLES: Final = 8
 #: How often a page is asked for before its rows are given up as a gap.
 CATCH_UP_ATTEMPTS: Final = 6
 
@@ -133,6 +139,10 @@ class RelayIntake:
         self._heads: dict[Pair, Token] = {}
         self._offsets: dict[Pair, Token] = {}
         self.shifts: dict[Pair, list[Epoch]] = {}
+        #: (after, upto): no row was seen between them, as the upstream counts; oldest first.
+        self._holes: dict[Pair, list[tuple[Token, Token]]] = {}
+        #: How far ahead each pair may go at once, and as of when.
+        self._ahead: dict[Pair, tuple[float, float]] = {}
         self._queue: deque[_Item] = deque()
         self._waiting_bytes = 0
         self._busy = False
@@ -186,11 +196,53 @@ class RelayIntake:
     def believes(self, pair: Pair, token: Token) -> bool:
         """Return whether a writer can be at *token* by now.
 
-        If it cannot, the line is at fault: whoever took its token for a position would take
-        no row of the pair again.
+        If it cannot, the line is at fault. What is believed may be false all the same: it is
+        taken back when the writer says otherwise (`passed_over`).
         """
-        known = self.known(pair)
-        return token <= (known + MAX_AHEAD_TOKENS if known else MAX_FIRST_TOKEN)
+        if not self._heads.get(pair):
+            return token <= MAX_FIRST_TOKEN
+        ahead = token + self._offsets[pair] - self._heads[pair]
+        return ahead <= MAX_AHEAD_RATE_TOKENS or ahead <= self._may_be_ahead(pair)
+
+    def _may_be_ahead(self, pair: Pair) -> float:
+        left, at = self._ahead.get(pair, (MAX_AHEAD_TOKENS, 0.0))
+        return min(MAX_AHEAD_TOKENS, left + (self._reactor.seconds() - at) * MAX_AHEAD_RATE_TOKENS)
+
+    def passed_over(self, pair: Pair, token: Token, *, position: bool = False) -> Token | None:
+        """Return up to where *pair* is taken without what passed over *token*; None if nothing did.
+
+        What passed over it was told falsely, since its writer has only now come to *token*, or
+        the writer began anew. A row that was seen, and is said again, was not passed over.
+
+        Args:
+            pair: The (stream, instance).
+            token: Of a row, as the upstream counts.
+            position: It is not that of a row, but where the writer is.
+        """
+        if position:
+            if pair[0] in IN_MEMORY:
+                return None  # its state is void: it is read from the start
+            token += 1
+        known = self.known(pair) or 0
+        if token > known:
+            return known  # what is above was not believed
+        if pair[0] not in DESCENDING:
+            for after, upto in reversed(self._holes.get(pair, ())):
+                if after < token < upto:
+                    return after
+        return None
+
+    def _pass_over(self, pair: Pair, after: Token, upto: Token) -> None:
+        """Note that *pair* goes from *after* to *upto*, without a row between them."""
+        ahead = upto - after
+        if ahead <= 1:
+            return
+        if ahead > MAX_AHEAD_RATE_TOKENS and self._heads[pair]:
+            self._ahead[pair] = self._may_be_ahead(pair) - ahead, self._reactor.seconds()
+        holes = self._holes.setdefault(pair, [])
+        holes.append((after, upto))
+        if len(holes) > MAX_HOLES:
+            holes.remove(min(holes, key=lambda hole: hole[1] - hole[0]))
 
     def idle_seconds(self) -> float | None:
         """Return how long ago the last row came; None before the first since the start."""
@@ -230,6 +282,7 @@ class RelayIntake:
             # The dialect of 2017 repeats tokens: ours are one ahead from here on.
             return Deferred.fromCoroutine(self._shift(pair, token, raw))
         self._state.enter(pair, self.incarnation, head - offset, token)
+        self._pass_over(pair, max(0, head - offset), token)
         self._append(pair, ours, raw)
         return self._wait_for_room()
 
@@ -253,7 +306,9 @@ class RelayIntake:
             if first:
                 self._state.set_epoch(pair, Epoch())
             return
-        self._state.enter(pair, self.incarnation, self._heads[pair] - self._offsets[pair], token)
+        before = self._heads[pair] - self._offsets[pair]
+        self._state.enter(pair, self.incarnation, before, token)
+        self._pass_over(pair, max(0, before), token)
         if first:
             # What was before we came is not ours to tell; nothing that we held is missing.
             self._state.add_gap(pair, Gap(0, ours, Cause.RECORD))
@@ -266,6 +321,8 @@ class RelayIntake:
         pair = (stream, instance)
         if pair not in self._heads or not self._believed(pair, token):
             return
+        if token == self.known(pair):
+            return  # what was above was not believed
         await self.drained()
         head = self._heads[pair]
         if known is not None and token > known:
@@ -290,6 +347,7 @@ class RelayIntake:
         self._state.enter(pair, self.incarnation, 0 if known is None else known, token)
         self._state.add_gap(pair, Gap(head, head + 1, Cause.ANEW))
         epoch = Epoch(head + 1 - token, head + 1)
+        self._holes[pair] = [hole for hole in self._holes.get(pair, ()) if hole[1] <= token]
         self._state.set_epoch(pair, epoch)
         self._offset(pair, epoch)
         self._advance(pair, head + 1)

@@ -34,7 +34,7 @@ from tcprepl.protocol.events import RowsReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING
-from tcprepl.replication.relaying.intake import RelayCatchUp, RelayIntake
+from tcprepl.replication.relaying.intake import IN_MEMORY, RelayCatchUp, RelayIntake
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.registry import Registry
 
@@ -50,10 +50,6 @@ MAX_UNMET_TOKENS: Final = 10_000
 #: The instances of Synapse that write this stream, nearly all of them, share one sequence: one
 #: that has written nothing says where the others are.
 SHARED_SEQUENCE: Final = "caches"
-
-#: Streams of Synapse that begin anew with their process; no other can go backwards while its
-#: writer lives, so that a position below the newest row is only late.
-IN_MEMORY: Final = frozenset({"federation", "presence_federation", "typing"})
 
 #: Bad lines of a connection that are logged; of those behind them only every thousandth is.
 TOLD_BAD_LINES: Final = 100
@@ -214,6 +210,7 @@ class Followers:
             on_command=None,
             catch_up=self._catch_up,
             max_attempts=None,
+            passed_over=self.intake.passed_over,
         )
         delivery.start()
         delivery.begin(_REDIS)
@@ -359,6 +356,9 @@ class LineReader:
                 run += self._first_heard(follower, event)
                 follower.top = event.token
             else:
+                if event.token <= follower.top and run:
+                    follower.delivery.take(run)  # so that it is known what was passed over
+                    run = []
                 heard = self._heard(follower, event)
                 if heard is None:
                     continue

@@ -74,6 +74,7 @@ class TcpUpstream:
             dialect=dialect,
             catch_up=None if catch_up is None else RelayCatchUp(intake, catch_up),
             registry=registry,
+            passed_over=intake.passed_over,
         )
 
     def start(self) -> None:

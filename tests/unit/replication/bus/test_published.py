@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.bus_world import BusWorld
 
 
@@ -118,3 +120,32 @@ def test_what_cannot_be_read_is_left_out() -> None:
     writer.publish("RDATA events", "POSITION", "RDATA events w1 5 [1", "RDATA events w1 6 [1]")
     assert [row for _, row in world.rows("events", "w1")] == [b"[1]"]
     assert [line for line in one.heard() if line.startswith("RDATA")] == ["RDATA events w1 6 [1]"]
+
+
+@pytest.mark.parametrize("false", ["RDATA receipts w1 1000000000 [0]", "POSITION receipts w1 5 99"])
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_false_token_costs_no_row_behind_it(false: str, itself: bool) -> None:
+    """Whoever says it; and those who listen hear everything as it was said."""
+    world = BusWorld()
+    one, writer, liar = world.subscriber(), world.client(), world.client()
+    writer.publish("POSITION receipts w1 4 4", "RDATA receipts w1 5 [5]")
+    one.heard()
+    (writer if itself else liar).publish(false)
+    writer.publish("RDATA receipts w1 6 [6]", "RDATA receipts w1 7 [7]")
+    writer.publish("RDATA receipts w1 7 [7]", "RDATA receipts w1 8 [8]")
+    rows = [row for _, row in world.rows("receipts", "w1") if row != b"[0]"]
+    assert rows == [b"[5]", b"[6]", b"[7]", b"[8]"]
+    heard = [line for line in one.heard() if line.startswith("RDATA")]
+    said = [f"RDATA receipts w1 {token} [{token}]" for token in (6, 7, 7, 8)]
+    assert sorted(line for line in heard if not line.endswith("[0]")) == said
+
+
+def test_rows_said_twice_in_one_piece_are_passed_on_and_kept_once() -> None:
+    world = BusWorld()
+    one, writer = world.subscriber(), world.client()
+    writer.publish("POSITION receipts w1 4 4")
+    one.heard()
+    said = [f"RDATA receipts w1 {token} [{token}]" for token in (5, 6, 9, 6, 9, 10)]
+    writer.publish(*said)
+    assert sorted(one.heard()) == sorted(said)
+    assert [token for token, _ in world.rows("receipts", "w1")] == [5, 6, 9, 10]

@@ -332,3 +332,45 @@ def test_tokens_that_no_writer_can_have_are_left_out(world: World) -> None:
     assert world.log.position(*PAIR) == 6
     assert world.intake.newest() == {"typing": 1}
     assert world.intake.gap_status()["gaps"] == 0
+
+
+def test_nothing_pushes_tokens_to_the_end_of_their_range(world: World) -> None:
+    """However often: what a writer may be ahead is used up, and comes back as it could write."""
+    world.position(4)
+    for _ in range(10_000):
+        world.reset(None, 0)
+        world.intake.take(PAIR, 2**40, [b"[0]"])
+    world.clock.advance(0)
+    assert world.log.position(*PAIR) < 2**42
+    world.reset(None, 0)
+    world.take(1)
+    assert world.rows()[-1][1] == b"[1]"
+    known = world.intake.positions()[PAIR]
+    assert not world.intake.believes(PAIR, known + 2**30)
+    assert world.intake.believes(PAIR, known + 2**20)
+    world.clock.advance(2**10)
+    assert world.intake.believes(PAIR, known + 2**30)
+    world.clock.advance(2**30)
+    assert not world.intake.believes(PAIR, known + 2**40 + 1)
+
+
+def test_only_what_had_no_row_was_passed_over(world: World) -> None:
+    world.position(4)
+    world.take(5, 6, 20, 40)
+    passed = {token: world.intake.passed_over(PAIR, token) for token in (3, 4, 5, 6, 7, 20, 21, 41)}
+    assert passed == {3: 0, 4: None, 5: None, 6: None, 7: 6, 20: None, 21: 20, 41: 40}
+    assert world.intake.passed_over(PAIR, 6, position=True) is None
+    world.take(*range(42, 80, 2))
+    assert world.intake.passed_over(PAIR, 7) == 6
+    assert len(world.intake._holes[PAIR]) <= relay_module.MAX_HOLES
+    world.reset(78, 6)
+    assert world.intake.passed_over(PAIR, 5) is None
+    assert world.intake.passed_over(PAIR, 7) == 6
+    other = ("receipts", "w1")
+    world.position(4, other)
+    world.take(20, pair=other)
+    assert world.intake.passed_over(other, 4, position=True) == 4
+    assert world.intake.passed_over(other, 19, position=True) is None
+    world.position(4, ("backfill", "w1"))
+    world.take(9, pair=("backfill", "w1"))
+    assert world.intake.passed_over(("backfill", "w1"), 6) is None

@@ -485,3 +485,44 @@ def test_a_pair_that_was_first_written_while_nobody_listened_is_a_gap_without_ht
     assert world.upstream.status().newest_gaps == [
         "receipts of w1: rows in (0, 3] may be missing: the upstream could not tell them"
     ]
+
+
+@pytest.mark.parametrize("pages", [False, True])
+@pytest.mark.parametrize("ahead", [2, 5_000, 2**39])
+@pytest.mark.parametrize(
+    "false",
+    [
+        ["RDATA receipts w1 {0} [0]"],
+        ["RDATA receipts w1 batch [0]", "RDATA receipts w1 {0} [0]"],
+        ["POSITION receipts w1 5 {0}"],
+        ["POSITION receipts w1 {0} {0}"],
+        ["RDATA receipts w1 {0} [0]", "RDATA receipts w1 {1} [0]", "POSITION receipts w1 {1} {1}"],
+    ],
+)
+def test_a_false_token_costs_no_row_behind_it(pages: bool, ahead: int, false: list[str]) -> None:
+    """It may be what a writer could say; then its next row, which is below, says otherwise."""
+    archive = Archive()
+    world = World(archive=archive if pages else None)
+    world.say("POSITION receipts w1 4 4", "RDATA receipts w1 5 [5]")
+    archive.rows[5] = b"[5]"
+    lines = [line.format(5 + ahead, 6 + 2 * ahead) for line in false]
+    world.say(*lines, "RDATA receipts w1 6 [6]", "RDATA receipts w1 7 [7]")
+    world.clock.advance(0)
+    world.say("RDATA receipts w1 8 [8]", *lines)
+    world.reconnect()
+    world.say("POSITION receipts w1 8 8", "RDATA receipts w1 9 [9]")
+    world.clock.advance(0)
+    rows = world.rows()
+    assert [row for _, row in rows if row != b"[0]"] == [b"[%d]" % n for n in range(5, 10)]
+    assert sorted(rows, key=lambda row: row[0]) == rows
+    assert world.intake.positions()[RECEIPTS] == 9
+
+
+def test_a_row_that_was_said_before_is_not_taken_for_a_new_one() -> None:
+    """A writer that was cut off says again what may not have arrived; holes are no matter."""
+    world = World()
+    world.say("POSITION receipts w1 4 4")
+    said = [f"RDATA receipts w1 {token} [{token}]" for token in (5, 6, 9, 12, 13)]
+    world.say(*said)
+    world.say(*said, *said[2:], "POSITION receipts w1 7 7", "RDATA receipts w1 14 [14]")
+    assert [token for token, _ in world.rows()] == [5, 6, 9, 12, 13, 14]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred
 
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
@@ -130,3 +131,19 @@ def test_rows_of_2017_come_in_any_order_before_their_position() -> None:
     world.network.turn()
     assert [token for token, _ in world.rows()] == [4, 5, 5]
     assert world.log.position(*ALPHA) == 6
+
+
+@pytest.mark.parametrize("token", [9, 2**39, 2**63 - 1])
+@pytest.mark.parametrize("false", ["RDATA alpha master {0} [0]\n", "POSITION alpha master 1 {0}\n"])
+def test_a_false_token_costs_no_row_behind_it(false: str, token: int) -> None:
+    world = World()
+    world.publish([1])
+    world.network.wires["relay"].client.protocol.dataReceived(false.format(token).encode())
+    world.publish([2])
+    world.publish([3], [4])
+    world.network.wires["relay"].cut()
+    world.publish([5])
+    run_until(world.network, lambda: b"[5]" in [row for _, row in world.rows()])
+    rows = [row for _, row in world.rows() if row != b"[0]"]
+    assert rows == [b"[1]", b"[2]", b"[3]", b"[4]", b"[5]"]
+    assert len(world.rows()) - 5 <= (token < 2**40)
