@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
@@ -371,4 +378,24 @@ BACKGROUND_FAILED = Counter(
     "Background work that failed, by name",
     ["name"],
     registry=REGISTRY,
+)
+
+# -- The process ----------------------------------------------------------------------------
+
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+REACTOR_LATENESS = Live(
+    "tcprepl_reactor_lateness_seconds",
+    "How late the latest turn of the last minute was: above 0.5, something holds the one thread, "
+    "or the machine is out of CPU",
+)
+DATA_BYTES = Live("tcprepl_data_bytes", "Bytes of the files in the data directory")
+DATA_FREE_BYTES = Live(
+    "tcprepl_data_free_bytes",
+    "Bytes left on the disk of the data directory: at 0, appends are refused with 503",
+)
+CERTIFICATE_END = Live(
+    "tcprepl_certificate_end_timestamp_seconds",
+    "When the certificate of a listener ends, in seconds since 1970: renew it before",
+    labels=("listener",),
 )

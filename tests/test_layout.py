@@ -22,6 +22,7 @@ TOP = {
     "config.py",
     "synapse_names.py",
     "ephemeral",
+    "files",
     "errors.py",
     "federation",
     "http",

@@ -10,13 +10,15 @@ stop.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from tcprepl.app.systemd import sd_notify
+from tcprepl.app.measuring import ProcessMeasures
+from tcprepl.app.systemd import Watchdog, sd_notify, watchdog_interval_s
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.clocks import Reactor, make_steady
 
@@ -147,6 +149,11 @@ class Process(Protocol):
 
     failed: Deferred[None]
 
+    @property
+    def directory(self) -> Path | None:
+        """Where it keeps its data; None for in memory, or elsewhere."""
+        ...
+
     async def start(self) -> None:
         """Start everything, or nothing."""
         ...
@@ -161,6 +168,10 @@ class Process(Protocol):
 
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
+        ...
+
+    def progress(self) -> Deferred[None]:
+        """Fire once all that was handed to the disk before has been written, or refused."""
         ...
 
 
@@ -185,7 +196,8 @@ async def run(
     """
     ready, stopping, stopped = f"{name}.ready", f"{name}.stopping", f"{name}.stopped"
     await process.start()
-    status: LoopingProcess | None = None
+    measures = ProcessMeasures(reactor, process.directory)
+    telling: list[LoopingProcess] = []
     try:
         if on_ready is not None:
             on_ready()
@@ -193,19 +205,25 @@ async def run(
         if welcome is not None:
             welcome()
         if sd_notify("READY=1", f"STATUS={process.status_line()}"):
-            status = looping_background_process(
-                reactor,
-                "systemd_status",
-                STATUS_INTERVAL_S,
-                lambda: sd_notify(f"STATUS={process.status_line()}"),
+            telling.append(
+                looping_background_process(
+                    reactor,
+                    "systemd_status",
+                    STATUS_INTERVAL_S,
+                    lambda: sd_notify(f"STATUS={process.status_line()}"),
+                )
             )
+            interval_s = watchdog_interval_s()
+            if interval_s is not None:
+                telling.append(Watchdog(reactor, interval_s, process.progress).start())
         await process.failed
     except CancelledError:
         log.info(stopping)
     finally:
         sd_notify("STOPPING=1")
-        if status is not None:
-            _ = status.stop()
+        for looping in telling:
+            _ = looping.stop()
+        _ = measures.stop()
         await process.stop()
         log.info(stopped)
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 from twisted.internet.endpoints import (
@@ -18,10 +20,12 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.protocols.haproxy import proxyEndpoint
 from twisted.web.server import Site
 
+from tcprepl import metrics
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import all_of
 from tcprepl.app.systemd import sockets_passed
 from tcprepl.app.tls import Certificates, tls_context
+from tcprepl.background import looping_background_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address, Config, TlsSettings
 from tcprepl.errors import ConfigError, TcpreplError
@@ -33,6 +37,12 @@ log = structlog.get_logger()
 
 #: Connections that may wait to be accepted: after a restart everybody comes at once.
 BACKLOG = 1_024
+#: How often it is looked whether the files of certificates have changed.
+LOOK_AT_FILES_S = 30.0
+#: What there is of each file of a certificate.
+Fingerprint: TypeAlias = dict[str, tuple[int, ...] | None]
+#: What may name a file in an endpoint string.
+_FILE = re.compile(r"=((?:[^:\\]|\\.)+)")
 #: What an endpoint string begins with whose connections say first where they come from.
 HAPROXY = "haproxy:"
 
@@ -59,6 +69,7 @@ class Listeners:
         self._life = life
         #: Per TLS listener: its section, what it serves, and its address if that has them.
         self._certificates: list[tuple[str, Certificates, Address]] = []
+        self._seen: Fingerprint = {}
 
     async def open_replication(self, server: ReplicationServer) -> None:
         """Listen for the line protocol; *server* closes what this opens.
@@ -119,9 +130,47 @@ class Listeners:
         def use() -> None:
             for (_, certificates, _), options in zip(self._certificates, fresh, strict=True):
                 certificates.use(options)
+            self._config = config
+            self._seen = self._fingerprint()
             log.info("reload.certificates", listeners=len(fresh))
 
         return use
+
+    def _watch(self) -> None:
+        """Look at the certificates' files from now on, and tell when they end."""
+        looping = looping_background_process(
+            self._reactor, "certificates", LOOK_AT_FILES_S, self._look
+        )
+        self._life.add("certificates", looping.stop)
+        source = metrics.CERTIFICATE_END.add_source(self._ends)
+        self._life.add("metrics", partial(metrics.CERTIFICATE_END.remove_source, source))
+
+    def _look(self) -> None:
+        """Take up files that have changed; half-written ones are looked at again."""
+        seen = self._fingerprint()
+        if seen == self._seen:
+            return
+        try:
+            self.reload(self._config)()
+        except ConfigError as error:
+            self._seen = seen
+            log.warning("certificates.not_taken", reason=str(error), text="the old ones hold")
+
+    def _fingerprint(self) -> Fingerprint:
+        files: set[str] = set()
+        for section, _, address in self._certificates:
+            tls = getattr(self._config, section).tls
+            if address.host is None:
+                files |= {value for value in _FILE.findall(address.text) if "/" in value}
+            elif tls is not None:
+                given = (tls.certificate, tls.private_key, tls.client_ca)
+                files |= {str(path) for path in given if path is not None}
+        return {name: _state_of(name) for name in files}
+
+    def _ends(self) -> Iterator[tuple[tuple[str], float]]:
+        for section, certificates, address in self._certificates:
+            if certificates.end_s is not None:
+                yield (f"{section} {address}",), certificates.end_s
 
     def _endpoint(
         self, section: str, address: Address, tls: TlsSettings | None
@@ -129,7 +178,18 @@ class Listeners:
         endpoint, certificates = server_endpoint(self._reactor, address, tls)
         if certificates is not None:
             self._certificates.append((section, certificates, address))
+            if len(self._certificates) == 1:
+                self._watch()
+            self._seen = self._fingerprint()
         return endpoint
+
+
+def _state_of(name: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def server_endpoint(

@@ -285,6 +285,15 @@ class Relay:
             "data": str(self.config.data_directory or "memory"),
         }
 
+    @property
+    def directory(self) -> Path | None:
+        """Where it keeps its data; None for in memory."""
+        return self.config.data_directory
+
+    def progress(self) -> Deferred[None]:
+        """Fire once all that was handed to the disk before has been written, or refused."""
+        return self._log.flush()
+
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
         up = "up" if self._upstream.status().up else "away"

@@ -123,6 +123,15 @@ class FederationWorker:
         """Return what the log says of a sender that is ready."""
         return {"server_name": self.server_name, "name": self.name, "data": str(self._data)}
 
+    @property
+    def directory(self) -> Path | None:
+        """Where it keeps its data; None for in memory."""
+        return self._data
+
+    def progress(self) -> Deferred[None]:
+        """Fire once all that was handed to the disk before has been written, or refused."""
+        return self.outbox.flush()
+
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
         waiting = len(self.sender.destinations)

@@ -8,6 +8,7 @@ from the log outward (nobody is let in before positions are known), stopping goe
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
@@ -138,6 +139,15 @@ class Server:
             "http": " ".join(self.http_addresses),
             "data": str(self.config.data_directory or "memory"),
         }
+
+    @property
+    def directory(self) -> Path | None:
+        """Where it keeps its data; None for in memory."""
+        return self.config.data_directory
+
+    def progress(self) -> Deferred[None]:
+        """Fire once all that was handed to the disk before has been written, or refused."""
+        return self.log.flush()
 
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""

@@ -31,6 +31,14 @@ class Certificates:
         """Use *options* for connections that are made from now on."""
         self._options = options
 
+    @property
+    def end_s(self) -> float | None:
+        """When what is in use ends, in seconds since 1970; None if that cannot be told."""
+        certificate = getattr(self._options, "certificate", None)
+        if not isinstance(certificate, crypto.X509):
+            return None
+        return certificate.to_cryptography().not_valid_after_utc.timestamp()
+
     def getContext(self) -> Any:  # noqa: N802  # Twisted's name
         """Return the context of a new connection (Twisted calls this)."""
         return self._options.getContext()

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
     "backup": ("tcprepl.cli.backup", "Copy a data directory while it is in use."),
     "restore": ("tcprepl.cli.restore", "Make a data directory of such a copy."),
+    "files": ("tcprepl.cli.files", "Print units, dashboards, alerts, manual pages."),
     "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),
 }
 

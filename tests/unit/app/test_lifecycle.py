@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
@@ -266,6 +266,14 @@ class Root:
     def status_line(self) -> str:
         return "fine"
 
+    @property
+    def directory(self) -> Path | None:
+        return None
+
+    def progress(self) -> Deferred[None]:
+        self.events.append("progress")
+        return succeed(None)
+
 
 def test_systemd_hears_of_it(socket_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(socket_directory / "notify")
@@ -284,6 +292,27 @@ def test_systemd_hears_of_it(socket_directory: Path, monkeypatch: pytest.MonkeyP
     _ = task.addCallback(codes.append)
     assert codes == [0]
     assert root.events == ["start", "hello", "stop"]
+    assert clock.getDelayedCalls() == []
+
+
+def test_systemd_hears_that_it_gets_on(
+    socket_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(socket_directory / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(5.0)
+        clock, root = Clock(), Root()
+        task = Deferred.fromCoroutine(run(clock, root, "test"))
+        assert systemd.recv(1000) == b"READY=1\nSTATUS=fine"
+        clock.advance(1.0)
+        assert systemd.recv(1000) == b"WATCHDOG=1"
+        task.cancel()
+        assert systemd.recv(1000) == b"STOPPING=1"
+    assert root.events == ["start", "progress", "stop"]
     assert clock.getDelayedCalls() == []
 
 

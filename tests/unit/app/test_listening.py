@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trustme
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, TCP6ServerEndpoint
@@ -15,8 +16,15 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
+from tcprepl import metrics
 from tcprepl.app.lifecycle import Lifecycle
-from tcprepl.app.listening import CannotListen, Listeners, listened, server_endpoint
+from tcprepl.app.listening import (
+    LOOK_AT_FILES_S,
+    CannotListen,
+    Listeners,
+    listened,
+    server_endpoint,
+)
 from tcprepl.config import build, parse_address
 from tcprepl.errors import ConfigError
 from tests.unit.app.test_tls import issue
@@ -104,7 +112,8 @@ def test_certificates_are_read_again(tmp_path: Path) -> None:
     given = config(tls.certificate, tls.private_key)
     # An endpoint string names one file, which has both.
     tls.private_key.write_bytes(tls.private_key.read_bytes() + tls.certificate.read_bytes())
-    listeners = Listeners(reactor, given, Lifecycle(reactor, "test"))
+    life = Lifecycle(reactor, "test")
+    listeners = Listeners(reactor, given, life)
     opened = Deferred.fromCoroutine(listeners.open_http(Site(Resource())))
     assert opened.called
     contexts = [server[2].getContext() for server in reactor.sslServers]
@@ -121,3 +130,50 @@ def test_certificates_are_read_again(tmp_path: Path) -> None:
     assert all(a is not b for a, b in zip(contexts, fresh, strict=True))
     plain = Listeners(reactor, given, Lifecycle(reactor, "test"))
     plain.reload(given)()
+    assert Deferred.fromCoroutine(life.stop()).called
+
+
+def test_certificates_that_change_are_noticed(tmp_path: Path) -> None:
+    """Renewed files are taken up; half of them are not, and that is said once."""
+    authority = trustme.CA()
+    tls, other = issue(tmp_path, authority), issue(tmp_path / "other", authority)
+    both = tmp_path / "both.pem"
+    both.write_bytes(tls.private_key.read_bytes() + tls.certificate.read_bytes())
+    reactor = MemoryReactorClock()
+    raw = {
+        "http": {
+            "listen": ["127.0.0.1:1", f"ssl:2:privateKey={both}"],
+            "tls": {"certificate": str(tls.certificate), "private_key": str(tls.private_key)},
+        }
+    }
+    life = Lifecycle(reactor, "test")
+    listeners = Listeners(reactor, build(raw, "test").config, life)
+    assert Deferred.fromCoroutine(listeners.open_http(Site(Resource()))).called
+    ends = metrics.CERTIFICATE_END.samples()
+    assert [label for (label,) in ends] == ["http 127.0.0.1:1", f"http ssl:2:privateKey={both}"]
+    assert min(ends.values()) > 1e9
+
+    def contexts() -> list[Any]:
+        return [server[2].getContext() for server in reactor.sslServers]
+
+    first = contexts()
+    reactor.advance(LOOK_AT_FILES_S)
+    assert contexts() == first
+    tls.private_key.write_bytes(other.private_key.read_bytes())
+    with structlog.testing.capture_logs() as logs:
+        reactor.advance(LOOK_AT_FILES_S)
+        reactor.advance(LOOK_AT_FILES_S)
+    assert [entry["event"] for entry in logs] == ["certificates.not_taken"]
+    assert contexts() == first
+    tls.certificate.write_bytes(other.certificate.read_bytes())
+    reactor.advance(LOOK_AT_FILES_S)
+    second = contexts()
+    assert all(a is not b for a, b in zip(first, second, strict=True))
+    both.unlink()
+    with structlog.testing.capture_logs() as logs:
+        reactor.advance(LOOK_AT_FILES_S)
+    assert "both.pem" in logs[0]["reason"]
+    assert contexts() == second
+    assert Deferred.fromCoroutine(life.stop()).called
+    assert metrics.CERTIFICATE_END.samples() == {}
+    assert reactor.getDelayedCalls() == []

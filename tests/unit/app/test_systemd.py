@@ -7,8 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
+import structlog
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 
-from tcprepl.app.systemd import sd_notify, sockets_passed
+from tcprepl.app.systemd import Watchdog, sd_notify, sockets_passed, watchdog_interval_s
 
 
 def test_sd_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +38,56 @@ def test_sockets_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "2")
     assert sockets_passed() == 0
+
+
+def test_the_watchdog_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only ours, and only if there is one."""
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    for usec, expected in (("30000000", 30.0), ("", None), ("0", None), ("soon", None)):
+        monkeypatch.setenv("WATCHDOG_USEC", usec)
+        assert watchdog_interval_s() == expected
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert watchdog_interval_s() == 30.0
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert watchdog_interval_s() is None
+
+
+def test_silence_while_nothing_gets_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reactor that turns is not enough; a refusal is."""
+    name = "tcprepl-test-watchdog-" + tmp_path.name
+    monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
+    clock = Clock()
+    answers: list[Deferred[None]] = [succeed(None), fail(OSError("disk full"))]
+    waiting: Deferred[None] = Deferred()
+    answers.append(waiting)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + name)
+        systemd.setblocking(False)
+
+        def heard() -> int:
+            count = 0
+            while True:
+                try:
+                    assert systemd.recv(100) == b"WATCHDOG=1"
+                except BlockingIOError:
+                    return count
+                count += 1
+
+        looping = Watchdog(
+            clock, 30.0, lambda: answers.pop(0) if answers else succeed(None)
+        ).start()
+        told = []
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(7):
+                clock.advance(10.0)
+                told.append(heard())
+        assert told == [1, 1, 1, 0, 0, 0, 0]
+        assert [entry["event"] for entry in logs] == ["watchdog.held_up"]
+        waiting.callback(None)
+        with structlog.testing.capture_logs() as logs:
+            clock.advance(10.0)
+        assert heard() == 1
+        assert [entry["event"] for entry in logs] == ["watchdog.getting_on"]
+        _ = looping.stop()
+    assert clock.getDelayedCalls() == []

@@ -56,6 +56,8 @@ def test_new_connections_get_what_was_put_in_use_last(tmp_path: Path) -> None:
     authority = trustme.CA()
     first, second = (tls_context(issue(tmp_path, authority)) for _ in range(2))
     certificates = Certificates(first)
+    assert certificates.end_s is not None
+    assert Certificates(object()).end_s is None  # type: ignore[arg-type]
     before = certificates.getContext()
     assert before is first.getContext()
     certificates.use(second)

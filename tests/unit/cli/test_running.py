@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError, ReactorNotRunning
+from twisted.internet.task import Clock
 
 from tcprepl.cli import running
 from tcprepl.cli.running import run_process, run_until_done
@@ -18,28 +19,29 @@ from tcprepl.config import Config, build
 from tests.harness import environment
 
 
-class FakeReactor:
+class FakeReactor(Clock):
     """Runs what it was given, then whatever the test does, until stopped."""
 
     def __init__(self, *steps: Any) -> None:
+        super().__init__()
         self.steps = list(steps)
-        self.calls: list[Any] = []
+        self.pending: list[Any] = []
         self.running = False
 
     def callWhenRunning(self, function: Any) -> None:
         """Call it in `run`."""
-        self.calls.append((function, ()))
+        self.pending.append((function, ()))
 
     def callFromThread(self, function: Any, *args: Any) -> None:
         """Call it in the next turn."""
-        self.calls.append((function, args))
+        self.pending.append((function, args))
 
     def run(self) -> None:
         """Run until stopped, or until there is nothing left to do."""
         self.running = True
         while self.running:
-            while self.calls:
-                function, args = self.calls.pop(0)
+            while self.pending:
+                function, args = self.pending.pop(0)
                 function(*args)
             if not self.steps:
                 return
@@ -205,8 +207,13 @@ class Root:
     def facts(self) -> dict[str, object]:
         return {}
 
+    directory = None
+
     def status_line(self) -> str:
         return ""
+
+    def progress(self) -> Deferred[None]:
+        return succeed(None)
 
     def reload(self, config: Config) -> Any:
         self.events.append("reload")

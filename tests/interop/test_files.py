@@ -1,0 +1,82 @@
+"""The shipped files, read by whom they are for: systemd, Prometheus, man."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Server, tcprepl
+
+pytestmark = pytest.mark.interop
+
+
+def written(kind: str, where: Path, *words: str) -> list[Path]:
+    """Write the files of a kind, and return where they are."""
+    done = tcprepl("files", kind, "--out", str(where), *words)
+    assert done.returncode == 0, done.stderr
+    return [Path(line) for line in done.stdout.splitlines()]
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    """Nothing is unknown to it, and what it calls exposure is low."""
+    units = written("systemd", tmp_path, "--command", "/bin/true")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, units)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for unit in units:
+        if unit.suffix == ".service":
+            rated = subprocess.run(
+                ["systemd-analyze", "security", "--offline=yes", str(unit)],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+            )
+            (exposure,) = re.findall(r"Overall exposure level .*: ([0-9.]+)", rated.stdout)
+            assert float(exposure) < 2.5, rated.stdout
+
+
+def test_prometheus_takes_the_alerts(tmp_path: Path) -> None:
+    (rules,) = written("alerts", tmp_path)
+    done = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rules found" in done.stdout
+
+
+def test_a_live_server_exposes_what_is_asked_for(tmp_path: Path) -> None:
+    """And promtool has nothing to say of how."""
+    with Server(tmp_path) as server, urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        text = answer.read()
+    for name in ("reactor_lateness_seconds", "data_bytes", "data_free_bytes"):
+        (value,) = re.findall(rf"^tcprepl_{name} (\S+)$", text.decode(), re.MULTILINE)
+        assert float(value) >= 0
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    # names that are Synapse's are as Synapse has them
+    ours = [line for line in done.stderr.decode().splitlines() if line.startswith("tcprepl_")]
+    assert ours == []
+
+
+def test_man_shows_the_pages(tmp_path: Path) -> None:
+    pages = written("man", tmp_path / "man1")
+    environment = {**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8", "MANPAGER": "cat"}
+    for page in pages:
+        done = subprocess.run(
+            ["man", "--warnings=w", "--local-file", str(page)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), page
+        assert re.search(r"^NAME$", re.sub(".\b", "", done.stdout), re.MULTILINE)
+    shown = subprocess.run(
+        ["man", "--local-file", str(tmp_path / "man1" / "tcprepl-publish.1")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    ).stdout
+    assert "--to" in shown
