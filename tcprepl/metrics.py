@@ -281,19 +281,19 @@ BUS_CACHE_ENTRIES = Live("tcprepl_bus_cache_entries", "Keys in the cache of the 
 
 # -- Federation -----------------------------------------------------------------------------
 
-SENT_TRANSACTIONS = Counter(
+SENT_TRANSACTIONS = Live(
     "synapse_federation_client_sent_transactions",
     "Transactions that a destination accepted",
-    registry=REGISTRY,
+    kind="counter",
 )
-SENT_EDUS = Counter(
-    "synapse_federation_client_sent_edus", "EDUs that a destination accepted", registry=REGISTRY
+SENT_EDUS = Live(
+    "synapse_federation_client_sent_edus", "EDUs that a destination accepted", kind="counter"
 )
-SENT_EDUS_BY_TYPE = Counter(
+SENT_EDUS_BY_TYPE = Live(
     "synapse_federation_client_sent_edus_by_type",
     "EDUs that a destination accepted, by type",
-    ["type"],
-    registry=REGISTRY,
+    kind="counter",
+    labels=("type",),
 )
 PENDING_DESTINATIONS = Live(
     "synapse_federation_transaction_queue_pending_destinations",

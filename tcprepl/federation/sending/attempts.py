@@ -9,9 +9,7 @@ disk before the request leaves, and after each verdict.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import structlog
@@ -42,7 +40,8 @@ LOAD_EDUS = 200
 #: Age from which a transaction with expired EDUs that never left is not sent as it was.
 STALE_TRANSACTION_MS = 600_000
 
-_sent_edus = lru_cache(1_024)(metrics.SENT_EDUS_BY_TYPE.labels)
+#: Types of EDUs that metrics tell apart; others, which a foreign writer may invent, are "other".
+_MAX_TYPES = 64
 
 
 class TransactionTransport(Protocol):
@@ -60,6 +59,8 @@ class Attempts:
 
     Attributes:
         held: EDUs that are held in memory, all destinations together.
+        sent_by_type: EDUs that were accepted, by type.
+        sent_transactions: Transactions that were accepted.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Attempts:
             writes: Writes what is not waited for.
         """
         self.held = 0
+        self.sent_by_type: dict[str, int] = {}
+        self.sent_transactions = 0
         self._outbox = outbox
         self._transport = transport
         self._server_name = server_name
@@ -116,7 +119,6 @@ class Attempts:
         body = build_body(
             self._server_name, transaction.origin_server_ts, edus, limits=self._limits
         )
-        by_type = Counter([edu.edu_type for edu in edus])
         try:
             answer = await self._transport.send_transaction(
                 destination.name, transaction.transaction_id, body
@@ -132,7 +134,7 @@ class Attempts:
         else:
             # Otherwise it was purged meanwhile.
             if destination.in_flight is transaction:
-                self._answered(destination, transaction, answer, by_type)
+                self._answered(destination, transaction, answer)
 
     def gave_up(self, destination: Destination, reason: str) -> None:
         """Note that an attempt ended in a way that nobody expected: what was sent is unknown."""
@@ -164,10 +166,11 @@ class Attempts:
                     return None
                 if stored is not None:
                     return stored
-            await self._fill(destination)
-            if destination.purges != purges:
-                self.forget_queue(destination)
-                return None
+            if destination.held is not Held.ALL:
+                await self._fill(destination)
+                if destination.purges != purges:
+                    self.forget_queue(destination)
+                    return None
             entries = self._take(destination)
             if entries:
                 return await self._begin(destination, entries)
@@ -218,9 +221,8 @@ class Attempts:
     def _take(self, destination: Destination) -> list[Entry]:
         """Take out of the queue what goes next; what has expired is forgotten."""
         expired: list[Entry] = []
-        before = len(destination.queue or ())
         entries = destination.take(self._now_ms(), expired)
-        self.held -= before - len(destination.queue or ())
+        self.held -= len(entries) + len(expired)
         if expired:
             metrics.DROPPED.labels("edu", "expired").inc(len(expired))
             self._writes.persist(destination, self._outbox.remove, [entry[0] for entry in expired])
@@ -284,15 +286,15 @@ class Attempts:
         destination: Destination,
         transaction: StoredTransaction,
         answer: Answer,
-        by_type: Mapping[str, int],
     ) -> None:
         """Act on an answer."""
         verdict = destination.judge(answer)
+        if verdict is Verdict.ACCEPTED:
+            self._accepted(destination, transaction)
+            return
         if answer.meaning() is Meaning.REFUSED:
             self._answers(destination)
-        if verdict is Verdict.ACCEPTED:
-            self._accepted(destination, transaction, by_type)
-        elif verdict is Verdict.HALVE:
+        if verdict is Verdict.HALVE:
             logger.info(
                 "federation.transaction.halved",
                 destination=destination.name,
@@ -320,22 +322,25 @@ class Attempts:
                 refusing=refusing,
             )
 
-    def _accepted(
-        self,
-        destination: Destination,
-        transaction: StoredTransaction,
-        by_type: Mapping[str, int],
-    ) -> None:
+    def _accepted(self, destination: Destination, transaction: StoredTransaction) -> None:
         destination.accepted(self._now_ms(), self._limits)
         name = destination.name
         self._writes.persist(destination, self._outbox.finish, name, transaction.transaction_id)
-        if destination.backoff.cleared():
+        if destination.backoff.failures and destination.backoff.cleared():
             self._writes.persist(destination, self._outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.recovered", destination=name)
-        metrics.SENT_TRANSACTIONS.inc()
-        metrics.SENT_EDUS.inc(len(transaction.entries))
-        for edu_type, count in by_type.items():
-            _sent_edus(edu_type).inc(count)
+        self.sent_transactions += 1
+        sent = self.sent_by_type
+        for entry in transaction.entries:
+            edu_type = entry[2].edu_type
+            if edu_type not in sent and len(sent) >= _MAX_TYPES:
+                edu_type = "other"
+            sent[edu_type] = sent.get(edu_type, 0) + 1
+
+    def sent_edus(self) -> Iterator[tuple[tuple[str], float]]:
+        """Return how many EDUs of each type were accepted, for metrics."""
+        for edu_type, count in self.sent_by_type.items():
+            yield (edu_type,), float(count)
 
     def _answers(self, destination: Destination) -> None:
         """Note that a remote that was away answers: nothing has to wait for its return."""

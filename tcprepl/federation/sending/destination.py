@@ -136,7 +136,7 @@ class Destination:
     def has_new_work(self) -> bool:
         """Whether there is something to send, or may be on disk, that was not set aside."""
         return (
-            bool(self.queue)
+            (self.queue is not None and self.queue.length > 0)
             or self.held is not Held.ALL
             or self.stored
             or self.in_flight is not None
@@ -258,13 +258,14 @@ class Destination:
 
     def take(self, now_ms: int, expired: list[Entry]) -> list[Entry]:
         """Remove and return what the next transaction holds (see `LaneQueue.take`)."""
-        if not self.queue:
+        queue = self.queue
+        if queue is None or not queue.length:
             return []
         search = self.search
         edus = self.max_edus
         if search is not None and search.limit is not None:
             edus = min(edus, search.limit)
-        return self.queue.take(edus, self.max_bytes - ENVELOPE_BYTES, now_ms, expired)
+        return queue.take(edus, self.max_bytes - ENVELOPE_BYTES, now_ms, expired)
 
     # -- answers ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ transaction; what a lane leaves of its share goes to the others, in order of imp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -88,7 +88,7 @@ class LaneQueue:
     __slots__ = ("_lanes", "_turn", "length", "size_bytes")
 
     def __init__(self) -> None:
-        self._lanes: tuple[dict[_Ident, Entry], ...] = tuple({} for _ in Lane)
+        self._lanes: tuple[dict[_Ident, Entry], ...] = ({}, {}, {}, {}, {}, {})  # as `Lane` has
         self._turn = 0
         self.length = 0
         self.size_bytes = 0
@@ -155,10 +155,11 @@ class LaneQueue:
             now_ms: Wall-clock time in ms.
             expired: Takes the entries that were not worth sending any more.
         """
-        filled = [lane for lane in Lane if self._lanes[lane]]
         if self.length <= max_edus and self.size_bytes <= max_bytes:
-            return self._take_all(filled, now_ms, expired)
-        draws = [_Draw(self._lanes[lane], SHARES[lane]) for lane in filled]
+            return self._take_all(now_ms, expired)
+        draws = [
+            _Draw(lane, share) for lane, share in zip(self._lanes, SHARES, strict=True) if lane
+        ]
         room = _Room(max_edus, max_bytes)
         if len(draws) > 1:
             self._turn += 1
@@ -172,10 +173,12 @@ class LaneQueue:
         self.size_bytes = self.size_bytes - (max_bytes - room.size_bytes) if self.length else 0
         return [entry for draw in draws for entry in draw.taken]
 
-    def _take_all(self, filled: Sequence[Lane], now_ms: int, expired: list[Entry]) -> list[Entry]:
+    def _take_all(self, now_ms: int, expired: list[Entry]) -> list[Entry]:
         """Take everything: the usual case, without looking at the size of each."""
         found: list[Entry] = []
-        for lane in (self._lanes[number] for number in filled):
+        for lane in self._lanes:
+            if not lane:
+                continue
             for entry in lane.values():
                 if 0 < entry[1] <= now_ms:
                     expired.append(entry)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -157,6 +157,10 @@ class FederationSender:
         self._sweeper = looping_background_process(
             self._clock, "federation_outbox_sweep", _SWEEP_S, self._sweep
         )
+        attempts = self._attempts
+        self._watch(metrics.SENT_TRANSACTIONS, lambda: [((), float(attempts.sent_transactions))])
+        self._watch(metrics.SENT_EDUS, lambda: [((), float(sum(attempts.sent_by_type.values())))])
+        self._watch(metrics.SENT_EDUS_BY_TYPE, attempts.sent_edus)
         self._watch(metrics.PENDING_DESTINATIONS, lambda: [((), float(self.pending()))])
         self._watch(
             metrics.PENDING_EDUS,
@@ -231,17 +235,20 @@ class FederationSender:
         by_name: defaultdict[ServerName, list[Entry]] = defaultdict(list)
         for entry in entries:
             by_name[entry[2].destination].append(entry)
-        touched: list[tuple[Destination, bool]] = []
+        lazy: list[Destination] = []
+        now_ms = self.now_ms()
         for name, group in by_name.items():
             destination = self._destination(name)
             room = MAX_HELD_EDUS_IN_ALL - self._attempts.held
             self._attempts.held += destination.hold_all(group, room)
-            touched.append((destination, any(entry[2].edu_type != PRESENCE for entry in group)))
-        if not self._started:
-            return
-        lazy = min(_PRESENCE_SPREAD_MAX_MS, _PRESENCE_SPREAD_MS * len(touched))
-        for destination, urgent in touched:
-            self._poke(destination, 0 if urgent else int(self._chance.uniform(0, lazy)))
+            if all(entry[2].edu_type == PRESENCE for entry in group):
+                lazy.append(destination)
+            elif self._started and not destination.paused:
+                self._turns.ask(destination, max(now_ms, destination.due_ms), now_ms)
+        spread_ms = min(_PRESENCE_SPREAD_MAX_MS, _PRESENCE_SPREAD_MS * len(by_name))
+        for destination in lazy:
+            self._poke(destination, int(self._chance.uniform(0, spread_ms)))
+        self._dispatch()
 
     def remote_server_up(self, name: ServerName) -> None:
         """Forget the failures of a server that has just been heard of, and try it now."""
@@ -290,13 +297,14 @@ class FederationSender:
 
     def _dispatch(self) -> None:
         """Begin as many attempts as there is room for."""
-        if self._dispatching:
+        if self._dispatching or not self._started:
             return
         self._dispatching = True
-        while self._started and (destination := self._turns.begin(self.now_ms())) is not None:
+        now_ms = self.now_ms()
+        while self._started and (destination := self._turns.begin(now_ms)) is not None:
             attempt = Deferred.fromCoroutine(self._attempts.attempt(destination))
             self._running[destination] = attempt
-            run_in_background(attempt.addBoth, self._ended, destination)
+            _ = attempt.addBoth(self._ended, destination).addErrback(_report)
         self._dispatching = False
         self._arm()
 
@@ -411,3 +419,8 @@ class FederationSender:
             wake_ms=self._turns.due_ms(found),
             last_success_ms=found.last_success_ms,
         )
+
+
+def _report(failure: Failure) -> None:
+    """Errback: log a failure that nobody expected."""
+    run_in_background(fail, failure)

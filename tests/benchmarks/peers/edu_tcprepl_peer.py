@@ -79,19 +79,14 @@ class NoDisk:
 
 
 class Sink:
-    """A transport that takes everything at once, and knows how long it took to count it."""
+    """A transport that takes everything at once; what was taken is counted in the end."""
 
     def __init__(self) -> None:
-        self.edus = 0
-        self.transactions = 0
-        self.counting_s = 0.0
+        self.bodies: list[bytes] = []
 
     async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
         """Take one transaction."""
-        before = time.process_time()
-        self.edus += body.count(b'"edu_type"')
-        self.transactions += 1
-        self.counting_s += time.process_time() - before
+        self.bodies.append(body)
         return Answer(200, b"{}")
 
 
@@ -163,9 +158,10 @@ def main() -> None:
         outbox = NoDisk()
     before = time.process_time()
     sink = run(reads, outbox, module.READS_PER_REQUEST, canonical)
-    used = time.process_time() - before - sink.counting_s
-    assert sink.edus == count, (sink.edus, count)
-    print(used / count * 1e6, count / sink.transactions)
+    used = time.process_time() - before
+    edus = sum(body.count(b'"edu_type"') for body in sink.bodies)
+    assert edus == count, (edus, count)
+    print(used / count * 1e6, count / len(sink.bodies))
 
 
 main()
