@@ -1,7 +1,8 @@
 """The outbox's file: opened once, migrated, and written by one commit after the other.
 
 One SQLite database (WAL, synchronous=FULL) in the sender's data directory. All work is done in
-order by one thread; what is asked for while a commit runs goes into the next one.
+order by one thread; what is asked for until it begins a commit goes into that one, what is asked
+for while it commits goes into the next.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,6 +24,7 @@ from tcprepl.storage.sqlite import Schema, explaining, open_database, private_di
 T = TypeVar("T")
 #: Runs a function elsewhere, one at a time, and answers with its result.
 Runner: TypeAlias = Callable[[Callable[[], Any]], "Deferred[Any]"]
+_Asked: TypeAlias = tuple[Callable[[sqlite3.Cursor], Any], "Deferred[Any]"]
 
 _PUT_OFF = """
 CREATE TABLE put_off (
@@ -117,7 +119,9 @@ class OutboxFile:
         """
         self.path = Path(path)
         self._run = run
-        self._pending: list[tuple[Callable[[sqlite3.Cursor], Any], Deferred[Any]]] = []
+        #: Appended to here, and taken from by the thread as it begins.
+        self._pending: deque[_Asked] = deque()
+        self._taken: list[_Asked] = []
         self._running = False
         self._pumping = False
         self._closing: Deferred[None] | None = None
@@ -180,19 +184,24 @@ class OutboxFile:
         self._pumping = True
         try:
             while self._pending and not self._running:
-                batch, self._pending = self._pending, []
                 self._running = True
-                ops = [op for op, _ in batch]
-                _ = self._run(partial(self._commit, ops)).addBoth(self._committed, batch)
+                _ = self._run(self._commit_pending).addBoth(self._committed)
         finally:
             self._pumping = False
 
-    def _committed(
-        self,
-        results: list[Any] | Failure,
-        batch: Sequence[tuple[object, Deferred[Any]]],
-    ) -> None:
+    def _commit_pending(self) -> list[Any]:
+        """Commit what is pending by now; in the thread."""
+        pending, taken = self._pending, self._taken
+        while pending:
+            taken.append(pending.popleft())
+        return self._commit([op for op, _ in taken])
+
+    def _committed(self, results: list[Any] | Failure) -> None:
         self._running = False
+        if not self._taken:  # it was not even begun
+            self._taken.extend(self._pending)
+            self._pending.clear()
+        batch, self._taken = self._taken, []
         if isinstance(results, Failure):
             results = [results] * len(batch)
         for (_, done), result in zip(batch, results, strict=True):

@@ -4,7 +4,8 @@
 EDU, and how many went in a transaction. The session, the delivery, the intake, the sender and the
 destinations are the real ones. As on Synapse's side, what hangs below (disk, network, signatures)
 is left out: the outbox keeps nothing and the transport takes everything.
-``python edu_tcprepl_peer.py COUNT DESTINATIONS KIND DIRECTORY`` keeps the real outbox, on disk.
+``python edu_tcprepl_peer.py COUNT DESTINATIONS KIND DIRECTORY`` keeps the real outbox, on disk,
+written by a thread of its own under a real reactor, as in production.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import importlib.util
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import structlog
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater, react
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
 
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.protocol.client_session import ClientSession
@@ -83,6 +86,16 @@ class Sink:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.used_s = 0.0
+        self._counted = 0
+        self._edus = 0
+
+    @property
+    def edus(self) -> int:
+        """How many EDUs were taken."""
+        self._edus += sum(body.count(b'"edu_type"') for body in self.bodies[self._counted :])
+        self._counted = len(self.bodies)
+        return self._edus
 
     async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
         """Take one transaction."""
@@ -90,7 +103,7 @@ class Sink:
         return Answer(200, b"{}")
 
 
-class NoConnection:
+class Connection:
     """What the delivery would stop while the disk is slow; here it never is."""
 
     def pause(self) -> None:
@@ -100,46 +113,83 @@ class NoConnection:
     resume = give_up = wait = pause  # type: ignore[assignment]
 
 
-def run(reads: Sequence[bytes], outbox: Any, reads_per_request: int, canonical: bool) -> Sink:
+class Way:
+    """Everything between the socket and the transport."""
+
+    def __init__(self, clock: Any, outbox: Any, canonical: bool) -> None:
+        self.sink = Sink()
+        self.sender = FederationSender(clock, outbox, self.sink, ORIGIN)
+        self.sender.start()
+        intake = self.sender.intake
+        intake.canonical = canonical
+        self._delivery = Delivery(
+            Connection(),
+            intake.handle_rows,
+            intake,
+            Registry(),
+            streams=["federation"],
+            since="start",
+            on_reset=intake.handle_reset,
+            on_position=None,
+            on_command=None,
+            catch_up=None,
+            max_attempts=None,
+            join_batches=True,
+        )
+        self._delivery.start()
+        self._delivery.begin(DIALECTS["tcprepl"])
+        session = self._session = ClientSession(0.0, name="fed1")
+        session.receive_data(b"SERVER matrix.example.com\nPING 1 tcprepl/1\n", 0.0)
+        session.events(0.0)
+        session.send(ReplicateCommand("federation", "*", 0), 0.0)
+        session.data_to_send()
+        session.receive_data(b"POSITION federation master 0 0\n", 0.0)
+        session.events(0.0)
+
+    def take(self, data: bytes) -> None:
+        """Take what one read brings."""
+        self._session.receive_data(data, 0.0)
+        self._delivery.take(self._session.events(0.0))
+
+
+def in_memory(reads: Sequence[bytes], reads_per_request: int, canonical: bool) -> Sink:
     """Take every read, send until nothing waits."""
     clock = Clock()
     clock.advance(1_790_000_000)
-    sink = Sink()
-    sender = FederationSender(clock, outbox, sink, ORIGIN)
-    sender.start()
-    intake = sender.intake
-    intake.canonical = canonical
-    delivery = Delivery(
-        NoConnection(),
-        intake.handle_rows,
-        intake,
-        Registry(),
-        streams=["federation"],
-        since="start",
-        on_reset=intake.handle_reset,
-        on_position=None,
-        on_command=None,
-        catch_up=None,
-        max_attempts=None,
-        join_batches=True,
-    )
-    delivery.start()
-    delivery.begin(DIALECTS["tcprepl"])
-    session = ClientSession(0.0, name="fed1")
-    session.receive_data(b"SERVER matrix.example.com\nPING 1 tcprepl/1\n", 0.0)
-    session.events(0.0)
-    session.send(ReplicateCommand("federation", "*", 0), 0.0)
-    session.data_to_send()
-    session.receive_data(b"POSITION federation master 0 0\n", 0.0)
-    session.events(0.0)
+    way = Way(clock, NoDisk(), canonical)
+    before = time.process_time()
     for number, data in enumerate(reads):
-        session.receive_data(data, 0.0)
-        delivery.take(session.events(0.0))
+        way.take(data)
         if number % reads_per_request == reads_per_request - 1:
             clock.advance(0.001)
-    while sender.pending():
+    while way.sender.pending():
         clock.advance(0.001)
-    return sink
+    way.sink.used_s = time.process_time() - before
+    return way.sink
+
+
+async def on_disk(
+    reactor: Any, reads: Sequence[bytes], reads_per_request: int, canonical: bool, directory: Path
+) -> Sink:
+    """Do the same with a real outbox; all that a request brings is sent before the next."""
+    pool = ThreadPool(0, 1)
+    pool.start()
+    outbox = Outbox(
+        directory / "outbox.sqlite", lambda work: deferToThreadPool(reactor, pool, work)
+    )
+    way = Way(reactor, outbox, canonical)
+    expected = 0
+    before = time.process_time()
+    for number, data in enumerate(reads):
+        way.take(data)
+        expected += data.count(b"\n")
+        if number % reads_per_request == reads_per_request - 1:
+            while way.sink.edus < expected or way.sender.pending():
+                await deferLater(reactor, 0.005)
+    way.sink.used_s = time.process_time() - before
+    await outbox.close()
+    pool.stop()
+    return way.sink
 
 
 def main() -> None:
@@ -151,17 +201,22 @@ def main() -> None:
     size = module.LINES_PER_READ
     reads = [b"".join(lines[n : n + size]) for n in range(0, count, size)]
     canonical = sys.argv[3] == "canonical"
+    per_request = module.READS_PER_REQUEST
+    in_memory(reads[:10], per_request, canonical)
+    found: list[Sink] = []
     if len(sys.argv) > 4:
-        outbox: Any = Outbox(Path(sys.argv[4]) / "outbox.sqlite", run_inline)
+        directory = Path(sys.argv[4])
+
+        async def go(reactor: Any) -> None:
+            found.append(await on_disk(reactor, reads, per_request, canonical, directory))
+
+        with suppress(SystemExit):
+            react(go)
     else:
-        run(reads[:10], NoDisk(), module.READS_PER_REQUEST, canonical)
-        outbox = NoDisk()
-    before = time.process_time()
-    sink = run(reads, outbox, module.READS_PER_REQUEST, canonical)
-    used = time.process_time() - before
-    edus = sum(body.count(b'"edu_type"') for body in sink.bodies)
-    assert edus == count, (edus, count)
-    print(used / count * 1e6, count / len(sink.bodies))
+        found.append(in_memory(reads, per_request, canonical))
+    sink = found[0]
+    assert sink.edus == count, (sink.edus, count)
+    print(sink.used_s / count * 1e6, count / len(sink.bodies))
 
 
 main()

@@ -324,7 +324,7 @@ def test_what_is_in_memory_is_not_read_back_again(
         edu = build_edu("here.example", name, "m.typing", {"n": number}, (str(number),))
         world.rows.append((len(world.rows) + 1, edu_row(edu)))
     world.deliver()
-    world.run(5)
+    world.run(3)  # it is not tried again yet
     pages: list[int] = []
     load = world.outbox.load
 
