@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from twisted.internet import defer, error
 from twisted.internet._resolver import GAIResolver
@@ -32,6 +33,8 @@ class Root(Process, Reloadable, Protocol):
 P = TypeVar("P", bound=Root)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Objects after whose making the youngest are looked at for garbage.
+_YOUNG_OBJECTS: Final = 20_000
 #: A process ends this soon after it was asked to, even if a part of it hangs: then as if killed,
 #: which loses nothing that was answered. Those who start us allow 10 s.
 END_WITHIN_S = 9.0
@@ -139,6 +142,9 @@ def run_process(
         Exception: It could not start, or failed.
     """
     reloaders: list[Reloader] = []
+
+    # Rows are looked at by the hundred, and are gone a moment later: nothing for a collector.
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
     async def main(reactor: Reactor) -> int:
         process = make(reactor)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from tcprepl.errors import BadEncoding, LocalProtocolError, UnknownCommand
+from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN
 from tcprepl.protocol.arguments import Arguments
 from tcprepl.protocol.commands import (
@@ -476,6 +477,23 @@ def _arguments(command: Command, dialect: Dialect) -> str:
         case StatusCommand():
             return ""
     raise LocalProtocolError(f"{type(command).__name__} is no command of the wire")
+
+
+def published_lines(
+    stream: StreamName, instance: InstanceName, first: Token, numbers: Sequence[bytes]
+) -> bytes:
+    """Return the PUBLISHED lines of single rows that got the tokens from *first* on.
+
+    Args:
+        stream: The stream.
+        instance: Whose tokens they are.
+        first: The token of the first row.
+        numbers: The number of each question, in digits.
+    """
+    place = f"PUBLISHED {_word(stream)} {_word(instance)} ".encode().replace(b"%", b"%%")
+    tokens = range(first, first + len(numbers))
+    words = tuple(itertools.chain.from_iterable(zip(tokens, tokens, numbers, strict=True)))
+    return (place + b"%d %d #%b\n") * len(numbers) % words
 
 
 def serialize(command: Command, dialect: Dialect) -> bytes:

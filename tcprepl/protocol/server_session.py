@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from tcprepl.errors import MalformedCommand, RemoteProtocolError
@@ -15,7 +16,7 @@ from tcprepl.protocol.commands import (
     ServerCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS, NATIVE_TAG
-from tcprepl.protocol.events import DialectChosen, Event, LinesPassed
+from tcprepl.protocol.events import DialectChosen, Event, LinesPassed, PublishRun
 from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import Role
@@ -24,6 +25,12 @@ from tcprepl.protocol.state import Role
 _PIECE_BYTES: Final = 4_096
 #: How the lines begin that carry rows.
 _LONG_WORD: Final = b"PUBLISH"
+#: How a numbered PUBLISH begins, as programs write it.
+_PUBLISH: Final = re.compile(rb"PUBLISH ([!-~]{1,255}) #(?=[0-9])")
+#: A run of such lines has at most so many bytes, and begins with so many lines in so few bytes.
+_RUN_BYTES: Final = 65_536
+_RUN_LINES: Final = 4
+_PEEK_BYTES: Final = 16_384
 #: Lines without a command that one event may stand for.
 MAX_PASSED: Final = 64
 
@@ -65,6 +72,7 @@ class ServerSession(Session):
         if publishing:
             self._buffer = LineBuffer(max_line_bytes, _LONG_WORD, MAX_NATIVE_LINE_BYTES)
         self._bare = bare
+        self._publishing = publishing
         #: Lines that were cut and not pulled, the last one first.
         self._lines: list[bytes] = []
         #: What the peer calls itself.
@@ -83,6 +91,9 @@ class ServerSession(Session):
 
     def _read_lines(self, now: float, events: list[Event]) -> None:
         """Read up to the first command; count the lines that are passed on the way to it."""
+        if self._publishing and not self._lines and (run := self._take_run(now)) is not None:
+            events.append(run)
+            return
         passed = 0
         while not events and passed < MAX_PASSED and (self._lines or self._cut()):
             self._line_number += 1
@@ -94,15 +105,61 @@ class ServerSession(Session):
     def _cut(self) -> bool:
         """Cut the next piece of input into lines; return whether there are any."""
         while self._unread:
+            if not self._buffer.pending_bytes and self._begins_run():
+                return False  # the rest of the line comes with the next ones
             self._check_length()
-            piece = self._unread[:_PIECE_BYTES]
-            self._unread = self._unread[_PIECE_BYTES:]
+            # Whole lines where there are any, so that a run may begin behind them.
+            size = self._unread.rfind(b"\n", 0, _PIECE_BYTES) + 1 or self._unread.find(b"\n") + 1
+            piece = self._unread[: size or None]
+            self._unread = self._unread[len(piece) :]
             self._lines = self._buffer.feed(piece)
             if self._lines:
                 self._lines.reverse()
                 return True
         self._check_length()
         return False
+
+    def _begins_run(self) -> bool:
+        """Whether what is read is the beginning of a PUBLISH line, and not too long for one."""
+        unread = self._unread
+        return (
+            self._publishing
+            and len(unread) < _PIECE_BYTES
+            and unread.startswith(_LONG_WORD)
+            and b"\n" not in unread
+        )
+
+    def _take_run(self, now: float) -> PublishRun | None:
+        """Take PUBLISH lines that follow one another; None where each has to be looked at.
+
+        What is unusual about one of them is for `_receive_line` to find, and to answer.
+        """
+        unread = self._unread
+        begin = None if self._buffer.pending_bytes else _PUBLISH.match(unread)
+        if begin is None:
+            return None
+        if unread.count(b"\n" + begin[0], 0, _PEEK_BYTES) < _RUN_LINES:
+            return None
+        end = unread.rfind(b"\n", 0, _RUN_BYTES)
+        # A pattern that begins with a literal is searched for with the speed of memory.
+        parts = re.split(rb"%b([0-9]{1,18}) " % re.escape(b"\n" + begin[0]), b"\n" + unread[:end])
+        numbers, rows = parts[1::2], parts[2::2]
+        together = b"".join(rows)
+        if b"\n" in together:  # something else among them ends the run
+            stop = next(index for index, row in enumerate(rows) if b"\n" in row)
+            numbers, rows = numbers[:stop], rows[:stop]
+            together = b"".join(rows)
+        if not (numbers and all(rows)) or b"\r" in together:
+            return None
+        try:
+            _ = together.isascii() or together.decode()
+        except UnicodeDecodeError:
+            return None
+        size = len(together) + len(b"".join(numbers)) + len(numbers) * (len(begin[0]) + 2)
+        self._unread = unread[size:]
+        self._line_number += len(numbers)
+        self._last_received = now
+        return PublishRun(begin[1].decode(), numbers, b"\n".join((*rows, b"")))
 
     def _forget_input(self) -> None:
         super()._forget_input()

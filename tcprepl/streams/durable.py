@@ -32,6 +32,7 @@ class DurableStream:
 
     __slots__ = (
         "_database",
+        "_oldest",
         "_on_damage",
         "_pages",
         "_recent",
@@ -55,6 +56,8 @@ class DurableStream:
         self.bound = "retention"
         self.bounds = bounds
         self.trimming = False
+        #: A floor, and when the oldest block above it was written.
+        self._oldest: tuple[Token, int] | None = None
         self._database = database
         self._pages = pages
         self._on_damage = on_damage
@@ -122,10 +125,15 @@ class DurableStream:
         if not stored.rows or self.trimming:
             return floor
         rows, size = stored.rows, stored.size_bytes
+        known_floor, oldest_ms = self._oldest or (-1, 0)
+        # Asked after every commit: most of the time what was found then is enough.
+        if known_floor == floor and self.bounds.excess(oldest_ms, size, rows, now_ms) is None:
+            return floor
         with closing(self._database.oldest(stored, floor)) as blocks:
             for last, block_rows, block_bytes, written_ms in islice(blocks, _EXPIRE_BLOCKS):
                 bound = self.bounds.excess(written_ms, size, rows, now_ms)
                 if bound is None:
+                    self._oldest = floor, written_ms
                     break
                 self.bound = bound
                 floor = last

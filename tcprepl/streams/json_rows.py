@@ -9,14 +9,14 @@ from typing import overload
 import msgspec
 
 
-def rows_in(array: bytes) -> list[bytes]:
+def rows_in(array: bytes) -> Sequence[bytes | msgspec.Raw]:
     """Return the elements of a JSON array, each as it came.
 
     Raises:
         ValueError: It is not a JSON array.
     """
     try:
-        return [bytes(row) for row in msgspec.json.decode(array, type=list[msgspec.Raw])]
+        return msgspec.json.decode(array, type=list[msgspec.Raw])
     except msgspec.ValidationError:
         raise ValueError("it is not an array") from None
     except (msgspec.DecodeError, RecursionError):

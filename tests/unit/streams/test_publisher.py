@@ -262,3 +262,64 @@ class TestGathering:
         self.clock.advance(0)
         assert isinstance(outcome(long), BadRow)
         assert outcome(short).first == 3
+
+
+def lines_of(*rows: bytes) -> bytes:
+    """Return rows as `publish_each` takes them."""
+    return b"".join(row + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize("gathering", [False, True])
+def test_rows_that_are_independent_are_taken_each(log: MemoryLog, gathering: bool) -> None:
+    clock = Clock()
+    publisher = Publisher(log, Registry(), "w", clock if gathering else None)
+    for _ in range(2):  # the second turn of several calls gathers
+        clock.advance(0)
+        before = log.position("typing", "w")
+        calls = [
+            publisher.publish_each("typing", lines_of(b'["!a",[]]', b'["!b",[]]'), 2),
+            publisher.publish_json("typing", [b'["!c",[]]']),
+            publisher.publish_each("typing", lines_of(b'["!d",[]]', b"[5]", b'["!e",[]]'), 3),
+            publisher.publish_each("typing", lines_of(b'["!f",[]]'), 1),
+        ]
+        clock.advance(0)
+        two, one, three, last = map(result, calls)
+        tokens = [before + number for number in range(1, 7)]
+        assert (sum(count for count, _ in two), two[0][1].first) == (2, tokens[0])
+        assert two[-1][1].last == tokens[1]
+        assert one == Appended("typing", "w", tokens[2], tokens[2])
+        assert [count for count, _ in three] == [1, 1, 1]
+        assert three[0][1] == Appended("typing", "w", tokens[3], tokens[3])
+        assert isinstance(three[1][1].value, BadRow)
+        assert three[2][1] == Appended("typing", "w", tokens[4], tokens[4])
+        assert last == [(1, Appended("typing", "w", tokens[5], tokens[5]))]
+    assert [row for _, row in read_all(log, "typing", before)] == [
+        b'["!a",[]]', b'["!b",[]]', b'["!c",[]]', b'["!d",[]]', b'["!e",[]]', b'["!f",[]]',
+    ]  # fmt: skip
+
+
+def test_independent_rows_of_no_stream_are_refused_all(publisher: Publisher) -> None:
+    ((count, why),) = result(publisher.publish_each("nonsense", lines_of(b"1", b"2"), 2))
+    assert count == 2
+    assert isinstance(why.value, UnknownStream)
+
+
+def test_independent_rows_that_the_disk_refuses_are_refused_all(
+    publisher: Publisher, log: MemoryLog
+) -> None:
+    _ = log.close()
+    ((count, why),) = result(publisher.publish_each("typing", lines_of(b'["!a",[]]'), 1))
+    assert count == 1
+    assert isinstance(why.value, LogUnavailable)
+
+
+def test_many_independent_rows_do_not_wait_for_the_end_of_the_turn(log: MemoryLog) -> None:
+    clock = Clock()
+    publisher = Publisher(log, Registry(), "w", clock)
+    for _ in range(2):
+        _ = publisher.publish_each("typing", lines_of(b'["!a",[]]'), 1)
+    clock.advance(0)
+    at = log.position("typing", "w")
+    rows = lines_of(*[b'["!a",[]]'] * GATHERED_ROWS)
+    assert result(publisher.publish_each("typing", rows, GATHERED_ROWS))
+    assert log.position("typing", "w") == at + GATHERED_ROWS

@@ -10,9 +10,10 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import LogUnavailable, SequenceTooOld, TooManyProducers
-from tcprepl.protocol.commands import Reason
+from tcprepl.protocol.commands import PublishCommand, Reason
 from tcprepl.replication.serving import publishing
 from tcprepl.streams.log import Appended
+from tcprepl.streams.publisher import Outcome
 from tests.serving_world import World
 
 
@@ -36,6 +37,11 @@ class Slow:
         answered: Deferred[Appended] = Deferred()
         self.waiting.append((stream, len(rows), answered))
         return answered
+
+    def publish_each(self, stream: str, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+        """Wait."""
+        each = [b""] * count
+        return self.publish_json(stream, each).addCallback(lambda taken: [(count, taken)])
 
     def settle(self, index: int = 0, token: int = 1) -> None:
         """Have the disk take the rows of a call."""
@@ -186,7 +192,7 @@ def test_a_flood_stays_outside(
     else:
         monkeypatch.setattr(limits, bound, 20)
     row = '"2345678"' + " "
-    caller = world.call(*[f"PUBLISH alpha #{n} {row}" for n in range(100)])
+    caller = world.call(*[f"publish alpha #{n} {row}" for n in range(100)])
     most = 20 if bound.endswith("APPENDS") else 2
     assert len(slow.waiting) == most
     assert not world.wire().server.reading
@@ -201,6 +207,24 @@ def test_a_flood_stays_outside(
     assert answered == 101
     assert [line.split("#")[1] for line in caller.lines()[1:]] == [str(n) for n in range(100)]
     assert len(other.lines()) == 2
+    assert world.server.door.waiting_bytes == 0
+
+
+def test_a_flood_in_runs_stays_outside(
+    world: World, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run counts as its lines do: behind one that is as much as may wait nothing is read."""
+    monkeypatch.setattr(limits, "MAX_UNANSWERED_APPENDS", 20)
+    lines = [f"PUBLISH alpha #{n} {n}" for n in range(25)]
+    caller = world.call(*lines, "NAME me", *lines)
+    assert [count for _, count, _ in slow.waiting] == [24]  # the last one is by itself
+    assert not world.wire().server.reading
+    while slow.waiting:
+        slow.settle()
+        world.network.settle()
+        assert sum(count for _, count, _ in slow.waiting) < 20 + 25
+    assert len(caller.lines()) == 51
+    assert world.wire().server.reading
     assert world.server.door.waiting_bytes == 0
 
 
@@ -246,3 +270,53 @@ def test_a_fault_of_ours_is_logged_and_not_told(world: World, slow: Slow) -> Non
     slow.publish_json = lambda *_, **__: fail(RuntimeError("secret"))  # type: ignore[method-assign]
     caller = world.call("PUBLISH alpha 1")
     assert caller.lines()[1:] == ["REFUSED alpha unavailable 0 something is wrong with the server"]
+
+
+def test_a_run_is_answered_row_by_row(world: World) -> None:
+    """What comes in one piece is told apart in the answers: a bad row is one line's fault."""
+    caller = world.call(*[f"PUBLISH alpha #{number} [{number}]" for number in range(5, 10)])
+    assert caller.lines()[1:] == [
+        f"PUBLISHED alpha master {token} {token} #{number}"
+        for token, number in enumerate(range(5, 10), 1)
+    ]
+    caller = world.call(
+        *[f'PUBLISH typing #{number} ["!r:x",[]]' for number in range(3)],
+        'PUBLISH typing #3 ["!r:x"]',
+        *[f'PUBLISH typing #{number} ["!r:x",[]]' for number in range(4, 8)],
+        "PUBLISH typing [1]",
+    )
+    answers = caller.lines()[1:]
+    assert answers[:3] == [f"PUBLISHED typing master {n + 1} {n + 1} #{n}" for n in range(3)]
+    assert answers[3].startswith("REFUSED typing #3 row 0 stream typing, row 0")
+    assert answers[4:8] == [f"PUBLISHED typing master {n} {n} #{n}" for n in range(4, 8)]
+    assert answers[8].startswith("REFUSED typing row 0 ")
+    counted = world.server._received.by_word_and_name()
+    assert counted["PUBLISH", ""] == 14
+
+
+def test_a_run_into_no_stream_and_a_run_of_a_producer(world: World) -> None:
+    """Each line is refused by its number; a producer's lines are numbered appends."""
+    caller = world.call(*[f"PUBLISH nonsense #{number} 1" for number in range(5)])
+    assert [line.split(" ")[:4] for line in caller.lines()[1:]] == [
+        ["REFUSED", "nonsense", f"#{number}", "stream"] for number in range(5)
+    ]
+    numbers = [1, 2, 3, 2, 5, 4, 5]
+    caller = world.call("PRODUCER p", *[f"PUBLISH alpha #{number} 1" for number in numbers])
+    assert [line.split(" ")[:4] for line in caller.lines()[2:]] == [
+        ["PUBLISHED", "alpha", "master", "1"],
+        ["PUBLISHED", "alpha", "master", "2"],
+        ["PUBLISHED", "alpha", "master", "3"],
+        ["PUBLISHED", "alpha", "master", "2"],
+        ["REFUSED", "alpha", "#5", "hole"],
+        ["PUBLISHED", "alpha", "master", "4"],
+        ["PUBLISHED", "alpha", "master", "5"],
+    ]
+
+
+def test_a_handler_hears_each_line_of_a_run(world: World) -> None:
+    """Whoever registered for PUBLISH is called for each."""
+    heard: list[int | None] = []
+    world.server.on(PublishCommand, lambda command, peer: heard.append(command.number))
+    caller = world.call(*[f"PUBLISH alpha #{number} 1" for number in range(6)])
+    assert heard == list(range(6))
+    assert len(caller.lines()) == 7
