@@ -7,15 +7,20 @@ down for others to read: the stamps of receipts and keys, of log lines and of ``
 
 Twisted's reactors measure by the wall clock: `IReactorTime.seconds` and every `callLater` stand
 still for an hour when it is set back by one. `make_steady` puts that right; whatever is
-handed a reactor here does so.
+handed a reactor here does so. A loop of asyncio runs evenly by itself; `LoopClock` stands for a
+reactor where there is none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.base import DelayedCall, ReactorBase
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IReactorCore,
     IReactorPluggableNameResolver,
     IReactorThreads,
@@ -23,6 +28,7 @@ from twisted.internet.interfaces import (
     IReactorUNIX,
 )
 from twisted.python import runtime
+from zope.interface import implementer
 
 
 class Reactor(
@@ -73,9 +79,57 @@ def make_steady(reactor: object) -> None:
             call.seconds = steady_seconds
 
 
+@implementer(IReactorTime)
+class LoopClock:
+    """The time of the asyncio loop that runs, for what asks a reactor for nothing else.
+
+    To be used from within the loop only, as all of asyncio.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[DelayedCall, asyncio.TimerHandle] = {}
+
+    def seconds(self) -> float:
+        """Return the time of the loop."""
+        return asyncio.get_running_loop().time()
+
+    def callLater(  # noqa: N802  # Twisted's name
+        self, delay: float, callable: Callable[..., object], *args: Any, **kwargs: Any
+    ) -> IDelayedCall:
+        """Call *callable* in *delay* seconds, unless the call that is returned is cancelled."""
+        due = self.seconds() + delay
+        call = DelayedCall(due, callable, args, kwargs, self._cancel, self._schedule, self.seconds)
+        self._schedule(call)
+        return call
+
+    def getDelayedCalls(self) -> list[DelayedCall]:  # noqa: N802  # Twisted's name
+        """Return the calls that are still to be made."""
+        return list(self._calls)
+
+    def _schedule(self, call: DelayedCall) -> None:
+        if call in self._calls:
+            self._calls[call].cancel()
+        loop = asyncio.get_running_loop()
+        self._calls[call] = loop.call_at(call.time, self._make, call)
+
+    def _cancel(self, call: DelayedCall) -> None:
+        self._calls.pop(call).cancel()
+
+    def _make(self, call: DelayedCall) -> None:
+        if call.delayed_time > 0:  # it was put off meanwhile
+            call.activate_delay()
+            self._schedule(call)
+            return
+        del self._calls[call]
+        call.called = 1
+        call.func(*call.args, **call.kw)
+
+
 def epoch_s(reactor: IReactorTime) -> float:
     """Return what to add to the time of *reactor* to get the time of day; 0 for a made-up one."""
-    return wall_seconds() - reactor.seconds() if isinstance(reactor, ReactorBase) else 0.0
+    if not isinstance(reactor, ReactorBase | LoopClock):
+        return 0.0
+    return wall_seconds() - reactor.seconds()
 
 
 #: What is on disk ages by at most this much while nobody has it open.

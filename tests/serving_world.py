@@ -43,8 +43,8 @@ class Caller(Protocol):
 class World:
     """A server on a network in memory."""
 
-    def __init__(self, **options: Any) -> None:
-        self.network = Network()
+    def __init__(self, network: Network | None = None, **options: Any) -> None:
+        self.network = network or Network()
         self.registry = Registry([StreamDef("alpha")])
         self.log = MemoryLog(self.registry, lambda: 0)
         self.log.ensure("alpha", "master")

@@ -15,8 +15,10 @@ UNIT = ROOT / "tests" / "unit"
 TOP = {
     "__init__.py",
     "__main__.py",
+    "aio",
     "app",
     "background.py",
+    "blocking.py",
     "cli",
     "clocks.py",
     "config.py",

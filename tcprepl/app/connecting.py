@@ -1,8 +1,6 @@
-"""Where a process connects to, and what is said when nobody is there."""
+"""Where a process connects to."""
 
 from __future__ import annotations
-
-import ssl
 
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,6 +12,7 @@ from zope.interface import implementer
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
+from tcprepl.replication.failures import reason_of
 
 
 def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint:
@@ -56,22 +55,3 @@ class NamedEndpoint:
                 reason=CloseReason.CONNECTION_LOST,
             )
         )
-
-
-def reason_of(error: BaseException | None) -> str:
-    """Return why nobody answers, and what can be done about it."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({error.verify_message}); the variable "
-            "SSL_CERT_FILE names a PEM file with those that are"
-        )
-    if isinstance(error, ConnectionRefusedError | net.ConnectionRefusedError):
-        return "connection refused; is `tcprepl serve` running there?"
-    if isinstance(error, net.DNSLookupError):
-        return "there is no such host; is the name right?"
-    if isinstance(error, TimeoutError | net.TimeoutError):
-        return "no connection in time; is it the right host, and does a firewall let us through?"
-    number = getattr(error, "errno", None) or getattr(error, "osError", None)
-    if isinstance(error, FileNotFoundError) or number == 2:
-        return "there is no such socket; is `tcprepl serve` running there?"
-    return str(error).strip() or type(error).__name__

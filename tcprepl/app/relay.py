@@ -32,7 +32,7 @@ from tcprepl.protocol.commands import (
     RemoteServerUpCommand,
     UserSyncCommand,
 )
-from tcprepl.replication.following.catchup import HttpCatchUp
+from tcprepl.replication.following.http_catchup import HttpCatchUp
 from tcprepl.replication.redis.url import RedisUrl, redis_endpoint
 from tcprepl.replication.relaying.intake import RelayIntake, Upstream, relay_registry
 from tcprepl.replication.relaying.redis_source import RedisUpstream

@@ -17,9 +17,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
-from tcprepl.app.connecting import reason_of
 from tcprepl.errors import ConfigError, TcpreplError
-from tcprepl.replication.failures import UNIX_URL
+from tcprepl.replication.failures import UNIX_URL, reason_of
 
 #: How long one request may take.
 TIMEOUT_S = 60.0

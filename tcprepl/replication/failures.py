@@ -1,13 +1,15 @@
-"""Failures of connections: Twisted's in our words, and how long to wait after some."""
+"""Failures of connections, in our words, and how long to wait after some."""
 
 from __future__ import annotations
 
 import random
+import socket
+import ssl
 from collections.abc import Collection
 from typing import Protocol
 
+from twisted.internet import error as net
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from tcprepl import limits
@@ -19,9 +21,28 @@ UNIX_URL = "http://unix:/"
 
 def close_reason_of(failure: Failure) -> CloseReason:
     """Return why a connection ended that we did not close."""
-    if failure.check(ConnectionDone):
+    if failure.check(net.ConnectionDone):
         return CloseReason.PEER_CLOSED
     return CloseReason.CONNECTION_LOST
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return why nobody answers, and what can be done about it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}); the variable "
+            "SSL_CERT_FILE names a PEM file with those that are"
+        )
+    if isinstance(error, ConnectionRefusedError | net.ConnectionRefusedError):
+        return "connection refused; is `tcprepl serve` running there?"
+    if isinstance(error, net.DNSLookupError | socket.gaierror):
+        return "there is no such host; is the name right?"
+    if isinstance(error, TimeoutError | net.TimeoutError):
+        return "no connection in time; is it the right host, and does a firewall let us through?"
+    number = getattr(error, "errno", None) or getattr(error, "osError", None)
+    if isinstance(error, FileNotFoundError) or number == 2:
+        return "there is no such socket; is `tcprepl serve` running there?"
+    return str(error).strip() or type(error).__name__
 
 
 def describe_address(address: object) -> str:

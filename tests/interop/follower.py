@@ -19,8 +19,8 @@ from typing import Any
 from twisted.internet import reactor as global_reactor
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
-from tcprepl.replication.following.catchup import HttpCatchUp
 from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.following.http_catchup import HttpCatchUp
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import SqlitePositionStore
 from tests.interop.environments import REPOSITORY

@@ -63,6 +63,42 @@ def test_worker_program(tmp_path: Path) -> None:
             server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
 
 
+@pytest.mark.parametrize("number", [2, 4], ids=["twisted", "asyncio"])
+def test_publishing_program(tmp_path: Path, number: int) -> None:
+    """It finds out how much was taken before, and goes on."""
+    with Server(tmp_path / "server") as server:
+        text = blocks("python")[number]
+        assert "ReplicationWriter" in text
+        text = text.replace("127.0.0.1:9092", server.address)
+        for before in (0, 1):
+            with program(tmp_path / "writer", text) as writer:
+                assert writer.wait() == 0
+                assert writer.stdout == f"{before} taken before; typing is at {before + 1}\n"
+
+
+@pytest.mark.parametrize("number", [3, 5], ids=["asyncio", "script"])
+def test_following_program(tmp_path: Path, number: int) -> None:
+    """It gets what was there, and what comes; the one with positions resumes."""
+    with Server(tmp_path / "server") as server:
+        text = blocks("python")[number]
+        assert "follow(" in text
+        text = text.replace("127.0.0.1:9092", server.address)
+        server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
+        with program(tmp_path / "worker", text) as worker:
+            assert worker.wait_for_lines(1) == ["typing 1 !room:example.com"]
+            server.publish("typing", ["!room:example.com", []])
+            assert worker.wait_for_lines(2)[1] == "typing 2 !room:example.com"
+            server.publish("typing", ["!room:example.com", []])
+            worker.wait_for_lines(3)
+        if "positions" in text:
+            with program(tmp_path / "worker", text) as worker:
+                # the last one may not have counted when its worker was killed
+                assert worker.wait_for_lines(1)[0] in (
+                    "typing 3 !room:example.com",
+                    "typing 4 !room:example.com",
+                )
+
+
 @pytest.mark.interop
 @pytest.mark.timeout(300)
 def test_quick_start_from_a_fresh_copy(tmp_path: Path) -> None:

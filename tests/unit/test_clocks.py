@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.python import runtime
 
 from tcprepl import clocks
+from tcprepl.replication.following.asyncio_bridge import future_of
 
 
 @pytest.fixture
@@ -91,3 +94,30 @@ def test_the_clock_of_a_store_never_goes_back_and_sleeps_at_most_a_day(
         if newest <= wall_ms <= newest + DAY_MS:
             assert began == wall_ms
         newest = began + open_ms
+
+
+def test_the_clock_of_a_loop() -> None:
+    """As a reactor's: calls are made, put off, brought forward and cancelled."""
+    called: list[Any] = []
+
+    async def main() -> None:
+        clock = clocks.LoopClock()
+        loop = asyncio.get_running_loop()
+        assert abs(clock.seconds() - loop.time()) < 60
+        assert clocks.epoch_s(clock) + clock.seconds() == pytest.approx(time.time(), abs=60)
+        done = Deferred[None]()
+        clock.callLater(0.0, called.append, "now")
+        late = clock.callLater(1_000, called.append, "brought forward")
+        never = clock.callLater(0.0, called.append, "never")
+        put_off = clock.callLater(0.0, lambda: done.callback(None))
+        assert len(clock.getDelayedCalls()) == 4
+        never.cancel()
+        assert not never.active()
+        late.reset(0.0)
+        put_off.delay(0.01)
+        await future_of(done)
+        assert clock.getDelayedCalls() == []
+        assert not late.active()
+
+    asyncio.run(main())
+    assert called == ["now", "brought forward"]

@@ -1,7 +1,8 @@
 """Fetching missed rows over HTTP, where the wire cannot resume (protocol.md section 13).
 
 From Synapse 1.13 on a server sends no missed rows in band: a reader that sees a gap asks
-the instance that wrote the stream. `HttpCatchUp` does so for `ReplicationClient`.
+the instance that wrote the stream. What is asked and what the answer means is here; who asks is
+`http_catchup.HttpCatchUp` under Twisted and `tcprepl.aio.HttpCatchUp` under asyncio.
 """
 
 from __future__ import annotations
@@ -9,19 +10,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-from urllib.parse import quote
+from typing import Protocol
+from urllib.parse import quote, urlencode
 
 import msgspec
-import treq
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.web.client import URI, Agent, HTTPConnectionPool
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory
-from zope.interface import implementer
 
-from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.replication.failures import UNIX_URL
@@ -67,48 +60,79 @@ class _Answer(msgspec.Struct):
     missing: tuple[int, int] | None = None
 
 
-@implementer(IAgentEndpointFactory)
-class _UnixEndpoint:
-    """Leads every request to one Unix socket."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request for rows of *stream* by *instance* in ``(after, upto]``.
 
-    def __init__(self, reactor: Reactor, path: str) -> None:
-        self._endpoint = UNIXClientEndpoint(reactor, path)
+    Attributes:
+        url: Where to GET it; with *socket* its host does not count.
+        socket: Path of the Unix socket to connect to; None for the host of the URL.
+        headers: What to send besides.
+    """
 
-    def endpointForURI(self, uri: URI) -> UNIXClientEndpoint:
-        """Return the endpoint (Twisted calls this)."""
-        return self._endpoint
+    stream: StreamName
+    instance: InstanceName
+    after: Token
+    upto: Token
+    url: str
+    socket: str | None
+    headers: dict[str, str]
+
+    def page(self, status: int, body: bytes) -> CatchUpPage:
+        """Return what an answer means.
+
+        Args:
+            status: Its HTTP status.
+            body: Its first `MAX_ANSWER_BYTES`, and one more byte if there are more.
+
+        Raises:
+            ConnectionFailed: It is not 200, or not what it should be.
+        """
+        if len(body) > MAX_ANSWER_BYTES:
+            raise self._failed(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+        if status != 200:
+            raise self._failed(
+                f"{self.instance} answered {status} when asked for {self.stream} "
+                f"({self.after}, {self.upto}]: {body[:200].decode('utf-8', 'replace')}",
+                transient=status in (408, 429) or status >= 500,
+            )
+        try:
+            answer = msgspec.json.decode(body, type=_Answer)
+        except msgspec.DecodeError as error:
+            raise self._failed(
+                f"{self.instance} answered something else than updates of {self.stream}: {error}"
+            ) from error
+        updates = [(token, bytes(row)) for token, row in answer.updates]
+        return CatchUpPage(updates, answer.upto_token, answer.limited, answer.missing)
+
+    def _failed(self, text: str, *, transient: bool = False) -> ConnectionFailed:
+        return ConnectionFailed(text, reason=CloseReason.CONNECTION_LOST, transient=transient)
 
 
-class HttpCatchUp:
-    """Asks ``get_repl_stream_updates`` of the instance that wrote the stream.
+class Archive:
+    """Where ``get_repl_stream_updates`` of each instance is asked for.
 
     Args:
-        reactor: The reactor.
         urls: Base URL of each instance's HTTP replication listener, or ``http://unix:/PATH`` of
             its socket; ``"*"`` stands for every instance that is not named.
         secret: The shared replication secret, if there is one.
     """
 
-    def __init__(
-        self, reactor: Reactor, urls: Mapping[InstanceName, str], secret: str | None = None
-    ) -> None:
+    def __init__(self, urls: Mapping[InstanceName, str], secret: str | None = None) -> None:
         self.change(urls, secret)
-        self._pool = HTTPConnectionPool(reactor)
-        self._client = treq.client.HTTPClient(Agent(reactor, pool=self._pool))
-        self._reactor = reactor
 
     def change(self, urls: Mapping[InstanceName, str], secret: str | None) -> None:
         """Ask there, with that secret, from now on; the arguments are as for the class."""
         self._urls = dict(urls)
         self._secret = secret
 
-    async def fetch(
+    def question(
         self, stream: StreamName, instance: InstanceName, after: Token, upto: Token
-    ) -> CatchUpPage:
-        """Return a page of ``(after, upto]``.
+    ) -> Question:
+        """Return the request for ``(after, upto]``.
 
         Raises:
-            ConnectionFailed: The answer was not 200, or not what it should be.
+            ConnectionFailed: Nobody said where *instance* listens.
         """
         base = self._urls.get(instance) or self._urls.get("*")
         if base is None:
@@ -118,65 +142,13 @@ class HttpCatchUp:
                 reason=CloseReason.CONNECTION_LOST,
                 transient=False,
             )
-        client = self._client
+        socket = None
         if base.startswith(UNIX_URL):
-            client, base = self._client_of("/" + base.removeprefix(UNIX_URL)), "http://localhost"
+            base, socket = "http://localhost", "/" + base.removeprefix(UNIX_URL)
+        query = urlencode({"from_token": after, "upto_token": upto, "instance": instance})
         url = (
             f"{base.rstrip('/')}/_synapse/replication/get_repl_stream_updates/"
-            f"{quote(stream, safe='')}/{secrets.token_hex(8)}"
+            f"{quote(stream, safe='')}/{secrets.token_hex(8)}?{query}"
         )
-        headers = Headers({"Authorization": [f"Bearer {self._secret}"]} if self._secret else {})
-        response = await client.get(
-            url,
-            params={"from_token": str(after), "upto_token": str(upto), "instance": instance},
-            headers=headers,
-            timeout=REQUEST_TIMEOUT_S,
-        )
-        body = await self._body(response)
-        if response.code != 200:
-            raise ConnectionFailed(
-                f"{instance} answered {response.code} when asked for {stream} "
-                f"({after}, {upto}]: {body[:200].decode('utf-8', 'replace')}",
-                reason=CloseReason.CONNECTION_LOST,
-                transient=response.code in (408, 429) or response.code >= 500,
-            )
-        try:
-            answer = msgspec.json.decode(body, type=_Answer)
-        except msgspec.DecodeError as error:
-            raise ConnectionFailed(
-                f"{instance} answered something else than updates of {stream}: {error}",
-                reason=CloseReason.CONNECTION_LOST,
-                transient=False,
-            ) from error
-        updates = [(token, bytes(row)) for token, row in answer.updates]
-        return CatchUpPage(updates, answer.upto_token, answer.limited, answer.missing)
-
-    async def _body(self, response: Any) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-
-        def collect(part: bytes) -> None:
-            nonlocal size
-            size += len(part)
-            if size <= MAX_ANSWER_BYTES:
-                parts.append(part)
-
-        done: Deferred[None] = treq.collect(response, collect)
-        await done.addTimeout(REQUEST_TIMEOUT_S, self._reactor)
-        if size > MAX_ANSWER_BYTES:
-            raise ConnectionFailed(
-                f"the answer has {size} bytes; at most {MAX_ANSWER_BYTES} are taken",
-                reason=CloseReason.CONNECTION_LOST,
-                transient=False,
-            )
-        return b"".join(parts)
-
-    def _client_of(self, path: str) -> treq.client.HTTPClient:
-        """Return a client that reaches the Unix socket *path*, whatever the URL says."""
-        return treq.client.HTTPClient(
-            Agent.usingEndpointFactory(self._reactor, _UnixEndpoint(self._reactor, path))
-        )
-
-    async def close(self) -> None:
-        """Close idle connections."""
-        await self._pool.closeCachedConnections()
+        headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
+        return Question(stream, instance, after, upto, url, socket, headers)

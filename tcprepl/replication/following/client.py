@@ -4,28 +4,33 @@
 positions it holds, and calls a handler with each batch in order. The position of a stream
 advances only after the handler has succeeded, and a slow handler stops the reading from
 the socket, not the memory.
+
+It asks its reactor for the time and its endpoint for a connection, and for nothing else:
+`tcprepl.aio` gives it those of asyncio, and has everything else from here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from typing import TypedDict
 
 import structlog
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
 from tcprepl.background import run_as_background_process, run_in_background
-from tcprepl.clocks import Reactor, make_steady
+from tcprepl.clocks import make_steady
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.failures import backoff_s
+from tcprepl.replication.following.asyncio_bridge import bridged
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.connection import ClientConnection, connect
 from tcprepl.replication.following.delivery import (
@@ -35,10 +40,54 @@ from tcprepl.replication.following.delivery import (
     ResetHandler,
     RowHandler,
 )
+from tcprepl.replication.following.pulling import Puller
 from tcprepl.streams.position_store import MemoryPositionStore, PositionStore
 from tcprepl.streams.registry import Registry
 
 log = structlog.get_logger()
+
+
+class FollowOptions(TypedDict, total=False):
+    """What may be said of following besides where the server is, what to follow and who handles it.
+
+    Attributes:
+        positions: Where positions are kept; in memory by default. With a `SqlitePositionStore` on
+            the connection that handlers write with, each row counts exactly once.
+        name: How the server is to call us; ``tcprepl`` by default.
+        server_name: The homeserver that it has to be; None takes any.
+        since: Where to begin a stream for which no position is known: ``now``, which is the
+            default, or ``start``.
+        on_reset: Called with (stream, instance, known, token) when a stream cannot go on from where
+            we are: rows in ``(known, token]`` are lost when *token* is above *known*; state has to
+            be forgotten when it is below. What follows begins after *token*. Like a handler it may
+            be async, is called again if it fails, and shares the transaction.
+        on_position: Called with (stream, instance, token) for each position heard: the stream is
+            known up to there. As `on_reset`.
+        on_command: Called with every other command received (ERROR, REMOTE_SERVER_UP, ...). May be
+            async; nothing waits for it.
+        dialect: ``auto``, which is the default, or the name of the dialect that the server speaks.
+        catch_up: Where missed rows are fetched if the server's dialect cannot resume.
+        registry: The streams and their rows; the built-in ones by default. Rows of a stream that it
+            does not have are any JSON.
+        max_attempts: How often a failing handler or callback is called before the client gives up;
+            None, which is the default, is for ever.
+        join_batches: Whether batches of one (stream, instance) that came together may be
+            handed over as one, with the token of the last: for a handler to which only the
+            newest position counts, and which gets many small batches.
+    """
+
+    positions: PositionStore | None
+    name: str
+    server_name: ServerName | None
+    since: str
+    on_reset: ResetHandler | None
+    on_position: PositionHandler | None
+    on_command: Callable[[Command], object] | None
+    dialect: str
+    catch_up: CatchUp | None
+    registry: Registry | None
+    max_attempts: int | None
+    join_batches: bool
 
 
 class ReplicationClient(Service):
@@ -58,27 +107,25 @@ class ReplicationClient(Service):
         reactor: The reactor; it measures time evenly from now on (`tcprepl.clocks`).
         endpoint: Where the server is.
         streams: Names of the streams to follow; None follows all.
-        handler: Called with each batch; sync or async. Its failure is logged and retried.
-        positions: Where positions are kept; in memory by default.
-        name: How the server is to call us.
-        server_name: The homeserver that it has to be; None takes any.
-        since: Where to begin a stream for which no position is known: ``now`` or ``start``.
-        on_reset: Called when a stream cannot go on from where we are: rows in
-            ``(known, token]`` are lost when *token* is above *known*; state has to be
-            forgotten when it is below. What follows begins after *token*.
-        on_position: Called with each position heard: the stream is known up to there.
-        on_command: Called with every other command received (ERROR, REMOTE_SERVER_UP, ...).
-        on_connected: Called with this client when a connection is ready for commands.
-        dialect: ``auto``, or the name of the dialect that the server speaks.
-        catch_up: Where missed rows are fetched if the server's dialect cannot resume.
-        registry: The streams and their rows; the built-in ones by default.
-        max_attempts: How often a failing handler is called before the client stops and
-            `failed` fires; None is for ever.
-        join_batches: Whether batches of one (stream, instance) that came together may be
-            handed over as one, with the token of the last: for a handler to which only the
-            newest position counts, and which gets many small batches.
+        handler: Called with each batch; sync or async. Its failure is logged and retried. A
+            `Puller` in its place is asked for the batches.
+        on_connected: Called with this client when a connection is ready for commands; may be async.
+        positions: This and what follows is described in `FollowOptions`. When `max_attempts` is
+            reached, `failed` fires.
+        name: See there.
+        server_name: See there.
+        since: See there.
+        on_reset: See there.
+        on_position: See there.
+        on_command: See there.
+        dialect: See there.
+        catch_up: See there.
+        registry: See there.
+        max_attempts: See there.
+        join_batches: See there.
         passed_over: Who knows which tokens had no row takes back what was told falsely (see
             `Delivery`).
+
 
     Attributes:
         failed: Fires, with the failure, when a handler has failed for good.
@@ -88,10 +135,10 @@ class ReplicationClient(Service):
 
     def __init__(
         self,
-        reactor: Reactor,
+        reactor: IReactorTime,
         endpoint: IStreamClientEndpoint,
         streams: Collection[StreamName] | None,
-        handler: RowHandler,
+        handler: RowHandler | Puller,
         *,
         positions: PositionStore | None = None,
         name: str = "tcprepl",
@@ -120,7 +167,7 @@ class ReplicationClient(Service):
         self._worker_name = name
         self._server_name = server_name
         self._since = since
-        self._on_connected = on_connected
+        self._on_connected = None if on_connected is None else bridged(on_connected)
         self._dialect = dialect
         self._connection: ClientConnection | None = None
         self._delay: Deferred[None] | None = None
@@ -175,16 +222,15 @@ class ReplicationClient(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if not self.running:
-            return
-        self.running = False
-        self._delivery.stop()
-        if self._delay is not None:
-            self._delay.cancel()
-        if self._attempt is not None:
-            self._attempt.cancel()
-        if self._connection is not None:
-            self._connection.close("client stopping")
+        if self.running:
+            self.running = False
+            self._delivery.stop()
+            if self._delay is not None:
+                self._delay.cancel()
+            if self._attempt is not None:
+                self._attempt.cancel()
+            if self._connection is not None:
+                self._connection.close("client stopping")
         if self._finished is not None:
             await self._finished
 

@@ -9,14 +9,19 @@ from typing import Any
 import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IAddress, IProtocol, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IProtocol,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.clocks import Reactor, epoch_s
+from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.protocol.client_session import ClientSession
@@ -68,7 +73,7 @@ class ClientConnection:
 
     def __init__(
         self,
-        reactor: Reactor,
+        reactor: IReactorTime,
         make_session: Callable[[], ClientSession],
         deliver: Callable[[Sequence[object]], None],
         ready: Callable[[ClientConnection, Dialect], None],
@@ -254,7 +259,7 @@ class _Factory(Factory):
 
 
 async def connect(
-    reactor: Reactor,
+    reactor: IReactorTime,
     endpoint: IStreamClientEndpoint,
     *,
     worker_name: str,

@@ -26,10 +26,12 @@ from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.failures import backoff_s
+from tcprepl.replication.following.asyncio_bridge import bridged, settled
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.descending import HOLD_S, DescendingRows
 from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
 from tcprepl.replication.following.progress import Progress
+from tcprepl.replication.following.pulling import Puller
 from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
 from tcprepl.streams.lineage import Places
@@ -87,7 +89,7 @@ class Delivery:
 
     Args:
         link: The client.
-        handler: Called with each batch.
+        handler: Called with each batch; or a `Puller`, which is asked for them.
         store: Keeps the positions.
         registry: The streams and their rows.
         streams: The streams to deliver; None is all.
@@ -109,7 +111,7 @@ class Delivery:
     def __init__(
         self,
         link: Link,
-        handler: RowHandler,
+        handler: RowHandler | Puller,
         store: PositionStore,
         registry: Registry,
         *,
@@ -129,12 +131,15 @@ class Delivery:
         self._caller = Caller(self._progress, link.wait, max_attempts)
         self._link = link
         self._handler = handler
+        self._puller = handler if isinstance(handler, Puller) else None
+        if self._puller is not None:
+            self._puller.attach(self._progress, self._caller)
         self._registry = registry
         self._streams = streams
         self._since = since
         self._on_reset = on_reset
         self._on_position = on_position
-        self._on_command = on_command
+        self._on_command = None if on_command is None else bridged(on_command)
         self._catch_up = catch_up
         self._join_batches = join_batches
         self._passed_over = passed_over
@@ -256,13 +261,17 @@ class Delivery:
         This is the hot loop of every worker: what a batch costs beyond its handler is here.
         """
         # One at a time where each batch is committed, and where a batch is not what it seems.
-        one_by_one = self._legacy or (self._progress.atomic and not self._join_batches)
+        one_by_one = self._legacy or (
+            self._progress.atomic and not self._join_batches and self._puller is None
+        )
         rests = iter(list(in_batches(events)) if one_by_one else events)
-        work_run = self._join if self._join_batches else self._batches
+        pushed = self._batches if self._puller is None else self._pull
+        work_run = self._join if self._join_batches else pushed
         waiting: Deferred[None] | None
+        caller = self._caller
         for event in rests:
             rest: object = event
-            while rest is not None:
+            while rest is not None and caller.running:
                 if type(rest) is RunReceived:
                     waiting, rest = work_run(rest)
                 elif type(rest) is RowsReceived:
@@ -285,7 +294,8 @@ class Delivery:
         if codec is None:
             return None, None
         pair = (stream, instance)
-        handler = self._handler
+        handler = cast("RowHandler", self._handler)
+        caller = self._caller
         known = reached = self.known.get(pair)
         handed = stale = 0
         later: Callable[[], Deferred[None]] | None = None
@@ -310,6 +320,8 @@ class Delivery:
                 later = partial(self._caller.settle, call, result)
                 break
             reached = token
+            if not caller.running:
+                break
         if stale:
             metrics.DROPPED.labels("row", "already_known").inc(stale)
         if handed:
@@ -324,18 +336,38 @@ class Delivery:
 
     def _join(self, run: RunReceived) -> tuple[Deferred[None] | None, None]:
         """Hand over batches of one row each as one, with the token of the last."""
-        stream, instance, tokens, raws = run
-        reached = self.known.get((stream, instance))
-        new: list[bytes] = []
-        for token, raw in zip(tokens, raws, strict=True):
-            if reached is None or token > reached:
-                reached = token
-                new.append(raw)
-        if len(new) < len(raws):
-            metrics.DROPPED.labels("row", "already_known").inc(len(raws) - len(new))
-        if not new or reached is None:
+        tokens, raws = self._news(run)
+        if not tokens:
             return None, None
-        return self._hand_over((stream, instance), reached, new, reached), None
+        pair = (run.stream, run.instance)
+        return self._hand_over(pair, tokens[-1], raws, tokens[-1]), None
+
+    def _pull(self, run: RunReceived) -> tuple[Deferred[None] | None, None]:
+        """Let batches of one row each be taken."""
+        assert self._puller is not None
+        stream, instance, *_ = run
+        codec = self._codec(stream)
+        tokens, raws = self._news(run)
+        if codec is None or not tokens:
+            return None, None
+        self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raws)
+        arguments = (stream, instance, tokens, raws, codec)
+        return self._caller.call(self._puller.take_run, arguments, (stream, instance), None), None
+
+    def _news(self, run: RunReceived) -> tuple[list[Token], list[bytes]]:
+        """Return the tokens and the rows of a run that are not known yet."""
+        stream, instance, tokens, raws = run
+        reached = self.known.get((stream, instance), -1)
+        new_tokens: list[Token] = []
+        new_raws: list[bytes] = []
+        for token, raw in zip(tokens, raws, strict=True):
+            if token > reached:
+                reached = token
+                new_tokens.append(token)
+                new_raws.append(raw)
+        if len(new_raws) < len(raws):
+            metrics.DROPPED.labels("row", "already_known").inc(len(raws) - len(new_raws))
+        return new_tokens, new_raws
 
     def _one_batch(self, batch: RowsReceived) -> Deferred[None] | None:
         stream, instance, token, rows = batch
@@ -396,9 +428,11 @@ class Delivery:
             return None
         self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raw)
         rows = Rows(codec, raw)
-        return self._caller.call(
-            self._handler, (stream, instance, token, rows), pair, reached, rows
-        )
+        if self._puller is not None:
+            arguments = (reached, stream, instance, token, rows)
+            return self._caller.call(self._puller.take, arguments, pair, reached, rows)
+        handler = cast("RowHandler", self._handler)
+        return self._caller.call(handler, (stream, instance, token, rows), pair, reached, rows)
 
     # -- waiting for a handler ---------------------------------------------------------
 
@@ -553,7 +587,7 @@ class Delivery:
             if not self._caller.running:
                 raise Stopped
             try:
-                page = await self._catch_up.fetch(stream, instance, after, token)
+                page = await settled(self._catch_up.fetch(stream, instance, after, token))
             except Exception as error:
                 attempt += 1
                 log.warning(

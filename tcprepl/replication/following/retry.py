@@ -29,7 +29,10 @@ AWAITABLE = (Deferred, CoroutineType, Awaitable)
 
 
 class Stopped(Exception):
-    """The client stops, so what failed is not called again; it comes anew after the next start."""
+    """The client stops, so what failed is not called again; it comes anew after the next start.
+
+    What is called may raise it itself: it is then undone like any failure, and not logged.
+    """
 
 
 @dataclass(slots=True)
@@ -126,6 +129,8 @@ class Caller:
         attempt = 1
         while True:
             self._progress.undo()
+            if isinstance(error, Stopped):
+                raise error
             if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise error  # the process ends, or the coroutine is thrown away
             if self._leave_out_bad_rows(call, error):
@@ -159,10 +164,11 @@ class Caller:
             return False
         call.rows = good
         call.arguments = (*call.arguments[:-1], good)
-        self._quarantine(call.pair, call.arguments[-2], bad)
+        self.quarantine(call.pair, call.arguments[-2], bad)
         return True
 
-    def _quarantine(self, pair: Pair, token: Token, bad: Sequence[BadRow]) -> None:
+    def quarantine(self, pair: Pair, token: Token, bad: Sequence[BadRow]) -> None:
+        """Log and count rows that are left out."""
         self.quarantined_rows += len(bad)
         metrics.DROPPED.labels("row", "bad").inc(len(bad))
         stream, instance = pair

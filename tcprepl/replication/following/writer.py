@@ -15,12 +15,12 @@ from typing import Final
 import structlog
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.task import deferLater
 
 from tcprepl import limits
 from tcprepl.background import run_as_background_process
-from tcprepl.clocks import Reactor, make_steady
+from tcprepl.clocks import make_steady
 from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable, PublishRefused
 from tcprepl.ids import InstanceName, ProducerName, ServerName, StreamName
 from tcprepl.protocol.commands import (
@@ -92,7 +92,7 @@ class ReplicationWriter(Service):
 
     def __init__(
         self,
-        reactor: Reactor,
+        reactor: IReactorTime,
         endpoint: IStreamClientEndpoint,
         *,
         producer: ProducerName | None = None,

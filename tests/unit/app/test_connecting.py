@@ -1,8 +1,7 @@
-"""Where a process connects to, and what is said when nobody is there."""
+"""Where a process connects to."""
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
-from tcprepl.app.connecting import NamedEndpoint, client_endpoint, reason_of
+from tcprepl.app.connecting import NamedEndpoint, client_endpoint
 from tcprepl.config import parse_address
 from tcprepl.errors import ConfigError, ConnectionFailed
 
@@ -54,27 +53,3 @@ def test_failures_name_the_address_and_cancelling_stays_what_it_is() -> None:
     )
     for error in (CancelledError(), net.ConnectingCancelledError(None)):  # type: ignore[arg-type]
         assert connected(fail(error)).value is error
-
-
-def untrusted() -> ssl.SSLCertVerificationError:
-    error = ssl.SSLCertVerificationError()
-    error.verify_message = "self-signed"
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ConnectionRefusedError(), "connection refused; is"),
-        (net.DNSLookupError("x"), "there is no such host"),
-        (TimeoutError(), "no connection in time"),
-        (net.TimeoutError(), "no connection in time"),
-        (FileNotFoundError(2, "No such file"), "there is no such socket; is"),
-        (net.ConnectError(2), "there is no such socket; is"),
-        (untrusted(), "its certificate is not trusted"),
-        (ValueError("odd"), "odd"),
-        (ValueError(), "ValueError"),
-    ],
-)
-def test_reasons_say_what_to_do(error: Exception, reason: str) -> None:
-    assert reason in reason_of(error)

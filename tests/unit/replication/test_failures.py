@@ -1,10 +1,13 @@
-"""Twisted's words in ours."""
+"""Failures in words of ours."""
 
 from __future__ import annotations
 
+import socket
+import ssl
 from unittest.mock import Mock
 
 import pytest
+from twisted.internet import error as net
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
@@ -14,6 +17,7 @@ from tcprepl.replication.failures import (
     backoff_s,
     close_reason_of,
     describe_address,
+    reason_of,
     too_many,
 )
 
@@ -48,3 +52,28 @@ def test_connections_that_are_being_closed_have_no_place() -> None:
     there, leaving = Mock(closing=None), Mock(closing=CloseReason.SHUTDOWN)
     assert too_many([there, there], 1)
     assert not too_many([there, leaving, leaving], 1)
+
+
+def untrusted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError()
+    error.verify_message = "self-signed"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionRefusedError(), "connection refused; is"),
+        (net.DNSLookupError("x"), "there is no such host"),
+        (socket.gaierror(-2, "Name or service not known"), "there is no such host"),
+        (TimeoutError(), "no connection in time"),
+        (net.TimeoutError(), "no connection in time"),
+        (FileNotFoundError(2, "No such file"), "there is no such socket; is"),
+        (net.ConnectError(2), "there is no such socket; is"),
+        (untrusted(), "its certificate is not trusted"),
+        (ValueError("odd"), "odd"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_reasons_say_what_to_do(error: Exception, reason: str) -> None:
+    assert reason in reason_of(error)

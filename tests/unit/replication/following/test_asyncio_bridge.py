@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 
-from tcprepl.replication.following.asyncio_bridge import settled
+from tcprepl.replication.following.asyncio_bridge import bridged, future_of, settled
 
 
 def run(work: Any) -> Any:
@@ -78,6 +78,68 @@ def test_what_is_no_coroutine_and_what_has_no_loop_is_awaited_as_ever() -> None:
         found: list[object] = []
         Deferred.fromCoroutine(settled(awaitable)).addCallback(found.append)
         assert found == ["done"]
+
+
+def test_futures_and_whatever_can_be_awaited() -> None:
+    """A handler may return what it began."""
+
+    class Slow:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return "slow"
+
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_soon(future.set_result, "future")
+        task = loop.create_task(asyncio.sleep(0, "task"))
+        works: list[Any] = [future, task, Slow(), succeed("deferred")]
+        return [await future_of(Deferred.fromCoroutine(settled(work))) for work in works]
+
+    assert asyncio.run(main()) == ["future", "task", "slow", "deferred"]
+
+
+def test_what_nobody_waits_for_may_await_both() -> None:
+    """And is called with what it should be, and keeps its name."""
+
+    async def notes(word: str) -> str:
+        await asyncio.sleep(0)
+        return word
+
+    def returns(word: str) -> str:
+        return word
+
+    async def main() -> None:
+        bridge = bridged(notes)
+        assert bridge.__qualname__ == notes.__qualname__  # type: ignore[attr-defined]
+        work: Any = bridge("later")
+        assert await future_of(Deferred.fromCoroutine(work)) == "later"
+        assert bridged(returns)("at once") == "at once"
+        deferred: Deferred[str] = Deferred()
+        assert bridged(lambda: deferred)() is deferred
+
+    asyncio.run(main())
+
+
+def test_who_stops_waiting_for_a_deferred_changes_nothing() -> None:
+    async def main() -> None:
+        deferred: Deferred[str] = Deferred()
+        for outcome in ("done", RuntimeError("told")):
+            deferred = Deferred()
+            waiting, cancelled = future_of(deferred), future_of(Deferred())
+            cancelled.cancel()
+            if isinstance(outcome, str):
+                deferred.callback(outcome)
+                assert await waiting == outcome
+            else:
+                deferred.errback(outcome)
+                with pytest.raises(RuntimeError, match="told"):
+                    await waiting
+        deferred = Deferred()
+        future_of(deferred).cancel()
+        deferred.callback("whom it would have told is gone")
+
+    asyncio.run(main())
 
 
 PROGRAM = """

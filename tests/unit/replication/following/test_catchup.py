@@ -1,136 +1,64 @@
-"""Fetching over HTTP, against a real resource on treq's memory transport."""
+"""What is asked for over HTTP, and what answers mean."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
-from treq.testing import StubTreq
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.web.resource import Resource
 
 from tcprepl.errors import ConnectionFailed
 from tcprepl.replication.following import catchup
-from tcprepl.replication.following.catchup import CatchUpPage, HttpCatchUp
+from tcprepl.replication.following.catchup import Archive, CatchUpPage
+
+PAGE = b'{"updates": [[2, ["!r:x", []]], [3, [1]]], "upto_token": 3, "limited": true}'
 
 
-class Updates(Resource):
-    """Answers as told, and notes what was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.isLeaf = True
-        self.requests: list[Any] = []
-        self.code = 200
-        self.body = json.dumps(
-            {"updates": [[2, ["!r:x", []]], [3, [1]]], "upto_token": 3, "limited": True}
-        ).encode()
-
-    def render_GET(self, request: Any) -> bytes:
-        """Answer."""
-        self.requests.append(request)
-        request.setResponseCode(self.code)
-        return self.body
+def test_what_is_asked_for() -> None:
+    archive = Archive({"*": "http://main:9093/"}, "s3cret")
+    question = archive.question("a/b", "w 1", 1, 9)
+    path, _, query = question.url.partition("?")
+    assert path.startswith("http://main:9093/_synapse/replication/get_repl_stream_updates/a%2Fb/")
+    assert query == "from_token=1&upto_token=9&instance=w+1"
+    assert question.headers == {"Authorization": "Bearer s3cret"}
+    assert question.socket is None
+    again = archive.question("a/b", "w 1", 1, 9)
+    assert again.url != question.url  # each has an id of its own
 
 
-class World:
-    """A catch-up client and what answers it."""
-
-    def __init__(self, urls: dict[str, str] | None = None, secret: str | None = None) -> None:
-        self.site = Updates()
-        self.catch_up = HttpCatchUp(Clock(), urls or {"*": "http://main:9093/"}, secret)
-        self.stub: Any = StubTreq(self.site)
-        self.catch_up._client = self.stub
-
-    def fetch(self, instance: str = "master", stream: str = "typing") -> Any:
-        """Fetch; return the page or raise what came."""
-        result: list[Any] = []
-        fetched = Deferred.fromCoroutine(self.catch_up.fetch(stream, instance, 1, 9))
-        fetched.addBoth(result.append)
-        self.stub.flush()
-        (answer,) = result
-        if isinstance(answer, CatchUpPage):
-            return answer
-        answer.raiseException()
-        return None
+def test_each_instance_has_its_place_and_may_get_another() -> None:
+    archive = Archive({"master": "http://unix:/run/main.sock"})
+    question = archive.question("typing", "master", 1, 9)
+    assert question.socket == "/run/main.sock"
+    assert question.url.startswith("http://localhost/_synapse/")
+    assert question.headers == {}
+    with pytest.raises(ConnectionFailed, match="no URL is configured for instance w1") as raised:
+        archive.question("typing", "w1", 1, 9)
+    assert not raised.value.transient
+    archive.change({"w1": "http://w1"}, "new")
+    assert archive.question("typing", "w1", 1, 9).headers == {"Authorization": "Bearer new"}
 
 
-def test_a_page_and_what_was_asked() -> None:
-    world = World(secret="s3cret")
-    page = world.fetch(stream="a/b")
-    assert page.updates == [(2, b'["!r:x", []]'), (3, b"[1]")]
-    assert (page.upto, page.limited) == (3, True)
-    (request,) = world.site.requests
-    assert request.path.startswith(b"/_synapse/replication/get_repl_stream_updates/a%2Fb/")
-    assert request.args[b"from_token"] == [b"1"]
-    assert request.args[b"upto_token"] == [b"9"]
-    assert request.getHeader("authorization") == "Bearer s3cret"
-
-
-def test_each_request_has_an_id_of_its_own() -> None:
-    world = World()
-    world.fetch()
-    world.fetch()
-    first, second = (request.path.rpartition(b"/")[2] for request in world.site.requests)
-    assert first != second
-    assert world.site.requests[0].getHeader("authorization") is None
+def test_a_page() -> None:
+    question = Archive({"*": "http://main"}).question("typing", "master", 1, 9)
+    rows = [(2, b'["!r:x", []]'), (3, b"[1]")]
+    assert question.page(200, PAGE) == CatchUpPage(rows, 3, limited=True)
+    gone = b'{"updates": [], "upto_token": 9, "limited": false, "missing": [1, 5]}'
+    assert question.page(200, gone) == CatchUpPage([], 9, limited=False, missing=(1, 5))
 
 
 @pytest.mark.parametrize(
-    ("code", "transient"), [(400, False), (401, False), (429, True), (502, True)]
+    ("status", "body", "words", "transient"),
+    [
+        (400, b"no", r"master answered 400 when asked for typing \(1, 9\]: no", False),
+        (429, b"", "answered 429", True),
+        (502, b"\xff", "answered 502", True),
+        (200, b"<html>", "something else than updates", False),
+        (200, b"[" * 11, "more than 10 bytes", False),
+    ],
 )
-def test_a_refusal_says_whether_trying_again_helps(code: int, transient: bool) -> None:
-    world = World()
-    world.site.code = code
-    world.site.body = b"no"
-    with pytest.raises(ConnectionFailed, match=f"answered {code} when asked for typing") as raised:
-        world.fetch()
-    assert raised.value.transient is transient
-
-
-def test_another_answer_than_updates() -> None:
-    world = World()
-    world.site.body = b"<html>"
-    with pytest.raises(ConnectionFailed, match="something else than updates"):
-        world.fetch()
-
-
-def test_an_answer_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_will_not_do(
+    status: int, body: bytes, words: str, transient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", 10)
-    with pytest.raises(ConnectionFailed, match="at most 10"):
-        World().fetch()
-
-
-def test_an_instance_without_a_url() -> None:
-    world = World({"other": "http://other"})
-    with pytest.raises(ConnectionFailed, match="no URL is configured for instance master"):
-        world.fetch()
-    closed = Deferred.fromCoroutine(world.catch_up.close())
-    assert closed.called
-
-
-def test_it_may_be_sent_elsewhere() -> None:
-    world = World(secret="old")
-    world.catch_up.change({"*": "http://other:1"}, "new")
-    world.fetch()
-    (request,) = world.site.requests
-    assert request.getHeader("host") == "other:1"
-    assert request.getHeader("authorization") == "Bearer new"
-
-
-def test_the_socket_of_an_instance_is_connected_to() -> None:
-    """By its path; the host of the request is this machine."""
-    reactor = MemoryReactorClock()
-    catch_up = HttpCatchUp(reactor, {"master": "http://unix:/run/main.sock"})
-    fetching = Deferred.fromCoroutine(catch_up.fetch("typing", "master", 1, 9))
-    ((path, factory, *_),) = reactor.unixClients
-    assert path == "/run/main.sock"
-    transport = StringTransport()
-    factory.buildProtocol(None).makeConnection(transport)
-    assert b"\r\nHost: localhost\r\n" in transport.value()
-    failures: list[Any] = []
-    fetching.addErrback(failures.append)
-    fetching.cancel()
+    question = Archive({"*": "http://main"}).question("typing", "master", 1, 9)
+    with pytest.raises(ConnectionFailed, match=words) as raised:
+        question.page(status, body)
+    assert raised.value.transient is transient

@@ -1,0 +1,258 @@
+"""asyncio's sockets in the place of Twisted's: addresses, both ends of a connection, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.protocol import Factory, Protocol
+
+from tcprepl.aio.connecting import LoopEndpoint, LoopTransport, client_endpoint
+from tcprepl.errors import ConnectionFailed
+from tcprepl.replication.failures import describe_address
+from tcprepl.replication.following.asyncio_bridge import future_of
+
+
+def test_addresses() -> None:
+    def place(where: str, tls: Any = None) -> tuple[Any, ...]:
+        endpoint: Any = client_endpoint(where, tls)
+        return endpoint._host, endpoint._port, endpoint._path, endpoint._tls
+
+    context = ssl.create_default_context()
+    assert place("h:1") == place("tcp:h:1") == ("h", 1, "", None)
+    assert place("[::1]:9092") == ("::1", 9092, "", None)
+    assert place("unix:/run/x:y.sock") == (None, 0, "/run/x:y.sock", None)
+    assert place("tls:h:1", context) == place("h:1", context) == ("h", 1, "", context)
+    assert isinstance(place("tls:h:1")[3], ssl.SSLContext)
+
+
+@pytest.mark.parametrize(
+    "where", ["h", "h:x", "h:65536", "", "unix:", "tcp:host=a:port=1", "::1:5"]
+)
+def test_what_is_no_address(where: str) -> None:
+    with pytest.raises(ValueError, match="expected HOST:PORT, tls:HOST:PORT or unix:PATH"):
+        client_endpoint(where)
+
+
+def test_an_endpoint_of_your_own_and_where_there_is_no_tls() -> None:
+    own: Any = object()
+    assert client_endpoint(own) is own
+    context = ssl.create_default_context()
+    for where in (own, "unix:/x"):
+        with pytest.raises(ValueError, match=r"tls goes with an address|no TLS is spoken there"):
+            client_endpoint(where, context)
+
+
+class Caller(Protocol):
+    """Our side."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.lost: Deferred[Any] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.callback(reason.value)
+
+
+class Producer:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def stopProducing(self) -> None:
+        self.told.append("stop")
+
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def converse(directory: Path, answer: Answer, talk: Callable[[Any], Awaitable[None]]) -> None:
+    """Connect to somebody who does *answer*, and do *talk* with our side."""
+
+    async def main() -> None:
+        answered = asyncio.get_running_loop().create_future()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await answer(reader, writer)
+            finally:
+                writer.close()
+                answered.set_result(None)
+
+        path = str(directory / "s")
+        async with await asyncio.start_unix_server(serve, path):
+            connecting = client_endpoint(f"unix:{path}").connect(Factory.forProtocol(Caller))
+            async with asyncio.timeout(20):
+                await talk(await future_of(connecting))
+                await answered
+
+    asyncio.run(main())
+
+
+def test_both_ends_say_something_and_one_closes(socket_directory: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = await reader.readline()
+        writer.write(line * 2)
+
+    async def talk(caller: Any) -> None:
+        transport = caller.transport
+        assert isinstance(transport, LoopTransport)
+        assert describe_address(transport.getPeer()).startswith("unix:/")
+        assert describe_address(transport.getHost()) == "unix:"
+        transport.writeSequence([b"a", b"b"])
+        transport.write(b"\n")
+        assert isinstance(await future_of(caller.lost), ConnectionDone)
+        assert caller.received == b"ab\nab\n"
+
+    converse(socket_directory, answer, talk)
+
+
+def test_who_writes_is_told_to_pause_and_what_is_written_arrives(socket_directory: Path) -> None:
+    goes_on = asyncio.Event()
+    read: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await goes_on.wait()
+        read.append(len(await reader.read(-1)))
+
+    async def talk(caller: Any) -> None:
+        transport = caller.transport
+        producer = Producer()
+        transport.registerProducer(producer, True)
+        transport.write(bytes(2_000_000))
+        assert producer.told == ["pause"]
+        goes_on.set()
+        while producer.told == ["pause"]:
+            await asyncio.sleep(0)
+        transport.unregisterProducer()
+        transport.loseConnection()
+        await future_of(caller.lost)
+        assert producer.told == ["pause", "resume"]
+
+    converse(socket_directory, answer, talk)
+    assert read == [2_000_000]
+
+
+def test_what_is_not_read_waits(socket_directory: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"1\n")
+        await reader.readline()
+        writer.write(b"2\n")
+        await reader.readline()
+
+    async def talk(caller: Any) -> None:
+        transport = caller.transport
+        producer = Producer()
+        transport.registerProducer(producer, True)
+        while not caller.received:
+            await asyncio.sleep(0)
+        transport.pauseProducing()
+        transport.write(b"\n")
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert caller.received == b"1\n"
+        transport.resumeProducing()
+        while caller.received == b"1\n":
+            await asyncio.sleep(0)
+        assert caller.received == b"1\n2\n"
+        transport.abortConnection()
+        await future_of(caller.lost)
+        assert producer.told == ["stop"]
+
+    converse(socket_directory, answer, talk)
+
+
+def test_a_connection_that_breaks(socket_directory: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+
+    async def talk(caller: Any) -> None:
+        caller.transport.connection_lost(OSError("reset"))
+        lost = await future_of(caller.lost)
+        assert isinstance(lost, ConnectionLost)
+        assert "reset" in str(lost)
+        caller.lost = Deferred()
+        caller.transport.pause_writing()  # there is nobody who wants to know
+        caller.transport.resume_writing()
+        caller.transport.abortConnection()
+        await future_of(caller.lost)
+
+    converse(socket_directory, answer, talk)
+
+
+def test_nobody_there_is_said_with_the_address(tmp_path: Path) -> None:
+    async def main() -> None:
+        where = f"unix:{tmp_path}/s"
+        connecting = client_endpoint(where).connect(Factory.forProtocol(Caller))
+        with pytest.raises(ConnectionFailed, match="does not answer: there is no such socket"):
+            await future_of(connecting)
+
+    asyncio.run(main())
+
+
+def test_giving_up() -> None:
+    """Before there is a connection, and just when there is one."""
+
+    class Loop:
+        def __init__(self, loop: Any) -> None:
+            self.create_task = loop.create_task
+            self.made: Any = None
+            self.there = asyncio.Event()
+
+        async def create_connection(self, make: Any, *_: Any, **__: Any) -> Any:
+            await self.there.wait()
+            self.made = make()
+            self.made._transport = Aborted()
+            return None, self.made
+
+    class Aborted:
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async def main() -> None:
+        loop: Any = Loop(asyncio.get_running_loop())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "get_running_loop", lambda: loop)
+            endpoint = LoopEndpoint("h:1", host="h", port=1)
+            early = endpoint.connect(Factory.forProtocol(Caller))
+            late = endpoint.connect(Factory.forProtocol(Caller))
+        failures: list[Any] = []
+        early.cancel()
+        early.addErrback(failures.append)
+        await asyncio.sleep(0)
+        loop.there.set()
+        while loop.made is None:
+            await asyncio.sleep(0)
+        late.cancel()
+        late.addErrback(failures.append)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert loop.made._transport.aborted
+        assert [failure.type for failure in failures] == [CancelledError] * 2
+
+    asyncio.run(main())
+
+
+def test_what_is_no_failure_of_the_connection_stays_what_it_is() -> None:
+    error = KeyboardInterrupt()
+    assert LoopEndpoint("h:1")._explained(error) is error
+    assert sys.exc_info() == (None, None, None)
