@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("tcprepl.cli.top", "Show who reads, and how far behind."),
     "check": ("tcprepl.cli.check", "Look once, for a monitoring system."),
     "check-config": ("tcprepl.cli.check_config", "Check a configuration file."),
+    "doctor": ("tcprepl.cli.doctor", "Say what is wrong on this machine, and what to do."),
     "federation-sender": (
         "tcprepl.cli.federation_sender",
         "Send EDUs to other servers.",

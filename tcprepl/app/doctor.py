@@ -1,0 +1,479 @@
+"""What may be wrong on a machine, looked at from outside: each thing once, with the remedy.
+
+`examine` asks every check about a configuration. A check looks and changes nothing, ends within
+`WAIT_S`, and speaks in findings; one that cannot look says why. It may be run while the
+process runs, and before it has ever been started.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import pwd
+import resource
+import shutil
+import socket
+import sqlite3
+import ssl
+import stat
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from cryptography import x509
+
+from tcprepl.app.settings import registry_of, retention_of
+from tcprepl.config import Address, Config, TlsSettings
+from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
+from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
+from tcprepl.storage.lock import LOCK_NAME
+from tcprepl.web.page import size
+
+#: How long a check waits for somebody else.
+WAIT_S = 5.0
+#: Descriptors of a process besides its connections.
+OTHER_DESCRIPTORS = 200
+#: A certificate that ends sooner than this is worth a word.
+CERTIFICATE_WARN_S = 14 * 86_400
+#: Fewer bytes than this on a disk are too few whatever is to be kept.
+LITTLE_ROOM_BYTES = 1 << 30
+#: Nothing of this program was written before (2025-01-01): a clock that shows less is wrong.
+EARLIEST_S = 1_735_689_600
+#: The oldest SQLite in which everything that is used works: UPSERT, and WAL that is sound.
+SQLITE_MIN = (3, 35, 0)
+#: Names that nobody looks up.
+_NOT_ON_THE_INTERNET = ("localhost", "example.com", "example.org", "example.net")
+
+
+class Verdict(IntEnum):
+    """How bad a finding is; the worst is the exit code of the command."""
+
+    GOOD = 0
+    WARNING = 1
+    FAULT = 2
+
+
+class Finding(NamedTuple):
+    """What a check has to say.
+
+    Attributes:
+        verdict: How bad it is.
+        subject: What it is about, in a word or two.
+        text: What was found.
+        remedy: What to do; "" where nothing has to be done.
+    """
+
+    verdict: Verdict
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+Check: TypeAlias = Callable[[Config], Iterator[Finding]]
+
+
+def examine(config: Config, *, network: bool = True) -> Iterator[Finding]:
+    """Yield what each check finds; one that fails itself is a finding.
+
+    Args:
+        config: The settings of the process.
+        network: Whether other machines may be asked (DNS, Redis, ``.well-known``).
+    """
+    for check in (*LOCAL, *(REMOTE if network else ())):
+        try:
+            yield from check(config)
+        except OSError as error:
+            yield Finding(Verdict.WARNING, check.__name__, f"could not look: {error}")
+
+
+def versions(config: Config) -> Iterator[Finding]:
+    """What this runs on."""
+    parts = ["tcprepl", "twisted", "msgspec", "pyopenssl"]
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in parts)
+    text = f"Python {platform.python_version()}, {found}, SQLite {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < SQLITE_MIN:
+        wanted = ".".join(map(str, SQLITE_MIN))
+        yield Finding(
+            Verdict.FAULT, "versions", text, f"use a Python with SQLite {wanted} or newer"
+        )
+    else:
+        yield Finding(Verdict.GOOD, "versions", text)
+
+
+def clock(config: Config) -> Iterator[Finding]:
+    """Whether the time of day is right; stamps, signatures and retention go by it."""
+    if time.time() < EARLIEST_S:
+        shown = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time()))
+        yield Finding(
+            Verdict.FAULT, "clock", f"shows {shown} UTC", "set it, and start an NTP client"
+        )
+        return
+    told = _said("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    if told == "no":
+        yield Finding(
+            Verdict.WARNING,
+            "clock",
+            "is not kept by NTP",
+            "systemctl enable --now systemd-timesyncd",
+        )
+    else:
+        text = (
+            "is kept by NTP" if told == "yes" else "is plausible; nobody says whether NTP keeps it"
+        )
+        yield Finding(Verdict.GOOD, "clock", text)
+
+
+def descriptors(config: Config) -> Iterator[Finding]:
+    """Whether as many connections as are allowed can be open."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = config.replication.max_connections
+    text = f"{limit} may be open; replication.max_connections is {allowed}"
+    if limit != resource.RLIM_INFINITY and limit < allowed + OTHER_DESCRIPTORS:
+        yield Finding(
+            Verdict.WARNING,
+            "file limit",
+            f"{text} (of this shell; a unit of systemd has its own)",
+            f"LimitNOFILE={allowed + OTHER_DESCRIPTORS} in the unit, or ulimit -n (at most {most})",
+        )
+    else:
+        yield Finding(Verdict.GOOD, "file limit", text)
+
+
+def data(config: Config) -> Iterator[Finding]:
+    """Whether the data directory can be used, by us alone, and who uses it."""
+    directory = config.data_directory
+    if directory is None:
+        yield Finding(
+            Verdict.WARNING,
+            "data",
+            "everything is kept in memory, and lost at each end of the process",
+            "set data_directory",
+        )
+        return
+    if not directory.exists():
+        above = next(path for path in directory.absolute().parents if path.exists())
+        if os.access(above, os.W_OK | os.X_OK):
+            yield Finding(Verdict.GOOD, "data", f"{directory} will be made at the first start")
+        else:
+            yield Finding(
+                Verdict.FAULT,
+                "data",
+                f"{directory} is not there, and {above} does not let {_user()} make it",
+                f"install -d -m 0700 -o {_user()} {directory}",
+            )
+        return
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding(
+            Verdict.FAULT,
+            "data",
+            f"{directory} belongs to somebody else than {_user()}",
+            f"run this as the user of the server, or chown -R {_user()} {directory}",
+        )
+        return
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077:
+        yield Finding(
+            Verdict.WARNING,
+            "data",
+            f"{directory} can be read by others (mode {mode:04o}); rows may hold access tokens",
+            f"chmod 0700 {directory}",
+        )
+    strangers = [
+        path for path in directory.rglob("*") if path.stat().st_uid != directory.stat().st_uid
+    ]
+    if strangers:
+        yield Finding(
+            Verdict.FAULT,
+            "data",
+            f"{strangers[0]} has another owner than its directory (was a command run as root?)",
+            f"chown -R --reference={directory} {directory}",
+        )
+    yield Finding(Verdict.GOOD, "data", _in_use(directory))
+
+
+def room(config: Config) -> Iterator[Finding]:
+    """Whether what retention lets grow finds room on the disk."""
+    directory = config.data_directory
+    if directory is None:
+        return
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    used = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    retention = retention_of(config)
+    registry = registry_of(config)
+    bounds = [
+        retention.streams.get(stream, retention.durable).max_bytes
+        for stream in registry.names()
+        if registry.get(stream).durable
+    ]
+    most = sum(bound for bound in bounds if bound is not None)
+    text = f"{size(free)} free, {size(used)} used; retention keeps up to {size(most)} an instance"
+    if None in bounds:
+        text += " and some streams without a bound in bytes"
+    if free < LITTLE_ROOM_BYTES:
+        yield Finding(
+            Verdict.FAULT,
+            "disk",
+            text,
+            "make room: a full disk refuses appends (and goes on by itself)",
+        )
+    elif free + used < most:
+        yield Finding(
+            Verdict.WARNING, "disk", text, "lower streams.retention.bytes, or give it a larger disk"
+        )
+    else:
+        yield Finding(Verdict.GOOD, "disk", text)
+
+
+def secrets(config: Config) -> Iterator[Finding]:
+    """Whether files that hold secrets can be read by us, and not by others."""
+    tls = [section.tls for section in (config.replication, config.http, config.bus) if section.tls]
+    files = [section.private_key for section in tls]
+    named = (
+        config.federation.signing_key,
+        config.bus.password_file,
+        *config.bus.users.values(),
+        config.http.token_file,
+        config.http.replication_secret_file,
+    )
+    for path in [*files, *(path for path in named if path is not None)]:
+        if not os.access(path, os.R_OK):
+            why = "cannot be read" if path.exists() else "is not there"
+            yield Finding(
+                Verdict.FAULT, "secrets", f"{path} {why} (by {_user()})", f"chown {_user()} {path}"
+            )
+        elif path.stat().st_mode & 0o007:
+            yield Finding(
+                Verdict.WARNING,
+                "secrets",
+                f"{path} can be read by everybody",
+                f"chmod o-rwx {path}",
+            )
+        else:
+            yield Finding(Verdict.GOOD, "secrets", f"{path} is for us alone")
+
+
+def certificates(config: Config) -> Iterator[Finding]:
+    """How long the certificates of our listeners are good for."""
+    sections = (config.replication, config.http, config.bus)
+    settings = {section.tls.certificate: section.tls for section in sections if section.tls}
+    for path, tls in settings.items():
+        yield _certificate(path, tls)
+
+
+def _certificate(path: Path, tls: TlsSettings) -> Finding:
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())[0]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "holds no certificate"
+        return Finding(Verdict.FAULT, "certificates", f"{path}: {reason}", "expected a PEM file")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, tls.private_key)
+    except (OSError, ssl.SSLError):
+        return Finding(
+            Verdict.FAULT,
+            "certificates",
+            f"{path} does not go with {tls.private_key}",
+            "name the key that it was made for",
+        )
+    left_s = found.not_valid_after_utc.timestamp() - time.time()
+    ends = found.not_valid_after_utc.strftime("%Y-%m-%d")
+    if left_s < 0:
+        return Finding(Verdict.FAULT, "certificates", f"{path} ended on {ends}", "renew it")
+    if left_s < CERTIFICATE_WARN_S:
+        text = f"{path} ends on {ends}, in {left_s / 86_400:.0f} days"
+        return Finding(Verdict.WARNING, "certificates", text, "renew it; it is taken up by itself")
+    return Finding(Verdict.GOOD, "certificates", f"{path} is good until {ends}")
+
+
+def ports(config: Config) -> Iterator[Finding]:
+    """Whether our addresses are free, or who answers there."""
+    for name, address in (
+        *(("replication", address) for address in config.replication.listen),
+        *(("http", address) for address in config.http.listen),
+    ):
+        if address.host is not None and address.port is not None:
+            yield _port(name, address, address.host, address.port)
+
+
+def _port(name: str, address: Address, host: str, port: int) -> Finding:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            return Finding(
+                Verdict.FAULT,
+                "ports",
+                f"{name}.listen {address}: {_user()} may not listen there",
+                "a port above 1023, or AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return Finding(
+                    Verdict.FAULT,
+                    "ports",
+                    f"{name}.listen {address}: {error.strerror}",
+                    "name an address of this machine",
+                )
+        else:
+            return Finding(Verdict.GOOD, "ports", f"{name}.listen {address} is free")
+    if _is_ours(host, port, name):
+        return Finding(Verdict.GOOD, "ports", f"{name}.listen {address}: tcprepl answers there")
+    return Finding(
+        Verdict.FAULT,
+        "ports",
+        f"{name}.listen {address} is taken, and not by tcprepl",
+        f"ss -ltnp 'sport = :{port}' shows by whom",
+    )
+
+
+def _is_ours(host: str, port: int, name: str) -> bool:
+    """Return whether what listens there speaks as we do; TLS hides it, and counts as ours."""
+    try:
+        with socket.create_connection((host, port), WAIT_S) as peer:
+            if name == "http":
+                peer.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            said = peer.recv(4096)
+    except OSError:
+        return False
+    return said.startswith((b"SERVER ", b"ERROR ")) or b'"live"' in said or said[:1] in b"\x15"
+
+
+def redis(config: Config) -> Iterator[Finding]:
+    """Whether the Redis that is published to lets us in."""
+    if config.redis is None:
+        return
+    url = parse_redis_url(config.redis.url.get_secret_value())
+    try:
+        info = _redis_info(url)
+    except (OSError, BadReply) as error:
+        yield Finding(Verdict.FAULT, "redis", f"{url}: {error}", "start it, or mend redis.url")
+        return
+    except ErrorReply as error:
+        yield Finding(
+            Verdict.FAULT, "redis", f"{url} says {error}", "give redis.url the user and password"
+        )
+        return
+    role, version = info.get("role", "?"), info.get("redis_version", "?")
+    if role not in ("master", "?"):
+        yield Finding(
+            Verdict.FAULT,
+            "redis",
+            f"{url} is a {role}: what is published there reaches no other",
+            "name the master in redis.url",
+        )
+    else:
+        yield Finding(Verdict.GOOD, "redis", f"{url} is there, {version}")
+
+
+def _redis_info(url: RedisUrl) -> dict[str, str]:
+    if url.path is None:
+        peer = socket.create_connection((url.host or "localhost", url.port), WAIT_S)
+    else:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.settimeout(WAIT_S)
+    with peer:
+        if url.path is not None:
+            peer.connect(url.path)
+        if url.tls:
+            context = ssl.create_default_context(cafile=url.ca)
+            if url.certificate is not None:
+                context.load_cert_chain(url.certificate, url.private_key)
+            peer = context.wrap_socket(peer, server_hostname=url.host)
+        words = [word.encode() for word in (url.user, url.password) if word is not None]
+        asked = [encode(b"AUTH", *words)] if url.password is not None else []
+        peer.sendall(b"".join([*asked, encode(b"INFO")]))
+        reader, replies = RespReader(), list[object]()
+        while len(replies) < len(asked) + 1:
+            read = peer.recv(65_536)
+            if not read:
+                raise ConnectionError("closed the connection")
+            replies += reader.feed(read)[1]
+            for reply in replies:
+                if isinstance(reply, ErrorReply):
+                    raise reply
+    told = replies[-1]
+    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else ""
+    lines = (line.partition(":") for line in text.splitlines() if ":" in line)
+    return {key: value for key, _, value in lines}
+
+
+def own_name(config: Config) -> Iterator[Finding]:
+    """Whether other servers find us under our name."""
+    name = config.server_name
+    host = name.rpartition(":")[0] or name
+    if "." not in host or host.endswith(_NOT_ON_THE_INTERNET):
+        return
+    try:
+        with urllib.request.urlopen(
+            f"https://{name}/.well-known/matrix/server", timeout=WAIT_S
+        ) as answer:
+            yield Finding(
+                Verdict.GOOD, "own name", f"{name} delegates by .well-known ({answer.status})"
+            )
+            return
+    except urllib.error.HTTPError as error:
+        delegated = f"no .well-known (HTTP {error.code})"
+    except OSError as error:
+        delegated = f"no .well-known ({getattr(error, 'reason', error)})"
+    try:
+        found = socket.getaddrinfo(host, 8448, type=socket.SOCK_STREAM)
+    except OSError as error:
+        yield Finding(
+            Verdict.WARNING,
+            "own name",
+            f"{name}: {delegated}, and {error.strerror or error}",
+            "an A or AAAA record, a .well-known/matrix/server, or an SRV record",
+        )
+        return
+    yield Finding(Verdict.GOOD, "own name", f"{name} is {found[0][4][0]}, {delegated}")
+
+
+LOCAL: tuple[Check, ...] = (
+    versions, clock, descriptors, data, room, secrets, certificates, ports,
+)  # fmt: skip
+REMOTE: tuple[Check, ...] = (redis, own_name)
+
+
+def _in_use(directory: Path) -> str:
+    """Say whether a process has the directory, without taking it."""
+    free = f"{directory} is ours, and nobody uses it"
+    try:
+        lock = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return free
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"{directory} is ours, and in use by process {os.read(lock, 32).decode()}"
+    finally:
+        os.close(lock)
+    return free
+
+
+def _said(*words: str) -> str:
+    """Return what a program prints; "" if there is none, or it has nothing to say."""
+    if shutil.which(words[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout.strip()
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

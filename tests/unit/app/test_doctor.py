@@ -1,0 +1,270 @@
+"""Each thing that may be wrong is found, with its remedy, and nothing is changed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from tcprepl.app import doctor
+from tcprepl.app.doctor import Finding, Verdict, examine
+from tcprepl.config import Config, build
+from tests.unit.app.test_tls import issue
+
+GOOD, WARNING, FAULT = Verdict
+
+
+def config(**raw: Any) -> Config:
+    """Return a configuration."""
+    return build(raw, "test").config
+
+
+def one(findings: Iterator[Finding]) -> Finding:
+    """Return the only finding; whatever is not good has a remedy."""
+    (found,) = findings
+    assert bool(found.remedy) is (found.verdict is not GOOD)
+    return found
+
+
+@contextmanager
+def answering(text: bytes) -> Iterator[int]:
+    """Say *text* to whoever connects, after hearing something if it is an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:
+                    return
+                with peer:
+                    peer.settimeout(0.2)
+                    with suppress(TimeoutError):
+                        peer.recv(4096)
+                    peer.sendall(text)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5.0)
+
+
+def test_a_check_that_cannot_look_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwell(config: Config) -> Iterator[Finding]:
+        raise OSError("no")
+
+    monkeypatch.setattr(doctor, "LOCAL", (unwell,))
+    monkeypatch.setattr(doctor, "REMOTE", (unwell,))
+    assert [f.subject for f in examine(config(), network=False)] == ["unwell"]
+    assert [f.verdict for f in examine(config())] == [WARNING, WARNING]
+
+
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "twisted" in one(doctor.versions(config())).text
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 31, 0))
+    assert one(doctor.versions(config())).verdict is FAULT
+
+
+@pytest.mark.parametrize(("told", "verdict"), [("yes", GOOD), ("no", WARNING), ("", GOOD)])
+def test_clock(told: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_said", lambda *words: told)
+    assert one(doctor.clock(config())).verdict is verdict
+    monkeypatch.setattr(doctor.time, "time", lambda: 1e9)
+    assert one(doctor.clock(config())).text == "shows 2001-09-09 01:46 UTC"
+
+
+def test_what_programs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._said("echo", "yes") == "yes"
+    assert doctor._said("no-such-program") == ""
+    monkeypatch.setattr(doctor, "WAIT_S", 0.05)
+    assert doctor._said("sleep", "30") == ""
+
+
+def test_descriptors() -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = {"max_connections": limit - doctor.OTHER_DESCRIPTORS}
+    many = {"max_connections": limit - doctor.OTHER_DESCRIPTORS + 1}
+    assert one(doctor.descriptors(config(replication=few))).verdict is GOOD
+    assert one(doctor.descriptors(config(replication=many))).verdict is WARNING
+
+
+def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "data"
+
+    def verdicts() -> list[Verdict]:
+        return [f.verdict for f in doctor.data(config(data_directory=str(directory)))]
+
+    assert one(doctor.data(config(data_directory=None))).verdict is WARNING
+    assert verdicts() == [GOOD]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert verdicts() == [FAULT]
+        directory.mkdir(0o700)
+        assert verdicts() == [FAULT]
+    assert verdicts() == [GOOD]
+    directory.chmod(0o755)
+    assert verdicts() == [WARNING, GOOD]
+    directory.chmod(0o700)
+    lock = directory / "lock"
+    lock.write_text("4711", encoding="ascii")
+    found = one(doctor.data(config(data_directory=str(directory))))
+    assert found.text.endswith("nobody uses it")
+    with lock.open("r") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = one(doctor.data(config(data_directory=str(directory))))
+    assert found.text.endswith("in use by process 4711")
+    assert lock.read_text(encoding="ascii") == "4711"
+    if os.geteuid() == 0:
+        os.chown(lock, 12345, -1)
+        assert verdicts() == [FAULT, GOOD]
+
+
+def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log").write_bytes(b"12345")
+    free = [1 << 50]
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free[0]})
+    )
+    given = config(data_directory=str(tmp_path))
+    assert list(doctor.room(config(data_directory=None))) == []
+    assert one(doctor.room(given)).verdict is GOOD
+    free[0] = 2 << 30
+    assert one(doctor.room(given)).verdict is WARNING
+    free[0] = 1 << 20
+    assert one(doctor.room(given)).verdict is FAULT
+
+
+def test_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret", encoding="ascii")
+    token.chmod(0o640)
+    given = config(http={"token_file": str(token)})
+    assert one(doctor.secrets(given)).verdict is GOOD
+    token.chmod(0o644)
+    assert one(doctor.secrets(given)).verdict is WARNING
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "cannot be read" in one(doctor.secrets(given)).text
+    token.unlink()
+    assert "is not there" in one(doctor.secrets(given)).text
+
+
+def test_certificates(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    tls = issue(tmp_path / "a", authority)
+    other = issue(tmp_path / "b", authority)
+
+    def look(certificate: Path, key: Path) -> Finding:
+        section = {"certificate": str(certificate), "private_key": str(key)}
+        return one(doctor.certificates(config(http={"tls": section})))
+
+    assert look(tls.certificate, tls.private_key).verdict is GOOD
+    assert "does not go with" in look(tls.certificate, other.private_key).text
+    assert "holds no certificate" in look(tls.private_key, tls.private_key).text
+    assert "No such file" in look(tmp_path / "absent", tls.private_key).text
+    for days, verdict in ((3, WARNING), (-3, FAULT)):
+        ending = authority.issue_cert(
+            "localhost", not_after=datetime.now(UTC) + timedelta(days=days)
+        )
+        ending.cert_chain_pems[0].write_to_path(tls.certificate)
+        ending.private_key_pem.write_to_path(tls.private_key)
+        assert look(tls.certificate, tls.private_key).verdict is verdict
+
+
+def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "WAIT_S", 2.0)
+
+    def look(listen: str, section: str = "replication") -> Finding:
+        other = "http" if section == "replication" else "replication"
+        given = config(**{section: {"listen": listen}, other: {"listen": "unix:/tmp/x"}})
+        return one(doctor.ports(given))
+
+    with answering(b"SERVER example.com\n") as port:
+        assert "tcprepl answers" in look(f"127.0.0.1:{port}").text
+    with answering(b'HTTP/1.1 200 OK\r\n\r\n{"live":true}') as port:
+        assert "tcprepl answers" in look(f"127.0.0.1:{port}", "http").text
+    with answering(b"220 mail\n") as port:
+        assert "not by tcprepl" in look(f"127.0.0.1:{port}").text
+        silent = port
+    assert "is free" in look(f"127.0.0.1:{silent}").text
+    assert look("127.1.2.3:1").verdict in (GOOD, FAULT)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    assert "may not listen" in look("127.0.0.1:1").text
+
+
+def test_an_address_of_another_machine() -> None:
+    tls = {"certificate": "/x", "private_key": "/y"}
+    given = config(replication={"listen": "192.0.2.1:1", "tls": tls}, http={"listen": "unix:/x"})
+    assert "Cannot assign" in one(doctor.ports(given)).text
+
+
+def test_redis() -> None:
+    def look(url: str) -> Finding:
+        return one(doctor.redis(config(redis={"url": url})))
+
+    assert list(doctor.redis(config())) == []
+    with answering(b"$37\r\nrole:master\r\nredis_version:7.0.15\r\n\r\n\r\n") as port:
+        assert look(f"redis://127.0.0.1:{port}").text.endswith("is there, 7.0.15")
+    with answering(b"+OK\r\n$12\r\nrole:slave\r\n\r\n") as port:
+        assert "is a slave" in look(f"redis://:secret@127.0.0.1:{port}").text
+    with answering(b"-NOAUTH Authentication required.\r\n") as port:
+        found = look(f"redis://127.0.0.1:{port}")
+        assert "NOAUTH" in found.text
+    with answering(b"") as port:
+        assert "closed the connection" in look(f"redis://127.0.0.1:{port}").text
+    assert "refused" in look(f"redis://127.0.0.1:{port}").text
+    assert "No such file" in look("unix:/nowhere/redis.sock").text
+
+
+def test_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.own_name(config(server_name="localhost"))) == []
+    assert list(doctor.own_name(config(server_name="matrix.example.com"))) == []
+    given = config(server_name="matrix.test:8448")
+
+    class Answer:
+        status = 200
+
+        def __enter__(self) -> Answer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(doctor.urllib.request, "urlopen", lambda *_, **__: Answer())
+    assert "delegates" in one(doctor.own_name(given)).text
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no")
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise doctor.urllib.error.HTTPError("", 404, "", None, None)  # type: ignore[arg-type]
+
+    for failing in (refuse, missing):
+        monkeypatch.setattr(doctor.urllib.request, "urlopen", failing)
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 8448))]
+        )
+        assert one(doctor.own_name(given)).verdict is GOOD
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        assert one(doctor.own_name(given)).verdict is WARNING
+
+
+def test_somebody_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    assert doctor._user() == "4000000"
+    assert time.time() > doctor.EARLIEST_S
