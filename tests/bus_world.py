@@ -137,10 +137,11 @@ class BusWorld:
             self.clock.advance(0)
 
     def close(self) -> None:
-        """Stop the bus; nothing of it is left."""
-        stopped = Deferred.fromCoroutine(self.bus.stop())
-        self.clock.advance(STOP_WITHIN_S)
-        assert stopped.called
+        """Stop bus and server; nothing of them is left."""
+        for stop in (self.bus.stop, self.server.stop):
+            stopped = Deferred.fromCoroutine(stop())
+            self.clock.advance(STOP_WITHIN_S)
+            assert stopped.called
 
     def rows(self, stream: str, instance: str) -> list[tuple[int, bytes]]:
         """Return what the log holds of a pair."""

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks import rows
 from tests.benchmarks.driver import Subscribers, System
 from tests.benchmarks.measure import Result, absent, cpu_ns, raise_open_files, summarise
 from tests.interop.environments import REPOSITORY, SetupError
 from tests.interop.processes import Child, accepts
-from tests.interop.servers import Redis
+from tests.interop.servers import Redis, Server
 from tests.ports import free_port
 
 BENCH = "relay"
@@ -37,18 +39,25 @@ CHANNEL = b"bench"
 
 
 class OverRedis(System):
-    """Plain subscribers of Redis."""
+    """Plain subscribers of Redis, or of what stands in its place.
+
+    Args:
+        redis: The server.
+    """
 
     name = "redis"
     welcome = b"subscribe"
     hello = b"*2\r\n$9\r\nSUBSCRIBE\r\n$5\r\nbench\r\n"
 
-    def __init__(self) -> None:
-        self.redis = Redis.start()
+    def __init__(self, redis: Server | None = None) -> None:
+        self.redis = redis or Redis.start()
         self.port = self.redis.port
         self._publisher = socket.create_connection(("127.0.0.1", self.redis.port))
         self._publisher.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._lines = itertools.cycle(line.split(b" ", 4) for line in rows.lines(2_000))
+        self._lines = {
+            kind: itertools.cycle(line.split(b" ", 4) for line in rows.lines(2_000, run=run))
+            for kind, run in (("batch", 100), ("each", 1))
+        }
         self._tokens = dict.fromkeys((stream.encode() for stream in rows.STREAMS), 0)
 
     @property
@@ -56,24 +65,43 @@ class OverRedis(System):
         """The process whose CPU time counts."""
         return self.redis.pid
 
-    def publish(self, turns: int, size: int) -> None:
+    def publish(self, turns: int, size: int, kind: str = "batch") -> None:
         """Publish, and drop the answers to what was published before."""
         with contextlib.suppress(BlockingIOError):
             while self._publisher.recv(65_536, socket.MSG_DONTWAIT):
                 pass
         for _ in range(turns):
-            self._say([self._line() for _ in range(size)])
+            self._say([self._line(kind) for _ in range(size)])
 
-    def publish_stamped(self) -> None:
-        """Do nothing: latency is not measured here."""
+    def ask(self, size: int, kind: str) -> None:
+        """Publish *size* rows to nobody, and wait until all are answered."""
+        self._say([self._line(kind) for _ in range(size)])
+        answered = b""
+        while answered.count(b"\r\n") < size:
+            answered += self._publisher.recv(65_536)
+
+    def publish_stamped(self, size: int = 1) -> None:
+        """Publish rows at once, of which every other one carries the time."""
+        self._say([self._typing() if n % 2 else self._stamped() for n in range(size)])
+
+    def _stamped(self) -> bytes:
+        return self._of("receipts", [*rows.row("receipts", 7)[:4], {"ts": time.perf_counter_ns()}])
+
+    def _typing(self) -> bytes:
+        return self._of("typing", rows.row("typing", 7))
+
+    def _of(self, stream: str, row: list[Any]) -> bytes:
+        self._tokens[stream.encode()] += 1
+        text = json.dumps(row, separators=(",", ":"))
+        return f"RDATA {stream} master {self._tokens[stream.encode()]} {text}".encode()
 
     def stop(self) -> None:
         """Stop the server."""
         self._publisher.close()
         self.redis.stop()
 
-    def _line(self) -> bytes:
-        word, stream, instance, _, row = next(self._lines)
+    def _line(self, kind: str) -> bytes:
+        word, stream, instance, _, row = next(self._lines[kind])
         self._tokens[stream] += 1
         return b"%b %b %b %d %b" % (word, stream, instance, self._tokens[stream], row[:-1])
 

@@ -26,6 +26,13 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 #: another (`log` in `storage`), or measure what a homeserver has, at its size.
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "fanout": {"subscribers": (1, 2), "rows": 2_000, "repetitions": 1},
+    "bus": {
+        "subscribers": (1, 2),
+        "messages": 1_000,
+        "repetitions": 1,
+        "seconds": 0.2,
+        "published": 500,
+    },
     "worker": {"count": 3_000, "repetitions": 1},
     "latency": {"seconds": 0.2, "repetitions": 1},
     "idle": {"connections": 20, "repetitions": 1, "idle_s": 0.1},
@@ -73,7 +80,7 @@ def test_a_benchmark_runs(name, monkeypatch):
     assert all(one.value is not None and one.value >= 0 for one in ours)
     assert len(result_table(results).splitlines()) > 1
     known = {(one.bench, one.case, one.workload) for one in results}
-    small = name == "fanout"  # the cases of fewer subscribers have other names
+    small = name in ("fanout", "bus")  # the cases of fewer subscribers have other names
     for target in module.TARGETS:
         assert small or (target.bench, target.case, target.workload) in known, target
 
