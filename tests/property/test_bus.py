@@ -54,3 +54,30 @@ def test_replies_come_in_the_order_of_the_requests(words: list[bytes], cut: int)
         client.connection.dataReceived(data[start : start + cut])
     client.world.settle()
     assert client.transport.value() == b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from(["events w1", "events w2", "typing w1"]), st.integers(1, 12)),
+    max_size=25,
+)
+
+
+@given(ROWS, st.integers(1, 25))
+def test_lines_of_one_read_do_what_they_do_one_by_one(
+    said: list[tuple[str, int]], together: int
+) -> None:
+    worlds = BusWorld(), BusWorld()
+    for world, size in zip(worlds, (1, together), strict=True):
+        listener, client = world.subscriber(), world.client()
+        lines = [f"RDATA {pair} {token} [{n}]" for n, (pair, token) in enumerate(said)]
+        for start in range(0, len(lines), size):
+            client.publish(*lines[start : start + size])
+        world.settle()
+        heard = [line.partition("[")[2].encode() for line in listener.heard() if "[" in line]
+        logged = [row for pair in world.log.pairs() for _, row in world.rows(*pair)]
+        assert {row.strip(b"[") for row in logged} <= set(heard)
+        world.close()
+    one_by_one, in_runs = worlds
+    assert one_by_one.log.pairs() == in_runs.log.pairs()
+    for pair in one_by_one.log.pairs():
+        assert one_by_one.rows(*pair) == in_runs.rows(*pair)

@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 #: Called with (stream, instance, token, rows) for each batch, in order; may be async.
 RowHandler: TypeAlias = Callable[[StreamName, InstanceName, Token, Rows], object]
+#: Called with (stream, instance, tokens, rows as JSON), for batches of one row each; may be async.
+RunHandler: TypeAlias = Callable[[StreamName, InstanceName, list[Token], list[bytes]], object]
 #: Called with (stream, instance, known, token) when a stream cannot go on; may be async.
 ResetHandler: TypeAlias = Callable[[StreamName, InstanceName, Token | None, Token], object]
 #: Called with (stream, instance, token) when a position was heard; may be async.
@@ -102,6 +104,7 @@ class Delivery:
         join_batches: Whether neighbouring batches may be handed over as one.
         passed_over: Asked when a row, or a position, is not above what is known. Where it tells a
             token, what is known was told falsely: the stream goes on there, as after a reset.
+        on_run: Called in the handler's place with neighbouring batches that are all new.
 
     Attributes:
         resumption: In the dialect of 2017: what was asked for, until POSITION comes.
@@ -124,6 +127,7 @@ class Delivery:
         max_attempts: int | None,
         join_batches: bool = False,
         passed_over: PassedOver | None = None,
+        on_run: RunHandler | None = None,
     ) -> None:
         self.received_rows: dict[StreamName, int] = {}
         self.resumption = Resumption(keep=store.atomic)
@@ -143,6 +147,7 @@ class Delivery:
         self._catch_up = catch_up
         self._join_batches = join_batches
         self._passed_over = passed_over
+        self._on_run = on_run
         self._codecs: dict[StreamName, RowCodec] = {}
         self._inbox: deque[object] = deque()
         self._descending = DescendingRows(self._progress)
@@ -267,6 +272,8 @@ class Delivery:
         rests = iter(list(in_batches(events)) if one_by_one else events)
         pushed = self._batches if self._puller is None else self._pull
         work_run = self._join if self._join_batches else pushed
+        if self._on_run is not None:
+            work_run = self._whole
         waiting: Deferred[None] | None
         caller = self._caller
         for event in rests:
@@ -333,6 +340,16 @@ class Delivery:
         done = handed + stale
         left = RunReceived(stream, instance, tokens[done:], raws[done:])
         return later(), left if left.tokens else None
+
+    def _whole(self, run: RunReceived) -> tuple[Deferred[None] | None, RunReceived | None]:
+        """Hand over a run as it is, if the handler has seen nothing of it."""
+        stream, instance, tokens, raws = run
+        pair = (stream, instance)
+        if tokens[0] <= self.known.get(pair, -1) or self._codec(stream) is None:
+            return self._batches(run)
+        assert self._on_run is not None
+        self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raws)
+        return self._caller.call(self._on_run, run, pair, tokens[-1]), None
 
     def _join(self, run: RunReceived) -> tuple[Deferred[None] | None, None]:
         """Hand over batches of one row each as one, with the token of the last."""

@@ -182,16 +182,18 @@ class Caller:
             )
 
     def _log(self, call: Call, attempt: int, error: BaseException) -> None:
+        stream, instance = call.pair
         if call.rows is None:
             log.error(
                 "replication.callback.failed",
                 callback=getattr(call.function, "__qualname__", repr(call.function)),
-                arguments=call.arguments,
+                stream=stream,
+                instance=instance,
+                token=call.reached,
                 attempt=attempt,
                 exc_info=error,
             )
         else:
-            stream, instance = call.pair
             log.error(
                 "replication.handler.failed",
                 stream=stream,

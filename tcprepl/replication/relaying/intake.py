@@ -268,6 +268,28 @@ class RelayIntake:
         """Take a batch; the answer, if any, fires when there is room for the next."""
         return self.take((stream, instance), token, list(rows.raw))
 
+    def run(
+        self, stream: StreamName, instance: InstanceName, tokens: list[Token], raw: list[bytes]
+    ) -> Deferred[None] | None:
+        """Take batches of one row each, whose tokens grow; otherwise as `rows`."""
+        pair = (stream, instance)
+        offset, head = self._offsets.get(pair), self._heads.get(pair, 0)
+        before = head - (offset or 0)
+        ahead = tokens[-1] - before
+        if offset is None or tokens[0] <= before or ahead > MAX_AHEAD_RATE_TOKENS:
+            return Deferred.fromCoroutine(self._one_by_one(pair, tokens, raw))
+        self._state.enter(pair, self.incarnation, before, tokens[-1])
+        if ahead > len(tokens):
+            for after, upto in zip((max(0, before), *tokens), tokens, strict=False):
+                self._pass_over(pair, after, upto)
+        self._append(pair, [token + offset for token in tokens] if offset else tokens, raw)
+        return self._wait_for_room()
+
+    async def _one_by_one(self, pair: Pair, tokens: list[Token], raw: list[bytes]) -> None:
+        for token, row in zip(tokens, raw, strict=True):
+            if (waiting := self.take(pair, token, [row])) is not None:
+                await waiting
+
     def take(self, pair: Pair, token: Token, raw: list[bytes]) -> Deferred[None] | None:
         """Take a batch as JSON bytes; otherwise as `rows`."""
         if not self._believed(pair, token):
@@ -283,7 +305,7 @@ class RelayIntake:
             return Deferred.fromCoroutine(self._shift(pair, token, raw))
         self._state.enter(pair, self.incarnation, head - offset, token)
         self._pass_over(pair, max(0, head - offset), token)
-        self._append(pair, ours, raw)
+        self._append(pair, [ours] * len(raw), raw)
         return self._wait_for_room()
 
     async def _shift(self, pair: Pair, token: Token, raw: list[bytes]) -> None:
@@ -291,7 +313,7 @@ class RelayIntake:
         ours = self._heads[pair] + 1
         self._state.set_epoch(pair, Epoch(ours - token, 0))
         self._offset(pair, Epoch(ours - token, ours))
-        self._append(pair, ours, raw)
+        self._append(pair, [ours] * len(raw), raw)
 
     def position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         """Take note that the upstream is at *token*, and that nothing is missing up to there."""
@@ -398,19 +420,19 @@ class RelayIntake:
         if self.on_pair is not None:
             self.on_pair(stream, instance)
 
-    def _append(self, pair: Pair, token: Token, rows: list[bytes]) -> None:
+    def _append(self, pair: Pair, tokens: list[Token], rows: list[bytes]) -> None:
         item = self._queue[-1] if self._queue else None
         if item is None or item.pair != pair or not item.rows or item.size > GROUP_BYTES // 4:
             item = _Item(pair)
             self._queue.append(item)
         size = sum(map(len, rows))
-        item.tokens += [token] * len(rows)
+        item.tokens += tokens
         item.rows += rows
         item.size += size
         self._waiting_bytes += size
         self.rows_taken += len(rows)
         self._rows_at = self._reactor.seconds()
-        self._heads[pair] = token
+        self._heads[pair] = tokens[-1]
         self._kick()
 
     def _advance(self, pair: Pair, token: Token, *, trims: bool = False) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from operator import lt
 from typing import Any, Final
 
 import msgspec
@@ -30,7 +31,7 @@ from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.codec import parse_line, word_of
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import RowsReceived, in_batches
+from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING
@@ -188,6 +189,10 @@ class Followers:
             total.update(follower.delivery.received_rows)
         return [((stream,), float(count)) for stream, count in total.items()]
 
+    def known(self, pair: Pair) -> Follower | None:
+        """Return what follows *pair*, if something of it was heard."""
+        return self._by_pair.get(pair)
+
     def of(self, pair: Pair) -> Follower:
         """Return what follows *pair*."""
         found = self._by_pair.get(pair)
@@ -211,6 +216,7 @@ class Followers:
             catch_up=self._catch_up,
             max_attempts=None,
             passed_over=self.intake.passed_over,
+            on_run=self.intake.run,
         )
         delivery.start()
         delivery.begin(_REDIS)
@@ -341,8 +347,16 @@ class LineReader:
         """Hand each pair its events, neighbours together."""
         follower: Follower | None = None
         run: list[Any] = []
-        for event in in_batches(events):
+        for event in self._split(events):
             pair = (event.stream, event.instance)
+            if type(event) is RunReceived:
+                if follower is None or follower.pair != pair:
+                    if follower is not None:
+                        follower.delivery.take(run)
+                    follower, run = self.followers.of(pair), []
+                run.append(event)
+                follower.top = event.tokens[-1]
+                continue
             if not self.intake.believes(pair, event.token):
                 self.bad(_RDATA, f"no writer of {pair[0]} can be at token {event.token} by now")
                 continue
@@ -367,6 +381,27 @@ class LineReader:
             follower.heard_by = self
         if follower is not None:
             follower.delivery.take(run)
+
+    def _split(self, events: Iterable[Any]) -> Iterator[Any]:
+        """Yield *events*; of a run each batch, but where none of them proves anything special."""
+        for event in events:
+            if type(event) is not RunReceived:
+                yield event
+                continue
+            stream, instance, tokens, rows = event
+            follower = self.followers.known((stream, instance))
+            if (
+                follower is not None
+                and follower.heard_by is self
+                and stream not in DESCENDING
+                and tokens[0] > follower.top
+                and all(map(lt, tokens, tokens[1:]))
+                and self.intake.believes(follower.pair, tokens[-1])
+                and all(map(is_json, rows))
+            ):
+                yield event
+            else:
+                yield from in_batches((event,))
 
     def _proves(self, event: RowsReceived | PositionCommand) -> bool:
         """Return whether *event* says anything where nothing was heard of its pair yet.

@@ -547,3 +547,17 @@ def test_a_callback_is_not_called_again_after_the_stop() -> None:
     stage.link.clock.advance(60)
     assert calls == [1]
     assert not stage.link.failures
+
+
+def test_a_run_is_handed_over_as_it_is_where_nothing_of_it_is_known() -> None:
+    stage = Stage(alpha=4)
+    runs: list[Any] = []
+    stage.delivery._on_run = lambda *run: runs.append(run)
+    stage.delivery.take([RunReceived("alpha", "master", [5, 6], [b"[5]", b"[6]"])])
+    stage.delivery.take([RunReceived("other", "master", [5, 6], [b"[5]", b"[6]"])])
+    assert runs == [("alpha", "master", [5, 6], [b"[5]", b"[6]"])]
+    assert stage.delivery.known == {ALPHA: 6}
+    stage.delivery.take([RunReceived("alpha", "master", [6, 7], [b"[6]", b"[7]"])])
+    assert len(runs) == 1
+    assert stage.seen == [(7, [[7]])]
+    assert stage.delivery.received_rows == {"alpha": 3}

@@ -374,3 +374,32 @@ def test_only_what_had_no_row_was_passed_over(world: World) -> None:
     world.position(4, ("backfill", "w1"))
     world.take(9, pair=("backfill", "w1"))
     assert world.intake.passed_over(("backfill", "w1"), 6) is None
+
+
+def test_a_run_is_taken_as_its_batches_one_by_one(world: World) -> None:
+    world.position(4)
+    assert world.intake.run(*PAIR, [5, 7], [b"[5]", b"[7]"]) is None
+    world.clock.advance(0)
+    assert world.rows() == [(5, b"[5]"), (7, b"[7]")]
+    assert world.intake.passed_over(PAIR, 6) == 5
+    assert world.intake.passed_over(PAIR, 5) is None
+    world.reset(7, 2)  # it began anew: from here on ours are ahead
+    assert world.intake.run(*PAIR, [3, 4], [b"[3]", b"[4]"]) is None
+    world.clock.advance(0)
+    assert world.rows()[-2:] == [(9, b"[3]"), (10, b"[4]")]
+    assert world.intake.known(PAIR) == 4
+
+
+def test_a_run_of_a_new_pair_or_with_repeated_tokens_is_taken_batch_by_batch(world: World) -> None:
+    other = ("events", "w1")
+    done = world.intake.run(*other, [5, 6], [b"[5]", b"[6]"])
+    assert done is not None
+    world.clock.advance(0)
+    assert done.called
+    assert world.rows(other) == [(5, b"[5]"), (6, b"[6]")]
+    again = world.intake.run(*other, [6, 7], [b"[6]", b"[7]"])
+    for _ in range(4):
+        world.clock.advance(0)
+    assert again is not None
+    assert again.called
+    assert [row for _, row in world.rows(other)] == [b"[5]", b"[6]", b"[6]", b"[7]"]
