@@ -35,7 +35,8 @@ from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.streams.sqlite import CLEANING_PAUSE_S, SqliteLog
+from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.streams.stored import CLEANING_PAUSE_S
 
 #: A durable stream, an ephemeral one, and an ephemeral one of states.
 DURABLE, EPHEMERAL, STATES = "push_rules", "sparks", "typing"

@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.ids import ProducerName, Token
 from tcprepl.streams.blocks import render
-from tcprepl.streams.database import Commit, StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.engine import Commit, StoredPair
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.producers import Answer, Produced, ProducerState

@@ -12,19 +12,26 @@ reactor's; WAL keeps them out of each other's way.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
-import msgpack
-
 from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
-from tcprepl.ids import InstanceName, ProducerName, StreamName, Token
+from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
 from tcprepl.streams.blocks import merge
+from tcprepl.streams.engine import (
+    EXPIRED_AT_ONCE,
+    TRIMMED_BLOCKS,
+    TRIMMED_BYTES,
+    Commit,
+    Freed,
+    StoredPair,
+    decode_block,
+    encode_block,
+)
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
@@ -38,8 +45,6 @@ DATABASE_NAME = "log.sqlite3"
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
 SCHEMA_VERSION = 3
-#: Expired transaction ids removed in one commit: more than a minute brings.
-_EXPIRED_AT_ONCE = 50_000
 
 _CREATE = """
 CREATE TABLE pairs (
@@ -101,10 +106,6 @@ SCHEMA = Schema(
     ),
 )
 
-#: Most blocks of a pair, and bytes of lines in all, that one commit removes: a publish that
-#: comes meanwhile waits for that, and not for millions of rows.
-_TRIMMED_BLOCKS = 1_000
-_TRIMMED_BYTES = 524_288
 #: Pages that one commit gives back, and pages without use that a file may have.
 _SHRUNK_PAGES = 32
 _SPARE_PAGES = 256
@@ -158,104 +159,6 @@ _SELECT_NEXT = (
     "SELECT last FROM blocks WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT 1"
 )
 _SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
-
-
-@dataclass(slots=True)
-class StoredPair:
-    """A row of ``pairs``."""
-
-    id: int
-    stream: StreamName
-    instance: InstanceName
-    position: Token
-    floor: Token
-    rows: int = 0
-    size_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Commit:
-    """What is written in one transaction.
-
-    Attributes:
-        pairs: The position and the floor of each pair that moved; rows and bytes are added.
-        blocks: (id of the pair, block).
-        trims: Id of a pair, and the floor up to which its blocks go, a bounded part at a time.
-        shrink: Whether the file gives some pages back that it does not need any more.
-        transactions: (stream, transaction id, answer, time in ms).
-        expire_before_ms: Transaction ids from before this time go; None leaves them.
-        producers: The state of each producer that was used; what is older than what the disk
-            has changes nothing.
-        answers: What is answered to each producer, in the order of its numbers.
-        at_once: Those of *answers* that were given without waiting for this.
-        forgotten: Producers that go, before all else.
-        begun: What `History.begin` returned.
-        oldest_incarnation: The number of the oldest incarnation that is remembered.
-    """
-
-    pairs: list[StoredPair] = field(default_factory=list)
-    blocks: list[tuple[int, Block]] = field(default_factory=list)
-    trims: dict[int, Token] = field(default_factory=dict)
-    shrink: bool = False
-    transactions: list[tuple[StreamName, str, Appended, int]] = field(default_factory=list)
-    expire_before_ms: int | None = None
-    producers: dict[ProducerName, ProducerState] = field(default_factory=dict)
-    answers: dict[ProducerName, list[Answer]] = field(default_factory=dict)
-    at_once: dict[ProducerName, list[Answer]] = field(default_factory=dict)
-    forgotten: set[ProducerName] = field(default_factory=set)
-    begun: tuple[Incarnation, list[Beginning]] | None = None
-    oldest_incarnation: int = 1
-
-    def note(self, name: ProducerName, state: ProducerState) -> None:
-        """Write that *state* of a producer, or what is newer in one noted before."""
-        known = self.producers.get(name, state)
-        self.producers[name] = ProducerState(*map(max, known, state))
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.pairs
-            or self.blocks
-            or self.trims
-            or self.shrink
-            or self.transactions
-            or self.expire_before_ms is not None
-            or self.producers
-            or self.forgotten
-            or self.begun is not None
-        )
-
-
-@dataclass(slots=True)
-class Freed:
-    """What a commit freed, and what is left for later ones.
-
-    Attributes:
-        trimmed: Id of a pair, rows and bytes that went.
-        unfinished: The trims of which blocks are left, as in `Commit.trims`.
-        spare: Whether the file has pages that it could give back.
-    """
-
-    trimmed: list[tuple[int, int, int]] = field(default_factory=list)
-    unfinished: dict[int, Token] = field(default_factory=dict)
-    spare: bool = False
-
-
-def encode_block(block: Block) -> bytes:
-    """Return the body that is stored of *block*."""
-    tokens = block.tokens
-    consecutive = type(tokens) is range
-    body: bytes = msgpack.packb(
-        ((tokens[0], len(tokens)) if consecutive else list(tokens), consecutive, block.lines)
-    )
-    return body
-
-
-def decode_block(stream: StreamName, instance: InstanceName, body: bytes, written_ms: int) -> Block:
-    """Return the block that *body* was made of."""
-    # Files of before 0.1.0 hold more, between these: where each line ends.
-    tokens, consecutive, *_, lines = msgpack.unpackb(body)
-    given: Sequence[Token] = range(tokens[0], tokens[0] + tokens[1]) if consecutive else tokens
-    return Block(stream, instance, given, lines, written_ms)
 
 
 class Database:
@@ -517,9 +420,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             freed = self._trim_some(connection, commit.trims)
             if commit.expire_before_ms is not None:
-                connection.execute(
-                    _DELETE_TRANSACTIONS, (commit.expire_before_ms, _EXPIRED_AT_ONCE)
-                )
+                connection.execute(_DELETE_TRANSACTIONS, (commit.expire_before_ms, EXPIRED_AT_ONCE))
             write_producers(connection, commit.producers, commit.answers, commit.forgotten)
             connection.executemany(
                 _UPSERT_PAIR,
@@ -563,12 +464,12 @@ class Database:
     def _trim_some(self, connection: sqlite3.Connection, trims: dict[int, Token]) -> Freed:
         """Raise the floors, and remove blocks below them, as many as one commit should."""
         freed = Freed()
-        left = _TRIMMED_BYTES
+        left = TRIMMED_BYTES
         for pair, floor in trims.items():
             found = connection.execute(
                 "SELECT last, rows, bytes FROM blocks WHERE pair = ? AND last <= ?"
                 " ORDER BY last LIMIT ?",
-                (pair, floor, _TRIMMED_BLOCKS),
+                (pair, floor, TRIMMED_BLOCKS),
             ).fetchall()
             upto = rows = size = taken = 0
             for last, block_rows, block_bytes in found:
@@ -586,7 +487,7 @@ class Database:
                 (floor, rows, size, pair),
             )
             freed.trimmed.append((pair, rows, size))
-            if taken < len(found) or len(found) == _TRIMMED_BLOCKS:
+            if taken < len(found) or len(found) == TRIMMED_BLOCKS:
                 freed.unfinished[pair] = floor
         return freed
 

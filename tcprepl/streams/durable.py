@@ -9,7 +9,7 @@ from itertools import islice
 
 from tcprepl.ids import Token
 from tcprepl.streams.blocks import cut_page
-from tcprepl.streams.database import Database, StoredPair
+from tcprepl.streams.engine import Engine, StoredPair
 from tcprepl.streams.gaps import Gap
 from tcprepl.streams.log import Block, Page
 from tcprepl.streams.pages import DiskPage, PageCache, Reading
@@ -47,7 +47,7 @@ class DurableStream:
         self,
         stored: StoredPair,
         bounds: Bounds,
-        database: Database,
+        database: Engine,
         pages: PageCache,
         on_damage: Callable[[StoredPair, Gap], object],
     ) -> None:

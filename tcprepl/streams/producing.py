@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tcprepl.errors import ProducerError
 from tcprepl.ids import ProducerName
 from tcprepl.streams.commits import Append, Batch, Claim, Item
-from tcprepl.streams.database import Commit
+from tcprepl.streams.engine import Commit
 from tcprepl.streams.log import Appended
 from tcprepl.streams.producers import Answer, Produced, Producers, ProducerState
 

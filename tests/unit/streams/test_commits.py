@@ -6,8 +6,8 @@ from typing import Any
 
 from tcprepl.streams import commits
 from tcprepl.streams.commits import Advance, Append, Barrier, Item, gather, take
-from tcprepl.streams.database import StoredPair
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block
 from tcprepl.streams.retention import Bounds

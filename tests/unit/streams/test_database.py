@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-import msgpack
 import pytest
 
 from tcprepl import limits
@@ -21,13 +19,9 @@ from tcprepl.streams.blocks import render
 from tcprepl.streams.database import (
     DATABASE_NAME,
     SCHEMA_VERSION,
-    Commit,
     Database,
-    Freed,
-    StoredPair,
-    decode_block,
-    encode_block,
 )
+from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
@@ -60,25 +54,6 @@ def database(tmp_path: Path) -> Database:
     made = Database(tmp_path)
     made.write(Commit(pairs=[stored()], blocks=[(1, block(1, 2, 3))]))
     return made
-
-
-@pytest.mark.parametrize("tokens", [[1, 2, 2, 9], range(5, 8)])
-def test_a_block_is_stored_whole(tokens: Sequence[int]) -> None:
-    made = render("s", "i", tokens, [b"[1]"] * len(tokens), 0)
-    back = decode_block("s", "i", encode_block(made), 77)
-    assert list(back.tokens) == list(tokens)
-    assert type(back.tokens) is type(tokens)
-    assert back.lines == made.lines
-    assert back.ends == made.ends
-    assert back.written_ms == 77
-
-
-def test_a_block_of_before_the_first_release_is_read() -> None:
-    """They said where lines end, too."""
-    lines = b"RDATA s i 5 1\nRDATA s i 6 2\n"
-    body = msgpack.packb(((5, 2), True, 13, b"\x0e\0\0\0\x1c\0\0\0", lines))
-    back = decode_block("s", "i", body, 77)
-    assert (back.tokens, back.lines) == (range(5, 7), lines)
 
 
 def test_what_is_written_is_there_the_next_time(database: Database, tmp_path: Path) -> None:
@@ -446,7 +421,7 @@ def test_a_commit_trims_a_part_and_says_what_is_left(database: Database) -> None
         assert pair.floor == 601  # readers of the next process are told from the first part on
         assert database.is_trimmed(pair) == (not freed.unfinished)
         ((_, part, size),) = freed.trimmed
-        assert size <= database_module._TRIMMED_BYTES + 30_000
+        assert size <= database_module.TRIMMED_BYTES + 30_000
         rows += part
         parts += 1
         trims = freed.unfinished

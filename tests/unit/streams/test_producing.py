@@ -13,7 +13,7 @@ from tcprepl.streams.log import Appended
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.retention import Retention
 from tests.log_kit import DURABLE, EPHEMERAL, SqliteStore, add, claim, read_all, result, row
-from tests.unit.streams.test_sqlite import SlowWorker, crashed, refuse, slow_log
+from tests.unit.streams.test_stored import SlowWorker, crashed, refuse, slow_log
 
 
 def produce(log: Any, sequence: int, stream: str = DURABLE, epoch: int = 1) -> Deferred[Appended]:
