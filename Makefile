@@ -51,7 +51,7 @@ types: $(VENV)/.dev  ## mypy --strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev  ## all tests that need no long run and no foreign program
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not interop" tests $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not interop and not postgresql" tests $(ARGS)
 
 stateful: $(VENV)/.dev  ## random machines against models
 	$(PYTEST) tests/stateful $(ARGS)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import yaml
 from pydantic import (
@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -38,6 +39,8 @@ from tcprepl.synapse_names import excerpt, put, translate_synapse
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"
 DEFAULT_DATA = "./tcprepl-data"
+#: How the URL of a database begins, which is no directory.
+DATABASE_URLS = ("postgresql://", "postgres://")
 DEFAULT_BUS = "127.0.0.1:6379"
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
@@ -108,6 +111,11 @@ def _addresses(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(parse_address(item) if isinstance(item, str) else item for item in value)
     return value
+
+
+def is_database_url(text: str) -> bool:
+    """Return whether *text*, which says where the logs are, is no directory."""
+    return text.startswith(DATABASE_URLS)
 
 
 def _host_port(value: str) -> str:
@@ -404,6 +412,14 @@ class Config(Settings):
     data_directory: Annotated[Path | None, BeforeValidator(_or_none)] = Field(
         default=Path(DEFAULT_DATA), description="a path, or null to keep everything in memory only"
     )
+    data: SecretStr | None = Field(
+        default=None,
+        description="null, or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE for the logs",
+    )
+    lease: Seconds = Field(default=10.0, description=_AGE_IS)
+    standby: bool = Field(
+        default=False, description="true (wait until nobody writes as this instance) or false"
+    )
     replication: ReplicationSettings = Field(
         default=ReplicationSettings(),
         description="a section with listen, tls, dialect, max_connections",
@@ -425,6 +441,19 @@ class Config(Settings):
         default_factory=dict, description="the HTTP URL of each writer (* for all others)"
     )
     log: LogSettings = Field(default=LogSettings(), description="a section with level and format")
+
+    @field_validator("data")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_database_url(value.get_secret_value()):
+            raise ValueError("no URL of PostgreSQL")
+        return value
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        if self.standby and self.data is None:
+            raise ValueError("standby: found true; expected data to be the URL of a database")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

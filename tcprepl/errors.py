@@ -15,7 +15,8 @@
           EpochFenced  SequenceHole  SequenceTooOld  TooManyProducers
         PublishRefused          .reason tells programs why a server did not take rows
         LogError
-          LogUnavailable  LogLocked  LogCorrupt  LogTooNew
+          LogUnavailable  LogLocked  LogHeld  LogCorrupt  LogTooNew
+            LogFenced  WrittenElsewhere
       FederationError
       ConfigError               the command line exits with 2
 """
@@ -391,6 +392,37 @@ class LogUnavailable(LogError):
     """The log could not do it now; nothing was published, and a later try may succeed."""
 
 
+class LogFenced(LogUnavailable):
+    """This process may write no more: another one has taken its instance over, for good.
+
+    Attributes:
+        writer: The instance.
+    """
+
+    def __init__(self, writer: str, text: str) -> None:
+        self.writer = writer
+        super().__init__(f"instance {writer}: {text}")
+
+
+class WrittenElsewhere(LogUnavailable):
+    """Another server of the same database writes this (stream, instance).
+
+    Attributes:
+        stream: Name of the stream.
+        instance: Name of the instance.
+        writer: Who writes it, as far as is known.
+    """
+
+    def __init__(self, stream: str, instance: str, writer: str) -> None:
+        self.stream = stream
+        self.instance = instance
+        self.writer = writer
+        super().__init__(
+            f"stream {stream} of {instance} is written by {writer}, another server of the same "
+            "database: publish there, or as another instance"
+        )
+
+
 class LogLocked(LogError):
     """Another process has the data directory open.
 
@@ -405,6 +437,23 @@ class LogLocked(LogError):
         owner = "another process" if pid is None else f"process {pid}"
         super().__init__(
             f"{directory} is in use by {owner}: stop that one, or choose another directory"
+        )
+
+
+class LogHeld(LogError):
+    """Another server writes as this instance into the same database.
+
+    Attributes:
+        writer: The instance.
+        holder: The process that has it: its host and its process id.
+    """
+
+    def __init__(self, where: str, writer: str, holder: str) -> None:
+        self.writer = writer
+        self.holder = holder
+        super().__init__(
+            f"{where}: instance {writer} is written by {holder}: stop that one, give this one "
+            "another --instance, or start it with --standby to take over when that one ends"
         )
 
 

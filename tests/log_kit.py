@@ -32,6 +32,8 @@ from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Appended, Block, Log, Page
 from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.postgres_database import PostgresDatabase
+from tcprepl.streams.postgresql import PostgresLog
 from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -680,6 +682,66 @@ class SqliteStore:
             self.registry,
             lambda: self.now_ms,
             InlineWorker(),
+            self.retention,
+            self.clock,
+            self.gaps,
+            self.reading_worker,
+        )
+
+    def settle(self) -> None:
+        """Let the reactor turn a few times."""
+        if self.clock is not None:
+            for _ in range(4):
+                self.clock.advance(CLEANING_PAUSE_S)
+
+    def close(self) -> None:
+        """Close the log."""
+        closed = self.log.close()
+        self.settle()
+        result(closed)
+
+    def reopen(self) -> None:
+        """Close the log and open it again."""
+        self.close()
+        self.open()
+
+
+@dataclass
+class PostgresStore:
+    """A log in PostgreSQL; with a clock commits wait for the next turn, without they do not."""
+
+    url: str
+    schema: str
+    retention: Retention | None = None
+    clock: Clock | None = None
+    now_ms: int = START_MS
+    registry: Registry = field(default_factory=make_registry)
+    reading_worker: Worker | None = None
+    gaps: Gaps | None = None
+    writer: str = "master"
+    worker: Worker = field(default_factory=InlineWorker)
+    lease_s: float = 10.0
+    log: PostgresLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open the log."""
+        self.open()
+
+    def open(self) -> None:
+        """Open the log, again after `close`."""
+        database = PostgresDatabase(
+            self.url,
+            self.writer,
+            schema=self.schema,
+            lease_s=self.lease_s,
+            transaction_age_s=(self.retention or Retention()).transaction_age_s,
+        )
+        database.take()
+        self.log = PostgresLog(
+            database,
+            self.registry,
+            lambda: self.now_ms,
+            self.worker,
             self.retention,
             self.clock,
             self.gaps,

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.opening import open_log_of, where_logs_are
 from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.settings import http_secrets, retention_of
 from tcprepl.clocks import Reactor
@@ -40,7 +42,6 @@ from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.notifier import Notifier
-from tcprepl.streams.opening import open_log
 from tcprepl.web.services import HttpLimits, WebServices
 from tcprepl.web.site import build_site
 
@@ -125,14 +126,13 @@ class Relay:
         state = RelayState(config.data_directory)
         self._life.add("state", state.close)
         registry = relay_registry(state.streams())
-        stream_log = open_log(
-            config.data_directory, registry, reactor, retention_of(config), gaps=state.gaps
-        )
+        stream_log = await open_log_of(config, registry, reactor, state.gaps)
         self._log = stream_log
         self._life.add("log", stream_log.close)
         intake = RelayIntake(reactor, stream_log, registry, state)
         self._life.add("intake", intake.close)
         self.failed = intake.failed
+        _ = stream_log.failed.addErrback(self._log_failed)
         self._server = ReplicationServer(
             reactor,
             stream_log,
@@ -169,6 +169,10 @@ class Relay:
         self._site = build_site(self._web)
         await self._listeners.open_http(self._site)
         await self._start_upstream()
+
+    def _log_failed(self, failure: Failure) -> None:
+        if not self.failed.called:  # the intake may have met it first
+            self.failed.errback(failure)
 
     async def _start_upstream(self) -> None:
         self._upstream.start()
@@ -282,7 +286,7 @@ class Relay:
             "upstream": self.upstream_name,
             "replication": " ".join(self.replication_addresses),
             "http": " ".join(self.http_addresses),
-            "data": str(self.config.data_directory or "memory"),
+            "data": where_logs_are(self.config),
         }
 
     @property

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from tcprepl import clocks
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.opening import open_log_of, where_logs_are
 from tcprepl.app.reload import ASKING, SERVING, all_of
 from tcprepl.app.settings import (
     client_tokens,
@@ -41,7 +42,6 @@ from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log
 from tcprepl.streams.notifier import Notifier
-from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.web.destinations import SenderDestinations
 from tcprepl.web.services import HttpLimits, WebServices
@@ -70,7 +70,7 @@ class Server:
         presence: Who is online.
         receipts: Takes receipts.
         federation: Queues EDUs for other servers, and takes theirs.
-        failed: Never fires: nothing that can fail keeps a server from going on.
+        failed: Fires when the log can take no more: another server has taken the instance over.
     """
 
     reloads = SERVING | ASKING | {"federation.senders"}
@@ -107,7 +107,7 @@ class Server:
         self._not_ready = None
 
     async def _start(self) -> None:
-        self._open_log()
+        await self._open_log()
         self._build()
         await self._listeners.open_replication(self.replication)
         self._web = self._services()
@@ -137,7 +137,7 @@ class Server:
             "instance": self.config.instance,
             "replication": " ".join(self.replication_addresses),
             "http": " ".join(self.http_addresses),
-            "data": str(self.config.data_directory or "memory"),
+            "data": where_logs_are(self.config),
         }
 
     @property
@@ -183,11 +183,10 @@ class Server:
 
         return take_up
 
-    def _open_log(self) -> None:
+    async def _open_log(self) -> None:
         config = self.config
-        self.log = open_log(
-            config.data_directory, self.registry, self._reactor, retention_of(config)
-        )
+        self.log = await open_log_of(config, self.registry, self._reactor)
+        self.failed = self.log.failed
         self.publisher = CanonicalPublisher(self.log, self.registry, config.instance, self._reactor)
         self._life.add("log", self._close_log)
         for stream in self.registry.offered():

@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, Address, parse_address, read_secret
+from tcprepl.config import (
+    DEFAULT_HTTP,
+    DEFAULT_REPLICATION,
+    Address,
+    is_database_url,
+    parse_address,
+    read_secret,
+)
 from tcprepl.replication.failures import UNIX_URL
 
 #: How an address of the line protocol begins, and endpoint strings of it.
@@ -96,7 +103,36 @@ class InstanceType(click.ParamType[tuple[str, str]]):
         return ("master" if name == "main" else name), url.rstrip("/")
 
 
+class DataType(click.ParamType["Path | str"]):
+    """DIR: a directory, or the URL of a PostgreSQL database."""
+
+    name = "DIR|URL"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return the path, or the URL as it is; it may hold a password and is not quoted."""
+        if isinstance(value, Path) or is_database_url(value):
+            return cast("Path | str", value)
+        if Path(value).is_file():
+            self.fail(f"{value!r} is a file: expected a directory or postgresql://...", param, ctx)
+        return Path(value)
+
+
+def data_settings(data: Path | str | None, default: str | None = None) -> dict[str, object]:
+    """Return what ``--data`` sets.
+
+    Args:
+        data: What was said.
+        default: The directory, if nothing was, or a database; None leaves it as it is.
+    """
+    url = data if isinstance(data, str) else None
+    directory = data if isinstance(data, Path) else None if default is None else Path(default)
+    return {"data": url, "data_directory": directory}
+
+
 ADDRESS = AddressType()
+DATA = DataType()
 URL = UrlType()
 SECONDS = DurationType()
 

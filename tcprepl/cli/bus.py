@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from tcprepl.app.bus import Bus
+from tcprepl.app.opening import where_logs_are
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import ADDRESS, InstanceType
+from tcprepl.cli.arguments import ADDRESS, InstanceType, data_settings
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address, loader
@@ -88,7 +89,7 @@ def command(
     listen_redis: Sequence[Address],
     listen: Address | None,
     http: Address | None,
-    data: Path | None,
+    data: Path | str | None,
     instances: Sequence[tuple[str, str]],
     secret_file: Path | None,
     password_file: Path | None,
@@ -113,7 +114,7 @@ def command(
         "bus.users": dict(users) or None,
         "replication.listen": listen and str(listen),
         "http.listen": http and str(http),
-        "data_directory": data or (None if config_file else Path(DEFAULT_DATA)),
+        **data_settings(data, None if config_file else DEFAULT_DATA),
         "instances": dict(instances) or None,
     }
     read = loader(config_file, overrides)
@@ -151,5 +152,5 @@ def welcome(bus: Bus) -> str:
                 "",
             ]
             break
-    lines += [f"The logs are in {config.data_directory or 'memory'}. Ctrl-C stops it.", ""]
+    lines += [f"The logs are in {where_logs_are(config)}. Ctrl-C stops it.", ""]
     return "\n".join(lines)

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from tcprepl.app.opening import where_logs_are
 from tcprepl.app.relay import Relay
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import ADDRESS, InstanceType
+from tcprepl.cli.arguments import ADDRESS, DATA, InstanceType, data_settings
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import Address, loader, parse_address
@@ -60,8 +61,8 @@ class UpstreamType(click.ParamType[RedisUrl | Address]):
 @click.option("--http", type=ADDRESS, help="Where HTTP listens.  [default: 127.0.0.1:9093]")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    help=f"The directory for the logs.  [default: {DEFAULT_DATA}]",
+    type=DATA,
+    help=f"The directory for the logs, or postgresql://...  [default: {DEFAULT_DATA}]",
 )
 @click.option(
     "--instance",
@@ -91,7 +92,7 @@ def command(
     config_file: Path | None,
     listen: Address | None,
     http: Address | None,
-    data: Path | None,
+    data: Path | str | None,
     instances: Sequence[tuple[str, str]],
     secret_file: Path | None,
     passive: bool,
@@ -114,7 +115,7 @@ def command(
         "server_name": server_name,
         "replication.listen": listen and str(listen),
         "http.listen": http and str(http),
-        "data_directory": data or (None if config_file else Path(DEFAULT_DATA)),
+        **data_settings(data, None if config_file else DEFAULT_DATA),
         "instances": dict(instances) or None,
     }
     read = loader(config_file, overrides)
@@ -153,5 +154,5 @@ def welcome(relay: Relay) -> str:
                 "",
             ]
             break
-    lines += [f"The logs are in {config.data_directory or 'memory'}. Ctrl-C stops it.", ""]
+    lines += [f"The logs are in {where_logs_are(config)}. Ctrl-C stops it.", ""]
     return "\n".join(lines)

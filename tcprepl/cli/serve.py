@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from tcprepl.app.opening import where_logs_are
 from tcprepl.app.server import Server
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import ADDRESS
+from tcprepl.cli.arguments import ADDRESS, DATA, data_settings
 from tcprepl.cli.running import run_process
 from tcprepl.config import DEFAULT_HTTP, Address, loader
 
@@ -31,8 +32,13 @@ from tcprepl.config import DEFAULT_HTTP, Address, loader
 @click.option("--http", type=ADDRESS, help="Where HTTP listens.  [default: 127.0.0.1:9093]")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The directory for the logs.  [default: ./tcprepl-data]",
+    type=DATA,
+    help="The directory for the logs, or postgresql://...  [default: ./tcprepl-data]",
+)
+@click.option(
+    "--standby",
+    is_flag=True,
+    help="Wait until nobody writes as this instance into the database, and take over then.",
 )
 @click.option(
     "--dialect",
@@ -51,7 +57,8 @@ def command(
     instance: str | None,
     listen: Address | None,
     http: Address | None,
-    data: Path | None,
+    data: Path | str | None,
+    standby: bool,
     dialect: str | None,
     redis: str | None,
 ) -> int:
@@ -70,7 +77,8 @@ def command(
         "instance": instance,
         "replication.listen": listen and str(listen),
         "http.listen": http and str(http),
-        "data_directory": data,
+        **data_settings(data),
+        "standby": standby or None,
         "replication.dialect": dialect,
         "redis.url": redis,
     }
@@ -118,8 +126,9 @@ def welcome(server: Server) -> str:
     ]
     if http:
         lines += [f"A page to look at:  {url}/", ""]
-    if config.data_directory is None:
+    where = where_logs_are(config)
+    if where == "memory":
         lines += ["Everything is kept in memory only. Ctrl-C stops it.", ""]
     else:
-        lines += [f"The logs are in {config.data_directory}. Ctrl-C stops it.", ""]
+        lines += [f"The logs are in {where}. Ctrl-C stops it.", ""]
     return "\n".join(lines)

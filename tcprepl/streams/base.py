@@ -74,6 +74,8 @@ class BaseLog:
     """
 
     history: History
+    #: Fires with the reason when the log can take no more, ever; most logs never do.
+    failed: Deferred[None]
     _pairs: Mapping[Pair, Source]
 
     def __init__(
@@ -85,6 +87,7 @@ class BaseLog:
         gaps: Gaps | None = None,
     ) -> None:
         self.gaps = gaps or Gaps()
+        self.failed = Deferred()
         self._registry = registry
         self._clock_ms = clock_ms
         self._retention = retention

@@ -162,7 +162,15 @@ _SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
 
 
 class Database:
-    """Both connections to the file; `write` is for the writer thread, the rest is not."""
+    """Both connections to the file; `write` is for the writer thread, the rest is not.
+
+    Attributes:
+        first_id: The lowest id of a pair.
+        over: None: all incarnations of before are over.
+    """
+
+    first_id = 1
+    over = None
 
     def __init__(self, directory: Path) -> None:
         """Open the database of *directory*, which is created if need be.

@@ -118,17 +118,27 @@ class DurableStream:
         """Take note that the rows of *gap* cannot be read."""
         self._on_damage(self.stored, replace(gap, after=max(gap.after, self.floor)))
 
+    def may_exceed(self, now_ms: int) -> bool:
+        """Return whether anything may be beyond the bounds, as far as is known without a look."""
+        stored = self.stored
+        if not stored.rows or self.trimming:
+            return False
+        floor, oldest_ms = self._oldest or (-1, 0)
+        # Asked after every commit: most of the time what was found then is enough.
+        return floor != stored.floor or bool(
+            self.bounds.excess(oldest_ms, stored.size_bytes, stored.rows, now_ms)
+        )
+
     def beyond_retention(self, now_ms: int) -> Token:
-        """Return the floor that the bounds ask for; the present one if they ask for nothing."""
+        """Return the floor that the bounds ask for; the present one if they ask for nothing.
+
+        May be called in another thread than all else.
+        """
         stored = self.stored
         floor = stored.floor
-        if not stored.rows or self.trimming:
+        if not self.may_exceed(now_ms):
             return floor
         rows, size = stored.rows, stored.size_bytes
-        known_floor, oldest_ms = self._oldest or (-1, 0)
-        # Asked after every commit: most of the time what was found then is enough.
-        if known_floor == floor and self.bounds.excess(oldest_ms, size, rows, now_ms) is None:
-            return floor
         with closing(self._database.oldest(stored, floor)) as blocks:
             for last, block_rows, block_bytes, written_ms in islice(blocks, _EXPIRE_BLOCKS):
                 bound = self.bounds.excess(written_ms, size, rows, now_ms)

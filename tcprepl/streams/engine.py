@@ -6,7 +6,7 @@ database below it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,9 +26,25 @@ TRIMMED_BYTES = 524_288
 EXPIRED_AT_ONCE = 50_000
 
 
+class KnownTransactions(Exception):
+    """Transaction ids of a commit were answered by another server meanwhile; nothing is written.
+
+    Attributes:
+        answers: What was answered to each.
+    """
+
+    def __init__(self, answers: Mapping[tuple[StreamName, str], Appended]) -> None:
+        super().__init__(f"{len(answers)} transaction ids are taken")
+        self.answers = answers
+
+
 @dataclass(slots=True)
 class StoredPair:
-    """A row of ``pairs``."""
+    """A row of ``pairs``.
+
+    Attributes:
+        writer: The number of the server that writes it, where there are several.
+    """
 
     id: int
     stream: StreamName
@@ -37,6 +53,7 @@ class StoredPair:
     floor: Token
     rows: int = 0
     size_bytes: int = 0
+    writer: int = 0
 
 
 @dataclass(slots=True)
@@ -129,7 +146,16 @@ class Engine(Protocol):
 
     `write` is called in the writing thread, `page` in the reading one, all else in the reactor's;
     the first four before anything is written.
+
+    Attributes:
+        first_id: The lowest id that a new pair may get.
+        over: Which incarnations are over when ours begins; None if all of them are.
     """
+
+    @property
+    def first_id(self) -> int: ...  # noqa: D102 - see the class
+    @property
+    def over(self) -> Collection[int] | None: ...  # noqa: D102
 
     def pairs(self) -> list[StoredPair]:
         """Return every pair that is stored."""

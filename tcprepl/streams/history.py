@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import secrets
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tcprepl.ids import IncarnationId, Pair, Token
@@ -59,8 +60,10 @@ class Beginning(NamedTuple):
 
 
 class History:
-    """The incarnations of a log, the newest of which is the *current* one.
+    """The incarnations of a log, of which the *current* one is that of this process.
 
+    Where one process at a time has the log, each ends when the next begins. Where several have it
+    at once, each ends when it is found, at the beginning of a later one, that its process is gone.
     A pair that was not known when an incarnation began, began in it at 0.
     """
 
@@ -68,18 +71,37 @@ class History:
         self,
         incarnations: Sequence[Incarnation] = (),
         beginnings: Iterable[Beginning] = (),
+        ends: Mapping[int, int] | None = None,
     ) -> None:
         """Take over what was noted; `begin` comes next, before anybody asks anything.
 
         Args:
             incarnations: Those remembered, oldest first.
             beginnings: What was noted of them, oldest first for each pair.
+            ends: For each incarnation that is over, the number of the one at whose beginning it
+                was found to be; where several run at once. By default each was ended by the next.
         """
-        self._incarnations = list(incarnations)
-        self._numbers = {known.id: known.number for known in incarnations}
+        self._incarnations: list[Incarnation] = []
+        self._numbers: dict[IncarnationId, int] = {}
+        self._ends: dict[int, int] = {}
         self._began: dict[Pair, tuple[list[int], list[Token]]] = {}
+        if ends is None:
+            ends = {one.number: following.number for one, following in pairwise(incarnations)}
+        self.merge(incarnations, beginnings, ends)
+
+    def merge(
+        self,
+        incarnations: Iterable[Incarnation],
+        beginnings: Iterable[Beginning],
+        ends: Mapping[int, int],
+    ) -> None:
+        """Take over what was noted since, by other processes of the same log."""
+        for known in incarnations:
+            self._incarnations.append(known)
+            self._numbers[known.id] = known.number
         for beginning in beginnings:
             self._note(beginning)
+        self._ends.update(ends)
 
     def _note(self, beginning: Beginning) -> None:
         numbers, tokens = self._began.setdefault(beginning.pair, ([], []))
@@ -87,7 +109,11 @@ class History:
         tokens.append(beginning.token)
 
     def begin(
-        self, positions: Mapping[Pair, Token], now_ms: int, new_id: IncarnationId | None = None
+        self,
+        positions: Mapping[Pair, Token],
+        now_ms: int,
+        new_id: IncarnationId | None = None,
+        over: Collection[int] | None = None,
     ) -> tuple[Incarnation, list[Beginning]]:
         """Begin an incarnation; what this returns has to be on disk before anybody hears of it.
 
@@ -95,14 +121,19 @@ class History:
             positions: Where each pair is; all that have rows.
             now_ms: Wall-clock time in ms since 1970.
             new_id: Its name; a new one by default.
+            over: The numbers of those that are over with it; by default all before it are.
 
         Returns:
             The incarnation, and what is to be noted of it.
         """
         number = self._incarnations[-1].number + 1 if self._incarnations else 1
         begun = Incarnation(number, new_id or new_incarnation_id(), now_ms)
+        for known in self._incarnations:
+            if over is None or known.number in over:
+                self._ends.setdefault(known.number, number)
         self._incarnations.append(begun)
         self._numbers[begun.id] = number
+        self._current = begun
         noted = [
             Beginning(pair, number, token)
             for pair, token in positions.items()
@@ -125,6 +156,7 @@ class History:
             excess = max(excess, sum(one.number < oldest for one in known[:-1]))
         for gone in known[:excess]:
             del self._numbers[gone.id]
+            self._ends.pop(gone.number, None)
         del known[:excess]
         for numbers, tokens in self._began.values():
             stale = bisect_right(numbers, known[0].number) - 1
@@ -141,11 +173,11 @@ class History:
     @property
     def current(self) -> IncarnationId:
         """The name of the incarnation that this process began."""
-        return self._incarnations[-1].id
+        return self._current.id
 
     @property
     def incarnations(self) -> Sequence[Incarnation]:
-        """Those remembered, oldest first; the last is the current one."""
+        """Those remembered, oldest first."""
         return self._incarnations
 
     def shared(self, pair: Pair, token: Token, incarnation: IncarnationId) -> Token | None:
@@ -168,9 +200,8 @@ class History:
         number = self._numbers.get(incarnation)
         if number is None:
             return None
-        if number == self._incarnations[-1].number:
-            return token
-        return min(token, self._began_at(pair, number + 1))
+        end = self._ends.get(number)
+        return token if end is None else min(token, self._began_at(pair, end))
 
     def common(self, pair: Pair, places: Places) -> Token | None:
         """Return up to which token a reader that tells its lineage shares this history.

@@ -132,10 +132,12 @@ class Log(Protocol):
         history: The incarnations of the log, this one the current.
         gaps: Where rows are missing; whoever notes a gap does so before the position moves
             over it.
+        failed: Fires with the reason when the log can take no more, ever; most logs never do.
     """
 
     history: History
     gaps: Gaps
+    failed: Deferred[None]
 
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:
         """Return every (stream, instance) that the log knows, in a stable order."""

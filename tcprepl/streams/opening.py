@@ -1,11 +1,15 @@
-"""Which log a process gets: on disk if it has a directory, in memory otherwise."""
+"""Which log a process gets: on disk, in memory, or in a database that it shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+
 from tcprepl.clocks import Reactor, steady_ms
+from tcprepl.errors import ConfigError
+from tcprepl.ids import InstanceName
 from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Log
@@ -44,3 +48,66 @@ def open_log(
     writing = ThreadWorker(reactor.callFromThread, "tcprepl-log")
     reading = ThreadWorker(reactor.callFromThread, "tcprepl-read")
     return SqliteLog(directory, registry, clock_ms, writing, retention, reactor, gaps, reading)
+
+
+async def open_shared_log(
+    url: str,
+    instance: InstanceName,
+    registry: Registry,
+    reactor: Reactor,
+    retention: Retention | None = None,
+    clock_ms: Callable[[], int] = steady_ms,
+    gaps: Gaps | None = None,
+    *,
+    standby: bool = False,
+    lease_s: float = 10.0,
+) -> Log:
+    """Open the log in a PostgreSQL database, to write as *instance*; all others can be read.
+
+    Args:
+        url: Where the database is.
+        instance: The name to write under; of all processes one at a time has it.
+        registry: What streams there are.
+        reactor: The reactor, with its time and its threads.
+        retention: What to keep.
+        clock_ms: Gives the time in ms since 1970, by a clock that never jumps.
+        gaps: Where rows are known to be missing, if anywhere: those of a relay.
+        standby: Whether to wait for as long as another process has the name.
+        lease_s: How long the name is kept for a process that is not heard of.
+
+    Raises:
+        ConfigError: psycopg is not installed.
+        LogHeld: another process writes as *instance*.
+        LogTooNew: a newer version of tcprepl made the tables.
+        LogUnavailable: the database cannot be used, or refuses.
+        CancelledError: whoever waits has cancelled it.
+    """
+    try:
+        from tcprepl.streams.postgres_database import PostgresDatabase
+        from tcprepl.streams.postgresql import PostgresLog
+    except ImportError as error:
+        raise ConfigError(
+            f"the log is to be in PostgreSQL, and {error.name or error} is not there: "
+            "pip install 'tcprepl[postgresql]'"
+        ) from None
+    retention = retention or Retention()
+    database = PostgresDatabase(
+        url, instance, lease_s=lease_s, transaction_age_s=retention.transaction_age_s
+    )
+    writing = ThreadWorker(reactor.callFromThread, "tcprepl-log")
+
+    def done(_: None, error: BaseException | None) -> None:
+        if taken.called:  # nobody waits any more
+            database.close()
+        elif error is not None:
+            taken.errback(error)
+        else:
+            taken.callback(None)
+            return
+        writing.stop()
+
+    taken: Deferred[None] = Deferred(lambda _: database.stop())
+    writing.submit(lambda: database.take(standby=standby), done)
+    await taken
+    reading = ThreadWorker(reactor.callFromThread, "tcprepl-read")
+    return PostgresLog(database, registry, clock_ms, writing, retention, reactor, gaps, reading)

@@ -136,9 +136,7 @@ class Producing:
 
     def _refused(self, batch: Batch, appends: list[Append], waiting: list[Item]) -> list[Append]:
         """Write again what nobody waits for; return what goes along with *appends*."""
-        self._forgotten.update(batch.commit.forgotten)
-        for name, answers in batch.commit.at_once.items():
-            self._at_once.setdefault(name, [])[:0] = answers
+        self.owe_again(batch.commit)
         names = {append.produced.producer for append in appends if append.produced}
         along: list[Append] = []
         left: list[Item] = []
@@ -151,6 +149,12 @@ class Producing:
             waiting[:] = left
             batch.items += along
         return along
+
+    def owe_again(self, commit: Commit) -> None:
+        """Have that written again of *commit*, which was not, for which nobody waits."""
+        self._forgotten.update(commit.forgotten)
+        for name, answers in commit.at_once.items():
+            self._at_once.setdefault(name, [])[:0] = answers
 
     def claimed(self, claim: Claim) -> ProducerState:
         """Return what is answered to a claim that is on disk."""

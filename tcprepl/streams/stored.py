@@ -30,7 +30,7 @@ from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Claim, Item, gather, take
 from tcprepl.streams.durable import DurableStream
-from tcprepl.streams.engine import Commit, Engine, Freed, StoredPair
+from tcprepl.streams.engine import Commit, Engine, Freed, KnownTransactions, StoredPair
 from tcprepl.streams.gaps import Gap, Gaps
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended, Block
@@ -49,7 +49,7 @@ CLEANING_INTERVAL_MS = 250
 CLEANING_PAUSE_S = 0.005
 
 
-class _Ephemeral(MemoryStream):
+class EphemeralStream(MemoryStream):
     """An ephemeral stream, and the tokens that it has claimed on disk."""
 
     __slots__ = ("claimed", "claiming", "pair_id")
@@ -105,7 +105,7 @@ class StoredLog(BaseLog):
         self._database = database
         self._worker = worker
         self._pages = PageCache(reading_worker or InlineWorker())
-        self._pairs: dict[Pair, DurableStream | _Ephemeral] = {}
+        self._pairs: dict[Pair, DurableStream | EphemeralStream] = {}
         self._by_id: dict[int, DurableStream] = {}
         self._waiting: list[Item] = []
         self._in_flight: dict[tuple[StreamName, str], Append] = {}
@@ -117,7 +117,7 @@ class StoredLog(BaseLog):
         self._pausing = False
         self._busy = False
         self._start_call: IDelayedCall | None = None
-        self._next_id = 1
+        self._next_id = database.first_id
         try:
             self._load()
         except BaseException:
@@ -135,8 +135,10 @@ class StoredLog(BaseLog):
         start = Commit()
         positions: dict[Pair, Token] = {}
         for stored in self._database.pairs():
-            self._next_id = max(self._next_id, stored.id + 1)
             positions[stored.stream, stored.instance] = stored.position
+            if not self._owns(stored):
+                continue
+            self._next_id = max(self._next_id, stored.id + 1)
             if stored.stream not in self._registry:
                 logger.warning(
                     "streams.unknown",
@@ -162,14 +164,18 @@ class StoredLog(BaseLog):
             clock_ms = self._clock_ms
             moved_ms = resumed_ms(now_ms := clock_ms(), newest_ms) - now_ms
             self._clock_ms = lambda: clock_ms() + moved_ms
-        start.begun = self.history.begin(positions, self._clock_ms())
+        start.begun = self.history.begin(positions, self._clock_ms(), over=self._database.over)
         start.oldest_incarnation = self.history.incarnations[0].number
         self._database.write(start)
 
-    def _add(self, stored: StoredPair) -> DurableStream | _Ephemeral:
+    def _owns(self, stored: StoredPair) -> bool:
+        """Return whether this log writes *stored*; all of them, unless others write here, too."""
+        return True
+
+    def _add(self, stored: StoredPair) -> DurableStream | EphemeralStream:
         definition = self._registry.get(stored.stream)
         bounds = self._retention.bounds(stored.stream, durable=definition.durable)
-        pair: DurableStream | _Ephemeral
+        pair: DurableStream | EphemeralStream
         if definition.durable:
             pair = self._by_id[stored.id] = DurableStream(
                 stored, bounds, self._database, self._pages, self._note_damage
@@ -180,7 +186,7 @@ class StoredLog(BaseLog):
                 # Whoever holds exactly the highest token has states of a process that is
                 # gone. One token more, and it is told to begin anew.
                 start = min(start + 1, MAX_TOKEN)
-            pair = _Ephemeral(definition, stored.instance, bounds, stored.id, start)
+            pair = EphemeralStream(definition, stored.instance, bounds, stored.id, start)
         self._pairs[stored.stream, stored.instance] = pair
         return pair
 
@@ -189,7 +195,7 @@ class StoredLog(BaseLog):
             durable = self._registry.get(stream).durable
             pair.bounds = self._retention.bounds(stream, durable=durable)
 
-    def _get(self, stream: StreamName, instance: InstanceName) -> DurableStream | _Ephemeral:
+    def _get(self, stream: StreamName, instance: InstanceName) -> DurableStream | EphemeralStream:
         found = self._pairs.get((stream, instance))
         if found is None:
             self._definition(stream, instance)
@@ -200,7 +206,7 @@ class StoredLog(BaseLog):
     def ensure(self, stream: StreamName, instance: InstanceName) -> None:
         """Make (stream, instance) known."""
         pair = self._get(stream, instance)
-        if isinstance(pair, _Ephemeral) and not self._closed:
+        if isinstance(pair, EphemeralStream) and not self._closed:
             self._claim_ahead(pair)
 
     # --- what is added --------------------------------------------------------------------
@@ -231,12 +237,12 @@ class StoredLog(BaseLog):
                 return known
         elif produced is not None:
             again = partial(self.append, stream, instance, rows, batch=batch, tokens=tokens)
-            answer = self._producing.ask(produced, again, at_once=isinstance(pair, _Ephemeral))
+            answer = self._producing.ask(produced, again, at_once=isinstance(pair, EphemeralStream))
             if answer is not None:
                 return answer
-        before = pair.position if isinstance(pair, _Ephemeral) else pair.assigned
+        before = pair.position if isinstance(pair, EphemeralStream) else pair.assigned
         given = assign_tokens(stream, instance, before, len(rows), batch=batch, tokens=tokens)
-        if isinstance(pair, _Ephemeral):
+        if isinstance(pair, EphemeralStream):
             return self._append_ephemeral(pair, given, rows, transaction_id, produced, now)
         pair.assigned = given[-1]
         answered: Deferred[Appended] = Deferred()
@@ -250,14 +256,14 @@ class StoredLog(BaseLog):
 
     def _known_answer(
         self,
-        pair: DurableStream | _Ephemeral,
+        pair: DurableStream | EphemeralStream,
         stream: StreamName,
         transaction_id: str,
         now: int,
     ) -> Deferred[Appended] | None:
         """Return the answer that the transaction id already has, or will have."""
         known: Appended | None
-        if isinstance(pair, _Ephemeral):
+        if isinstance(pair, EphemeralStream):
             known = self._transactions.get(stream, transaction_id, now)
         else:
             under_way = self._in_flight.get((stream, transaction_id))
@@ -274,7 +280,7 @@ class StoredLog(BaseLog):
 
     def _append_ephemeral(
         self,
-        pair: _Ephemeral,
+        pair: EphemeralStream,
         tokens: Sequence[Token],
         rows: Sequence[bytes],
         transaction_id: str | None,
@@ -316,12 +322,12 @@ class StoredLog(BaseLog):
         if self._closed:
             return fail(LogUnavailable(CLOSED))
         pair = self._get(stream, instance)
-        before = pair.position if isinstance(pair, _Ephemeral) else pair.assigned
+        before = pair.position if isinstance(pair, EphemeralStream) else pair.assigned
         if token < before or token > MAX_TOKEN:
             raise TokenOrder(stream, instance, token, before)
         if token == before == pair.position:
             return succeed(None)
-        if isinstance(pair, _Ephemeral):
+        if isinstance(pair, EphemeralStream):
             try:
                 self._claim(pair, token)
             except LogError:
@@ -340,10 +346,10 @@ class StoredLog(BaseLog):
         """Return the token up to which to claim when *token* is in use."""
         return min(token + self._retention.reserved_tokens, MAX_TOKEN)
 
-    def _claim_row(self, pair: _Ephemeral) -> StoredPair:
+    def _claim_row(self, pair: EphemeralStream) -> StoredPair:
         return StoredPair(pair.pair_id, pair.stream.name, pair.instance, pair.claimed, 0)
 
-    def _claim(self, pair: _Ephemeral, token: Token) -> None:
+    def _claim(self, pair: EphemeralStream, token: Token) -> None:
         """See to it that *token* is claimed on disk before anybody hears of it.
 
         Raises:
@@ -358,7 +364,7 @@ class StoredLog(BaseLog):
         elif (pair.claimed - token) * 2 < self._retention.reserved_tokens:
             self._claim_ahead(pair)
 
-    def _claim_ahead(self, pair: _Ephemeral) -> None:
+    def _claim_ahead(self, pair: EphemeralStream) -> None:
         """Claim more tokens while there are some left, without waiting."""
         if pair.claiming or pair.claimed >= self._claim_after(pair.position):
             return
@@ -440,6 +446,9 @@ class StoredLog(BaseLog):
     def _finished(self, batch: Batch, freed: Freed | None, error: BaseException | None) -> None:
         """Publish what is on disk, or fail those who wait; the next commit is on its way."""
         self._busy = False
+        if isinstance(error, KnownTransactions):
+            self._write_again(batch, error)
+            return
         for item in batch.items:
             if isinstance(item, Append) and item.transaction_id is not None:
                 del self._in_flight[item.pair.stored.stream, item.transaction_id]
@@ -471,6 +480,30 @@ class StoredLog(BaseLog):
             self._commit_soon(CLEANING_PAUSE_S)
         self._drain()
 
+    def _write_again(self, batch: Batch, known: KnownTransactions) -> None:
+        """Answer what another server has taken; all else of *batch* goes into the next commit."""
+        rest: list[Item] = []
+        for item in batch.items:
+            key = ("", "")
+            if isinstance(item, Append) and item.transaction_id is not None:
+                key = (item.pair.stored.stream, item.transaction_id)
+            if key in known.answers:
+                del self._in_flight[key]
+                answer: Any = known.answers[key]
+                self._outbox += [partial(waiter.callback, answer) for waiter in item.waiting]
+            else:
+                rest.append(item)
+        self._waiting[:0] = rest
+        self._owe_again(batch)
+        self._producing.owe_again(batch.commit)
+        self._start()
+        self._drain()
+
+    def _owe_again(self, batch: Batch) -> None:
+        """Have that written again of *batch* for which nobody waits."""
+        for pair_id, floor in batch.commit.trims.items():
+            self._trims[pair_id] = max(floor, self._trims.get(pair_id, 0))
+
     def _may_clean(self, now_ms: int, others_wait: bool) -> bool:
         """Return whether a commit may clean up, too: now and then, if somebody waits for it."""
         idle_ms = abs(now_ms - self._cleaned_ms)
@@ -483,8 +516,7 @@ class StoredLog(BaseLog):
             reason=str(error),
             exc_info=None if isinstance(error, LogError) else error,
         )
-        for pair_id, floor in batch.commit.trims.items():
-            self._trims[pair_id] = max(floor, self._trims.get(pair_id, 0))
+        self._owe_again(batch)
         for item in batch.items:
             if isinstance(item, Barrier):
                 self._outbox.append(partial(self._answer, item))
@@ -515,7 +547,7 @@ class StoredLog(BaseLog):
     def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
         """Forget rows whose token is at most *upto*."""
         pair = self._pairs.get((stream, instance))
-        if isinstance(pair, _Ephemeral):
+        if isinstance(pair, EphemeralStream):
             pair.trim(upto)
         elif pair is not None:
             upto = min(upto, pair.position)
@@ -539,7 +571,7 @@ class StoredLog(BaseLog):
         self._expire_transactions = True
         self._producing.forget(self._expire_producers(now))
         for pair in self._pairs.values():
-            if isinstance(pair, _Ephemeral):
+            if isinstance(pair, EphemeralStream):
                 pair.expire(now)
         self._expire_pairs(self._by_id.values())
 
@@ -597,21 +629,27 @@ class StoredLog(BaseLog):
         self._close()
         return flushed.addCallback(self._release)
 
-    def _release(self, _: None) -> None:
+    def _release(self, _: None) -> Deferred[None] | None:
         """Give back the tokens that were claimed and not used; close everything."""
-        rows = []
-        for pair in self._pairs.values():
-            if isinstance(pair, _Ephemeral) and pair.claimed:
-                row = self._claim_row(pair)
-                row.position = pair.position
-                rows.append(row)
+        last = self._last_commit()
         try:
-            last = Commit(pairs=rows, trims=self._trims)
-            self._producing.gather(last)
             self._worker.call(lambda: self._database.write(last))
         except LogError as error:
             logger.warning("streams.close.failed", reason=str(error))
         self._let_go()
+        return None
+
+    def _last_commit(self) -> Commit:
+        """Return what is written when everything else has been."""
+        rows = []
+        for pair in self._pairs.values():
+            if isinstance(pair, EphemeralStream) and pair.claimed:
+                row = self._claim_row(pair)
+                row.position = pair.position
+                rows.append(row)
+        last = Commit(pairs=rows, trims=self._trims)
+        self._producing.gather(last)
+        return last
 
     def _let_go(self) -> None:
         """Stop the threads and close the database; what is under way is waited for."""

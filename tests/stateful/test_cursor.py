@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -32,11 +33,13 @@ from tcprepl.streams.lineage import Lineage
 from tcprepl.streams.log import Page
 from tcprepl.streams.pages import Reading
 from tcprepl.streams.retention import Bounds, Retention
+from tests import postgres_world
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,
     STATES,
     MemoryStore,
+    PostgresStore,
     SqliteStore,
     result,
     rows_in,
@@ -182,7 +185,7 @@ class CursorMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Close the log, once everybody has caught up."""
         self.catch_up()
-        if isinstance(self.store, SqliteStore):
+        if not isinstance(self.store, MemoryStore):
             self.worker.run()
             self.store.close()
         self.pages.stop()
@@ -459,9 +462,75 @@ class SqliteMachine(CursorMachine):
         spans.append((before or 0, last))
 
 
+class PostgresMachine(SqliteMachine):
+    """A log in PostgreSQL, to which the same happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.url, self.schema = postgres_world.url_of(postgres_world.server(), "postgres"), ""
+        self.dumps: list[tuple[postgres_world.Dump, Truth]] = []
+
+    def make(self, where: Path, gaps: Gaps) -> Any:
+        """Return a store."""
+        self.schema = self.schema or postgres_world.fresh_schema()
+        return PostgresStore(self.url, self.schema, SMALL, reading_worker=self.worker, gaps=gaps)
+
+    @rule()
+    def restart(self) -> None:
+        """Close the log and open it again."""
+        self.leave()
+        self.open(self.where)
+
+    @rule()
+    def copy(self) -> None:
+        """Keep a copy of the database, as it is now."""
+        self.dumps.append((postgres_world.dump(self.url, self.schema), self.truth.copy()))
+
+    @precondition(lambda self: self.dumps)
+    @rule(data=st.data())
+    def put_a_copy_back(self, data: st.DataObject) -> None:
+        """Go on from a copy of before: what came after it is a future that is lost."""
+        number = data.draw(st.integers(0, len(self.dumps) - 1), label="copy")
+        self.leave()
+        kept, truth = self.dumps[number]
+        postgres_world.restore(self.url, self.schema, kept)
+        self.truth = truth.copy()
+        for pair in PAIRS:
+            if pair[0] != DURABLE:
+                self.truth.rows.pop(pair, None)
+        self.open(self.where)
+
+    @rule(data=st.data())
+    def damage_a_block(self, data: st.DataObject) -> None:
+        """Change what is on the disk of one block."""
+        found = postgres_world.sql(
+            self.url,
+            self.schema,
+            "SELECT stream, instance, pair, last, (SELECT max(last) FROM blocks AS earlier"
+            " WHERE earlier.pair = blocks.pair AND earlier.last < blocks.last)"
+            " FROM blocks JOIN pairs ON pair = id ORDER BY pair, last",
+        )
+        if not found:
+            return
+        stream, instance, number, last, before = data.draw(st.sampled_from(found), label="block")
+        postgres_world.sql(
+            self.url,
+            self.schema,
+            "UPDATE blocks SET crc = crc + 1 WHERE pair = %s AND last = %s",
+            (number, last),
+        )
+        spans = self.truth.damaged.setdefault((stream, instance), [])
+        spans.append((before or 0, last))
+
+
 #: Commits that reach the disk take their time.
 _FEWER = settings(max_examples=max(10, settings.default.max_examples // 3))
 
 TestMemoryCursors = MemoryMachine.TestCase
 TestSqliteCursors = SqliteMachine.TestCase
 TestSqliteCursors.settings = _FEWER
+
+TestPostgresCursors = pytest.mark.postgresql(PostgresMachine.TestCase)
+TestPostgresCursors.settings = settings(
+    _FEWER, max_examples=max(5, settings.default.max_examples // 10)
+)

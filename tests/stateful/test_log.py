@@ -31,11 +31,13 @@ from tcprepl.errors import LogUnavailable, TokenOrder, TokenTooOld
 from tcprepl.streams.blocks import rows_of
 from tcprepl.streams.log import Block
 from tcprepl.streams.retention import Bounds, Retention
+from tests import postgres_world
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,
     STATES,
     MemoryStore,
+    PostgresStore,
     SqliteStore,
     read_all,
     result,
@@ -117,7 +119,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Close the log."""
-        if isinstance(self.store, SqliteStore):
+        if not isinstance(self.store, MemoryStore):
             self.store.close()
         shutil.rmtree(self.where)
 
@@ -347,6 +349,28 @@ class SqliteMachine(LogMachine):
         self.given = max(self.given, self.highest.get(pair, 0)) + len(what)
 
 
+class PostgresMachine(SqliteMachine):
+    """The log in PostgreSQL, which outlives its processes."""
+
+    make = staticmethod(
+        lambda where: PostgresStore(
+            postgres_world.url_of(postgres_world.server(), "postgres"),
+            postgres_world.fresh_schema(),
+            SMALL,
+        )
+    )
+
+    @precondition(lambda self: self.store is not None)
+    @rule()
+    def kill(self) -> None:
+        """Go on from what is in the database, as after a SIGKILL and the end of the lease."""
+        postgres_world.lapse(self.store.url, self.store.schema)
+        self.store.log._database._writing.close()
+        self.store.log._database._reading.close()
+        self.store.open()
+        self._process_ended()
+
+
 class TurnsMachine(SqliteMachine):
     """The log on disk, with one commit for each turn of a reactor."""
 
@@ -361,3 +385,7 @@ TestSqliteLog = SqliteMachine.TestCase
 TestSqliteLog.settings = _FEWER
 TestSqliteLogWithTurns = TurnsMachine.TestCase
 TestSqliteLogWithTurns.settings = _FEWER
+TestPostgresLog = pytest.mark.postgresql(PostgresMachine.TestCase)
+TestPostgresLog.settings = settings(
+    _FEWER, max_examples=max(5, settings.default.max_examples // 10)
+)

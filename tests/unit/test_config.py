@@ -26,6 +26,16 @@ def faults(raw: dict[str, Any]) -> list[str]:
     return caught.value.faults
 
 
+def test_a_database_is_a_url_and_its_password_is_not_shown() -> None:
+    config = build({"data": "postgres://u:hunter2@h/d", "standby": True}, "x").config
+    assert config.data is not None
+    assert "hunter2" not in repr(config)
+    with pytest.raises(BadConfig, match="data: found a value that is not shown; expected null, or"):
+        build({"data": "mysql://h"}, "x")
+    with pytest.raises(BadConfig, match="standby: found true; expected data to be the URL"):
+        build({"standby": True}, "x")
+
+
 def test_defaults_are_loopback_and_embedded() -> None:
     """Without a file everything stays on this machine."""
     config = build({}, "none").config

@@ -14,6 +14,8 @@ from tcprepl.errors import (
     ConnectionFailed,
     LocalProtocolError,
     LogCorrupt,
+    LogFenced,
+    LogHeld,
     LogLocked,
     LogTooNew,
     MalformedCommand,
@@ -24,6 +26,7 @@ from tcprepl.errors import (
     TokenOrder,
     TokenTooOld,
     UnknownStream,
+    WrittenElsewhere,
     did_you_mean,
 )
 
@@ -100,6 +103,9 @@ def test_connection_failed_says_whether_to_try_again() -> None:
         (TokenOrder("typing", "master", 9, 9), ["typing", "master", "9"]),
         (LogLocked("/data", 12), ["/data", "process 12"]),
         (LogLocked("/data", None), ["/data", "another process"]),
+        (LogHeld("here", "master", "h:1"), ["here", "master", "h:1", "--standby"]),
+        (LogFenced("master", "gone"), ["instance master", "gone"]),
+        (WrittenElsewhere("s", "i", "two"), ["stream s of i", "written by two", "publish there"]),
         (LogCorrupt("bad block", table="block", token=5), ["bad block"]),
         (LogTooNew("/data/log.db", 9, 2), ["/data/log.db", "9", "2", "newer"]),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tcprepl.cli.arguments import ADDRESS, SECONDS, URL, to_options
+from tcprepl.cli.arguments import ADDRESS, DATA, SECONDS, URL, data_settings, to_options
 from tcprepl.config import parse_address
 from tcprepl.errors import ConfigError
 
@@ -19,6 +19,19 @@ def test_addresses() -> None:
     assert ADDRESS.convert(parse_address("a:1"), None, None).port == 1
     with pytest.raises(click.BadParameter, match="'9092': expected HOST:PORT"):
         ADDRESS.convert("9092", None, None)
+
+
+def test_data_is_a_directory_or_a_database(tmp_path: Path) -> None:
+    """A file is neither."""
+    url = "postgresql://u:secret@h/d"
+    assert DATA.convert("d", None, None) == DATA.convert(Path("d"), None, None) == Path("d")
+    assert DATA.convert(url, None, None) == url
+    (tmp_path / "file").write_text("")
+    with pytest.raises(click.BadParameter, match="is a file: expected a directory"):
+        DATA.convert(str(tmp_path / "file"), None, None)
+    assert data_settings(url, "d") == {"data": url, "data_directory": Path("d")}
+    assert data_settings(Path("e"), "d") == {"data": None, "data_directory": Path("e")}
+    assert data_settings(None) == {"data": None, "data_directory": None}
 
 
 @pytest.mark.parametrize(

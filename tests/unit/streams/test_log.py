@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tcprepl.streams.blocks import render
 from tcprepl.streams.log import Page, line_ends, row_of
 from tcprepl.streams.retention import Retention
 from tests.log_kit import CHECKS, Make, SqliteStore, Store, check_log, make_memory
+from tests.postgres_world import make_postgresql
 
 
 def _on_disk(directory: Path, with_clock: bool) -> Make:
@@ -32,11 +34,18 @@ def _on_disk(directory: Path, with_clock: bool) -> Make:
     return make
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite-turns"])
+_POSTGRESQL = [
+    pytest.param(name, marks=pytest.mark.postgresql) for name in ("postgresql", "postgresql-turns")
+]
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite-turns", *_POSTGRESQL])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Make stores of each kind."""
     if request.param == "memory":
         return make_memory
+    if request.param.startswith("postgresql"):
+        return partial(make_postgresql, with_clock=request.param.endswith("turns"))
     return _on_disk(tmp_path, request.param == "sqlite-turns")
 
 

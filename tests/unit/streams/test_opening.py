@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from unittest import mock
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from tcprepl.errors import LogLocked
+from tcprepl.errors import ConfigError, LogHeld, LogLocked
+from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.opening import open_log
+from tcprepl.streams.opening import open_log, open_shared_log
+from tcprepl.streams.postgres_database import PostgresDatabase
+from tcprepl.streams.postgresql import PostgresLog
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.sqlite import SqliteLog
+from tests import postgres_world
+from tests.log_kit import result
 
 
 class ThreadedClock(Clock):
@@ -57,3 +64,38 @@ def test_with_a_directory_it_is_on_disk_and_written_by_a_thread(tmp_path: Path) 
         open_log(tmp_path / "new" / "data", Registry(), clock)
     clock.turn_until(log.close())
     assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.postgresql
+def test_a_database_is_opened_and_written_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgres_world.fresh_url()
+    clock = ThreadedClock()
+
+    def opening(instance: str, **kwargs: Any) -> Deferred[Log]:
+        return Deferred.fromCoroutine(open_shared_log(url, instance, Registry(), clock, **kwargs))
+
+    first = opening("one")
+    clock.turn_until(first)
+    log = result(first)
+    assert isinstance(log, PostgresLog)
+    waiting = log.append("push_rules", "w", [b'["@a:x"]'], transaction_id="t")
+    clock.turn_until(waiting)
+    assert result(waiting).first == 1
+    standby = opening("one", standby=True)
+    standby.cancel()
+    with pytest.raises(CancelledError):
+        result(standby)
+    clock.from_threads.get(timeout=30)()  # it has ended
+    with mock.patch.object(PostgresDatabase, "take", side_effect=LogHeld("here", "one", "x")):
+        refused = opening("one")
+        clock.turn_until(refused)
+    with pytest.raises(LogHeld):
+        result(refused)
+    clock.turn_until(log.close())
+    again = opening("one")
+    clock.turn_until(again)
+    assert result(again).position("push_rules", "w") == 1
+    clock.turn_until(result(again).close())
+    monkeypatch.setitem(sys.modules, "tcprepl.streams.postgres_database", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tcprepl\[postgresql\]'"):
+        result(opening("one"))

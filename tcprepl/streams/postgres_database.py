@@ -1,0 +1,663 @@
+"""The PostgreSQL database of a log: what the writing, reading and listening threads do in it.
+
+Everything that a commit writes goes to the server in one piece, and one answer comes back. The
+first thing in it is the fence (`tcprepl.streams.postgres_schema`): a server that was asleep for
+longer than its lease, and whose name another has taken, writes nothing.
+
+A connection can break when it is not known whether the last commit went through. Each has a number,
+which it leaves in the writer's row: whoever asks that row, once it is unlocked, knows. Until
+then no other commit is made. A row that says less than what was acknowledged is that of a
+database that has lost something, and nothing more is written to it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import psycopg
+import structlog
+
+from tcprepl import limits
+from tcprepl.errors import LogCorrupt, LogFenced, LogHeld, LogUnavailable
+from tcprepl.ids import ProducerName, StreamName, Token
+from tcprepl.storage.postgresql import (
+    Connection,
+    Link,
+    bring_up_to_date,
+    check_server,
+    explained,
+    is_lost,
+)
+from tcprepl.streams.blocks import merge
+from tcprepl.streams.engine import (
+    EXPIRED_AT_ONCE,
+    TRIMMED_BLOCKS,
+    TRIMMED_BYTES,
+    Commit,
+    Freed,
+    KnownTransactions,
+    StoredPair,
+    decode_block,
+    encode_block,
+)
+from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.history import Beginning, History, Incarnation
+from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.postgres_schema import (
+    CHANNEL,
+    DELETE_ANSWERS,
+    DELETE_BEGINNINGS,
+    DELETE_TRANSACTIONS,
+    FENCED,
+    GATE,
+    HOLDER,
+    INSERT_BLOCKS,
+    KNOWN,
+    NEWEST,
+    PAIRS,
+    SCHEMA,
+    SCHEMA_NAME,
+    SELECT_BLOCKS,
+    TAKE,
+    TRIM,
+    UPSERT_ANSWERS,
+    UPSERT_PAIRS,
+    UPSERT_PRODUCERS,
+)
+from tcprepl.streams.producer_store import decode_answers, encode_answers
+from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
+
+logger = structlog.get_logger()
+
+#: How long an instance belongs to a server that is not heard of.
+LEASE_S: Final = 10.0
+#: How often the database is asked again while it is away.
+RETRY_S: Final = 0.5
+#: Blocks that are fetched at once for a page.
+_PAGE_BLOCKS: Final = 64
+
+
+class Held(NamedTuple):
+    """An instance that this process holds.
+
+    Attributes:
+        number: The number of the writer.
+        epoch: Which taking of it this is.
+    """
+
+    number: int
+    epoch: int
+
+
+class PostgresDatabase:
+    """The database of a log, for one server; an `Engine`.
+
+    Attributes:
+        where: Where it is, without the password.
+        away: Why the database cannot be used now; None while it can.
+        away_since: Since when, in seconds of `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        writer: str,
+        *,
+        schema: str = SCHEMA_NAME,
+        lease_s: float = LEASE_S,
+        transaction_age_s: float = limits.TRANSACTION_AGE_S,
+    ) -> None:
+        """Connect to nothing yet: `take` comes first.
+
+        Args:
+            url: ``postgresql://...``.
+            writer: The name under which this server writes.
+            schema: The schema of the database.
+            lease_s: How long the name belongs to this server without being renewed.
+            transaction_age_s: How long a transaction id is remembered.
+        """
+        self._url = url
+        self._schema = schema
+        self._writing = Link(url, schema)
+        self._reading = Link(url, schema)
+        self.where = self._writing.where
+        self.writer = writer
+        self.lease_s = lease_s
+        self.holder = f"{socket.gethostname()}:{os.getpid()}"
+        self.held = Held(0, 0)
+        self.away: str | None = None
+        self.away_since: float | None = None
+        self._transaction_age_ms = int(transaction_age_s * 1000)
+        self._commits = 0
+        self._stopping = threading.Event()
+        #: Rows and bytes of each of our pairs, as the last commit has left them.
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._over: list[int] = []
+
+    # --- taking the name ----------------------------------------------------------------------
+
+    def take(self, *, standby: bool = False) -> None:
+        """Check the server, make the tables, and take the writer's name, before all else.
+
+        Who held it last and has not let go of it, a process that was killed, say, still has it
+        until its lease is over: that is waited for, unless it is kept meanwhile.
+
+        Args:
+            standby: Whether to wait for as long as somebody holds it.
+
+        Raises:
+            LogHeld: Somebody holds it and is alive.
+            LogTooNew: A newer version of tcprepl has made the tables.
+            LogUnavailable: The database cannot be used, or `stop` was called.
+        """
+        try:
+            check_server(self._url, self._writing)
+            bring_up_to_date(self._writing, self._schema, SCHEMA)
+            seen: tuple[int, str] | None = None
+            while not self._taken():
+                with self._writing.using() as connection:
+                    found = connection.execute(HOLDER, (self.writer,)).fetchone()
+                holder, epoch, until, left_s = found or ("", 0, "", 0.0)
+                if not standby and seen is not None and seen != (epoch, until):
+                    raise LogHeld(self.where, self.writer, holder)
+                seen = epoch, until
+                if self._stopping.wait(min(left_s, self.lease_s / 3)):
+                    raise LogUnavailable(f"{self.where}: stopped while {holder} held the instance")
+        except BaseException:
+            self._writing.close()
+            raise
+
+    def _taken(self) -> bool:
+        with self._writing.using() as connection:
+            found = connection.execute(
+                TAKE, {"name": self.writer, "holder": self.holder, "lease": self.lease_s}
+            ).fetchone()
+        if found is None:
+            return False
+        number, epoch, self._commits = found
+        self.held = Held(number, epoch)
+        return True
+
+    def stop(self) -> None:
+        """Wait for nothing any more; for the reactor's thread."""
+        self._stopping.set()
+
+    @property
+    def first_id(self) -> int:
+        """The lowest id of a pair of ours."""
+        return self.held.number << 32
+
+    # --- before the first commit ---------------------------------------------------------------
+
+    def pairs(self) -> list[StoredPair]:
+        """Return every pair, those of others, too; nobody commits until the first `write`.
+
+        Until then all is read in the transaction that begins our incarnation.
+        """
+        with self._writing.using() as connection:
+            connection.execute("BEGIN")
+            connection.execute(f"SELECT pg_advisory_xact_lock({GATE})")
+            self._fence(connection, 0)
+            found = connection.execute(f"{PAIRS} ORDER BY id").fetchall()
+        pairs = [StoredPair(*row) for row in found]
+        self._sizes = {p.id: (p.rows, p.size_bytes) for p in pairs if self.is_ours(p)}
+        return pairs
+
+    def is_ours(self, pair: StoredPair) -> bool:
+        """Return whether this server writes *pair*."""
+        return pair.writer == self.held.number
+
+    def history(self) -> History:
+        """Return the incarnations that were noted; which of them are over is in `over`."""
+        with self._writing.using() as connection:
+            found = connection.execute(
+                "SELECT i.number, i.id, i.began_ms, i.ended, i.ended IS NULL AND"
+                " (w.number IS NULL OR w.number = %s OR w.held_until <= clock_timestamp())"
+                " FROM incarnations AS i LEFT JOIN writers AS w ON w.number = i.writer"
+                " ORDER BY i.number",
+                (self.held.number,),
+            ).fetchall()
+            beginnings = connection.execute(
+                "SELECT stream, instance, number, token FROM beginnings"
+                " JOIN pairs ON pairs.id = beginnings.pair ORDER BY number"
+            ).fetchall()
+        self._over = [number for number, _, _, _, over in found if over]
+        return History(
+            [Incarnation(*row[:3]) for row in found],
+            [Beginning((stream, instance), *row) for stream, instance, *row in beginnings],
+            {number: ended for number, _, _, ended, _ in found if ended is not None},
+        )
+
+    @property
+    def over(self) -> Sequence[int]:
+        """The incarnations whose servers are gone, and that end with ours."""
+        return self._over
+
+    def producers(self) -> Iterator[tuple[ProducerName, ProducerState, Iterator[Answer]]]:
+        """Yield each producer with its answers, the one that was used last coming last."""
+        mine = (self.held.number,)
+        with self._writing.using() as connection:
+            found = connection.execute(
+                "SELECT name, epoch, sequence, used_ms FROM producers WHERE writer = %s"
+                " ORDER BY used_ms",
+                mine,
+            ).fetchall()
+            bodies = connection.execute(
+                "SELECT producer, body FROM answers WHERE writer = %s ORDER BY producer, last", mine
+            ).fetchall()
+        answers = {
+            name: [answer for _, body in rows for answer in decode_answers(body)]
+            for name, rows in groupby(bodies, itemgetter(0))
+        }
+        for name, *state in found:
+            yield name, ProducerState(*state), iter(answers.get(name, ()))
+
+    def newest_ms(self) -> int | None:
+        """Return the newest stamp of anything; None if there is nothing."""
+        with self._writing.using() as connection:
+            (newest,) = connection.execute(NEWEST).fetchone() or (None,)
+        return None if newest is None else int(newest)
+
+    def is_trimmed(self, pair: StoredPair) -> bool:
+        """Return whether no blocks below the floor of *pair* are left to be removed."""
+        with self._writing.using() as connection:
+            found = connection.execute(
+                "SELECT 1 FROM blocks WHERE pair = %s AND last <= %s LIMIT 1", (pair.id, pair.floor)
+            ).fetchone()
+        return found is None
+
+    # --- in the reading thread -----------------------------------------------------------------
+
+    def transactions(
+        self, wanted: Sequence[tuple[StreamName, str]], since_ms: int
+    ) -> dict[tuple[StreamName, str], Appended]:
+        """Return what was answered to transaction ids, unless that was before *since_ms*."""
+        with self._reading.using() as connection:
+            return self._answered(connection, wanted, since_ms)
+
+    def _answered(
+        self, connection: Connection, wanted: Sequence[tuple[StreamName, str]], since_ms: int
+    ) -> dict[tuple[StreamName, str], Appended]:
+        found = connection.execute(
+            "SELECT t.stream, t.id, t.instance, t.first, t.last FROM transactions AS t"
+            " JOIN unnest(%s::text[], %s::text[]) AS asked (stream, id) USING (stream, id)"
+            " WHERE t.written_ms >= %s",
+            ([stream for stream, _ in wanted], [id_ for _, id_ in wanted], since_ms),
+        ).fetchall()
+        return {(row[0], row[1]): Appended(row[0], *row[2:]) for row in found}
+
+    def transaction(
+        self, stream: StreamName, transaction_id: str, since_ms: int
+    ) -> Appended | None:
+        """Return what was answered to a transaction id, unless that was before *since_ms*."""
+        key = (stream, transaction_id)
+        return self.transactions([key], since_ms).get(key)
+
+    def oldest(self, pair: StoredPair, after: Token) -> Generator[tuple[Token, int, int, int]]:
+        """Yield (last token, rows, bytes, time in ms) of the oldest blocks after *after*."""
+        with self._reading.using() as connection:
+            found = connection.execute(
+                "SELECT last, rows, bytes, written_ms FROM blocks"
+                " WHERE pair = %s AND last > %s ORDER BY last LIMIT %s",
+                (pair.id, after, TRIMMED_BLOCKS),
+            ).fetchall()
+        yield from found
+
+    def page(self, pair: StoredPair, after: Token, upto: Token) -> DiskPage:
+        """Return the blocks that hold rows after *after*, as `Engine.page` says."""
+        blocks: list[Block] = []
+        rows = size = 0
+        reached = after
+        while True:
+            with self._reading.using() as connection:
+                found = connection.execute(
+                    SELECT_BLOCKS, (pair.id, reached, upto, _PAGE_BLOCKS), binary=True
+                ).fetchall()
+            for last, written_ms, crc, body in found:
+                if crc32(body) != crc:
+                    return self._before_damage(pair, blocks, after, last)
+                block = decode_block(pair.stream, pair.instance, body, written_ms)
+                rows += len(block.tokens)
+                size += len(block.lines)
+                if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
+                    return DiskPage(after, reached, merge(blocks))
+                blocks.append(block)
+                reached = last
+            if len(found) < _PAGE_BLOCKS:
+                return DiskPage(after, upto, merge(blocks))
+
+    def _before_damage(
+        self, pair: StoredPair, blocks: list[Block], after: Token, last: Token
+    ) -> DiskPage:
+        """Return the page of *blocks*, before a damaged one that ends with token *last*."""
+        reached = blocks[-1].last if blocks else after
+        if not blocks:
+            with self._reading.using() as connection:
+                (reached,) = connection.execute(
+                    "SELECT coalesce(max(last), 0) FROM blocks WHERE pair = %s AND last <= %s",
+                    (pair.id, after),
+                ).fetchone() or (0,)
+        text = (
+            f"{self.where}, table blocks: the checksum of its block, at token {last}, does not "
+            "match; restore the database, or leave it: the damage goes when retention reaches it"
+        )
+        damage = Gap(reached, last, Cause.DAMAGE, text)
+        return DiskPage(after, max(after, damage.after), merge(blocks), damage)
+
+    # --- in the writing thread ----------------------------------------------------------------
+
+    def write(self, commit: Commit) -> Freed:
+        """Write *commit*, all or nothing, and return once it is committed.
+
+        Raises:
+            LogFenced: Another process has taken the name: nothing was, or ever will be written.
+            KnownTransactions: Transaction ids of it have been answered; nothing was written.
+            LogUnavailable: The database refused, or is away; nothing was written.
+        """
+        number = self._commits + 1
+        beginning = commit.begun is not None
+        freed: Freed | None = None
+        known: KnownTransactions | None = None
+        try:
+            with self._writing.using() as connection:
+                if not beginning and self.away is not None:
+                    self._check_row(connection)
+                try:
+                    freed = self._write(connection, commit, number, beginning=beginning)
+                except psycopg.Error as error:
+                    if error.sqlstate == KNOWN:
+                        connection.execute("ROLLBACK")
+                        known = self._known(connection, commit)
+                    elif is_lost(error, connection):
+                        self._note_away(explained(error, self.where))
+                        self._writing.close()
+                    else:
+                        raise
+            if known is not None:
+                raise known
+            if freed is None:
+                freed = self._settled(commit, number)
+        except LogFenced:
+            raise
+        except LogUnavailable as error:
+            if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate == FENCED:
+                raise self._fenced() from None
+            if not self._writing.connected:
+                self._note_away(error)
+            raise
+        self._commits = number
+        self._note_back()
+        self._count(commit, freed)
+        return freed
+
+    def renew(self) -> None:
+        """Keep the lease while nothing is written, and see whether the database is there.
+
+        Raises:
+            LogFenced: Another process has taken the name.
+            LogUnavailable: The database refused, or is away.
+        """
+        _ = self.write(Commit())
+
+    def _write(
+        self, connection: Connection, commit: Commit, number: int, *, beginning: bool
+    ) -> Freed:
+        execute = connection.execute
+        mine = self.held.number
+        moved = bool(commit.blocks or commit.pairs or beginning)
+        with connection.pipeline():
+            if not beginning:  # its transaction is open
+                execute("BEGIN")
+            self._fence(connection, number)
+            trims = [
+                execute(
+                    TRIM,
+                    {
+                        "pair": pair,
+                        "floor": floor,
+                        "blocks": TRIMMED_BLOCKS,
+                        "size": TRIMMED_BYTES,
+                    },
+                )
+                for pair, floor in commit.trims.items()
+            ]
+            if commit.expire_before_ms is not None:
+                execute(DELETE_TRANSACTIONS, (commit.expire_before_ms, EXPIRED_AT_ONCE))
+            self._write_producers(connection, commit)
+            if commit.pairs:
+                columns = zip(
+                    *(
+                        (p.id, p.stream, p.instance, p.position, p.floor, p.rows, p.size_bytes)
+                        for p in commit.pairs
+                    ),
+                    strict=True,
+                )
+                execute(UPSERT_PAIRS, (mine, *map(list, columns)))
+            if commit.blocks:
+                execute(INSERT_BLOCKS, _columns(commit.blocks))
+            if commit.transactions:
+                asked = sorted(commit.transactions, key=itemgetter(0, 1))
+                now_ms = asked[0][3]
+                execute(
+                    "SELECT remember(%s, %s, %s, %s, %s, %s, %s)",
+                    (
+                        [stream for stream, _, _, _ in asked],
+                        [id_ for _, id_, _, _ in asked],
+                        [answer.instance for _, _, answer, _ in asked],
+                        [answer.first for _, _, answer, _ in asked],
+                        [answer.last for _, _, answer, _ in asked],
+                        now_ms,
+                        now_ms - self._transaction_age_ms,
+                    ),
+                )
+            if commit.begun is not None:
+                self._begin(connection, *commit.begun, commit.oldest_incarnation)
+            if moved:
+                execute("SELECT pg_notify(%s, %s)", (CHANNEL, str(mine)))
+            execute("COMMIT")
+        freed = Freed()
+        for (pair, floor), cursor in zip(commit.trims.items(), trims, strict=True):
+            rows, size, unfinished = cursor.fetchone() or (0, 0, False)
+            freed.trimmed.append((pair, rows, size))
+            if unfinished:
+                freed.unfinished[pair] = floor
+        return freed
+
+    def _fence(self, connection: Connection, number: int) -> None:
+        connection.execute(
+            "SELECT fence(%s, %s, %s, %s)",
+            (self.held.number, self.held.epoch, number, self.lease_s),
+        )
+
+    def _write_producers(self, connection: Connection, commit: Commit) -> None:
+        mine = self.held.number
+        if commit.forgotten:
+            names = list(commit.forgotten)
+            connection.execute(
+                "DELETE FROM answers WHERE writer = %s AND producer = ANY (%s)", (mine, names)
+            )
+            connection.execute(
+                "DELETE FROM producers WHERE writer = %s AND name = ANY (%s)", (mine, names)
+            )
+        if commit.producers:
+            columns = zip(
+                *((name, *state) for name, state in commit.producers.items()), strict=True
+            )
+            connection.execute(UPSERT_PRODUCERS, (mine, *map(list, columns)))
+        if commit.answers:
+            names = list(commit.answers)
+            lasts = [given[-1].sequence for given in commit.answers.values()]
+            bodies = [encode_answers(given) for given in commit.answers.values()]
+            connection.execute(UPSERT_ANSWERS, (mine, names, lasts, bodies))
+            kept = [last - ANSWERS_KEPT for last in lasts]
+            connection.execute(DELETE_ANSWERS, (names, kept, mine))
+
+    def _begin(
+        self, connection: Connection, begun: Incarnation, noted: list[Beginning], oldest: int
+    ) -> None:
+        execute = connection.execute
+        execute(
+            "INSERT INTO incarnations (number, id, began_ms, writer) VALUES (%s, %s, %s, %s)",
+            (*begun, self.held.number),
+        )
+        if noted:
+            execute(
+                "INSERT INTO beginnings (pair, number, token) SELECT id, %s, t"
+                " FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS new (s, n, t)"
+                " JOIN pairs ON stream = s AND instance = n",
+                (
+                    begun.number,
+                    [pair[0] for pair, _, _ in noted],
+                    [pair[1] for pair, _, _ in noted],
+                    [token for _, _, token in noted],
+                ),
+            )
+        execute(
+            "UPDATE incarnations SET ended = %s WHERE number = ANY (%s::bigint[])",
+            (begun.number, self._over),
+        )
+        execute("DELETE FROM incarnations WHERE number < %s", (oldest,))
+        execute(DELETE_BEGINNINGS, (oldest,))
+
+    def _known(self, connection: Connection, commit: Commit) -> KnownTransactions:
+        """Return which transaction ids of *commit* have been answered, by another server."""
+        asked = [(stream, id_) for stream, id_, _, _ in commit.transactions]
+        since_ms = commit.transactions[0][3] - self._transaction_age_ms
+        return KnownTransactions(self._answered(connection, asked, since_ms))
+
+    # --- when the connection broke ------------------------------------------------------------
+
+    def _settled(self, commit: Commit, number: int) -> Freed:
+        """Find out whether commit *number* went through, however long that takes.
+
+        Raises:
+            LogFenced: It is not known, and another process has the name.
+            LogUnavailable: It did not, or `stop` was called.
+        """
+        if commit.begun is not None:
+            raise LogUnavailable(f"{self.where}: the connection broke: {self.away}")
+        while True:
+            try:
+                with self._writing.using() as connection:
+                    written = self._check_row(connection) >= number
+                    freed = self._freed(connection, commit) if written else None
+                break
+            except LogFenced:
+                raise
+            except LogUnavailable as error:
+                self._note_away(error)
+                if self._stopping.wait(RETRY_S):
+                    raise
+        if freed is None:
+            raise LogUnavailable(f"{self.where}: not written: {self.away}")
+        return freed
+
+    def _check_row(self, connection: Connection) -> int:
+        """Return the number of the last commit, once nothing of ours is under way any more.
+
+        Raises:
+            LogFenced: The name is somebody else's, or the database has lost commits.
+        """
+        found = connection.execute(
+            "SELECT commits FROM writers WHERE number = %s AND epoch = %s FOR UPDATE", self.held
+        ).fetchone()
+        if found is None:
+            raise self._fenced()
+        if found[0] < self._commits:
+            raise LogFenced(
+                self.writer,
+                f"{self.where} has lost rows that were acknowledged: it was restored from a copy, "
+                "or a standby took over that was behind; start again, and readers are told",
+            )
+        return int(found[0])
+
+    def _fenced(self) -> LogFenced:
+        """Return the error that ends this process."""
+        holder = "another process"
+        try:
+            with self._writing.using() as connection:
+                found = connection.execute(HOLDER, (self.writer,)).fetchone()
+            holder = found[0] if found and found[0] else holder
+        except LogUnavailable:
+            pass
+        return LogFenced(
+            self.writer,
+            f"it was taken over by {holder}, because this process had not been heard of for "
+            f"{self.lease_s:g} s; nothing more is written here, and this process ends",
+        )
+
+    def _freed(self, connection: Connection, commit: Commit) -> Freed:
+        """Return what a commit freed that went through, though its answer was lost."""
+        freed = Freed(unfinished=dict(commit.trims))
+        added = {pair.id: (pair.rows, pair.size_bytes) for pair in commit.pairs}
+        found = connection.execute(
+            "SELECT id, rows, bytes FROM pairs WHERE id = ANY (%s::bigint[])", (list(commit.trims),)
+        ).fetchall()
+        for pair, rows, size in found:
+            (held_rows, held_bytes), (new_rows, new_bytes) = (
+                self._sizes[pair],
+                added.get(pair, (0, 0)),
+            )
+            freed.trimmed.append((pair, held_rows + new_rows - rows, held_bytes + new_bytes - size))
+        return freed
+
+    def _count(self, commit: Commit, freed: Freed) -> None:
+        for pair in commit.pairs:
+            rows, size = self._sizes.get(pair.id, (0, 0))
+            self._sizes[pair.id] = rows + pair.rows, size + pair.size_bytes
+        for number, gone_rows, gone_bytes in freed.trimmed:
+            rows, size = self._sizes[number]
+            self._sizes[number] = rows - gone_rows, size - gone_bytes
+
+    def _note_away(self, error: Exception) -> None:
+        if self.away is None:
+            self.away_since = time.monotonic()
+            logger.error("postgresql.away", database=self.where, reason=str(error))
+        self.away = str(error)
+
+    def _note_back(self) -> None:
+        if self.away is not None and self.away_since is not None:
+            gone_s = round(time.monotonic() - self.away_since, 1)
+            logger.info("postgresql.back", database=self.where, gone_s=gone_s)
+        self.away = self.away_since = None
+
+    # --- when neither is at work --------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the name back, and close every connection."""
+        if self._writing.connected and self.away is None:
+            try:
+                with self._writing.using() as connection:
+                    connection.rollback()
+                    connection.execute(
+                        "UPDATE writers SET held_until = clock_timestamp()"
+                        " WHERE number = %s AND epoch = %s",
+                        self.held,
+                    )
+            except (LogUnavailable, LogCorrupt) as error:
+                logger.warning("postgresql.release_failed", reason=str(error))
+        self._writing.close()
+        self._reading.close()
+
+
+def _columns(blocks: Sequence[tuple[int, Block]]) -> list[list[Any]]:
+    """Return the columns of ``blocks`` for these."""
+    bodies = [encode_block(block) for _, block in blocks]
+    return [
+        [pair for pair, _ in blocks],
+        [block.last for _, block in blocks],
+        [len(block.tokens) for _, block in blocks],
+        [len(block.lines) for _, block in blocks],
+        [block.written_ms for _, block in blocks],
+        list(map(crc32, bodies)),
+        bodies,
+    ]

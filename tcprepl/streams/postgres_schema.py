@@ -1,0 +1,213 @@
+"""What a log is in PostgreSQL: its tables, and the functions that fence its writers.
+
+The tables are those of the SQLite file, and three things more. ``writers`` has the servers: who
+holds each name, with which epoch, until when. ``fence`` is the first thing in every transaction of
+a server: it locks its row, compares the epoch, and keeps the lease. A pair belongs to the writer
+that made it. ``ended`` of an incarnation names the one at whose beginning its server was gone.
+
+Whoever begins an incarnation notes all positions, and nobody commits meanwhile: one advisory
+lock of the transaction, shared by all who append, sees to that.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tcprepl.storage.postgresql import PostgresSchema
+
+#: The schema of the database that a log is in.
+SCHEMA_NAME: Final = "tcprepl"
+#: SQLSTATE of what `fence` and `remember` raise.
+FENCED: Final = "TR001"
+KNOWN: Final = "TR002"
+#: The channel of NOTIFY; the payload is the number of the writer.
+CHANNEL: Final = "tcprepl"
+#: The lock that is shared by who appends, and had alone by who begins.
+GATE: Final = "hashtextextended(current_schema() || '.gate', 0)"
+
+_TABLES: Final = """
+CREATE TABLE writers (
+    name text COLLATE "C" PRIMARY KEY,
+    number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    epoch bigint NOT NULL,
+    commits bigint NOT NULL,
+    holder text NOT NULL,
+    taken_at timestamptz NOT NULL,
+    held_until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+CREATE TABLE pairs (
+    id bigint PRIMARY KEY,
+    stream text COLLATE "C" NOT NULL,
+    instance text COLLATE "C" NOT NULL,
+    writer bigint NOT NULL REFERENCES writers (number),
+    position bigint NOT NULL,
+    floor bigint NOT NULL,
+    rows bigint NOT NULL,
+    bytes bigint NOT NULL,
+    UNIQUE (stream, instance)
+) WITH (fillfactor = 50);
+CREATE TABLE blocks (
+    pair bigint NOT NULL,
+    last bigint NOT NULL,
+    rows integer NOT NULL,
+    bytes integer NOT NULL,
+    written_ms bigint NOT NULL,
+    crc bigint NOT NULL,
+    body bytea NOT NULL,
+    PRIMARY KEY (pair, last)
+);
+ALTER TABLE blocks ALTER body SET STORAGE EXTERNAL;
+CREATE TABLE transactions (
+    stream text COLLATE "C" NOT NULL,
+    id text COLLATE "C" NOT NULL,
+    instance text NOT NULL,
+    first bigint NOT NULL,
+    last bigint NOT NULL,
+    written_ms bigint NOT NULL,
+    PRIMARY KEY (stream, id)
+);
+CREATE INDEX transactions_by_age ON transactions (written_ms);
+CREATE TABLE incarnations (
+    number bigint PRIMARY KEY,
+    id text NOT NULL UNIQUE,
+    began_ms bigint NOT NULL,
+    writer bigint NOT NULL,
+    ended bigint
+);
+CREATE TABLE beginnings (
+    pair bigint NOT NULL,
+    number bigint NOT NULL,
+    token bigint NOT NULL,
+    PRIMARY KEY (pair, number)
+);
+CREATE TABLE producers (
+    writer bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    epoch bigint NOT NULL,
+    sequence bigint NOT NULL,
+    used_ms bigint NOT NULL,
+    PRIMARY KEY (writer, name)
+);
+CREATE TABLE answers (
+    writer bigint NOT NULL,
+    producer text COLLATE "C" NOT NULL,
+    last bigint NOT NULL,
+    body bytea NOT NULL,
+    PRIMARY KEY (writer, producer, last)
+);
+"""
+_FUNCTIONS: Final = f"""
+CREATE FUNCTION fence(my_number bigint, my_epoch bigint, my_commit bigint, lease_s float8)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared({GATE});
+    UPDATE writers SET commits = greatest(commits, my_commit),
+        held_until = clock_timestamp() + make_interval(secs => lease_s)
+        WHERE number = my_number AND epoch = my_epoch;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this epoch is over' USING ERRCODE = '{FENCED}';
+    END IF;
+END $$;
+CREATE FUNCTION remember(
+    streams text[], ids text[], instances text[], firsts bigint[], lasts bigint[],
+    now_ms bigint, since_ms bigint
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE taken bigint;
+BEGIN
+    INSERT INTO transactions AS t
+        SELECT s, i, n, f, l, now_ms FROM unnest(streams, ids, instances, firsts, lasts)
+        AS new (s, i, n, f, l)
+        ON CONFLICT (stream, id) DO UPDATE SET instance = excluded.instance,
+        first = excluded.first, last = excluded.last, written_ms = excluded.written_ms
+        WHERE t.written_ms < since_ms;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    IF taken < cardinality(ids) THEN
+        RAISE EXCEPTION 'a transaction id is taken' USING ERRCODE = '{KNOWN}';
+    END IF;
+END $$;
+"""  # noqa: S608 - of our own constants
+
+SCHEMA: Final = PostgresSchema(_TABLES + _FUNCTIONS, version=1)
+
+# What is said to them.
+
+TAKE = (
+    "INSERT INTO writers AS w (name, epoch, commits, holder, taken_at, held_until)"
+    " VALUES (%(name)s, 1, 0, %(holder)s, clock_timestamp(),"
+    " clock_timestamp() + make_interval(secs => %(lease)s))"
+    " ON CONFLICT (name) DO UPDATE SET epoch = w.epoch + 1, holder = excluded.holder,"
+    " taken_at = excluded.taken_at, held_until = excluded.held_until"
+    " WHERE w.held_until <= clock_timestamp() RETURNING number, epoch, commits"
+)
+HOLDER = (
+    "SELECT holder, epoch, held_until::text,"
+    " greatest(0, extract(epoch FROM held_until - clock_timestamp()))::float8"
+    " FROM writers WHERE name = %s"
+)
+PAIRS = "SELECT id, stream, instance, position, floor, rows, bytes, writer FROM pairs"
+UPSERT_PAIRS = (
+    "INSERT INTO pairs AS p (id, stream, instance, writer, position, floor, rows, bytes)"
+    " SELECT i, s, n, %s, o, f, r, b FROM unnest(%s::bigint[], %s::text[], %s::text[],"
+    " %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS new (i, s, n, o, f, r, b)"
+    " ON CONFLICT (id) DO UPDATE SET position = excluded.position,"
+    " floor = greatest(p.floor, excluded.floor),"
+    " rows = p.rows + excluded.rows, bytes = p.bytes + excluded.bytes"
+)
+INSERT_BLOCKS = (
+    "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
+    " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::integer[], %s::integer[],"
+    " %s::bigint[], %s::bigint[], %b::bytea[])"
+)
+TRIM = """
+WITH doomed AS (
+    SELECT last, bytes, sum(bytes) OVER (ORDER BY last) - bytes AS before FROM (
+        SELECT last, bytes FROM blocks WHERE pair = %(pair)s AND last <= %(floor)s
+        ORDER BY last LIMIT %(blocks)s) AS oldest),
+gone AS (
+    DELETE FROM blocks USING doomed WHERE pair = %(pair)s AND blocks.last = doomed.last
+    AND doomed.before < %(size)s RETURNING blocks.rows, blocks.bytes),
+total AS (
+    SELECT count(*) AS blocks, coalesce(sum(rows), 0) AS rows, coalesce(sum(bytes), 0) AS bytes
+    FROM gone)
+UPDATE pairs SET floor = greatest(floor, %(floor)s), rows = pairs.rows - total.rows,
+    bytes = pairs.bytes - total.bytes
+FROM total WHERE id = %(pair)s
+RETURNING total.rows::bigint, total.bytes::bigint,
+    total.blocks < (SELECT count(*) FROM doomed) OR total.blocks >= %(blocks)s
+"""
+DELETE_TRANSACTIONS = (
+    "DELETE FROM transactions WHERE ctid = ANY (ARRAY(SELECT ctid FROM transactions"
+    " WHERE written_ms < %s LIMIT %s))"
+)
+UPSERT_PRODUCERS = (
+    "INSERT INTO producers AS p (writer, name, epoch, sequence, used_ms)"
+    " SELECT %s, n, e, s, u FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[])"
+    " AS new (n, e, s, u) ON CONFLICT (writer, name) DO UPDATE SET"
+    " epoch = greatest(p.epoch, excluded.epoch),"
+    " sequence = greatest(p.sequence, excluded.sequence),"
+    " used_ms = greatest(p.used_ms, excluded.used_ms)"
+)
+UPSERT_ANSWERS = (
+    "INSERT INTO answers (writer, producer, last, body)"
+    " SELECT %s, p, l, b FROM unnest(%s::text[], %s::bigint[], %b::bytea[]) AS new (p, l, b)"
+    " ON CONFLICT (writer, producer, last) DO UPDATE SET body = excluded.body"
+)
+DELETE_ANSWERS = (
+    "DELETE FROM answers USING unnest(%s::text[], %s::bigint[]) AS gone (p, l)"
+    " WHERE writer = %s AND producer = p AND last <= l"
+)
+NEWEST = (
+    "SELECT max(ms) FROM (SELECT max(written_ms) AS ms FROM transactions"
+    " UNION ALL SELECT max(used_ms) FROM producers"
+    " UNION ALL SELECT max(began_ms) FROM incarnations"
+    " UNION ALL SELECT (SELECT written_ms FROM blocks WHERE pair = pairs.id"
+    " ORDER BY last DESC LIMIT 1) FROM pairs) AS stamps"
+)
+DELETE_BEGINNINGS = (
+    "DELETE FROM beginnings WHERE number < (SELECT max(number) FROM beginnings AS newer"
+    " WHERE newer.pair = beginnings.pair AND newer.number <= %s)"
+)
+SELECT_BLOCKS = (
+    "SELECT last, written_ms, crc, body FROM blocks"
+    " WHERE pair = %s AND last > %s AND last <= %s ORDER BY last LIMIT %s"
+)

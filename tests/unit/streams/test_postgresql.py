@@ -1,0 +1,354 @@
+"""The log in PostgreSQL, beyond what every log promises: gates, the lease, a database away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import psycopg
+import pytest
+from twisted.internet.task import Clock
+
+from tcprepl.errors import LogFenced, LogUnavailable, TokenOrder
+from tcprepl.limits import MAX_TOKEN
+from tcprepl.storage.worker import InlineWorker
+from tcprepl.streams import postgresql as module
+from tcprepl.streams.engine import KnownTransactions
+from tcprepl.streams.producers import Produced
+from tcprepl.streams.retention import Bounds, Retention
+from tests import postgres_world
+from tests.log_kit import DURABLE, EPHEMERAL, PostgresStore, add, read_all, result, row
+from tests.unit.streams.test_stored import SlowWorker
+
+pytestmark = pytest.mark.postgresql
+
+
+class World:
+    """A log whose threads do their work when the test lets them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.writing, self.reading = SlowWorker(), SlowWorker()
+        self.clock = Clock()
+        self.store = PostgresStore(
+            postgres_world.url_of(postgres_world.server(), "postgres"),
+            postgres_world.fresh_schema(),
+            clock=self.clock,
+            worker=self.writing,
+            reading_worker=self.reading,
+            **kwargs,
+        )
+        self.log = self.store.log
+        self.database = self.log._database
+        self.work()
+
+    def work(self) -> None:
+        """Let everything happen."""
+        for _ in range(6):
+            self.clock.advance(0.005)
+            self.writing.run()
+            self.reading.run()
+
+    def away(self) -> Any:
+        """Let the database be away."""
+        self.database._writing.close()
+        return mock.patch.object(
+            self.database._writing, "_connect", side_effect=psycopg.OperationalError("no route")
+        )
+
+    def overtake(self) -> PostgresStore:
+        """Let another process take the instance, once the lease is over."""
+        postgres_world.lapse(self.store.url, self.store.schema)
+        return PostgresStore(self.store.url, self.store.schema)
+
+    def close(self) -> None:
+        """Close the log."""
+        closed = self.log.close()
+        self.work()
+        result(closed)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Return one."""
+    it = World(retention=Retention(reserved_tokens=10, durable=Bounds(max_rows=3)))
+    yield it
+    it.close()
+
+
+# --- at the gate ------------------------------------------------------------------------------
+
+
+def test_what_stands_at_the_gate_keeps_its_order(world: World) -> None:
+    append = world.log.append
+    waiting = [
+        append(DURABLE, "w", [row("a")], transaction_id="a"),
+        append(DURABLE, "w", [row("b")]),
+        append(DURABLE, "w", [row("c")], transaction_id="c"),
+        append(DURABLE, "w", [row("d")], transaction_id="d"),
+        append(DURABLE, "w", [row("c")], transaction_id="c"),
+        world.log.advance(DURABLE, "w", 9),
+    ]
+    other = append(DURABLE, "other", [row("z")])
+    with mock.patch.object(
+        world.database, "transactions", wraps=world.database.transactions
+    ) as asked:
+        world.reading.run()
+        world.work()
+    assert [len(call.args[0]) for call in asked.call_args_list] == [1, 3]
+    answers = [result(each) for each in waiting]
+    assert [answer and answer.first for answer in answers] == [1, 2, 3, 4, 3, None]
+    assert result(other).first == 1
+    again = append(DURABLE, "w", [row("d")], transaction_id="d")
+    world.work()
+    assert result(again) == answers[3]
+    assert world.log.position(DURABLE, "w") == 9
+
+
+def test_an_id_that_is_under_way_is_not_looked_up(world: World) -> None:
+    first = world.log.append(DURABLE, "w", [row("a")], transaction_id="a")
+    world.reading.run()
+    second = world.log.append(DURABLE, "w", [row("a")], transaction_id="a")
+    assert world.reading.jobs == []
+    world.work()
+    assert result(first) == result(second)
+
+
+def test_what_cannot_be_looked_up_is_refused(world: World) -> None:
+    waiting = [
+        world.log.append(DURABLE, "w", [row("a")], transaction_id="a"),
+        world.log.append(DURABLE, "w", [row("b")]),
+    ]
+    with mock.patch.object(world.database, "transactions", side_effect=LogUnavailable("gone")):
+        world.work()
+    for each in waiting:
+        with pytest.raises(LogUnavailable, match="gone"):
+            result(each)
+    later = world.log.append(DURABLE, "w", [row("c")])
+    world.work()
+    assert result(later).first == 1
+
+
+def test_what_makes_no_sense_is_refused_at_the_gate_too(world: World) -> None:
+    first = world.log.append(DURABLE, "w", [row("a")], transaction_id="a")
+    second = world.log.append(DURABLE, "w", [row("a")], tokens=[0])
+    with pytest.raises(TokenOrder):
+        world.log.append(EPHEMERAL, "w", [row("a")], tokens=[MAX_TOKEN + 1])
+    with pytest.raises(TokenOrder):
+        world.log.advance(EPHEMERAL, "w", MAX_TOKEN + 1)
+    world.work()
+    assert result(first).first == 1
+    with pytest.raises(TokenOrder):
+        result(second)
+    world.log.ensure(EPHEMERAL, "w")
+    world.work()
+    assert add(world.store, EPHEMERAL, row("a")).first == 1
+    with pytest.raises(TokenOrder):
+        world.log.advance(EPHEMERAL, "w", 0)
+
+
+def test_the_reactor_does_not_wait_for_tokens(world: World) -> None:
+    with mock.patch.object(world.writing, "call") as call:
+        waiting = [world.log.append(EPHEMERAL, "w", [row("a")] * 30) for _ in range(3)]
+        moved = world.log.advance(EPHEMERAL, "w", 200)
+        assert not any(each.called for each in (*waiting, moved))
+        world.work()
+        assert [result(each).last for each in waiting] == [30, 60, 90]
+        assert result(moved) is None
+        more = world.log.append(EPHEMERAL, "w", [row("a")])
+        assert result(more).first == 201
+    assert not call.called
+    with mock.patch.object(world.database, "write", side_effect=LogUnavailable("full")):
+        refused = world.log.append(EPHEMERAL, "w", [row("a")] * 60)
+        world.work()
+    with pytest.raises(LogUnavailable, match="full"):
+        result(refused)
+
+
+def test_a_producer_comes_again_when_tokens_are_short(world: World) -> None:
+    claimed = world.log.claim("p")
+    world.work()
+    assert result(claimed).epoch == 1
+    refused = [
+        world.log.append(EPHEMERAL, "w", [row("a")], produced=Produced("p", 1, 1)) for _ in "ab"
+    ]
+    world.work()
+    for each in refused:
+        with pytest.raises(LogUnavailable, match="try again"):
+            result(each)
+    taken = world.log.append(EPHEMERAL, "w", [row("a")], produced=Produced("p", 1, 1))
+    assert result(taken).first == 1
+    durable = world.log.append(DURABLE, "w", [row("a")], produced=Produced("p", 1, 2))
+    world.work()
+    assert result(durable).first == 1
+
+
+# --- several servers --------------------------------------------------------------------------
+
+
+def test_an_id_that_another_server_takes_meanwhile_is_answered(world: World) -> None:
+    waiting = [
+        world.log.append(DURABLE, "w", [row("a")]),
+        world.log.append(DURABLE, "w", [row("b")], transaction_id="b"),
+        world.log.append(DURABLE, "w", [row("c")], transaction_id="c"),
+    ]
+    world.reading.run()
+    world.log.trim(DURABLE, "w", 0)
+    other = PostgresStore(world.store.url, world.store.schema, writer="other")
+    theirs = add(other, DURABLE, row("b"), instance="v", transaction_id="b")
+    world.work()
+    assert [result(each) for each in waiting[1:2]] == [theirs]
+    assert [result(waiting[0]).first, result(waiting[2]).first] == [1, 3]
+    assert [token for token, _ in read_all(world.log, DURABLE, 0)] == [1, 3]
+    other.close()
+
+
+def test_what_was_to_be_written_with_it_is_written_next(world: World) -> None:
+    for _ in "ab":
+        world.log.append(DURABLE, "w", [row("x")])
+        world.work()
+    waiting = world.log.append(DURABLE, "w", [row("a")])
+    world.work()
+    assert result(waiting).first == 3
+    world.log.trim(DURABLE, "w", 1)
+    refusal = KnownTransactions({})
+    whole = world.database.write
+    with mock.patch.object(world.database, "write", side_effect=[refusal]):
+        world.clock.advance(0.005)
+        world.writing.run()
+    assert world.log._trims == {}
+    with mock.patch.object(world.database, "write", wraps=whole) as write:
+        world.work()
+    assert any(call.args[0].trims for call in write.call_args_list)
+
+
+# --- the lease --------------------------------------------------------------------------------
+
+
+def test_the_lease_is_kept_while_nothing_happens(world: World) -> None:
+    left = "SELECT held_until > clock_timestamp() FROM writers"
+    postgres_world.lapse(world.store.url, world.store.schema)
+    assert postgres_world.sql(world.store.url, world.store.schema, left) == [(False,)]
+    world.clock.advance(2.5)
+    world.work()
+    assert postgres_world.sql(world.store.url, world.store.schema, left) == [(True,)]
+
+
+def test_who_was_overtaken_stops_and_says_so(world: World) -> None:
+    other = world.overtake()
+    theirs = add(other, DURABLE, row("theirs"))
+    ours = world.log.append(DURABLE, "w", [row("ours")])
+    world.work()
+    with pytest.raises(LogFenced, match="was taken over by"):
+        result(ours)
+    for late in (
+        world.log.append(DURABLE, "w", [row("late")]),
+        world.log.append(EPHEMERAL, "w", [row("late")]),
+        world.log.advance(DURABLE, "w", 9),
+    ):
+        with pytest.raises(LogFenced):
+            result(late)
+    with pytest.raises(LogFenced):
+        result(world.log.failed)
+    assert read_all(other.log, DURABLE, 0) == [(theirs.first, row("theirs"))]
+    other.close()
+
+
+@pytest.mark.parametrize("by", ["beat", "claim"])
+def test_who_writes_nothing_notices_too(by: str) -> None:
+    world = World()
+    other = world.overtake()
+    if by == "beat":
+        world.clock.advance(2.5)
+    else:
+        refused = world.log.append(EPHEMERAL, "w", [row("a")])
+    world.work()
+    if by == "claim":
+        with pytest.raises(LogFenced):
+            result(refused)
+    with pytest.raises(LogFenced):
+        result(world.log.failed)
+    assert len(world.clock.getDelayedCalls()) == 1  # old rows are looked for, no lease is kept
+    other.close()
+    world.close()
+
+
+def test_a_fault_of_ours_in_a_renewal_is_logged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "error", lambda event, **_: said.append(event))
+    with mock.patch.object(world.database, "renew", side_effect=ZeroDivisionError):
+        world.clock.advance(2.5)
+        world.writing.run()
+    assert said == ["postgresql.renew_failed"]
+    with mock.patch.object(world.database, "renew", side_effect=LogUnavailable("x")):
+        world.clock.advance(2.5)
+        world.writing.run()
+    assert said == ["postgresql.renew_failed"]
+
+
+# --- a database that is away ------------------------------------------------------------------
+
+
+def test_while_the_database_is_away_appends_fail_with_the_reason(world: World) -> None:
+    world.log.ensure(EPHEMERAL, "w")
+    world.work()
+    with world.away():
+        world.clock.advance(2.5)
+        world.work()
+        refused = world.log.append(DURABLE, "w", [row("a")])
+        with pytest.raises(LogUnavailable, match=r"the database is away: .*no route"):
+            result(refused)
+        assert result(world.log.append(EPHEMERAL, "w", [row("a")])).first == 1
+    world.clock.advance(2.5)
+    world.work()
+    taken = world.log.append(DURABLE, "w", [row("a")])
+    world.work()
+    assert result(taken).first == 1
+
+
+def test_who_waits_behind_a_commit_in_doubt_is_refused(world: World) -> None:
+    under_way = world.log.append(DURABLE, "w", [row("a")])
+    world.clock.advance(0.005)
+    behind = world.log.append(DURABLE, "w", [row("b")])
+    world.clock.advance(2.5)
+    assert not behind.called
+    world.database.away = "no route"
+    world.clock.advance(2.5)
+    with pytest.raises(LogUnavailable, match="no route"):
+        result(behind)
+    assert not under_way.called
+    world.work()
+    assert result(under_way).first == 1
+
+
+# --- retention, the end -------------------------------------------------------------------------
+
+
+def test_the_reactor_does_not_look_for_what_is_old(world: World) -> None:
+    for index in range(6):
+        waiting = world.log.append(DURABLE, "w", [row(str(index))])
+        world.clock.advance(0.005)
+        world.writing.run()
+        assert result(waiting).first == index + 1
+    assert world.log.floor(DURABLE, "w") == 0
+    world.work()
+    assert world.log.floor(DURABLE, "w") == 3
+    world.log.expire()
+    with mock.patch.object(world.database, "oldest", side_effect=LogUnavailable("x")):
+        world.log.append(DURABLE, "w", [row("a")])
+        world.work()
+    assert world.log.floor(DURABLE, "w") == 3
+
+
+def test_a_log_that_ends_without_its_database_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "warning", lambda event, **_: said.append(event))
+    world = World()
+    with world.away():
+        world.close()
+    assert said == ["streams.close.failed"]
+    world.log._expire_pairs(())
+    store = PostgresStore(world.store.url, world.store.schema, worker=InlineWorker())
+    store.close()
