@@ -378,6 +378,12 @@ class BusSettings(_OfSynapse):
         default_factory=dict, description="for each name the path of a file with its password"
     )
     listen: Addresses = Field(default=(parse_address(DEFAULT_BUS),), description=_ADDRESS_IS)
+    replay_seconds: Annotated[int, Field(ge=0)] = Field(
+        default=600, description="a number of seconds; 0 replays nothing"
+    )
+    replay_rows: Annotated[int, Field(ge=0)] = Field(
+        default=100_000, description="a number of rows"
+    )
 
     @field_validator("listen")
     @classmethod

@@ -276,6 +276,12 @@ BUS_CACHE_REMOVED = Live(
     kind="counter",
     labels=("why",),
 )
+BUS_REPLAYS = Counter(
+    "tcprepl_bus_replays",
+    "Processes that began to listen to the bus, by what they were given of what they missed",
+    ("outcome",),
+    registry=REGISTRY,
+)
 BUS_CACHE_BYTES = Live("tcprepl_bus_cache_bytes", "Bytes in the cache of the bus")
 BUS_CACHE_ENTRIES = Live("tcprepl_bus_cache_entries", "Keys in the cache of the bus")
 

@@ -99,15 +99,28 @@ class BusClient:
 
 
 class BusWorld:
-    """A bus, its log, its server."""
+    """A bus, its log, its server.
 
-    def __init__(self, **options: Any) -> None:
-        self.clock = Clock()
-        self.registry = relay_registry()
-        self.state = RelayState(None)
-        self.log = MemoryLog(self.registry, lambda: 0, gaps=self.state.gaps)
+    Args:
+        after: A bus that has ended, and whose log this one goes on with.
+        options: For the listener.
+    """
+
+    def __init__(self, after: BusWorld | None = None, **options: Any) -> None:
+        if after is None:
+            self.clock = Clock()
+            self.registry = relay_registry()
+            self.state = RelayState(None)
+            self.log = MemoryLog(self.registry, lambda: 0, gaps=self.state.gaps)
+        else:
+            after.server.hub.close()
+            assert after.bus._sweeper is not None
+            after.bus._sweeper.stop()
+            self.clock, self.registry = after.clock, after.registry
+            self.state, self.log = after.state, after.log
         self.intake = RelayIntake(self.clock, self.log, self.registry, self.state)
         self.server = ReplicationServer(self.clock, self.log, self.registry, SERVER_NAME)
+        self.intake.on_pair = self.server.hub.announce
         self.commands: list[Any] = []
         self.bus = BusListener(
             self.clock,

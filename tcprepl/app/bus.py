@@ -6,21 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from tcprepl.app.listening import peers_in_words
 from tcprepl.app.relay import Relay
 from tcprepl.app.reload import all_of
 from tcprepl.clocks import Reactor
 from tcprepl.config import Config, read_secret
+from tcprepl.errors import LogError
 from tcprepl.ids import Pair
 from tcprepl.replication.bus.listener import BusListener, Passwords
+from tcprepl.replication.bus.places import Places
+from tcprepl.replication.bus.processes import Bounds
 from tcprepl.replication.relaying.intake import RelayIntake, Upstream
 from tcprepl.replication.serving.readers import ANY, EVERYTHING
 from tcprepl.streams.releases import SYNAPSE_STREAMS, streams_of
+
+log = structlog.get_logger()
 
 #: What a bus takes up while it runs, besides what a relay does.
 TAKEN_UP = frozenset(
     {
         "bus.password_file",
+        "bus.replay_rows",
+        "bus.replay_seconds",
         "bus.tls.certificate",
         "bus.tls.client_ca",
         "bus.tls.private_key",
@@ -45,6 +54,13 @@ class Bus(Relay):
 
     def _make_upstream(self, intake: RelayIntake, registry: Any) -> Upstream:
         config = self.config
+        directory, now = config.data_directory, self._reactor.seconds
+        try:
+            places = Places(directory, now)
+        except LogError as error:
+            # It saves fetches from Synapse's database, no more: that is no reason not to start.
+            log.warning("bus.places.unusable", error=str(error))
+            places = Places(None, now)
         self._bus = BusListener(
             self._reactor,
             self._server,
@@ -56,6 +72,8 @@ class Bus(Relay):
             on_command=self._say_downstream,
             passwords=passwords_of(config),
             max_connections=config.replication.max_connections,
+            places=places,
+            bounds=bounds_of(config),
         )
         return self._bus
 
@@ -86,6 +104,7 @@ class Bus(Relay):
         def take_up() -> None:
             relay()
             self._bus.passwords = passwords
+            self._bus.processes.bounds = bounds_of(config)
             self._bus.max_connections = config.replication.max_connections
 
         return take_up
@@ -110,6 +129,11 @@ def passwords_of(config: Config) -> Passwords:
     bus = config.bus
     common = None if bus.password_file is None else read_secret(bus.password_file)
     return Passwords(common, {name: read_secret(path) for name, path in bus.users.items()})
+
+
+def bounds_of(config: Config) -> Bounds:
+    """Return what is replayed to a process at most."""
+    return Bounds(config.bus.replay_seconds, config.bus.replay_rows)
 
 
 def told_of(config: Config) -> list[Pair]:

@@ -56,6 +56,8 @@ class PeerStatus:
         gaps: How often it was told that rows are past retention.
         connected_seconds: Age of the connection.
         acked: The newest FEDERATION_ACK; None when it sent none.
+        replay: What it was given of what it missed, on a bus: ``replayed``, or why nothing was;
+            empty elsewhere, and for one that was never here.
     """
 
     conn_id: int
@@ -73,6 +75,7 @@ class PeerStatus:
     gaps: int
     connected_seconds: float
     acked: Token | None = None
+    replay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,8 @@ class ServerStatus:
 
 def _peer_line(peer: PeerStatus) -> str:
     who = f"peer {peer.conn_id} {peer.name or '(no name)'} {peer.address} {peer.dialect}"
+    if peer.replay:
+        who = f"{who} (came back: {peer.replay.replace('_', ' ')})"
     if peer.state == "behind":
         return (
             f"{who}: behind by {_count(peer.behind_rows, 'row')}, {peer.behind_bytes} bytes, "

@@ -10,6 +10,7 @@ and is called back once the socket has drained.
 from __future__ import annotations
 
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -39,6 +40,7 @@ class SocketOutlet:
         "_send",
         "_transport",
         "buffered_bytes",
+        "written_bytes",
     )
 
     def __init__(self, transport: Connection, on_drained: Callable[[], None]) -> None:
@@ -49,6 +51,7 @@ class SocketOutlet:
         self._resuming = False
         self._closing = False
         self.buffered_bytes = 0
+        self.written_bytes = 0
 
     @property
     def busy(self) -> bool:
@@ -62,6 +65,7 @@ class SocketOutlet:
             True when all of it left at once; False when some of it waits, in which case
             the drained callback follows (unless the connection ends before).
         """
+        self.written_bytes += len(chunk)
         if self._queue is not None:
             self._queue.append(chunk)
             self.buffered_bytes += len(chunk)
@@ -134,7 +138,7 @@ class TransportOutlet:
     The transport buffers; it says when it has too much and when it has drained.
     """
 
-    __slots__ = ("_on_drained", "_transport", "busy")
+    __slots__ = ("_on_drained", "_transport", "busy", "written_bytes")
 
     #: The transport does not tell how much it holds.
     buffered_bytes = 0
@@ -143,10 +147,12 @@ class TransportOutlet:
         self._transport = transport
         self._on_drained = on_drained
         self.busy = False
+        self.written_bytes = 0
         transport.registerProducer(self, True)
 
     def write(self, chunk: bytes) -> bool:
         """Write *chunk*; return whether the transport is ready for more."""
+        self.written_bytes += len(chunk)
         self._transport.write(chunk)
         return not self.busy
 
@@ -174,6 +180,25 @@ class TransportOutlet:
 
 
 Outlet = SocketOutlet | TransportOutlet
+
+#: What the kernel says of who connected to a Unix socket: process, user, group.
+_CREDENTIALS = struct.Struct("3i")
+
+
+def process_of(transport: object) -> int:
+    """Return the number of the process at the other end, if the kernel says it; otherwise 0.
+
+    It does on a Unix socket, of processes that can be seen from here.
+    """
+    handle = transport.getHandle() if isinstance(transport, Connection) else None
+    if not isinstance(handle, socket.socket) or handle.family != socket.AF_UNIX:
+        return 0
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return 0
+    credentials = handle.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+    process: int = _CREDENTIALS.unpack(credentials)[0]
+    return process
 
 
 def make_outlet(transport: object, on_drained: Callable[[], None]) -> Outlet:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import yaml
@@ -59,9 +60,17 @@ class BigFleet:
         release: The release, of those whose processes talk over Redis alone.
         postgres: Its database.
         redis: What has the port of its Redis.
+        through: For some processes another port that leads there.
     """
 
-    def __init__(self, release: str, postgres: Postgres, redis: Any) -> None:
+    def __init__(
+        self,
+        release: str,
+        postgres: Postgres,
+        redis: Any,
+        through: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self._through = through
         self.main = SynapseMain(release, postgres=postgres, redis=redis)
         names = ("ew1", "ew2", "tw", "gw", "fed1")
         self.ports = {name: free_port() for name in names}
@@ -76,6 +85,7 @@ class BigFleet:
             "receipts": ["ew2"],
         }
         config["federation_sender_instances"] = ["fed1"]
+        config["redis"] = {**config["redis"], "username": "main", "password": "any"}
         self.main.config_path.write_text(yaml.safe_dump(config))
         self.workers = {name: self._worker(name) for name in names}
 
@@ -89,7 +99,8 @@ class BigFleet:
         app = "synapse.app.generic_worker"
         redis = self.main.redis
         assert redis is not None
-        own = {"enabled": True, "host": "127.0.0.1", "port": redis.port, "username": name}
+        port = self._through.get(name, redis.port)
+        own = {"enabled": True, "host": "127.0.0.1", "port": port, "username": name}
         config: dict[str, object] = {
             "worker_listeners": [listener],
             "redis": {**own, "password": "any"},

@@ -96,6 +96,7 @@ class User:
         self.device_id = device_id
         self.access_token = access_token
         self._transactions = 0
+        self._run = secrets.token_hex(4)  # the same user may be made anew: see `at`
 
     def at(self, port: int) -> User:
         """Return the same user, calling the worker that listens on *port*."""
@@ -118,7 +119,7 @@ class User:
     def send(self, room_id: str, text: str) -> str:
         """Send a text message and return its event id."""
         self._transactions += 1
-        path = f"/rooms/{quote(room_id)}/send/m.room.message/t{self._transactions}"
+        path = f"/rooms/{quote(room_id)}/send/m.room.message/{self._run}{self._transactions}"
         body = {"msgtype": "m.text", "body": text}
         return str(self.call("PUT", path, body)["event_id"])
 
@@ -140,7 +141,7 @@ class User:
     def send_to_device(self, kind: str, to: User, content: object) -> None:
         """Send a to-device message to every device of *to*."""
         self._transactions += 1
-        path = f"/sendToDevice/{quote(kind)}/t{self._transactions}"
+        path = f"/sendToDevice/{quote(kind)}/{self._run}{self._transactions}"
         self.call("PUT", path, {"messages": {to.user_id: {"*": content}}})
 
     def set_account_data(self, kind: str, content: object) -> None:

@@ -191,7 +191,7 @@ def _resp(*words: bytes) -> bytes:
 
 
 class Cutter:
-    """A TCP proxy on loopback that can be cut: connections end at once, new ones are refused."""
+    """A TCP proxy on loopback that can be cut: connections end, new ones are refused."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -199,7 +199,10 @@ class Cutter:
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._far: set[socket.socket] = set()
         self._cut = False
+        self._flows = threading.Event()
+        self._flows.set()
         #: Connections forwarded so far.
         self.accepted = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -223,9 +226,23 @@ class Cutter:
             for one in self._open:
                 _reset(one)
             self._open.clear()
+        self._flows.set()
+
+    def part(self) -> None:
+        """End every connection; what the far ends have sent until they hear of it still arrives."""
+        with self._lock:
+            self._cut = True
+            for far in self._far:
+                with suppress(OSError):
+                    far.shutdown(socket.SHUT_WR)
+
+    def freeze(self) -> None:
+        """Forward nothing, on connections that stay, until `mend`."""
+        self._flows.clear()
 
     def mend(self) -> None:
-        """Forward new connections again."""
+        """Forward, and take new connections, again."""
+        self._flows.set()
         with self._lock:
             self._cut = False
 
@@ -245,6 +262,7 @@ class Cutter:
                     _reset(near)
                     continue
                 self._open |= {near, far}
+                self._far.add(far)
                 self.accepted += 1
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
@@ -252,8 +270,10 @@ class Cutter:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while chunk := source.recv(65536):
+                self._flows.wait()
                 sink.sendall(chunk)
         with self._lock:
+            self._far -= {source, sink}
             for one in (source, sink):
                 if one in self._open:
                     self._open.discard(one)

@@ -20,13 +20,14 @@ from tcprepl.errors import CloseReason
 from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.replication.bus.commands import run
 from tcprepl.replication.bus.patterns import Pattern
+from tcprepl.replication.bus.processes import Visit
 from tcprepl.replication.bus.replies import array, bulk, error, integer, optional
 from tcprepl.replication.bus.subscribers import Subscriber
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.redis.requests import Request, RequestReader
 from tcprepl.replication.serving.turns import Worked
 from tcprepl.replication.status import PeerStatus
-from tcprepl.replication.transport import Outlet, SocketOutlet, make_outlet
+from tcprepl.replication.transport import Outlet, SocketOutlet, make_outlet, process_of
 
 if TYPE_CHECKING:
     from tcprepl.replication.bus.listener import BusListener
@@ -49,6 +50,8 @@ class BusConnection:
         address: Where it comes from, for people.
         name: Who it is, as AUTH said; empty is unknown.
         title: What CLIENT SETNAME said.
+        visit: Its listening as a known process; None before, and where nobody knows who it is.
+        pid: The number of its process, on a Unix socket; otherwise 0.
         lines: What reads what it publishes on the homeserver's channel; None before it does.
         closing: Why it is being closed, or None.
         channels: What it subscribed by name, in order; a subscription of the homeserver's
@@ -63,6 +66,8 @@ class BusConnection:
         self.name = ""
         self.title = b""
         self.lines: LineReader | None = None
+        self.visit: Visit | None = None
+        self.pid = 0
         self.closing: CloseReason | None = None
         self.channels: dict[bytes, Subscriber | None] = {}
         self.patterns: dict[bytes, tuple[Pattern, Subscriber | None]] = {}
@@ -92,6 +97,11 @@ class BusConnection:
         return self.name or self.title.decode("ascii")
 
     @property
+    def process(self) -> str:
+        """What its process is known by, should it be lost and come back; empty for nothing."""
+        return self.name or (f"pid {self.pid}" if self.pid else "")
+
+    @property
     def trusted(self) -> bool:
         """Whether it has said the password, if there is one."""
         return self._reader.trusted
@@ -114,6 +124,7 @@ class BusConnection:
         self.transport = transport
         if hasattr(transport, "setTcpKeepAlive"):
             transport.setTcpKeepAlive(True)
+        self.pid = process_of(transport)
         self._outlet = make_outlet(transport, self._drained)
         self.desk.connected(self)
 
@@ -124,13 +135,15 @@ class BusConnection:
         """Do what *data* says, in turns (Twisted calls this)."""
         if self.closing is None:
             self._heard_at = self.desk.reactor.seconds()
+            if self.visit is not None:
+                self.desk.processes.spoke(self.visit)
             self._reader.feed(data)
             self.desk.turns.serve(self)
 
     def connectionLost(self, reason: Failure) -> None:
         """Forget it (Twisted calls this)."""
         self.desk.turns.forget(self)
-        self._unsubscribe_all()
+        self._depart()
         self.desk.lost(self, self.closing or close_reason_of(reason))
 
     # -- what it says ------------------------------------------------------------------
@@ -232,11 +245,18 @@ class BusConnection:
                 one = self.desk.subscribers.add(self._outlet, name, self.label)
             self.patterns[name] = pattern, one
         else:
-            one = None
-            if name == self.desk.channel:
-                one = self.desk.subscribers.add(self._outlet, None, self.label)
-            self.channels[name] = one
+            self.channels[name] = self._listen() if name == self.desk.channel else None
         self.desk.subscribed(self, name, by_pattern=by_pattern)
+
+    def _listen(self) -> Subscriber:
+        """Subscribe the homeserver's channel."""
+        assert self._outlet is not None
+        if not self.process:
+            return self.desk.subscribers.add(self._outlet, None, self.label)
+        self.visit = self.desk.processes.come(
+            self.process, self.pid, self._outlet, self.transport, self.label
+        )
+        return self.visit.subscriber
 
     def unsubscribe(self, names: Sequence[bytes], *, by_pattern: bool) -> bytes:
         """Listen to channels no longer, to none if no names are given; return what to say."""
@@ -251,6 +271,9 @@ class BusConnection:
 
     def _unsubscribe(self, name: bytes, *, by_pattern: bool) -> None:
         one = self.patterns.pop(name)[1] if by_pattern else self.channels.pop(name)
+        if self.closing is None and self.visit is not None and one is self.visit.subscriber:
+            self.desk.processes.forget(self.visit)
+            self.visit = None
         if one is not None:
             self.desk.subscribers.remove(one)
         self.desk.unsubscribed(self, name, by_pattern=by_pattern)
@@ -259,6 +282,13 @@ class BusConnection:
         for by_pattern, names in ((False, tuple(self.channels)), (True, tuple(self.patterns))):
             for name in names:
                 self._unsubscribe(name, by_pattern=by_pattern)
+
+    def _depart(self) -> None:
+        """Listen to nothing any longer; what it missed is for when it comes back."""
+        if self.visit is not None:
+            self.desk.processes.leave(self.visit, by_itself=self.closing is None)
+            self.visit = None
+        self._unsubscribe_all()
 
     def reset(self) -> None:
         """Forget everything that was said on it."""
@@ -303,6 +333,8 @@ class BusConnection:
         if self.closing is None:
             self.closing = reason
             self._closing_at = self.desk.reactor.seconds()
+            if self.visit is not None:
+                self.desk.processes.part(self.visit)
             self._unsubscribe_all()
             assert self._outlet is not None
             self._outlet.close()
@@ -361,4 +393,5 @@ class BusConnection:
             sent_bytes=sum(one.reader.served_bytes for one in subscribers),
             gaps=sum(one.reader.gaps for one in subscribers),
             connected_seconds=now - self._connected_at,
+            replay="" if self.visit is None else self.visit.given.told,
         )

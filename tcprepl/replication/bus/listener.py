@@ -24,11 +24,18 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, LocalProtocolError, ProtocolError
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.codec import parse_line, serialize, word_of
-from tcprepl.protocol.commands import Command, ReplicateCommand, UserIpCommand
+from tcprepl.protocol.commands import (
+    Command,
+    FederationAckCommand,
+    ReplicateCommand,
+    UserIpCommand,
+)
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.bus.cache import Cache
 from tcprepl.replication.bus.commands import COMMANDS
 from tcprepl.replication.bus.connection import BusConnection
+from tcprepl.replication.bus.places import Places
+from tcprepl.replication.bus.processes import Bounds, Processes
 from tcprepl.replication.bus.published import PublishedLines
 from tcprepl.replication.bus.replies import error, message_head, messages
 from tcprepl.replication.bus.subscribers import Subscribers
@@ -120,9 +127,12 @@ class BusListener:
         on_command: Called with each command that is published.
         passwords: Who may come in.
         max_connections: How many at a time.
+        places: Where known processes stand that are away; in memory by default.
+        bounds: What is replayed to them at most.
 
     Attributes:
         cache: What SET keeps.
+        processes: The known processes.
         passwords: As given; may be changed at any time.
         max_connections: Likewise.
     """
@@ -140,6 +150,8 @@ class BusListener:
         on_command: Callable[[Command], object] | None = None,
         passwords: Passwords = NO_PASSWORDS,
         max_connections: int = 10_000,
+        places: Places | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008 - it is immutable
     ) -> None:
         self.reactor = reactor
         self.hub = server.hub
@@ -149,6 +161,15 @@ class BusListener:
         self.max_connections = max_connections
         self.channel = server_name.encode()
         self.subscribers = Subscribers(reactor, self.hub, intake, self.channel, patterns)
+        self.processes = Processes(
+            reactor,
+            server.log,
+            self.hub,
+            intake,
+            self.subscribers,
+            places or Places(None, reactor.seconds),
+            bounds,
+        )
         self._user_ip = f"{server_name}/{USER_IP_CHANNEL}".encode()
         self._server = server
         self._intake = intake
@@ -227,6 +248,7 @@ class BusListener:
         await self._until_gone()
         if self._sweeper is not None:
             await self._sweeper.stop()
+        self.processes.close()
         for live, source in self._sources:
             live.remove_source(source)
         self._sources.clear()
@@ -253,6 +275,7 @@ class BusListener:
         self.cache.sweep(now)
         for connection in list(self._connections.values()):
             connection.sweep(now)
+        self.processes.sweep()
 
     # -- connections -------------------------------------------------------------------
 
@@ -305,7 +328,13 @@ class BusListener:
         """Take what a connection publishes on the homeserver's channel; return to how many."""
         lines = connection.lines
         if lines is None:
-            lines = connection.lines = PublishedLines(self._followers, self._other, self._say)
+            lines = PublishedLines(
+                self._followers,
+                self._other,
+                self._say,
+                lambda pair: self.processes.said.hear(pair, connection, self.now()),
+            )
+            connection.lines = lines
             self._writers += 1
             if self._writers == 1:
                 self._changed_at = self.reactor.seconds()
@@ -350,6 +379,8 @@ class BusListener:
             # It may be of a release that is newer than we are; they may know it.
             log.info("bus.line.unknown", word=word_of(line), reason=str(fault))
             return
+        if isinstance(command, FederationAckCommand) and command.instance is not None:
+            self.processes.acked[command.instance] = command.token
         if isinstance(command, UserIpCommand):
             metrics.USER_IP_CACHE.inc()
         elif self._on_command is not None and not isinstance(command, ReplicateCommand):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tcprepl.ids import Pair
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.events import RowsReceived
 from tcprepl.replication.following.descending import DESCENDING
@@ -27,6 +28,7 @@ class PublishedLines(LineReader):
         on_other: Called with each line that is neither, behind the rows before it.
         say: Called with each line that the log has no use for, since it has the row already:
             those who listen have to hear it all the same, as at a Redis.
+        on_pair: Called with each pair of which something is said on this connection, once.
     """
 
     def __init__(
@@ -34,9 +36,12 @@ class PublishedLines(LineReader):
         followers: Followers,
         on_other: Callable[[bytes], object],
         say: Callable[[bytes], object],
+        on_pair: Callable[[Pair], object],
     ) -> None:
         super().__init__(followers, on_other)
         self._say = say
+        self._on_pair = on_pair
+        self._met: set[Pair] = set()
 
         #: What the log had already, until the rows before it are on their way there.
         self._repeats: list[bytes] = []
@@ -76,6 +81,9 @@ class PublishedLines(LineReader):
         Of a row, that nothing is known about those between the last one that we have and it.
         A position is taken at its word: a writer whose counter has grown is taken for the same.
         """
+        if follower.pair not in self._met:  # another connection may say it, too
+            self._met.add(follower.pair)
+            self._on_pair(follower.pair)
         stream, instance = follower.pair
         known = follower.delivery.known.get(follower.pair)
         if isinstance(event, PositionCommand):

@@ -9,7 +9,7 @@ the head; for the others it waits in a ring that they share, which is bounded.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, cast
 
 import structlog
@@ -18,10 +18,12 @@ from tcprepl import metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import Pair
 from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.replication.bus.delivered import Delivered
+from tcprepl.replication.bus.replay import UNCOUNTED, Start, in_order
 from tcprepl.replication.bus.replies import message_head, messages
 from tcprepl.replication.relaying.intake import RelayIntake
 from tcprepl.replication.serving.hub import Hub
-from tcprepl.replication.serving.readers import Reader
+from tcprepl.replication.serving.readers import Reader, Subscription
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.transport import Outlet
 
@@ -67,6 +69,13 @@ class Pusher:
             self._chunk, self._pushes = chunk, messages(self.head, lines)
         return self._pushes
 
+    def size_of(self, line: bytes) -> int:
+        """Return how many bytes the message of *line*, without its LF, has; 0 for none."""
+        said = self._as_written(line) if self._intake.shifts else line
+        if said is None or (not self._intake.shifts and _says_nothing(line)):
+            return 0
+        return len(messages(self.head, (said,)))
+
     def _as_written(self, line: bytes) -> bytes | None:
         """Return *line* with the tokens of its writer; None when it is not to be said."""
         word, stream, instance, token, rest = line.split(b" ", 4)
@@ -97,9 +106,10 @@ def _says_nothing(line: bytes) -> bool:
 class PushOutlet:
     """The outlet of a connection, as the hub sees it: lines go in, messages come out."""
 
-    def __init__(self, outlet: Outlet, pusher: Pusher) -> None:
+    def __init__(self, outlet: Outlet, pusher: Pusher, delivered: Delivered | None) -> None:
         self._outlet = outlet
         self._pusher = pusher
+        self._delivered = delivered
 
     @property
     def busy(self) -> bool:
@@ -114,7 +124,12 @@ class PushOutlet:
     def write(self, chunk: bytes) -> bool:
         """Push each line of *chunk*; return whether the socket takes more."""
         pushes = self._pusher.of_chunk(chunk)
-        return self._outlet.write(pushes) if pushes else not self._outlet.busy
+        if not pushes:
+            return not self._outlet.busy
+        ready = self._outlet.write(pushes)
+        if self._delivered is not None:
+            self._delivered.note(chunk)
+        return ready
 
 
 class Subscriber:
@@ -128,14 +143,23 @@ class Subscriber:
         missed: How many such payloads it missed since the ring was full.
         owed: Pairs whose position was said while it was behind: it is told where they stand
             when it has their rows, since a position that comes late takes rows for read.
+        held: Whether it is given nothing yet, until `Subscribers.begin`.
     """
 
-    __slots__ = ("missed", "next", "outlet", "owed", "pusher", "reader")
+    __slots__ = ("held", "missed", "next", "outlet", "owed", "pusher", "reader")
 
-    def __init__(self, outlet: Outlet, pusher: Pusher, label: str, number: int) -> None:
+    def __init__(
+        self,
+        outlet: Outlet,
+        pusher: Pusher,
+        label: str,
+        number: int,
+        delivered: Delivered | None = None,
+    ) -> None:
         self.outlet = outlet
         self.pusher = pusher
-        self.reader = Reader(cast("Outlet", PushOutlet(outlet, pusher)), label)
+        self.held = False
+        self.reader = Reader(cast("Outlet", PushOutlet(outlet, pusher, delivered)), label)
         self.next = number
         self.missed = 0
         self.owed: set[Pair] = set()
@@ -143,7 +167,7 @@ class Subscriber:
     @property
     def ready(self) -> bool:
         """Whether it has every row, and its socket takes more."""
-        return self.reader.backlog is None and not self.outlet.busy
+        return self.reader.backlog is None and not self.held and not self.outlet.busy
 
 
 class Subscribers:
@@ -176,17 +200,31 @@ class Subscribers:
         self._ring: deque[bytes] = deque()
         self._ring_bytes = 0
         self._said = 0
+        self._keeps = False
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, outlet: Outlet, pattern: bytes | None, label: str) -> Subscriber:
+    def add(
+        self,
+        outlet: Outlet,
+        pattern: bytes | None,
+        label: str,
+        delivered: Delivered | None = None,
+        *,
+        others: int | None = None,
+        hold: bool = False,
+    ) -> Subscriber:
         """Let somebody listen from now on, and return the subscription.
 
         Args:
             outlet: Where its messages go.
             pattern: What it subscribed by; None: by the name of the channel.
             label: The name it goes by in logs.
+            delivered: What is to know of the lines that are written to it.
+            others: The number of the first line beside the rows that it is to be given; the next
+                by default.
+            hold: Give it nothing before `begin`.
         """
         self._hub.flush()
         head = message_head(self.channel, pattern)
@@ -194,14 +232,42 @@ class Subscribers:
         if pusher is None:
             pusher = self._pushers[head] = Pusher(head, self._intake)
         pusher.users += 1
-        subscriber = Subscriber(outlet, pusher, label, self._said)
+        number = self._said if others is None else others
+        subscriber = Subscriber(outlet, pusher, label, number, delivered)
+        subscriber.held = True
+        self._all[subscriber] = None
+        if not hold:
+            self.begin(subscriber, {})
+        return subscriber
+
+    def begin(self, subscriber: Subscriber, starts: Mapping[Pair, Start]) -> None:
+        """Give *subscriber*, which is held, what comes from now on, and before that *starts*.
+
+        Args:
+            subscriber: The subscriber.
+            starts: Where it goes on with some pairs: it is told that first, then their rows.
+        """
+        self._hub.flush()
         reader = subscriber.reader
         for pair in self._patterns:
             self._hub.subscribe(reader, _FORM, pair, None, owed=False)
-        self._all[subscriber] = None
+        lines = self._starts(starts, reader.subscription)
+        if lines:
+            subscriber.outlet.write(messages(subscriber.pusher.head, lines))
+        self._hub.resume(reader, {pair: start.after for pair, start in starts.items()})
+        subscriber.held = False
         reader.on_head = self._later(subscriber)
         self._hub.serve(reader)
-        return subscriber
+
+    def _starts(self, starts: Mapping[Pair, Start], wanted: Subscription) -> list[bytes]:
+        lines: list[bytes] = []
+        for pair, start in in_order(starts):
+            new = self._intake.theirs(pair, start.new)
+            if new is not None and start.told and wanted.wants(pair):
+                prev = 0 if pair[0] == UNCOUNTED else self._intake.theirs(pair, start.prev)
+                prev = new if prev is None or prev > new else prev
+                lines.append(f"POSITION {pair[0]} {pair[1]} {prev} {new}".encode())
+        return lines
 
     def remove(self, subscriber: Subscriber) -> None:
         """Forget a subscription."""
@@ -221,12 +287,17 @@ class Subscribers:
 
         return later
 
+    def keep(self, keeps: bool) -> None:
+        """Keep lines beside the rows for somebody who is away, or keep them no longer."""
+        self._keeps = keeps
+        self._tidy()
+
     def say(self, payload: bytes) -> None:
         """Tell everybody, behind the rows that the log has by now."""
         self._hub.flush()
         number, self._said = self._said, self._said + 1
         pushes: dict[Pusher, bytes] = {}
-        waiting = False
+        waiting = self._keeps
         for subscriber in self._all:
             if subscriber.next != number or not subscriber.ready:
                 waiting = True
@@ -297,6 +368,6 @@ class Subscribers:
 
     def _tidy(self) -> None:
         """Forget what everybody has."""
-        if self._ring and all(one.next == self._said for one in self._all):
+        if self._ring and not self._keeps and all(one.next == self._said for one in self._all):
             self._ring.clear()
             self._ring_bytes = 0

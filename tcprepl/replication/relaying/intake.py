@@ -391,6 +391,10 @@ class RelayIntake:
                 return token - epoch.offset
         return None
 
+    def ours(self, pair: Pair, token: Token) -> Token:
+        """Return what we call *token* of the upstream, as it counts now."""
+        return token + self._offsets.get(pair, 0)
+
     def _believed(self, pair: Pair, token: Token) -> bool:
         if self.believes(pair, token):
             return True

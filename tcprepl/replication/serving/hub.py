@@ -14,6 +14,7 @@ on for as long as turns bring more than one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tcprepl import limits, metrics
@@ -303,6 +304,30 @@ class Hub:
         metrics.GAPS.labels(stream).inc()
         text = f"cannot resume {stream} of {instance} after {asked}: its position is 0"
         return error_line(form, f"{text}; forget its state and read on from 0") + where
+
+    def resume(self, reader: Reader, tokens: Mapping[Pair, Token]) -> None:
+        """Let *reader*, which has subscribed and is not served yet, go on after *tokens*.
+
+        It is told nothing before their rows: it knows where it stands.
+        """
+        backlog = reader.backlog
+        assert backlog is not None
+        for pair, token in tokens.items():
+            head = self.heads.get(pair)
+            if head is not None and token < head.token and reader.subscription.wants(pair):
+                track = Track(head, self._log.cursor(pair, token), begun=True)
+                place(track)
+                backlog.add(track)
+
+    def standing(self, reader: Reader) -> dict[Pair, Token]:
+        """Return up to where *reader* has been given each pair that it wants."""
+        wants, backlog = reader.subscription.wants, reader.backlog
+        wanted = [head for pair, head in self.heads.items() if wants(pair)]
+        if backlog is None:
+            return {head.pair: head.token for head in wanted}
+        found = {head.pair: self._heads.at(head, backlog.since).token for head in wanted}
+        found.update((track.head.pair, track.cursor.token) for track in backlog.order)
+        return found
 
     def unsubscribe(self, reader: Reader) -> None:
         """Forget *reader*: its connection has ended."""

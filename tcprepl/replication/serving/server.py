@@ -78,6 +78,7 @@ class ReplicationServer:
 
     Attributes:
         max_connections: As given; may be changed at any time.
+        log: The log.
         links: Asked for what the status says of upstreams and Redis.
         others: Asked for connections that get the same streams in another way.
     """
@@ -102,7 +103,7 @@ class ReplicationServer:
         #: Where rows go in.
         self.door = Door(reactor, stream_log, publisher)
         self.hub = Hub(reactor, stream_log, instance)
-        self._log = stream_log
+        self.log = stream_log
         self._registry = registry
         self._dialect = dialect
         #: The streams that a Synapse over TCP is told of.
@@ -307,7 +308,7 @@ class ReplicationServer:
 
     def _stream(self, pair: Pair) -> StreamStatus:
         head = self.hub.heads[pair]
-        return StreamStatus(*pair, head.token, self._log.floor(*pair), head.rows, head.size_bytes)
+        return StreamStatus(*pair, head.token, self.log.floor(*pair), head.rows, head.size_bytes)
 
     def status(self) -> ServerStatus:
         """Return a snapshot of the server."""
@@ -319,7 +320,7 @@ class ReplicationServer:
             peers=self.peers(),
             closed=dict(self._closed),
             links=self.link_states(),
-            damage=self._log.gaps.damage(),
+            damage=self.log.gaps.damage(),
         )
 
     def status_lines(self) -> list[str]:
@@ -337,7 +338,7 @@ class ReplicationServer:
             streams=[self._stream(pair) for pair in islice(self.hub.heads, most)],
             peers=[peer.status(now) for peer in shown] + others[: most - len(shown)],
             links=self.link_states(),
-            damage=self._log.gaps.damage(),
+            damage=self.log.gaps.damage(),
         )
         return status.lines(
             streams=len(self.hub.heads),
@@ -351,7 +352,7 @@ class ReplicationServer:
 
     def damaged_ranges(self) -> list[Pair]:
         """Return the pair of each range of rows that cannot be read from the disk."""
-        return [pair for pair, _ in self._log.gaps.of(Cause.DAMAGE)]
+        return [pair for pair, _ in self.log.gaps.of(Cause.DAMAGE)]
 
     def received_commands(self) -> dict[tuple[str, str], int]:
         """Return how many commands came in, by command and name of the peer."""
