@@ -158,6 +158,9 @@ class Call:
         """The query's (name, value) pairs, decoded, in order."""
         if self._query is None:
             raw = self.request.uri.partition(b"?")[2]
+            if not raw:
+                self._query = []
+                return self._query
             try:
                 self._query = parse_qsl(
                     raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=200

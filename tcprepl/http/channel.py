@@ -9,21 +9,24 @@ are counted; and the access log has the path only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import structlog
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from tcprepl import limits
+from tcprepl.clocks import wall_seconds
 from tcprepl.metrics import Live
 from tcprepl.replication import lingering
 
@@ -32,6 +35,9 @@ logger = structlog.get_logger()
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
+#: When the header Date was written last, and what it is.
+_dated: list[Any] = [0, b""]
 
 _REASONS = {
     400: "Bad Request",
@@ -55,6 +61,41 @@ class LimitedRequest(Request):
         kwargs["parsePOSTFormSubmission"] = False
         super().__init__(channel, *args, **kwargs)
         self.body = BytesIO()
+
+    def process(self) -> None:
+        """Hand the request to the router, if that is what the site serves."""
+        serve = getattr(self.channel.site.resource, "serve", None)
+        if serve is None or self.path == b"*":
+            super().process()
+            return
+        self.prepath: list[bytes] = []
+        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        serve(self)
+
+    def answer(self, status: int, headers: bytes, body: bytes | None) -> None:
+        """Answer with all there is, in one piece, and finish.
+
+        twisted.web puts a head together from objects, and writes it apart from the body.
+
+        Args:
+            status: The status.
+            headers: Lines of the head, each ended by CR LF.
+            body: The body; None for an answer that has none.
+        """
+        self.code = status
+        self.startedWriting = 1
+        parts = [b"%b %d %b\r\n" % (self.clientproto, status, _reason(status)), _date(), headers]
+        if self.responseHeaders.hasHeader(b"Connection"):  # what came asks for it
+            parts.append(b"Connection: close\r\n")
+        if body is None:
+            parts.append(b"\r\n")
+        else:
+            parts.append(b"Content-Length: %d\r\n\r\n" % len(body))
+            if self.method != b"HEAD":
+                parts.append(body)
+                self.sentLength = len(body)
+        self.channel.send(b"".join(parts))
+        self.finish()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Take a request in the absolute form, as one that came through a proxy has it, too."""
@@ -91,6 +132,8 @@ class LimitedChannel(HTTPChannel):
     _deadline: IDelayedCall | None = None
     _refused = False
     _closing = False
+    _due_s: float | None = None
+    _send: Callable[[bytes], int] | None = None
     _held_bytes = 0
     _head_bytes = 0
     _head_lines = 0
@@ -99,12 +142,18 @@ class LimitedChannel(HTTPChannel):
         """Start waiting for the first request."""
         self.site.open_channels.add(self)
         super().connectionMade()
+        transport = self.transport
+        if isinstance(transport, Connection) and not transport.TLS:
+            self._send = transport.getHandle().send
         self._arm()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Give back what this connection held."""
         self.site.open_channels.discard(self)
         self._disarm()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         self._release()
         super().connectionLost(reason)
 
@@ -207,9 +256,42 @@ class LimitedChannel(HTTPChannel):
         self.loseConnection()
         logger.info("http.request.refused", peer=str(self.getPeer()), reason=message)
 
+    def send(self, data: bytes) -> None:
+        """Write *data*: straight to the socket, as long as that has taken everything."""
+        if self._send is None:
+            self.transport.write(data)
+            return
+        try:
+            sent = self._send(data)
+        except OSError:  # it is full, or gone; the transport finds out which
+            sent = 0
+        if sent < len(data):
+            self._send = None
+            self.transport.write(data[sent:])
+
+    def write(self, data: bytes) -> None:
+        """Write a part of an answer that goes on; the transport keeps what does not fit."""
+        self._send = None
+        super().write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Write some more of such an answer."""
+        self._send = None
+        super().writeSequence(iovec)
+
+    def writeHeaders(self, *args: Any) -> None:
+        """Write the head of such an answer."""
+        self._send = None
+        super().writeHeaders(*args)
+
     def _late(self) -> None:
         self._deadline = None
-        if self._closing:
+        if self._due_s is None:
+            return  # a request is being answered
+        left_s = self._due_s - self.site.reactor.seconds()
+        if left_s > 0:
+            self._deadline = self.callLater(left_s, self._late)
+        elif self._closing:
             self.transport.abortConnection()
         elif self.requests:
             self.refuse(
@@ -222,15 +304,17 @@ class LimitedChannel(HTTPChannel):
             self.loseConnection()
 
     def _arm(self, delay_s: float | None = None) -> None:
-        self._disarm()
-        self._deadline = self.callLater(
-            self.site.request_timeout_s if delay_s is None else delay_s, self._late
-        )
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
+        """Be late after *delay_s*. The timer goes on from request to request, and looks then."""
+        delay_s = self.site.request_timeout_s if delay_s is None else delay_s
+        self._due_s = self.site.reactor.seconds() + delay_s
+        if self._deadline is not None and self._deadline.getTime() > self._due_s:
             self._deadline.cancel()
             self._deadline = None
+        if self._deadline is None:
+            self._deadline = self.callLater(delay_s, self._late)
+
+    def _disarm(self) -> None:
+        self._due_s = None
 
     def _release(self) -> None:
         self.site.held_bytes -= self._held_bytes
@@ -334,3 +418,16 @@ class LimitedSite(Site):
 
     def _count(self) -> list[tuple[tuple[str, ...], float]]:
         return [((), float(len(self.open_channels)))]
+
+
+def _date() -> bytes:
+    """Return the header Date; it says seconds."""
+    now_s = int(wall_seconds())
+    if _dated[0] != now_s:
+        _dated[:] = now_s, b"Date: %b\r\n" % datetimeToString(now_s)
+    line: bytes = _dated[1]
+    return line
+
+
+def _reason(status: int) -> bytes:
+    return RESPONSES.get(status, b"Unknown")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import CoroutineType
 from typing import Any, TypeAlias
 
 import structlog
@@ -98,6 +99,11 @@ class Route:
         return [part[1:-1] for part in self.segments if part.startswith("{")]
 
 
+_ALWAYS = {
+    "Server": "tcprepl",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
 _CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, PUT, OPTIONS",
@@ -120,6 +126,7 @@ class Router(Resource):
         super().__init__()
         self.routes = tuple(routes)
         self._headers = dict(headers or {})
+        self._always = header_lines({**_ALWAYS, **self._headers})
         self._counters: dict[tuple[str, str, int], Counter] = {}
         self._by_length: dict[int, list[Route]] = {}
         for route in self.routes:
@@ -127,10 +134,12 @@ class Router(Resource):
 
     def render(self, request: Request) -> int:
         """Answer *request*, now or later."""
-        for name, value in self._headers.items():
-            request.responseHeaders.setRawHeaders(name, [value])
-        run_in_background(self._serve, request)
+        self.serve(request)
         return NOT_DONE_YET
+
+    def serve(self, request: Any) -> None:
+        """Answer *request*, now or later."""
+        run_in_background(self._serve, request)
 
     def find(self, method: str, segments: Sequence[str]) -> tuple[Route, dict[str, str]]:
         """Return the route for *method* and the path, and its arguments.
@@ -169,7 +178,7 @@ class Router(Resource):
             counter = self._counters[key] = REQUESTS.labels(route, method, str(status))
         return counter
 
-    async def _serve(self, request: Request) -> None:
+    async def _serve(self, request: Any) -> None:
         gone: list[Failure] = []
         work: list[Deferred[Response]] = []
 
@@ -178,7 +187,6 @@ class Router(Resource):
             for deferred in work:
                 deferred.cancel()
 
-        _ = request.notifyFinish().addErrback(finished)
         template = ""
         try:
             segments = _segments(request)
@@ -190,7 +198,9 @@ class Router(Resource):
             answer = route.handler(call)
             if not isinstance(answer, Response):
                 deferred = _to_deferred(answer)
-                work.append(deferred)
+                if not deferred.called:
+                    work.append(deferred)
+                    _ = request.notifyFinish().addErrback(finished)
                 answer = await deferred
             response = answer
             if route.cors:
@@ -216,7 +226,25 @@ class Router(Resource):
         if gone:
             return
         self._counted(template or "none", _known(request.method), response.status).inc()
-        write_response(request, response)
+        self._write(request, response)
+
+    def _write(self, request: Any, response: Response) -> None:
+        """Send *response* as the answer to *request*, and finish it unless it streams."""
+        if response.stream is not None and request.method != b"HEAD":
+            request.setResponseCode(response.status)
+            headers = {**_ALWAYS, **self._headers, "Content-Type": response.content_type}
+            for name, value in (headers | dict(response.headers)).items():
+                request.responseHeaders.setRawHeaders(name, [value])
+            response.stream(request)
+            return
+        lines = self._always
+        if response.headers:
+            lines = header_lines({**_ALWAYS, **self._headers, **response.headers})
+        if response.status == 204:
+            request.answer(204, lines, None)
+        else:
+            kind = b"Content-Type: %b\r\n" % response.content_type.encode()
+            request.answer(response.status, lines + kind, response.body)
 
 
 class _Preflight(Exception):
@@ -230,7 +258,9 @@ async def _awaited(answer: Awaitable[Response]) -> Response:
 def _to_deferred(answer: Awaitable[Response]) -> Deferred[Response]:
     if isinstance(answer, Deferred):
         return answer
-    return Deferred.fromCoroutine(_awaited(answer))
+    if not isinstance(answer, CoroutineType):
+        answer = _awaited(answer)
+    return Deferred.fromCoroutine(answer)
 
 
 def _known(method: bytes) -> str:
@@ -259,21 +289,8 @@ def _match(template: Sequence[str], segments: Sequence[str]) -> dict[str, str] |
     return arguments
 
 
-def write_response(request: Request, response: Response) -> None:
-    """Send *response* as the answer to *request*, and finish it unless it streams."""
-    request.setResponseCode(response.status)
-    headers = request.responseHeaders
-    headers.setRawHeaders("Server", ["tcprepl"])
-    headers.setRawHeaders("Cache-Control", ["no-store"])
-    headers.setRawHeaders("X-Content-Type-Options", ["nosniff"])
-    if response.status != 204:
-        headers.setRawHeaders("Content-Type", [response.content_type])
-    for name, value in response.headers.items():
-        headers.setRawHeaders(name, [value])
-    if response.stream is not None and request.method != b"HEAD":
-        response.stream(request)
-        return
-    if response.status != 204:
-        headers.setRawHeaders("Content-Length", [str(len(response.body))])
-        request.write(response.body)
-    request.finish()
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """Return *headers* as lines; no value makes more than one."""
+    return "".join(
+        f"{name}: {' '.join(value.splitlines())}\r\n" for name, value in headers.items()
+    ).encode("utf-8")

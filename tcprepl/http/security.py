@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 from tcprepl.errors import ConfigError
 from tcprepl.http.calls import ApiError, Call, excerpt
 
+#: Hosts of requests that are remembered; a program or browser names one.
+_MAX_JUDGED = 64
+
 
 def equal(given: str, secret: str) -> bool:
     """Return whether the two are equal, in time that tells nothing about *secret*."""
@@ -111,6 +114,7 @@ class Gate:
         self._secrets = tuple(secrets)
         self._trusting_clients = not secrets and not client_tokens
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._judged: dict[str, bool] = {}
 
     def open(self, call: Call) -> None:
         """Let everybody in."""
@@ -149,7 +153,12 @@ class Gate:
     def _only_local_pages(self, call: Call, *, reading: bool = True) -> None:
         """Refuse a browser that a foreign page sent here."""
         host = call.header("Host") or ""
-        if not self._local(host):
+        local = self._judged.get(host)
+        if local is None:
+            local = self._local(host)
+            if len(self._judged) < _MAX_JUDGED:
+                self._judged[host] = local
+        if not local:
             raise ApiError(
                 403,
                 "M_FORBIDDEN",

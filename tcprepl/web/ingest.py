@@ -181,7 +181,8 @@ class Ingest:
             transaction_id=transaction_id,
         ).addBoth(settle)
         try:
-            appended = await to_the_end(work)  # a client that leaves unpublishes nothing
+            # a client that leaves unpublishes nothing
+            appended = await (work if work.called else to_the_end(work))
         except BadRow as error:
             extra = {"stream": error.stream, "row": error.index, "field": error.field}
             raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None

@@ -227,3 +227,71 @@ def test_the_absolute_form_names_path_and_host(target: bytes, host: bytes, statu
     assert exchange.answer.status == status
     exchange.leave()
     stage.close()
+
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Socket:
+    """A socket that takes so many bytes of each write, and then is full."""
+
+    def __init__(self, *takes: int | None) -> None:
+        self.takes = list(takes)
+        self.sent = b""
+
+    def send(self, data: bytes) -> int:
+        """Take some; None is a socket that is full, or gone."""
+        some = self.takes.pop(0)
+        if some is None:
+            raise BlockingIOError
+        self.sent += data[:some]
+        return min(some, len(data))
+
+
+@pytest.mark.parametrize("takes", [[7], [None], [10_000, 7], [10_000, None]])
+def test_an_answer_goes_straight_to_the_socket_while_it_takes_all(
+    stage: Stage, takes: list[int | None]
+) -> None:
+    """What does not fit, and all that follows, goes through the transport, in order."""
+    exchange = Exchange(stage)
+    straight = Socket(*takes)
+    exchange.channel._send = straight.send
+    whole = Exchange(stage).send(GET * 3).transport.value()
+    exchange.send(GET * 3)
+    assert straight.sent + exchange.transport.value() == whole
+    assert straight.takes == []
+    exchange.leave()
+
+
+def test_http_1_0_is_answered_and_closed(stage: Stage) -> None:
+    exchange = Exchange(stage).send(b"GET /health HTTP/1.0\r\n\r\n")
+    assert exchange.transport.value().startswith(b"HTTP/1.0 200 OK\r\nDate: ")
+    assert exchange.transport.disconnecting
+    exchange.leave()
+
+
+def test_who_asks_for_the_end_gets_it(stage: Stage) -> None:
+    exchange = Exchange(stage).send(GET[:-2] + b"Connection: close\r\n\r\n")
+    assert exchange.answer.headers["connection"] == "close"
+    assert exchange.transport.disconnecting
+    exchange.leave()
+
+
+def test_the_timer_of_a_request_is_not_that_of_the_next(stage: Stage) -> None:
+    """One timer goes on from request to request; each has its own time."""
+    exchange = Exchange(stage)
+    for _ in range(50):
+        stage.clock.advance(9)
+        exchange.send(GET)
+        assert len(stage.clock.getDelayedCalls()) <= 1
+    assert not exchange.transport.disconnecting
+    stage.clock.advance(10.1)
+    assert exchange.transport.disconnecting
+    exchange.leave()
+    assert stage.clock.getDelayedCalls() == []
+
+
+def test_star_is_not_a_path(stage: Stage) -> None:
+    exchange = Exchange(stage).send(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert exchange.transport.value().startswith(b"HTTP/1.1 ")
+    exchange.leave()

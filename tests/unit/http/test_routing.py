@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.http.calls import ApiError, Call, Response, excerpt, json_response
 from tcprepl.http.channel import LimitedSite
-from tcprepl.http.routing import About, Route, Router
+from tcprepl.http.routing import About, Route, Router, header_lines
 from tests.web_site import Exchange, Stage
 
 ABOUT = About("Something")
@@ -243,6 +243,12 @@ def test_an_answer_without_a_body(small: Small) -> None:
     answer = small.get("/nothing")
     assert (answer.status, answer.body) == (204, b"")
     assert answer.headers.get("content-type") is None
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\x85", "\u2028"])
+def test_no_header_makes_a_second_one(end: str) -> None:
+    """A value is one line, whatever it is."""
+    assert header_lines({"A": f"b{end}C: d"}) == b"A: b C: d\r\n"
 
 
 def test_excerpts_are_short_and_harmless() -> None:
