@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl import metrics
+from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, UnknownStream
 from tcprepl.ids import Pair, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
@@ -89,6 +90,7 @@ class Peer:
         address: Where it comes from, for people.
         acked: The newest FEDERATION_ACK, or None.
         closing: Why it is being closed, or None.
+        step: When its deadlines are looked at (`Deadlines`).
     """
 
     __slots__ = (
@@ -106,6 +108,7 @@ class Peer:
         "closing",
         "conn_id",
         "name",
+        "step",
         "transport",
     )
 
@@ -126,6 +129,7 @@ class Peer:
         #: Of what was said past the hub, the bytes that the socket has not taken.
         self._waiting_bytes = 0
         self._last_sent = 0.0
+        self.step = 0
 
     def __repr__(self) -> str:
         return f"<Peer {self.conn_id} {self.name or self.address}>"
@@ -408,14 +412,12 @@ class Peer:
         assert self._outlet is not None
         self._outlet.close()
 
-    def sweep(self, now: float, epoch_s: float) -> None:
+    def sweep(self, now: float) -> float | None:
         """Look at the deadlines: keep-alive, silence, a close that does not end.
 
-        Args:
-            now: The time.
-            epoch_s: What to add to it at present to get the time of day.
+        Returns:
+            When there is the next one; None if there is none any more.
         """
-        self._session.epoch_s = epoch_s
         reader = self._reader
         group = reader.group if reader is not None else None
         if group is not None and group.written_at > self._last_sent:
@@ -426,11 +428,14 @@ class Peer:
         if self._paused:
             self._session.not_reading(now)  # the silence is ours
         deadline = self._session.next_deadline()
-        if deadline is not None and now >= deadline:
-            for event in self._session.tick(now):
-                self._handle(event)
-            self._pump()
-            self._last_sent = now
+        if deadline is None or now < deadline:
+            return deadline
+        self._session.epoch_s = epoch_s(self._server.reactor)
+        for event in self._session.tick(now):
+            self._handle(event)
+        self._pump()
+        self._last_sent = now
+        return self._session.next_deadline()
 
     # -- looking -----------------------------------------------------------------------
 

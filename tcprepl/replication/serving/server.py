@@ -18,7 +18,12 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerE
 from twisted.internet.protocol import Factory
 
 from tcprepl import limits, metrics
-from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
+from tcprepl.background import (
+    LoopingProcess,
+    looping_background_process,
+    run_in_background,
+    spread,
+)
 from tcprepl.clocks import Reactor, epoch_s
 from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName
@@ -31,6 +36,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.replication.failures import describe_address, too_many
+from tcprepl.replication.serving.deadlines import STEP_S, Deadlines
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.measuring import CommandCounts, Sources
 from tcprepl.replication.serving.peer import Peer
@@ -46,9 +52,6 @@ log = structlog.get_logger()
 
 #: What `ReplicationServer.on` takes: called with the command and the peer that sent it.
 CommandHandler = Callable[[Any, Peer], object]
-
-#: How often deadlines of connections are looked at.
-SWEEP_INTERVAL_S = 1.0
 
 
 class _PeerFactory(Factory):
@@ -110,6 +113,7 @@ class ReplicationServer:
         self.synapse_streams = sorted(assumed_streams(dialect))
         self.max_connections = max_connections
         self._peers: dict[int, Peer] = {}
+        self._deadlines: Deadlines[Peer] = Deadlines(reactor)
         self._ports: list[IListeningPort] = []
         self._handlers: dict[type[Command], list[CommandHandler]] = {}
         self._lost_handlers: list[Callable[[Peer], object]] = []
@@ -131,7 +135,7 @@ class ReplicationServer:
         """Begin to watch deadlines; `listen` does it too."""
         if self._sweeper is None:
             self._sweeper = looping_background_process(
-                self.reactor, "replication_sweep", SWEEP_INTERVAL_S, self._sweep
+                self.reactor, "replication_sweep", STEP_S, self._sweep
             )
 
     async def listen(self, endpoint: IStreamServerEndpoint) -> IListeningPort:
@@ -219,6 +223,7 @@ class ReplicationServer:
     def peer_connected(self, peer: Peer) -> None:
         """Note that *peer* is there; make room for it, or turn it away."""
         self._peers[peer.conn_id] = peer
+        self._deadlines.watch(peer)
         log.debug("replication.peer.connected", conn_id=peer.conn_id, peer=peer.address)
         if self._stopping is not None:
             peer.close(CloseReason.SHUTDOWN, "server shutting down")
@@ -236,6 +241,7 @@ class ReplicationServer:
     def peer_lost(self, peer: Peer, reason: CloseReason) -> None:
         """Note that *peer* is gone."""
         self._peers.pop(peer.conn_id, None)
+        self._deadlines.forget(peer)
         self.renamed(peer.name, "")
         self._closed[reason.value] += 1
         metrics.CLOSE_REASON.labels(reason.value).inc()
@@ -286,11 +292,8 @@ class ReplicationServer:
         for handler in self._handlers.get(type(command), ()):
             run_in_background(handler, command, peer)
 
-    def _sweep(self) -> None:
-        now = self.reactor.seconds()
-        epoch = epoch_s(self.reactor)
-        for peer in list(self._peers.values()):
-            peer.sweep(now, epoch)
+    async def _sweep(self) -> None:
+        await spread(self.reactor, self._deadlines.work())
 
     # -- looking -----------------------------------------------------------------------
 
