@@ -45,6 +45,10 @@ class StatusPort(Protocol):
         """Return what is held and who is connected."""
         ...
 
+    def lags(self, also: Iterable[int]) -> Mapping[int, int]:
+        """Return by how many rows each connection is behind that is, or is one of *also*."""
+        ...
+
 
 class TypingPort(Protocol):
     """Who is typing (`tcprepl.ephemeral.typing_notifications.TypingWriter`)."""

@@ -120,15 +120,25 @@ class Board:
             self.row_rates.setdefault(pair, Series()).values.append(rate)
             total += rate
         self.total_rate.values.append(total)
-        status = self.server_status()
-        for peer in status.peers:
-            self.lags.setdefault(peer.conn_id, Series()).values.append(peer.behind_rows)
-        for gone in self.lags.keys() - {peer.conn_id for peer in status.peers}:
-            del self.lags[gone]
+        self._sample_lags()
         if self._viewers:
-            event = b"data: %b\n\n" % msgspec.json.encode(self.parts(status))
+            event = b"data: %b\n\n" % msgspec.json.encode(self.parts(self.server_status()))
             for viewer in tuple(self._viewers):
                 viewer.send(event)
+
+    def _sample_lags(self) -> None:
+        """Go on with the history of those who are, or were, behind; the others have none."""
+        server = self._services.replication_server
+        behind = server.lags(self.lags) if server is not None else {}
+        for conn_id, rows in behind.items():
+            series = self.lags.get(conn_id)
+            if series is None:
+                series = self.lags[conn_id] = Series()
+                series.values.extend([0.0] * (len(self.total_rate.values) - 1))
+            series.values.append(rows)
+        for conn_id, series in list(self.lags.items()):
+            if conn_id not in behind or not any(series.values):
+                del self.lags[conn_id]
 
     def server_status(self) -> ServerStatus:
         """Return who is connected and what is held."""

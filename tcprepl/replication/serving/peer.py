@@ -154,6 +154,11 @@ class Peer:
         return self._reader is not None and self._reader.backlog is not None
 
     @property
+    def behind_rows(self) -> int:
+        """How many rows it has not been sent of what it asked for."""
+        return 0 if self._reader is None else self._server.hub.lag(self._reader).rows
+
+    @property
     def quiet(self) -> bool:
         """Whether it has neither named itself nor asked for anything."""
         return not self.name and self._reader is None and self._publishing is None

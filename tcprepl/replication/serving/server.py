@@ -7,7 +7,7 @@ for streams (USER_SYNC, FEDERATION_ACK, ...) to whoever registered for it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -312,6 +312,17 @@ class ReplicationServer:
     def _stream(self, pair: Pair) -> StreamStatus:
         head = self.hub.heads[pair]
         return StreamStatus(*pair, head.token, self.log.floor(*pair), head.rows, head.size_bytes)
+
+    def lags(self, also: Iterable[int]) -> dict[int, int]:
+        """Return by how many rows each connection is behind that is, or is one of *also*."""
+        others = self._others()
+        there = {other.conn_id for other in others}
+        found = {conn_id: 0 for conn_id in also if conn_id in self._peers or conn_id in there}
+        for peer in self._peers.values():
+            if peer.is_behind:
+                found[peer.conn_id] = peer.behind_rows
+        found |= {other.conn_id: other.behind_rows for other in others if other.behind_rows}
+        return found
 
     def status(self) -> ServerStatus:
         """Return a snapshot of the server."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tcprepl import limits
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus
+from tcprepl.web.page import HISTORY
 from tests.web_site import Exchange, Stage
 
 
@@ -27,6 +29,11 @@ class Server:
             for number, rows in self.behind.items()
         ]
         return ServerStatus("example.com", "master", 5.0, [], peers, links=self.links)
+
+    def lags(self, also: Iterable[int]) -> dict[int, int]:
+        """Return who is behind, and of the others those that are asked for."""
+        asked = set(also)
+        return {number: rows for number, rows in self.behind.items() if rows or number in asked}
 
 
 @pytest.fixture
@@ -190,6 +197,29 @@ def test_lag_has_a_history_while_the_peer_is_there() -> None:
     server.behind = {}
     stage.clock.advance(1)
     assert "rows behind of w" not in stage.get("/").body.decode()
+    stage.close()
+
+
+def test_who_was_never_behind_has_no_history() -> None:
+    """Ten thousand who have nothing to do cost nothing; who caught up is shown for two minutes."""
+    server = Server()
+    server.behind = {1: 0, 2: 7}
+    stage = Stage(replication_server=server)
+    stage.site.startFactory()
+
+    def curves() -> int:
+        return stage.get("/").body.decode().count("<polyline") - 1  # one is of all rows
+
+    stage.clock.pump([1.0] * 5)
+    assert curves() == 1
+    server.behind = {1: 3, 2: 0}
+    stage.clock.advance(1)
+    assert curves() == 2
+    server.behind = {1: 0, 2: 0}
+    stage.clock.pump([1.0] * (HISTORY - 1))
+    assert curves() == 1
+    stage.clock.pump([1.0] * 2)
+    assert curves() == 0
     stage.close()
 
 
