@@ -1,0 +1,144 @@
+"""Moving a homeserver to the bus and back, by the commands of README; and how long a restart is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tcprepl.replication.redis.resp import RespReader, encode, encode_publish
+from tests.benchmarks.measure import cpu_ns
+from tests.harness import ROOT, Running, environment, wait_until
+from tests.interop.busing import Bus
+from tests.interop.environments import find_program
+from tests.interop.processes import accepts
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+
+NAME = "example.com"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOVING = README.partition("#### Moving in, and out\n")[2].partition("\n## ")[0]
+#: CPU time that stopping and starting may take: what a restart costs on a machine of its own.
+RESTART_CPU_S = 2.0
+
+
+def commands() -> tuple[str, str]:
+    """Return the relay and the bus as README starts them."""
+    shown = re.findall(r"^\$ (tcprepl .*)$", MOVING, re.MULTILINE)
+    assert [command.split()[1] for command in shown] == ["relay", "bus"]
+    relay, bus = shown
+    return relay, bus
+
+
+@contextmanager
+def running(command: str, where: Path) -> Iterator[Running]:
+    """Run a command of README, with its data in *where*, and stop it in the end."""
+    words = shlex.split(command.replace("/var/lib/tcprepl-bus", str(where / "data")))
+    with Running([sys.executable, "-m", *words], where, words[1]) as process:
+        process.wait_for_output(f"{words[1]}.ready")
+        yield process
+        assert process.stop() == 0
+
+
+@contextmanager
+def redis_server(where: Path) -> Iterator[None]:
+    """Run a Redis at its usual address."""
+    argv = [find_program("redis-server", "redis-server"), "--save", "", "--bind", "127.0.0.1"]
+    with Running(argv, where, "redis") as process:
+        wait_until(lambda: accepts(6379), "Redis listens")
+        yield
+        process.stop()
+
+
+class Writer:
+    """A process of a homeserver, as far as its Redis sees it: it writes events."""
+
+    def __init__(self) -> None:
+        self.token = 100
+
+    def write(self, rows: int) -> None:
+        """Publish rows on a new connection, and where they end; wait for the answers."""
+        lines = [f"POSITION events w1 {self.token} {self.token}"]
+        for _ in range(rows):
+            self.token += 1
+            lines.append(f'RDATA events w1 {self.token} ["ev", [{self.token}]]')
+        with socket.create_connection(("127.0.0.1", 6379), 10.0) as connection:
+            connection.sendall(encode_publish(NAME.encode(), [line.encode() for line in lines]))
+            reader, answered = RespReader(), 0
+            while answered < len(lines):
+                answered += len(reader.feed(connection.recv(65_536))[1])
+
+
+def tail(rows: int) -> list[int]:
+    """Return the tokens of the events that ``tcprepl tail`` shows, from the replication port."""
+    argv = [sys.executable, "-m", "tcprepl", "tail", "events", "--since", "start"]
+    argv += ["--count", str(rows)]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env=environment(), timeout=60, check=False
+    )
+    return [int(token) for token in re.findall(r"^RDATA events w1 ([0-9]+) ", done.stdout, re.M)]
+
+
+def test_a_homeserver_moves_in_and_out_and_loses_nothing(tmp_path: Path) -> None:
+    relay, bus = commands()
+    writer = Writer()
+    with redis_server(tmp_path), running(relay, tmp_path) as beside:
+        beside.wait_for_output("redis.up")
+        writer.write(10)
+        assert tail(10) == list(range(101, 111))
+    with running(bus, tmp_path):
+        pong = re.search(r"^\$ (redis-cli .*)\n(.*)\n", MOVING, re.MULTILINE)
+        assert pong is not None
+        said = subprocess.run(shlex.split(pong[1]), capture_output=True, text=True, check=True)
+        assert said.stdout == pong[2] + "\n"
+        writer.write(10)
+        # one log: what the relay heard, and what was said to the bus
+        assert tail(20) == list(range(101, 121))
+    with redis_server(tmp_path), running(relay, tmp_path) as beside:
+        beside.wait_for_output("redis.up")
+        writer.write(10)
+        assert tail(30) == list(range(101, 131))
+
+
+def test_settings_of_the_playbook_make_the_path_that_the_bus_listens_at() -> None:
+    (listened,) = re.findall(r"--listen-redis unix:(\S+):mode", MOVING)
+    settings = next(
+        yaml.safe_load(block)
+        for block in re.findall(r"^```\n(.*?)^```$", MOVING, re.M | re.S)
+        if "matrix_synapse_redis_path" in block
+    )
+    mounted = settings["matrix_synapse_redis_path_host"]
+    assert mounted + settings["matrix_synapse_redis_path_socket"] == listened
+    (shown,) = re.findall(r"^redis: .*path: (\S+)\}$", MOVING, re.MULTILINE)
+    assert shown == listened
+
+
+def test_a_restart_is_short_and_those_who_wait_come_back(tmp_path: Path) -> None:
+    """It is measured as CPU time: that it waits for other programs is not the bus's doing."""
+    with ExitStack() as stack:
+        bus = stack.enter_context(Bus(NAME, tmp_path))
+        with socket.create_connection(("127.0.0.1", bus.port), 10.0) as connection:
+            lines = [b"RDATA events w1 %d [1]" % token for token in range(1, 20_001)]
+            connection.sendall(encode_publish(NAME.encode(), lines))
+            reader, answered = RespReader(), 0
+            while answered < len(lines):
+                answered += len(reader.feed(connection.recv(65_536))[1])
+            before = cpu_ns(bus.pid)
+            pid = bus.pid
+            bus.child._popen.terminate()
+            wait_until(lambda: not accepts(bus.port), "nobody listens")
+            stopping = cpu_ns(pid) - before if Path(f"/proc/{pid}/task").exists() else 0
+            bus.stop()
+        bus.start()
+        assert (stopping + cpu_ns(bus.pid)) / 1e9 < RESTART_CPU_S
+        with socket.create_connection(("127.0.0.1", bus.port), 10.0) as connection:
+            connection.sendall(encode(b"SUBSCRIBE", NAME.encode()) + encode(b"PING"))
+            assert b"subscribe" in connection.recv(65_536)
