@@ -8,16 +8,13 @@ listener that other machines can reach has to have TLS or a secret.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,10 +28,27 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from tcprepl import limits
+from tcprepl.access import NONE
 from tcprepl.errors import ConfigError, did_you_mean
+from tcprepl.protocol.grammar import PATTERNS, SECRET_SHAPE
 from tcprepl.replication.redis.url import parse_redis_url
 from tcprepl.streams.releases import Release, parse_release
 from tcprepl.synapse_names import excerpt, put, translate_synapse
+from tcprepl.values import (
+    Address,
+    Addresses,
+    AddressRange,
+    DialectName,
+    Directory,
+    HostPort,
+    Name,
+    NameOrAny,
+    Seconds,
+    Size,
+    StreamNames,
+    TokenName,
+    parse_address,
+)
 
 DEFAULT_REPLICATION = "127.0.0.1:9092"
 DEFAULT_HTTP = "127.0.0.1:9093"
@@ -43,141 +57,18 @@ DEFAULT_DATA = "./tcprepl-data"
 DATABASE_URLS = ("postgresql://", "postgres://")
 DEFAULT_BUS = "127.0.0.1:6379"
 
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
-_ENDPOINT = re.compile(r"[a-z][a-z0-9]*:\S")
-_NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_UNITS_BYTES = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen or to connect: HOST:PORT, or a Twisted endpoint string.
-
-    Attributes:
-        text: As it was written.
-        host: The host, without brackets; None for an endpoint string.
-        port: The port; None for an endpoint string.
-    """
-
-    text: str
-    host: str | None = None
-    port: int | None = None
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether the endpoint string itself asks for TLS."""
-        return self.host is None and self.text.removeprefix("haproxy:").startswith(("ssl:", "tls:"))
-
-    @property
-    def is_exposed(self) -> bool:
-        """Whether a listener here can be reached from other machines."""
-        if self.host is not None:
-            return not _is_loopback(self.host)
-        kind, *words = re.split(r"(?<!\\):", self.text.removeprefix("haproxy:"))
-        if kind not in {"tcp", "tcp6", "ssl", "tls"}:
-            return False
-        interfaces = [word.partition("=")[2] for word in words if word.startswith("interface=")]
-        return not (interfaces and _is_loopback(interfaces[0].replace("\\", "")))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def parse_address(text: str) -> Address:
-    """Return what an ADDR means.
-
-    Raises:
-        ValueError: it is neither HOST:PORT nor an endpoint string.
-    """
-    found = _HOST_PORT.fullmatch(text)
-    if found and int(found["port"]) < 65_536:
-        return Address(text, found["host"].strip("[]"), int(found["port"]))
-    if not found and _ENDPOINT.match(text):
-        return Address(text)
-    raise ValueError("expected HOST:PORT or a Twisted endpoint string")
-
-
-def _addresses(value: object) -> object:
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, list | tuple):
-        return tuple(parse_address(item) if isinstance(item, str) else item for item in value)
-    return value
-
-
-def is_database_url(text: str) -> bool:
-    """Return whether *text*, which says where the logs are, is no directory."""
-    return text.startswith(DATABASE_URLS)
-
-
-def _host_port(value: str) -> str:
-    if parse_address(value).port is None:
-        raise ValueError("no port")
-    return value
-
-
-def _range(value: str) -> str:
-    ipaddress.ip_network(value)
-    return value
-
-
-def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)", value)
-        if not found:
-            raise ValueError("no unit")
-        return float(found[1]) * _UNITS_S[found[2]]
-    return value
-
-
-def _size(value: object) -> object:
-    if isinstance(value, str):
-        found = re.fullmatch(r"([0-9]+)\s*([BKMGT]?)(?:i?B)?", value)
-        if not found:
-            raise ValueError("no size")
-        return int(found[1]) * _UNITS_BYTES[found[2]]
-    return value
-
-
-def _version(value: object) -> object:
-    """Let 1.13 be written without quotes."""
-    return str(value) if isinstance(value, float) else value
-
-
-def _or_none(value: object) -> object:
-    """Let a command line say null."""
-    return None if str(value) == "none" else value
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value) or len(value) > limits.MAX_NAME_CHARS:
-        raise ValueError("not a name")
-    return value
-
-
-def _name_or_any(value: str) -> str:
-    return value if value == "*" else _name(value)
-
-
-Addresses: TypeAlias = Annotated[tuple[Address, ...], BeforeValidator(_addresses)]
-Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Size: TypeAlias = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Name: TypeAlias = Annotated[str, AfterValidator(_name)]
-
 _NAME_IS = f"a name without spaces, at most {limits.MAX_NAME_CHARS} characters"
 _ADDRESS_IS = "HOST:PORT or a Twisted endpoint string, or a list of them"
 _AGE_IS = "a number of seconds above 0, or a text such as 30s, 10m, 12h, 7d"
 _SIZE_IS = "a number of bytes above 0, or a text such as 64M or 2G"
 _TEXT_IS = "a text; better read from a file that only the server may read"
 _HELD_IN_IS = "the path of a file that holds it"
+_STREAMS_ARE = "all, or a list of stream names"
+
+
+def is_database_url(text: str) -> bool:
+    """Return whether *text*, which says where the logs are, is no directory."""
+    return text.startswith(DATABASE_URLS)
 
 
 class Settings(BaseModel):
@@ -196,33 +87,89 @@ class TlsSettings(Settings):
     )
 
 
+class Rights(Settings):
+    """What somebody may do."""
+
+    read: StreamNames = Field(default=NONE, description=_STREAMS_ARE)
+    inspect: StreamNames = Field(default=NONE, description=_STREAMS_ARE)
+    write: StreamNames = Field(default=NONE, description=_STREAMS_ARE)
+    operate: bool = Field(default=False, description="true or false")
+
+
+class TokenSettings(Rights):
+    """Somebody who says a token, and what that allows."""
+
+    name: TokenName = Field(description=_NAME_IS + "; whom it is given to")
+    token: SecretStr = Field(
+        min_length=limits.MIN_SECRET_CHARS,
+        description=f"{SECRET_SHAPE}, and {limits.MIN_SECRET_CHARS} at least; better read from a "
+        "file that only the server may read",
+    )
+    token_file: Path | None = Field(default=None, description=_HELD_IN_IS)
+
+    @field_validator("token")
+    @classmethod
+    def _fits_a_line(cls, value: SecretStr) -> SecretStr:
+        if not PATTERNS["secret"].fullmatch(value.get_secret_value()):
+            raise ValueError("not a word")
+        return value
+
+
+def is_vouched(address: Address, tls: TlsSettings | None) -> bool:
+    """Return whether a listener lets in only this machine, or who shows a certificate."""
+    shown = address.host is not None and tls is not None and tls.client_ca is not None
+    return shown or not address.is_exposed
+
+
 class ReplicationSettings(Settings):
     """The line protocol's listener."""
 
     tls: TlsSettings | None = Field(
         default=None, description="a section with certificate and private_key"
     )
+    tokens: tuple[TokenSettings, ...] = Field(
+        default=(), description="a list of sections with name, token_file and rights"
+    )
+    anonymous: Rights | None = Field(
+        default=None,
+        description="null, or a section with read, inspect, write, operate: what needs no token",
+    )
     listen: Addresses = Field(
         default=(parse_address(DEFAULT_REPLICATION),), description=_ADDRESS_IS
     )
-    dialect: Annotated[Literal["auto", "1.13", "1.22"], BeforeValidator(_version)] = Field(
-        default="auto", description="auto, 1.13 or 1.22"
-    )
+    dialect: DialectName = Field(default="auto", description="auto, 1.13 or 1.22")
     max_connections: int = Field(
         default=limits.MAX_CONNECTIONS, ge=1, description="a whole number above 0"
     )
     publish: bool | None = Field(
-        default=None, description="true, false, or null: unless HTTP asks for a token"
+        default=None, description="true, false, or null: unless only HTTP asks for a token"
     )
+
+    @field_validator("tokens")
+    @classmethod
+    def _different(cls, value: tuple[TokenSettings, ...]) -> tuple[TokenSettings, ...]:
+        named: dict[str, str] = {}
+        for settings in value:
+            other = named.setdefault(settings.token.get_secret_value(), settings.name)
+            if other is not settings.name:
+                raise ValueError(
+                    f"one stands twice, with {other} and {settings.name}; expected different ones"
+                )
+        return value
 
     @field_validator("listen")
     @classmethod
     def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        if "tls" not in info.data or "tokens" not in info.data:
+            return value  # which is told already
+        tls = info.data["tls"]
         for address in value:
-            if address.is_exposed and not address.is_encrypted and not info.data.get("tls", True):
+            known = info.data["tokens"] or is_vouched(address, tls)
+            if address.is_exposed and not (address.is_encrypted_by(tls) and known):
                 raise ValueError(
-                    "other machines can reach it, and the line protocol has no password; "
-                    "expected a loopback address, a unix: or ssl: endpoint, or replication.tls"
+                    "other machines can reach it; expected a loopback address or a unix: endpoint, "
+                    "or TLS (replication.tls for HOST:PORT, else an ssl: endpoint) and beside it "
+                    "replication.tokens or replication.tls.client_ca"
                 )
         return value
 
@@ -261,9 +208,9 @@ class HttpSettings(Settings):
     @field_validator("listen")
     @classmethod
     def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
-        guarded = info.data.get("tls", True) or info.data.get("token", True)
+        tls, token = info.data.get("tls", True), info.data.get("token", True)
         for address in value:
-            if address.is_exposed and not address.is_encrypted and not guarded:
+            if address.is_exposed and not (address.is_encrypted_by(tls) or token):
                 raise ValueError(
                     "other machines can reach it; "
                     "expected a loopback address, a unix: or ssl: endpoint, http.tls or http.token"
@@ -323,10 +270,10 @@ class FederationSettings(Settings):
     ca: Path | None = Field(
         default=None, description="the path of a PEM file to trust besides the system"
     )
-    resolve: Mapping[str, Annotated[str, AfterValidator(_host_port)]] = Field(
+    resolve: Mapping[str, HostPort] = Field(
         default_factory=dict, description="HOST:PORT for each server name that is not looked up"
     )
-    allowed_addresses: tuple[Annotated[str, AfterValidator(_range)], ...] = Field(
+    allowed_addresses: tuple[AddressRange, ...] = Field(
         default=(), description="a list of address ranges such as 10.0.0.0/8"
     )
     allow_private_addresses: bool = Field(default=False, description="true or false")
@@ -390,7 +337,7 @@ class BusSettings(_OfSynapse):
     def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
         named = info.data.get("password_file", True) or info.data.get("users", True)
         for address in value:
-            encrypted = address.is_encrypted or info.data.get("tls", True)
+            encrypted = address.is_encrypted_by(info.data.get("tls", True))
             if address.is_exposed and not (encrypted and named):
                 raise ValueError(
                     "other machines can reach it; expected a loopback address or a unix: "
@@ -415,7 +362,7 @@ class Config(Settings):
 
     server_name: Name = Field(default="localhost", description=_NAME_IS + "; the homeserver's")
     instance: Name = Field(default="master", description=_NAME_IS)
-    data_directory: Annotated[Path | None, BeforeValidator(_or_none)] = Field(
+    data_directory: Directory = Field(
         default=Path(DEFAULT_DATA), description="a path, or null to keep everything in memory only"
     )
     data: SecretStr | None = Field(
@@ -428,7 +375,7 @@ class Config(Settings):
     )
     replication: ReplicationSettings = Field(
         default=ReplicationSettings(),
-        description="a section with listen, tls, dialect, max_connections",
+        description="a section with listen, tls, tokens, anonymous, dialect, max_connections",
     )
     http: HttpSettings = Field(
         default=HttpSettings(), description="a section with listen, tls, token, replication_secret"
@@ -443,7 +390,7 @@ class Config(Settings):
     bus: BusSettings = Field(
         default_factory=BusSettings, description="a section with listen, tls, password_file, users"
     )
-    instances: Mapping[Annotated[str, AfterValidator(_name_or_any)], str] = Field(
+    instances: Mapping[NameOrAny, str] = Field(
         default_factory=dict, description="the HTTP URL of each writer (* for all others)"
     )
     log: LogSettings = Field(default=LogSettings(), description="a section with level and format")
@@ -620,7 +567,7 @@ def _read_secrets(settings: dict[str, Any]) -> list[str]:
             found[key] = read_secret(Path(str(found[f"{key}_file"])))
         except ConfigError as error:
             faults.append(f"{path}_file: {error}")
-            found[key] = "unknown"  # one fault is enough
+            found[key] = f"unknown-{path}"  # one fault is enough
         return found
 
     http = settings.get("http")
@@ -633,6 +580,13 @@ def _read_secrets(settings: dict[str, Any]) -> list[str]:
                 for number, section in enumerate(http["client_tokens"])
             ]
         settings["http"] = http
+    replication = settings.get("replication")
+    if isinstance(replication, Mapping) and isinstance(replication.get("tokens"), list):
+        tokens = [
+            read(section, "token", f"replication.tokens.{number}.token")
+            for number, section in enumerate(replication["tokens"])
+        ]
+        settings["replication"] = {**replication, "tokens": tokens}
     return faults
 
 
@@ -684,6 +638,12 @@ def _shown(value: object) -> str:
     return excerpt(str(value) if isinstance(value, Path | Address) else value)
 
 
+def _has_keys(value: object) -> bool:
+    """Whether there are sections in *value*, of which some keys may be secret."""
+    inner = value if isinstance(value, list | tuple) else ()
+    return isinstance(value, Mapping) or any(map(_has_keys, inner))
+
+
 def _fault(detail: ErrorDetails) -> str:
     loc = tuple(part for part in detail["loc"] if part != "[key]")
     path = ".".join(str(part) for part in loc)
@@ -692,7 +652,8 @@ def _fault(detail: ErrorDetails) -> str:
         return f"{path}: unknown key{did_you_mean(str(loc[-1]), beside, shown=0)}"
     if detail["type"] == "missing":
         return f"{path}: is missing; expected {expected}"
-    found = "a value that is not shown" if secret else _shown(detail["input"])
+    hidden = secret or _has_keys(detail["input"])
+    found = "a value that is not shown" if hidden else _shown(detail["input"])
     reason = str(detail.get("ctx", {}).get("error", ""))
     if "; expected " in reason:
         return f"{path}: found {found}; {reason}"

@@ -18,6 +18,7 @@
           LogUnavailable  LogLocked  LogHeld  LogCorrupt  LogTooNew
             LogFenced  WrittenElsewhere
       FederationError
+      TokenRefused              .wait_s before another is looked at
       ConfigError               the command line exits with 2
 """
 
@@ -79,6 +80,8 @@ class CloseReason(Enum):
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     #: More connections than the server admits.
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    #: The token that was said does not hold, or no longer.
+    NOT_AUTHORIZED = "not_authorized"
     #: The peer did not drain its socket after the close was asked for.
     ABORTED = "aborted"
     #: Our side broke a rule: a bug.
@@ -508,3 +511,19 @@ class FederationError(TcpreplError):
 
 class ConfigError(TcpreplError):
     """The configuration is not usable; the command line exits with 2."""
+
+
+class TokenRefused(TcpreplError):
+    """A token that grants nothing here.
+
+    Attributes:
+        wait_s: Seconds until another from there is looked at, where this one was not; else 0.
+    """
+
+    def __init__(self, wait_s: float = 0.0) -> None:
+        self.wait_s = wait_s
+        if wait_s:
+            text = f"too many wrong tokens from there; try again in {max(1, round(wait_s))} s"
+        else:
+            text = "the token is not known here; expected one of replication.tokens"
+        super().__init__(text)

@@ -115,6 +115,21 @@ MAX_UNANSWERED_APPENDS = 4_096
 MAX_UNANSWERED_BYTES = 4 * 2**20
 #: Bytes of the rows of all connections that are not answered yet.
 MAX_ALL_UNANSWERED_BYTES = 64 * 2**20
+#: Characters of a token that grants rights, at least where it is made, and at most.
+MIN_SECRET_CHARS = 16
+MAX_SECRET_CHARS = 1_024
+#: Wrong tokens that an address may say in a row before it has to wait.
+MAX_FREE_GUESSES = 5
+#: How long it then waits for the next try, doubled with each wrong one; and at most.
+GUESS_WAIT_MIN_S = 1.0
+GUESS_WAIT_MAX_S = 60.0
+#: After how long without a wrong one all are forgotten.
+GUESS_FORGIVEN_S = 300.0
+#: Wrong tokens in a second, of all addresses together; beyond it only who has shown a right one
+#: before is looked at.
+MAX_GUESSES = 100
+#: Addresses that are remembered for it; the one that was heard longest ago makes room.
+MAX_GUESSERS = 10_000
 #: Streams, and connections, that STATUS tells of.
 MAX_STATUS_LINES = 100
 #: First delay before a client connects again; doubled for each failure, and jittered.

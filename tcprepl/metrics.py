@@ -251,6 +251,12 @@ DROPPED = Counter(
     ["what", "why"],
     registry=REGISTRY,
 )
+REFUSED_ACCESS = Counter(
+    "tcprepl_access_refused",
+    "What was refused for want of a token or a right, by side (line, http) and why",
+    ["side", "why"],
+    registry=REGISTRY,
+)
 GAPS = Counter(
     "tcprepl_gaps",
     "Times a reader could not be resumed from the log and had to start anew",

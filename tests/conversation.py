@@ -24,6 +24,7 @@ from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcprepl.access import NOTHING, Grant, Streams, Tokens
 from tcprepl.protocol.commands import COMMANDS
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.server import ReplicationServer
@@ -390,6 +391,16 @@ class Stage(ABC):
         """The server starts again on the same log."""
         raise AssertionError("only over sockets, where the log is on a disk")
 
+    async def do_token(self, skipping: set[int], token: str, name: str, rights: str) -> None:
+        """A token is made that allows to read streams, and nothing goes without one."""
+        grant = Grant(name, read=Streams(frozenset(rights.removeprefix("read ").split(", "))))
+        self.server.admit(Tokens([(token, grant)]), NOTHING)
+
+    async def do_no_token(self, skipping: set[int]) -> None:
+        """All tokens are taken back."""
+        self.server.admit(Tokens(), NOTHING)
+        await self.settle()
+
     async def do_heard(self, skipping: set[int], word: str, count: str) -> None:
         """The server handed a command to its application."""
         await self.settle()
@@ -415,6 +426,8 @@ def _late(name: str) -> Callable[..., Any]:
 _ROWS = r"(\[.*|\{.*|\".*)"
 _DIRECTIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (r"streams: (.+)", Stage.do_streams),
+    (r"token (\S+) of (\S+): (read .+)", Stage.do_token),
+    (r"the tokens are taken back", Stage.do_no_token),
     (r"publish (batch )?(?:as (\S+) )?(\S+) " + _ROWS, Stage.do_publish),
     (r"publish ([0-9]+) rows to (\S+)", Stage.do_publish_many),
     (r"publish a row of ([0-9]+) bytes to (\S+)", Stage.do_publish_long),

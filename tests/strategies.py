@@ -11,6 +11,8 @@ from tcprepl.limits import MAX_TOKEN
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     COMMANDS,
+    AuthCommand,
+    AuthorizedCommand,
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
@@ -42,6 +44,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, DIALECTS, Dialect
+from tcprepl.protocol.grammar import PATTERNS
 
 #: Characters of a name: the grammar's name-char, surrogates apart.
 NAME_CHARS = st.one_of(
@@ -217,6 +220,8 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
             | st.tuples(st.integers(1, MAX_TOKEN))
             | st.tuples(st.integers(1, 9), tokens()),
         ),
+        AuthCommand: st.builds(AuthCommand, st.from_regex(PATTERNS["secret"], fullmatch=True)),
+        AuthorizedCommand: st.builds(AuthorizedCommand, names(), texts()),
         HelpCommand: st.builds(HelpCommand, st.just("") | names()),
         StatusCommand: st.just(StatusCommand()),
         InfoCommand: st.builds(InfoCommand, texts()),

@@ -15,6 +15,7 @@ UNIT = ROOT / "tests" / "unit"
 TOP = {
     "__init__.py",
     "__main__.py",
+    "access.py",
     "aio",
     "app",
     "background.py",
@@ -23,6 +24,7 @@ TOP = {
     "clocks.py",
     "config.py",
     "synapse_names.py",
+    "values.py",
     "ephemeral",
     "files",
     "errors.py",

@@ -16,6 +16,7 @@ from tcprepl.errors import LogUnavailable
 from tcprepl.ids import InstanceName, ProducerName, ServerName, StreamName
 from tcprepl.replication.following import writer as following
 from tcprepl.replication.following.asyncio_bridge import future_of
+from tcprepl.replication.following.connection import Token
 from tcprepl.replication.following.writer import MAX_HELD_APPENDS, MAX_HELD_BYTES
 from tcprepl.streams.log import Appended
 
@@ -41,6 +42,7 @@ class ReplicationWriter:
         tls: What to speak TLS with, for a certificate of your own, say.
         name: How the server is to call us.
         server_name: The homeserver that it has to be; None takes any.
+        token: What the server asks for, or what reads it anew for each connection.
         max_held_appends: Appends that are held until they are answered.
         max_held_bytes: Bytes of their rows.
 
@@ -56,6 +58,7 @@ class ReplicationWriter:
         tls: ssl.SSLContext | None = None,
         name: str = "tcprepl",
         server_name: ServerName | None = None,
+        token: Token | None = None,
         max_held_appends: int = MAX_HELD_APPENDS,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
@@ -65,6 +68,7 @@ class ReplicationWriter:
             producer=producer,
             name=name,
             server_name=server_name,
+            token=token,
             max_held_appends=max_held_appends,
             max_held_bytes=max_held_bytes,
         )

@@ -10,17 +10,23 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.replication.failures import reason_of
+from tcprepl.values import Address
 
 
 def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint:
     """Return the endpoint to connect to; its failures name the address and what to do.
 
     Raises:
-        ConfigError: Twisted does not understand the endpoint string.
+        ConfigError: Twisted does not understand the endpoint string, or a token is to be said where
+            others could read it on the way.
     """
+    if address.token is not None and address.is_overheard:
+        raise ConfigError(
+            f"{address}: a token that is said there can be read on the way; expected an address of "
+            f"this machine, or TLS, as in tls:{address.host or 'HOST'}:{address.port or 'PORT'}"
+        )
     if address.host is not None and address.port is not None:
         endpoint: IStreamClientEndpoint = HostnameEndpoint(
             reactor, address.host.encode(), address.port

@@ -31,10 +31,11 @@ from typing import NamedTuple, TypeAlias
 from cryptography import x509
 
 from tcprepl.app.settings import registry_of, retention_of
-from tcprepl.config import Address, Config, TlsSettings
+from tcprepl.config import Config, TlsSettings
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.storage.lock import LOCK_NAME
+from tcprepl.values import Address
 from tcprepl.web.page import size
 
 #: How long a check waits for somebody else.

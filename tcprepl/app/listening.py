@@ -27,11 +27,12 @@ from tcprepl.app.systemd import sockets_passed
 from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.background import looping_background_process
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address, Config, TlsSettings
+from tcprepl.config import Config, TlsSettings, is_vouched
 from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.replication.bus.listener import BusListener
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.values import Address
 
 log = structlog.get_logger()
 
@@ -80,7 +81,9 @@ class Listeners:
         """
         for address in self._config.replication.listen:
             endpoint = self._endpoint("replication", address, self._config.replication.tls)
-            port = await listened(server.listen(endpoint), "replication", address)
+            vouched = is_vouched(address, self._config.replication.tls)
+            listening = server.listen(endpoint, vouched=vouched)
+            port = await listened(listening, "replication", address)
             self.replication.append(describe_address(port.getHost()))
 
     async def open_bus(self, bus: BusListener) -> None:

@@ -14,14 +14,15 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
+from tcprepl.access import Guesses
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.opening import open_log_of, where_logs_are
 from tcprepl.app.reload import SERVING, all_of
-from tcprepl.app.settings import http_secrets, retention_of
+from tcprepl.app.settings import anonymous_of, grants_of, http_secrets, retention_of, tokens_of
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address, Config, read_secret
+from tcprepl.config import Config, read_secret
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
 from tcprepl.protocol.commands import (
@@ -42,6 +43,7 @@ from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.notifier import Notifier
+from tcprepl.values import Address
 from tcprepl.web.services import HttpLimits, WebServices
 from tcprepl.web.site import build_site
 
@@ -109,6 +111,7 @@ class Relay:
         self._user_ip = user_ip
         self._dialect = dialect
         self._not_ready: str | None = "starting"
+        self._guesses = Guesses()
         self._life = Lifecycle(reactor, "relay")
         self._listeners = Listeners(reactor, config, self._life)
 
@@ -141,6 +144,8 @@ class Relay:
             config.instance,
             dialect=config.replication.dialect,
             max_connections=config.replication.max_connections,
+            tokens=tokens_of(config, self._guesses),
+            anonymous=anonymous_of(config),
         )
         self._life.add("replication", self._server.stop)
         intake.on_pair = self._server.hub.announce
@@ -163,6 +168,8 @@ class Relay:
             acknowledge=self._acknowledge,
             ready=lambda: self._not_ready,
             secrets=http_secrets(config),
+            grants=grants_of(config),
+            guesses=self._guesses,
             hosts=config.http.hosts,
             limits=HttpLimits(max_body_bytes=config.http.max_body_bytes),
         )
@@ -201,6 +208,7 @@ class Relay:
                 catch_up=catch_up,
                 on_command=self._say_downstream,
                 passive=self._passive,
+                token=where.token,
             )
         made: Upstream = RedisUpstream(
             self._reactor,
@@ -244,9 +252,11 @@ class Relay:
             certificates()
             self._log.retain(retention_of(config))
             self._server.max_connections = config.replication.max_connections
+            self._server.admit(tokens_of(config, self._guesses), anonymous_of(config))
             if self._catch_up is not None:
                 self._catch_up.change(config.instances, secret)
             self._web.secrets = http_secrets(config)
+            self._web.grants = grants_of(config)
             self._web.hosts = config.http.hosts
             self._web.limits = HttpLimits(max_body_bytes=config.http.max_body_bytes)
             self._site.changed()

@@ -34,6 +34,7 @@ from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
 from tcprepl.protocol.dialects import NATIVE
 from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.storage.sqlite import private_directory
 
 #: The name of the outbox in the data directory.
@@ -75,6 +76,7 @@ class FederationWorker:
         backoff: BackoffPolicy | None = None,
         max_concurrent: int = MAX_CONCURRENT_REQUESTS,
         dialect: str = "auto",
+        token: AccessToken | None = None,
     ) -> None:
         """Note what it is made of; `start` makes it.
 
@@ -88,6 +90,7 @@ class FederationWorker:
             backoff: How long to wait after failures.
             max_concurrent: Requests under way at once.
             dialect: The dialect of the writer.
+            token: What the writer asks for.
 
         Raises:
             ValueError: *name* is not one of the senders.
@@ -103,6 +106,7 @@ class FederationWorker:
         self._backoff = backoff
         self._max_concurrent = max_concurrent
         self._dialect = dialect
+        self._token = token
         self._pool = ThreadPool(0, 1, name="outbox")
         self._life = Lifecycle(reactor, "federation")
 
@@ -191,6 +195,7 @@ class FederationWorker:
             positions=intake,
             name=self.name,
             server_name=self.server_name,
+            token=self._token,
             since="start",
             on_reset=intake.handle_reset,
             on_position=self._on_position,

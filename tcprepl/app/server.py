@@ -13,18 +13,22 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 
 from tcprepl import clocks
+from tcprepl.access import Guesses
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.opening import open_log_of, where_logs_are
 from tcprepl.app.reload import ASKING, SERVING, all_of
 from tcprepl.app.settings import (
+    anonymous_of,
     client_tokens,
+    grants_of,
     http_secrets,
     placed_servers,
     policy_of,
     publishes,
     registry_of,
     retention_of,
+    tokens_of,
     trust_of,
 )
 from tcprepl.clocks import Reactor
@@ -94,6 +98,7 @@ class Server:
         self._wall_ms = wall_ms or clocks.wall_ms
         self._not_ready: str | None = "starting"
         self._redis: RedisWriter | None = None
+        self._guesses = Guesses()
         self._life = Lifecycle(reactor, "serve")
         self._listeners = Listeners(reactor, config, self._life)
 
@@ -171,11 +176,14 @@ class Server:
             self.config = config
             self.log.retain(retention_of(config))
             self.replication.max_connections = config.replication.max_connections
+            self.replication.door.publisher = self.publisher if publishes(config) else None
+            self.replication.admit(tokens_of(config, self._guesses), anonymous_of(config))
             self.federation.send_queue.senders = federation.senders
             self.federation.transport.change(
                 trust=trust, policy=policy_of(config), overrides=placed
             )
             self._web.secrets = http_secrets(config)
+            self._web.grants = grants_of(config)
             self._web.client_tokens = client_tokens(config)
             self._web.hosts = self._hosts()
             self._web.limits = HttpLimits(max_body_bytes=config.http.max_body_bytes)
@@ -246,6 +254,8 @@ class Server:
             dialect=config.replication.dialect,
             max_connections=config.replication.max_connections,
             publisher=self.publisher if publishes(config) else None,
+            tokens=tokens_of(config, self._guesses),
+            anonymous=anonymous_of(config),
         )
         self._life.add("replication", self.replication.stop)
         self.replication.on(FederationAckCommand, self._acknowledged)
@@ -334,6 +344,8 @@ class Server:
             further=self.federation.routes,
             ready=lambda: self._not_ready,
             secrets=http_secrets(self.config),
+            grants=grants_of(config),
+            guesses=self._guesses,
             client_tokens=client_tokens(config),
             hosts=self._hosts(),
             limits=HttpLimits(max_body_bytes=http.max_body_bytes),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from OpenSSL import crypto
 
-from tcprepl.config import Config, RetentionSettings, parse_address
+from tcprepl.access import EVERYTHING, NOTHING, Grant, Guesses, Tokens
+from tcprepl.config import Config, RetentionSettings, Rights
 from tcprepl.errors import ConfigError
 from tcprepl.federation.service import OWN_STREAMS
 from tcprepl.federation.wire.addresses import AddressPolicy
@@ -16,6 +17,7 @@ from tcprepl.federation.wire.connections import SystemAndFile
 from tcprepl.federation.wire.edu import is_server_name
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.values import parse_address
 
 
 def retention_of(config: Config) -> Retention:
@@ -102,15 +104,42 @@ def policy_of(config: Config) -> AddressPolicy:
     return AddressPolicy(settings.allowed_addresses, allow_private=settings.allow_private_addresses)
 
 
-def publishes(config: Config) -> bool:
-    """Return whether rows may be published over the line protocol, which asks for no token.
+def grants_of(config: Config) -> list[tuple[str, Grant]]:
+    """Return the tokens of ``replication.tokens``, each with what it grants."""
+    return [
+        (settings.token.get_secret_value(), _grant(settings.name, settings))
+        for settings in config.replication.tokens
+    ]
 
-    Unless the configuration says so, not where HTTP asks for one, and not where other machines
-    can connect that show no certificate.
+
+def tokens_of(config: Config, guesses: Guesses) -> Tokens:
+    """Return what the line protocol asks for."""
+    return Tokens(grants_of(config), guesses)
+
+
+def anonymous_of(config: Config) -> Grant:
+    """Return what who says no token may do on the line, where the listener vouches for them.
+
+    Unless the configuration says so, everything where there are no tokens, and nothing where
+    there are.
+    """
+    anonymous = config.replication.anonymous
+    if anonymous is not None:
+        return _grant("", anonymous)
+    return NOTHING if config.replication.tokens else EVERYTHING
+
+
+def _grant(name: str, rights: Rights) -> Grant:
+    return Grant(name, rights.read, rights.inspect, rights.write, operate=rights.operate)
+
+
+def publishes(config: Config) -> bool:
+    """Return whether rows may be published over the line protocol, by who may write them.
+
+    Unless the configuration says so, not where HTTP asks for a token and the line does not.
     """
     replication = config.replication
     if replication.publish is not None:
         return replication.publish
-    vouched = replication.tls is not None and replication.tls.client_ca is not None
-    exposed = any(address.is_exposed for address in replication.listen)
-    return config.http.token is None and (vouched or not exposed)
+    asks = replication.tokens or replication.anonymous is not None
+    return bool(asks) or config.http.token is None

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
 
-from tcprepl.config import (
-    DEFAULT_HTTP,
-    DEFAULT_REPLICATION,
-    Address,
-    is_database_url,
-    parse_address,
-    read_secret,
-)
+from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, is_database_url, read_secret
 from tcprepl.replication.failures import UNIX_URL
+from tcprepl.values import NO_USER, Address, parse_address
 
 #: How an address of the line protocol begins, and endpoint strings of it.
 LINES_URL = "tcprepl://"
@@ -41,6 +36,8 @@ class AddressType(click.ParamType[Address]):
         try:
             return parse_address(value)
         except ValueError as error:
+            if str(error) == NO_USER:
+                self.fail(f"not shown here: {NO_USER}; --token-file is the place", param, ctx)
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
@@ -55,6 +52,8 @@ class UrlType(click.ParamType[str]):
         if url.startswith(UNIX_URL):
             return url
         parts = urlsplit(url)
+        if "@" in parts.netloc:
+            self.fail(f"not shown here: {NO_USER}; --token-file is the place", param, ctx)
         try:
             fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
         except ValueError:
@@ -96,6 +95,8 @@ class InstanceType(click.ParamType[tuple[str, str]]):
         if isinstance(value, tuple):
             return value
         name, _, url = value.partition("=")
+        if "@" in urlsplit(url).netloc:
+            self.fail(f"{name}=... : {NO_USER}; --secret-file is the place", param, ctx)
         if not name or not url.startswith(("http://", "https://")):
             self.fail(
                 f"{value!r}: expected NAME=http://HOST:PORT or NAME=http://unix:/PATH", param, ctx
@@ -137,32 +138,22 @@ URL = UrlType()
 SECONDS = DurationType()
 
 
-def from_option(function: F) -> F:
-    """Add ``--from ADDR``, given as *source*."""
-    return click.option(
-        "--from",
-        "source",
-        type=ADDRESS,
-        default=DEFAULT_REPLICATION,
-        envvar="TCPREPL_FROM",
-        show_default=True,
-        show_envvar=True,
-        help="The server to read from: HOST:PORT or a Twisted endpoint string.",
-    )(function)
-
-
-def token_options(function: F) -> F:
-    """Add ``--token TOKEN`` and ``--token-file FILE``, given as *token*."""
+def _with_token_options(function: Any) -> Any:
+    """Add ``--token`` and ``--token-file``; *function* takes *token*: what reads it, or None."""
 
     @functools.wraps(function)
-    def with_token(*args: Any, token: str | None, token_file: Path | None, **rest: Any) -> Any:
+    def with_reader(*args: Any, token: str | None, token_file: Path | None, **rest: Any) -> Any:
+        reader: Callable[[], str] | None = None
         if token_file is not None:
             if token is not None:
                 raise click.UsageError("--token and --token-file exclude each other")
-            token = read_secret(token_file)
-        return function(*args, token=token, **rest)
+            reader = functools.partial(read_secret, token_file)
+            reader()  # what is wrong with it is said at once
+        elif token is not None:
+            reader = functools.partial(str, token)
+        return function(*args, token=reader, **rest)
 
-    made: Any = with_token
+    made: Any = with_reader
     for option in (
         click.option(
             "--token-file",
@@ -175,11 +166,47 @@ def token_options(function: F) -> F:
             "--token",
             envvar="TCPREPL_TOKEN",
             show_envvar=True,
-            help="The bearer token, where the server has one.",
+            help="The token, where the server asks for one.",
         ),
     ):
         made = option(made)
-    return cast("F", made)
+    return made
+
+
+def token_options(function: F) -> F:
+    """Add ``--token TOKEN`` and ``--token-file FILE``, given as *token*."""
+
+    @functools.wraps(function)
+    def with_token(*args: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
+        return function(*args, token=token and token(), **rest)
+
+    return cast("F", _with_token_options(with_token))
+
+
+def saying_token(name: str, function: F) -> F:
+    """Add the same options; the `Address` that is given as *name* has the token with it."""
+
+    @functools.wraps(function)
+    def with_token(*args: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
+        if isinstance(rest[name], Address):
+            rest[name] = replace(rest[name], token=token)
+        return function(*args, **rest)
+
+    return cast("F", _with_token_options(with_token))
+
+
+def from_option(function: F) -> F:
+    """Add ``--from ADDR``, given as *source*, and the token that is said there."""
+    return click.option(
+        "--from",
+        "source",
+        type=ADDRESS,
+        default=DEFAULT_REPLICATION,
+        envvar="TCPREPL_FROM",
+        show_default=True,
+        show_envvar=True,
+        help="The server to read from: HOST:PORT or a Twisted endpoint string.",
+    )(saying_token("source", function))
 
 
 class RowsToType(UrlType):
@@ -196,8 +223,18 @@ class RowsToType(UrlType):
 
 
 def rows_to_option(function: F) -> F:
-    """Add ``--to`` for rows: *url* is a URL, or the `Address` of the line protocol."""
-    return click.option(
+    """Add ``--to`` for rows: *url* is a URL, or the `Address` of the line protocol.
+
+    The token goes with the address, or is given as *token*.
+    """
+
+    @functools.wraps(function)
+    def with_token(*args: Any, url: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
+        if isinstance(url, Address):
+            return function(*args, url=replace(url, token=token), token=None, **rest)
+        return function(*args, url=url, token=token and token(), **rest)
+
+    add: Callable[[Any], Any] = click.option(
         "--to",
         "url",
         type=RowsToType(),
@@ -207,7 +244,8 @@ def rows_to_option(function: F) -> F:
         show_envvar=True,
         help="The server to publish to: the URL of its HTTP side, http://unix:/PATH of its socket, "
         "or tcprepl://HOST:PORT (or a Twisted endpoint string) of its line protocol, for speed.",
-    )(token_options(function))
+    )
+    return cast("F", add(_with_token_options(with_token)))
 
 
 def url_option(name: str, text: str) -> Callable[[F], F]:

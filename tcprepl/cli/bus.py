@@ -14,7 +14,8 @@ from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS, InstanceType, data_settings
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address, loader
+from tcprepl.config import loader
+from tcprepl.values import Address
 
 DEFAULT_DATA = "./tcprepl-bus"
 

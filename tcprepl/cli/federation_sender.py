@@ -13,7 +13,7 @@ from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address, loader
+from tcprepl.config import loader
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS
@@ -24,6 +24,7 @@ from tcprepl.federation.wire.transaction import (
     MIN_TRANSACTION_BYTES,
     TransactionLimits,
 )
+from tcprepl.values import Address
 
 DEFAULT_DATA = "./tcprepl-sender"
 
@@ -180,6 +181,7 @@ def command(
             backoff=backoff_policy(retry_first, retry_cap),
             max_concurrent=concurrency,
             dialect=dialect,
+            token=source.token,
         )
 
     return run_process(make, "federation", welcome, None if config_file is None else read)

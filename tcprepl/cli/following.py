@@ -10,7 +10,6 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, UnknownStream
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.codec import serialize
@@ -26,14 +25,20 @@ from tcprepl.protocol.commands import (
 from tcprepl.protocol.dialects import DIALECTS, NATIVE, Dialect
 from tcprepl.protocol.display import displayable
 from tcprepl.replication.following.client import ReplicationClient
-from tcprepl.replication.following.connection import ClientConnection, Ended, connect
+from tcprepl.replication.following.connection import (
+    AUTH_REFUSED,
+    ClientConnection,
+    Ended,
+    connect,
+)
+from tcprepl.replication.serving.rights import NOT_ALLOWED
 from tcprepl.streams.codec import Rows
+from tcprepl.streams.masking import REDACTED, without_access_tokens
 from tcprepl.streams.position_store import MemoryPositionStore
+from tcprepl.values import Address
 
 Pair = tuple[StreamName, InstanceName]
 
-#: What stands for an access token on a screen or in a file.
-REDACTED = "<redacted>"
 #: A server that does not know STATUS has told all positions when it was silent for this long.
 QUIET_S = 0.5
 #: How long a command that wants one answer waits for the first word.
@@ -42,19 +47,12 @@ GREETING_S = 5.0
 _NEWEST = DIALECTS["1.22"]
 
 
-def is_unknown_stream(error: ErrorCommand) -> bool:
-    """Return whether a server says that it has no such stream (protocol.md section 12.2)."""
-    return error.text.startswith("unknown stream ")
+def is_refusal(error: ErrorCommand) -> bool:
+    """Return whether a server says that it will never serve this (protocol.md section 12).
 
-
-def redact_row(stream: StreamName, row: bytes) -> bytes:
-    """Return *row* without access tokens: some caches have them for keys."""
-    if stream == "caches" and b"access_token" in row:
-        value = json.loads(row)
-        if isinstance(value, list) and len(value) > 1 and isinstance(value[1], list):
-            value[1] = [REDACTED] * len(value[1])
-            return json.dumps(value, separators=(",", ":")).encode()
-    return row
+    There is no such stream, or no right to it, or the token does not hold.
+    """
+    return error.text.startswith(("unknown stream ", f"{NOT_ALLOWED}: ", AUTH_REFUSED))
 
 
 def command_line(command: Command) -> bytes:
@@ -71,7 +69,8 @@ def row_lines(
     start = f"RDATA {stream} {instance} ".encode()
     last = len(rows) - 1
     return [
-        b"%s%s %s" % (start, b"batch" if n < last else b"%d" % token, redact_row(stream, row))
+        b"%s%s %s"
+        % (start, b"batch" if n < last else b"%d" % token, without_access_tokens(stream, row))
         for n, row in enumerate(rows)
     ]
 
@@ -81,12 +80,14 @@ def row_objects(
 ) -> list[bytes]:
     """Return each row as one JSON object on a line, without LF."""
     start = json.dumps({"stream": stream, "instance": instance, "token": token})[:-1].encode()
-    return [b'%s, "row": %s}' % (start, redact_row(stream, row)) for row in rows]
+    return [b'%s, "row": %s}' % (start, without_access_tokens(stream, row)) for row in rows]
 
 
-def unknown(address: Address, text: str) -> ConfigError:
-    """Return the error of whoever asks a server for a stream that it does not have."""
-    return ConfigError(f"{address}: {displayable(text)}")
+def refused(address: Address, text: str) -> ConfigError:
+    """Return the error of whoever asks a server for what it will not serve."""
+    lacks = text.startswith(f"{NOT_ALLOWED}: ") and address.token is None
+    advice = "; --token-file names a file with one" if lacks else ""
+    return ConfigError(f"{address}: {displayable(text)}{advice}")
 
 
 async def positions_of(
@@ -126,8 +127,8 @@ async def positions_of(
                 heard.append((event.stream, event.instance))
             elif isinstance(event, InfoCommand):
                 finish()
-            elif isinstance(event, ErrorCommand) and is_unknown_stream(event):
-                fail(unknown(address, event.text))
+            elif isinstance(event, ErrorCommand) and is_refusal(event):
+                fail(refused(address, event.text))
         if heard and knows_status:
             # All positions were on their way before this is answered.
             knows_status.pop().send(StatusCommand())
@@ -137,7 +138,7 @@ async def positions_of(
         for stream in streams:
             # A server of ours says so itself; it has streams without a position, too.
             if stream not in names and connection.dialect.name != NATIVE:
-                fail(unknown(address, str(UnknownStream(stream, names))))
+                fail(refused(address, str(UnknownStream(stream, names))))
         if not done.called:
             done.callback(None)
 
@@ -159,6 +160,7 @@ async def positions_of(
         dialect="auto",
         deliver=deliver,
         ready=ready,
+        token=address.token,
     )
 
     def look(before: int) -> None:
@@ -278,6 +280,7 @@ class Follower:
             self._on_rows,
             positions=MemoryPositionStore(known),
             name=self._name,
+            token=self._address.token,
             since="now" if numbered else str(self._since),
             on_position=self._on_position,
             on_command=self._on_command,
@@ -341,8 +344,8 @@ class Follower:
             self._done.errback(error)
 
     def _on_command(self, command: Command) -> None:
-        if isinstance(command, ErrorCommand) and is_unknown_stream(command):
-            self._refuse(unknown(self._address, command.text))
+        if isinstance(command, ErrorCommand) and is_refusal(command):
+            self._refuse(refused(self._address, command.text))
         elif self._commands and not self._done.called:
             self._put([command_line(command)[:-1]], answer=False)
 

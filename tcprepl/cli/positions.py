@@ -11,7 +11,7 @@ from tcprepl.cli.arguments import from_option
 from tcprepl.cli.following import positions_of
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
+from tcprepl.values import Address
 
 
 @click.command("positions")

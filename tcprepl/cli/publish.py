@@ -17,8 +17,8 @@ from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.recording import BOM, RecordedRows
 from tcprepl.cli.writing import write_rows
-from tcprepl.config import Address
 from tcprepl.errors import TcpreplError
+from tcprepl.values import Address
 
 #: Most rows and bytes that go into one request; what a pipe holds at the moment goes at once.
 CHUNK_ROWS = 2_000
@@ -166,8 +166,8 @@ def command(
       typing master 1
       $ tcprepl publish caches --batch < rows.jsonl
     """
-    if isinstance(url, Address) and (token is not None or transaction_id is not None):
-        raise click.UsageError("--token and --transaction-id go with the URL of the HTTP side")
+    if isinstance(url, Address) and transaction_id is not None:
+        raise click.UsageError("--transaction-id goes with the URL of the HTTP side")
     if not row and sys.stdin.isatty():
         raise click.UsageError("no ROW given, and stdin is a terminal")
     groups: Iterable[list[Given]] = (

@@ -17,7 +17,7 @@ from tcprepl.cli.recording import RecordedLine
 from tcprepl.cli.running import run_until_done
 from tcprepl.cli.tail import SINCE
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
+from tcprepl.values import Address
 
 
 class Recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import click
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.relay import Relay
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import ADDRESS, DATA, InstanceType, data_settings
+from tcprepl.cli.arguments import ADDRESS, DATA, InstanceType, data_settings, saying_token
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address, loader, parse_address
+from tcprepl.config import loader
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.redis.url import RedisUrl, is_redis_url, parse_redis_url
+from tcprepl.values import Address, parse_address
 
 DEFAULT_DATA = "./tcprepl-relay"
 
@@ -86,6 +88,7 @@ class UpstreamType(click.ParamType[RedisUrl | Address]):
     show_default=True,
     help="What an upstream at HOST:PORT speaks.",
 )
+@partial(saying_token, "upstream")
 def command(
     upstream: RedisUrl | Address,
     server_name: str | None,

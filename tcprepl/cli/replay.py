@@ -19,8 +19,8 @@ from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.recording import RecordedRows
 from tcprepl.cli.writing import write_rows
-from tcprepl.config import Address
 from tcprepl.errors import ConfigError, did_you_mean
+from tcprepl.values import Address
 
 #: Most single rows that are published together when nothing asks for their pace.
 GROUP_ROWS = 1_000
@@ -123,8 +123,6 @@ def command(
       receipts master 1
       session.rec: 2 rows of 2 streams published
     """
-    if isinstance(url, Address) and token is not None:
-        raise click.UsageError("--token goes with the URL of the HTTP side")
     seen: Counter[str] = Counter()
     published: set[str] = set()
     groups = chosen(recording.rows(recording.read(file, bare=bare)), seen, streams)

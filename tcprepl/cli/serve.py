@@ -12,7 +12,8 @@ from tcprepl.app.server import Server
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS, DATA, data_settings
 from tcprepl.cli.running import run_process
-from tcprepl.config import DEFAULT_HTTP, Address, loader
+from tcprepl.config import DEFAULT_HTTP, loader
+from tcprepl.values import Address
 
 
 @click.command("serve")

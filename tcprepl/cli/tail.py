@@ -12,8 +12,8 @@ from tcprepl.cli.following import Follower, row_lines, row_objects
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.values import Address
 
 
 class SinceType(click.ParamType[str | int]):

@@ -17,18 +17,20 @@ from twisted.internet.defer import Deferred
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
+from tcprepl.cli.following import is_refusal, refused
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
 from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.presence import PresenceFollower
 from tcprepl.ephemeral.presence_states import is_blank
 from tcprepl.ephemeral.typing_notifications import TypingFollower
+from tcprepl.protocol.commands import Command, ErrorCommand
 from tcprepl.protocol.display import displayable
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.rows import PresenceRow
+from tcprepl.values import Address
 
 #: Silence after which everything that a server had to say at first has been said.
 SETTLE_S = 0.2
@@ -171,16 +173,22 @@ def _watch(
             watch.hold()
             follower.on_reset(name, instance, known, token)
 
+        def heard(said: Command) -> None:
+            if isinstance(said, ErrorCommand) and is_refusal(said) and not watch.done.called:
+                watch.done.errback(refused(address, said.text))
+
         client = ReplicationClient(
             reactor,
             client_endpoint(reactor, address),
             [stream],
             handle,
             name="tcprepl-watch",
+            token=address.token,
             since="start",
             on_reset=reset,
             on_position=watch.position,
             on_connected=watch.hold,
+            on_command=heard,
         )
         timer = None
         if options["for_s"] is not None:

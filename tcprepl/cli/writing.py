@@ -24,11 +24,11 @@ from tcprepl.cli.posting import NotTaken
 from tcprepl.cli.recording import RecordedRows
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
-from tcprepl.config import Address
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, PublishRefused, TcpreplError
 from tcprepl.protocol.commands import Reason
 from tcprepl.replication.following.writer import ReplicationWriter
 from tcprepl.streams.log import Appended
+from tcprepl.values import Address
 
 #: Most bytes of rows on one line.
 LINE_BYTES: Final = 262_144
@@ -81,7 +81,9 @@ class Writing:
         self._quiet = quiet
         self._progress = progress
         self._heard_at = reactor.seconds()
-        self._writer = ReplicationWriter(reactor, client_endpoint(reactor, address))
+        self._writer = ReplicationWriter(
+            reactor, client_endpoint(reactor, address), token=address.token
+        )
         self._stuck: Deferred[None] = Deferred()
         self._last: Deferred[Any] | None = None
         self._failure: Exception | None = None

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from tcprepl import limits
+from tcprepl.access import NOTHING
 from tcprepl.http.parameters import Unfit, parameters_of
 from tcprepl.ids import idempotency_key
 
@@ -131,14 +132,18 @@ class Call:
         request: The request of twisted.web.
         path_args: The arguments of its path.
         caller: Whose transaction ids its own are among; the guard that let it in says so.
+        grant: What the caller may do; the guard says that as well.
+        token: The digest of the token that it was let in with.
     """
 
-    __slots__ = ("_query", "caller", "path_args", "request")
+    __slots__ = ("_query", "caller", "grant", "path_args", "request", "token")
 
     def __init__(self, request: Request, path_args: Mapping[str, str]) -> None:
         self.request = request
         self.path_args = path_args
         self.caller = ""
+        self.grant = NOTHING
+        self.token: bytes | None = None
         self._query: list[tuple[str, str]] | None = None
 
     @property

@@ -8,33 +8,21 @@ address (DNS rebinding, a form on a foreign page) is turned away here.
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from tcprepl.errors import ConfigError
+from tcprepl.access import EVERYTHING, Grant, Guesses, Tokens, digest
+from tcprepl.errors import ConfigError, TokenRefused
 from tcprepl.http.calls import ApiError, Call, excerpt
+from tcprepl.ids import StreamName
+from tcprepl.metrics import REFUSED_ACCESS
+from tcprepl.protocol.commands import Right
 
 #: Hosts of requests that are remembered; a program or browser names one.
 _MAX_JUDGED = 64
-
-
-def equal(given: str, secret: str) -> bool:
-    """Return whether the two are equal, in time that tells nothing about *secret*."""
-    return hmac.compare_digest(
-        hashlib.sha256(given.encode("utf-8", "surrogatepass")).digest(),
-        hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest(),
-    )
-
-
-def equal_to_one(given: str, secrets: Collection[str]) -> bool:
-    """Return whether *given* is one of *secrets*, in time that tells nothing about them."""
-    found = False
-    for secret in secrets:
-        found |= equal(given, secret)
-    return found
 
 
 def fingerprint(secret: str) -> str:
@@ -82,14 +70,17 @@ def unauthorized(message: str, *, browser: bool = False) -> ApiError:
 
 
 class Gate:
-    """Guards the replication side of the server with shared secrets.
+    """Guards the server with tokens: which right a route needs is which method guards it.
 
     Args:
-        secrets: A request has to show one of them; with none, every process of this machine
-            is let in.
-        hosts: Names under which a browser may reach a server without a secret, beside
+        secrets: Who shows one of these may do everything.
+        hosts: Names under which a browser may reach a server without secrets, beside
             loopback names and addresses.
         client_tokens: The tokens of the Matrix client paths, which check them themselves.
+        grants: Further tokens, each with what it grants. With neither these nor *secrets*, every
+            process of this machine may do everything.
+        guesses: Where wrong tokens are counted.
+        now: Returns monotonic seconds.
     """
 
     def __init__(
@@ -98,8 +89,13 @@ class Gate:
         hosts: Collection[str] = (),
         *,
         client_tokens: Collection[str] = (),
+        grants: Collection[tuple[str, Grant]] = (),
+        guesses: Guesses | None = None,
+        now: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.admit(secrets, hosts, client_tokens=client_tokens)
+        self._guesses = Guesses() if guesses is None else guesses
+        self._now = now
+        self.admit(secrets, hosts, client_tokens=client_tokens, grants=grants)
 
     def admit(
         self,
@@ -107,42 +103,92 @@ class Gate:
         hosts: Collection[str] = (),
         *,
         client_tokens: Collection[str] = (),
+        grants: Collection[tuple[str, Grant]] = (),
     ) -> None:
         """Judge requests by these from now on; the arguments are as for the class."""
         if "" in (*secrets, *client_tokens):
             raise ConfigError("an HTTP secret is empty: expected at least one character")
-        self._secrets = tuple(secrets)
-        self._trusting_clients = not secrets and not client_tokens
+        everything = ((secret, EVERYTHING) for secret in secrets)
+        self._tokens = Tokens((*grants, *everything), self._guesses)
+        self._trusting_clients = not self._tokens and not client_tokens
         self._hosts = frozenset(host.lower() for host in hosts)
         self._judged: dict[str, bool] = {}
 
     def open(self, call: Call) -> None:
         """Let everybody in."""
 
-    def machine(self, call: Call) -> None:
-        """Let in who shows ``Authorization: Bearer`` with the secret."""
-        if not self._secrets:
+    def reading(self, call: Call) -> None:
+        """Let in who may read the stream of the path; without one there, some stream."""
+        self._identify(call)
+        stream = call.path_args.get("stream")
+        allowed = call.grant.sees if stream is None else stream in call.grant.sees
+        self._check(call, Right.READ, f"read {stream or 'some stream'}", bool(allowed))
+
+    def check_reading(self, call: Call, stream: StreamName) -> None:
+        """Refuse who was let in and may not read *stream*."""
+        self._check(call, Right.READ, f"read {stream}", stream in call.grant.sees)
+
+    def writing(self, call: Call) -> None:
+        """Let in who may write the stream of the path."""
+        self._identify(call)
+        stream = call.path_args["stream"]
+        self._check(call, Right.WRITE, f"write {stream}", stream in call.grant.write)
+
+    def operating(self, call: Call) -> None:
+        """Let in who may steer the server."""
+        self._identify(call)
+        self._check(call, Right.OPERATE, "operate", call.grant.operate)
+
+    def looking(self, call: Call) -> None:
+        """Let in who may look at it, also with the token as the password a browser asks for."""
+        self._identify(call, browser=True)
+        self._check(call, Right.LOOK, "operate or inspect", call.grant.looks)
+
+    def still_holds(self, call: Call) -> None:
+        """Refuse a request that waits, if what it was let in with has changed meanwhile."""
+        grant = EVERYTHING if not self._tokens else None
+        if call.token is not None:
+            grant = self._tokens.grant(call.token)
+        if grant != call.grant:
+            raise unauthorized("what this token allows has changed; ask again")
+
+    def _identify(self, call: Call, *, browser: bool = False) -> None:
+        """Note what the caller may do.
+
+        Raises:
+            ApiError: 401 without a good token, 429 for who has to wait until one is looked at.
+        """
+        if not self._tokens:
             self._only_local_pages(call)
+            call.grant = EVERYTHING
             return
         token = bearer(call)
+        needs = "this needs Authorization: Bearer with the replication secret"
+        if browser:
+            token = _basic_password(call) if token is None else token
+            needs = "this needs the replication secret: as Bearer, or as the password"
         if token is None:
-            raise unauthorized("this needs Authorization: Bearer with the replication secret")
-        if not equal_to_one(token, self._secrets):
-            raise unauthorized("the replication secret is wrong")
+            REFUSED_ACCESS.labels("http", "no_token").inc()
+            raise unauthorized(needs, browser=browser)
+        try:
+            call.grant = self._tokens.admit(token, _host(call), self._now())
+        except TokenRefused as error:
+            REFUSED_ACCESS.labels("http", "waiting" if error.wait_s else "unknown_token").inc()
+            if error.wait_s:
+                raise wait(error) from None
+            text = needs if browser else "the replication secret is wrong"
+            raise unauthorized(text, browser=browser) from None
+        call.token = digest(token)
         call.caller = fingerprint(token)
 
-    def person(self, call: Call) -> None:
-        """Let in who shows the secret as Bearer, or as the password a browser asks for."""
-        if not self._secrets:
-            self._only_local_pages(call)
-            return
-        token = bearer(call)
-        if token is None:
-            token = _basic_password(call)
-        if token is None or not equal_to_one(token, self._secrets):
-            raise unauthorized(
-                "this needs the replication secret: as Bearer, or as the password",
-                browser=True,
+    def _check(self, call: Call, right: Right, what: str, allowed: bool) -> None:
+        if not allowed:
+            REFUSED_ACCESS.labels("http", right.value).inc()
+            raise ApiError(
+                403,
+                "M_FORBIDDEN",
+                f"this needs a token that may {what}; {call.grant.name} {call.grant} here; "
+                "its entry in replication.tokens says so",
             )
 
     def client(self, call: Call) -> None:
@@ -187,6 +233,24 @@ class Gate:
         except ValueError:
             return False
         return True
+
+
+def wait(error: TokenRefused) -> ApiError:
+    """Return the refusal of who has guessed too often."""
+    seconds = max(1, math.ceil(error.wait_s))
+    return ApiError(
+        429,
+        "M_LIMIT_EXCEEDED",
+        str(error),
+        headers={"Retry-After": str(seconds)},
+        extra={"retry_after_ms": seconds * 1000},
+    )
+
+
+def _host(call: Call) -> str | None:
+    """Return where a request is from; None for this machine: a proxy hides whom it speaks for."""
+    host = getattr(call.request.getClientAddress(), "host", None)
+    return None if host is None or is_loopback(host) else host
 
 
 def _netloc(url: str) -> str | None:

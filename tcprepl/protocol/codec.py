@@ -18,6 +18,8 @@ from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN
 from tcprepl.protocol.arguments import Arguments
 from tcprepl.protocol.commands import (
     COMMANDS,
+    AuthCommand,
+    AuthorizedCommand,
     CacheKey,
     CancelTaskCommand,
     ClearUserSyncCommand,
@@ -50,7 +52,13 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.protocol.display import snippet
-from tcprepl.protocol.grammar import LABEL_SHAPE, NAME_SHAPE, PATTERNS, TOKEN_RANGE
+from tcprepl.protocol.grammar import (
+    LABEL_SHAPE,
+    NAME_SHAPE,
+    PATTERNS,
+    SECRET_SHAPE,
+    TOKEN_RANGE,
+)
 
 _LF: Final = b"\n"
 _SP: Final = b" "
@@ -63,6 +71,7 @@ _is_label = PATTERNS["label"].fullmatch
 _is_token = PATTERNS["token"].fullmatch
 _is_time = PATTERNS["time"].fullmatch
 _is_reason = PATTERNS["reason"].fullmatch
+_is_secret = PATTERNS["secret"].fullmatch
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -272,6 +281,19 @@ def _producer(arguments: Arguments, dialect: Dialect) -> Command:
     )
 
 
+def _auth(arguments: Arguments, dialect: Dialect) -> Command:
+    arguments.split(1)
+    token = arguments.values[0]
+    if not _is_secret(token):
+        raise arguments.wrong(f"the token is not {SECRET_SHAPE}")
+    return AuthCommand(token)
+
+
+def _authorized(arguments: Arguments, dialect: Dialect) -> Command:
+    arguments.split_at_most(2)
+    return AuthorizedCommand(arguments.name(0, "name"), arguments.values[1])
+
+
 def _info(arguments: Arguments, dialect: Dialect) -> Command:
     return InfoCommand(arguments.rest)
 
@@ -304,6 +326,8 @@ _PARSERS: Final[dict[str, Callable[[Arguments, Dialect], Command]]] = {
     "PUBLISHED": _published,
     "REFUSED": _refused,
     "PRODUCER": _producer,
+    "AUTH": _auth,
+    "AUTHORIZED": _authorized,
 }
 
 
@@ -472,6 +496,12 @@ def _arguments(command: Command, dialect: Dialect) -> str:
         case ProducerCommand(name, epoch, sequence):
             given = itertools.takewhile(lambda value: value is not None, (epoch, sequence))
             return " ".join((_word(name), *(str(_number(value or 0)) for value in given)))
+        case AuthCommand(token):
+            if not _is_secret(token):
+                raise LocalProtocolError(f"a token is not {SECRET_SHAPE}")
+            return token
+        case AuthorizedCommand(name, text):
+            return f"{_word(name)} {text}"
         case HelpCommand(topic):
             return topic
         case StatusCommand():

@@ -265,6 +265,8 @@ class Reason(Enum):
     UNAVAILABLE = "unavailable"
     #: Rows are not published here.
     READ_ONLY = "read_only"
+    #: The right to write them is lacking.
+    DENIED = "denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +350,38 @@ class ProducerCommand(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class AuthCommand(Command):
+    """A token that grants rights, said before anything that needs one."""
+
+    NAME: ClassVar[str] = "AUTH"
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizedCommand(Command):
+    """The token holds: whom it was given to, and what it allows, in words."""
+
+    NAME: ClassVar[str] = "AUTHORIZED"
+    name: str
+    text: str = ""
+
+
+class Right(Enum):
+    """What a client needs so that a command of its is obeyed (protocol.md section 16.1)."""
+
+    #: Nothing: whoever connects may say it.
+    NONE = "-"
+    #: May read the streams that it asks for, in full or masked.
+    READ = "read"
+    #: May append to the streams that it names.
+    WRITE = "write"
+    #: May read some stream, or look at everything.
+    LOOK = "look"
+    #: May speak as a worker of the homeserver.
+    OPERATE = "operate"
+
+
+@dataclass(frozen=True, slots=True)
 class CommandSpec:
     """What is true of a command apart from its values.
 
@@ -358,6 +392,7 @@ class CommandSpec:
         usage: Its arguments in the newest form, for people.
         summary: What it says, in a few words, for HELP.
         secret: Whether its arguments are never to be quoted.
+        right: What a client needs that sends it: the most, unless it is said.
     """
 
     command: type[Command]
@@ -366,6 +401,7 @@ class CommandSpec:
     usage: str
     summary: str
     secret: bool = False
+    right: Right = Right.OPERATE
 
     @property
     def syntax(self) -> str:
@@ -398,15 +434,28 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
                 "<stream> <instance> <prev> <token>",
                 "no rows between prev and token",
             ),
-            CommandSpec(ErrorCommand, _BOTH, _TCP, "<text>", "something is wrong"),
-            CommandSpec(PingCommand, _BOTH, _TCP, "<anything>", "I am alive"),
-            CommandSpec(NameCommand, _C, _TCP, "<text>", "what to call you"),
+            CommandSpec(
+                ErrorCommand, _BOTH, _TCP, "<text>", "something is wrong", right=Right.NONE
+            ),
+            CommandSpec(PingCommand, _BOTH, _TCP, "<anything>", "I am alive", right=Right.NONE),
+            CommandSpec(NameCommand, _C, _TCP, "<text>", "what to call you", right=Right.NONE),
+            CommandSpec(
+                AuthCommand,
+                _C,
+                _TCP,
+                "<token>",
+                "a token that lets you do more, before all else",
+                secret=True,
+                right=Right.NONE,
+            ),
+            CommandSpec(AuthorizedCommand, _S, _TCP, "<name> <text>", "your token holds"),
             CommandSpec(
                 ReplicateCommand,
                 _C,
                 _ALL,
                 "[<stream> [<instance>] <token|NOW> [<incarnation>]]",
                 "send me rows: all from now on, or one stream from a token on",
+                right=Right.READ,
             ),
             CommandSpec(
                 UserSyncCommand,
@@ -459,8 +508,10 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
             ),
             CommandSpec(NewActiveTaskCommand, _BOTH, _REDIS_ERA, "<task id>", "a task is due"),
             CommandSpec(CancelTaskCommand, _BOTH, _REDIS_ERA, "<task id>", "a task is to stop"),
-            CommandSpec(HelpCommand, _C, _TCP, "[<command>]", "what there is"),
-            CommandSpec(StatusCommand, _C, _TCP, "", "positions, peers, who is behind"),
+            CommandSpec(HelpCommand, _C, _TCP, "[<command>]", "what there is", right=Right.NONE),
+            CommandSpec(
+                StatusCommand, _C, _TCP, "", "positions, peers, who is behind", right=Right.LOOK
+            ),
             CommandSpec(InfoCommand, _S, _TCP, "<text>", "a line of an answer"),
             CommandSpec(
                 PublishCommand,
@@ -468,6 +519,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
                 _TCP,
                 "<stream> [@<instance>] [#<number>] <row>",
                 "append a row, JSON, to a stream",
+                right=Right.WRITE,
             ),
             CommandSpec(
                 PublishRowsCommand,
@@ -475,6 +527,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
                 _TCP,
                 "<stream> [@<instance>] [#<number>] <json array>",
                 "append many rows, all or none",
+                right=Right.WRITE,
             ),
             CommandSpec(
                 PublishBatchCommand,
@@ -482,6 +535,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
                 _TCP,
                 "<stream> [@<instance>] [#<number>] <json array>",
                 "append rows that share a token",
+                right=Right.WRITE,
             ),
             CommandSpec(
                 PublishedCommand,
@@ -503,6 +557,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
                 _TCP,
                 "<name> [<epoch> [<sequence>]]",
                 "number your appends, so that each is taken once",
+                right=Right.WRITE,
             ),
         )
     }

@@ -19,6 +19,7 @@ class LineBuffer:
     Args:
         max_line_bytes: Longest line, delimiter excluded.
         long_word: How lines begin, in any case, that may be longer; nothing for none.
+            May be changed between two calls of `feed`.
         max_long_bytes: Longest of these.
 
     Attributes:
@@ -26,13 +27,13 @@ class LineBuffer:
         overlong: The first *max_line_bytes* bytes of the line that was too long, or None.
     """
 
-    __slots__ = ("_long_word", "_max_long_bytes", "_tail", "max_line_bytes", "overlong")
+    __slots__ = ("_max_long_bytes", "_tail", "long_word", "max_line_bytes", "overlong")
 
     def __init__(
         self, max_line_bytes: int, long_word: bytes = b"", max_long_bytes: int = 0
     ) -> None:
         self.max_line_bytes = max_line_bytes
-        self._long_word = long_word
+        self.long_word = long_word
         self._max_long_bytes = max_long_bytes
         self.overlong: bytes | None = None
         self._tail = bytearray()
@@ -82,7 +83,7 @@ class LineBuffer:
 
     def _most(self, line: bytes | bytearray) -> int:
         """Return how long *line*, of which the beginning is there, may be."""
-        word = self._long_word
+        word = self.long_word
         if word and line[: len(word)].upper() == word:
             return self._max_long_bytes
         return self.max_line_bytes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from tcprepl.limits import MAX_NAME_CHARS, MAX_TOKEN
+from tcprepl.limits import MAX_NAME_CHARS, MAX_SECRET_CHARS, MAX_TOKEN
 
 #: The whole grammar, the newest form first; the historical forms are alternatives.
 ABNF: Final = """\
@@ -20,7 +20,7 @@ command           = server / rdata / position / error / ping / name-command / re
                   / user-sync / clear-user-sync / federation-ack / remove-pusher
                   / invalidate-cache / user-ip / remote-server-up / sync
                   / lock-released / new-active-task / cancel-task / help / status / info
-                  / publish / published / refused / producer
+                  / publish / published / refused / producer / auth / authorized
 
 server            = "SERVER" SP name
 rdata             = "RDATA" SP stream SP [ instance SP ] ( token / batch ) SP row
@@ -52,6 +52,8 @@ publish           = "PUBLISH" SP stream [ SP "@" instance ] [ SP number ] SP row
 published         = "PUBLISHED" SP stream SP instance SP token SP token [ SP number ]
 refused           = "REFUSED" SP name [ SP number ] SP reason SP value SP text
 producer          = "PRODUCER" SP name [ SP epoch [ SP sequence ] ]
+auth              = "AUTH" SP secret
+authorized        = "AUTHORIZED" SP name SP text
 
 stream            = name                    ; "*" and "ALL" in REPLICATE: every stream
 instance          = name                    ; "*" in REPLICATE: every instance
@@ -64,6 +66,7 @@ epoch             = 1*19DIGIT               ; of a producer, from 1
 sequence          = 1*19DIGIT               ; the last number that was taken, 0 for none
 reason            = 1*( %x61-7A / "_" )     ; why, for programs
 value             = 1*19DIGIT               ; what goes with the reason
+secret            = 1*1024( %x21-7E )       ; a token of those that grant rights
 time              = [ "-" ] 1*19DIGIT       ; milliseconds since 1970
 name              = 1*255name-char
 name-char         = %x21-7E / %xA1-D7FF / %xE000-10FFFF
@@ -85,6 +88,7 @@ PATTERNS: Final = {
     "label": re.compile(f"[ {_NAME_CHARS}]{{1,{MAX_NAME_CHARS}}}"),
     "text": re.compile(r"[^\n]*"),
     "reason": re.compile(r"[a-z_]+"),
+    "secret": re.compile(f"[\x21-\x7e]{{1,{MAX_SECRET_CHARS}}}"),
 }
 
 #: What an ERROR says a token should have been.
@@ -93,6 +97,8 @@ TOKEN_RANGE: Final = f"a whole number from 0 to {MAX_TOKEN}"
 NAME_SHAPE: Final = f"1 to {MAX_NAME_CHARS} characters without spaces or control characters"
 #: What an ERROR says the text of NAME should have been.
 LABEL_SHAPE: Final = f"1 to {MAX_NAME_CHARS} printable characters"
+#: What an ERROR says the token of AUTH should have been.
+SECRET_SHAPE: Final = f"1 to {MAX_SECRET_CHARS} printable ASCII characters without spaces"
 #: What an instance has to be called.
 INSTANCE_SHAPE: Final = f"{NAME_SHAPE}, neither batch nor digits alone nor *"
 

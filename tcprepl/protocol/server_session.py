@@ -69,8 +69,8 @@ class ServerSession(Session):
         if bare.in_band_resume or not bare.over_tcp:
             raise ValueError(f"dialect {dialect} has no REPLICATE without arguments over TCP")
         super().__init__(bare, max_line_bytes, now, epoch_s, handshake_timeout_s)
-        if publishing:
-            self._buffer = LineBuffer(max_line_bytes, _LONG_WORD, MAX_NATIVE_LINE_BYTES)
+        self._buffer = LineBuffer(max_line_bytes, max_long_bytes=MAX_NATIVE_LINE_BYTES)
+        self.take_long_lines(publishing)
         self._bare = bare
         self._publishing = publishing
         #: Lines that were cut and not pulled, the last one first.
@@ -80,6 +80,10 @@ class ServerSession(Session):
         self.send(ServerCommand(server_name), now)
         greeting = (self._ping_text(now), NATIVE_TAG, *filter(None, [incarnation]))
         self.send(PingCommand(" ".join(greeting)), now)
+
+    def take_long_lines(self, publishing: bool) -> None:
+        """Let lines that begin with PUBLISH be as long as the native dialect's, or not."""
+        self._buffer.long_word = _LONG_WORD if publishing else b""
 
     def refuse(self, text: str, now: float) -> None:
         """Answer the command pulled last with an ERROR: it counts as a bad line."""

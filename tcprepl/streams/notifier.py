@@ -51,6 +51,13 @@ class Notifier:
             if not waiter.called:
                 waiter.callback(None)
 
+    def notify_all(self) -> None:
+        """Wake everybody."""
+        for waiter in [*self._any, *self._wanted]:
+            self._forget(waiter)
+            if not waiter.called:
+                waiter.callback(None)
+
     @property
     def waiting(self) -> int:
         """How many wait."""

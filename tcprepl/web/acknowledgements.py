@@ -46,7 +46,7 @@ class Acknowledgements:
             says="It counts.",
             refuses={404: None, 409: None},
         )
-        yield Route("POST", "/_tcprepl/v1/federation_ack", self.post, gate.machine, about)
+        yield Route("POST", "/_tcprepl/v1/federation_ack", self.post, gate.operating, about)
 
     def post(self, call: Call) -> Response:
         """Note that a sender holds everything up to a token; 409 says why that has no effect."""

@@ -22,6 +22,7 @@ from tcprepl.metrics import DROPPED
 from tcprepl.streams.cursor import AtHead, Limits
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
+from tcprepl.streams.masking import masked
 from tcprepl.web.answers import Forked, Updates
 from tcprepl.web.incarnations import forked, said_incarnation, void_above
 from tcprepl.web.ingest import unknown_stream
@@ -64,7 +65,7 @@ class CatchUp:
             refuses={410: Forked},
         )
         path = "/_synapse/replication/get_repl_stream_updates/{stream}/{txn}"
-        yield Route("GET", path, self.get_updates, gate.machine, about)
+        yield Route("GET", path, self.get_updates, gate.reading, about)
 
     async def get_updates(self, call: Call) -> Response:
         """Answer ``{"updates": [[token, row], ...], "upto_token", "limited"}``.
@@ -102,7 +103,8 @@ class CatchUp:
             self._say(stream, instance, gap, gaps)
         if not isinstance(answer, Page):
             return _answer([], upto, limited=False, gap=gap)
-        rows = [(token, Raw(row)) for token, row in answer.rows()]
+        masks = call.grant.masks(stream)
+        rows = [(token, Raw(masked(stream, row) if masks else row)) for token, row in answer.rows()]
         return _answer(rows, answer.upto, limited=answer.upto < upto, gap=gap)
 
     def _say(

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from tcprepl import limits
+from tcprepl.access import ALL
 from tcprepl.errors import FederationError
 from tcprepl.federation.wire.edu import TO_DEVICE, BadEdu, canonical_json, is_server_name
 from tcprepl.http.calls import ApiError, Call, Response, excerpt, invalid, json_response
@@ -156,8 +157,10 @@ class ClientApi:
         """Take the tokens from the services, at first and when they have changed."""
         services = self._services
         # Who may publish any row may also speak for any user.
-        tokens = {**dict.fromkeys(services.secrets), **services.client_tokens}
-        self._tokens = ClientTokens(tokens, services.server_name)
+        secrets = [*services.secrets, *(t for t, grant in services.grants if grant.write == ALL)]
+        tokens = {**dict.fromkeys(secrets), **services.client_tokens}
+        asks = bool(tokens or services.grants)
+        self._tokens = ClientTokens(tokens, services.server_name, asks=asks)
 
     def routes(self, guard: Guard) -> Iterator[Route]:
         """Return the paths; each checks its token itself."""

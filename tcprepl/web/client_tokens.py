@@ -17,8 +17,9 @@ import secrets
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tcprepl.access import equal
 from tcprepl.http.calls import ApiError, Call, excerpt, invalid
-from tcprepl.http.security import bearer, equal, fingerprint
+from tcprepl.http.security import bearer, fingerprint
 
 _PREFIX = "tcprepl_user"
 _USER, _DEVICE = "tcprepl user token\0", "tcprepl device token\0"
@@ -46,10 +47,14 @@ class ClientTokens:
     Args:
         tokens: Each token, with the user it speaks for or None.
         server_name: The server whose users they may speak for.
+        asks: Whether a token is needed; by default if there are any.
     """
 
-    def __init__(self, tokens: Mapping[str, str | None], server_name: str) -> None:
+    def __init__(
+        self, tokens: Mapping[str, str | None], server_name: str, *, asks: bool | None = None
+    ) -> None:
         self._tokens = dict(tokens)
+        self._asks = bool(tokens) if asks is None else asks
         self._server_name = server_name
 
     def speaker_of(self, call: Call, path_user: str | None = None) -> Speaker:
@@ -63,8 +68,8 @@ class ClientTokens:
             ApiError: 401 without a good token, 403 for somebody else's user or device, 400
                 when nobody is named.
         """
-        token = self.token_of(call) if self._tokens else bearer(call) or ""
-        bound, device = self._bound_to(token) if self._tokens else (None, None)
+        token = self.token_of(call) if self._asks else bearer(call) or ""
+        bound, device = self._bound_to(token) if self._asks else (None, None)
         asked = call.param("user_id")
         user = bound or asked or path_user
         if user is None:

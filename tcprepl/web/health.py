@@ -35,7 +35,7 @@ class Health:
         )
         yield Route("GET", "/health", self.get_health, gate.open, health)
         numbers = About("Every metric, in the Prometheus text format", media={"text/plain": str})
-        yield Route("GET", "/metrics", self.get_metrics, gate.person, numbers)
+        yield Route("GET", "/metrics", self.get_metrics, gate.looking, numbers)
 
     def get_health(self, call: Call) -> Response:
         """Answer 200 when positions are known and the log can be written, else 503.

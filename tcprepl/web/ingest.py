@@ -116,7 +116,7 @@ class Ingest:
     def routes(self, gate: Gate) -> Iterator[Route]:
         """Return the path."""
         path = "/_tcprepl/v1/streams/{stream}/rows"
-        yield Route("POST", path, self.post_rows, gate.machine, ABOUT)
+        yield Route("POST", path, self.post_rows, gate.writing, ABOUT)
 
     async def post_rows(self, call: Call) -> Response:
         """Publish the rows of the body."""

@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from tcprepl import limits
+from tcprepl.access import Grant
 from tcprepl.errors import TokenFromFuture, TokenTooOld, did_you_mean
 from tcprepl.http.calls import JSON, ApiError, Call, Response, excerpt, invalid
 from tcprepl.http.routing import About, Route
@@ -32,6 +33,7 @@ from tcprepl.metrics import Live
 from tcprepl.streams.cursor import Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
+from tcprepl.streams.masking import masked
 from tcprepl.web.answers import Missing, Table
 from tcprepl.web.encoding import MSGPACK, Encoder, Fragment, choose_encoder
 from tcprepl.web.incarnations import forked, said_incarnation, void_above
@@ -64,6 +66,7 @@ class Ask:
         timeout_s: How long to wait for a row.
         encoder: How to write the answer.
         incarnation: In which one of the log the reader got its positions, if it says.
+        grant: What the reader may have.
     """
 
     feeds: tuple[tuple[Feed, str, Vector | None], ...]
@@ -72,6 +75,7 @@ class Ask:
     timeout_s: float
     encoder: Encoder
     incarnation: IncarnationId | None
+    grant: Grant
 
     @property
     def wakers(self) -> frozenset[StreamName] | None:
@@ -133,6 +137,7 @@ class LongPoll:
 
     def routes(self, gate: Gate) -> Iterator[Route]:
         """Return the path."""
+        self._gate = gate
         tables = dict[str, Table] | list[Any]
         about = About(
             "Follow streams: answers as soon as there is a row, or after the timeout",
@@ -143,7 +148,7 @@ class LongPoll:
             media={JSON: tables, MSGPACK: Any},
             refuses={403: None, 406: None, 409: None, 410: Missing},
         )
-        yield Route("GET", "/_synapse/replication", self.get_replication, gate.machine, about)
+        yield Route("GET", "/_synapse/replication", self.get_replication, gate.reading, about)
 
     @property
     def parameters(self) -> Mapping[str, Feed]:
@@ -165,6 +170,7 @@ class LongPoll:
         while True:
             news = self._notifier.wait(wakers)
             try:
+                self._gate.still_holds(call)
                 fragments = await self._look(ask)
                 left_s = deadline - self._reactor.seconds()
                 if left_s <= 0 or self._draining or any(part.urgent for part in fragments):
@@ -208,6 +214,7 @@ class LongPoll:
                     name, text, "-1, a position, or instance~position,instance~position"
                 ) from None
             if feed is not None:
+                self._gate.check_reading(call, feed.stream)
                 asked.append((feed, text, vector))
         controls = call.parameters(PollQuery)
         token = controls.streams
@@ -225,6 +232,7 @@ class LongPoll:
             min(controls.timeout, limits.MAX_POLL_TIMEOUT_MS) / 1000,
             choose_encoder(call),
             said_incarnation(call),
+            call.grant,
         )
 
     def _parse_streams(self, token: str) -> tuple[int, ...]:
@@ -243,13 +251,14 @@ class LongPoll:
     async def _look(self, ask: Ask) -> list[Fragment]:
         """Return what there is for *ask* now."""
         fragments = []
-        heads = self._heads()
+        heads = self._heads(ask.grant)
         if ask.streams is not None:
-            fragments.append(self._look_at_streams(ask.streams, heads, ask.encoder))
+            fragments.append(self._look_at_streams(ask.streams, heads, ask.encoder, ask.grant))
         for feed, text, vector in ask.feeds:
             positions = heads.get(feed.stream, {})
             state = tuple(positions.items())
-            key = (text, ask.limit, ask.encoder, ask.incarnation)
+            masks = ask.grant.masks(feed.stream)
+            key = (text, ask.limit, ask.encoder, ask.incarnation, masks)
             fragment = self._cache.find(feed.parameter, state, key)
             if fragment is None:
                 fragment = await self._read(feed, vector, positions, ask)
@@ -257,12 +266,12 @@ class LongPoll:
             fragments.append(fragment)
         return fragments
 
-    def _heads(self) -> dict[StreamName, dict[InstanceName, Token]]:
-        """Return the position of each instance that has written, by stream."""
+    def _heads(self, grant: Grant) -> dict[StreamName, dict[InstanceName, Token]]:
+        """Return the position of each instance that has written, by stream that *grant* sees."""
         heads: dict[StreamName, dict[InstanceName, Token]] = {}
         for stream, instance in self._log.pairs():
             token = self._log.position(stream, instance)
-            if token:
+            if token and stream in grant.sees:
                 heads.setdefault(stream, {})[instance] = token
         return heads
 
@@ -271,6 +280,7 @@ class LongPoll:
         known: tuple[int, ...],
         heads: Mapping[StreamName, Mapping[InstanceName, Token]],
         encoder: Encoder,
+        grant: Grant,
     ) -> Fragment:
         # A place counts what all writers of its streams have written: it moves when any does.
         counts = [
@@ -286,6 +296,7 @@ class LongPoll:
             rows += [
                 [parameter, format_vector(heads.get(stream, {}), self._own)]
                 for parameter, stream in listed_as(slot)
+                if stream in grant.sees
             ]
         return encoder.meta("streams", token, ("name", "position"), rows)
 
@@ -302,6 +313,7 @@ class LongPoll:
                 self._check_history(feed, vector, (feed.stream, instance), ask.incarnation)
                 if token and instance not in positions:
                     raise from_future(TokenFromFuture(feed.stream, instance, token, 0))
+        masks = ask.grant.masks(feed.stream)
         several = positions.keys() - {self._own}
         share = max(1, ask.limit // max(1, len(positions)))
         reached: dict[InstanceName, Token] = {}
@@ -320,7 +332,7 @@ class LongPoll:
                 if not isinstance(answer, Page):
                     break  # a gap: the next request is told of it
                 for token, row in answer.rows():
-                    placed = feed.place(row)
+                    placed = feed.place(masked(feed.stream, row) if masks else row)
                     if placed is None:
                         continue
                     table, cells = placed

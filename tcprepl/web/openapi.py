@@ -147,7 +147,7 @@ def _implied(route: Route) -> Iterator[int]:
     if route.about.body is not None:
         yield from (413, 429)
     if not _is_open(route):
-        yield from (401, 403)
+        yield from (401, 403, 429)
 
 
 def _is_open(route: Route) -> bool:

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import limits
+from tcprepl.access import Grant, Guesses
 from tcprepl.clocks import steady_ms
 from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
@@ -137,7 +138,9 @@ class WebServices:
             why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
         further: Returns the routes of other rooms, guarded by the gate that it is given.
-        secrets: A request for replication has to show one of them; none means loopback only.
+        secrets: Who shows one of them may do everything.
+        grants: Further tokens, each with what it grants; with neither, loopback only.
+        guesses: Where wrong tokens are counted, if others count there as well.
         client_tokens: The bearer tokens of the Matrix client paths, each with the user it
             speaks for by default, or None when the request has to say ``user_id``.
         hosts: Host names under which browsers reach a server without secrets.
@@ -163,6 +166,8 @@ class WebServices:
     ready: Callable[[], str | None] | None = None
     further: Callable[[Gate], Iterable[Route]] = lambda gate: ()
     secrets: Collection[str] = ()
+    grants: Collection[tuple[str, Grant]] = ()
+    guesses: Guesses | None = None
     client_tokens: Mapping[str, str | None] = field(default_factory=dict)
     hosts: Collection[str] = ()
     limits: HttpLimits = HttpLimits()

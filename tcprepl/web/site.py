@@ -22,7 +22,14 @@ from tcprepl.web.status import Board
 
 def build_site(services: WebServices) -> LimitedSite:
     """Return the site that serves *services*; ``listenTCP`` takes it."""
-    gate = Gate(services.secrets, services.hosts, client_tokens=services.client_tokens)
+    gate = Gate(
+        services.secrets,
+        services.hosts,
+        client_tokens=services.client_tokens,
+        grants=services.grants,
+        guesses=services.guesses,
+        now=services.reactor.seconds,
+    )
     ingest = Ingest(services)
     health = Health(services, ingest)
     polls = LongPoll(services)
@@ -57,8 +64,15 @@ def build_site(services: WebServices) -> LimitedSite:
     )
 
     def take_up_changes() -> None:
-        gate.admit(services.secrets, services.hosts, client_tokens=services.client_tokens)
+        gate.admit(
+            services.secrets,
+            services.hosts,
+            client_tokens=services.client_tokens,
+            grants=services.grants,
+        )
         clients.admit()
+        services.notifier.notify_all()
+        board.dismiss()
         site.max_body_bytes = services.limits.max_body_bytes
 
     site.on_change(take_up_changes)

@@ -77,16 +77,16 @@ class Board:
     def routes(self, gate: Gate) -> Iterator[Route]:
         """Return the paths."""
         shown = About("The status page, for people", media={"text/html; charset=utf-8": str})
-        yield Route("GET", "/", self.get_page, gate.person, shown)
+        yield Route("GET", "/", self.get_page, gate.looking, shown)
         state = About("Streams, peers, destinations and links", Status, says="The state now.")
-        yield Route("GET", "/_tcprepl/v1/status", self.get_status, gate.person, state)
+        yield Route("GET", "/_tcprepl/v1/status", self.get_status, gate.looking, state)
         events = About(
             "The parts of the status page, every second, as server-sent events",
             media={"text/event-stream": str},
             says="Goes on until the client leaves.",
             refuses={503: None},
         )
-        yield Route("GET", "/_tcprepl/v1/events", self.get_events, gate.person, events)
+        yield Route("GET", "/_tcprepl/v1/events", self.get_events, gate.looking, events)
 
     def start(self) -> None:
         """Take samples from now on."""
@@ -100,6 +100,10 @@ class Board:
         if self._loop is not None:
             _ = self._loop.stop()
             self._loop = None
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """Say goodbye to who watches: a browser comes back by itself, if it may."""
         for viewer in tuple(self._viewers):
             viewer.end()
 

@@ -15,9 +15,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from tcprepl.app.connecting import client_endpoint
-from tcprepl.config import parse_address
 from tcprepl.errors import PublishRefused
 from tcprepl.replication.following.writer import ReplicationWriter
+from tcprepl.values import parse_address
 
 STREAMS = ("device_lists", "to_device")
 OPEN = 200

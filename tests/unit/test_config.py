@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 
+from tcprepl.access import ALL, Streams
 from tcprepl.config import (
     BadConfig,
     Config,
     build,
     load,
     parse,
-    parse_address,
 )
+from tcprepl.values import parse_address
 
+TOKEN = {"name": "w1", "token": "a-token-of-sixteen", "read": "all"}
+#: What lets a listener leave loopback beside TLS.
+TOKENS: dict[str, Any] = {"replication": {"tokens": [TOKEN]}, "http": {}}
 TLS = {"certificate": "chain.pem", "private_key": "key.pem"}
 
 
@@ -196,7 +200,6 @@ def test_overrides_are_stronger_than_the_file(tmp_path: Path) -> None:
         ("haproxy:tcp:1", True),
         ("unix:/tmp/x:mode=600", False),
         ("systemd:domain=INET:index=0", False),
-        ("ssl:1:privateKey=key.pem", False),
     ],
 )
 def test_listeners_others_can_reach_are_refused(section: str, address: str, exposed: bool) -> None:
@@ -207,9 +210,98 @@ def test_listeners_others_can_reach_are_refused(section: str, address: str, expo
         return
     (fault,) = faults(raw)
     assert fault.startswith(f"{section}.listen: found '{address}'; other machines can reach it")
-    build({section: {"listen": address, "tls": TLS}}, "x")
     if section == "http":
         build({section: {"listen": address, "token": "secret"}}, "x")
+    if parse_address(address).host is None:  # which has TLS of its own, or none
+        assert faults({section: {"listen": address, "tls": TLS, **TOKENS[section]}})
+    else:
+        build({section: {"listen": address, "tls": TLS, **TOKENS[section]}}, "x")
+
+
+def test_encryption_alone_does_not_guard_the_line() -> None:
+    """Beside TLS there has to be a token, or a certificate that clients show."""
+    certified = {**TLS, "client_ca": "ca.pem"}
+    string = "ssl:1:privateKey=key.pem"
+    for listen, tls, tokens, good in (
+        ("0.0.0.0:1", TLS, {}, False),
+        ("0.0.0.0:1", TLS, TOKENS["replication"], True),
+        ("0.0.0.0:1", None, TOKENS["replication"], False),
+        ("0.0.0.0:1", certified, {}, True),
+        (string, None, {}, False),
+        (string, None, TOKENS["replication"], True),
+        (string, certified, {}, False),
+        (f"{string}:interface=127.0.0.1", None, {}, True),
+    ):
+        raw = {"replication": {"listen": listen, "tls": tls, **tokens}}
+        if good:
+            build(raw, "x")
+        else:
+            assert "replication.tokens or replication.tls.client_ca" in faults(raw)[0]
+
+
+def test_tokens_and_their_rights(tmp_path: Path) -> None:
+    """From files, by name; streams are a list, or all."""
+    (tmp_path / "t").write_text("aaaabbbbccccdddd\n")
+    raw = {
+        "tokens": [
+            {"name": "w1", "token_file": str(tmp_path / "t"), "read": "all", "write": ["a", "b"]},
+            {"name": "w1", "token": "x" * 16, "inspect": "all", "operate": True},
+        ],
+        "anonymous": {"read": ["typing"]},
+    }
+    config = build({"replication": raw}, "x").config.replication
+    assert config.tokens[0].token.get_secret_value() == "aaaabbbbccccdddd"
+    assert config.tokens[0].read == ALL
+    assert config.tokens[0].write == Streams(frozenset("ab"))
+    assert config.tokens[1].operate
+    assert config.anonymous is not None
+    assert "typing" in config.anonymous.read
+    assert "aaaabbbb" not in repr(config)
+
+
+def test_faults_of_tokens(tmp_path: Path) -> None:
+    """Each is named, and no token is shown."""
+    tokens = [
+        {"name": "a b", "token": "hush" * 4},
+        {"name": "anonymous", "token": "hush2" * 4},
+        {"name": "c", "token": "hush"},
+        {"name": "d", "token": "hush " * 4},
+        {"name": "e", "token": "hush3" * 4, "read": "typing"},
+        {"name": "f", "token": "hush4" * 4, "write": ["a b"]},
+        {"name": "g", "token_file": str(tmp_path / "absent")},
+        {"token": "hush5" * 4, "roles": []},
+    ]
+    found = faults({"replication": {"tokens": tokens}})
+    assert [fault.split(":")[0] for fault in found] == [
+        "replication.tokens.6.token_file",
+        "replication.tokens.0.name",
+        "replication.tokens.1.name",
+        "replication.tokens.2.token",
+        "replication.tokens.3.token",
+        "replication.tokens.4.read",
+        "replication.tokens.5.write",
+        "replication.tokens.7.name",
+        "replication.tokens.7.roles",
+    ]
+    assert "hush" not in str(found)
+    twice = [{"name": "a", "token": "hush" * 4}, {"name": "b", "token": "hush" * 4}]
+    (fault,) = faults({"replication": {"tokens": twice}})
+    assert "one stands twice, with a and b" in fault
+    assert "hush" not in fault
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"http": {"client_tokens": {"token": "hush"}}},
+        {"http": [{"token": "hush"}]},
+        {"replication": {"tokens": {"token": "hush"}}},
+        {"replication": {"anonymous": [[{"token": "hush"}]]}},
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_not_shown(raw: dict[str, Any]) -> None:
+    """A section may have secrets in it wherever it stands."""
+    assert "hush" not in str(faults(raw))
 
 
 def test_a_broken_guard_is_told_once() -> None:

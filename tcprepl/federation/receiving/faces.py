@@ -142,14 +142,14 @@ def federation_routes(services: FederationServices, gate: Gate) -> Iterator[Rout
             refuses={503: None},
         )
         edus = Edus(services.send_queue)
-        yield Route("POST", "/_tcprepl/v1/edus", edus.post_edu, gate.machine, about)
+        yield Route("POST", "/_tcprepl/v1/edus", edus.post_edu, gate.operating, about)
     if services.hosts is not None:
         rooms = Rooms(services.hosts)
         path = "/_tcprepl/v1/rooms/{roomId}/hosts"
         about = About("Which servers are in a room", Hosts)
-        yield Route("GET", path, rooms.get_hosts, gate.machine, about)
+        yield Route("GET", path, rooms.get_hosts, gate.operating, about)
         about = About("Tell which servers are in a room", Hosts, body=Hosts, refuses={503: None})
-        yield Route("PUT", path, rooms.put_hosts, gate.machine, about)
+        yield Route("PUT", path, rooms.put_hosts, gate.operating, about)
 
 
 def get_version(call: Call) -> Response:

@@ -33,6 +33,7 @@ from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.asyncio_bridge import bridged
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.connection import ClientConnection, connect
+from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.replication.following.delivery import (
     Delivery,
     PassedOver,
@@ -55,6 +56,8 @@ class FollowOptions(TypedDict, total=False):
             the connection that handlers write with, each row counts exactly once.
         name: How the server is to call us; ``tcprepl`` by default.
         server_name: The homeserver that it has to be; None takes any.
+        token: What the server asks for, or what reads it anew for each connection; it is said to a
+            server of our own kind only. Mind that it goes where *endpoint* leads: use TLS.
         since: Where to begin a stream for which no position is known: ``now``, which is the
             default, or ``start``.
         on_reset: Called with (stream, instance, known, token) when a stream cannot go on from where
@@ -79,6 +82,7 @@ class FollowOptions(TypedDict, total=False):
     positions: PositionStore | None
     name: str
     server_name: ServerName | None
+    token: AccessToken | None
     since: str
     on_reset: ResetHandler | None
     on_position: PositionHandler | None
@@ -114,6 +118,7 @@ class ReplicationClient(Service):
             reached, `failed` fires.
         name: See there.
         server_name: See there.
+        token: See there.
         since: See there.
         on_reset: See there.
         on_position: See there.
@@ -125,7 +130,6 @@ class ReplicationClient(Service):
         join_batches: See there.
         passed_over: Who knows which tokens had no row takes back what was told falsely (see
             `Delivery`).
-
 
     Attributes:
         failed: Fires, with the failure, when a handler has failed for good.
@@ -143,6 +147,7 @@ class ReplicationClient(Service):
         positions: PositionStore | None = None,
         name: str = "tcprepl",
         server_name: ServerName | None = None,
+        token: AccessToken | None = None,
         since: str = "now",
         on_reset: ResetHandler | None = None,
         on_position: PositionHandler | None = None,
@@ -166,6 +171,7 @@ class ReplicationClient(Service):
         self._streams = None if streams is None else tuple(streams)
         self._worker_name = name
         self._server_name = server_name
+        self._token = token
         self._since = since
         self._on_connected = None if on_connected is None else bridged(on_connected)
         self._dialect = dialect
@@ -253,7 +259,7 @@ class ReplicationClient(Service):
                         self._connection = None
                         self.last_error = ended.text
                         await self._delivery.end()
-                        if ended.established:
+                        if ended.established and not ended.unauthorized:
                             failures = 0
                         if ended.speaks_2017:
                             learned = "2017"
@@ -284,6 +290,7 @@ class ReplicationClient(Service):
                 self._endpoint,
                 worker_name=self._worker_name,
                 server_name=self._server_name,
+                token=self._token,
                 dialect=dialect,
                 deliver=self._delivery.take,
                 ready=self._subscribe,

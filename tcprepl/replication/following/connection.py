@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,11 +22,17 @@ from zope.interface import implementer
 from tcprepl import limits, metrics
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.clocks import epoch_s
-from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.protocol.client_session import ClientSession
-from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand
-from tcprepl.protocol.dialects import Dialect
+from tcprepl.protocol.commands import (
+    AuthCommand,
+    AuthorizedCommand,
+    Command,
+    ErrorCommand,
+    PingCommand,
+)
+from tcprepl.protocol.dialects import NATIVE, Dialect
 from tcprepl.protocol.events import (
     Closing,
     CommandReceived,
@@ -39,8 +45,13 @@ from tcprepl.replication.transport import Outlet, make_outlet
 
 log = structlog.get_logger()
 
+#: A token, or what reads it anew for each connection.
+Token: TypeAlias = str | Callable[[], str]
+
 #: How often the deadlines of a connection are looked at.
 SWEEP_INTERVAL_S = 1.0
+#: How the last ERROR begins of a server that does not take our token (protocol.md section 12.3).
+AUTH_REFUSED = "AUTH: "
 #: What most reads bring.
 _ROWS_ONLY = {RowsReceived, RunReceived}
 
@@ -61,6 +72,11 @@ class Ended:
     established: bool
     speaks_2017: bool
 
+    @property
+    def unauthorized(self) -> bool:
+        """Whether the server did not take our token, or takes it no longer."""
+        return self.text.startswith(AUTH_REFUSED)
+
 
 @implementer(IProtocol)
 class ClientConnection:
@@ -77,7 +93,9 @@ class ClientConnection:
         make_session: Callable[[], ClientSession],
         deliver: Callable[[Sequence[object]], None],
         ready: Callable[[ClientConnection, Dialect], None],
+        token: str | None = None,
     ) -> None:
+        self._token = token
         self.lost: Deferred[Ended] = Deferred()
         self.ready = False
         self.transport: Any = None
@@ -166,7 +184,7 @@ class ClientConnection:
             kind = type(event)
             if kind is CommandReceived:
                 command = event.command  # type: ignore[attr-defined]  # narrowed by its type
-                if type(command) is PingCommand:
+                if type(command) in (PingCommand, AuthorizedCommand):
                     continue
                 if type(command) is ErrorCommand:
                     self._last_error = command.text
@@ -174,6 +192,7 @@ class ClientConnection:
             elif kind is DialectChosen:
                 if not self.ready:
                     self.ready = True
+                    self._authorize()
                     self._on_ready(self, self._session.dialect)
             elif isinstance(event, Closing):
                 self._shut(event)
@@ -181,6 +200,15 @@ class ClientConnection:
                 own.append(event)
         if own:
             self._deliver(own)
+
+    def _authorize(self) -> None:
+        """Say our token: the server is who it has to be, and whether TLS holds is known."""
+        if self._token is None:
+            return
+        if self._session.dialect.name == NATIVE:
+            self._session.send(AuthCommand(self._token), self._reactor.seconds())
+        else:
+            log.warning("replication.client.token_not_said", dialect=self._session.dialect.name)
 
     def _shut(self, closing: Closing) -> None:
         if closing.reason is CloseReason.ABORTED:
@@ -267,6 +295,7 @@ async def connect(
     dialect: str,
     deliver: Callable[[Sequence[object]], None],
     ready: Callable[[ClientConnection, Dialect], None],
+    token: Token | None = None,
 ) -> ClientConnection:
     """Connect to *endpoint* and return the connection.
 
@@ -278,10 +307,15 @@ async def connect(
         dialect: ``auto`` or the name of a dialect.
         deliver: Called with the events of each read.
         ready: Called once the greeting is over, with the connection and its dialect.
+        token: What AUTH says before anything else; a server that is not ours does not hear it.
 
     Raises:
-        ConnectionFailed: Nobody answered.
+        ConnectionFailed: Nobody answered, or the token cannot be read.
     """
+    try:
+        said = token() if callable(token) else token
+    except ConfigError as error:
+        raise ConnectionFailed(str(error), reason=CloseReason.NOT_AUTHORIZED) from error
 
     def make_session() -> ClientSession:
         return ClientSession(
@@ -292,7 +326,7 @@ async def connect(
             epoch_s=epoch_s(reactor),
         )
 
-    connection = ClientConnection(reactor, make_session, deliver, ready)
+    connection = ClientConnection(reactor, make_session, deliver, ready, said)
     attempt = endpoint.connect(_Factory(connection))
     try:
         await attempt.addTimeout(limits.HANDSHAKE_TIMEOUT_S, reactor)

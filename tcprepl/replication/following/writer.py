@@ -37,6 +37,7 @@ from tcprepl.protocol.commands import (
 from tcprepl.protocol.dialects import NATIVE, Dialect
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.connection import ClientConnection, connect
+from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.streams.log import Appended
 
 log = structlog.get_logger()
@@ -47,7 +48,9 @@ MAX_HELD_BYTES: Final = 4 * limits.MAX_UNANSWERED_BYTES
 #: The server may take the same rows later.
 _PASSING: Final = frozenset({Reason.UNAVAILABLE.value, Reason.HOLE.value})
 #: These rows will not do; others may.
-_OF_THE_ROWS: Final = frozenset({Reason.ROW.value, Reason.STREAM.value, Reason.OLD.value})
+_OF_THE_ROWS: Final = frozenset(
+    {Reason.ROW.value, Reason.STREAM.value, Reason.OLD.value, Reason.DENIED.value}
+)
 
 
 class _Append:
@@ -78,6 +81,7 @@ class ReplicationWriter(Service):
             had it before is fenced.
         name: How the server is to call us.
         server_name: The homeserver that it has to be; None takes any.
+        token: What the server asks for, or what reads it anew for each connection.
         max_held_appends: Appends that are held until they are answered.
         max_held_bytes: Bytes of their rows.
 
@@ -98,6 +102,7 @@ class ReplicationWriter(Service):
         producer: ProducerName | None = None,
         name: str = "tcprepl",
         server_name: ServerName | None = None,
+        token: AccessToken | None = None,
         max_held_appends: int = MAX_HELD_APPENDS,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
@@ -111,6 +116,7 @@ class ReplicationWriter(Service):
         self._producer = producer or f"writer-{uuid.uuid4()}"
         self._name = name
         self._server_name = server_name
+        self._token = token
         self._max_held_appends = max_held_appends
         self._max_held_bytes = max_held_bytes
         self._epoch: int | None = None
@@ -271,6 +277,7 @@ class ReplicationWriter(Service):
                 self._endpoint,
                 worker_name=self._name,
                 server_name=self._server_name,
+                token=self._token,
                 dialect="auto",
                 deliver=self._take,
                 ready=self._claim,
@@ -404,7 +411,8 @@ class ReplicationWriter(Service):
             self._holes -= 1
             return
         error = PublishRefused(answer.subject, answer.reason, answer.value, answer.text)
-        if answer.reason in _OF_THE_ROWS and self._is_next(answer.number):
+        claiming = not self._ready
+        if answer.reason in _OF_THE_ROWS and not claiming and self._is_next(answer.number):
             append = self._settle()
             if answer.reason != Reason.OLD.value:
                 # Its number was not used, and those behind it are refused for that.
@@ -416,7 +424,7 @@ class ReplicationWriter(Service):
             # What is open goes on, in order, with the next connection.
             self._ready = False
             self._connection.close(str(error))
-        elif answer.reason not in _OF_THE_ROWS:
+        elif claiming or answer.reason not in _OF_THE_ROWS:
             self._fail(error)
 
     def _is_next(self, number: int | None) -> bool:

@@ -13,6 +13,7 @@ from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ErrorCommand, ServerCommand
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.client import ReplicationClient
+from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.replication.relaying.intake import LogPositions, RelayCatchUp, RelayIntake
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.codec import Rows
@@ -33,6 +34,7 @@ class TcpUpstream:
         catch_up: Where missed rows are fetched if it cannot resume.
         on_command: Called with every other command that comes down.
         passive: Never send a command of our readers up.
+        token: What it asks for.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TcpUpstream:
         catch_up: CatchUp | None = None,
         on_command: Callable[[Command], object] | None = None,
         passive: bool = False,
+        token: AccessToken | None = None,
     ) -> None:
         self._reactor = reactor
         self._name = name
@@ -66,6 +69,7 @@ class TcpUpstream:
             positions=LogPositions(intake),
             name="tcprepl-relay",
             server_name=server_name,
+            token=token,
             since="start",
             on_reset=intake.reset,
             on_position=self._position,

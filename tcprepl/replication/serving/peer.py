@@ -6,7 +6,6 @@ while it does not take the answers: input waits then, read or not (protocol.md 1
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,12 +15,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl import metrics
+from tcprepl.access import NOTHING, Grant, digest
 from tcprepl.clocks import epoch_s
-from tcprepl.errors import CloseReason, UnknownStream
+from tcprepl.errors import CloseReason, TokenRefused, UnknownStream
 from tcprepl.ids import Pair, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.protocol.commands import (
     COMMANDS,
+    AuthCommand,
+    AuthorizedCommand,
     Command,
     FederationAckCommand,
     HelpCommand,
@@ -32,16 +34,18 @@ from tcprepl.protocol.commands import (
     PublishCommand,
     RemoteServerUpCommand,
     ReplicateCommand,
+    Right,
     StatusCommand,
 )
 from tcprepl.protocol.dialects import NATIVE
 from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed, PublishRun
 from tcprepl.protocol.server_session import ServerSession
-from tcprepl.protocol.state import Role
 from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.serving.help import help_lines
 from tcprepl.replication.serving.publishing import Publishing
 from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
+from tcprepl.replication.serving.rights import lacking
 from tcprepl.replication.serving.turns import Worked
 from tcprepl.replication.status import PeerStatus
 from tcprepl.replication.transport import Outlet, make_outlet
@@ -51,33 +55,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-#: Columns of a terminal.
-_COLUMNS: Final = 80
 #: What a command costs that is handed to others, in lines.
 _DISPATCH_LINES: Final = 4
 #: Pairs that are gone through at the cost of a line.
 _PER_LINE: Final = 16
-
-
-def help_lines(topic: str = "") -> list[str]:
-    """Return what HELP answers: every command a client may send, or the one called *topic*.
-
-    With ``INFO`` before them, no line is wider than a terminal.
-    """
-    specs = [spec for spec in COMMANDS.values() if Role.CLIENT in spec.sent_by]
-    chosen = [spec for spec in specs if topic.strip().upper() == spec.command.NAME]
-    lines: list[str] = []
-    for spec in chosen or specs:
-        lines += textwrap.wrap(
-            f"{spec.syntax}: {spec.summary}",
-            _COLUMNS - len("INFO "),
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    if not chosen:
-        lines.append("* stands for every stream or instance; words may be in any case")
-    return lines
 
 
 @implementer(IProtocol)
@@ -89,6 +70,8 @@ class Peer:
         name: What NAME said.
         address: Where it comes from, for people.
         acked: The newest FEDERATION_ACK, or None.
+        grant: What it may do.
+        vouched: Whether whoever connects there has what is granted without a token.
         closing: Why it is being closed, or None.
         step: When its deadlines are looked at (`Deadlines`).
     """
@@ -102,18 +85,30 @@ class Peer:
         "_reader",
         "_server",
         "_session",
+        "_token",
+        "_used",
         "_waiting_bytes",
         "acked",
         "address",
         "closing",
         "conn_id",
+        "grant",
         "name",
         "step",
         "transport",
+        "vouched",
     )
 
-    def __init__(self, server: ReplicationServer, conn_id: int, address: str) -> None:
+    def __init__(
+        self, server: ReplicationServer, conn_id: int, address: str, *, vouched: bool = True
+    ) -> None:
         self._server = server
+        self.vouched = vouched
+        #: The digest of the token that it said.
+        self._token: bytes | None = None
+        self.grant: Grant = server.granted(None, vouched=vouched) or NOTHING
+        #: Whether it has asked for something that needs a right.
+        self._used = False
         self.conn_id = conn_id
         self.address = address
         self.name = ""
@@ -121,7 +116,7 @@ class Peer:
         self.closing: CloseReason | None = None
         self.transport: Any = None
         self._connected_at = server.reactor.seconds()
-        self._session: ServerSession = server.make_session()
+        self._session: ServerSession = server.make_session(self.grant)
         self._outlet: Outlet | None = None
         self._reader: Reader | None = None
         self._paused = False
@@ -160,8 +155,9 @@ class Peer:
 
     @property
     def quiet(self) -> bool:
-        """Whether it has neither named itself nor asked for anything."""
-        return not self.name and self._reader is None and self._publishing is None
+        """Whether it has neither named itself nor asked for anything, or may ask for nothing."""
+        asked = self.name or self._reader is not None or self._publishing is not None
+        return not (asked and self.grant)
 
     # -- IProtocol ---------------------------------------------------------------------
 
@@ -239,6 +235,12 @@ class Peer:
         return event.lines if isinstance(event, LinesPassed) else 0
 
     def _command(self, command: Command) -> int:
+        reason = lacking(self.grant, command)
+        self._used |= COMMANDS[command.NAME].right is not Right.NONE
+        if reason is not None:
+            return self._deny(command, reason)
+        if isinstance(command, AuthCommand):
+            return self._authorize(command)
         if isinstance(command, ReplicateCommand):
             return self._replicate(command)
         if isinstance(command, PublishCommand | ProducerCommand):
@@ -246,7 +248,7 @@ class Peer:
         if isinstance(command, HelpCommand):
             return self.tell(help_lines(command.topic))
         if isinstance(command, StatusCommand):
-            return self.tell(self._server.status_lines())
+            return self.tell(self._server.status_lines(self.grant))
         if isinstance(command, PingCommand):
             self._server.dispatch(command, self)
             return 1
@@ -263,15 +265,66 @@ class Peer:
             return _DISPATCH_LINES + self._server.connections  # each is written to
         return _DISPATCH_LINES
 
+    # -- rights ------------------------------------------------------------------------
+
+    def _deny(self, command: Command, reason: str) -> int:
+        """Say that *command* is not obeyed; in its turn, if it publishes."""
+        right = COMMANDS[command.NAME].right.value
+        metrics.REFUSED_ACCESS.labels("line", right if self.grant else "no_token").inc()
+        if isinstance(command, PublishCommand | ProducerCommand):
+            return self._in.deny(command, reason)
+        self._session.refuse(reason, self._server.reactor.seconds())
+        return 1
+
+    def _authorize(self, command: AuthCommand) -> int:
+        """Take a token; one that does not hold ends the connection."""
+        server = self._server
+        now = server.reactor.seconds()
+        if self._token is not None or self._used:
+            text = "AUTH comes once, before anything that needs a right: connect again"
+            self._session.refuse(text, now)
+        elif not server.tokens:
+            text = f"no token is asked for here: whoever connects {self.grant}"
+            self._session.send(AuthorizedCommand("anonymous", text), now)
+        else:
+            host = getattr(self.transport.getPeer(), "host", "unix")
+            try:
+                self.grant = server.tokens.admit(command.token, host, now)
+            except TokenRefused as error:
+                why = "waiting" if error.wait_s else "unknown_token"
+                metrics.REFUSED_ACCESS.labels("line", why).inc()
+                self.close(CloseReason.NOT_AUTHORIZED, f"AUTH: {error}")
+                return _DISPATCH_LINES
+            self._token = digest(command.token)
+            self._session.take_long_lines(server.publishes(self.grant))
+            self._session.send(AuthorizedCommand(self.grant.name, str(self.grant)), now)
+        return _DISPATCH_LINES
+
+    def reconsider(self) -> None:
+        """End the connection if what it may do is not what it was when it began."""
+        grant = self._server.granted(self._token, vouched=self.vouched)
+        if grant is None:
+            text = f"AUTH: the token of {self.grant.name} does not hold any more"
+            self.close(CloseReason.NOT_AUTHORIZED, text)
+        elif grant != self.grant:
+            whose = self.grant.name or "who says no token"
+            text = f"AUTH: what {whose} may do has changed: connect again"
+            self.close(CloseReason.NOT_AUTHORIZED, text)
+
+    # -- rows in -----------------------------------------------------------------------
+
     def _publish(self, command: PublishCommand | ProducerCommand) -> int:
         self._server.dispatch(command, self)
         if isinstance(command, ProducerCommand):
-            return self._in.claim(command)
+            return self._in.claim(command, self.grant.name)
         return self._in.publish(command)
 
     def _publish_run(self, run: PublishRun) -> int:
-        if self._server.hears(PublishCommand):
-            return sum(map(self._publish, run.commands()))
+        if self._server.hears(PublishCommand) or lacking(
+            self.grant, PublishCommand(run.stream, b"")
+        ):
+            return sum(map(self._command, run.commands()))
+        self._used = True
         self._server.count_received(PublishCommand.NAME, self, len(run.numbers))
         return self._in.publish_run(run)
 
@@ -299,10 +352,12 @@ class Peer:
         if self._reader is None:
             assert self._outlet is not None
             self._reader = Reader(self._outlet, self.label)
-        form = WireForm.of(self._session.dialect, words=not self.is_synapse)
+        form = WireForm.of(
+            self._session.dialect, words=not self.is_synapse, unmasked=self.grant.unmasked
+        )
         patterns = self._patterns(command)
         cost = _DISPATCH_LINES + len(patterns) * (1 + len(hub.heads) // _PER_LINE)
-        refusal = self._refusal(patterns)
+        refusal = self._refusal(command, patterns)
         if refusal is not None:
             self._session.refuse(refusal, self._server.reactor.seconds())
             return cost
@@ -319,20 +374,29 @@ class Peer:
 
     def _patterns(self, command: ReplicateCommand) -> list[Pair]:
         """Return which pairs *command* asks for."""
-        stream, instance = command.stream, command.instance
-        if stream is None:
-            # Of a stream that its release does not have a Synapse must not hear.
-            return [(s, ANY) for s in (self._server.synapse_streams if self.is_synapse else (ANY,))]
+        stream, instance = command.stream or ANY, command.instance or ANY
         if not self._session.dialect.rdata_instance:
-            return [(ANY if stream.upper() == "ALL" else stream, self._server.hub.instance)]
-        return [(stream, instance or ANY)]
+            instance = self._server.hub.instance
+        if command.stream is None and self.is_synapse:
+            # Of a stream that its release does not have a Synapse must not hear.
+            streams = [s for s in self._server.synapse_streams if s in self.grant.sees]
+        elif stream == ANY and self.grant.sees.names is not None:
+            streams = sorted(self.grant.sees.names)
+        else:
+            streams = [stream]
+        if not self._session.dialect.rdata_instance:  # who is told in pairs, of those there are
+            streams = [
+                s for s in streams if s == ANY or command.stream == s or self._server.knows(s)
+            ]
+        return [(s, instance) for s in streams]
 
-    def _refusal(self, patterns: list[Pair]) -> str | None:
+    def _refusal(self, command: ReplicateCommand, patterns: list[Pair]) -> str | None:
         """Return why *patterns* cannot be subscribed; None when they can."""
         assert self._reader is not None
-        stream = patterns[0][0]
-        if len(patterns) == 1 and stream != ANY and not self._server.knows(stream):
-            return str(UnknownStream(stream, self._server.stream_names()))
+        stream = command.stream
+        if stream not in (None, ANY) and not self._server.knows(stream):
+            names = [name for name in self._server.stream_names() if name in self.grant.sees]
+            return str(UnknownStream(stream, names))
         held = self._reader.subscription.patterns
         if len(held) + len(patterns) > MAX_SUBSCRIPTIONS and not held.issuperset(patterns):
             return (

@@ -236,16 +236,23 @@ class Publishing:
 
     # -- claiming a name -----------------------------------------------------------------------
 
-    def claim(self, command: ProducerCommand) -> int:
-        """Take the name of a producer; nothing more is read until that is answered."""
+    def claim(self, command: ProducerCommand, owner: str = "") -> int:
+        """Take the name of a producer; nothing more is read until that is answered.
+
+        Args:
+            command: The claim.
+            owner: Who claims: the names of each are their own, lest one fences another's.
+        """
         asked = self._ask(0)
+        # No name of the wire has a space.
+        name = f"{command.name} (of {owner})" if owner else command.name
         if self._door.publisher is None:
             self._answer(asked, refused(command.name, Reason.READ_ONLY, 0, _READ_ONLY))
             return _APPEND_LINES
 
         def claimed(state: ProducerState) -> None:
             self._claiming = False
-            self._producer = command.name, state.epoch
+            self._producer = name, state.epoch
             self._answer(asked, ProducerCommand(command.name, state.epoch, state.sequence))
 
         def failed(failure: Failure) -> None:
@@ -253,7 +260,16 @@ class Publishing:
             self._answer(asked, refusal(failure, command.name, None))
 
         self._claiming = True
-        _ = self._door.claim(command.name, command.epoch).addCallbacks(claimed, failed)
+        _ = self._door.claim(name, command.epoch).addCallbacks(claimed, failed)
+        return _APPEND_LINES
+
+    def deny(self, command: PublishCommand | ProducerCommand, why: str) -> int:
+        """Refuse what is not allowed, in its turn; return what that costs, in lines."""
+        if isinstance(command, ProducerCommand):
+            answer = refused(command.name, Reason.DENIED, 0, why)
+        else:
+            answer = refused(command.stream, Reason.DENIED, 0, why, command.number)
+        self._answer(self._ask(0), answer)
         return _APPEND_LINES
 
     # -- answering -----------------------------------------------------------------------------

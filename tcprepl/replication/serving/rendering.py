@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.streams.log import line_ends
+from tcprepl.streams.masking import masked_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,32 @@ class WireForm:
         max_line_bytes: Longest line the peer accepts, LF excluded.
         words: Whether the peer is also told in words what POSITION says: a person, or a
             program of ours. A Synapse logs each ERROR as a fault.
+        unmasked: The streams whose rows it gets in full, where it gets those of others with what
+            is secret masked; None is all.
     """
 
     rdata_instance: bool
     position_tokens: int
     max_line_bytes: int
     words: bool = True
+    unmasked: frozenset[StreamName] | None = None
 
     @classmethod
-    def of(cls, dialect: Dialect, *, words: bool = True) -> WireForm:
+    def of(
+        cls,
+        dialect: Dialect,
+        *,
+        words: bool = True,
+        unmasked: frozenset[StreamName] | None = None,
+    ) -> WireForm:
         """Return the form of *dialect*."""
-        return cls(dialect.rdata_instance, dialect.position_tokens, dialect.max_line_bytes, words)
+        return cls(
+            dialect.rdata_instance,
+            dialect.position_tokens,
+            dialect.max_line_bytes,
+            words,
+            unmasked,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,8 @@ def render_rows(
     ``POSITION stream instance T T``: a peer of the newest dialects then sees that it has
     missed ``T`` and fetches it over HTTP (protocol.md section 10).
     """
+    if form.unmasked is not None and stream not in form.unmasked:
+        lines = masked_lines(stream, lines)
     if has_longer_line(lines, form.max_line_bytes):
         return _render_without_long(form, stream, instance, tokens, lines)
     if form.rdata_instance:

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerE
 from twisted.internet.protocol import Factory
 
 from tcprepl import limits, metrics
+from tcprepl.access import EVERYTHING, NOTHING, Grant, Tokens
 from tcprepl.background import (
     LoopingProcess,
     looping_background_process,
@@ -57,11 +58,12 @@ CommandHandler = Callable[[Any, Peer], object]
 class _PeerFactory(Factory):
     noisy = False
 
-    def __init__(self, server: ReplicationServer) -> None:
+    def __init__(self, server: ReplicationServer, *, vouched: bool) -> None:
         self._server = server
+        self._vouched = vouched
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        return self._server.accept(describe_address(addr))
+        return self._server.accept(describe_address(addr), vouched=self._vouched)
 
 
 class ReplicationServer:
@@ -78,6 +80,8 @@ class ReplicationServer:
         max_connections: Connections held at a time. When there are more, the oldest that
             has said nothing makes room; when there is none, the new one is turned away.
         publisher: Takes the rows that peers publish; None takes none.
+        tokens: What who says a token may do.
+        anonymous: What who says none may do, where the listener vouches for them.
 
     Attributes:
         max_connections: As given; may be changed at any time.
@@ -97,7 +101,11 @@ class ReplicationServer:
         dialect: str = "auto",
         max_connections: int = limits.MAX_CONNECTIONS,
         publisher: PublisherPort | None = None,
+        tokens: Tokens | None = None,
+        anonymous: Grant = EVERYTHING,
     ) -> None:
+        self.tokens = Tokens() if tokens is None else tokens
+        self._anonymous = anonymous
         self.links: list[Callable[[], LinkStatus]] = []
         self.others: list[Callable[[], list[PeerStatus]]] = []
         self.reactor = reactor
@@ -138,10 +146,18 @@ class ReplicationServer:
                 self.reactor, "replication_sweep", STEP_S, self._sweep
             )
 
-    async def listen(self, endpoint: IStreamServerEndpoint) -> IListeningPort:
-        """Listen on *endpoint* and return the port."""
+    async def listen(
+        self, endpoint: IStreamServerEndpoint, *, vouched: bool = True
+    ) -> IListeningPort:
+        """Listen on *endpoint* and return the port.
+
+        Args:
+            endpoint: Where.
+            vouched: Whether it lets only those in who have what is granted without a token:
+                processes of this machine, say, or who shows a certificate.
+        """
         self.start()
-        port = await endpoint.listen(_PeerFactory(self))
+        port = await endpoint.listen(_PeerFactory(self, vouched=vouched))
         self._ports.append(port)
         log.info("replication.listening", address=describe_address(port.getHost()))
         return port
@@ -183,10 +199,18 @@ class ReplicationServer:
         self._lost_handlers.append(handler)
 
     def broadcast(self, command: Command, exclude: Peer | None = None) -> None:
-        """Send *command* to every peer that spoke, but *exclude*, whose dialect surely has it."""
+        """Send *command* to every peer that spoke, but *exclude*, whose dialect surely has it.
+
+        It is one of those that need the right to operate, so who may not say it does not hear it.
+        """
         for peer in list(self._peers.values()):
             # A Synapse before 1.9 ends a connection on which it hears a word that it lacks.
-            if peer is not exclude and not peer.quiet and peer.dialect != "2017":
+            if (
+                peer is not exclude
+                and not peer.quiet
+                and peer.dialect != "2017"
+                and peer.grant.operate
+            ):
                 with suppress(LocalProtocolError):
                     peer.offer(command)
 
@@ -198,22 +222,46 @@ class ReplicationServer:
         """Return the streams that there are, sorted."""
         return sorted({pair[0] for pair in self.hub.heads} | set(self._registry.names()))
 
-    def make_session(self) -> ServerSession:
-        """Return the session of a new connection."""
+    # -- rights ------------------------------------------------------------------------
+
+    def granted(self, token: bytes | None, *, vouched: bool) -> Grant | None:
+        """Return what the token of a digest grants, None for one that does not hold.
+
+        Args:
+            token: The digest; None for who says none.
+            vouched: Whether the listener vouches for them.
+        """
+        if token is not None:
+            return self.tokens.grant(token)
+        return self._anonymous if vouched else NOTHING
+
+    def publishes(self, grant: Grant) -> bool:
+        """Return whether rows can come in from who has *grant*."""
+        return self.door.publisher is not None and bool(grant.write)
+
+    def admit(self, tokens: Tokens, anonymous: Grant) -> None:
+        """Judge by these from now on, also those who are connected."""
+        self.tokens = tokens
+        self._anonymous = anonymous
+        for peer in list(self._peers.values()):
+            peer.reconsider()
+
+    def make_session(self, grant: Grant) -> ServerSession:
+        """Return the session of a new connection that begins with *grant*."""
         return ServerSession(
             self.server_name,
             self.reactor.seconds(),
             incarnation=self.hub.incarnation,
             dialect=self._dialect,
-            publishing=self.door.publisher is not None,
+            publishing=self.publishes(grant),
             epoch_s=epoch_s(self.reactor),
         )
 
     # -- peers -------------------------------------------------------------------------
 
-    def accept(self, address: str) -> Peer:
-        """Return the protocol of a new connection from *address*."""
-        return Peer(self, self.next_conn_id(), address)
+    def accept(self, address: str, *, vouched: bool = True) -> Peer:
+        """Return the protocol of a new connection from *address*; *vouched* is as of `listen`."""
+        return Peer(self, self.next_conn_id(), address, vouched=vouched)
 
     def next_conn_id(self) -> int:
         """Return the number of a new connection, of whatever kind."""
@@ -337,26 +385,32 @@ class ReplicationServer:
             damage=self.log.gaps.damage(),
         )
 
-    def status_lines(self) -> list[str]:
-        """Return what STATUS answers: of streams and of peers only so many, the slow ones first."""
+    def status_lines(self, grant: Grant = EVERYTHING) -> list[str]:
+        """Return what STATUS answers to who has *grant*.
+
+        Of streams and of peers only so many, the slow ones first; of peers nothing to who may
+        follow streams only.
+        """
         now = self.reactor.seconds()
         most = limits.MAX_STATUS_LINES
-        behind = [peer for peer in self._peers.values() if peer.is_behind]
+        pairs = [p for p in self.hub.heads if grant.looks or p[0] in grant.sees]
+        peers = list(self._peers.values()) if grant.looks else []
+        behind = [peer for peer in peers if peer.is_behind]
         shown = list(islice(behind, most))
-        shown += islice((p for p in self._peers.values() if not p.is_behind), most - len(shown))
-        others = self._others()
+        shown += islice((p for p in peers if not p.is_behind), most - len(shown))
+        others = self._others() if grant.looks else []
         status = ServerStatus(
             server_name=self.server_name,
             instance=self.instance,
             uptime_seconds=now - self._started_at,
-            streams=[self._stream(pair) for pair in islice(self.hub.heads, most)],
+            streams=[self._stream(pair) for pair in pairs[:most]],
             peers=[peer.status(now) for peer in shown] + others[: most - len(shown)],
-            links=self.link_states(),
-            damage=self.log.gaps.damage(),
+            links=self.link_states() if grant.looks else [],
+            damage=self.log.gaps.damage() if grant.looks else [],
         )
         return status.lines(
-            streams=len(self.hub.heads),
-            peers=len(self._peers) + len(others),
+            streams=len(pairs),
+            peers=len(peers) + len(others),
             behind=len(behind) + sum(other.state == "behind" for other in others),
         )
 

@@ -11,8 +11,8 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app.connecting import NamedEndpoint, client_endpoint
-from tcprepl.config import parse_address
 from tcprepl.errors import ConfigError, ConnectionFailed
+from tcprepl.values import parse_address
 
 
 def test_endpoints() -> None:

@@ -19,9 +19,10 @@ from tcprepl.app.lifecycle import STATUS_INTERVAL_S, STOP_WITHIN_S, Lifecycle, r
 from tcprepl.app.relay import Relay
 from tcprepl.app.sender import FederationWorker
 from tcprepl.app.server import Server
-from tcprepl.config import build, parse_address
+from tcprepl.config import build
 from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.replication.redis.url import parse_redis_url
+from tcprepl.values import parse_address
 
 
 def server(reactor: Any, where: Path) -> Server:

@@ -25,8 +25,9 @@ from tcprepl.app.listening import (
     listened,
     server_endpoint,
 )
-from tcprepl.config import build, parse_address
+from tcprepl.config import build
 from tcprepl.errors import ConfigError
+from tcprepl.values import parse_address
 from tests.unit.app.test_tls import issue
 
 # Twisted hands its certificates to pyOpenSSL in the form of old.

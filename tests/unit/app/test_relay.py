@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from tcprepl.app import relay
 from tcprepl.app.lifecycle import run
 from tcprepl.app.relay import Relay
-from tcprepl.config import Address, build, parse_address
+from tcprepl.config import build
 from tcprepl.errors import ConfigError, LogUnavailable
 from tcprepl.protocol.commands import (
     FederationAckCommand,
@@ -24,6 +24,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.replication.relaying.state import RelayState
+from tcprepl.values import Address, parse_address
 from tcprepl.web.services import WebServices
 from tcprepl.web.site import build_site
 

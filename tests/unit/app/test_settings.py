@@ -7,16 +7,21 @@ from typing import Any
 
 import pytest
 
+from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Guesses, Streams, digest
 from tcprepl.app.settings import (
+    anonymous_of,
     http_secrets,
     placed_servers,
     publishes,
     registry_of,
     retention_of,
+    tokens_of,
     trust_of,
 )
 from tcprepl.config import build
 from tcprepl.errors import ConfigError
+
+TOKEN = {"name": "w1", "token": "a-token-of-sixteen", "read": "all", "operate": True}
 
 
 def test_extra_streams_and_retention() -> None:
@@ -75,10 +80,10 @@ def test_secrets_of_http() -> None:
         ({}, {"token": "t"}, False),
         ({"publish": True}, {"token": "t"}, True),
         ({"publish": False}, {}, False),
-        ({"listen": "0.0.0.0:1", "tls": {}}, {}, False),
-        ({"listen": "ssl:1:privateKey=k", "tls": None}, {}, False),
+        ({"tokens": [TOKEN]}, {"token": "t"}, True),
+        ({"tokens": [TOKEN], "publish": False}, {}, False),
+        ({"anonymous": {"read": "all"}}, {"token": "t"}, True),
         ({"listen": "0.0.0.0:1", "tls": {"client_ca": "ca.pem"}}, {}, True),
-        ({"listen": "0.0.0.0:1", "tls": {}, "publish": True}, {}, True),
     ],
 )
 def test_who_may_publish_over_the_line_protocol(
@@ -91,3 +96,15 @@ def test_who_may_publish_over_the_line_protocol(
             "tls": {"certificate": "c.pem", "private_key": "k.pem", **replication["tls"]},
         }
     assert publishes(build({"replication": replication, "http": http}, "x").config) is expected
+
+
+def test_rights_are_those_of_the_configuration() -> None:
+    """Without tokens everybody may do everything, with them nobody who says none."""
+    assert anonymous_of(build({}, "x").config) == EVERYTHING
+    config = build({"replication": {"tokens": [TOKEN]}}, "x").config
+    assert anonymous_of(config) == NOTHING
+    tokens = tokens_of(config, Guesses())
+    assert tokens.grant(digest("a-token-of-sixteen")) == Grant("w1", read=ALL, operate=True)
+    anonymous = {"inspect": ["typing"]}
+    config = build({"replication": {"tokens": [TOKEN], "anonymous": anonymous}}, "x").config
+    assert anonymous_of(config) == Grant(inspect=Streams(frozenset({"typing"})))

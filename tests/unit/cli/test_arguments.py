@@ -8,8 +8,8 @@ import click
 import pytest
 
 from tcprepl.cli.arguments import ADDRESS, DATA, SECONDS, URL, data_settings, to_options
-from tcprepl.config import parse_address
 from tcprepl.errors import ConfigError
+from tcprepl.values import parse_address
 
 
 def test_addresses() -> None:

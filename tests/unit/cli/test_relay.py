@@ -11,7 +11,8 @@ from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app.relay import Relay
 from tcprepl.cli import relay, run
-from tcprepl.config import Address, build, parse_address
+from tcprepl.config import build
+from tcprepl.values import Address, parse_address
 from tests.harness import tcprepl
 
 
@@ -21,10 +22,16 @@ from tests.harness import tcprepl
         ([], "Missing option '--upstream'"),
         (["--upstream", "redis://:hush@h:x"], "the host or the port is none"),
         (["--upstream", "nowhere"], "expected HOST:PORT"),
+        (["--upstream", "user:hush@h:1"], "where others can see it"),
+        (["--upstream", "h:1", "--instance", "w1=http://u:hush@h:1"], "where others can see it"),
+        (
+            ["--upstream", "h:1", "--server-name", "x", "--token", "hush", "--data", "none"],
+            "h:1: a token that is said there can be read on the way",
+        ),
         (["--upstream", "h:1"], "--server-name is missing"),
         (["--upstream", "h:1", "--server-name", "x", "--user-ip"], "of Redis only"),
         (["--upstream", "h:1", "--instance", "w1"], "expected NAME=http://HOST:PORT"),
-        (["--upstream", "h:1", "--server-name", "x", "--listen", "0.0.0.0:1"], "no password"),
+        (["--upstream", "h:1", "--server-name", "x", "--listen", "0.0.0.0:1"], "or TLS"),
     ],
 )
 def test_wrong_command_lines(

@@ -61,10 +61,10 @@ def test_faults_are_told_with_their_place(server: Server, tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "line 2001: not JSON" in done.stderr
     assert f"{len(done.stdout.splitlines())} rows before" in done.stderr or not done.stdout
-    assert tcprepl("publish", "typing", "[]", *to, "--token", "x").returncode == 2
+    assert tcprepl("publish", "typing", "[]", *to, "--transaction-id", "x").returncode == 2
     lines = tmp_path / "lines"
     lines.write_text('RDATA typing w 9 ["!r:x",[]]\n')
-    assert tcprepl("replay", str(lines), "--lines", *to, "--token", "x").returncode == 2
+    assert tcprepl("replay", str(lines), "--lines", "--to", "tcprepl://t:x@h:1").returncode == 2
     done = tcprepl("publish", "typing", "[]", "--to", "tcprepl://127.0.0.1:1")
     assert done.returncode == 1
     assert "connection refused" in done.stderr

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from tcprepl import limits
+from tcprepl.access import ALL, Grant, Streams
 from tcprepl.errors import ConfigError
-from tcprepl.http.security import Gate, equal, equal_to_one, is_loopback
+from tcprepl.http import security
+from tcprepl.http.security import Gate, is_loopback
 from tests.web_site import Exchange, Stage
 
 STATUS = "/_tcprepl/v1/status"
@@ -34,14 +37,6 @@ def local() -> Any:
     stage = Stage(hosts=("repl.example.com",))
     yield stage
     stage.close()
-
-
-def test_comparison() -> None:
-    """Equal is equal, also for what is not ASCII."""
-    assert equal("a\u00e9", "a\u00e9")
-    assert not equal("a", "ab")
-    assert equal_to_one("two", ("one", "two"))
-    assert not equal_to_one("", ("one", "two"))
 
 
 @pytest.mark.parametrize(
@@ -167,3 +162,165 @@ def test_an_empty_secret_is_a_mistake() -> None:
     """It would let everybody in who shows nothing."""
     with pytest.raises(ConfigError, match="empty"):
         Gate(("one", ""))
+
+
+# -- tokens and rights -----------------------------------------------------------------
+
+GRANTS = [
+    ("reader-token", Grant("reader", read=Streams(frozenset({"typing"})))),
+    ("writer-token", Grant("writer", write=Streams(frozenset({"audit"})))),
+    ("inspector-token", Grant("inspector", inspect=ALL)),
+    ("operator-token", Grant("operator", operate=True)),
+]
+
+
+def bearing(token: str) -> dict[str, str]:
+    """Return the header of who shows *token*."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def granted() -> Any:
+    """A site whose tokens grant different things."""
+    stage = Stage(grants=GRANTS, typing=object(), acknowledge=lambda *_: None)
+    yield stage
+    stage.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "allowed"),
+    [
+        ("GET", UPDATES, None, {"reader", "inspector"}),
+        ("GET", UPDATES.replace("typing", "audit"), None, {"inspector"}),
+        ("GET", "/_synapse/replication?streams=-1", None, {"reader", "inspector"}),
+        ("GET", "/_synapse/replication?typing=-1&timeout=0", None, {"reader", "inspector"}),
+        ("GET", "/_synapse/replication?audit=-1&timeout=0", None, {"inspector"}),
+        ("POST", "/_tcprepl/v1/streams/audit/rows", b"[1]", {"writer"}),
+        ("POST", "/_tcprepl/v1/streams/typing/rows", b'[["!r:x",[]]]', set()),
+        ("GET", STATUS, None, {"inspector", "operator"}),
+        ("GET", "/metrics", None, {"inspector", "operator"}),
+        ("GET", "/", None, {"inspector", "operator"}),
+        (
+            "POST",
+            "/_tcprepl/v1/federation_ack",
+            b'{"instance":"fed1","token":0}',
+            {"operator"},
+        ),
+        ("GET", "/health", None, {"reader", "writer", "inspector", "operator", None}),
+    ],
+)
+def test_what_each_right_allows(
+    granted: Stage, method: str, target: str, body: bytes | None, allowed: set[str | None]
+) -> None:
+    """And nothing else."""
+    for token, grant in GRANTS:
+        answer = granted.ask(method, target, body=body, headers=bearing(token))
+        assert answer.status == (200 if grant.name in allowed else 403), (grant.name, answer.body)
+        if answer.status == 403:
+            assert answer.json["errcode"] == "M_FORBIDDEN"
+            assert f"{grant.name} may " in answer.json["error"]
+    answer = granted.ask(method, target, body=body)
+    assert answer.status == (200 if None in allowed else 401)
+
+
+def test_positions_are_those_of_streams_that_may_be_read(granted: Stage) -> None:
+    granted.publish("audit", 1, 2, 3)
+    granted.publish("typing", ["!r:x", []])
+    headers = bearing("reader-token")
+    answer = granted.ask("GET", "/_synapse/replication?streams=-1", headers=headers)
+    assert answer.json["streams"]["rows"] == [["typing", 1]]
+    assert "3" not in answer.json["streams"]["position"]
+
+
+def test_inspectors_get_rows_without_secrets(granted: Stage) -> None:
+    granted.publish("caches", ["get_user_by_access_token", ["hush"], 1])
+    for target in (
+        "/_synapse/replication?caches=-1",
+        "/_synapse/replication/get_repl_stream_updates/caches/x?from_token=0&upto_token=9",
+    ):
+        answer = granted.ask("GET", target, headers=bearing("inspector-token"))
+        assert answer.status == 200
+        assert b"hush" not in answer.body
+        assert b"<redacted>" in answer.body
+
+
+def test_what_was_encoded_for_one_is_not_shown_to_the_other() -> None:
+    """Answers are kept for the next who asks: for the next with the same right."""
+    grants = [("full-token", Grant("full", read=ALL)), *GRANTS]
+    stage = Stage(grants=grants)
+    stage.publish("caches", ["get_user_by_access_token", ["hush"], 1])
+    target = "/_synapse/replication?caches=-1"
+    for token, seen in (("full-token", True), ("inspector-token", False), ("full-token", True)):
+        answer = stage.ask("GET", target, headers=bearing(token))
+        assert (b"hush" in answer.body) is seen
+    stage.close()
+
+
+def test_http_secrets_go_on_allowing_everything() -> None:
+    """Also where they stand among the tokens with less."""
+    stage = Stage(secrets=("one",), grants=[("one", Grant("less")), *GRANTS])
+    assert stage.ask("GET", STATUS, headers=bearing("one")).status == 200
+    assert stage.ask("GET", STATUS, headers=bearing("reader-token")).status == 403
+    stage.close()
+
+
+def test_tokens_keep_strangers_off_the_client_paths() -> None:
+    """Who may write every stream may speak for every user, and nobody without a token."""
+    grants = [("all-token", Grant("all", write=ALL)), *GRANTS]
+    stage = Stage(grants=grants)
+    path = "/_matrix/client/v3/account/whoami?user_id=@a:example.com"
+    assert stage.ask("GET", path).status == 401
+    assert stage.ask("GET", path, headers=bearing("all-token")).status == 200
+    for token, _ in GRANTS:
+        assert stage.ask("GET", path, headers=bearing(token)).status == 401
+    stage.close()
+    stage = Stage(grants=GRANTS)
+    assert stage.ask("GET", path).status == 401
+    stage.close()
+
+
+def test_guesses_from_elsewhere_are_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this machine are not: a proxy may stand here."""
+    stage = Stage(grants=GRANTS)
+    for _ in range(100):
+        assert stage.ask("GET", STATUS, headers=bearing("wrong")).status == 401
+    monkeypatch.setattr(security, "is_loopback", lambda host: False)
+    for _ in range(limits.MAX_FREE_GUESSES):
+        assert stage.ask("GET", STATUS, headers=bearing("wrong")).status == 401
+    answer = stage.ask("GET", STATUS, headers=bearing("operator-token"))
+    assert answer.status == 429
+    assert answer.headers["retry-after"] == "1"
+    assert "too many wrong tokens" in answer.json["error"]
+    stage.clock.advance(1)
+    assert stage.ask("GET", STATUS, headers=bearing("operator-token")).status == 200
+    stage.close()
+
+
+def test_who_waits_is_judged_anew_when_tokens_change(granted: Stage) -> None:
+    """A long poll and a watched page end with the token that they began with."""
+    target = "/_synapse/replication?typing=0&timeout=600000"
+    polls = [granted.open("GET", target, headers=bearing(f"{name}-token"))
+             for name in ("reader", "inspector")]  # fmt: skip
+    watch = granted.open("GET", "/_tcprepl/v1/events", headers=bearing("inspector-token"))
+    granted.clock.advance(0)
+    granted.services.grants = GRANTS[1:]
+    granted.site.changed()
+    granted.clock.advance(0)
+    assert polls[0].answer.status == 401
+    assert not polls[1].answered
+    assert watch.transport.value().endswith(b"0\r\n\r\n")
+    granted.publish("typing", ["!r:x", []])
+    assert polls[1].answer.status == 200
+    for exchange in (*polls, watch):
+        exchange.leave()
+
+
+def test_who_waits_without_a_token_ends_when_one_is_asked_for() -> None:
+    stage = Stage()
+    poll = stage.poll(typing=0, timeout=600_000)
+    stage.services.grants = GRANTS
+    stage.site.changed()
+    stage.clock.advance(0)
+    assert poll.answer.status == 401
+    poll.leave()
+    stage.close()

@@ -15,6 +15,8 @@ from tcprepl.limits import MAX_LINE_BYTES, MAX_NATIVE_LINE_BYTES, MAX_TOKEN, SNI
 from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     COMMANDS,
+    AuthCommand,
+    AuthorizedCommand,
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
@@ -149,6 +151,9 @@ BOTH_WAYS: list[tuple[tuple[str, ...], str, Command]] = [
     (TCP, "PRODUCER p", ProducerCommand("p")),
     (TCP, "PRODUCER p 2", ProducerCommand("p", 2)),
     (TCP, "PRODUCER p 2 0", ProducerCommand("p", 2, 0)),
+    (TCP, "AUTH a-token:=", AuthCommand("a-token:=")),
+    (TCP, "AUTHORIZED w1 may read it", AuthorizedCommand("w1", "may read it")),
+    (TCP, "AUTHORIZED w1 ", AuthorizedCommand("w1")),
     (TCP, "HELP ", HelpCommand()),
     (TCP, "HELP PING", HelpCommand("PING")),
     (TCP, "STATUS ", StatusCommand()),
@@ -344,6 +349,12 @@ REPLICATE_SYNTAX = "expected REPLICATE [<stream> [<instance>] <token|NOW> [<inca
             "PRODUCER p 0",
             "PRODUCER: epochs begin at 1; expected PRODUCER <name> [<epoch> [<sequence>]]",
         ),
+        (
+            "AUTH hush\u00e9",
+            "AUTH: the token is not 1 to 1024 printable ASCII characters without spaces; "
+            "expected AUTH <token>",
+        ),
+        ("AUTH two words", "AUTH: 2 arguments, not 1; expected AUTH <token>"),
         ("STATUS now", "STATUS: 1 argument, not 0; expected STATUS"),
         (
             "USER_IP @a:x [1,2,3,4,5]",

@@ -9,6 +9,7 @@ import pytest
 from tcprepl.protocol import commands
 from tcprepl.protocol.commands import (
     COMMANDS,
+    AuthCommand,
     Command,
     PingCommand,
     RemovePusherCommand,
@@ -55,4 +56,9 @@ def test_secrets_do_not_show() -> None:
     pusher = RemovePusherCommand("app", "s3cret", "@a:x")
     assert "syt_secret" not in repr(seen)
     assert "s3cret" not in repr(pusher)
-    assert {name for name, spec in COMMANDS.items() if spec.secret} == {"USER_IP", "REMOVE_PUSHER"}
+    assert "s3cret" not in repr(AuthCommand("s3cret"))
+    assert {name for name, spec in COMMANDS.items() if spec.secret} == {
+        "AUTH",
+        "USER_IP",
+        "REMOVE_PUSHER",
+    }

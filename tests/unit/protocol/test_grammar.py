@@ -24,6 +24,7 @@ from tcprepl.protocol.grammar import (
     [
         ("token", ["0", "007", str(MAX_TOKEN)], ["", "-1", "+1", "1_0", " 1", "1" * 20, "²"]),
         ("time", ["0", "-5", "1661000000000"], ["", "--1", "1.5", "1e3"]),
+        ("secret", ["a", "!~", "x" * 1024], ["", "a b", "\u00e9", "\x7f", "x" * 1025]),
         ("name", ["a", "!r:x", "ü", "😀", "x" * MAX_NAME_CHARS], ["", "a b", "\t", "\x7f", "\x85"]),
         ("label", ["a b", "worker 1"], ["", "a\tb", "a\x1b[0m", "x" * (MAX_NAME_CHARS + 1)]),
         ("text", ["", "any \t thing\r"], ["two\nlines"]),

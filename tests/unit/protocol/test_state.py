@@ -9,6 +9,8 @@ from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     COMMANDS,
+    AuthCommand,
+    AuthorizedCommand,
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
@@ -79,6 +81,8 @@ EXAMPLES: dict[str, Command] = {
         PublishedCommand("typing", "master", 1, 2),
         RefusedCommand("typing", "row", 0),
         ProducerCommand("p", 1, 5),
+        AuthCommand("token"),
+        AuthorizedCommand("w1", "may read every stream"),
     )
 }
 

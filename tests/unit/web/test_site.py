@@ -26,7 +26,7 @@ def test_other_rooms_bring_faces_of_their_own() -> None:
         def answer(call: Call) -> Response:
             return Response(200, b"elsewhere", "text/plain")
 
-        return [Route("GET", "/else/where", answer, gate.machine, About("Somewhere else"))]
+        return [Route("GET", "/else/where", answer, gate.operating, About("Somewhere else"))]
 
     stage = Stage(further=elsewhere)
     answer = stage.get("/else/where")

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
+from twisted.internet.defer import Deferred
 
 from tcprepl import limits, metrics
+from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Streams, Tokens
 from tcprepl.errors import CloseReason
 from tcprepl.limits import MAX_PAIRS, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS, PEER_TURN_LINES
 from tcprepl.protocol.commands import (
@@ -18,8 +20,9 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.replication.serving import peer as peer_module
+from tcprepl.replication.serving.help import help_lines
 from tcprepl.replication.serving.measuring import MAX_NAMES
-from tcprepl.replication.serving.peer import Peer, help_lines
+from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.turns import Worked
 from tcprepl.streams.registry import BUILT_IN
 from tests.serving_world import World
@@ -39,13 +42,6 @@ def test_answers_come_in_the_order_of_the_questions(world: World) -> None:
     caller = world.call("HELP REPLICATE", "foo", "STATUS", "", "BAR")
     kinds = [line.split(" ")[0] for line in caller.lines()[1:]]
     assert [kind for kind, _ in groupby(kinds)] == ["INFO", "ERROR", "INFO", "ERROR"]
-
-
-def test_help_lists_what_a_client_may_send_and_one_word_alone() -> None:
-    assert any(line.startswith("REPLICATE") for line in help_lines())
-    assert not any(line.startswith("RDATA") for line in help_lines())
-    (only,) = help_lines(" status ")
-    assert only.startswith("STATUS")
 
 
 def test_a_bad_line_closes_only_who_sent_it(world: World) -> None:
@@ -327,11 +323,6 @@ def test_unknown_streams_are_bad_lines(world: World) -> None:
     assert caller.lines()[-1].endswith("this ends the connection")
 
 
-def test_help_fits_a_terminal() -> None:
-    assert max(len(f"INFO {line}") for line in help_lines()) <= 80
-    assert help_lines("replicate") == help_lines("REPLICATE")
-
-
 def test_status_tells_of_so_many_and_counts_the_others(world: World) -> None:
     for number in range(limits.MAX_STATUS_LINES + 20):
         world.log.ensure("alpha", f"w{number}")
@@ -354,3 +345,211 @@ def test_status_tells_of_so_many_and_counts_the_others(world: World) -> None:
     assert told[-1].startswith("INFO and 10 more peers")
     wire.client.reading = True
     assert any(f" p{limits.MAX_STATUS_LINES + 9} " in line for line in told)  # it is behind
+
+
+# -- tokens and rights -----------------------------------------------------------------
+
+READER = Grant("reader", read=Streams(frozenset({"typing"})))
+WRITER = Grant("writer", write=Streams(frozenset({"alpha"})))
+INSPECTOR = Grant("inspector", inspect=ALL)
+WORKER = Grant("worker", read=ALL, operate=True)
+TOKENS = [("reader-token", READER), ("writer-token", WRITER), ("inspector-token", INSPECTOR),
+          ("worker-token", WORKER)]  # fmt: skip
+
+
+@pytest.fixture
+def guarded() -> Any:
+    """A server that asks for a token, stopped in the end."""
+    made = World(tokens=Tokens(TOKENS), anonymous=NOTHING)
+    made.log.ensure("typing", "master")
+    made.server.hub.announce("typing", "master")
+    yield made
+    assert made.stop().called
+    assert not made.network.clock.getDelayedCalls()
+
+
+def refused(side: str, why: str) -> float:
+    return metrics.REFUSED_ACCESS.labels(side, why)._value.get()
+
+
+def test_a_token_is_said_once_and_first(guarded: World) -> None:
+    caller = guarded.call("AUTH reader-token", "AUTH writer-token", "REPLICATE typing * NOW")
+    assert caller.lines()[1:] == [
+        "AUTHORIZED reader may read typing",
+        "ERROR AUTH comes once, before anything that needs a right: connect again",
+        "POSITION typing master 0 0",
+    ]
+    late = guarded.call("NAME x", "PING 1", "HELP AUTH", "STATUS", "AUTH reader-token")
+    assert late.lines()[-1].startswith("ERROR AUTH comes once")
+    early = guarded.call("NAME x", "PING 1", "HELP AUTH", "AUTH reader-token")
+    assert early.lines()[-1] == "AUTHORIZED reader may read typing"
+
+
+def test_a_wrong_token_ends_the_connection_and_then_the_address_waits(guarded: World) -> None:
+    before = refused("line", "unknown_token"), refused("line", "waiting")
+    for _ in range(limits.MAX_FREE_GUESSES):
+        caller = guarded.call("AUTH reader-tokem", "REPLICATE")
+        assert caller.over
+        assert caller.lines()[1:] == [
+            "ERROR AUTH: the token is not known here; expected one of replication.tokens"
+        ]
+    caller = guarded.call("AUTH reader-token")
+    assert caller.over
+    assert caller.lines()[-1] == ("ERROR AUTH: too many wrong tokens from there; try again in 1 s")
+    after = refused("line", "unknown_token"), refused("line", "waiting")
+    assert after == (before[0] + limits.MAX_FREE_GUESSES, before[1] + 1)
+    guarded.network.run(1)
+    assert guarded.call("AUTH reader-token").lines()[-1].startswith("AUTHORIZED")
+
+
+def test_where_no_token_is_asked_for_any_is_welcome(world: World) -> None:
+    """So that clients may get theirs before the server asks for it."""
+    caller = world.call("AUTH any", "STATUS")
+    assert caller.lines()[1] == (
+        "AUTHORIZED anonymous no token is asked for here: whoever connects "
+        "may read every stream, write every stream, operate"
+    )
+
+
+def test_who_may_read_some_streams_gets_these_however_it_asks(guarded: World) -> None:
+    for ask in ("REPLICATE", "REPLICATE * * 0", "REPLICATE typing * 0", "REPLICATE ALL 0"):
+        caller = guarded.call("AUTH reader-token", ask)
+        guarded.publisher.publish_json("alpha", [b"1"])
+        guarded.publisher.publish_json("typing", [b'["!r:x",[]]'])
+        guarded.network.settle()
+        lines = caller.lines()
+        assert any(line.startswith("RDATA typing") for line in lines), ask
+        assert not any("alpha" in line for line in lines), ask
+
+
+def test_who_may_read_hears_of_no_other_stream_and_no_peer(guarded: World) -> None:
+    guarded.call("AUTH worker-token", "NAME somebody", "REPLICATE")
+    caller = guarded.call("AUTH reader-token", "REPLICATE alpha * NOW", "REPLICATE x * NOW",
+                          "STATUS", "REMOTE_SERVER_UP x.example")  # fmt: skip
+    lines = caller.lines()[2:]
+    assert [line.partition(";")[0] for line in lines if line.startswith("ERROR")] == [
+        "ERROR not allowed: REPLICATE needs a token that may read alpha",
+        "ERROR not allowed: REPLICATE needs a token that may read x",
+        "ERROR not allowed: REMOTE_SERVER_UP needs a token that may operate",
+    ]
+    status = [line for line in lines if line.startswith("INFO")]
+    assert any("stream typing" in line for line in status)
+    assert not any("somebody" in line or "stream alpha" in line for line in status)
+    worker = guarded.call("AUTH worker-token", "REPLICATE nonsense * NOW", "STATUS")
+    assert any("somebody" in line for line in worker.lines())
+
+
+def test_what_is_only_for_workers_is_heard_by_workers(guarded: World) -> None:
+    callers = [guarded.call(f"AUTH {token}", "NAME x", "PING 1") for token, _ in TOKENS]
+    guarded.server.broadcast(RemoteServerUpCommand("other.example"))
+    guarded.network.settle()
+    heard = [any("other.example" in line for line in caller.lines()) for caller in callers]
+    assert heard == [False, False, False, True]
+
+
+def test_an_inspector_gets_rows_without_secrets_live_and_later(guarded: World) -> None:
+    row = b'["get_user_by_access_token",["hush"],1]'
+    guarded.log.ensure("caches", "master")
+    live = guarded.call("AUTH inspector-token", "REPLICATE * * NOW")
+    other = guarded.call("AUTH worker-token", "REPLICATE * * NOW")
+    for stream, json in (("caches", row), ("alpha", b'{"password": "hush"}')):
+        guarded.publisher.publish_json(stream, [json])
+    guarded.network.settle()
+    later = guarded.call("AUTH inspector-token", "REPLICATE * * 0")
+    for caller in (live, later):
+        text = "\n".join(caller.lines())
+        assert 'RDATA caches master 1 ["get_user_by_access_token",["<redacted>"],1]' in text
+        assert 'RDATA alpha master 1 "<redacted>"' in text
+        assert "hush" not in text
+    assert "\n".join(other.lines()).count("hush") == 2
+
+
+def test_rows_are_taken_of_streams_that_may_be_written(guarded: World) -> None:
+    caller = guarded.call(
+        "AUTH writer-token", "PUBLISH alpha #1 1", "PUBLISH typing #2 []", "PUBLISH alpha #3 2"
+    )
+    lines = caller.lines()[2:]
+    assert [line.partition(" not")[0] for line in lines] == [
+        "PUBLISHED alpha master 1 1 #1",
+        "REFUSED typing #2 denied 0",
+        "PUBLISHED alpha master 2 2 #3",
+    ]
+    reader = guarded.call("AUTH reader-token", "PUBLISH typing []", "PRODUCER p", "PUBLISH x #5 1")
+    assert [line.partition(" not")[0] for line in reader.lines()[2:]] == [
+        "REFUSED typing denied 0",
+        "REFUSED p denied 0",
+        "REFUSED x #5 denied 0",
+    ]
+    assert guarded.log.position("typing", "master") == 0
+
+
+def test_long_lines_are_for_who_may_write(guarded: World) -> None:
+    """A stranger does not make a server hold a megabyte."""
+    long = f'PUBLISH alpha "{"x" * 100_000}"'
+    assert guarded.call(long).over
+    assert guarded.call("AUTH reader-token", long).over
+    writer = guarded.call("AUTH writer-token", long)
+    assert writer.lines()[-1] == "PUBLISHED alpha master 1 1"
+
+
+def test_producers_are_of_their_token(guarded: World) -> None:
+    """One that claims the same name fences nobody else's."""
+    tokens = [*TOKENS, ("other-token", Grant("other", write=ALL))]
+    guarded.server.admit(Tokens(tokens), NOTHING)
+    first = guarded.call("AUTH writer-token", "PRODUCER p", "PUBLISH alpha #1 1")
+    other = guarded.call("AUTH other-token", "PRODUCER p", "PUBLISH alpha #1 2")
+    assert other.lines()[2:] == ["PRODUCER p 1 0", "PUBLISHED alpha master 2 2 #1"]
+    first.say("PUBLISH alpha #2 3")
+    guarded.network.settle()
+    assert first.lines()[-1] == "PUBLISHED alpha master 3 3 #2"
+
+
+def test_who_has_no_right_makes_room_first_whatever_it_says(guarded: World) -> None:
+    guarded.server.max_connections = 2
+    stranger = guarded.call("NAME stranger", "REPLICATE", "PUBLISH alpha 1")
+    friend = guarded.call("AUTH reader-token", "REPLICATE")
+    newcomer = guarded.call("AUTH reader-token", "REPLICATE")
+    assert stranger.over
+    assert not friend.over
+    assert not newcomer.over
+
+
+def test_a_listener_that_does_not_vouch_grants_nothing(world: World) -> None:
+    """Off loopback without a certificate nobody is anonymous, whatever others are granted."""
+    world.server.admit(Tokens(TOKENS), EVERYTHING)
+    local = world.call("REPLICATE")
+    assert not any(line.startswith("ERROR") for line in local.lines())
+    _ = Deferred.fromCoroutine(world.server.listen(world.network.server_endpoint(), vouched=False))
+    remote = world.call("REPLICATE", "STATUS", "USER_SYNC i @a:x start 1", "PUBLISH alpha 1")
+    lines = remote.lines()[1:]
+    assert all(" not allowed: " in line for line in lines)
+    assert len(lines) == 4
+
+
+def test_a_change_of_tokens_ends_what_it_concerns(guarded: World) -> None:
+    reader = guarded.call("AUTH reader-token", "REPLICATE")
+    writer = guarded.call("AUTH writer-token")
+    worker = guarded.call("AUTH worker-token", "REPLICATE")
+    stranger = guarded.call("NAME x")
+    wider = Grant("writer", write=ALL)
+    guarded.server.admit(Tokens([("writer-token", wider), ("worker-token", WORKER)]), NOTHING)
+    guarded.network.settle()
+    assert reader.lines()[-1] == "ERROR AUTH: the token of reader does not hold any more"
+    assert writer.lines()[-1] == ("ERROR AUTH: what writer may do has changed: connect again")
+    assert (reader.over, writer.over, worker.over, stranger.over) == (True, True, False, False)
+    guarded.server.admit(Tokens(), EVERYTHING)
+    guarded.network.settle()
+    assert stranger.lines()[-1] == (
+        "ERROR AUTH: what who says no token may do has changed: connect again"
+    )
+
+
+def test_a_token_is_in_no_log_and_no_answer(
+    guarded: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for line in ("AUTH hush-hush", "AUTH hush hush", "AUTH \u00fchush", "AUTH " + "hush" * 9_000):
+        caller = guarded.call(line)
+        said += caller.lines()
+    out = capsys.readouterr()
+    assert "hush" not in str(said) + out.out + out.err + caplog.text

@@ -1,0 +1,187 @@
+"""What values of a configuration may look like: addresses, durations, sizes, names, streams.
+
+Each is read from what YAML or a command line gives; what does not fit is a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf
+
+from tcprepl import limits
+from tcprepl.access import ALL, Streams
+
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
+_ENDPOINT = re.compile(r"[a-z][a-z0-9]*:\S")
+#: Of these endpoint strings an @ may be part.
+_MAY_HAVE_AT = ("haproxy:", "ssl:", "tls:", "unix:")
+#: What is said to who writes a secret into an address; the address is not to be shown then.
+NO_USER = "a user or a secret stands before an @, where others can see it"
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_UNITS_BYTES = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen or to connect: HOST:PORT, or a Twisted endpoint string.
+
+    Attributes:
+        text: As it was written.
+        host: The host, without brackets; None for an endpoint string.
+        port: The port; None for an endpoint string.
+        token: What to say to who listens there; read again for each connection.
+    """
+
+    text: str
+    host: str | None = None
+    port: int | None = None
+    token: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the endpoint string itself asks for TLS."""
+        return self.host is None and self.text.removeprefix("haproxy:").startswith(("ssl:", "tls:"))
+
+    def is_encrypted_by(self, tls: object) -> bool:
+        """Whether connections are encrypted, given the listener's section tls, if it has one.
+
+        An endpoint string has TLS of its own, or none.
+        """
+        return self.is_encrypted or (bool(tls) and self.host is not None)
+
+    @property
+    def is_overheard(self) -> bool:
+        """Whether others can read what is said to who listens here, other machines at that."""
+        if self.host is not None:
+            return not _is_loopback(self.host)
+        kind, *words = re.split(r"(?<!\\):", self.text)
+        hosts = [word.removeprefix("host=") for word in words if not word.startswith("port=")]
+        return kind == "tcp" and not (hosts and _is_loopback(hosts[0].replace("\\", "")))
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether a listener here can be reached from other machines."""
+        if self.host is not None:
+            return not _is_loopback(self.host)
+        kind, *words = re.split(r"(?<!\\):", self.text.removeprefix("haproxy:"))
+        if kind not in {"tcp", "tcp6", "ssl", "tls"}:
+            return False
+        interfaces = [word.partition("=")[2] for word in words if word.startswith("interface=")]
+        return not (interfaces and _is_loopback(interfaces[0].replace("\\", "")))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def parse_address(text: str) -> Address:
+    """Return what an ADDR means.
+
+    Raises:
+        ValueError: it is neither HOST:PORT nor an endpoint string.
+    """
+    if "@" in text and not text.startswith(_MAY_HAVE_AT):
+        raise ValueError(NO_USER)
+    found = _HOST_PORT.fullmatch(text)
+    if found and int(found["port"]) < 65_536:
+        return Address(text, found["host"].strip("[]"), int(found["port"]))
+    if not found and _ENDPOINT.match(text):
+        return Address(text)
+    raise ValueError("expected HOST:PORT or a Twisted endpoint string")
+
+
+def _addresses(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return tuple(parse_address(item) if isinstance(item, str) else item for item in value)
+    return value
+
+
+def _host_port(value: str) -> str:
+    if parse_address(value).port is None:
+        raise ValueError("no port")
+    return value
+
+
+def _range(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)", value)
+        if not found:
+            raise ValueError("no unit")
+        return float(found[1]) * _UNITS_S[found[2]]
+    return value
+
+
+def _size(value: object) -> object:
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]+)\s*([BKMGT]?)(?:i?B)?", value)
+        if not found:
+            raise ValueError("no size")
+        return int(found[1]) * _UNITS_BYTES[found[2]]
+    return value
+
+
+def _version(value: object) -> object:
+    """Let 1.13 be written without quotes."""
+    return str(value) if isinstance(value, float) else value
+
+
+def _or_none(value: object) -> object:
+    """Let a command line say null."""
+    return None if str(value) == "none" else value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value) or len(value) > limits.MAX_NAME_CHARS:
+        raise ValueError("not a name")
+    return value
+
+
+def _token_name(value: str) -> str:
+    if value == "anonymous":
+        raise ValueError("it stands for who says no token; expected another name")
+    return _name(value)
+
+
+def _streams(value: object) -> object:
+    if value == "all":
+        return ALL
+    if isinstance(value, list | tuple):
+        return Streams(frozenset(_name(str(item)) for item in value))
+    return value
+
+
+def _name_or_any(value: str) -> str:
+    return value if value == "*" else _name(value)
+
+
+Addresses: TypeAlias = Annotated[tuple[Address, ...], BeforeValidator(_addresses)]
+AddressRange: TypeAlias = Annotated[str, AfterValidator(_range)]
+HostPort: TypeAlias = Annotated[str, AfterValidator(_host_port)]
+Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Size: TypeAlias = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+NameOrAny: TypeAlias = Annotated[str, AfterValidator(_name_or_any)]
+TokenName: TypeAlias = Annotated[str, AfterValidator(_token_name)]
+StreamNames: TypeAlias = Annotated[InstanceOf[Streams], BeforeValidator(_streams)]
+DialectName: TypeAlias = Annotated[Literal["auto", "1.13", "1.22"], BeforeValidator(_version)]
+Directory: TypeAlias = Annotated[Path | None, BeforeValidator(_or_none)]

@@ -1,0 +1,64 @@
+"""Values of a configuration: where an address leads, and what must not stand in one."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from tcprepl.access import ALL, Streams
+from tcprepl.values import NO_USER, StreamNames, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "overheard"),
+    [
+        ("127.0.0.1:1", False),
+        ("localhost:1", False),
+        ("[::1]:1", False),
+        ("repl.example.com:1", True),
+        ("tcp:127.0.0.1:1", False),
+        ("tcp:port=1:host=127.0.0.1", False),
+        ("tcp:10.0.0.1:1", True),
+        ("tcp:host=repl.example.com:port=1", True),
+        (r"tcp:\:\:1:1", False),
+        ("tcp:", True),
+        ("tls:repl.example.com:1", False),
+        ("ssl:repl.example.com:1", False),
+        ("unix:/run/tcprepl.sock", False),
+    ],
+)
+def test_where_others_can_listen_in(text: str, overheard: bool) -> None:
+    """Off this machine and without TLS."""
+    if text == "tcp:":
+        text = "tcp:port=1"
+    assert parse_address(text).is_overheard is overheard
+
+
+@pytest.mark.parametrize("text", ["user:hush@h:1", "hush@h:1", "tcp:hush@h:1"])
+def test_a_secret_in_an_address_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(ValueError, match="before an @") as refused:
+        parse_address(text)
+    assert str(refused.value) == NO_USER
+
+
+def test_an_at_may_be_part_of_a_path() -> None:
+    assert parse_address("unix:/run/a@b.sock").host is None
+
+
+def test_a_token_does_not_show_with_its_address() -> None:
+    address = parse_address("h:1")
+    other = type(address)("h:1", "h", 1, token=lambda: "hush")
+    assert address == other
+    assert repr(address) == repr(other)
+
+
+class Model(BaseModel):
+    streams: StreamNames
+
+
+def test_streams_are_all_or_a_list() -> None:
+    assert Model.model_validate({"streams": "all"}).streams == ALL
+    assert Model.model_validate({"streams": ["a"]}).streams == Streams(frozenset("a"))
+    for wrong in ("a", [" "], 5, None, {"a": 1}):
+        with pytest.raises(ValidationError):
+            Model.model_validate({"streams": wrong})
