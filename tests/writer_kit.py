@@ -214,8 +214,8 @@ def test_a_server_that_takes_no_rows_is_an_end(what: str, monkeypatch: pytest.Mo
     else:
         make = desk.world.server.make_session
 
-        def silent() -> Any:
-            session = make()
+        def silent(grant: Any) -> Any:
+            session = make(grant)
             session._out[1:] = [b"PING 1\n"]
             return session
 

@@ -244,6 +244,7 @@ def secrets(config: Config) -> Iterator[Finding]:
         *config.bus.users.values(),
         config.http.token_file,
         config.http.replication_secret_file,
+        *(settings.token_file for settings in config.replication.tokens),
     )
     for path in [*files, *(path for path in named if path is not None)]:
         if not os.access(path, os.R_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 from pathlib import Path
@@ -141,5 +142,113 @@ def test_http_token(tmp_path: Path) -> None:
         assert tcprepl("check", "health", *to).stdout == "OK: ready\n"
         done = tcprepl("check", "lag", *to, "--token", "s3cret-token")
         assert done.stdout == "OK: no peers\n", done.stdout
+        assert server.stop() == 0
+        assert "s3cret" not in server.stderr + server.stdout
+
+
+def test_off_loopback_with_tls_and_a_token(tmp_path: Path, authority: trustme.CA) -> None:
+    """Each token does what it is for; without one nothing is read and nothing written."""
+    port, http, relayed = free_port(), free_port(), free_port()
+    secrets = {name: f"s3cret-of-the-{name}" for name in ("reader", "writer", "worker")}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(f"{secret}\n", encoding="utf-8")
+    (tmp_path / "wrong").write_text("s3cret-of-nobody-at-all\n", encoding="utf-8")
+    rights = {
+        "reader": "read: [typing]",
+        "writer": "write: [typing]",
+        "worker": "read: all, operate: true",
+    }
+    config = tmp_path / "tcprepl.yaml"
+
+    def configure(*names: str) -> None:
+        tokens = "".join(
+            f"    - {{name: {name}, token_file: {tmp_path / name}, {rights[name]}}}\n"
+            for name in names
+        )
+        config.write_text(
+            f"server_name: example.com\ndata_directory: null\n"
+            f"replication:\n  listen: 0.0.0.0:{port}\n"
+            f"  tls: {{certificate: {tmp_path}/server.pem, private_key: {tmp_path}/server.key}}\n"
+            + (f"  tokens:\n{tokens}" if tokens else "")
+            + f'http: {{listen: "127.0.0.1:{http}"}}\n',
+            encoding="utf-8",
+        )
+
+    def token(name: str) -> tuple[str, str]:
+        return "--token-file", str(tmp_path / name)
+
+    configure()
+    refused = tcprepl("serve", "--config", str(config))
+    assert refused.returncode == 2
+    assert "other machines can reach it" in refused.stderr
+    assert "replication.tokens or replication.tls.client_ca" in refused.stderr
+
+    configure("reader", "writer", "worker")
+    address = f"tls:localhost:{port}:trustRoots={tmp_path}/trusted"
+    to, source = ("--to", address), ("--from", address)
+    with start(tmp_path, "serve", "--config", str(config)) as server:
+        server.wait_for_output("serve.ready")
+        for arguments, expected in (
+            (("tail", "typing", *source), "not allowed: REPLICATE needs a token that may read"),
+            (("tail", *source, *token("writer")), "writer may write typing here"),
+            (("positions", *source, *token("wrong")), "AUTH: the token is not known here"),
+            (("tail", "receipts", *source, *token("reader")), "reader may read typing here"),
+            (("watch", "typing", *source), "not allowed"),
+            (("tail", "--from", f"192.0.2.1:{port}", *token("reader")), "read on the way"),
+        ):
+            done = tcprepl(*arguments)
+            assert (done.returncode, done.stdout) == (2, ""), done
+            assert expected in done.stderr
+            assert "s3cret" not in done.stderr
+        for arguments, expected in (
+            (("publish", "typing", ROW, *to), "not allowed: PUBLISH"),
+            (("publish", "typing", ROW, *to, *token("reader")), "not allowed"),
+            (("publish", "receipts", ROW, *to, *token("writer")), "writer may write typing here"),
+            (("publish", "typing", ROW, "--to", f"127.0.0.1:{http}"), "answered 401"),
+            (
+                ("publish", "receipts", ROW, "--to", f"127.0.0.1:{http}", *token("writer")),
+                "writer may write typing here",
+            ),
+        ):
+            done = tcprepl(*arguments)
+            assert (done.returncode, done.stdout) == (1, ""), done
+            assert expected in done.stderr
+        done = tcprepl("publish", "typing", ROW, *to, *token("writer"))
+        assert done.stdout == "typing master 1\n", done.stderr
+        done = tcprepl("publish", "typing", ROW, "--to", f"127.0.0.1:{http}", *token("writer"))
+        assert done.stdout == "typing master 2\n", done.stderr
+        done = tcprepl("tail", "--since", "start", "--until-head", *source, *token("reader"))
+        rows = "".join(f"RDATA typing master {number} {ROW}\n" for number in (1, 2))
+        assert done.stdout == rows, done.stderr
+        with socket.create_connection(("127.0.0.1", port), 30) as plain:
+            plain.sendall(b"AUTH s3cret-of-the-worker\nREPLICATE\n")
+            assert b"SERVER" not in said_to(plain, None)
+
+        relay_args = ("--upstream", address, "--server-name", "example.com", *token("worker"),
+                      "--listen", f"127.0.0.1:{relayed}", "--http", f"127.0.0.1:{free_port()}",
+                      "--data", "none")  # fmt: skip
+        with (
+            start(tmp_path, "relay", *relay_args) as relay,
+            start(tmp_path, "tail", "--since", "start", *source, *token("reader")) as tail,
+            start(tmp_path, "tail", "--since", "start", "--from", f"127.0.0.1:{relayed}") as last,
+        ):
+            tail.wait_for_lines(2)
+            assert last.wait_for_lines(2) == rows.splitlines()
+            configure("writer", "worker")
+            server.send_signal(signal.SIGHUP)
+            assert tail.wait() == 2
+            assert "AUTH: the token of reader does not hold any more" in tail.stderr
+            done = tcprepl("publish", "typing", ROW, *to, *token("writer"))
+            assert done.stdout == "typing master 3\n", done.stderr
+            last.wait_for_lines(3)
+            # The relay's token is exchanged for another of its name, and it reads its file anew.
+            (tmp_path / "worker").write_text("s3cret-of-the-worker-2\n", encoding="utf-8")
+            server.send_signal(signal.SIGHUP)
+            relay.wait_for_output("replication.client.disconnected")
+            done = tcprepl("publish", "typing", ROW, *to, *token("writer"))
+            assert done.stdout == "typing master 4\n", done.stderr
+            last.wait_for_lines(4)
+            assert relay.stop() == 0
+            assert "s3cret" not in relay.stderr + relay.stdout + tail.stderr
         assert server.stop() == 0
         assert "s3cret" not in server.stderr + server.stdout
