@@ -208,7 +208,7 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_address_of_another_machine() -> None:
-    tls = {"certificate": "/x", "private_key": "/y"}
+    tls = {"certificate": "/x", "private_key": "/y", "client_ca": "/z"}
     given = config(replication={"listen": "192.0.2.1:1", "tls": tls}, http={"listen": "unix:/x"})
     assert "Cannot assign" in one(doctor.ports(given)).text
 
