@@ -410,8 +410,10 @@ def what_was_trimmed_is_said_to_be_gone(make: Make, stream: str) -> None:
         with pytest.raises(TokenTooOld):
             log.read(stream, "w", 0, 8, compacted=True)
         assert [token for token, _ in read_all(log, stream, 4)] == [5, 6, 7, 8]
-        log.trim(stream, "w", 6)
+        log.trim(stream, "w", 6, "never written down")
         store.settle()
+        with pytest.raises(TokenTooOld, match=r"rows up to 6 are gone \(never written down\)"):
+            log.read(stream, "w", 3, 8)
         assert [token for token, _ in read_all(log, stream, 6)] == [7, 8]
         log.trim(stream, "w", 99)
         store.settle()

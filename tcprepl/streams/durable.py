@@ -53,7 +53,7 @@ class DurableStream:
     ) -> None:
         self.stored = stored
         self.assigned = stored.position
-        self.bound = "retention"
+        self.bound = "let go before the last start"
         self.bounds = bounds
         self.trimming = False
         #: A floor, and when the oldest block above it was written.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
 from operator import add
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
@@ -82,6 +82,10 @@ class Block:
         if self._ends is None:
             self._ends = line_ends(self.lines)
         return self._ends
+
+
+#: Why rows are gone that everybody has who was to have them.
+ACKNOWLEDGED: Final = "acknowledged"
 
 
 class Appended(Struct, frozen=True, gc=False):
@@ -274,8 +278,10 @@ class Log(Protocol):
         """
         ...
 
-    def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
-        """Forget rows whose token is at most *upto* (acknowledged by everybody)."""
+    def trim(
+        self, stream: StreamName, instance: InstanceName, upto: Token, why: str = ACKNOWLEDGED
+    ) -> None:
+        """Forget rows whose token is at most *upto*; readers who ask for them are told *why*."""
         ...
 
     def retain(self, retention: Retention) -> None:

@@ -19,7 +19,7 @@ from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, render
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
-from tcprepl.streams.log import Appended, Block, Page
+from tcprepl.streams.log import ACKNOWLEDGED, Appended, Block, Page
 from tcprepl.streams.pages import Reading
 from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
@@ -83,7 +83,7 @@ class MemoryStream:
             self._forget(ring.evict())
             self.bound = bound
 
-    def trim(self, upto: Token) -> None:
+    def trim(self, upto: Token, why: str) -> None:
         """Let go of the rows up to *upto*."""
         upto = min(upto, self.position)
         if upto <= self.floor:
@@ -91,7 +91,7 @@ class MemoryStream:
         for block in drain_until(self._ring, upto):
             self._forget(block)
         self.floor = upto
-        self.bound = "acknowledged"
+        self.bound = why
 
     def _forget(self, block: Block) -> None:
         self.floor = max(self.floor, block.last)
@@ -228,11 +228,13 @@ class MemoryLog(BaseLog):
         self._announce_position(stream, instance, before, token)
         return self._announced(None)
 
-    def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
+    def trim(
+        self, stream: StreamName, instance: InstanceName, upto: Token, why: str = ACKNOWLEDGED
+    ) -> None:
         """Forget rows whose token is at most *upto*."""
         found = self._pairs.get((stream, instance))
         if found is not None:
-            found.trim(upto)
+            found.trim(upto, why)
 
     def expire(self) -> None:
         """Let go of what is beyond retention."""

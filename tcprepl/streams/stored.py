@@ -33,7 +33,7 @@ from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import Commit, Engine, Freed, KnownTransactions, StoredPair
 from tcprepl.streams.gaps import Gap, Gaps
 from tcprepl.streams.json_rows import JsonRows
-from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.log import ACKNOWLEDGED, Appended, Block
 from tcprepl.streams.memory import MemoryStream
 from tcprepl.streams.pages import PageCache
 from tcprepl.streams.producers import Produced, ProducerState
@@ -544,15 +544,17 @@ class StoredLog(BaseLog):
 
     # --- what goes --------------------------------------------------------------------------
 
-    def trim(self, stream: StreamName, instance: InstanceName, upto: Token) -> None:
+    def trim(
+        self, stream: StreamName, instance: InstanceName, upto: Token, why: str = ACKNOWLEDGED
+    ) -> None:
         """Forget rows whose token is at most *upto*."""
         pair = self._pairs.get((stream, instance))
         if isinstance(pair, EphemeralStream):
-            pair.trim(upto)
+            pair.trim(upto, why)
         elif pair is not None:
             upto = min(upto, pair.position)
             if upto > pair.floor:
-                pair.bound = "acknowledged"
+                pair.bound = why
                 self._raise_floor(pair, upto)
                 self._commit_soon()
 

@@ -518,7 +518,7 @@ class RelayIntake:
         self._waiting_bytes -= size
         for item in items:
             if item.trims:
-                self._log.trim(*item.pair, item.tokens[0])
+                self._log.trim(*item.pair, item.tokens[0], "from before this relay listened")
         while self._queue and (call := self._queue[0].call) is not None:
             self._queue.popleft()
             run_in_background(call)

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable
+from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable, TokenTooOld
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.relaying import intake as relay_module
 from tcprepl.replication.relaying.intake import (
@@ -107,6 +107,8 @@ def test_first_sight_begins_the_record_there(world: World) -> None:
     world.position(40)
     assert world.log.floor(*PAIR) == world.log.position(*PAIR) == 40
     assert world.state.gaps.next(PAIR, 0) == Gap(0, 40, Cause.RECORD)
+    with pytest.raises(TokenTooOld, match="from before this relay listened"):
+        world.log.read(*PAIR, 0, 40)
     assert world.intake.gap_status() == {"gaps": 0, "newest_gaps": []}
     world.position(0, ("receipts", "master"))
     assert ("receipts", "master") in world.log.pairs()
