@@ -1,12 +1,13 @@
 """The SQLite file of a log: its schema, what the writer thread does, how blocks are read.
 
 One row of ``blocks`` is one committed block: its body is msgpack of the tokens and of the very
-lines that went out, with a CRC-32 of all that. ``pairs`` has the position of each (stream,
-instance), or for an ephemeral stream the highest token that may have been given out;
-``incarnations`` and ``beginnings`` are the log's `History`; ``producers`` and ``answers`` are
-written together with the rows that they speak of (`tcprepl.streams.producers`). Two
-connections are in use: one that writes, in the writer thread, and one that reads, in the
-reactor's; WAL keeps them out of each other's way.
+lines that went out, and of the last token of the block before it, with a CRC-32 of all that.
+``pairs`` has the position of each (stream, instance), or for an ephemeral stream the highest
+token that may have been given out, and the last token of the newest block: so a block that is
+not there any more is missed. ``incarnations`` and ``beginnings`` are the log's `History`;
+``producers`` and ``answers`` are written together with the rows that they speak of
+(`tcprepl.streams.producers`). Two connections are in use: one that writes, in the writer
+thread, and one that reads, in the reactor's; WAL keeps them out of each other's way.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ DATABASE_NAME = "log.sqlite3"
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _CREATE = """
 CREATE TABLE pairs (
@@ -91,11 +92,13 @@ CREATE TABLE beginnings (
     PRIMARY KEY (pair, number)
 ) WITHOUT ROWID;
 """
+#: The last token of the newest block; 0 is none, or not known: older files say nothing of it.
+_ADD_NEWEST = "ALTER TABLE pairs ADD COLUMN newest INTEGER NOT NULL DEFAULT 0;"
 #: What the file holds. A page has room for a few blocks of one row.
 SCHEMA = Schema(
-    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS,
+    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST,
     version=SCHEMA_VERSION,
-    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS},
+    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS, 3: _ADD_NEWEST},
     application_id=APPLICATION_ID,
     page_size=16_384,
     shrinks=True,
@@ -117,9 +120,10 @@ _INSERT_BLOCK = (
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _UPSERT_PAIR = (
-    "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes, newest)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (id) DO UPDATE SET position = excluded.position,"
+    " newest = max(newest, excluded.newest),"
     " floor = max(floor, excluded.floor),"
     " rows = rows + excluded.rows, bytes = bytes + excluded.bytes"
 )
@@ -158,6 +162,7 @@ _SELECT_BLOCKS = (
 _SELECT_NEXT = (
     "SELECT last FROM blocks WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT 1"
 )
+_SELECT_NEWEST = "SELECT newest FROM pairs WHERE id = ?"
 _SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
 
 
@@ -185,6 +190,8 @@ class Database:
         self._writer: sqlite3.Connection | None = self._connect()
         self._reader: sqlite3.Connection | None = None
         self._page_reader: sqlite3.Connection | None = None
+        #: By id of the pair, as ``pairs`` has it; for the writer thread.
+        self._newest: dict[int, Token] = {}
         try:
             self._reader = open_reader(self.path, SCHEMA)
         except LogError:
@@ -318,7 +325,10 @@ class Database:
                     if crc32(body) != crc:
                         what = f"the checksum of its block, at token {last}, does not match"
                         return self._before_damage(connection, pair, blocks, after, last, what)
-                    block = decode_block(pair.stream, pair.instance, body, written_ms)
+                    block, before = decode_block(pair.stream, pair.instance, body, written_ms)
+                    if before is not None and before > max(reached, pair.floor):
+                        what = f"no block has the rows up to token {before}"
+                        return self._before_damage(connection, pair, blocks, after, before, what)
                     rows += len(block.tokens)
                     size += len(block.lines)
                     if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
@@ -336,8 +346,34 @@ class Database:
                 last = self._end_of_damage(connection, pair, after, upto)
                 return self._before_damage(connection, pair, blocks, after, last, str(error))
         if blocks and most == 1:
-            upto = reached
+            return DiskPage(after, reached, merge(blocks))
+        missing = self._missing(connection, pair, reached, upto)
+        if missing is not None:
+            what = f"no block has the rows up to token {missing}"
+            return self._before_damage(connection, pair, blocks, after, missing, what)
         return DiskPage(after, upto, merge(blocks))
+
+    def _missing(
+        self, connection: sqlite3.Connection, pair: StoredPair, reached: Token, upto: Token
+    ) -> Token | None:
+        """Return up to where rows are missing in ``(reached, upto]``, which has no block; or None.
+
+        What comes behind says so: the newest block, or the next one.
+        """
+        try:
+            (newest,) = connection.execute(_SELECT_NEWEST, (pair.id,)).fetchone() or (0,)
+            if newest > upto:
+                newest = 0
+                behind = (pair.id, upto, limits.MAX_TOKEN, 1)
+                for _, written_ms, crc, body in connection.execute(_SELECT_BLOCKS, behind):
+                    if crc32(body) == crc:
+                        _, before = decode_block(pair.stream, pair.instance, body, written_ms)
+                        newest = min(before or 0, upto)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            return None  # what is there is damaged itself
+        return newest if newest > max(reached, pair.floor) else None
 
     def _before_damage(
         self,
@@ -411,20 +447,10 @@ class Database:
             LogUnavailable: the disk refused; nothing was written.
             LogCorrupt: the database is damaged; nothing was written.
         """
-        rows = [
-            (
-                pair,
-                block.last,
-                len(block.tokens),
-                len(block.lines),
-                block.written_ms,
-                crc32(body := encode_block(block)),
-                body,
-            )
-            for pair, block in commit.blocks
-        ]
         try:
             connection = self._writer or self._reconnect()
+            newest: dict[int, Token] = {}
+            rows = [self._row(connection, newest, pair, block) for pair, block in commit.blocks]
             connection.execute("BEGIN IMMEDIATE")
             freed = self._trim_some(connection, commit.trims)
             if commit.expire_before_ms is not None:
@@ -433,7 +459,16 @@ class Database:
             connection.executemany(
                 _UPSERT_PAIR,
                 [
-                    (p.id, p.stream, p.instance, p.position, p.floor, p.rows, p.size_bytes)
+                    (
+                        p.id,
+                        p.stream,
+                        p.instance,
+                        p.position,
+                        p.floor,
+                        p.rows,
+                        p.size_bytes,
+                        newest.get(p.id, 0),
+                    )
                     for p in commit.pairs
                 ],
             )
@@ -453,7 +488,24 @@ class Database:
         except sqlite3.Error as error:
             self._undo()
             raise self.explained(error) from error
+        self._newest |= newest
         return freed
+
+    def _row(
+        self,
+        connection: sqlite3.Connection,
+        newest: dict[int, Token],
+        pair: int,
+        block: Block,
+    ) -> tuple[int, int, int, int, int, int, bytes]:
+        """Return what is inserted for *block*, which is the newest of its pair then."""
+        before = newest.get(pair) or self._newest.get(pair)
+        if before is None:
+            (before,) = connection.execute(_SELECT_NEWEST, (pair,)).fetchone() or (0,)
+        newest[pair] = block.last
+        body = encode_block(block, before or None)
+        size = len(block.lines)
+        return pair, block.last, len(block.tokens), size, block.written_ms, crc32(body), body
 
     def _begin(
         self,

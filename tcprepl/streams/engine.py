@@ -123,22 +123,29 @@ class Freed:
     spare: bool = False
 
 
-def encode_block(block: Block) -> bytes:
-    """Return the body that is stored of *block*."""
+def encode_block(block: Block, before: Token | None = None) -> bytes:
+    """Return the body that is stored of *block*.
+
+    Args:
+        block: The block.
+        before: The last token of the block before it; None if that is not known.
+    """
     tokens = block.tokens
     consecutive = type(tokens) is range
-    body: bytes = msgpack.packb(
-        ((tokens[0], len(tokens)) if consecutive else list(tokens), consecutive, block.lines)
-    )
+    given = (tokens[0], len(tokens)) if consecutive else list(tokens)
+    body: bytes = msgpack.packb((given, consecutive, before, block.lines))
     return body
 
 
-def decode_block(stream: StreamName, instance: InstanceName, body: bytes, written_ms: int) -> Block:
-    """Return the block that *body* was made of."""
-    # Files of before 0.1.0 hold more, between these: where each line ends.
-    tokens, consecutive, *_, lines = msgpack.unpackb(body)
+def decode_block(
+    stream: StreamName, instance: InstanceName, body: bytes, written_ms: int
+) -> tuple[Block, Token | None]:
+    """Return the block that *body* was made of, and the last token of the one before it."""
+    # Older files say nothing of the block before; those of before 0.1.0 have two other values.
+    tokens, consecutive, *more, lines = msgpack.unpackb(body)
+    before: Token | None = more[0] if len(more) == 1 else None
     given: Sequence[Token] = range(tokens[0], tokens[0] + tokens[1]) if consecutive else tokens
-    return Block(stream, instance, given, lines, written_ms)
+    return Block(stream, instance, given, lines, written_ms), before
 
 
 class Engine(Protocol):

@@ -325,7 +325,7 @@ class PostgresDatabase:
             for last, written_ms, crc, body in found:
                 if crc32(body) != crc:
                     return self._before_damage(pair, blocks, after, last)
-                block = decode_block(pair.stream, pair.instance, body, written_ms)
+                block, _ = decode_block(pair.stream, pair.instance, body, written_ms)
                 rows += len(block.tokens)
                 size += len(block.lines)
                 if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):

@@ -170,7 +170,8 @@ def test_pages_are_the_list_cut_at_tokens(
 def test_a_block_on_disk_is_the_block(tokens: list[int], consecutive: bool) -> None:
     given_tokens = range(1, len(tokens) + 1) if consecutive else tokens
     block = render("s", "i", given_tokens, [b"[%d]" % t for t in tokens], 5)
-    back = decode_block("s", "i", encode_block(block), 5)
+    back, before = decode_block("s", "i", encode_block(block, tokens[0]), 5)
+    assert before == tokens[0]
     assert list(back.tokens) == list(block.tokens)
     assert back.lines == block.lines
     assert list(rows_of(back)) == list(rows_of(block))

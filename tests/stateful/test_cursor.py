@@ -396,6 +396,8 @@ class MemoryMachine(CursorMachine):
 class SqliteMachine(CursorMachine):
     """A log on disk, which ends, is copied, put back and damaged; pages come late."""
 
+    removes: bool | None = None
+
     def make(self, where: Path, gaps: Gaps) -> Any:
         """Return a store."""
         return SqliteStore(where, SMALL, reading_worker=self.worker, gaps=gaps)
@@ -441,9 +443,16 @@ class SqliteMachine(CursorMachine):
                 self.truth.rows.pop(pair, None)
         self.open(where)
 
-    @rule(data=st.data())
-    def damage_a_block(self, data: st.DataObject) -> None:
-        """Change what is on the disk of one block."""
+    @rule(data=st.data(), removed=st.booleans())
+    def damage_a_block(self, data: st.DataObject, removed: bool) -> None:
+        """Change what is on the disk of one block, or take it away.
+
+        One that was taken away is all that is damaged in its log: only what is behind it says that
+        it is not there, and while that is read from memory, nobody sees what is in the file.
+        """
+        if self.removes:
+            return
+        removed = self.removes = removed if self.removes is None else self.removes
         with closing(sqlite3.connect(self.store.directory / DATABASE_NAME)) as connection:
             found = connection.execute(
                 "SELECT stream, instance, pair, last FROM blocks JOIN pairs ON pair = id"
@@ -454,9 +463,8 @@ class SqliteMachine(CursorMachine):
             (before,) = connection.execute(
                 "SELECT max(last) FROM blocks WHERE pair = ? AND last < ?", (number, last)
             ).fetchone()
-            connection.execute(
-                "UPDATE blocks SET crc = crc + 1 WHERE pair = ? AND last = ?", (number, last)
-            )
+            change = "DELETE FROM blocks" if removed else "UPDATE blocks SET crc = crc + 1"
+            connection.execute(f"{change} WHERE pair = ? AND last = ?", (number, last))
             connection.commit()
         spans = self.truth.damaged.setdefault((stream, instance), [])
         spans.append((before or 0, last))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -356,10 +358,18 @@ def test_what_is_trimmed_while_it_is_read_is_a_gap(tmp_path: Path) -> None:
     store.close()
 
 
-def damage(store: SqliteStore, token: int) -> None:
-    """Change a byte of the block that ends with *token*, in the file."""
+HOW = pytest.mark.parametrize("how", ["changed", "removed"])
+
+
+def damage(store: SqliteStore, token: int, how: str = "changed") -> None:
+    """Change a byte of the block that ends with *token*, in the file; or remove the block."""
     store.close()
     path = store.log._database.path
+    if how == "removed":
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("DELETE FROM blocks WHERE last = ?", (token,))
+        store.open()
+        return
     content = bytearray(path.read_bytes())
     place = content.index(b"RDATA push_rules w %d " % token)
     content[place] ^= 1
@@ -367,9 +377,10 @@ def damage(store: SqliteStore, token: int) -> None:
     store.open()
 
 
-def test_damage_that_is_trimmed_before_it_is_found_is_none(tmp_path: Path) -> None:
+@HOW
+def test_damage_that_is_trimmed_before_it_is_found_is_none(tmp_path: Path, how: str) -> None:
     store, worker = cold(tmp_path, 2)
-    damage(store, 100)
+    damage(store, 100, how)
     cursor = store.log.cursor(PAIR, 0)
     assert isinstance(cursor.next(), Reading)
     store.log.trim(*PAIR, 100)
@@ -379,10 +390,11 @@ def test_damage_that_is_trimmed_before_it_is_found_is_none(tmp_path: Path) -> No
     store.close()
 
 
-def test_a_reader_that_may_wait_is_told_of_damage_too(tmp_path: Path) -> None:
+@HOW
+def test_a_reader_that_may_wait_is_told_of_damage_too(tmp_path: Path, how: str) -> None:
     store, _ = cold(tmp_path, 2)
     store.reading_worker = None
-    damage(store, 100)
+    damage(store, 100, how)
     assert store.log.cursor(PAIR, 20).next() == Gap(20, 100, Cause.DAMAGE, mock.ANY)
     with pytest.raises(LogCorrupt, match=r"rows in \(0, 100\] cannot be read") as caught:
         store.log.read(*PAIR, 20, 150)
@@ -392,9 +404,10 @@ def test_a_reader_that_may_wait_is_told_of_damage_too(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_damaged_block_of_thirty_is_a_gap_of_its_hundred_rows(tmp_path: Path) -> None:
+@HOW
+def test_a_damaged_block_of_thirty_is_a_gap_of_its_hundred_rows(tmp_path: Path, how: str) -> None:
     store, worker = cold(tmp_path, 30)
-    damage(store, 200)
+    damage(store, 200, how)
     read: list[int] = []
     gaps: list[Gap] = []
     for start in (0, 150, 0):
@@ -418,6 +431,36 @@ def test_a_damaged_block_of_thirty_is_a_gap_of_its_hundred_rows(tmp_path: Path) 
     assert "put a good copy of the directory in its place" in noted.detail
     store.log.trim(*PAIR, 250)
     assert store.log.gaps.of(Cause.DAMAGE) == []
+    store.close()
+
+
+def test_blocks_at_the_end_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    """Also when others come behind them; a position that moved without rows is no gap."""
+    store, worker = cold(tmp_path, 4)
+    result(store.log.advance(*PAIR, 450))
+    damage(store, 300, "removed")
+    damage(store, 400, "removed")
+
+    def read(after: int) -> list[object]:
+        cursor = store.log.cursor(PAIR, after)
+        answers: list[object] = []
+        while (answer := cursor.next()) is not AT_HEAD:
+            if isinstance(answer, Reading):
+                worker.run()
+            elif isinstance(answer, Gap):
+                answers.append((answer.after, answer.upto, answer.cause))
+            else:
+                answers += tokens(answer)
+        assert cursor.token == store.log.position(*PAIR)
+        return answers
+
+    gap = (200, 400, Cause.DAMAGE)
+    assert read(0) == [*range(1, 201), gap]
+    assert read(350) == [(350, 400, Cause.DAMAGE)]
+    assert read(400) == read(420) == []
+    add(store, DURABLE, row("new"))
+    store.reopen()
+    assert read(150) == [*range(151, 201), gap, 451]
     store.close()
 
 

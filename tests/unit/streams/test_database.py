@@ -7,7 +7,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
+from zlib import crc32
 
+import msgpack
 import pytest
 
 from tcprepl import limits
@@ -56,6 +58,65 @@ def database(tmp_path: Path) -> Database:
     return made
 
 
+def test_a_block_of_the_release_before_is_read_and_misses_none(tmp_path: Path) -> None:
+    """It says nothing of the block before it, and its file nothing of the newest."""
+    made = Database(tmp_path)
+    made.write(Commit(pairs=[stored(position=5)], blocks=[(1, block(1, 2, 3)), (1, block(5))]))
+    made.close()
+    with closing(sqlite3.connect(made.path)) as connection, connection:
+        for token in (3, 5):
+            lines = block(*range(1, 4) if token == 3 else [5]).lines
+            body = msgpack.packb(([1, 2, 3] if token == 3 else [5], False, lines))
+            connection.execute(
+                "UPDATE blocks SET body = ?, crc = ? WHERE last = ?", (body, crc32(body), token)
+            )
+        connection.execute("ALTER TABLE pairs DROP COLUMN newest")
+        connection.execute("PRAGMA user_version=3")
+    again = Database(tmp_path)
+    assert tokens(again, 0, 5) == [1, 2, 3, 5]
+    again.write(Commit(pairs=[stored(position=7)], blocks=[(1, block(7))]))
+    again.write(Commit(pairs=[stored(position=9)], blocks=[(1, block(9))]))
+    assert tokens(again, 0, 9) == [1, 2, 3, 5, 7, 9]
+    with closing(sqlite3.connect(made.path)) as connection, connection:
+        connection.execute("DELETE FROM blocks WHERE last IN (5, 7)")
+    page = again.page(stored(), 0, 9)
+    assert page.damage is not None
+    assert (page.upto, page.damage.after, page.damage.upto) == (3, 3, 7)
+    again.close()
+
+
+@pytest.mark.parametrize("token", [5, 9])
+def test_what_is_read_no_further_still_misses_a_block(database: Database, token: int) -> None:
+    """The next one says so, unless it is damaged itself, or is the one that is not there."""
+    database.write(Commit(pairs=[stored(position=5)], blocks=[(1, block(5))]))
+    database.write(Commit(pairs=[stored(position=9)], blocks=[(1, block(9))]))
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("DELETE FROM blocks WHERE last = ?", (token,))
+        connection.commit()
+        page = database.page(stored(), 0, 7)
+        assert (page.damage is not None) is (token == 5)
+        assert page.upto == (3 if token == 5 else 7)
+        connection.execute("UPDATE blocks SET crc = crc + 1")
+        connection.commit()
+        assert database._missing(connection, stored(), 3, 7) is None
+        connection.execute("DROP TABLE pairs")
+        with pytest.raises(sqlite3.OperationalError):
+            database._missing(connection, stored(), 3, 7)
+        connection.rollback()
+    broken = mock.Mock()
+    broken.execute.side_effect = sqlite3.DatabaseError
+    assert database._missing(broken, stored(), 3, 7) is None
+    database.close()
+
+
+def test_a_commit_that_fails_is_not_the_block_before(database: Database) -> None:
+    with pytest.raises(LogError):
+        database.write(Commit(pairs=[stored(position=5)], blocks=[(1, block(5)), (1, block(5))]))
+    database.write(Commit(pairs=[stored(position=6)], blocks=[(1, block(6))]))
+    assert tokens(database, 0, 6) == [1, 2, 3, 6]
+    database.close()
+
+
 def test_what_is_written_is_there_the_next_time(database: Database, tmp_path: Path) -> None:
     answer = Appended("s", "i", 1, 3)
     database.write(Commit(transactions=[("s", "t", answer, 50)]))
@@ -77,7 +138,7 @@ def test_trims_and_expiry(database: Database) -> None:
         Commit(pairs=[stored(position=5, rows=2, size_bytes=20)], blocks=[(1, block(5))])
     )
     assert database.write(Commit(trims={1: 4})) == Freed([(1, 3, size)])
-    assert tokens(database, 0, 5) == [5]
+    assert tokens(database, 4, 5) == [5]
     (pair,) = database.pairs()
     assert (pair.position, pair.floor, pair.rows) == (5, 4, 2)
     database.write(Commit(transactions=[("s", "t", Appended("s", "i", 1, 1), 50)]))
@@ -191,9 +252,9 @@ def test_a_newer_schema_is_refused(database: Database, tmp_path: Path) -> None:
     database.close()
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(LogTooNew, match=r"version 4 .* reads up to 3: run the newer tcprepl") as e:
+    with pytest.raises(LogTooNew, match=r"version 5 .* reads up to 4: run the newer tcprepl") as e:
         Database(tmp_path)
-    assert (e.value.version, e.value.supported) == (4, 3)
+    assert (e.value.version, e.value.supported) == (5, 4)
 
 
 def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
@@ -348,7 +409,7 @@ def test_a_disk_that_refuses_while_damage_is_looked_at_is_no_damage(database: Da
     database.close()
 
 
-@pytest.mark.parametrize("first", [b"150", b"1550", b"2950"])
+@pytest.mark.parametrize("first", [b"150", b"1750", b"2950"])
 def test_a_page_of_the_file_that_is_broken_costs_the_blocks_in_it(
     tmp_path: Path, first: bytes
 ) -> None:
