@@ -150,7 +150,17 @@ def run_process(
         process = make(reactor)
         reloader = Reloader(process, load, logs.configure)
         reloaders.append(reloader)
-        return await run(reactor, process, name, lambda: say(welcome(process)), reloader.ready)
+
+        def ready() -> None:
+            reloader.ready()
+            # What is there by now stays: whole collections, which hold up everybody, pass it over.
+            gc.collect()
+            gc.freeze()
+
+        try:
+            return await run(reactor, process, name, lambda: say(welcome(process)), ready)
+        finally:
+            gc.unfreeze()
 
     def hang_up() -> None:
         for reloader in reloaders:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+from msgspec import Struct
+
 from tcprepl.ephemeral.change_cache import StreamChangeCache
 from tcprepl.errors import TokenTooOld
 from tcprepl.ids import StreamName, Token
@@ -17,8 +19,11 @@ UPDATES_LIMIT = 100
 MAX_BLANK = 10_000
 
 
-class Entry(NamedTuple, Generic[V]):
-    """The state of a key, and the token of the row that said so."""
+class Entry(Struct, Generic[V], frozen=True, gc=False):
+    """The state of a key, and the token of the row that said so.
+
+    There is one for each user, and nothing in it refers back: it is no garbage collector's work.
+    """
 
     token: Token
     key: str
@@ -163,12 +168,12 @@ class Board(Generic[V]):
         """Forget keys that have been blank since *upto*; returns how many they were."""
         blank: list[str] = []
         lost = self._lost
-        for token, key, state in self._states.values():
-            if token > upto:
+        for entry in self._states.values():
+            if entry.token > upto:
                 break
-            if self._is_blank(state):
-                blank.append(key)
-                lost = max(lost, token - 1)
+            if self._is_blank(entry.state):
+                blank.append(entry.key)
+                lost = max(lost, entry.token - 1)
         for key in blank:
             del self._states[key]
         self._blank -= len(blank)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 import structlog
+from msgspec import Struct
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -71,15 +72,16 @@ USERS_A_STEP = 50
 MAX_ID_CHARS = 255
 
 
-class _User:
-    """A user's present state, and what is still to be done about it."""
+class _User(Struct, gc=False):
+    """A user's present state, and what is still to be done about it.
 
-    __slots__ = ("row", "timer_ms")
+    Attributes:
+        row: The state.
+        timer_ms: When the pending timer comes due; -1 if there is none.
+    """
 
-    def __init__(self, row: PresenceRow) -> None:
-        self.row = row
-        #: When the pending timer comes due; -1 if there is none.
-        self.timer_ms: Milliseconds = -1
+    row: PresenceRow
+    timer_ms: Milliseconds = -1
 
 
 class PresenceWriter:

@@ -132,14 +132,14 @@ class RowCodec:
             self._check_sizes(encoded)
         return encoded
 
-    def _keys(self, rows: Sequence[Any], types: set[type]) -> list[str] | None:
+    def _keys(self, rows: Sequence[Any], types: set[type]) -> tuple[str, ...] | None:
         """Return the key of each row, if that is easy."""
         if self._key_field is None:
             return None
         if types <= _SEQUENCES:
-            keys = list(map(_first, rows))
+            keys = tuple(map(_first, rows))
         elif types == {self.row_type}:
-            keys = list(map(self._key_field, rows))
+            keys = tuple(map(self._key_field, rows))
         else:
             return None
         # What is written as a text need not be one, and is no good for comparing.

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from tcprepl.streams.retention import Retention
 
 
-class Block:
+class Block(Struct, gc=False, eq=False):
     """The rows of one append, rendered: immutable, and shared by everybody who sends it.
+
+    A log holds many, and nothing in them refers back: the garbage collector, which holds the
+    whole process while it looks, passes them over.
 
     Attributes:
         stream: Name of the stream.
@@ -44,24 +47,13 @@ class Block:
         keys: The key of each row, where it is known already (`JsonRows.keys`).
     """
 
-    __slots__ = ("_ends", "instance", "keys", "lines", "stream", "tokens", "written_ms")
-
-    def __init__(
-        self,
-        stream: StreamName,
-        instance: InstanceName,
-        tokens: Sequence[Token],
-        lines: bytes,
-        written_ms: int,
-        keys: Sequence[str] | None = None,
-    ) -> None:
-        self.stream = stream
-        self.instance = instance
-        self.tokens = tokens
-        self.lines = lines
-        self.written_ms = written_ms
-        self.keys = keys
-        self._ends: Sequence[int] | None = None
+    stream: StreamName
+    instance: InstanceName
+    tokens: Sequence[Token]
+    lines: bytes
+    written_ms: int
+    keys: Sequence[str] | None = None
+    _ends: Sequence[int] | None = None
 
     @property
     def first(self) -> Token:

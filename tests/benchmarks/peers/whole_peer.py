@@ -7,6 +7,7 @@ its answer sent back, as ``[ANSWER, null]`` or ``[null, FAILURE]``; one thing af
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import resource
@@ -255,6 +256,9 @@ async def main(control_port: int, config: dict[str, Any]) -> None:
     factory: Any = Factory()
     factory.buildProtocol = lambda _: Control(orders)
     await TCP4ServerEndpoint(reactor, control_port, 5, "127.0.0.1").listen(factory)
+    gc.set_threshold(20_000, *gc.get_threshold()[1:])  # as `tcprepl serve` does, and freezes
+    gc.collect()
+    gc.freeze()
     print("READY", flush=True)
 
 

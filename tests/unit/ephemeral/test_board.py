@@ -7,7 +7,7 @@ import operator
 import pytest
 
 from tcprepl.ephemeral import board as module
-from tcprepl.ephemeral.board import Board
+from tcprepl.ephemeral.board import Board, Entry
 from tcprepl.errors import TokenTooOld
 
 
@@ -47,7 +47,7 @@ def test_range_is_half_open(after: int, upto: int | None, found: list[int], max_
 def test_key_appears_once_with_its_newest_state() -> None:
     board = make(a=(1, "x"), b=(2, "y"))
     board.post("a", "z", 3)
-    assert board.updates(0).entries == [(2, "b", "y"), (3, "a", "z")]
+    assert board.updates(0).entries == [Entry(2, "b", "y"), Entry(3, "a", "z")]
     assert tokens(board, 0, 2) == [2]
     assert (board.get("a"), board.token_of("a")) == ("z", 3)
     assert (board.get("?"), board.token_of("?")) == (None, None)

@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from tcprepl import metrics
 from tcprepl.background import TURN_BUDGET_S
 from tcprepl.ephemeral import typing_notifications as typing
+from tcprepl.ephemeral.board import Entry
 from tcprepl.ephemeral.typing_notifications import TypingFollower, TypingWriter
 from tcprepl.ephemeral.wheel_timer import WheelTimer
 from tcprepl.errors import TokenTooOld
@@ -311,7 +312,7 @@ def test_tokens_of_somebody_else_are_passed_over(world: World) -> None:
     world.published.somebody_else_publishes(5)
     world.writer.started_typing(OTHER, BOB)
     assert [entry.token for entry in world.writer.updates(0).entries] == [1, 7]
-    assert world.writer.updates(4).entries == [(7, OTHER, [BOB])]
+    assert world.writer.updates(4).entries == [Entry(7, OTHER, [BOB])]
     assert world.writer.newest == 7
 
 
@@ -343,10 +344,10 @@ def test_writer_goes_on_from_the_position_of_the_log() -> None:
     world = World(position=1_000)
     assert world.writer.updates(1_000).entries == []
     world.writer.started_typing(ROOM, ALICE)
-    assert world.writer.updates(1_000).entries == [(1_001, ROOM, [ALICE])]
+    assert world.writer.updates(1_000).entries == [Entry(1_001, ROOM, [ALICE])]
     with pytest.raises(TokenTooOld):
         world.writer.updates(999)
-    assert world.writer.updates(0, compacted=True).entries == [(1_001, ROOM, [ALICE])]
+    assert world.writer.updates(0, compacted=True).entries == [Entry(1_001, ROOM, [ALICE])]
 
 
 # -- Timers that get lost -------------------------------------------------------------------
@@ -543,8 +544,8 @@ def test_reader_of_a_follower_begins_anew_after_a_reset(follower: Follower) -> N
     board = follower.state.board("master")
     with pytest.raises(TokenTooOld):
         board.updates(9)
-    assert board.updates(10).entries == [(1_001, OTHER, [BOB])]
-    assert board.updates(0, compacted=True).entries == [(1_001, OTHER, [BOB])]
+    assert board.updates(10).entries == [Entry(1_001, OTHER, [BOB])]
+    assert board.updates(0, compacted=True).entries == [Entry(1_001, OTHER, [BOB])]
 
 
 @pytest.mark.parametrize(("token", "kept"), [(4, False), (5, True), (6, True)])

@@ -268,9 +268,9 @@ def test_receipts_of_every_age_fit(row: list[Any]) -> None:
 def test_keys_are_told_where_that_is_easy() -> None:
     codec = STREAMS["typing"]
     row = ["!a", []]
-    given: list[tuple[list[object], list[str] | None]] = [
-        ([row, ("!b", ["@a"])], ["!a", "!b"]),
-        ([rows.TypingRow("!a", []), rows.TypingRow("!b", [])], ["!a", "!b"]),
+    given: list[tuple[list[object], tuple[str, ...] | None]] = [
+        ([row, ("!b", ["@a"])], ("!a", "!b")),
+        ([rows.TypingRow("!a", []), rows.TypingRow("!b", [])], ("!a", "!b")),
         ([row, rows.TypingRow("!b", [])], None),
         ([[UUID(int=5), []]], None),
     ]
@@ -280,7 +280,7 @@ def test_keys_are_told_where_that_is_easy() -> None:
         assert found.keys == keys
     checked = codec.check([b'["!a",[]]', b'["!\\u0062",[]]'])
     assert isinstance(checked, JsonRows)
-    assert checked.keys == ["!a", "!b"]
+    assert checked.keys == ("!a", "!b")
     assert not isinstance(codec.check([b'["\\ud800",[]]']), JsonRows)
     opaque = StreamDef("opaque", key=str, key_is_first_field=True).codec
     assert getattr(opaque.encode([["!a"], []]), "keys", None) is None
