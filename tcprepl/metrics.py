@@ -288,6 +288,12 @@ BUS_REPLAYS = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+BUS_SILENT_MOVES = Counter(
+    "tcprepl_bus_silent_moves",
+    "Positions that moved without a row in streams in which every token is that of a row",
+    ("stream", "instance"),
+    registry=REGISTRY,
+)
 BUS_CACHE_BYTES = Live("tcprepl_bus_cache_bytes", "Bytes in the cache of the bus")
 BUS_CACHE_ENTRIES = Live("tcprepl_bus_cache_entries", "Keys in the cache of the bus")
 

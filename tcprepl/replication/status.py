@@ -94,6 +94,8 @@ class LinkStatus:
         newest_gaps: The newest of them, in words.
         idle_seconds: How long ago the last row came; None when none has since the start, and
             where rows only go.
+        silent_moves: Writers that moved without a row where that means that some may have been
+            lost on their way to us, in words.
     """
 
     name: str
@@ -106,6 +108,7 @@ class LinkStatus:
     gaps: int = 0
     newest_gaps: list[str] = field(default_factory=list)
     idle_seconds: float | None = None
+    silent_moves: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return it in words, a line each."""
@@ -116,7 +119,8 @@ class LinkStatus:
             f"{self.kind} {self.name}: {state}{reason}, {_count(self.rows, 'row')}{last}, "
             f"{_count(self.reconnects, 'reconnect')}, {_count(self.gaps, 'gap')}"
         )
-        return [first, *(f"gap: {gap}" for gap in self.newest_gaps)]
+        moves = (f"moved without rows: {move}" for move in self.silent_moves)
+        return [first, *(f"gap: {gap}" for gap in self.newest_gaps), *moves]
 
 
 @dataclass(frozen=True, slots=True)

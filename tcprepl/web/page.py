@@ -260,6 +260,10 @@ def _links(links: Sequence[LinkStatus]) -> Nodes:
             items = (element("li", gap) for gap in reversed(link.newest_gaps))
             yield element("ul", *items, class_="gaps")
             yield from _more(link.gaps - len(link.newest_gaps), "not listed")
+        if link.silent_moves:
+            yield element("h3", f"Moved without rows, at {link.name}")
+            items = (element("li", move) for move in reversed(link.silent_moves))
+            yield element("ul", *items, class_="gaps")
 
 
 def _link_row(link: LinkStatus) -> Sequence[Node]:

@@ -38,6 +38,7 @@ from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import Bounds, Processes
 from tcprepl.replication.bus.published import PublishedLines
 from tcprepl.replication.bus.replies import error, message_head, messages
+from tcprepl.replication.bus.silent import SilentMoves
 from tcprepl.replication.bus.subscribers import Subscribers
 from tcprepl.replication.failures import describe_address, too_many
 from tcprepl.replication.following.catchup import CatchUp
@@ -60,6 +61,7 @@ STOP_WITHIN_S: Final = 1.0
 USER_IP_CHANNEL: Final = "USER_IP"
 
 _REDIS: Final = DIALECTS["redis"]
+_REPLICATE: Final = b"REPLICATE"
 
 
 class Passwords(NamedTuple):
@@ -176,6 +178,7 @@ class BusListener:
         self._followers = Followers(
             reactor, intake, registry, catch_up, self._resume, self._position
         )
+        self._silent = SilentMoves()
         self._on_command = on_command
         self._connections: dict[int, BusConnection] = {}
         self._by_channel: dict[bytes, dict[BusConnection, None]] = {}
@@ -299,6 +302,14 @@ class BusListener:
         if too_many(self._connections.values(), self.max_connections):
             connection.write(error("ERR max number of clients reached"))
             connection.close(CloseReason.TOO_MANY_CONNECTIONS)
+        else:
+            self.reactor.callLater(ASK_INTERVAL_S, self._look_at, connection)
+
+    def _look_at(self, connection: BusConnection) -> None:
+        """Ask writers where they are if *connection* may be that of one, who is back."""
+        here = connection.conn_id in self._connections and connection.closing is None
+        if here and connection.lines is None and not connection.subscriptions:
+            self._ask()
 
     def lost(self, connection: BusConnection, reason: CloseReason) -> None:
         """Note that *connection* is gone."""
@@ -333,6 +344,8 @@ class BusListener:
                 self._other,
                 self._say,
                 lambda pair: self.processes.said.hear(pair, connection, self.now()),
+                lambda pair: self.processes.said.alone(pair, self.now()),
+                self._silent,
             )
             connection.lines = lines
             self._writers += 1
@@ -387,7 +400,7 @@ class BusListener:
             run_in_background(self._on_command, command)
 
     def _say(self, line: bytes) -> None:
-        self.subscribers.say(line)
+        self.subscribers.say(line, keep=not line.startswith(_REPLICATE))
 
     def _position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         """Take a position; one that does not move the log is told all the same."""
@@ -535,5 +548,6 @@ class BusListener:
             reconnects=self._lost_writers,
             rows=self._intake.rows_taken,
             idle_seconds=self._intake.idle_seconds(),
+            silent_moves=self._silent.words(),
             **self._intake.gap_status(),
         )

@@ -86,6 +86,10 @@ class Said:
         if self._writers.get(pair[1], (None,))[0] is not connection:
             self._writers[pair[1]] = connection, now
 
+    def alone(self, pair: Pair, now: float) -> bool:
+        """Return whether nobody but its writer is heard of the stream of *pair*."""
+        return all(other == pair or other[0] != pair[0] for other in self.pairs(now))
+
     def pairs(self, now: float) -> set[Pair]:
         """Return the pairs."""
         found: set[Pair] = set()

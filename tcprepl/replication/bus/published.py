@@ -15,6 +15,7 @@ from typing import Any
 from tcprepl.ids import Pair
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.events import RowsReceived
+from tcprepl.replication.bus.silent import ROW_FOR_EVERY_TOKEN, SilentMoves
 from tcprepl.replication.following.descending import DESCENDING
 from tcprepl.replication.relaying.intake import IN_MEMORY
 from tcprepl.replication.relaying.lines import Follower, Followers, LineReader
@@ -29,6 +30,8 @@ class PublishedLines(LineReader):
         say: Called with each line that the log has no use for, since it has the row already:
             those who listen have to hear it all the same, as at a Redis.
         on_pair: Called with each pair of which something is said on this connection, once.
+        alone: Tells whether nobody else writes the stream of a pair.
+        silent: Where it is noted that rows may have been lost before they were published.
     """
 
     def __init__(
@@ -37,10 +40,14 @@ class PublishedLines(LineReader):
         on_other: Callable[[bytes], object],
         say: Callable[[bytes], object],
         on_pair: Callable[[Pair], object],
+        alone: Callable[[Pair], bool],
+        silent: SilentMoves,
     ) -> None:
         super().__init__(followers, on_other)
         self._say = say
         self._on_pair = on_pair
+        self._alone = alone
+        self._silent = silent
         self._met: set[Pair] = set()
 
         #: What the log had already, until the rows before it are on their way there.
@@ -71,7 +78,21 @@ class PublishedLines(LineReader):
         ):
             self._repeat(event)
             return None
-        return super()._heard(follower, event)
+        heard = super()._heard(follower, event)
+        return self._judged(follower, heard) if isinstance(heard, PositionCommand) else heard
+
+    def _judged(self, follower: Follower, position: PositionCommand) -> PositionCommand:
+        """Return *position*, so that its rows are fetched if it should have some and has none."""
+        pair, token = follower.pair, position.token
+        prev = token if position.prev is None else position.prev
+        if pair[0] not in ROW_FOR_EVERY_TOKEN or not prev <= follower.top < token:
+            return position
+        if not self._alone(pair):
+            return position
+        self._silent.note(pair, follower.top, token)
+        if not self.followers.fetches:
+            return position
+        return PositionCommand(*pair, token, token)
 
     def _first_heard(
         self, follower: Follower, event: RowsReceived | PositionCommand

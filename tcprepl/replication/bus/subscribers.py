@@ -292,23 +292,28 @@ class Subscribers:
         self._keeps = keeps
         self._tidy()
 
-    def say(self, payload: bytes) -> None:
-        """Tell everybody, behind the rows that the log has by now."""
+    def say(self, payload: bytes, *, keep: bool = True) -> None:
+        """Tell everybody, behind the rows that the log has by now.
+
+        Args:
+            payload: The line.
+            keep: Whether who is away is told when they come back; they need no question again
+                that everybody has answered.
+        """
         self._hub.flush()
-        number, self._said = self._said, self._said + 1
+        number = self._said
+        here = [one for one in self._all if one.next == number and one.ready]
+        numbered = len(here) < len(self._all) or (self._keeps and keep)
         pushes: dict[Pusher, bytes] = {}
-        waiting = self._keeps
-        for subscriber in self._all:
-            if subscriber.next != number or not subscriber.ready:
-                waiting = True
-                continue
+        for subscriber in here:
             pusher = subscriber.pusher
             if pusher not in pushes:
                 pushes[pusher] = messages(pusher.head, (payload,))
-            subscriber.next = number + 1
+            subscriber.next += numbered
             subscriber.outlet.write(pushes[pusher])
-        if not waiting:
+        if not numbered:
             return
+        self._said += 1
         self._ring.append(payload)
         self._ring_bytes += len(payload)
         while len(self._ring) > MAX_RING or self._ring_bytes > MAX_RING_BYTES:

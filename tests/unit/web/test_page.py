@@ -116,6 +116,13 @@ def with_links(*links: LinkStatus) -> page.View:
     return view(status=ServerStatus("example.com", "master", 9.0, links=list(links)))
 
 
+def test_writers_that_moved_without_rows_are_listed() -> None:
+    link = replace(UP, silent_moves=["to_device of <tw>: 2 times"])
+    html = page.parts(with_links(link))["links"]
+    assert "Moved without rows" in html
+    assert "to_device of &lt;tw&gt;: 2 times" in html
+
+
 def test_damage_on_the_disk_is_named_at_the_top() -> None:
     status = ServerStatus("example.com", "master", 9.0, damage=["stream a of b: rows in (1, 2]"])
     assert "damaged stream a of b: rows in (1, 2]" in text(page.parts(view(status=status))["state"])

@@ -159,3 +159,19 @@ def test_writers_that_were_too_many_go_on_when_there_is_room() -> None:
     assert isinstance(world.bus, BusListener)
     assert not world.bus.full
     world.bus._followers.unblocked()
+
+
+def test_who_connects_and_does_not_listen_may_be_a_writer_that_is_back() -> None:
+    world = BusWorld()
+    one = world.subscriber()
+    world.client()
+    gone = world.client()
+    world.clock.advance(0.25)
+    world.settle()
+    assert one.heard() == ["REPLICATE "]
+    gone.leave()
+    quick = world.client()
+    quick.leave()
+    world.subscriber()
+    world.clock.advance(1)
+    assert one.heard() == []
