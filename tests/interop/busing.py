@@ -22,7 +22,8 @@ class Bus(Restartable):
     """``tcprepl bus`` in a directory of its own; started, stopped, killed any number of times.
 
     Attributes:
-        port: The listener in Redis's place.
+        host: Of the listener in Redis's place; loopback, unless changed.
+        port: Its port.
         line_port: The replication listener.
         http_port: The HTTP listener.
     """
@@ -35,6 +36,7 @@ class Bus(Restartable):
         self.port = free_port()
         self.line_port = free_port()
         self.http_port = free_port()
+        self.host = "127.0.0.1"
         self._data = data or str(directory / "bus")
         self.options = list(options)
 
@@ -42,7 +44,7 @@ class Bus(Restartable):
         """Start, with the data that an earlier start left, and wait until it listens."""
         command: list[str | Path] = [sys.executable, "-m", "tcprepl", "bus"]
         command += ["--server-name", self.server_name, "--data", self._data]
-        command += ["--listen-redis", f"127.0.0.1:{self.port}"]
+        command += ["--listen-redis", f"{self.host}:{self.port}"]
         command += ["--listen", f"127.0.0.1:{self.line_port}"]
         command += ["--http", f"127.0.0.1:{self.http_port}", *self.options]
         self._child = Child(command, self.log_path, cwd=REPOSITORY)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import trustme
+import yaml
 
 from tcprepl.replication.redis.resp import encode
 from tests.interop.busing import Bus
-from tests.interop.environments import find_program
+from tests.interop.environments import REPOSITORY, find_program
 from tests.interop.servers import Redis
 from tests.interop.web_tools import python_with
 
@@ -93,6 +98,31 @@ GET k
 AUTH a b c
 QUIT
 """
+#: The same in RESP3; the answer to the first one names who answers.
+REQUESTS_3 = """
+HELLO 3
+GET none
+MGET none none
+SET k v
+SET k w XX GET
+SET n v XX GET
+CLIENT GETNAME
+CONFIG GET nope
+PING
+SUBSCRIBE a
+PING
+PING x
+GET k
+PUBLISH a hello
+PSUBSCRIBE p*
+PUBLISH px hello
+UNSUBSCRIBE
+UNSUBSCRIBE
+PUNSUBSCRIBE
+HELLO 4
+RESET
+GET none
+"""
 #: Bytes that are no requests, each on a connection of its own.
 FAULTS = [
     b"*1\r\n!3\r\n",
@@ -136,11 +166,17 @@ def answers(port: int, requests: list[bytes]) -> list[bytes]:
     return found
 
 
+def both(theirs: int, ours: int, requests: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Return what two servers answer."""
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(answers, (theirs, ours), (requests, requests))
+    return first, second
+
+
 def test_replies_are_those_of_redis(bus: Bus) -> None:
     requests = [encode(*line.encode().split()) for line in REQUESTS.split("\n") if line]
     with Redis.start() as redis:
-        theirs = answers(redis.port, requests)
-        ours = answers(bus.port, requests)
+        theirs, ours = both(redis.port, bus.port, requests)
         lines = [line for line in REQUESTS.split("\n") if line]
         different = [
             (line, their, our)
@@ -148,6 +184,15 @@ def test_replies_are_those_of_redis(bus: Bus) -> None:
             if their != our
         ]
         assert different == []
+
+
+def test_replies_in_resp3_are_those_of_redis(bus: Bus) -> None:
+    lines = [line for line in REQUESTS_3.split("\n") if line]
+    requests = [encode(*line.encode().split()) for line in lines]
+    with Redis.start() as redis:
+        theirs, ours = both(redis.port, bus.port, requests)
+    assert ours[0].startswith(b"%7\r\n$6\r\nserver\r\n$7\r\ntcprepl\r\n")
+    assert list(zip(lines, ours, strict=True))[1:] == list(zip(lines, theirs, strict=True))[1:]
 
 
 def test_faults_are_answered_as_by_redis(bus: Bus) -> None:
@@ -172,7 +217,7 @@ def test_redis_cli(bus: Bus) -> None:
 PROGRAM_PY = """
 import sys, redis
 port = int(sys.argv[1])
-client = redis.Redis(port=port, protocol=2, username="tool", password="x")
+client = redis.Redis(port=port, username="tool", password="x")
 assert client.set("py", b"v", px=100000) and client.get("py") == b"v" and client.ttl("py") > 90
 pubsub = client.pubsub()
 pubsub.subscribe("example.com")
@@ -250,3 +295,161 @@ def test_libraries(bus: Bus, tmp_path: Path, requirements: tuple[str, ...], prog
     command = [python_with(*requirements), script, str(bus.port)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ran.stdout.strip().endswith("good"), ran.stdout + ran.stderr
+
+
+def test_redis_benchmark(bus: Bus) -> None:
+    """It publishes and asks as fast as it can, on many connections; nothing is refused."""
+    program = find_program("redis-benchmark", "redis-tools")
+    subscriber = socket.create_connection(("127.0.0.1", bus.port), timeout=10)
+    with subscriber:
+        subscriber.sendall(encode(b"SUBSCRIBE", b"example.com", b"other"))
+        for channel, line in (("example.com", "LOCK_RELEASED x"), ("other", "x")):
+            command = [program, "-p", str(bus.port), "-n", "2000", "-c", "10", "-P", "16", "-q"]
+            command += ["PUBLISH", channel, line]
+            ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+            assert "requests per second" in ran.stdout
+            assert "rror" not in ran.stdout + ran.stderr
+        ended = b"$1\r\nx\r\n"
+        data = b""
+        while data.count(b"LOCK_RELEASED x") < 2_000 or data.count(ended) < 2_000:
+            data += subscriber.recv(1_048_576)
+    command = [program, "-p", str(bus.port), "-n", "2000", "-c", "10", "-t", "ping,set,get", "-q"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert len(re.findall("requests per second", ran.stdout)) >= 3
+
+
+class Guarded:
+    """A bus with passwords, on a Unix socket and, for other machines, with TLS."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = directory / "authority.pem"
+        self.socket = directory / "bus.sock"
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.authority)
+        certificate = authority.issue_cert("127.0.0.1", "localhost")
+        certificate.private_key_pem.write_to_path(directory / "key.pem")
+        certificate.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+        for name in ("all", "w1"):
+            (directory / name).write_text(f"secret of {name}\n")
+        settings = {
+            "server_name": "example.com",
+            "data_directory": "none",
+            "bus": {
+                "tls": {
+                    "certificate": str(directory / "cert.pem"),
+                    "private_key": str(directory / "key.pem"),
+                },
+                "password_file": str(directory / "all"),
+                "users": {"w1": str(directory / "w1")},
+            },
+        }
+        config = directory / "bus.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        self.bus = Bus("example.com", directory, "--config", str(config), data="none")
+        self.bus.options += ["--listen-redis", f"unix:{self.socket}:mode=600"]
+        self.bus.host = "0.0.0.0"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """Yield one that runs."""
+    made = Guarded(tmp_path_factory.mktemp("guarded"))
+    with made.bus:
+        yield made
+
+
+def test_other_machines_are_let_in_only_with_tls_and_a_password(guarded: Guarded) -> None:
+    program = find_program("redis-cli", "redis-tools")
+    encrypted = ["-p", str(guarded.bus.port), "--tls", "--cacert", str(guarded.authority)]
+    local = ["-s", str(guarded.socket)]
+
+    def say(*words: str) -> str:
+        command = [program, "--no-auth-warning", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    for way in (encrypted, local):
+        assert say(*way, "PING").startswith("NOAUTH Authentication required.")
+        assert say(*way, "-a", "secret of all", "PING") == "PONG\n"
+        told = say(*way, "--user", "w1", "--pass", "secret of w1", "CLIENT", "INFO")
+        assert "user=w1" in told
+        # its own password names a process that cannot say its name
+        assert "user=w1" in say(*way, "-a", "secret of w1", "CLIENT", "INFO")
+        wrong = say(*way, "AUTH", "w1", "secret of all")
+        assert wrong.startswith("WRONGPASS invalid username-password pair or user is disabled.")
+    with socket.create_connection(("127.0.0.1", guarded.bus.port), timeout=10) as plain:
+        plain.sendall(encode(b"AUTH", b"secret of all") + encode(b"PING"))
+        assert b"PONG" not in plain.recv(100)
+
+
+PROGRAM_GUARDED = """
+import sys, redis
+port, authority, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+secret = {"username": "w1", "password": "secret of w1"}
+over_tls = redis.Redis(port=port, ssl=True, ssl_ca_certs=authority, **secret)
+over_unix = redis.Redis(unix_socket_path=path, **secret)
+for one, other in ((over_tls, over_unix), (over_unix, over_tls)):
+    pubsub = one.pubsub()
+    pubsub.subscribe("example.com")
+    pubsub.get_message(timeout=5)
+    assert other.publish("example.com", "LOCK_RELEASED x") == 1
+    while (message := pubsub.get_message(timeout=5))["data"] != b"LOCK_RELEASED x":
+        assert message is not None
+    assert one.set("k", port) and int(other.get("k")) == port
+    pubsub.close()
+try:
+    redis.Redis(port=port, ssl=True, ssl_ca_certs=authority, password="no").ping()
+except redis.exceptions.AuthenticationError as error:
+    assert "WRONGPASS" in str(error) or "invalid username-password" in str(error), error
+else:
+    raise AssertionError("a wrong password was taken")
+print("good")
+"""
+
+PROGRAM_TX_UNIX = """
+import sys, txredisapi
+from twisted.internet import defer
+from twisted.internet.task import react
+
+@defer.inlineCallbacks
+def main(reactor):
+    secret = {"password": "secret of w1"}
+    connection = yield txredisapi.UnixConnection(sys.argv[3], reconnect=False, **secret)
+    yield connection.set("tx", "v", pexpire=100000)
+    assert (yield connection.get("tx")) in ("v", b"v")
+    assert (yield connection.publish("example.com", "LOCK_RELEASED x")) == 0
+    print("good")
+
+react(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("requirements", "program"),
+    [
+        (("redis", "txredisapi==1.6.0"), PROGRAM_GUARDED),
+        (("redis", "txredisapi==1.6.0"), PROGRAM_TX_UNIX),
+        (("txredisapi==1.5.0",), PROGRAM_TX_UNIX),
+    ],
+    ids=["redis-py", "txredisapi 1.6", "txredisapi 1.5"],
+)
+def test_libraries_over_tls_and_a_unix_socket(
+    guarded: Guarded, tmp_path: Path, requirements: tuple[str, ...], program: str
+) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    command = [python_with(*requirements), script, str(guarded.bus.port)]
+    command += [str(guarded.authority), str(guarded.socket)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ran.stdout.strip().endswith("good"), ran.stdout + ran.stderr
+
+
+def test_what_other_machines_reach_is_refused_without_both(tmp_path: Path) -> None:
+    (tmp_path / "all").write_text("secret")
+    options = ["--server-name", "example.com", "--data", "none", "--listen-redis", "0.0.0.0:16379"]
+    for more in ([], ["--password-file", str(tmp_path / "all")]):
+        command = [sys.executable, "-m", "tcprepl", "bus", *options, *more]
+        ran = subprocess.run(
+            command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert ran.returncode == 2
+        assert "other machines can reach it" in ran.stderr

@@ -6,7 +6,7 @@ than words is asked of the connection (`Client`) and of what it belongs to (`Des
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from tcprepl import __version__
@@ -14,9 +14,9 @@ from tcprepl.replication.bus.cache import Cache
 from tcprepl.replication.bus.patterns import Pattern
 from tcprepl.replication.bus.replies import (
     EMPTY,
-    NIL,
     NO_PROTOCOL,
     NOT_LET_IN,
+    NULL,
     OK,
     PONG,
     SYNTAX,
@@ -30,6 +30,8 @@ from tcprepl.replication.bus.replies import (
     optional,
     quoted,
     strings,
+    table,
+    text,
     unknown_command,
     wrong_count,
 )
@@ -82,8 +84,8 @@ class Desk(Protocol):
         """Return what CLIENT LIST says, a line each."""
         ...
 
-    def info(self) -> str:
-        """Return what INFO says."""
+    def info(self, asked: Iterable[str] = ()) -> str:
+        """Return what INFO says of the sections that are *asked* for."""
         ...
 
 
@@ -93,10 +95,12 @@ class Client(Protocol):
     Attributes:
         conn_id: Its number.
         title: What CLIENT SETNAME said.
+        proto: The version of RESP that it speaks.
     """
 
     conn_id: int
     title: bytes
+    proto: int
 
     @property
     def trusted(self) -> bool:
@@ -111,6 +115,11 @@ class Client(Protocol):
     @property
     def subscriptions(self) -> int:
         """How many channels and patterns it listens to."""
+        ...
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether it may use every command: in RESP2 who listens may do little else."""
         ...
 
     def let_in(self, name: str) -> None:
@@ -167,7 +176,7 @@ def run(client: Client, words: Words) -> bytes:
         return wrong_count(name)
     if not client.trusted and not spec.anytime:
         return NOT_LET_IN
-    if client.subscriptions and not spec.listening:
+    if not client.may_speak and not spec.listening:
         return error(
             f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / "
             "RESET are allowed in this context"
@@ -202,12 +211,13 @@ def _let_in(client: Client, user: bytes | None, password: bytes) -> bool:
 
 def _hello(client: Client, words: Words) -> bytes:
     rest = list(words[1:])
+    proto = client.proto
     if rest:
         if not rest[0].isdigit():
             return error("ERR Protocol version is not an integer or out of range")
-        if int(rest[0][:4]) != 2:
+        if rest[0] not in (b"2", b"3"):
             return NO_PROTOCOL
-        del rest[0]
+        proto = int(rest.pop(0))
     title: bytes | None = None
     while rest:
         word = rest.pop(0)
@@ -225,18 +235,21 @@ def _hello(client: Client, words: Words) -> bytes:
             "HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and "
             "select the RESP protocol version at the same time"
         )
+    if proto != client.proto and client.subscriptions:
+        return error("ERR another protocol version while there are subscriptions is not served")
     if title is not None:
         client.title = title
+    client.proto = proto
     facts = (
         (b"server", bulk(b"tcprepl")),
         (b"version", bulk(__version__.encode())),
-        (b"proto", integer(2)),
+        (b"proto", integer(proto)),
         (b"id", integer(client.conn_id)),
         (b"mode", bulk(b"standalone")),
         (b"role", bulk(b"master")),
         (b"modules", EMPTY),
     )
-    return array([part for name, value in facts for part in (bulk(name), value)])
+    return table([(bulk(name), value) for name, value in facts], proto)
 
 
 def _title(name: bytes) -> bytes:
@@ -259,12 +272,15 @@ def _client(client: Client, words: Words) -> bytes:
         client.title = _title(words[2])
         return OK
     if word == b"GETNAME":
-        return bulk(client.title) if client.title else NIL
+        return optional(client.title or None, client.proto)
     if word == b"ID":
         return integer(client.conn_id)
     if word == b"LIST":
-        return bulk(b"".join(line + b"\n" for line in client.desk.clients()))
-    return OK if word == b"SETINFO" else bulk(client.line() + b"\n")
+        lines = b"".join(line + b"\n" for line in client.desk.clients())
+        return text(lines.decode("utf-8", "replace"), client.proto)
+    if word == b"SETINFO":
+        return OK
+    return text(client.line().decode("utf-8", "replace") + "\n", client.proto)
 
 
 def _unknown_part(command: str, word: bytes) -> bytes:
@@ -274,7 +290,7 @@ def _unknown_part(command: str, word: bytes) -> bytes:
 def _ping(client: Client, words: Words) -> bytes:
     if len(words) > 2:
         return wrong_count("ping")
-    if client.subscriptions:
+    if not client.may_speak:
         return strings((b"pong", words[1] if len(words) == 2 else b""))
     return bulk(words[1]) if len(words) == 2 else PONG
 
@@ -335,11 +351,11 @@ def _set(client: Client, words: Words) -> bytes:
     there = cache.has(key, now)
     before = cache.get(key, now) if b"GET" in flags else None
     if (b"NX" in flags and there) or (b"XX" in flags and not there):
-        return optional(before)
+        return optional(before, client.proto)
     if b"KEEPTTL" in flags and there:
         ttl_s = cache.ttl_s(key, now)
     cache.set(key, value, now, ttl_s)
-    return optional(before) if b"GET" in flags else OK
+    return optional(before, client.proto) if b"GET" in flags else OK
 
 
 def _time_s(client: Client, option: bytes, word: bytes) -> float:
@@ -356,12 +372,12 @@ def _time_s(client: Client, option: bytes, word: bytes) -> float:
 
 
 def _get(client: Client, words: Words) -> bytes:
-    return optional(client.desk.cache.get(words[1], client.desk.now()))
+    return optional(client.desk.cache.get(words[1], client.desk.now()), client.proto)
 
 
 def _mget(client: Client, words: Words) -> bytes:
     now = client.desk.now()
-    return array([optional(client.desk.cache.get(key, now)) for key in words[1:]])
+    return array([optional(client.desk.cache.get(key, now), client.proto) for key in words[1:]])
 
 
 def _del(client: Client, words: Words) -> bytes:
@@ -402,30 +418,38 @@ def _dbsize(client: Client, words: Words) -> bytes:
 # -- about itself ----------------------------------------------------------------------------
 
 
+def _info(client: Client, words: Words) -> bytes:
+    asked = [word.decode("latin-1") for word in words[1:]]
+    return text(client.desk.info(asked), client.proto)
+
+
 def _command(client: Client, words: Words) -> bytes:
     word = words[1].upper() if len(words) > 1 else b""
     if not word:
-        return array([_described(name) for name in COMMANDS])
+        return array([_described(name, client.proto) for name in COMMANDS])
     if word == b"COUNT":
         return integer(len(COMMANDS))
     if word == b"DOCS":
-        return EMPTY
+        return table((), client.proto)
     if word == b"INFO":
         names = [name.decode("latin-1").lower() for name in words[2:]] or list(COMMANDS)
-        return array([_described(name) if name in COMMANDS else b"*-1\r\n" for name in names])
+        return array([_described(name, client.proto) for name in names])
     return _unknown_part("COMMAND", words[1])
 
 
-def _described(name: str) -> bytes:
+def _described(name: str, proto: int) -> bytes:
+    if name not in COMMANDS:
+        return b"*-1\r\n" if proto == 2 else NULL
     zero = integer(0)
     count = integer(COMMANDS[name].arity)
-    return array([bulk(name.encode()), count, EMPTY, zero, zero, zero])
+    flags = EMPTY if proto == 2 else b"~0\r\n"
+    return array([bulk(name.encode()), count, flags, zero, zero, zero])
 
 
 def _config(client: Client, words: Words) -> bytes:
     if words[1].upper() != b"GET":
         return _unknown_part("CONFIG", words[1])
-    return EMPTY if len(words) > 2 else wrong_count("config|get")
+    return table((), client.proto) if len(words) > 2 else wrong_count("config|get")
 
 
 def _monitor(client: Client, words: Words) -> bytes:
@@ -471,7 +495,7 @@ COMMANDS: Final[dict[str, CommandSpec]] = {
     "ttl": CommandSpec(_ttl, 2),
     "pttl": CommandSpec(_ttl, 2),
     "dbsize": CommandSpec(_dbsize, 1),
-    "info": CommandSpec(lambda client, words: bulk(client.desk.info().encode()), -1),
+    "info": CommandSpec(_info, -1),
     "role": CommandSpec(_role, 1),
     "command": CommandSpec(_command, -1),
     "config": CommandSpec(_config, -2),

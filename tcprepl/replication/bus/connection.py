@@ -21,7 +21,7 @@ from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.replication.bus.commands import run
 from tcprepl.replication.bus.patterns import Pattern
 from tcprepl.replication.bus.processes import Visit
-from tcprepl.replication.bus.replies import array, bulk, error, integer, optional
+from tcprepl.replication.bus.replies import bulk, error, integer, optional, push
 from tcprepl.replication.bus.subscribers import Subscriber
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.redis.requests import Request, RequestReader
@@ -50,6 +50,7 @@ class BusConnection:
         address: Where it comes from, for people.
         name: Who it is, as AUTH said; empty is unknown.
         title: What CLIENT SETNAME said.
+        proto: The version of RESP that it speaks.
         visit: Its listening as a known process; None before, and where nobody knows who it is.
         pid: The number of its process, on a Unix socket; otherwise 0.
         lines: What reads what it publishes on the homeserver's channel; None before it does.
@@ -65,6 +66,7 @@ class BusConnection:
         self.address = address
         self.name = ""
         self.title = b""
+        self.proto = 2
         self.lines: LineReader | None = None
         self.visit: Visit | None = None
         self.pid = 0
@@ -110,6 +112,11 @@ class BusConnection:
     def subscriptions(self) -> int:
         """How many channels and patterns it listens to."""
         return len(self.channels) + len(self.patterns)
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether it may use every command: in RESP2 who listens may do little else."""
+        return self.proto == 3 or not self.subscriptions
 
     @property
     def subscribers(self) -> list[Subscriber]:
@@ -181,7 +188,7 @@ class BusConnection:
     def _next(self) -> int:
         """Carry out the next request, or a run of what is published; return how many."""
         requests = self._requests
-        if type(requests[0]) is bytes and self.trusted and not self.subscriptions:
+        if type(requests[0]) is bytes and self.trusted and self.may_speak:
             payloads: list[bytes] = []
             while requests and isinstance(requests[0], bytes):
                 payloads.append(requests[0])
@@ -232,17 +239,17 @@ class BusConnection:
                     return error(f"ERR more than {MAX_SUBSCRIPTIONS} subscriptions")
                 self._subscribe(name, by_pattern=by_pattern, kind=kind)
             else:
-                self.write(array([bulk(kind), bulk(name), integer(self.subscriptions)]))
+                self.write(push((bulk(kind), bulk(name), integer(self.subscriptions)), self.proto))
         return b""
 
     def _subscribe(self, name: bytes, *, by_pattern: bool, kind: bytes) -> None:
-        self.write(array([bulk(kind), bulk(name), integer(self.subscriptions + 1)]))
+        self.write(push((bulk(kind), bulk(name), integer(self.subscriptions + 1)), self.proto))
         assert self._outlet is not None
         if by_pattern:
             pattern = Pattern(name)
             one = None
             if pattern.matches(self.desk.channel):
-                one = self.desk.subscribers.add(self._outlet, name, self.label)
+                one = self.desk.subscribers.add(self._outlet, name, self.label, proto=self.proto)
             self.patterns[name] = pattern, one
         else:
             self.channels[name] = self._listen() if name == self.desk.channel else None
@@ -251,8 +258,8 @@ class BusConnection:
     def _listen(self) -> Subscriber:
         """Subscribe the homeserver's channel."""
         assert self._outlet is not None
-        if not self.process:
-            return self.desk.subscribers.add(self._outlet, None, self.label)
+        if not self.process or self.proto == 3:  # no Synapse speaks that
+            return self.desk.subscribers.add(self._outlet, None, self.label, proto=self.proto)
         self.visit = self.desk.processes.come(
             self.process, self.pid, self._outlet, self.transport, self.label
         )
@@ -266,7 +273,8 @@ class BusConnection:
         for name in names or tuple(held) or (None,):
             if name is not None and name in held:
                 self._unsubscribe(name, by_pattern=by_pattern)
-            said.append(array([bulk(kind), optional(name), integer(self.subscriptions)]))
+            shown = optional(name, self.proto)
+            said.append(push((bulk(kind), shown, integer(self.subscriptions)), self.proto))
         return b"".join(said)
 
     def _unsubscribe(self, name: bytes, *, by_pattern: bool) -> None:
@@ -295,6 +303,7 @@ class BusConnection:
         self._unsubscribe_all()
         self.name = ""
         self.title = b""
+        self.proto = 2
         self._reader.trusted = not self.desk.guarded
 
     def leave(self) -> None:

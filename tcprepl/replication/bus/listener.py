@@ -6,7 +6,6 @@ and then to those who subscribed; every other channel is plain pub/sub (protocol
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 
-from tcprepl import __version__, clocks, metrics
+from tcprepl import clocks, metrics
 from tcprepl.background import LoopingProcess, looping_background_process, run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, LocalProtocolError, ProtocolError
@@ -34,6 +33,7 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.bus.cache import Cache
 from tcprepl.replication.bus.commands import COMMANDS
 from tcprepl.replication.bus.connection import BusConnection
+from tcprepl.replication.bus.info import Facts, info
 from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import Bounds, Processes
 from tcprepl.replication.bus.published import PublishedLines
@@ -191,6 +191,8 @@ class BusListener:
         self._published_lines = 0
         self._changed_at: float = reactor.seconds()
         self._started_at: float = reactor.seconds()
+        self._accepted = 0
+        self._rejected = 0
         self._writers = 0
         self._lost_writers = 0
         self._last_reason: str | None = None
@@ -369,11 +371,12 @@ class BusListener:
         return reached
 
     def _push(self, channel: bytes, payload: bytes) -> None:
-        message = messages(message_head(channel), (payload,))
         for connection in tuple(self._by_channel.get(channel, ())):
-            connection.push(message)
+            head = message_head(channel, None, connection.proto)
+            connection.push(messages(head, (payload,)))
         for connection, pattern in self._matching(channel):
-            connection.push(messages(message_head(channel, pattern), (payload,)))
+            head = message_head(channel, pattern, connection.proto)
+            connection.push(messages(head, (payload,)))
 
     def _matching(self, channel: bytes) -> list[tuple[BusConnection, bytes]]:
         return [
@@ -481,53 +484,23 @@ class BusListener:
         """Return what CLIENT LIST says, a line each."""
         return [connection.line() for connection in self._connections.values()]
 
-    def info(self) -> str:
-        """Return what INFO says."""
-        cache, now = self.cache, self.reactor.seconds()
-        port = next((a.rpartition(":")[2] for a in self._addresses if ":" in a), "0")
-        lines = [
-            "# Server",
-            "server_name:tcprepl",
-            f"tcprepl_version:{__version__}",
-            "note:this is no Redis, but tcprepl in its place: pub/sub and a small cache, which is "
-            "what a Synapse uses; the rest is at the HTTP listener (/metrics) and in tcprepl top",
-            "redis_version:0.0.0",
-            "redis_mode:standalone",
-            f"process_id:{os.getpid()}",
-            f"tcp_port:{port if port.isdigit() else 0}",
-            f"uptime_in_seconds:{int(now - self._started_at)}",
-            "",
-            "# Clients",
-            f"connected_clients:{len(self._connections)}",
-            f"maxclients:{self.max_connections}",
-            f"pubsub_clients:{sum(1 for c in self._connections.values() if c.subscriptions)}",
-            "",
-            "# Memory",
-            f"used_memory_dataset:{cache.size_bytes}",
-            f"maxmemory:{cache.max_bytes}",
-            "maxmemory_policy:allkeys-lru",
-            "",
-            "# Persistence",
-            "loading:0",
-            "",
-            "# Stats",
-            f"total_commands_processed:{self._commands.total()}",
-            f"expired_keys:{cache.expired}",
-            f"evicted_keys:{cache.evicted}",
-            f"keyspace_hits:{cache.hits}",
-            f"keyspace_misses:{cache.misses}",
-            f"pubsub_channels:{len(self._by_channel)}",
-            f"pubsub_patterns:{len(self._by_pattern)}",
-            "",
-            "# Replication",
-            "role:master",
-            "connected_slaves:0",
-            "",
-            "# Keyspace",
-            *([f"db0:keys={len(cache)},expires=0,avg_ttl=0"] if len(cache) else []),
-            "",
-        ]
-        return "\r\n".join(lines)
+    def info(self, asked: Iterable[str] = ()) -> str:
+        """Return what INFO says of sections."""
+        connections = self._connections.values()
+        facts = Facts(
+            addresses=self._addresses,
+            uptime_s=self.reactor.seconds() - self._started_at,
+            connections=len(connections),
+            max_connections=self.max_connections,
+            received=self._accepted,
+            rejected=self._rejected,
+            listening=sum(1 for one in connections if one.subscriptions),
+            channels=len(self._by_channel),
+            patterns=len(self._by_pattern),
+            commands=self._commands,
+            cache=self.cache,
+        )
+        return info(facts, asked)
 
     # -- looking -----------------------------------------------------------------------
 

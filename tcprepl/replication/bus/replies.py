@@ -1,6 +1,7 @@
 """What is said to clients of a Redis: replies, errors, pushed messages (protocol.md section 15).
 
-Texts of errors are Redis's own where it has one, since clients look at them.
+Texts of errors are Redis's own where it has one, since clients look at them. What RESP3 says in
+another way than RESP2 is a function of the version that the client asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final
 OK: Final = b"+OK\r\n"
 PONG: Final = b"+PONG\r\n"
 NIL: Final = b"$-1\r\n"
+NULL: Final = b"_\r\n"
 EMPTY: Final = b"*0\r\n"
 SYNTAX: Final = b"-ERR syntax error\r\n"
 NOT_A_NUMBER: Final = b"-ERR value is not an integer or out of range\r\n"
@@ -39,9 +41,26 @@ def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
-def optional(value: bytes | None) -> bytes:
+def optional(value: bytes | None, proto: int) -> bytes:
     """Return a string, or nil."""
-    return NIL if value is None else bulk(value)
+    return bulk(value) if value is not None else NIL if proto == 2 else NULL
+
+
+def text(value: str, proto: int) -> bytes:
+    """Return a text for people."""
+    said = value.encode()
+    return bulk(said) if proto == 2 else b"=%d\r\ntxt:%b\r\n" % (len(said) + 4, said)
+
+
+def table(pairs: Sequence[tuple[bytes, bytes]], proto: int) -> bytes:
+    """Return what belongs to each name; both are encoded already."""
+    parts = [part for pair in pairs for part in pair]
+    return array(parts) if proto == 2 else b"%%%d\r\n%b" % (len(pairs), b"".join(parts))
+
+
+def push(parts: Sequence[bytes], proto: int) -> bytes:
+    """Return what is said without having been asked for, or confirms that it will be."""
+    return array(parts) if proto == 2 else b">%d\r\n%b" % (len(parts), b"".join(parts))
 
 
 def integer(number: int) -> bytes:
@@ -100,16 +119,18 @@ def number(word: bytes) -> int:
     return int(word)
 
 
-def message_head(channel: bytes, pattern: bytes | None = None) -> bytes:
+def message_head(channel: bytes, pattern: bytes | None = None, proto: int = 2) -> bytes:
     """Return what comes before the payload of a message that is pushed.
 
     Args:
         channel: Where it was published.
         pattern: What it was subscribed by; None: by the name of the channel.
+        proto: The version of RESP.
     """
+    kind = b"*" if proto == 2 else b">"
     if pattern is None:
-        return b"*3\r\n$7\r\nmessage\r\n" + bulk(channel) + b"$"
-    return b"*4\r\n$8\r\npmessage\r\n" + bulk(pattern) + bulk(channel) + b"$"
+        return b"%b3\r\n$7\r\nmessage\r\n%b$" % (kind, bulk(channel))
+    return b"%b4\r\n$8\r\npmessage\r\n%b%b$" % (kind, bulk(pattern), bulk(channel))
 
 
 def messages(head: bytes, payloads: Iterable[bytes]) -> bytes:

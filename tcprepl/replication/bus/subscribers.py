@@ -214,6 +214,7 @@ class Subscribers:
         *,
         others: int | None = None,
         hold: bool = False,
+        proto: int = 2,
     ) -> Subscriber:
         """Let somebody listen from now on, and return the subscription.
 
@@ -225,9 +226,10 @@ class Subscribers:
             others: The number of the first line beside the rows that it is to be given; the next
                 by default.
             hold: Give it nothing before `begin`.
+            proto: The version of RESP that it speaks.
         """
         self._hub.flush()
-        head = message_head(self.channel, pattern)
+        head = message_head(self.channel, pattern, proto)
         pusher = self._pushers.get(head)
         if pusher is None:
             pusher = self._pushers[head] = Pusher(head, self._intake)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcprepl.replication.bus.commands import COMMANDS
-from tests.bus_world import BusWorld
+from tests.bus_world import SERVER_NAME, BusWorld
 
 NOT_A_NUMBER = b"-ERR value is not an integer or out of range\r\n"
 SYNTAX = b"-ERR syntax error\r\n"
@@ -39,7 +39,7 @@ SYNTAX = b"-ERR syntax error\r\n"
         ("EXPIRE k 5", b":0\r\n"),
         ("EXPIRE k 5 NX", b"-ERR Unsupported option NX\r\n"),
         ("EXPIRE k 9223372036854775807", b"-ERR invalid expire time in 'expire' command\r\n"),
-        ("HELLO 3", b"-NOPROTO unsupported protocol version\r\n"),
+        ("HELLO 4", b"-NOPROTO unsupported protocol version\r\n"),
         ("HELLO x", b"-ERR Protocol version is not an integer or out of range\r\n"),
         ("HELLO 2 NOPE", b"-ERR Syntax error in HELLO option 'NOPE'\r\n"),
         ("AUTH a b c", SYNTAX),
@@ -113,3 +113,44 @@ def test_info_says_that_this_is_no_redis() -> None:
     assert b"db0:keys=1," in said
     assert client.ask("COMMAND").startswith(b"*%d\r\n" % len(COMMANDS))
     assert b"use tcprepl tail" in client.ask("MONITOR")
+
+
+def test_resp3_says_nothing_and_texts_in_its_own_way() -> None:
+    client = BusWorld().client()
+    assert client.ask("HELLO", "3").startswith(b"%7\r\n$6\r\nserver\r\n$7\r\ntcprepl\r\n")
+    assert b"$5\r\nproto\r\n:3\r\n" in client.ask("HELLO")
+    assert client.ask("GET", "none") == b"_\r\n"
+    assert client.ask("CLIENT", "GETNAME") == b"_\r\n"
+    assert client.ask("MGET", "none") == b"*1\r\n_\r\n"
+    assert client.ask("CONFIG", "GET", "*") == client.ask("COMMAND", "DOCS") == b"%0\r\n"
+    assert client.ask("COMMAND", "INFO", "fly") == b"*1\r\n_\r\n"
+    assert b"~0\r\n" in client.ask("COMMAND", "INFO", "get")
+    for words in (("INFO",), ("CLIENT", "LIST"), ("CLIENT", "INFO")):
+        head, _, text = client.ask(*words).partition(b"\r\n")
+        assert head == b"=%d" % (len(text) - 2)
+        assert text.startswith(b"txt:")
+    client.ask("RESET")
+    assert client.ask("GET", "none") == b"$-1\r\n"
+    assert client.ask("COMMAND", "INFO", "fly") == b"*1\r\n*-1\r\n"
+
+
+def test_who_listens_in_resp3_may_do_everything_else_too() -> None:
+    world = BusWorld()
+    client, other = world.client(), world.subscriber()
+    client.ask("HELLO", "3", "AUTH", "w1", "any")
+    assert client.ask("SUBSCRIBE", SERVER_NAME, "o").startswith(b">3\r\n$9\r\nsubscribe\r\n")
+    client.ask("PSUBSCRIBE", "ex*", "o*")
+    assert client.ask("PING") == b"+PONG\r\n"
+    assert client.ask("HELLO", "2").startswith(b"-ERR another protocol version while")
+    said = client.publish("LOCK_RELEASED x")
+    for head in (b">3\r\n$7\r\nmessage\r\n", b">4\r\n$8\r\npmessage\r\n$3\r\nex*\r\n"):
+        assert head + b"$11\r\nexample.com\r\n$15\r\nLOCK_RELEASED x\r\n" in said
+    assert "LOCK_RELEASED x" in other.heard()
+    said = client.ask("PUBLISH", "o", "x")
+    assert said == (
+        b">3\r\n$7\r\nmessage\r\n$1\r\no\r\n$1\r\nx\r\n"
+        b">4\r\n$8\r\npmessage\r\n$2\r\no*\r\n$1\r\no\r\n$1\r\nx\r\n:2\r\n"
+    )
+    assert client.ask("UNSUBSCRIBE", "o") == b">3\r\n$11\r\nunsubscribe\r\n$1\r\no\r\n:3\r\n"
+    client.ask("RESET")
+    assert client.ask("UNSUBSCRIBE") == b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"

@@ -9,8 +9,9 @@ from tcprepl.replication.bus.replies import CommandError
 
 
 def test_values() -> None:
-    assert replies.optional(None) == b"$-1\r\n"
-    assert replies.optional(b"a") == b"$1\r\na\r\n"
+    assert replies.optional(None, 2) == b"$-1\r\n"
+    assert replies.optional(None, 3) == b"_\r\n"
+    assert replies.optional(b"a", 3) == b"$1\r\na\r\n"
     assert replies.strings([b"a", b""]) == b"*2\r\n$1\r\na\r\n$0\r\n\r\n"
     assert replies.integer(-2) == b":-2\r\n"
 
