@@ -36,7 +36,7 @@ from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, enc
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.storage.lock import LOCK_NAME
 from tcprepl.values import Address
-from tcprepl.web.page import size
+from tcprepl.web.elements import size
 
 #: How long a check waits for somebody else.
 WAIT_S = 5.0

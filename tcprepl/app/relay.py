@@ -18,6 +18,7 @@ from tcprepl.access import Guesses
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.measuring import room_in_words
 from tcprepl.app.opening import open_log_of, where_logs_are
 from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.settings import anonymous_of, grants_of, http_secrets, retention_of, tokens_of
@@ -166,6 +167,7 @@ class Relay:
             instance=config.instance,
             replication_server=self._server,
             acknowledge=self._acknowledge,
+            room=lambda: room_in_words(self.config),
             ready=lambda: self._not_ready,
             secrets=http_secrets(config),
             grants=grants_of(config),

@@ -16,6 +16,7 @@ from tcprepl import clocks
 from tcprepl.access import Guesses
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners, peers_in_words
+from tcprepl.app.measuring import room_in_words
 from tcprepl.app.opening import open_log_of, where_logs_are
 from tcprepl.app.reload import ASKING, SERVING, all_of
 from tcprepl.app.settings import (
@@ -342,6 +343,7 @@ class Server:
             acknowledge=self.federation.send_queue.acknowledge,
             unpublished=self._unpublished,
             further=self.federation.routes,
+            room=lambda: room_in_words(self.config),
             ready=lambda: self._not_ready,
             secrets=http_secrets(self.config),
             grants=grants_of(config),

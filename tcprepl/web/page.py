@@ -9,35 +9,42 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any
+from urllib.parse import quote
 
-from twisted.python.failure import Failure
-from twisted.web.template import Tag, flatten
+from twisted.web.template import Tag
 
 from tcprepl import __version__
 from tcprepl.ids import InstanceName, StreamName
-from tcprepl.protocol.display import displayable
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
+from tcprepl.web.elements import (
+    Node,
+    Nodes,
+    duration,
+    element,
+    html,
+    number,
+    paragraph,
+    pill,
+    quiet,
+    size,
+    table,
+    warning,
+)
+from tcprepl.web.plots import plot, spark
+from tcprepl.web.trends import SPANS, Trend
 
-#: Samples that a plot has room for: one a second, the newest at the right.
-HISTORY = 120
-#: Size of a sparkline in its own units.
-_WIDTH, _HEIGHT = 120, 28
 #: Lag from which a peer is shown as late, not just busy.
-_LATE_S = 5.0
+LATE_S = 5.0
 #: Streams, and peers, that the page lists; there may be thousands, and while somebody looks
 #: all of them are drawn every second.
-_MOST_ROWS = 50
+_MOST_STREAMS, _MOST_PEERS = 50, 12
 #: Destinations that it lists.
 _MOST_DESTINATIONS = 100
 _AS_JSON = "in the status as JSON"
-
-#: What is inside an element.
-Node: TypeAlias = "str | Tag | list[Node]"
-Nodes: TypeAlias = "Iterator[Node]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,9 @@ class View:
         reason: Why the process cannot serve, or None.
         destinations: What the federation sender says of each destination.
         rates: Rows per second of each (stream, instance), oldest first.
-        total_rate: Rows per second in all.
-        lags: Rows behind of each peer, by connection.
+        lags: Seconds behind of each peer, by connection.
+        trends: Rows per second in all, and the largest lag, over each span.
+        log: What is to be told of the log: titles, and what is said of each.
         now_ms: The time of day in ms since 1970.
     """
 
@@ -58,8 +66,9 @@ class View:
     reason: str | None
     destinations: Sequence[Mapping[str, Any]]
     rates: Mapping[tuple[StreamName, InstanceName], Sequence[float]]
-    total_rate: Sequence[float]
     lags: Mapping[int, Sequence[float]]
+    trends: Sequence[Trend]
+    log: Mapping[str, str]
     now_ms: int
 
 
@@ -68,10 +77,12 @@ def parts(view: View) -> dict[str, str]:
     made = {
         "state": _state(view),
         "summary": _summary(view),
+        **{f"trend-{trend.span.key}": _trend(trend) for trend in view.trends},
         "links": _links(view.status.links),
         "streams": _streams(view),
         "peers": _peers(view),
         "destinations": _destinations(view),
+        "log": _log(view.log),
         "closed": _closed(view.status.closed),
     }
     return {name: html(*inside) for name, inside in made.items()}
@@ -85,9 +96,37 @@ def document(server_name: str, content: Mapping[str, str]) -> bytes:
             ("streams", "Streams"),
             ("peers", "Peers"),
             ("destinations", "Destinations"),
+            ("log", "Log"),
             ("closed", "Connections that ended"),
         )
     )
+    # The inputs come before what they choose, so that the style alone can show it.
+    choices = "".join(
+        f'<input type="radio" name="span" id="span-{span.key}"{" checked" * (span is SPANS[0])}>'
+        f'<label for="span-{span.key}">{span.title}</label>'
+        for span in SPANS
+    )
+    pictures = "".join(
+        f'<div id="trend-{span.key}" class="trend">{content[f"trend-{span.key}"]}</div>'
+        for span in SPANS
+    )
+    trends = f'<section class="trends" aria-label="Trends">{choices}{pictures}</section>'
+    return framed(
+        server_name,
+        f'<p id="state">{content["state"]}</p>',
+        f'<div id="summary" class="cards">{content["summary"]}</div>{trends}{sections}',
+        live=True,
+    )
+
+
+def framed(server_name: str, below: str, main: str, *, live: bool = False) -> bytes:
+    """Return a page: *below* its title, then *main*, both of them HTML.
+
+    A page that is not live loads itself again every ten seconds.
+    """
+    again = "<noscript>{}</noscript>" if live else "{}"
+    refresh = again.format(f'<meta http-equiv="refresh" content="{5 if live else 10}">')
+    shown = '<p id="live" class="quiet" role="status">still picture</p>' if live else ""
     # The frame is ours to the last character, and the policy has the digests of its script and
     # its style: it is no place for a template, which would escape them.
     return (
@@ -96,100 +135,14 @@ def document(server_name: str, content: Mapping[str, str]) -> bytes:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{html(server_name)} · tcprepl</title>"
         '<link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style>"
-        '<noscript><meta http-equiv="refresh" content="5"></noscript></head><body>'
-        f'<header><div><h1>{html(server_name)}</h1><p id="state">{content["state"]}</p></div>'
-        '<p id="live" class="quiet" role="status">still picture</p></header><main>'
-        f'<div id="summary" class="cards">{content["summary"]}</div>{sections}</main>'
-        '<footer><a href="/_tcprepl/v1/status">status as JSON</a>'
+        f"<style>{_STYLE}</style>{refresh}</head><body>"
+        f'<header><div><h1><a href="/">{html(server_name)}</a></h1>{below}</div>{shown}</header>'
+        f"<main>{main}</main>"
+        '<footer><a href="/peers">peers</a><a href="/_tcprepl/v1/status">status as JSON</a>'
         '<a href="/metrics">metrics</a><a href="/openapi.json">OpenAPI</a>'
         f"<span>tcprepl {html(__version__)}</span></footer>"
-        f"<script>{_SCRIPT}</script></body></html>"
+        f"<script>{_SCRIPT if live else ''}</script></body></html>"
     ).encode()
-
-
-# -- Elements -------------------------------------------------------------------------------
-
-
-def element(name: str, *children: Node, **attributes: str) -> Tag:
-    """Return an element; what is text in it is escaped, whoever it came from."""
-    safe: Any = {key.rstrip("_"): displayable(value) for key, value in attributes.items()}
-    return Tag(name, safe)(*map(_safe, children))
-
-
-def html(*nodes: Node) -> str:
-    """Return *nodes* as HTML."""
-    pieces: list[bytes] = []
-    failures: list[Failure] = []
-    # Nothing here is a Deferred, so that it is done when this returns.
-    _ = flatten(None, list(map(_safe, nodes)), pieces.append).addErrback(failures.append)
-    if failures:
-        failures[0].raiseException()
-    return b"".join(pieces).decode()
-
-
-def _safe(node: Node) -> Node:
-    if isinstance(node, str):
-        return displayable(node)
-    return list(map(_safe, node)) if isinstance(node, list) else node
-
-
-def _quiet(*children: Node) -> Tag:
-    return element("span", *children, class_="quiet")
-
-
-def _warning(*children: Node) -> Tag:
-    return element("span", *children, class_="warn")
-
-
-def _pill(kind: str, text: str) -> Tag:
-    return element("span", text, class_=f"pill {kind}")
-
-
-def _paragraph(*children: Node) -> Tag:
-    return element("p", *children, class_="quiet")
-
-
-def _table(
-    titles: Sequence[str], rows: Iterable[Sequence[Node]], numeric: Sequence[int] = ()
-) -> Tag:
-    kinds = [{"class_": "n"} if index in numeric else {} for index in range(len(titles))]
-    head = (element("th", title, **kind) for title, kind in zip(titles, kinds, strict=True))
-    body = (
-        element(
-            "tr",
-            *(
-                element("td", cell, **kind, **{"data-label": title})
-                for title, kind, cell in zip(titles, kinds, row, strict=True)
-            ),
-        )
-        for row in rows
-    )
-    return element("table", element("thead", element("tr", *head)), element("tbody", *body))
-
-
-def spark(values: Sequence[float], label: str, kind: str = "") -> Tag:
-    """Return a line plot of *values*, the newest at the right edge, as inline SVG."""
-    top = max((*values, 1.0))
-    step = _WIDTH / (HISTORY - 1)
-    left = _WIDTH - step * (len(values) - 1)
-    line = " ".join(
-        f"{left + index * step:.1f},{_HEIGHT - 1 - (_HEIGHT - 3) * value / top:.1f}"
-        for index, value in enumerate(values)
-    )
-    drawing = []
-    if len(values) > 1:
-        area = f"{left:.1f},{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"
-        drawing = [element("polygon", points=area), element("polyline", points=line)]
-    return element(
-        "svg",
-        *drawing,
-        class_=f"spark {kind}",
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-        preserveAspectRatio="none",
-        role="img",
-        **{"aria-label": f"{label}, at most {number(max(values, default=0.0))}"},
-    )
 
 
 # -- Parts ----------------------------------------------------------------------------------
@@ -198,19 +151,23 @@ def spark(values: Sequence[float], label: str, kind: str = "") -> Tag:
 def _state(view: View) -> Nodes:
     status = view.status
     ready = view.reason is None
-    yield _pill("good", "ready") if ready else _pill("bad", "not ready")
+    yield pill("good", "ready") if ready else pill("bad", "not ready")
     if view.reason is not None:
         yield f" {view.reason}"
     yield " instance "
     yield element("b", status.instance)
     yield f", up {duration(status.uptime_seconds)}"
+    late = max(status.peers, key=lambda peer: peer.behind_seconds, default=None)
+    if late is not None and late.behind_seconds >= LATE_S:
+        who = f" {late.name or late.address} by {duration(late.behind_seconds)}"
+        yield element("span", pill("bad", "behind"), who, class_="away")
     for words in status.damage:
-        yield element("span", _pill("bad", "damaged"), f" {words}", class_="away")
+        yield element("span", pill("bad", "damaged"), f" {words}", class_="away")
     for link in status.links:
         if not link.up:
             reason = f": {link.reason}" if link.reason else ""
             away = f" {link.name} for {duration(link.seconds)}{reason}"
-            yield element("span", _pill("bad", f"{link.kind} away"), away, class_="away")
+            yield element("span", pill("bad", f"{link.kind} away"), away, class_="away")
 
 
 def _summary(view: View) -> Nodes:
@@ -219,9 +176,12 @@ def _summary(view: View) -> Nodes:
     worst = max((peer.behind_seconds for peer in peers), default=0.0)
     waiting = [found for found in view.destinations if found.get("queued_edus")]
     queued = sum(int(found.get("queued_edus", 0)) for found in view.destinations)
-    rate = view.total_rate[-1] if view.total_rate else 0.0
+    rates = view.trends[0].rates
     not_sent = sum(peer.behind_rows for peer in peers)
-    yield _card("Rows a second", number(rate), spark(view.total_rate, "rows a second"))
+    held = sum(stream.bytes for stream in view.status.streams)
+    yield _card(
+        "Rows a second", number(rates[-1] if rates else 0.0), quiet(f"{size(held)} since the start")
+    )
     yield _card("Peers", number(len(peers)), _note(len(behind), "behind", "all at the head"))
     yield _card("Largest lag", duration(worst), _note(not_sent, "rows not sent", "nothing waits"))
     yield _card(
@@ -231,17 +191,27 @@ def _summary(view: View) -> Nodes:
     )
 
 
+def _trend(trend: Trend) -> Nodes:
+    yield plot("Rows a second", list(trend.rates), trend.span, number, 1.0)
+    yield plot("Largest lag", list(trend.lags), trend.span, duration, 1.0)
+
+
+def _log(said: Mapping[str, str]) -> Nodes:
+    pairs = [(element("dt", title), element("dd", text)) for title, text in said.items()]
+    yield element("dl", *(node for pair in pairs for node in pair))
+
+
 def _card(title: str, value: str, below: Tag) -> Tag:
     return element("div", element("h3", title), element("strong", value), below)
 
 
 def _note(count: int, what: str, otherwise: str) -> Tag:
-    return _quiet(otherwise) if count <= 0 else _warning(f"{number(count)} {what}")
+    return quiet(otherwise) if count <= 0 else warning(f"{number(count)} {what}")
 
 
 def _more(count: int, where: str) -> Nodes:
     if count > 0:
-        yield _warning(f"{number(count)} more are {where}")
+        yield warning(f"{number(count)} more are {where}")
 
 
 def _links(links: Sequence[LinkStatus]) -> Nodes:
@@ -249,7 +219,7 @@ def _links(links: Sequence[LinkStatus]) -> Nodes:
     if not links:
         return
     yield element("h2", "Links")
-    yield _table(
+    yield table(
         ("Link", "State", "For", "Last row", "Rows", "Reconnects", "Gaps"),
         map(_link_row, links),
         numeric=(2, 3, 4, 5, 6),
@@ -269,15 +239,15 @@ def _links(links: Sequence[LinkStatus]) -> Nodes:
 def _link_row(link: LinkStatus) -> Sequence[Node]:
     reason: Node = link.reason or ""
     if link.reason and link.up:
-        reason = _quiet(f"last lost: {link.reason}")
+        reason = quiet(f"last lost: {link.reason}")
     return (
-        [element("b", link.name), " ", _quiet(link.kind)],
-        [_pill("good", "up") if link.up else _pill("bad", "away"), " ", reason],
+        [element("b", link.name), " ", quiet(link.kind)],
+        [pill("good", "up") if link.up else pill("bad", "away"), " ", reason],
         duration(link.seconds),
         "" if link.idle_seconds is None else f"{duration(link.idle_seconds)} ago",
         number(link.rows),
         number(link.reconnects),
-        _warning(number(link.gaps)) if link.gaps else "0",
+        warning(number(link.gaps)) if link.gaps else "0",
     )
 
 
@@ -285,60 +255,88 @@ def _streams(view: View) -> Nodes:
     written = [stream for stream in view.status.streams if stream.position]
     silent = sorted({stream.stream for stream in view.status.streams} - {s.stream for s in written})
     if written:
-        yield _table(
+        yield table(
             ("Stream", "Instance", "Position", "Held from", "Rows a second", "Last two minutes"),
-            (_stream_row(stream, view) for stream in written[:_MOST_ROWS]),
+            (_stream_row(stream, view) for stream in written[:_MOST_STREAMS]),
             numeric=(2, 3, 4),
         )
-        yield from _more(len(written) - _MOST_ROWS, _AS_JSON)
+        yield from _more(len(written) - _MOST_STREAMS, _AS_JSON)
     else:
-        yield _paragraph("No stream has a row yet.")
+        yield paragraph("No stream has a row yet.")
     if silent:
         names = (node for name in silent for node in (" ", element("code", name)))
-        yield _paragraph("Not written yet:", *names)
+        yield paragraph("Not written yet:", *names)
 
 
 def _stream_row(stream: StreamStatus, view: View) -> Sequence[Node]:
     rates = view.rates.get((stream.stream, stream.instance), ())
     return (
-        element("code", stream.stream),
+        element(
+            "a",
+            element("code", stream.stream),
+            href=f"/streams/{quote(stream.stream, '', errors='replace')}",
+        ),
         stream.instance,
         number(stream.position),
         number(stream.floor),
         number(rates[-1] if rates else 0.0),
-        spark(rates, f"rows a second of {stream.stream}"),
+        spark(rates, f"rows a second of {stream.stream}", number(max(rates, default=0.0))),
     )
 
 
 def _peers(view: View) -> Nodes:
     if not view.status.peers:
-        yield _paragraph("Nobody is connected to the line protocol.")
+        yield paragraph("Nobody is connected to the line protocol.")
         return
-    peers = sorted(view.status.peers, key=lambda peer: (-peer.behind_seconds, peer.conn_id))
-    yield _table(
+    ordered = sorted(view.status.peers, key=ORDERS["lag"])
+    yield peer_table(ordered[:_MOST_PEERS], view.lags)
+    if len(ordered) > _MOST_PEERS:
+        yield paragraph(
+            element("a", f"All {number(len(ordered))} peers", href="/peers"),
+            ", sorted and searched",
+        )
+
+
+#: How peers may be sorted, and by what.
+ORDERS: Mapping[str, Callable[[PeerStatus], Any]] = {
+    "lag": lambda peer: (-peer.behind_seconds, -peer.behind_rows, peer.conn_id),
+    "name": lambda peer: (peer.name, peer.conn_id),
+    "rows": lambda peer: (-peer.behind_rows, peer.conn_id),
+    "paused": lambda peer: (-peer.paused_seconds, peer.conn_id),
+    "newest": lambda peer: -peer.conn_id,
+}
+
+
+def peer_table(peers: Sequence[PeerStatus], lags: Mapping[int, Sequence[float]]) -> Tag:
+    """Return a table of *peers*, in that order."""
+    return table(
         ("Peer", "Dialect", "State", "Rows", "Bytes", "Lag", "Last two minutes", "Paused", "Since"),
-        (_peer_row(peer, view.lags.get(peer.conn_id, ())) for peer in peers[:_MOST_ROWS]),
+        (_peer_row(peer, lags.get(peer.conn_id, ())) for peer in peers),
         numeric=(3, 4, 5, 7, 8),
     )
-    yield from _more(len(peers) - _MOST_ROWS, _AS_JSON)
 
 
 def _peer_row(peer: PeerStatus, lags: Sequence[float]) -> Sequence[Node]:
     kind = "good"
     if peer.behind_rows:
-        kind = "bad" if peer.behind_seconds >= _LATE_S else "warn"
+        kind = "bad" if peer.behind_seconds >= LATE_S else "warn"
     where: list[Node] = []
     if peer.behind_stream:
-        where = [" ", _quiet(f"in {peer.behind_stream}")]
-    name = element("b", peer.name or "no name")
+        where = [" ", quiet(f"in {peer.behind_stream}")]
+    name = element("a", peer.name or "no name", href=f"/peers/{peer.conn_id}")
     return (
-        [name, " ", _quiet(f"{peer.address} #{peer.conn_id}")],
+        [name, " ", quiet(f"{peer.address} #{peer.conn_id}")],
         peer.dialect,
-        [_pill(kind, peer.state), *where],
+        [pill(kind, peer.state), *where],
         number(peer.behind_rows),
         size(peer.behind_bytes),
         duration(peer.behind_seconds),
-        spark(lags, f"rows behind of {peer.name or peer.conn_id}", kind),
+        spark(
+            lags,
+            f"lag of {peer.name or peer.conn_id}",
+            duration(max(lags, default=0.0)),
+            kind,
+        ),
         duration(peer.paused_seconds),
         duration(peer.connected_seconds),
     )
@@ -346,10 +344,10 @@ def _peer_row(peer: PeerStatus, lags: Sequence[float]) -> Sequence[Node]:
 
 def _destinations(view: View) -> Nodes:
     if not view.destinations:
-        yield _paragraph("This process sends to no other server.")
+        yield paragraph("This process sends to no other server.")
         return
     ordered = sorted(view.destinations, key=lambda found: -float(found.get("oldest_seconds") or 0))
-    yield _table(
+    yield table(
         ("Destination", "State", "Queued", "Oldest", "Next try"),
         (_destination_row(found, view.now_ms) for found in ordered[:_MOST_DESTINATIONS]),
         numeric=(2, 3, 4),
@@ -361,10 +359,10 @@ def _destination_row(found: Mapping[str, Any], now_ms: int) -> Sequence[Node]:
     kind = "warn" if found.get("failures") else "good"
     next_try_ms = found.get("next_try_ms")
     left_s = max(0.0, (float(next_try_ms) - now_ms) / 1000) if next_try_ms else 0.0
-    why = _quiet(str(found.get("why", "")))
+    why = quiet(str(found.get("why", "")))
     return (
         element("b", str(found.get("destination", ""))),
-        [_pill(kind, str(found.get("state", ""))), " ", why],
+        [pill(kind, str(found.get("state", ""))), " ", why],
         number(float(found.get("queued_edus") or 0)),
         duration(float(found.get("oldest_seconds") or 0)),
         f"in {duration(left_s)}" if left_s else "",
@@ -373,7 +371,7 @@ def _destination_row(found: Mapping[str, Any], now_ms: int) -> Sequence[Node]:
 
 def _closed(closed: Mapping[str, int]) -> Nodes:
     if not closed:
-        yield _paragraph("None so far.")
+        yield paragraph("None so far.")
         return
     yield element(
         "ul",
@@ -383,38 +381,6 @@ def _closed(closed: Mapping[str, int]) -> Nodes:
         ),
         class_="chips",
     )
-
-
-# -- Numbers for people ---------------------------------------------------------------------
-
-
-def number(value: float) -> str:
-    """Return a count with thin spaces between thousands; small fractions keep one place."""
-    if value and abs(value) < 10 and value != int(value):
-        return f"{value:.1f}"
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def size(count: float) -> str:
-    """Return a number of bytes."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f}\u202f{unit}" if unit == "B" else f"{count:.1f}\u202f{unit}"
-        count /= 1000
-    return f"{count:.1f}\u202fGB"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in its two largest units."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}\u202fms" if seconds else "0\u202fs"
-    if seconds < 60:
-        return f"{seconds:.1f}\u202fs" if seconds < 10 else f"{seconds:.0f}\u202fs"
-    whole = int(seconds)
-    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= length:
-            return f"{whole // length}\u202f{unit} {whole % length // part}\u202f{smaller}"
-    return f"{whole // 60}\u202fmin {whole % 60}\u202fs"
 
 
 def _asset(name: str) -> str:
@@ -432,7 +398,7 @@ _SCRIPT = _asset("page.js")
 HEADERS = {
     "Content-Security-Policy": (
         f"default-src 'none'; style-src {_digest(_STYLE)}; script-src {_digest(_SCRIPT)}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; "
         "frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",

@@ -46,8 +46,8 @@ class StatusPort(Protocol):
         """Return what is held and who is connected."""
         ...
 
-    def lags(self, also: Iterable[int]) -> Mapping[int, int]:
-        """Return by how many rows each connection is behind that is, or is one of *also*."""
+    def lags(self, also: Iterable[int]) -> Mapping[int, float]:
+        """Return by how many seconds each connection is behind that is, or is one of *also*."""
         ...
 
 
@@ -137,6 +137,7 @@ class WebServices:
         acknowledge: Takes what a federation sender acknowledges, (instance, token); returns
             why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
+        room: Returns what there is to say of disk and retention, by title.
         further: Returns the routes of other rooms, guarded by the gate that it is given.
         secrets: Who shows one of them may do everything.
         grants: Further tokens, each with what it grants; with neither, loopback only.
@@ -164,6 +165,7 @@ class WebServices:
     acknowledge: Callable[[InstanceName, Token], str | None] | None = None
     unpublished: Callable[[StreamName, InstanceName], str | None] | None = None
     ready: Callable[[], str | None] | None = None
+    room: Callable[[], Mapping[str, str]] | None = None
     further: Callable[[Gate], Iterable[Route]] = lambda gate: ()
     secrets: Collection[str] = ()
     grants: Collection[tuple[str, Grant]] = ()

@@ -16,6 +16,7 @@ from tcprepl.web.incarnations import INCARNATION_HEADER
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
 from tcprepl.web.openapi import Document
+from tcprepl.web.pages import Pages
 from tcprepl.web.services import WebServices
 from tcprepl.web.status import Board
 
@@ -44,6 +45,7 @@ def build_site(services: WebServices) -> LimitedSite:
         yield Route("GET", "/openapi.json", description.get_document, gate.open, about)
         yield from health.routes(gate)
         yield from board.routes(gate)
+        yield from Pages(services, board).routes(gate)
         yield from polls.routes(gate)
         yield from catch_up.routes(gate)
         yield from ingest.routes(gate)

@@ -30,19 +30,21 @@ from tcprepl.replication.status import ServerStatus, StreamStatus
 from tcprepl.streams.log import Block
 from tcprepl.web import page
 from tcprepl.web.answers import Status
+from tcprepl.web.plots import SPARK_POINTS
 from tcprepl.web.services import WebServices
+from tcprepl.web.trends import Trends
 
 #: Time between samples.
 SAMPLE_INTERVAL_S = 1.0
 
 
 class Series:
-    """The newest `page.HISTORY` values of something that is sampled."""
+    """The newest values of something that is sampled, as many as a sparkline shows."""
 
     __slots__ = ("values",)
 
     def __init__(self) -> None:
-        self.values: deque[float] = deque(maxlen=page.HISTORY)
+        self.values: deque[float] = deque(maxlen=SPARK_POINTS)
 
     @property
     def last(self) -> float:
@@ -68,7 +70,7 @@ class Board:
         self._sampled: dict[tuple[StreamName, InstanceName], int] = {}
         self._sampled_at = self._started
         self.row_rates: dict[tuple[StreamName, InstanceName], Series] = {}
-        self.total_rate = Series()
+        self.trends = Trends()
         self.lags: dict[int, Series] = {}
         self._viewers: dict[Viewer, None] = {}
         self._loop: LoopingProcess | None = None
@@ -123,26 +125,31 @@ class Board:
             self._sampled[pair] = rows
             self.row_rates.setdefault(pair, Series()).values.append(rate)
             total += rate
-        self.total_rate.values.append(total)
-        self._sample_lags()
+        self.trends.add(total, self._sample_lags())
         if self._viewers:
             event = b"data: %b\n\n" % msgspec.json.encode(self.parts(self.server_status()))
             for viewer in tuple(self._viewers):
                 viewer.send(event)
 
-    def _sample_lags(self) -> None:
-        """Go on with the history of those who are, or were, behind; the others have none."""
+    def _sample_lags(self) -> float:
+        """Go on with the history of those who are, or were, behind; the others have none.
+
+        Returns:
+            The largest lag, in seconds.
+        """
         server = self._services.replication_server
         behind = server.lags(self.lags) if server is not None else {}
-        for conn_id, rows in behind.items():
+        before = len(self.trends.all[0].rates)
+        for conn_id, seconds in behind.items():
             series = self.lags.get(conn_id)
             if series is None:
                 series = self.lags[conn_id] = Series()
-                series.values.extend([0.0] * (len(self.total_rate.values) - 1))
-            series.values.append(rows)
+                series.values.extend([0.0] * before)
+            series.values.append(seconds)
         for conn_id, series in list(self.lags.items()):
             if conn_id not in behind or not any(series.values):
                 del self.lags[conn_id]
+        return max(behind.values(), default=0.0)
 
     def server_status(self) -> ServerStatus:
         """Return who is connected and what is held."""
@@ -189,7 +196,7 @@ class Board:
             "version": __version__,
             "ready": reason is None,
             "reason": reason,
-            "rows_per_second": self.total_rate.last,
+            "rows_per_second": rates[-1] if (rates := self.trends.all[0].rates) else 0.0,
             "streams": streams,
             "destinations": self.destinations(),
         }
@@ -206,11 +213,28 @@ class Board:
                 reason=self._why_not_ready(),
                 destinations=self.destinations(),
                 rates={pair: list(series.values) for pair, series in self.row_rates.items()},
-                total_rate=list(self.total_rate.values),
+                trends=self.trends.all,
+                log=self._of_log(),
                 lags={peer: list(series.values) for peer, series in self.lags.items()},
                 now_ms=self._services.now_ms(),
             )
         )
+
+    def _of_log(self) -> dict[str, str]:
+        """Return what an operator wants to know of the log."""
+        services = self._services
+        history = services.log.history
+        gaps = [
+            f"{stream} of {instance}: {gap.words()}"
+            for (stream, instance), gap in services.log.gaps
+        ]
+        said = {
+            "Incarnation": f"{history.current}, {len(history.incarnations)} remembered",
+            "Gaps": "; ".join(gaps[-10:]) or "none",
+        }
+        if services.room is not None:
+            said |= services.room()
+        return said
 
     def get_status(self, call: Call) -> Response:
         """Answer the state as JSON."""

@@ -194,12 +194,67 @@ def test_a_phone_shows_it_without_scrolling_sideways(
         )
         wide, room = browser.run(WIDTHS)
         assert wide <= room
-        assert "Dialect" in browser.run(
-            "return getComputedStyle(document.querySelector('[data-label=Dialect]'), '::before')"
+        assert "State" in browser.run(
+            "return getComputedStyle(document.querySelector('[data-label=State]'), '::before')"
             ".content"
         )
         (shots / "status-phone.png").write_bytes(browser.screenshot())
         peer.close()
+
+
+def test_plots_are_read_by_pointer_and_keys(server: Server, shots: Path, tmp_path: Path) -> None:
+    """Of each span; what was read stays while the picture moves on."""
+    server.publish("receipts", *([ROW] * 1_000))
+    with Browser(tmp_path) as browser:
+        browser.open(server.url)
+        browser.wait_for("return document.getElementById('live').className.includes('on')", "live")
+        browser.run(
+            "const box = document.querySelector('#trend-2m svg').getBoundingClientRect();"
+            "document.querySelector('#trend-2m figure').dispatchEvent(new PointerEvent("
+            "'pointermove', {bubbles: true, clientX: box.right, clientY: box.top + 9}))"
+        )
+        said = "return document.querySelector('#trend-2m output').textContent"
+        assert browser.run(said).endswith(", now")
+        press = (
+            "document.querySelector('#trend-1h figure').focus();"
+            "document.activeElement.dispatchEvent(new KeyboardEvent("
+            "'keydown', {key: '%s', bubbles: true}))"
+        )
+        browser.run("document.getElementById('span-1h').click()")
+        assert browser.run("return document.querySelector('#trend-2m').offsetHeight") == 0
+        browser.run(press % "ArrowLeft")
+        hour = "return document.querySelector('#trend-1h output').textContent"
+        assert browser.run(hour).endswith(", now")
+        browser.run("const seen = document.querySelector('#trend-1h figure'); window.seen = seen")
+        browser.wait_for("return !document.contains(window.seen)", "the picture moves on")
+        assert browser.run(hour).endswith(", now")
+        assert browser.run("return document.activeElement.tagName") == "FIGURE"
+        (shots / "status-hour.png").write_bytes(browser.screenshot())
+        assert browser.console() == []
+
+
+def test_sixty_peers_are_found_and_turned_over(server: Server, shots: Path, tmp_path: Path) -> None:
+    """At every width without scrolling sideways, and no page is endless."""
+    with contextlib.ExitStack() as stack:
+        for number in range(60):
+            lines = stack.enter_context(Lines(server.port))
+            lines.send(f"NAME worker-{number:02}\nREPLICATE typing * NOW\n")
+            lines.expect("POSITION typing")
+        for width, most in ((1280, 3_000), (768, 4_000), (500, 10_000)):
+            browser = stack.enter_context(Browser(tmp_path / str(width), width, 1_000))
+            browser.open(f"{server.url}/peers?sort=name")
+            assert "page 1 of 2" in browser.text("nav")
+            wide, room = browser.run(WIDTHS)
+            assert wide <= room
+            assert browser.run("return document.documentElement.scrollHeight") < most
+            (shots / f"peers-{width}.png").write_bytes(browser.screenshot())
+        browser.run("document.querySelector('nav a').click()")
+        browser.wait_for("return document.body.innerText.includes('worker-59')", "the next page")
+        browser.run("document.querySelector('td a').click()")
+        browser.wait_for("return document.body.innerText.includes('It has everything')", "a peer")
+        browser.run("document.querySelector('header a').click()")
+        browser.wait_for("return document.querySelector('#trend-2m figure')", "the status page")
+        assert browser.console() == []
 
 
 def test_the_first_view_needs_no_script(server: Server) -> None:

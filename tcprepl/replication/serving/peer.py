@@ -149,9 +149,9 @@ class Peer:
         return self._reader is not None and self._reader.backlog is not None
 
     @property
-    def behind_rows(self) -> int:
-        """How many rows it has not been sent of what it asked for."""
-        return 0 if self._reader is None else self._server.hub.lag(self._reader).rows
+    def behind_seconds(self) -> float:
+        """The age of the oldest row that it asked for and has not been sent."""
+        return 0.0 if self._reader is None else self._server.hub.lag(self._reader).seconds
 
     @property
     def quiet(self) -> bool:

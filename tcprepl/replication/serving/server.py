@@ -361,15 +361,15 @@ class ReplicationServer:
         head = self.hub.heads[pair]
         return StreamStatus(*pair, head.token, self.log.floor(*pair), head.rows, head.size_bytes)
 
-    def lags(self, also: Iterable[int]) -> dict[int, int]:
-        """Return by how many rows each connection is behind that is, or is one of *also*."""
+    def lags(self, also: Iterable[int]) -> dict[int, float]:
+        """Return by how many seconds each connection is behind that is, or is one of *also*."""
         others = self._others()
         there = {other.conn_id for other in others}
-        found = {conn_id: 0 for conn_id in also if conn_id in self._peers or conn_id in there}
+        found = {conn_id: 0.0 for conn_id in also if conn_id in self._peers or conn_id in there}
         for peer in self._peers.values():
             if peer.is_behind:
-                found[peer.conn_id] = peer.behind_rows
-        found |= {other.conn_id: other.behind_rows for other in others if other.behind_rows}
+                found[peer.conn_id] = peer.behind_seconds
+        found |= {other.conn_id: other.behind_seconds for other in others if other.behind_rows}
         return found
 
     def status(self) -> ServerStatus:

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.web import page
+from tcprepl.web.trends import Trends
+from tests.unit.web.test_elements import Balanced, text
 
 PEER = PeerStatus(
     conn_id=3,
@@ -31,6 +32,14 @@ PEER = PeerStatus(
     connected_seconds=4000.0,
 )
 HEAD = PeerStatus(4, "", "127.0.0.1:6", "tcprepl", "head", 0, 0, 0.0, None, 0.0, 0, 9, 0, 2.0)
+
+
+def trends(*samples: tuple[float, float]) -> Any:
+    """Return what was measured."""
+    made = Trends()
+    for rate, lag in samples:
+        made.add(rate, lag)
+    return made.all
 
 
 def view(**fields: Any) -> page.View:
@@ -63,37 +72,13 @@ def view(**fields: Any) -> page.View:
                 {"destination": "idle.example", "state": "idle"},
             ],
             "rates": {("typing", "master"): [0.0, 2.5, 5.0]},
-            "total_rate": [0.0, 2.5, 5.0],
+            "trends": trends((0.0, 0.0), (2.5, 1.0), (5.0, 7.5)),
+            "log": {"Incarnation": "abc", "Gaps": "<none>"},
             "lags": {3: [0.0, 1000.0, 1234.0]},
             "now_ms": 2_000,
             **fields,
         }
     )
-
-
-def text(html: str) -> str:
-    """Return what a person reads."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html.replace("\u202f", " "))).strip()
-
-
-class Balanced(HTMLParser):
-    """Checks that every element is closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        """Note it, unless it has no end."""
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        """It is closed at once."""
-
-    def handle_endtag(self, tag: str) -> None:
-        """Close it."""
-        assert self.open.pop() == tag
 
 
 AWAY = LinkStatus(
@@ -213,9 +198,9 @@ def test_only_so_many_peers_and_streams_are_listed() -> None:
     streams = [StreamStatus("typing", f"i{n}.", 1, 0, 1, 1) for n in range(55)]
     shown = page.parts(view(status=ServerStatus("x", "m", 1.0, streams, peers)))
     assert "sender&lt;1&gt;" in shown["peers"]
-    assert "w48." in shown["peers"]
-    assert "w49." not in shown["peers"]
-    assert "11 more are in the status as JSON" in text(shown["peers"])
+    assert "w10." in shown["peers"]
+    assert "w11." not in shown["peers"]
+    assert '<a href="/peers">All 61 peers</a>' in shown["peers"]
     assert "5 more are in the status as JSON" in text(shown["streams"])
 
 
@@ -245,7 +230,7 @@ def test_what_comes_from_outside_is_text_wherever_it_stands(evil: str) -> None:
 def test_the_summary_has_what_matters() -> None:
     """Rate, peers, the largest lag, what waits."""
     told = text(page.parts(view())["summary"])
-    assert "Rows a second 5" in told
+    assert "Rows a second 5 20 B since the start" in told
     assert "Peers 2 1 behind" in told
     assert "Largest lag 7.5 s 1 234 rows not sent" in told
     assert "Destinations waiting 1 7 EDUs queued" in told
@@ -255,14 +240,28 @@ def test_an_idle_server_says_so() -> None:
     """Nothing is blank."""
     status = ServerStatus("example.com", "master", 0.4)
     parts = page.parts(
-        view(status=status, destinations=[], rates={}, total_rate=[], lags={}, reason="a <b>")
+        view(status=status, destinations=[], rates={}, trends=trends(), lags={}, reason="a <b>")
     )
     assert text(parts["streams"]) == "No stream has a row yet."
     assert text(parts["peers"]) == "Nobody is connected to the line protocol."
     assert text(parts["destinations"]) == "This process sends to no other server."
     assert text(parts["closed"]) == "None so far."
+    assert "at most 0 " in text(parts["trend-24h"])
     assert text(parts["state"]) == "not ready a &lt;b&gt; instance master , up 400 ms"
     assert "all at the head" in parts["summary"]
+
+
+def test_who_is_late_is_named_at_the_top() -> None:
+    """By the time that it is behind, and not before it is worth a word."""
+    late = replace(PEER, behind_seconds=5.0)
+    for peer, named in ((late, True), (replace(late, behind_seconds=4.9), False)):
+        state = page.parts(view(status=ServerStatus("x", "m", 1.0, [], [HEAD, peer])))["state"]
+        assert ("sender&lt;1&gt; by 5.0" in state) is named
+
+
+def test_the_log_is_told_of() -> None:
+    told = text(page.parts(view())["log"])
+    assert told == "Incarnation abc Gaps &lt;none&gt;"
 
 
 def test_close_reasons_are_counted() -> None:
@@ -298,53 +297,3 @@ def test_the_document_is_whole_and_allows_only_itself() -> None:
         assert f"{tag}-src 'sha256-{digest}'" in policy
     for name in page.parts(view()):
         assert f'id="{name}"' in html
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0, "0"),
-        (0.04, "0.0"),
-        (2.5, "2.5"),
-        (5.0, "5"),
-        (12.6, "13"),
-        (1234567, "1\u202f234\u202f567"),
-    ],
-)
-def test_numbers(value: float, expected: str) -> None:
-    """Short, with thin spaces."""
-    assert page.number(value) == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0, "0 s"),
-        (0.25, "250 ms"),
-        (7.25, "7.2 s"),
-        (59.4, "59 s"),
-        (61, "1 min 1 s"),
-        (7_320, "2 h 2 min"),
-        (90_000, "1 d 1 h"),
-    ],
-)
-def test_durations(value: float, expected: str) -> None:
-    """The two largest units."""
-    assert page.duration(value).replace("\u202f", " ") == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (7e9, "7.0 GB")],
-)
-def test_sizes(value: float, expected: str) -> None:
-    """Powers of a thousand."""
-    assert page.size(value).replace("\u202f", " ") == expected
-
-
-@pytest.mark.parametrize("values", [[], [3.0]])
-def test_a_plot_needs_two_points(values: list[float]) -> None:
-    """Until then it is empty, and takes its room."""
-    html = page.html(page.spark(values, "a <label>"))
-    assert "<polyline" not in html
-    assert 'aria-label="a &lt;label&gt;, at most ' in html

@@ -11,7 +11,7 @@ import pytest
 
 from tcprepl import limits
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus
-from tcprepl.web.page import HISTORY
+from tcprepl.web.plots import SPARK_POINTS as HISTORY
 from tests.web_site import Exchange, Stage
 
 
@@ -193,10 +193,10 @@ def test_lag_has_a_history_while_the_peer_is_there() -> None:
     page = stage.get("/").body.decode()
     plots = [part.count(" ") for part in page.split('<polyline points="')[1:]]
     assert plots
-    assert "rows behind of w" in page
+    assert "lag of w" in page
     server.behind = {}
     stage.clock.advance(1)
-    assert "rows behind of w" not in stage.get("/").body.decode()
+    assert "lag of w" not in stage.get("/").body.decode()
     stage.close()
 
 
@@ -208,7 +208,8 @@ def test_who_was_never_behind_has_no_history() -> None:
     stage.site.startFactory()
 
     def curves() -> int:
-        return stage.get("/").body.decode().count("<polyline") - 1  # one is of all rows
+        peers = stage.get("/").body.decode().partition('id="peers"')[2]
+        return peers.count("<polyline")
 
     stage.clock.pump([1.0] * 5)
     assert curves() == 1

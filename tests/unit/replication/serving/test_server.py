@@ -55,7 +55,7 @@ def test_name_and_status(world: World) -> None:
     assert " w2 " in line
     assert world.server.peers()[0].name == "w2"
     assert world.server.lags([]) == {}
-    assert world.server.lags([1, 99]) == {1: 0}
+    assert world.server.lags([1, 99]) == {1: 0.0}
     assert "w2" in repr(next(iter(world.server._peers.values())))
 
 

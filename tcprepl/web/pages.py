@@ -1,0 +1,238 @@
+"""Where the status page leads to: every peer, one peer, one stream; complete without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+from urllib.parse import urlencode
+
+from msgspec import Meta, Struct
+from twisted.web.template import Tag
+
+from tcprepl.errors import TcpreplError
+from tcprepl.http.calls import ApiError, Call, Response
+from tcprepl.http.routing import About, Route
+from tcprepl.http.security import Gate
+from tcprepl.ids import StreamName
+from tcprepl.replication.status import PeerStatus
+from tcprepl.streams.log import Page
+from tcprepl.web import page
+from tcprepl.web.elements import (
+    Node,
+    Nodes,
+    duration,
+    element,
+    html,
+    number,
+    paragraph,
+    size,
+    table,
+)
+from tcprepl.web.page import LATE_S, ORDERS, framed, peer_table
+from tcprepl.web.services import WebServices
+from tcprepl.web.status import Board
+
+#: Peers of one page.
+PEERS_A_PAGE = 50
+#: Newest rows of a stream and an instance that are shown, and bytes of each.
+NEWEST_ROWS = 20
+ROW_CHARS = 400
+#: Streams whose rows may hold access tokens: not even the newest are shown.
+SECRET_STREAMS = frozenset({"caches", "user_ip", "to_device", "federation"})
+
+_HTML = "text/html; charset=utf-8"
+
+
+class PeersQuery(Struct):
+    """Which peers, and in which order."""
+
+    sort: Annotated[
+        Literal["lag", "name", "rows", "paused", "newest"], Meta(description="By what.")
+    ] = "lag"
+    find: Annotated[str, Meta(description="A part of the name, address or dialect.")] = ""
+    page: Annotated[int, Meta(ge=1, le=100_000, description="Which page, from 1.")] = 1
+
+
+class Pages:
+    """Serves the pages.
+
+    Args:
+        services: The ports; uses *log*, *server_name*.
+        board: Knows the state.
+    """
+
+    def __init__(self, services: WebServices, board: Board) -> None:
+        self._services = services
+        self._board = board
+
+    def routes(self, gate: Gate) -> Iterator[Route]:
+        """Return the paths."""
+        shown = {_HTML: str}
+        peers = About("Every peer, for people", query=PeersQuery, media=shown)
+        yield Route("GET", "/peers", self.get_peers, gate.looking, peers)
+        one = About("One peer, for people", media=shown, refuses={404: None})
+        yield Route("GET", "/peers/{number}", self.get_peer, gate.looking, one)
+        stream = About("One stream, for people", media=shown, refuses={404: None})
+        yield Route("GET", "/streams/{stream}", self.get_stream, gate.looking, stream)
+
+    def get_peers(self, call: Call) -> Response:
+        """Answer a page of peers."""
+        asked = call.parameters(PeersQuery)
+        peers = self._board.server_status().peers
+        found = [peer for peer in peers if _matches(peer, asked.find)]
+        found.sort(key=ORDERS[asked.sort])
+        begin = (asked.page - 1) * PEERS_A_PAGE
+        lags = {peer: list(series.values) for peer, series in self._board.lags.items()}
+        return self._answer(
+            f"{number(len(found))} of {number(len(peers))} peers",
+            [
+                _form(asked),
+                element("div", peer_table(found[begin : begin + PEERS_A_PAGE], lags), id="peers")
+                if found[begin:]
+                else paragraph("None."),
+                element("nav", *_turning(asked, len(found))),
+            ],
+        )
+
+    def get_peer(self, call: Call) -> Response:
+        """Answer all that is known of one peer."""
+        wanted = call.path_args["number"]
+        for peer in self._board.server_status().peers:
+            if str(peer.conn_id) == wanted:
+                series = self._board.lags.get(peer.conn_id)
+                lags = {peer.conn_id: list(series.values) if series is not None else []}
+                return self._answer(
+                    peer.name or "a peer without a name",
+                    [peer_table([peer], lags), *map(paragraph, _why(peer)), _facts(peer)],
+                )
+        raise ApiError(404, "M_NOT_FOUND", "no such peer: its connection may have ended")
+
+    def get_stream(self, call: Call) -> Response:
+        """Answer who writes a stream, and its newest rows."""
+        stream = call.path_args["stream"]
+        status = self._board.server_status()
+        written = [found for found in status.streams if found.stream == stream]
+        if not written:
+            raise ApiError(404, "M_NOT_FOUND", f"no stream of that name: {stream[:80]!r}")
+        behind = [peer for peer in status.peers if peer.behind_stream == stream]
+        inside: list[Node] = [
+            table(
+                ("Writer", "Position", "Held from", "Rows since start", "Bytes"),
+                (
+                    (
+                        found.instance,
+                        number(found.position),
+                        number(found.floor),
+                        number(found.rows),
+                        size(found.bytes),
+                    )
+                    for found in written
+                ),
+                numeric=(1, 2, 3, 4),
+            )
+        ]
+        if behind:
+            inside += [element("h2", "Behind in it"), peer_table(behind, {})]
+        for found in written:
+            inside.append(element("h2", f"Newest rows of {found.instance}"))
+            if stream in call.grant.read:
+                inside += self._newest(stream, found.instance, found.floor, found.position)
+            else:
+                inside.append(paragraph("Not shown: this token may not read the stream."))
+        return self._answer(stream, inside)
+
+    def _newest(
+        self, stream: StreamName, instance: str, floor: int, position: int
+    ) -> Sequence[Node]:
+        if stream in SECRET_STREAMS:
+            return [paragraph("Not shown: rows of this stream may hold access tokens or messages.")]
+        after = max(floor, position - NEWEST_ROWS)
+        try:
+            read = self._services.log.read(
+                stream, instance, after, position, limit_rows=NEWEST_ROWS
+            )
+        except TcpreplError as error:
+            return [paragraph(str(error))]
+        if not isinstance(read, Page) or not read.tokens:
+            return [paragraph("None is in memory.")]
+        rows = ((number(token), element("code", _cut(row))) for token, row in read.rows())
+        return [table(("Token", "Row"), rows, numeric=(0,))]
+
+    def _answer(self, title: str, inside: Sequence[Node]) -> Response:
+        body = framed(
+            self._services.server_name,
+            f'<p><a href="/">status</a> · {html(element("b", title))}</p>',
+            html(*inside),
+        )
+        return Response(200, body, _HTML, page.HEADERS)
+
+
+def _matches(peer: PeerStatus, part: str) -> bool:
+    wanted = part.casefold()
+    return any(wanted in text.casefold() for text in (peer.name, peer.address, peer.dialect))
+
+
+def _form(asked: PeersQuery) -> Tag:
+    options = (
+        element("option", name, value=name, **({"selected": ""} if name == asked.sort else {}))
+        for name in ORDERS
+    )
+    return element(
+        "form",
+        element("label", "Find ", element("input", name="find", value=asked.find, type="search")),
+        element("label", "Sort by ", element("select", *options, name="sort")),
+        element("button", "Show"),
+        action="/peers",
+    )
+
+
+def _turning(asked: PeersQuery, count: int) -> Nodes:
+    pages = max(1, -(-count // PEERS_A_PAGE))
+
+    def link(words: str, turned: int) -> Tag:
+        query = urlencode({"sort": asked.sort, "find": asked.find, "page": turned})
+        return element("a", words, href=f"/peers?{query}")
+
+    if asked.page > 1:
+        yield link("before", min(asked.page - 1, pages))
+    yield f" page {asked.page} of {pages} "
+    if asked.page < pages:
+        yield link("next", asked.page + 1)
+
+
+def _why(peer: PeerStatus) -> Iterator[str]:
+    """Yield why a peer is behind, and what to think of it."""
+    if not peer.behind_rows:
+        yield "It has everything."
+        return
+    yield (
+        f"It has not been sent {number(peer.behind_rows)} rows, the oldest of them "
+        f"{duration(peer.behind_seconds)} old, in {peer.behind_stream}."
+    )
+    if peer.buffered_bytes:
+        yield (
+            f"Its socket takes no more at the moment ({size(peer.buffered_bytes)} wait in this "
+            "process): the reader, or the network to it, is slow."
+        )
+    elif peer.behind_seconds >= LATE_S:
+        yield "Its socket takes what it is sent: it catches up, or this server has much to do."
+
+
+def _facts(peer: PeerStatus) -> Tag:
+    said: Mapping[str, str] = {
+        "Sent": size(peer.sent_bytes),
+        "In our buffer": size(peer.buffered_bytes),
+        "Gaps told": number(peer.gaps),
+        "Acknowledged": "nothing" if peer.acked is None else number(peer.acked),
+        "Connected for": duration(peer.connected_seconds),
+        "Its socket took no more for": f"{duration(peer.paused_seconds)} in all",
+    }
+    return element(
+        "dl",
+        *(node for t, w in said.items() for node in (element("dt", t), element("dd", w))),
+    )
+
+
+def _cut(row: bytes) -> str:
+    text = row.decode("utf-8", "replace")
+    return text if len(text) <= ROW_CHARS else f"{text[:ROW_CHARS]}… ({size(len(row))})"

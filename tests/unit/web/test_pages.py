@@ -1,0 +1,139 @@
+"""The pages behind the status page: peers, one peer, one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from tcprepl.access import Grant
+from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.web.pages import NEWEST_ROWS, PEERS_A_PAGE, ROW_CHARS
+from tests.unit.web.test_elements import Balanced, text
+from tests.unit.web.test_page import HEAD, PEER
+from tests.web_site import Stage
+
+
+class Server:
+    """A replication server that tells what the test wants."""
+
+    def __init__(self) -> None:
+        self.peers: list[PeerStatus] = []
+        self.streams: list[StreamStatus] = []
+
+    def status(self) -> ServerStatus:
+        """Return it."""
+        return ServerStatus("example.com", "master", 5.0, self.streams, self.peers)
+
+    def lags(self, also: Iterable[int]) -> dict[int, float]:
+        """Return who is behind."""
+        return {peer.conn_id: peer.behind_seconds for peer in self.peers if peer.behind_rows}
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def stage(server: Server) -> Iterator[Stage]:
+    made = Stage(replication_server=server)
+    made.site.startFactory()
+    yield made
+    made.close()
+
+
+def shown(stage: Stage, path: str, status: int = 200) -> str:
+    """Return what a person reads of a page."""
+    answer = stage.get(path)
+    assert answer.status == status
+    if status != 200:
+        return answer.body.decode()
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    whole = answer.body.decode()
+    parser = Balanced()
+    parser.feed(whole.replace("<!doctype html>", ""))
+    assert parser.open == []
+    return text(whole.partition("<main>")[2])
+
+
+def test_a_thousand_peers_are_turned_sorted_and_found(stage: Stage, server: Server) -> None:
+    server.peers = [replace(HEAD, conn_id=n, name=f"w{n:04}.") for n in range(1_000)]
+    server.peers[700] = replace(PEER, conn_id=700, name="late<1>")
+    first = shown(stage, "/peers")
+    assert "page 1 of 20 next" in first
+    assert first.index("late&lt;1&gt;") < first.index("w0000.")
+    assert first.count("w0") == PEERS_A_PAGE - 1
+    assert "w0999." in shown(stage, "/peers?sort=newest")
+    last = shown(stage, "/peers?sort=name&page=20")
+    assert "before page 20 of 20" in last
+    assert "w0999." in last
+    assert "None." in shown(stage, "/peers?page=21")
+    found = stage.get("/peers?find=LATE%3C&sort=rows").body.decode()
+    assert "1 of 1\u202f000 peers" in found
+    assert 'value="LATE&lt;"' in found
+    assert '<option selected="" value="rows">' in found or 'value="rows" selected=""' in found
+    assert "M_INVALID_PARAM" in shown(stage, "/peers?sort=size", 400)
+
+
+def test_a_peer_says_why_it_is_behind(stage: Stage, server: Server) -> None:
+    server.peers = [replace(PEER, buffered_bytes=128_000, acked=7), replace(PEER, conn_id=4), HEAD]
+    server.peers[2] = replace(HEAD, conn_id=5)
+    stage.clock.advance(1)
+    slow = shown(stage, "/peers/3")
+    assert "1 234 rows, the oldest of them 7.5 s old, in federation" in slow
+    assert "Its socket takes no more" in slow
+    assert "Acknowledged 7" in slow
+    assert "it catches up" in shown(stage, "/peers/4")
+    assert "It has everything." in shown(stage, "/peers/5")
+    server.peers[1] = replace(PEER, conn_id=4, behind_seconds=1.0)
+    assert "catches up" not in shown(stage, "/peers/4")
+    assert "its connection may have ended" in shown(stage, "/peers/6", 404)
+
+
+def test_a_peer_that_came_this_moment(stage: Stage, server: Server) -> None:
+    server.peers = [HEAD]
+    assert "It has everything." in shown(stage, f"/peers/{HEAD.conn_id}")
+
+
+def test_a_stream_shows_its_writers_and_newest_rows(stage: Stage, server: Server) -> None:
+    stage.publish("audit", *(f"<{n}>" for n in range(NEWEST_ROWS + 5)))
+    stage.publish("audit", "x" * 1_000)
+    server.streams = [
+        StreamStatus("audit", "master", NEWEST_ROWS + 6, 0, 26, 99),
+        StreamStatus("audit", "other", 0, 0, 0, 0),
+    ]
+    server.peers = [replace(PEER, behind_stream="audit"), HEAD]
+    told = shown(stage, "/streams/audit")
+    assert "Behind in it" in told
+    assert "&lt;6&gt;" in told
+    assert "&lt;5&gt;" not in told
+    assert f"{'x' * 300}" in told
+    assert "x" * ROW_CHARS not in told
+    assert "Newest rows of other None is in memory." in told
+    server.peers = []
+    assert "Behind in it" not in shown(stage, "/streams/audit")
+    assert "no stream of that name" in shown(stage, "/streams/nonsense", 404)
+
+
+def test_rows_that_may_hold_secrets_are_not_shown(stage: Stage, server: Server) -> None:
+    server.streams = [StreamStatus("caches", "master", 3, 0, 3, 99)]
+    assert "may hold access tokens" in shown(stage, "/streams/caches")
+
+
+def test_rows_that_have_gone_meanwhile(stage: Stage, server: Server) -> None:
+    stage.publish("audit", 1, 2, 3)
+    stage.log.trim("audit", "master", 3)
+    server.streams = [StreamStatus("audit", "master", 3, 0, 3, 99)]
+    assert "audit" in shown(stage, "/streams/audit")
+
+
+def test_rows_are_for_who_may_read_them(server: Server) -> None:
+    """Who may look at the server alone sees where its streams are."""
+    made = Stage(replication_server=server, grants=[("word", Grant("operator", operate=True))])
+    made.publish("audit", "row")
+    server.streams = [StreamStatus("audit", "master", 1, 0, 1, 9)]
+    answer = made.ask("GET", "/streams/audit", headers={"Authorization": "Bearer word"})
+    assert "this token may not read the stream" in answer.body.decode()
+    made.close()
