@@ -1,7 +1,7 @@
 """The conversations of protocol.md in which the client is ours and the server is the text.
 
 As in `tests.conversation`, but the parts are turned: lines marked S are fed to a real
-`ReplicationClient`, and lines marked C are expected from it.
+`ReplicationClient`, and lines marked C are expected from it, whatever its face (`tests.faces`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl.limits import RECONNECT_MAX_S
 from tcprepl.replication.following.catchup import CatchUpPage
-from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import MemoryPositionStore
 from tests.conversation import (
@@ -36,6 +35,7 @@ from tests.conversation import (
     matches,
     written_bytes,
 )
+from tests.faces import face, make_client
 
 INSTANCE = "master"
 WORKER = "worker1"
@@ -58,7 +58,7 @@ class ClientStage(ABC):
     """A client, the text as its server, and a clock; subclasses say what is between them."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock: Any = face().clock()
         self.clock.rightNow = START_S
         self.servers: list[Talker] = []
         self.events: list[str] = []
@@ -67,7 +67,7 @@ class ClientStage(ABC):
         self.known: dict[tuple[str, str], int] = {}
         self.since = "now"
         self.streams: list[str] = []
-        self.client: ReplicationClient | None = None
+        self.client: Any = None
 
     @abstractmethod
     async def endpoint(self) -> IStreamClientEndpoint:
@@ -92,10 +92,10 @@ class ClientStage(ABC):
                 return condition()
         return True
 
-    async def start(self) -> ReplicationClient:
+    async def start(self) -> Any:
         """Start the client, once."""
         if self.client is None:
-            self.client = ReplicationClient(
+            self.client = make_client(
                 self.clock,
                 await self.endpoint(),
                 self.streams,

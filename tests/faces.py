@@ -30,6 +30,7 @@ class FakeLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._clock = clock
         self._turning = False
+        self._clock_resolution = 1e-6  # that of a float of the time of day
 
     def time(self) -> float:
         """Return the time of the clock."""

@@ -46,6 +46,7 @@ from tests.conversation_client import ClientStage, MemoryClientStage, SocketClie
 from tests.conversation_http import HttpStage, parse_exchanges
 from tests.conversation_resp import RespStage
 from tests.docs_md import ROOT, Block, Document, plain
+from tests.faces import FACES, using
 from tests.harness import CAPTURE
 from tests.sessions import receive
 
@@ -597,10 +598,12 @@ def test_conversation_byte_by_byte(block: Block) -> None:
 
 
 @pytest.mark.parametrize("cut", [None, 1], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("block", _named(WITH_OUR_CLIENT))
-def test_conversation_of_our_client(block: Block, cut: int | None) -> None:
-    """Our client says and does what is written."""
-    _act_at_once(MemoryClientStage(cut), block)
+def test_conversation_of_our_client(block: Block, face: str, cut: int | None) -> None:
+    """Our client says and does what is written, whatever its face."""
+    with using(FACES[face]):
+        _act_at_once(MemoryClientStage(cut), block)
 
 
 class OverSockets(TestCase):

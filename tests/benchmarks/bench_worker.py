@@ -21,19 +21,34 @@ SYNAPSE_ROWS = 20_000
 #: Rows of one stream that follow one another.
 RUNS = {FRIENDLY: 100, UNFRIENDLY: 1}
 
+#: Our own workers: how the tables call them, and their scripts.
+OURS = {
+    "tcprepl": "tcprepl_peer.py",
+    "tcprepl.aio": "asyncio_peer.py handler",
+    "tcprepl.aio.follow": "asyncio_peer.py for",
+}
+#: What the one under asyncio may cost, compared with the one under Twisted.
+ASYNCIO_AT_MOST = 1.3
+
 TARGETS = (
+    *(
+        Target(LINE.bench, LINE.case, "tcprepl", 1 / ASYNCIO_AT_MOST, workload=workload, ours=ours)
+        for ours in ("tcprepl.aio", "tcprepl.aio.follow")
+        for workload in RUNS
+    ),
     Target(LINE.bench, LINE.case, SYNAPSE, 40.0),
     Target(LINE.bench, LINE.case, SYNAPSE, 35.0, workload=UNFRIENDLY),
 )
 
 
 def run(count: int = ROWS, repetitions: int = REPETITIONS) -> Iterator[Result]:
-    """Measure our client library, then Synapse's protocol, handler, queue and row classes."""
+    """Measure our clients taking turns, and Synapse's protocol, handler, queue and row classes."""
     measurements: dict[tuple[str, str], Callable[[], float]] = {}
     for workload, length in RUNS.items():
-        measurements["tcprepl", workload] = partial(
-            _measure, "tcprepl", "tcprepl_peer.py", count, length, Path(sys.executable)
-        )
+        for name, script in OURS.items():
+            measurements[name, workload] = partial(
+                _measure, name, script, count, length, Path(sys.executable)
+            )
     try:
         python = python_of("1.66.0")
     except SetupError as error:

@@ -443,7 +443,7 @@ class Worker:
     Args:
         name: How the tables call it.
         python: Its interpreter.
-        script: Its script in ``peers/``.
+        script: Its script in ``peers/``, and what it is told besides.
         wanted: After how many rows it says DONE.
     """
 
@@ -456,7 +456,8 @@ class Worker:
             listener.listen()
             listener.settimeout(WINDOW_TIMEOUT_S)
             port = str(listener.getsockname()[1])
-            command = [python, PEERS / script, "worker", port, str(wanted)]
+            path, *words = script.split()
+            command = [python, PEERS / path, "worker", port, str(wanted), *words]
             self._child = Child(command, where / "log", cwd=where)
             self._connection, _ = listener.accept()
         self._handshake()

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from twisted.internet.defer import Deferred
 
-from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
+from tests.faces import ASYNC_FOR, ASYNCIO, TWISTED, Face, make_client, make_network, using
 from tests.wire import Network, run_until
 
 STREAMS = ("alpha", "beta")
@@ -79,7 +79,7 @@ class Worker:
         self.births += 1
         self.later = []
         self.connection = sqlite3.connect(self.path, factory=Disk)
-        self.client = ReplicationClient(
+        self.client = make_client(
             self.network.clock,
             self.network.client_endpoint("worker"),
             STREAMS,
@@ -184,8 +184,12 @@ class Worker:
 class ExactlyOnceMachine(RuleBasedStateMachine):
     """Rules are what may happen; the model says what must hold."""
 
+    face: Face = TWISTED
+
     @initialize(join=st.booleans(), attempts=st.sampled_from([None, None, 1, 2]))
     def start(self, join: bool, attempts: int | None) -> None:
+        self.using = using(self.face)
+        self.using.__enter__()
         self.directory = tempfile.TemporaryDirectory()
         path = Path(self.directory.name) / "worker.db"
         self.reader = sqlite3.connect(path)
@@ -195,7 +199,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             "CREATE TABLE bases (stream TEXT PRIMARY KEY, token INTEGER);"
             "CREATE TABLE heard (stream TEXT PRIMARY KEY, token INTEGER);"
         )
-        self.network = Network()
+        self.network = make_network()
         registry = Registry([StreamDef(name) for name in STREAMS])
         self.log = MemoryLog(registry, lambda: int(self.network.clock.seconds() * 1000))
         for stream in STREAMS:
@@ -242,6 +246,23 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
     @rule(plan=st.lists(outcomes, min_size=1, max_size=6))
     def handlers_will(self, plan: list[str]) -> None:
         self.worker.plan = plan
+
+    @rule(
+        stream=st.sampled_from(STREAMS),
+        bad=st.lists(st.sampled_from([False, False, True]), min_size=1, max_size=4),
+        batch=st.booleans(),
+        plan=st.lists(outcomes, min_size=1, max_size=4),
+        refusals=st.sampled_from([0, 0, 0, 1, 2]),
+    )
+    def rows_meet_handlers_that(
+        self, stream: str, bad: list[bool], batch: bool, plan: list[str], refusals: int
+    ) -> None:
+        """What goes wrong goes wrong for a row: by single steps that is rare."""
+        self.network.settle()
+        self.worker.plan = plan
+        self.worker.connection.refusals = refusals
+        self.publish(stream, bad, batch)
+        self.network.settle()
 
     @rule(times=st.integers(1, 3))
     def the_disk_refuses(self, times: int) -> None:
@@ -333,9 +354,26 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
         worker.connection.close()
         self.reader.close()
         self.directory.cleanup()
+        self.using.__exit__(None, None, None)
+
+
+class UnderAsyncio(ExactlyOnceMachine):
+    """With a handler, under asyncio."""
+
+    face = ASYNCIO
+
+
+class InAsyncFor(ExactlyOnceMachine):
+    """In a loop that is begun again when it has failed."""
+
+    face = ASYNC_FOR
 
 
 TestExactlyOnce = ExactlyOnceMachine.TestCase
-TestExactlyOnce.settings = settings(
-    max_examples=settings().max_examples, stateful_step_count=40, deadline=None
-)
+TestExactlyOnceUnderAsyncio = UnderAsyncio.TestCase
+TestExactlyOnceInAsyncFor = InAsyncFor.TestCase
+for _case in (TestExactlyOnce, TestExactlyOnceUnderAsyncio, TestExactlyOnceInAsyncFor):
+    _case.settings = settings(
+        max_examples=settings().max_examples, stateful_step_count=40, deadline=None
+    )
+del _case

@@ -22,12 +22,12 @@ from hypothesis.stateful import (
 from twisted.internet.defer import Deferred
 
 from tcprepl import limits
-from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
+from tests.faces import ASYNC_FOR, ASYNCIO, TWISTED, Face, make_client, using
 from tests.wire import Network, run_until
 
 #: Bounds of the hub for these tests, small enough to be met all the time.
@@ -56,8 +56,8 @@ class Worker:
         self._store = MemoryPositionStore()
         self.client = self._make()
 
-    def _make(self) -> ReplicationClient:
-        client = ReplicationClient(
+    def _make(self) -> Any:
+        client = make_client(
             self._network.clock,
             self._network.client_endpoint(self.name),
             STREAMS,
@@ -117,13 +117,16 @@ class ReplicationMachine(RuleBasedStateMachine):
     """Rules are what may happen; the model says what must hold."""
 
     workers = Bundle("workers")
+    face: Face = TWISTED
 
     @initialize()
     def begin(self) -> None:
+        self.using = using(self.face)
+        self.using.__enter__()
         self.before = {name: getattr(limits, name) for name in SMALL}
         for name, value in SMALL.items():
             setattr(limits, name, value)
-        self.network = Network(window_bytes=WINDOW_BYTES)
+        self.network = Network(self.face.clock(), window_bytes=WINDOW_BYTES)
         self.registry = Registry([StreamDef(name) for name in STREAMS])
         self.log = MemoryLog(self.registry, lambda: int(self.network.clock.seconds() * 1000))
         for stream in STREAMS:
@@ -257,6 +260,7 @@ class ReplicationMachine(RuleBasedStateMachine):
         finally:
             for name, value in self.before.items():
                 setattr(limits, name, value)
+            self.using.__exit__(None, None, None)
 
     def heal(self) -> None:
         for worker in self.all:
@@ -290,7 +294,23 @@ class ReplicationMachine(RuleBasedStateMachine):
         assert stopped.called
 
 
+class UnderAsyncio(ReplicationMachine):
+    """With handlers, under asyncio."""
+
+    face = ASYNCIO
+
+
+class InAsyncFor(ReplicationMachine):
+    """In loops that are begun again when they have failed."""
+
+    face = ASYNC_FOR
+
+
 TestReplication = ReplicationMachine.TestCase
-TestReplication.settings = settings(
-    max_examples=settings().max_examples, stateful_step_count=40, deadline=None
-)
+TestReplicationUnderAsyncio = UnderAsyncio.TestCase
+TestReplicationInAsyncFor = InAsyncFor.TestCase
+for _case in (TestReplication, TestReplicationUnderAsyncio, TestReplicationInAsyncFor):
+    _case.settings = settings(
+        max_examples=settings().max_examples, stateful_step_count=40, deadline=None
+    )
+del _case

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
+from msgspec import UNSET
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
@@ -31,7 +32,7 @@ from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.descending import HOLD_S, DescendingRows
 from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
 from tcprepl.replication.following.progress import Progress
-from tcprepl.replication.following.pulling import Puller
+from tcprepl.replication.following.pulling import Hand, Puller
 from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
 from tcprepl.streams.lineage import Places
@@ -266,12 +267,12 @@ class Delivery:
         This is the hot loop of every worker: what a batch costs beyond its handler is here.
         """
         # One at a time where each batch is committed, and where a batch is not what it seems.
-        one_by_one = self._legacy or (
-            self._progress.atomic and not self._join_batches and self._puller is None
-        )
-        rests = iter(list(in_batches(events)) if one_by_one else events)
-        pushed = self._batches if self._puller is None else self._pull
-        work_run = self._join if self._join_batches else pushed
+        pulled = self._puller is not None and not self._join_batches
+        if self._legacy or (self._progress.atomic and not self._join_batches and not pulled):
+            rests: Iterator[object] = iter(list(in_batches(events)))
+        else:
+            rests = self._in_hands(events) if pulled else iter(events)
+        work_run = self._join if self._join_batches else self._batches
         if self._on_run is not None:
             work_run = self._whole
         waiting: Deferred[None] | None
@@ -283,6 +284,8 @@ class Delivery:
                     waiting, rest = work_run(rest)
                 elif type(rest) is RowsReceived:
                     waiting, rest = self._one_batch(rest), None
+                elif type(rest) is Hand:
+                    waiting, rest = self._pull(rest), None
                 else:
                     waiting, rest = self._other(rest), None
                 if waiting is not None and not self._passed(waiting):
@@ -353,38 +356,50 @@ class Delivery:
 
     def _join(self, run: RunReceived) -> tuple[Deferred[None] | None, None]:
         """Hand over batches of one row each as one, with the token of the last."""
-        tokens, raws = self._news(run)
-        if not tokens:
-            return None, None
-        pair = (run.stream, run.instance)
-        return self._hand_over(pair, tokens[-1], raws, tokens[-1]), None
-
-    def _pull(self, run: RunReceived) -> tuple[Deferred[None] | None, None]:
-        """Let batches of one row each be taken."""
-        assert self._puller is not None
-        stream, instance, *_ = run
-        codec = self._codec(stream)
-        tokens, raws = self._news(run)
-        if codec is None or not tokens:
-            return None, None
-        self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raws)
-        arguments = (stream, instance, tokens, raws, codec)
-        return self._caller.call(self._puller.take_run, arguments, (stream, instance), None), None
-
-    def _news(self, run: RunReceived) -> tuple[list[Token], list[bytes]]:
-        """Return the tokens and the rows of a run that are not known yet."""
         stream, instance, tokens, raws = run
-        reached = self.known.get((stream, instance), -1)
-        new_tokens: list[Token] = []
-        new_raws: list[bytes] = []
+        reached = self.known.get((stream, instance))
+        new: list[bytes] = []
         for token, raw in zip(tokens, raws, strict=True):
-            if token > reached:
+            if reached is None or token > reached:
                 reached = token
-                new_tokens.append(token)
-                new_raws.append(raw)
-        if len(new_raws) < len(raws):
-            metrics.DROPPED.labels("row", "already_known").inc(len(raws) - len(new_raws))
-        return new_tokens, new_raws
+                new.append(raw)
+        if len(new) < len(raws):
+            metrics.DROPPED.labels("row", "already_known").inc(len(raws) - len(new))
+        if not new or reached is None:
+            return None, None
+        return self._hand_over((stream, instance), reached, new, reached), None
+
+    def _in_hands(self, events: Iterable[object]) -> Iterator[object]:
+        """Yield *events* with those that are rows and follow one another in a `Hand`."""
+        hand = Hand()
+        received = self.received_rows
+        for event in events:
+            if type(event) is Hand:
+                hand += event
+                continue
+            if type(event) is not RunReceived and type(event) is not RowsReceived:
+                if hand:
+                    yield hand
+                    hand = Hand()
+                yield event
+                continue
+            stream = event.stream
+            codec = self._codecs.get(stream) or self._codec(stream)
+            if codec is None:
+                continue
+            received[stream] = received.get(stream, 0) + len(event.rows)
+            if isinstance(event, RunReceived):
+                rows = [[row] for row in event.rows]
+                hand.append((stream, event.instance, codec, event.tokens, rows, UNSET))
+            else:
+                hand.append((stream, event.instance, codec, (event.token,), (event.rows,), UNSET))
+        if hand:
+            yield hand
+
+    def _pull(self, hand: Hand) -> Deferred[None] | None:
+        """Let what is in *hand* be taken."""
+        assert self._puller is not None
+        return self._caller.call(self._puller.take, (hand,), hand[0][:2], None)
 
     def _one_batch(self, batch: RowsReceived) -> Deferred[None] | None:
         stream, instance, token, rows = batch
@@ -444,10 +459,9 @@ class Delivery:
         if codec is None:
             return None
         self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raw)
-        rows = Rows(codec, raw)
         if self._puller is not None:
-            arguments = (reached, stream, instance, token, rows)
-            return self._caller.call(self._puller.take, arguments, pair, reached, rows)
+            return self._pull(Hand([(stream, instance, codec, (token,), (raw,), reached)]))
+        rows = Rows(codec, raw)
         handler = cast("RowHandler", self._handler)
         return self._caller.call(handler, (stream, instance, token, rows), pair, reached, rows)
 

@@ -7,17 +7,22 @@ knows no event loop; `tcprepl.aio.follow` and `tcprepl.follow` do the waiting.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
+from msgspec import UNSET
 from twisted.internet.defer import Deferred
 
-from tcprepl.errors import BadRow
-from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl import metrics
+from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
+
+#: A row of another than the newest shape, or not one row.
+_NOT_QUICK: Final = (ValueError, msgspec.MsgspecError, RecursionError)
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
@@ -36,11 +41,34 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     rows: Rows
 
 
+#: Batches of one (stream, instance) that came one after the other: stream, instance, how to read
+#: their rows, the token of each, and its rows as JSON. What comes last is the position that a
+#: single batch brings (maybe none), if it was looked at already whether it is known; it is left
+#: UNSET where each batch brings its token.
+Run: TypeAlias = tuple[
+    StreamName,
+    InstanceName,
+    RowCodec,
+    Sequence[Token],
+    Sequence[Sequence[bytes]],
+    Token | msgspec.UnsetType | None,
+]
+
+
+class Hand(deque[Run]):
+    """What is handed over at once; what was taken of it is gone from it."""
+
+    def __repr__(self) -> str:
+        """Return where it begins; rows are not for logs."""
+        return "".join(f"<from {run[0]} {run[1]} {run[3][0]} on>" for run in [*self][:1])
+
+
 class Puller:
     """Holds what a delivery hands over until it is taken, batch by batch.
 
     Invariant: at most one batch is with the caller, and everything before it is applied. If its
-    position cannot be saved, what was written with it is undone, and it comes again.
+    position cannot be saved, what was written with it is undone, and it comes again. (Where a
+    commit takes no part, positions are noted for each read, not for each batch.)
 
     Args:
         on_batches: Called when there are batches again.
@@ -48,16 +76,16 @@ class Puller:
 
     def __init__(self, on_batches: Callable[[], None]) -> None:
         self._on_batches = on_batches
-        self._progress: Progress | None = None
-        self._caller: Caller | None = None
-        self._pair: Pair = ("", "")
-        #: Token, position that it brings, and rows of each batch that has not been taken.
-        self._batches: Iterator[tuple[Token, Token | None, Rows]] = iter(())
-        #: The position that the batch brings which is with the caller.
-        self._reached: Token | None = None
+        self._progress: Progress
+        self._caller: Caller
+        self._hand = Hand()
+        #: What is left of the first run of the hand, once it has begun.
+        self._left: Iterator[tuple[Token, Sequence[bytes]]] | None = None
+        #: A batch is with the caller; the position that it brings.
         self._with_caller = False
-        #: Whether it is all that the delivery waits for, and so saved by it.
-        self._whole = False
+        self._reached: Token | None = None
+        #: The newest position that counts and has not been noted.
+        self._counted: Token | None = None
         self._error: Exception | None = None
         self._waiting: Deferred[None] | None = None
 
@@ -66,49 +94,13 @@ class Puller:
         self._progress = progress
         self._caller = caller
 
-    # -- what the delivery calls ---------------------------------------------------------
+    def take(self, hand: Hand) -> Deferred[None]:
+        """Hold what is in *hand*; fires when all of it counts (the delivery calls this).
 
-    def take(
-        self,
-        reached: Token | None,
-        stream: StreamName,
-        instance: InstanceName,
-        token: Token,
-        rows: Rows,
-    ) -> Deferred[None]:
-        """Hold a batch that brings the position *reached*; fires when it may be saved.
-
-        Raises:
-            BadRow: A row does not fit its stream. Nobody has seen the batch.
+        If it fails and is called again, what counts is not held again.
         """
-        iter(rows)
-        self._whole = True
-        return self._hold((stream, instance), iter([(token, reached, rows)]))
-
-    def take_run(
-        self,
-        stream: StreamName,
-        instance: InstanceName,
-        tokens: Sequence[Token],
-        raw: Sequence[bytes],
-        codec: RowCodec,
-    ) -> Deferred[None]:
-        """Hold batches of one row each, *tokens* ascending; fires when all have counted.
-
-        If it fails and is called again, those that have counted are not held again.
-        """
-        assert self._progress is not None
-        pair = (stream, instance)
-        begin = bisect_right(tokens, self._progress.known.get(pair, -1))
-        self._whole = False
-        left = zip(tokens[begin:], raw[begin:], strict=True)
-        return self._hold(pair, ((token, token, Rows(codec, [row])) for token, row in left))
-
-    def _hold(
-        self, pair: Pair, batches: Iterator[tuple[Token, Token | None, Rows]]
-    ) -> Deferred[None]:
-        self._pair = pair
-        self._batches = batches
+        self._hand = hand
+        self._left = None
         self._waiting = Deferred()
         self._on_batches()
         return self._waiting
@@ -123,44 +115,85 @@ class Puller:
     def batches(self) -> Iterator[Batch]:
         """Yield what there is at the moment; each counts when the next is asked for.
 
-        A loop that was left may be taken up by another: it begins with the next batch.
+        A loop that was left may be taken up by another: it begins with the next batch. Rows that
+        do not fit their stream are left out.
         """
-        stream, instance = self._pair
         if self._with_caller and not self._count():
             return
-        for token, reached, rows in self._batches:
-            self._reached = reached
-            try:
-                iter(rows)
-            except BadRow as error:
-                assert self._caller is not None
-                self._caller.quarantine(self._pair, token, [error])
-            else:
+        hand, caller = self._hand, self._caller
+        known_of, one_by_one = self._progress.known, self._progress.atomic
+        while hand:
+            stream, instance, codec, tokens, raws, given = hand[0]
+            quick = codec.quick_decode
+            known = known_of.get((stream, instance), -1)
+            if self._left is None:
+                self._left = zip(tokens, raws)  # noqa: B905  # strict costs as much as a batch
+            for token, raw in self._left:
+                reached: Token | None = token
+                if given is not UNSET:
+                    reached = given
+                elif token <= known:
+                    metrics.DROPPED.labels("row", "already_known").inc(len(raw))
+                    continue
+                self._reached = reached
+                try:
+                    (row,) = raw
+                    rows = Rows(codec, raw, [quick(row)])
+                except _NOT_QUICK:
+                    rows = self._good(codec, instance, token, raw)
+                    if not rows:
+                        if not self._count():
+                            return
+                        known = token
+                        continue
                 self._with_caller = True
                 yield Batch(stream, instance, token, rows)
-            if not self._count():
-                return
+                if one_by_one or not caller.running:
+                    if not self._count():
+                        return
+                else:
+                    self._with_caller = False
+                    self._counted = reached
+                known = token
+            if self._counted is not None:
+                self._note()
+            self._left = None
+            hand.popleft()
+
+    def _good(
+        self, codec: RowCodec, instance: InstanceName, token: Token, raw: Sequence[bytes]
+    ) -> Rows:
+        """Return the rows that fit their stream; log and count those that do not."""
+        good, bad = Rows(codec, raw).sift()
+        if bad:
+            self._caller.quarantine((codec.stream, instance), token, bad)
+        return good
 
     def _count(self) -> bool:
         """Save the position that a batch brought; return whether there may be more."""
-        assert self._caller is not None
         self._with_caller = False
         try:
-            if not self._whole:
-                self._save()
+            self._save()
         except Exception as error:  # noqa: BLE001  # `settle` hands it to the caller
             self._error = error
-        if self._error is None and self._caller.running:
-            return True
-        self._batches = iter(())
-        return False
+            self._left = None
+            return False
+        if not self._caller.running:
+            self._hand.clear()
+        return self._caller.running
 
     def _save(self) -> None:
-        assert self._progress is not None
-        self._progress.advance(self._pair, self._reached)
+        self._counted = None
+        self._progress.advance(self._hand[0][:2], self._reached)
+
+    def _note(self) -> None:
+        """Note what counts, where that is not saved for each batch."""
+        if self._counted is not None:
+            self._progress.advance(self._hand[0][:2], self._counted)
+            self._counted = None
 
     def settle(self) -> None:
-        """Ask for more at the end of `batches`; what was not saved comes again, a little later."""
+        """Ask for more, after the end of `batches`; what was not saved comes again a bit later."""
         waiting, self._waiting = self._waiting, None
         error, self._error = self._error, None
         if waiting is not None:
@@ -180,7 +213,9 @@ class Puller:
 
     def abandon(self) -> None:
         """Undo what was written since the last batch that counts; the delivery has stopped."""
+        self._note()
         self._with_caller = False
-        self._batches = iter(())
+        self._hand.clear()
+        self._left = None
         self._error = Stopped()
         self.settle()

@@ -14,7 +14,7 @@ from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import RowsReceived, RunReceived
 from tcprepl.replication.following.delivery import Delivery
-from tcprepl.replication.following.pulling import Puller
+from tcprepl.replication.following.pulling import Hand, Puller
 from tcprepl.streams.position_store import MemoryPositionStore, SqlitePositionStore
 from tcprepl.streams.registry import Registry, StreamDef
 
@@ -95,7 +95,7 @@ class Stage:
 
 
 def test_a_batch_counts_when_the_next_is_asked_for() -> None:
-    stage = Stage()
+    stage, *_ = worker()
     stage.run(1, 2, 3)
     assert (stage.told, stage.paused) == (1, True)
     assert stage.puller.holds
@@ -120,15 +120,49 @@ def test_batches_of_many_rows_and_what_comes_meanwhile() -> None:
         [RowsReceived(*PAIR, 1, [b"[1]", b"[2]"]), RunReceived(*PAIR, [2], [b"[3]"])]
     )
     stage.run(2, 3)
-    assert [len(batch.rows) for batch in stage.puller.batches()] == [2]
-    stage.puller.settle()
-    assert stage.tokens() == [2]
+    assert [len(batch.rows) for batch in stage.puller.batches()] == [2, 1]
     stage.puller.settle()
     assert stage.tokens() == [3]
     stage.puller.settle()
     assert not stage.paused
     stage.run(1, 2)  # all are known
+    assert stage.tokens() == []
+    stage.puller.settle()
     assert not stage.puller.holds
+
+
+def test_where_nothing_is_committed_positions_are_noted_for_each_read() -> None:
+    """And when the loop is left."""
+    stage = Stage()
+    stage.run(1, 2, 3)
+    batches = stage.puller.batches()
+    next(batches)
+    next(batches)
+    assert stage.known is None
+    stage.delivery.stop()
+    stage.puller.abandon()
+    assert Deferred.fromCoroutine(stage.delivery.end()).called
+    assert stage.store.load() == {PAIR: 1}
+
+
+def test_hands_are_kept_while_one_is_taken() -> None:
+    stage = Stage()
+    position = PositionCommand("beta", "master", 7, 7)
+    later = RunReceived(*PAIR, [2, 3], [b"[2]", b"[3]"])
+    stage.delivery.take([RunReceived(*PAIR, [1], [b"[1]"]), position, later])
+    stage.run(4)
+    assert stage.delivery.waiting == 3
+    found = stage.tokens()
+    stage.puller.settle()
+    assert stage.delivery.known["beta", "master"] == 7
+    while stage.puller.holds:
+        found += stage.tokens()
+        stage.puller.settle()
+    assert found == [1, 2, 3, 4]
+    assert repr(Hand()) == ""
+    assert repr(Hand([("alpha", "master", None, (5,), (b"secret",), None)])) == (  # type: ignore[list-item]
+        "<from alpha master 5 on>"
+    )
 
 
 def test_a_loop_that_was_left_is_taken_up_behind_its_batch() -> None:
@@ -157,6 +191,8 @@ def test_rows_that_do_not_fit_are_left_out(alone: bool) -> None:
         stage.delivery.take([RowsReceived(*PAIR, 2, [b'["x"]'] * 2)])
         (batch,) = stage.puller.batches()
         assert [row.number for row in batch.rows] == [1]
+        stage.puller.settle()
+        assert stage.tokens() == []
         stage.puller.settle()
         assert stage.delivery.quarantined_rows == 3
     else:
