@@ -29,7 +29,7 @@ from tcprepl.replication.failures import reason_of
 Where: TypeAlias = str | IStreamClientEndpoint
 
 _ADDRESS = re.compile(
-    r"(?:(?P<kind>tcp|tls):)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]=]+):(?P<port>[0-9]{1,5})"
+    r"(?:(?P<kind>tcp|tls):)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]=@]+):(?P<port>[0-9]{1,5})"
     r"|unix:(?P<path>.+)"
 )
 
@@ -51,7 +51,8 @@ def client_endpoint(where: Where, tls: ssl.SSLContext | None = None) -> IStreamC
         return where
     found = _ADDRESS.fullmatch(where)
     if found is None or int(found["port"] or 0) > 65_535:
-        raise ValueError(f"{where!r} is no address; expected HOST:PORT, tls:HOST:PORT or unix:PATH")
+        shown = "what is given" if "@" in where else repr(where)  # a secret may stand before it
+        raise ValueError(f"{shown} is no address; expected HOST:PORT, tls:HOST:PORT or unix:PATH")
     if found["path"] is not None:
         if tls is not None:
             raise ValueError(f"{where} is a Unix socket: no TLS is spoken there")

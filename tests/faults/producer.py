@@ -1,49 +1,63 @@
 """A process that publishes numbered rows for ever, and notes what was acknowledged.
 
-``python -m tests.faults.producer HOST:PORT ACKNOWLEDGED``: append *n* has the number in its row and
-goes to one of two streams; it begins after the last one that the server has taken. Ends with 3 when
-another process has claimed the name.
+``python -m tests.faults.producer (twisted|asyncio) HOST:PORT ACKNOWLEDGED``: append *n* has the
+number in its row and goes to one of two streams; it begins after the last one that the server has
+taken. Ends with 3 when another process has claimed the name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.task import react
-
-from tcprepl.app.connecting import client_endpoint
+from tcprepl.aio import Appended, ReplicationWriter
 from tcprepl.errors import PublishRefused
-from tcprepl.replication.following.writer import ReplicationWriter
-from tcprepl.values import parse_address
 
 STREAMS = ("device_lists", "to_device")
 OPEN = 200
 
 
-async def publish(reactor: Any, address: str, path: str) -> None:
+class Numbers:
+    """What is published, and the file of what was acknowledged."""
+
+    def __init__(self, path: str, taken: int) -> None:
+        self._acknowledged = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        self._number = taken
+
+    def next(self) -> tuple[int, str, list[bytes]]:
+        """Return the next number, and its stream and rows."""
+        self._number += 1
+        return self._number, STREAMS[self._number % 2], [b'["@%d:x"]' % self._number]
+
+    def note(self, number: int, answer: Appended) -> None:
+        """Note that it was taken."""
+        line = f"{number} {answer.stream} {answer.last}\n"
+        os.write(self._acknowledged, line.encode())
+
+
+async def under_twisted(reactor: Any, address: str, path: str) -> None:
     """Publish until killed or fenced."""
-    writer = ReplicationWriter(
+    from twisted.internet.defer import Deferred
+
+    from tcprepl.app.connecting import client_endpoint
+    from tcprepl.replication.following import writer as following
+    from tcprepl.values import parse_address
+
+    writer = following.ReplicationWriter(
         reactor,
         client_endpoint(reactor, parse_address(address)),
         producer="steady",
         max_held_appends=OPEN,
     )
     writer.startService()
-    acknowledged = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    number = await writer.claimed
+    numbers = Numbers(path, await writer.claimed)
 
     def publish_next() -> Deferred[Any]:
-        nonlocal number
-        number += 1
-        mine, stream = number, STREAMS[number % 2]
-
-        def note(answer: Any) -> None:
-            os.write(acknowledged, f"{mine} {stream} {answer.last}\n".encode())
-
-        return writer.publish(stream, [b'["@%d:x"]' % mine]).addCallback(note)
+        number, stream, rows = numbers.next()
+        published = writer.publish(stream, rows)
+        return published.addCallback(lambda answer: numbers.note(number, answer))
 
     while True:
         await writer.when_room()
@@ -60,5 +74,44 @@ async def publish(reactor: Any, address: str, path: str) -> None:
         await published
 
 
+async def under_asyncio(address: str, path: str) -> None:
+    """Publish until killed or fenced."""
+    async with ReplicationWriter(address, producer="steady", max_held_appends=OPEN) as writer:
+        numbers = Numbers(path, await writer.claimed())
+
+        def publish_next() -> asyncio.Future[Appended]:
+            number, stream, rows = numbers.next()
+            published = writer.publish(stream, rows)
+
+            def note(published: asyncio.Future[Appended]) -> None:
+                if published.exception() is None:
+                    numbers.note(number, published.result())
+
+            published.add_done_callback(note)
+            return published
+
+        while True:
+            await writer.when_room()
+            for _ in range(OPEN // 8):
+                published = publish_next()
+                if writer.full:
+                    break
+            try:
+                await published
+            except PublishRefused as error:
+                sys.stderr.write(f"{error}\n")
+                raise SystemExit(3) from None
+
+
+def main(face: str, address: str, path: str) -> None:
+    """Publish."""
+    if face == "asyncio":
+        asyncio.run(under_asyncio(address, path))
+    else:
+        from twisted.internet.task import react
+
+        react(under_twisted, (address, path))
+
+
 if __name__ == "__main__":
-    react(publish, sys.argv[1:])
+    main(*sys.argv[1:])

@@ -44,13 +44,15 @@ def rows_of(directory: Path) -> dict[str, dict[int, int]]:
 
 
 @pytest.mark.timeout(1_800 if ROUNDS > 10 else 300)
-def test_kill_producer_and_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("face", ["twisted", "asyncio"])
+def test_kill_producer_and_server(tmp_path: Path, face: str) -> None:
     """Once each, in order, through every kill of either."""
     chance = random.Random(7)
     acknowledged = tmp_path / "acknowledged"
     acknowledged.touch()
     with Server(tmp_path / "server") as server:
-        argv = [sys.executable, "-m", "tests.faults.producer", server.address, str(acknowledged)]
+        producing = [sys.executable, "-m", "tests.faults.producer", face]
+        argv = [*producing, server.address, str(acknowledged)]
 
         def start() -> Running:
             return Running(argv, tmp_path, "producer")

@@ -49,7 +49,7 @@ class Worker:
 
     def __init__(self, server: Server, where: Path) -> None:
         self.database = where / "worker.db"
-        self._argv = [sys.executable, "-m", "tests.faults.worker", server.address]
+        self._argv = [sys.executable, "-m", "tests.faults.worker", "twisted", server.address]
         self._argv += [str(self.database), STREAM]
         self._where = where
         self.running: Running

@@ -104,13 +104,16 @@ def seen(database: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_kill_server_and_worker(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("face", "seed"),
+    [("twisted", 1), ("twisted", 2), ("asyncio", 1), ("asyncio", 2), ("async-for", 3), ("for", 4)],
+)
+def test_kill_server_and_worker(tmp_path: Path, face: str, seed: int) -> None:
     """Exactly once, in order, through every kill of either; tokens never go back."""
     chance = random.Random(seed)
     database = tmp_path / "worker.db"
     with Server(tmp_path / "server") as server:
-        argv = [sys.executable, "-m", "tests.faults.worker", server.address, str(database)]
+        argv = [sys.executable, "-m", "tests.faults.worker", face, server.address, str(database)]
 
         def start_worker() -> Running:
             return Running([*argv, *DURABLE], tmp_path, "worker")

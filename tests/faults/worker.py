@@ -1,73 +1,165 @@
 """A worker as somebody would write it: rows and positions in one SQLite transaction.
 
-Run as ``python -m tests.faults.worker HOST:PORT DATABASE STREAM...``. Its handler takes its time
-for one batch of ten, and fails for two, in the middle of what it writes.
+Run as ``python -m tests.faults.worker FACE HOST:PORT DATABASE STREAM...``, where FACE is one of
+``twisted``, ``asyncio``, ``async-for`` and ``for``. It takes its time for one batch of ten, and
+fails for two, in the middle of what it writes. A loop has to connect anew when it has failed, and
+fails for one of a hundred.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet import reactor as installed
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.task import deferLater
-
-from tcprepl import limits
+import tcprepl
+from tcprepl import aio, limits
 from tcprepl.cli import logs
-from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import SqlitePositionStore
 
-reactor: Any = installed
+#: How long it takes when it takes its time.
+SLOW_S = 0.005
+#: How often a loop fails.
+LOOP_FAULTS = 0.01
 
 
-def main() -> None:
-    """Follow the streams until killed."""
-    address, database, *streams = sys.argv[1:]
-    host, _, port = address.rpartition(":")
-    logs.configure("info")
-    connection = sqlite3.connect(database)
-    # what is killed here is the process and not the machine, so nothing waits for the disk
-    connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;")
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS seen"
-        " (number INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT, token INTEGER, row TEXT)"
-    )
-    connection.commit()
+class Fault(Exception):
+    """What goes wrong in a handler."""
 
-    def write(stream: str, token: int, raw: Any, *, fails: bool) -> None:
-        for number, row in enumerate(raw):
-            connection.execute(
+
+class Worker:
+    """What it writes, and how it fails.
+
+    Attributes:
+        positions: Where its positions are: in the transaction of the rows.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._connection = sqlite3.connect(database)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS seen"
+            " (number INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT, token INTEGER, row TEXT)"
+        )
+        self._connection.commit()
+        self.positions = SqlitePositionStore(self._connection)
+
+    def chances(self, faults: float = 0.2) -> tuple[bool, bool]:
+        """Return whether it takes its time, and whether it fails, which may be both."""
+        return random.random() < 0.1, random.random() < faults
+
+    def write(self, stream: str, token: int, rows: Rows, *, fails: bool) -> None:
+        """Write the rows, and fail half-way if that is how it is."""
+        for number, row in enumerate(rows.raw):
+            self._connection.execute(
                 "INSERT INTO seen (stream, token, row) VALUES (?, ?, ?)",
                 (stream, token, row.decode()),
             )
-            if fails and number == len(raw) // 2:
-                raise RuntimeError("a fault in the handler")
+            if fails and number == len(rows.raw) // 2:
+                raise Fault("a fault in the handler")
 
-    def handler(stream: str, instance: str, token: int, rows: Rows) -> Deferred[None] | None:
-        chance = random.random()
-        fails = chance < 0.2
-        if 0.15 <= chance < 0.25:
-            return deferLater(reactor, 0.005, write, stream, token, rows.raw, fails=fails)
-        write(stream, token, rows.raw, fails=fails)
+
+def under_twisted(worker: Worker, address: str, streams: Sequence[str]) -> None:
+    """Follow with a handler that may return a Deferred."""
+    from twisted.internet import reactor as installed
+    from twisted.internet.endpoints import TCP4ClientEndpoint
+    from twisted.internet.task import deferLater
+
+    from tcprepl.replication.following.client import ReplicationClient
+
+    reactor: Any = installed
+
+    def handler(stream: str, instance: str, token: int, rows: Rows) -> Any:
+        slow, fails = worker.chances()
+        if slow:
+            return deferLater(reactor, SLOW_S, worker.write, stream, token, rows, fails=fails)
+        worker.write(stream, token, rows, fails=fails)
         return None
 
-    limits.HANDLER_RETRY_MIN_S = 0.005
+    host, _, port = address.rpartition(":")
+    endpoint = TCP4ClientEndpoint(reactor, host, int(port))
     client = ReplicationClient(
         reactor,
-        TCP4ClientEndpoint(reactor, host, int(port)),
+        endpoint,
         streams,
         handler,
-        positions=SqlitePositionStore(connection),
+        positions=worker.positions,
         name="worker",
         since="start",
     )
     client.startService()
     reactor.run()
+
+
+async def under_asyncio(worker: Worker, address: str, streams: Sequence[str]) -> None:
+    """Follow with a handler that may be a coroutine."""
+
+    async def later(stream: str, token: int, rows: Rows, *, fails: bool) -> None:
+        await asyncio.sleep(SLOW_S)
+        worker.write(stream, token, rows, fails=fails)
+
+    def handler(stream: str, instance: str, token: int, rows: Rows) -> Any:
+        slow, fails = worker.chances()
+        if slow:
+            return later(stream, token, rows, fails=fails)
+        worker.write(stream, token, rows, fails=fails)
+        return None
+
+    await aio.ReplicationClient(
+        address, streams, handler, positions=worker.positions, name="worker", since="start"
+    ).run()
+
+
+async def in_async_for(worker: Worker, address: str, streams: Sequence[str]) -> None:
+    """Follow in a loop, again and again."""
+    while True:
+        try:
+            async with aio.follow(
+                address, streams, positions=worker.positions, name="worker", since="start"
+            ) as batches:
+                async for batch in batches:
+                    slow, fails = worker.chances(LOOP_FAULTS)
+                    if slow:
+                        await asyncio.sleep(SLOW_S)
+                    worker.write(batch.stream, batch.token, batch.rows, fails=fails)
+        except Fault:
+            continue
+
+
+def in_for(worker: Worker, address: str, streams: Sequence[str]) -> None:
+    """Follow in a plain loop, again and again."""
+    while True:
+        try:
+            with tcprepl.follow(
+                address, streams, positions=worker.positions, name="worker", since="start"
+            ) as batches:
+                for batch in batches:
+                    slow, fails = worker.chances(LOOP_FAULTS)
+                    if slow:
+                        time.sleep(SLOW_S)
+                    worker.write(batch.stream, batch.token, batch.rows, fails=fails)
+        except Fault:
+            continue
+
+
+def main() -> None:
+    """Follow the streams until killed."""
+    face, address, database, *streams = sys.argv[1:]
+    logs.configure("info")
+    limits.HANDLER_RETRY_MIN_S = 0.005
+    worker = Worker(database)
+    if face == "twisted":
+        under_twisted(worker, address, streams)
+    elif face == "for":
+        in_for(worker, address, streams)
+    else:
+        follow = under_asyncio if face == "asyncio" else in_async_for
+        asyncio.run(follow(worker, address, streams))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ def test_what_is_no_address(where: str) -> None:
         client_endpoint(where)
 
 
+def test_a_secret_before_an_address_is_not_shown() -> None:
+    for where in ("s3cret@h:1", "tls:user:s3cret@h:1"):
+        with pytest.raises(ValueError, match="what is given is no address") as raised:
+            client_endpoint(where)
+        assert "s3cret" not in str(raised.value)
+
+
 def test_an_endpoint_of_your_own_and_where_there_is_no_tls() -> None:
     own: Any = object()
     assert client_endpoint(own) is own
