@@ -720,6 +720,7 @@ class PostgresStore:
     registry: Registry = field(default_factory=make_registry)
     reading_worker: Worker | None = None
     gaps: Gaps | None = None
+    looking_worker: Worker | None = None
     writer: str = "master"
     worker: Worker = field(default_factory=InlineWorker)
     lease_s: float = 10.0
@@ -748,6 +749,7 @@ class PostgresStore:
             self.clock,
             self.gaps,
             self.reading_worker,
+            self.looking_worker,
         )
 
     def settle(self) -> None:

@@ -123,6 +123,10 @@ class BaseLog:
         """Return the log of one pair, for its cursors; None if it is not known."""
         return self._pairs.get(pair)
 
+    def look(self) -> Reading | None:
+        """Begin to look for what other servers have written; None where there are none."""
+        return None
+
     def position(self, stream: StreamName, instance: InstanceName) -> Token:
         """Return the newest published token; 0 for a pair that is not known."""
         found = self._pairs.get((stream, instance))

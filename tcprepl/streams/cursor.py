@@ -136,6 +136,7 @@ class _Logs(Protocol):
     history: History
 
     def source(self, pair: Pair) -> Source | None: ...
+    def look(self) -> Reading | None: ...
 
 
 class Cursor:
@@ -148,7 +149,7 @@ class Cursor:
         token: Up to where everything has been said.
     """
 
-    __slots__ = ("_compacted", "_log", "_places", "_reading", "pair", "token")
+    __slots__ = ("_compacted", "_log", "_look", "_looked", "_places", "_reading", "pair", "token")
 
     def __init__(
         self,
@@ -175,6 +176,8 @@ class Cursor:
         self._places = places
         self._compacted = compacted
         self._reading: Reading | None = None
+        self._look: Reading | None = None
+        self._looked = False
 
     def next(self, limits: Limits = Limits()) -> Answer:  # noqa: B008 - it is immutable
         """Return what comes next, and move over it.
@@ -185,6 +188,18 @@ class Cursor:
         source = self._log.source(self.pair)
         token = self.token
         position = source.position if source is not None else 0
+        if not self._looked:
+            look, self._look = self._look, None
+            if look is None and self._is_ahead(position):
+                look = self._log.look()
+            if look is not None and not look.done:
+                self._look = look
+                return look
+            if look is not None and look.error is not None:
+                raise look.error
+            self._looked = True
+            source = self._log.source(self.pair)
+            position = source.position if source is not None else 0
         if self._places:
             forked = self._forked(source)
             if forked is not None:
@@ -215,6 +230,15 @@ class Cursor:
             return self.next(limits)  # the next block is damaged: that is a gap by now
         self.token = page.upto
         return page
+
+    def _is_ahead(self, position: Token) -> bool:
+        """Return whether the reader has what this log, as far as it knows, does not have.
+
+        It may come from another server of the same log, which heard of it a moment earlier.
+        """
+        return self.token > position or (
+            bool(self._places) and self._log.history.common(self.pair, self._places) is None
+        )
 
     async def arrived(
         self,

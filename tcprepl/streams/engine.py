@@ -43,7 +43,7 @@ class StoredPair:
     """A row of ``pairs``.
 
     Attributes:
-        writer: The number of the server that writes it, where there are several.
+        writer: The server that writes it, where there are several.
     """
 
     id: int
@@ -53,7 +53,7 @@ class StoredPair:
     floor: Token
     rows: int = 0
     size_bytes: int = 0
-    writer: int = 0
+    writer: str = ""
 
 
 @dataclass(slots=True)

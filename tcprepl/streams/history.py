@@ -176,6 +176,11 @@ class History:
         return self._current.id
 
     @property
+    def number(self) -> int:
+        """The number of the current incarnation."""
+        return self._current.number
+
+    @property
     def incarnations(self) -> Sequence[Incarnation]:
         """Those remembered, oldest first."""
         return self._incarnations

@@ -110,4 +110,9 @@ async def open_shared_log(
     writing.submit(lambda: database.take(standby=standby), done)
     await taken
     reading = ThreadWorker(reactor.callFromThread, "tcprepl-read")
-    return PostgresLog(database, registry, clock_ms, writing, retention, reactor, gaps, reading)
+    looking = ThreadWorker(reactor.callFromThread, "tcprepl-look")
+    log = PostgresLog(
+        database, registry, clock_ms, writing, retention, reactor, gaps, reading, looking
+    )
+    log.listen(reactor.callFromThread)
+    return log

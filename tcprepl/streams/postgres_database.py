@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -52,6 +52,7 @@ from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.postgres_news import Listener, NewsReader
 from tcprepl.streams.postgres_schema import (
     CHANNEL,
     DELETE_ANSWERS,
@@ -129,6 +130,7 @@ class PostgresDatabase:
         self._schema = schema
         self._writing = Link(url, schema)
         self._reading = Link(url, schema)
+        self._looking = Link(url, schema)
         self.where = self._writing.where
         self.writer = writer
         self.lease_s = lease_s
@@ -214,7 +216,7 @@ class PostgresDatabase:
 
     def is_ours(self, pair: StoredPair) -> bool:
         """Return whether this server writes *pair*."""
-        return pair.writer == self.held.number
+        return pair.writer == self.writer
 
     def history(self) -> History:
         """Return the incarnations that were noted; which of them are over is in `over`."""
@@ -441,7 +443,7 @@ class PostgresDatabase:
                     ),
                     strict=True,
                 )
-                execute(UPSERT_PAIRS, (mine, *map(list, columns)))
+                execute(UPSERT_PAIRS, (self.writer, *map(list, columns)))
             if commit.blocks:
                 execute(INSERT_BLOCKS, _columns(commit.blocks))
             if commit.transactions:
@@ -521,6 +523,12 @@ class PostgresDatabase:
                     [token for _, _, token in noted],
                 ),
             )
+        # who was found gone, and comes back, writes nothing more
+        execute(
+            "UPDATE writers SET epoch = epoch + 1 WHERE number <> %s AND number IN"
+            " (SELECT writer FROM incarnations WHERE number = ANY (%s::bigint[]))",
+            (self.held.number, self._over),
+        )
         execute(
             "UPDATE incarnations SET ended = %s WHERE number = ANY (%s::bigint[])",
             (begun.number, self._over),
@@ -589,9 +597,13 @@ class PostgresDatabase:
             holder = found[0] if found and found[0] else holder
         except LogUnavailable:
             pass
+        if holder == self.holder:
+            what = "another server found it gone, and began after it"
+        else:
+            what = f"it was taken over by {holder}"
         return LogFenced(
             self.writer,
-            f"it was taken over by {holder}, because this process had not been heard of for "
+            f"{what}, because this process had not been heard of for "
             f"{self.lease_s:g} s; nothing more is written here, and this process ends",
         )
 
@@ -630,6 +642,20 @@ class PostgresDatabase:
             logger.info("postgresql.back", database=self.where, gone_s=gone_s)
         self.away = self.away_since = None
 
+    # --- other servers ------------------------------------------------------------------------
+
+    def news(self, newest: int) -> NewsReader:
+        """Return what reads, in a thread of its own, what others write.
+
+        Args:
+            newest: The number of our incarnation.
+        """
+        return NewsReader(self._looking, self.writer, newest)
+
+    def listener(self, call: Callable[[], object]) -> Listener:
+        """Return what calls, in its own thread, when others have written."""
+        return Listener(Link(self._url, self._schema), str(self.held.number), call)
+
     # --- when neither is at work --------------------------------------------------------------
 
     def close(self) -> None:
@@ -647,6 +673,7 @@ class PostgresDatabase:
                 logger.warning("postgresql.release_failed", reason=str(error))
         self._writing.close()
         self._reading.close()
+        self._looking.close()
 
 
 def _columns(blocks: Sequence[tuple[int, Block]]) -> list[list[Any]]:

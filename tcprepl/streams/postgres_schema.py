@@ -39,7 +39,7 @@ CREATE TABLE pairs (
     id bigint PRIMARY KEY,
     stream text COLLATE "C" NOT NULL,
     instance text COLLATE "C" NOT NULL,
-    writer bigint NOT NULL REFERENCES writers (number),
+    writer text COLLATE "C" NOT NULL REFERENCES writers (name),
     position bigint NOT NULL,
     floor bigint NOT NULL,
     rows bigint NOT NULL,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,17 +17,19 @@ import structlog
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from tcprepl.errors import LogError, LogFenced, LogUnavailable, TokenOrder
+from tcprepl.errors import LogError, LogFenced, LogUnavailable, TokenOrder, WrittenElsewhere
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.blocks import assign_tokens
-from tcprepl.streams.commits import Batch
+from tcprepl.streams.commits import Advance, Batch
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import Commit, Freed, StoredPair
-from tcprepl.streams.gaps import Gaps
-from tcprepl.streams.log import Appended
+from tcprepl.streams.gaps import Cause, Gap, Gaps
+from tcprepl.streams.log import ACKNOWLEDGED, Appended, Block
+from tcprepl.streams.pages import DiskPage, Reading
 from tcprepl.streams.postgres_database import PostgresDatabase
+from tcprepl.streams.postgres_news import Listener, News
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
@@ -81,6 +84,7 @@ class PostgresLog(StoredLog):
         reactor: IReactorTime | None = None,
         gaps: Gaps | None = None,
         reading_worker: Worker | None = None,
+        looking_worker: Worker | None = None,
     ) -> None:
         """Take over what is in *database*, whose writer's name has been taken.
 
@@ -93,12 +97,20 @@ class PostgresLog(StoredLog):
             reactor: As there; it also keeps the lease.
             gaps: As there.
             reading_worker: As there.
+            looking_worker: Reads what other servers have written, as the other one does pages.
 
         Raises:
             LogFenced: Somebody else has taken the name since.
             LogUnavailable: The database refuses.
         """
         self._reading = reading_worker or InlineWorker()
+        self._looking_worker = looking_worker or InlineWorker()
+        self._foreign: dict[int, DurableStream] = {}
+        self._looking = False
+        #: Who waits for the look under way, and for one that has not begun.
+        self._lookers: list[Reading] = []
+        self._later: list[Reading] = []
+        self._listener: Listener | None = None
         self._gates: dict[Pair, _Gate] = {}
         self._expiring: set[DurableStream] = set()
         self._fenced: LogFenced | None = None
@@ -106,10 +118,141 @@ class PostgresLog(StoredLog):
         super().__init__(
             database, registry, clock_ms, worker, retention, reactor, gaps, self._reading
         )
+        self._news = database.news(self.history.number)
+        for pair in self._foreign.values():
+            self._news.begin(pair.stored)
         self._beat_again()
+
+    # --- what other servers write ---------------------------------------------------------------
+
+    def listen(self, call_from_thread: Callable[..., object]) -> None:
+        """Take in what other servers commit, from now on as they do.
+
+        Args:
+            call_from_thread: The reactor's ``callFromThread``.
+        """
+        self._listener = self._database.listener(lambda: call_from_thread(self._look_soon))
+        self._listener.start()
 
     def _owns(self, stored: StoredPair) -> bool:
         return self._database.is_ours(stored)
+
+    def _add_foreign(self, stored: StoredPair) -> DurableStream | None:
+        if not self._is_served((stored.stream, stored.instance)):
+            return None
+        bounds = self._retention.bounds(stored.stream, durable=True)
+        pair = DurableStream(stored, bounds, self._database, self._pages, self._note_damage)
+        self._foreign[stored.id] = self._pairs[stored.stream, stored.instance] = pair
+        return pair
+
+    def _is_served(self, pair: Pair) -> bool:
+        """Return whether the rows of another server's pair are taken in: those that are stored."""
+        return pair[0] in self._registry and self._registry.get(pair[0]).durable
+
+    def _get(self, stream: StreamName, instance: InstanceName) -> DurableStream | EphemeralStream:
+        found = super()._get(stream, instance)
+        if isinstance(found, DurableStream) and found.stored.id in self._foreign:
+            raise WrittenElsewhere(stream, instance, found.stored.writer)
+        return found
+
+    def look(self) -> Reading:
+        """Begin to look for what other servers have written; it tells when that is known."""
+        reading = Reading(lambda: None)
+        self._later.append(reading)
+        self._look_soon()
+        return reading
+
+    def _look_soon(self) -> None:
+        if self._looking:
+            self._later = self._later or [Reading(lambda: None)]
+        elif not self._closed and self._fenced is None:
+            self._looking = True
+            self._lookers, self._later = self._later, []
+            self._looking_worker.submit(lambda: self._news.read(self._is_served), self._looked)
+
+    def _looked(self, news: News | None, error: BaseException | None) -> None:
+        self._looking = False
+        if news is not None:
+            self._take_in(news)
+        elif not isinstance(error, LogError):
+            logger.error("postgresql.look_failed", exc_info=error)
+        more = news is not None and news.more
+        if more:
+            self._later[:0] = self._lookers
+            self._lookers = []
+        elif self._lookers:
+            lookers, self._lookers = self._lookers, []
+            refusal = None if error is None else LogUnavailable(f"the database is away: {error}")
+            if self._reactor is None:
+                self._tell_lookers(lookers, refusal)
+            else:  # once everybody has been handed what there is
+                self._reactor.callLater(0, self._tell_lookers, lookers, refusal)
+        if self._later or more:
+            self._look_soon()
+
+    def _tell_lookers(self, lookers: list[Reading], error: LogUnavailable | None) -> None:
+        for reading in lookers:
+            reading.end(None if error else DiskPage(0, 0), error)
+
+    def _take_in(self, news: News) -> None:
+        """Publish what other servers have written."""
+        if self.history.number in news.ends:
+            self._end(self._overtaken())
+            return
+        for (stream, instance), _, token in news.beginnings:
+            found = self._pairs.get((stream, instance))
+            theirs = isinstance(found, DurableStream) and found.stored.id in self._foreign
+            if found is not None and theirs and token < found.position:
+                self._end(self._gone_back())
+                return
+        self.history.merge(news.incarnations, news.beginnings, news.ends)
+        for stored, blocks in news.pairs:
+            pair = self._foreign.get(stored.id)
+            if pair is None:
+                pair = self._add_foreign(replace(stored, position=0, floor=0, rows=0, size_bytes=0))
+                assert pair is not None, "only what is served is read"
+            if stored.position < pair.position:
+                self._end(self._gone_back())
+                return
+            self._follow(pair, stored, blocks, news.damaged.get(stored.id))
+        self._drain()
+
+    def _follow(
+        self, pair: DurableStream, now: StoredPair, blocks: list[Block], damaged: Gap | None
+    ) -> None:
+        """Publish what is new of one pair, in order."""
+        name = now.stream, now.instance
+        steps: list[Block | Advance] = []
+        if pair.position < now.floor:
+            self.gaps.add(name, Gap(pair.position, now.floor, Cause.RETENTION, "retention"))
+            steps.append(Advance(pair, now.floor, []))
+        steps += blocks
+        if damaged is not None:
+            self._note_damage(now, damaged)
+        steps.append(Advance(pair, now.position, []))
+        self._outbox += [partial(self._publish, pair, step) for step in steps]
+
+        def settle() -> None:
+            pair.stored.rows, pair.stored.size_bytes = now.rows, now.size_bytes
+            if now.floor > pair.floor:
+                pair.raise_floor(now.floor)
+                self.gaps.keep(name, now.floor, MAX_TOKEN)
+
+        self._outbox.append(settle)
+
+    def _overtaken(self) -> LogFenced:
+        return LogFenced(
+            self._database.writer,
+            "another process found it gone, because it had not been heard of for "
+            f"{self._database.lease_s:g} s, and has begun after it; this process ends",
+        )
+
+    def _gone_back(self) -> LogFenced:
+        return LogFenced(
+            self._database.writer,
+            f"{self._database.where} has lost rows that were read before: it was restored from a "
+            "copy, or a standby took over that was behind; start again, and readers are told",
+        )
 
     # --- the lease ------------------------------------------------------------------------------
 
@@ -366,12 +509,29 @@ class PostgresLog(StoredLog):
 
         self._reading.submit(lambda: [pair.beyond_retention(now) for pair in due], found)
 
+    def trim(
+        self, stream: StreamName, instance: InstanceName, upto: Token, why: str = ACKNOWLEDGED
+    ) -> None:
+        """Forget rows whose token is at most *upto*; those of other servers are theirs to trim."""
+        if (stream, instance) not in self._pairs or self._is_ours(stream, instance):
+            super().trim(stream, instance, upto, why)
+
+    def _is_ours(self, stream: StreamName, instance: InstanceName) -> bool:
+        pair = self._pairs[stream, instance]
+        return not isinstance(pair, DurableStream) or pair.stored.id not in self._foreign
+
     # --- the end ------------------------------------------------------------------------------
 
     def close(self) -> Deferred[None]:
         """Flush, give the instance back, and close everything; later appends are refused."""
         self._database.stop()
         return super().close()
+
+    def _let_go(self) -> None:
+        if self._listener is not None:
+            self._listener.stop()
+        self._looking_worker.stop()
+        super()._let_go()
 
     def _release(self, _: None) -> Deferred[None]:
         released: Deferred[None] = Deferred()

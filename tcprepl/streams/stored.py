@@ -137,6 +137,7 @@ class StoredLog(BaseLog):
         for stored in self._database.pairs():
             positions[stored.stream, stored.instance] = stored.position
             if not self._owns(stored):
+                self._add_foreign(stored)
                 continue
             self._next_id = max(self._next_id, stored.id + 1)
             if stored.stream not in self._registry:
@@ -171,6 +172,10 @@ class StoredLog(BaseLog):
     def _owns(self, stored: StoredPair) -> bool:
         """Return whether this log writes *stored*; all of them, unless others write here, too."""
         return True
+
+    def _add_foreign(self, stored: StoredPair) -> DurableStream | None:
+        """Take note of a pair that another server writes."""
+        raise NotImplementedError
 
     def _add(self, stored: StoredPair) -> DurableStream | EphemeralStream:
         definition = self._registry.get(stored.stream)

@@ -15,7 +15,7 @@ from msgspec import Meta
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from tcprepl import limits
-from tcprepl.errors import BadRow, LogUnavailable, UnknownStream
+from tcprepl.errors import BadRow, LogUnavailable, UnknownStream, WrittenElsewhere
 from tcprepl.http.calls import (
     ApiError,
     Call,
@@ -80,7 +80,7 @@ ABOUT = About(
     RowsQuery,
     Annotated[list[Any], Meta(min_length=1, max_length=limits.MAX_INGEST_ROWS)],
     says="The tokens that the rows got.",
-    refuses={404: None, 503: None},
+    refuses={404: None, 409: None, 503: None},
 )
 
 
@@ -188,6 +188,9 @@ class Ingest:
             raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None
         except UnknownStream as error:
             raise unknown_stream(error, 404) from None
+        except WrittenElsewhere as error:
+            extra = {"instance": error.instance, "writer": error.writer}
+            raise ApiError(409, "TCPREPL_WRITTEN_ELSEWHERE", str(error), extra=extra) from None
         except LogUnavailable as error:
             self._trouble = (self._reactor.seconds(), str(error))
             raise busy(503, str(error)) from error

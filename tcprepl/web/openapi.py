@@ -29,7 +29,7 @@ _MEANINGS = {
     403: "Not for this caller.",
     404: "There is no such stream or path.",
     406: "A row cannot be said in MessagePack.",
-    409: "The position was never written.",
+    409: "The position was never written, or another server writes this instance.",
     410: "Rows after the position are past retention, or it stands in a gap.",
     413: "Too much for one request.",
     429: "The server cannot keep up: come back after Retry-After.",

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.interop.environments import SetupError, find_program
-from tests.interop.processes import Child, accepts
+from tests.interop.processes import Child, accepts, wait_until
 from tests.ports import free_port
 
 
@@ -158,6 +158,27 @@ class Postgres(Server):
         server = cls(directory, port, child)
         child.wait_ready("PostgreSQL answers", lambda: server._answers() or None)
         return server
+
+    def kill(self) -> None:
+        """End it as a power cut would, but for the disk."""
+        self.child.kill()
+
+    def start_again(self) -> None:
+        """Start it after `kill`, once what is left of it has gone."""
+        self.child = Child(
+            self.child.command,
+            self.directory / "log",
+            cwd=self.directory,
+            user=self.user if os.geteuid() == 0 else None,
+            stop_signal=signal.SIGINT,
+        )
+
+        def again() -> bool | None:
+            if not self.child.running:
+                self.start_again()
+            return self._answers() or None
+
+        wait_until("PostgreSQL answers again", again)
 
     def make_database(self, name: str) -> None:
         """Make an empty database with the settings that Synapse asks for."""

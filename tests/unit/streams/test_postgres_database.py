@@ -36,6 +36,7 @@ class Place:
         """Return one that has taken nothing."""
         made = PostgresDatabase(self.url, writer, schema=self.schema, **kwargs)
         self.made.append(made)
+        made.holder = f"host:{len(self.made)}"
         return made
 
     def begun(self, writer: str = "master", **kwargs: Any) -> PostgresDatabase:

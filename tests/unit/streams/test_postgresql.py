@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 from unittest import mock
 
@@ -10,11 +11,13 @@ import psycopg
 import pytest
 from twisted.internet.task import Clock
 
-from tcprepl.errors import LogFenced, LogUnavailable, TokenOrder
+from tcprepl.errors import LogFenced, LogUnavailable, TokenOrder, WrittenElsewhere
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams import postgresql as module
+from tcprepl.streams.cursor import AT_HEAD, Restart
 from tcprepl.streams.engine import KnownTransactions
+from tcprepl.streams.pages import Reading
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.retention import Bounds, Retention
 from tests import postgres_world
@@ -28,7 +31,7 @@ class World:
     """A log whose threads do their work when the test lets them."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.writing, self.reading = SlowWorker(), SlowWorker()
+        self.writing, self.reading, self.looking = SlowWorker(), SlowWorker(), SlowWorker()
         self.clock = Clock()
         self.store = PostgresStore(
             postgres_world.url_of(postgres_world.server(), "postgres"),
@@ -36,6 +39,7 @@ class World:
             clock=self.clock,
             worker=self.writing,
             reading_worker=self.reading,
+            looking_worker=self.looking,
             **kwargs,
         )
         self.log = self.store.log
@@ -48,6 +52,7 @@ class World:
             self.clock.advance(0.005)
             self.writing.run()
             self.reading.run()
+            self.looking.run()
 
     def away(self) -> Any:
         """Let the database be away."""
@@ -222,6 +227,162 @@ def test_what_was_to_be_written_with_it_is_written_next(world: World) -> None:
     assert any(call.args[0].trims for call in write.call_args_list)
 
 
+def second(world: World, writer: str = "other") -> PostgresStore:
+    """Return another server of the same database."""
+    return PostgresStore(world.store.url, world.store.schema, writer=writer)
+
+
+def test_rows_of_others_are_served_and_are_theirs(world: World) -> None:
+    heard: list[Any] = []
+    world.log.add_listener(lambda block: heard.append((block.instance, list(block.tokens))))
+    world.log.add_position_listener(lambda *moved: heard.append(moved))
+    other = second(world)
+    add(other, DURABLE, row("a"), row("b"), instance="v")
+    add(other, EPHEMERAL, row("e"), instance="v")
+    result(other.log.advance(DURABLE, "v", 5))
+    world.log.look()
+    world.log.look()
+    world.work()
+    assert heard == [("v", [1, 2]), (DURABLE, "v", 2, 5)]
+    assert read_all(world.log, DURABLE, 0, instance="v") == [(1, row("a")), (2, row("b"))]
+    assert world.log.position(EPHEMERAL, "v") == 0
+    for late in (
+        lambda: world.log.append(DURABLE, "v", [row("mine")]),
+        lambda: world.log.advance(DURABLE, "v", 9),
+        lambda: world.log.ensure(DURABLE, "v"),
+    ):
+        with pytest.raises(WrittenElsewhere, match="is written by other, another server"):
+            late()
+    world.log.trim(DURABLE, "v", 1)
+    assert world.log.floor(DURABLE, "v") == 0
+    other.log.trim(DURABLE, "v", 1)
+    world.log.look()
+    world.work()
+    assert world.log.floor(DURABLE, "v") == 1
+    other.close()
+
+
+def test_what_went_before_it_was_read_is_a_gap(world: World) -> None:
+    other = second(world)
+    add(other, DURABLE, row("a"), instance="v")
+    world.log.look()
+    world.work()
+    heard: list[Any] = []
+    world.log.add_position_listener(lambda *moved: heard.append(moved[2:]))
+    world.log.add_listener(lambda block: heard.append(list(block.tokens)))
+    for name in "bcd":
+        add(other, DURABLE, row(name), instance="v")
+    other.log.trim(DURABLE, "v", 3)
+    world.log.look()
+    world.work()
+    assert heard == [(1, 3), [4]]
+    other.close()
+
+
+def test_a_damaged_block_of_another_is_a_gap(world: World) -> None:
+    other = second(world)
+    for name in "abc":
+        add(other, DURABLE, row(name), instance="v")
+    where = world.store.url, world.store.schema
+    postgres_world.sql(*where, "UPDATE blocks SET crc = crc + 1 WHERE last = 2")
+    heard: list[Any] = []
+    world.log.add_position_listener(lambda *moved: heard.append(moved[2:]))
+    world.log.add_listener(lambda block: heard.append(list(block.tokens)))
+    world.log.look()
+    world.work()
+    assert heard == [[1], (1, 2), [3]]
+    assert [gap.cause.value for _, gap in world.log.gaps] == ["damage"]
+    other.close()
+
+
+def test_a_reader_who_comes_from_another_server_is_waited_for(world: World) -> None:
+    other = second(world)
+    add(other, DURABLE, row("a"), instance="v")
+    places = ((1, other.log.history.current),)
+    cursor = world.log.cursor((DURABLE, "v"), 1, places)
+    reading = cursor.next()
+    assert isinstance(reading, Reading)
+    assert cursor.next() is reading
+    world.work()
+    assert reading.done
+    assert cursor.next() is AT_HEAD
+    nowhere = world.log.cursor((DURABLE, "v"), 99, places)
+    assert isinstance(nowhere.next(), Reading)
+    world.work()
+    answer = nowhere.next()
+    assert isinstance(answer, Restart)
+    other.close()
+
+
+def test_who_cannot_look_does_not_send_readers_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "error", lambda event, **_: said.append(event))
+    cursor = world.log.cursor((DURABLE, "v"), 99)
+    for error in (LogUnavailable("away"), ZeroDivisionError()):
+        assert isinstance(cursor.next(), Reading)
+        with mock.patch.object(world.log._news, "read", side_effect=error):
+            world.work()
+        with pytest.raises(LogUnavailable, match="database is away"):
+            cursor.next()
+    assert said == ["postgresql.look_failed"]
+    assert isinstance(cursor.next(), Reading)
+    world.work()
+    assert isinstance(cursor.next(), Restart)
+
+
+@pytest.mark.parametrize("how", ["pairs", "beginnings"])
+def test_a_database_that_was_put_back_ends_the_process(how: str) -> None:
+    world = World()
+    other = second(world)
+    add(other, DURABLE, row("a"), instance="v")
+    kept = postgres_world.dump(world.store.url, world.store.schema)
+    add(other, DURABLE, row("b"), instance="v")
+    world.log.look()
+    world.work()
+    other.close()
+    postgres_world.restore(world.store.url, world.store.schema, kept)
+    if how == "beginnings":
+        other = second(world, "third")  # notes where all pairs are
+        other.close()
+        again = second(world)
+        add(again, DURABLE, row("c"), row("d"), instance="v")
+        again.close()
+    world.log.look()
+    world.work()
+    with pytest.raises(LogFenced, match=r"lost rows|found it gone"):
+        result(world.log.failed)
+    world.log.look()
+    world.close()
+
+
+def test_who_was_found_gone_by_another_server_ends(world: World) -> None:
+    postgres_world.lapse(world.store.url, world.store.schema)
+    other = second(world)
+    world.log.look()
+    world.work()
+    with pytest.raises(LogFenced, match="another process found it gone"):
+        result(world.log.failed)
+    other.close()
+
+
+def test_a_listener_looks_when_others_have_written() -> None:
+    world = World()
+    calls: SimpleQueue[Any] = SimpleQueue()
+    world.log.listen(calls.put)
+    other = second(world)
+    add(other, DURABLE, row("a"), instance="v")
+    while world.log.position(DURABLE, "v") < 1:
+        calls.get(timeout=30)()
+        world.work()
+    other.close()
+    listener = world.log._listener
+    assert listener is not None
+    world.close()
+    listener.join()
+
+
 # --- the lease --------------------------------------------------------------------------------
 
 
@@ -239,7 +400,7 @@ def test_who_was_overtaken_stops_and_says_so(world: World) -> None:
     theirs = add(other, DURABLE, row("theirs"))
     ours = world.log.append(DURABLE, "w", [row("ours")])
     world.work()
-    with pytest.raises(LogFenced, match="was taken over by"):
+    with pytest.raises(LogFenced, match="nothing more is written here, and this process ends"):
         result(ours)
     for late in (
         world.log.append(DURABLE, "w", [row("late")]),

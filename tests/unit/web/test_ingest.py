@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from tcprepl import limits
-from tcprepl.errors import LogUnavailable
+from tcprepl.errors import LogUnavailable, WrittenElsewhere
 from tcprepl.streams.log import Appended
 from tcprepl.web.ingest import PENDING_BYTES, TROUBLE_S
 from tcprepl.web.services import HttpLimits
@@ -216,6 +216,21 @@ def test_a_full_disk_is_503() -> None:
     assert stage.get("/health").json == {"live": True, "ready": False, "reason": "the disk is full"}
     exchange = stage.open("POST", PATH.format("audit"), body=b"[1]")
     publisher.settle()
+    exchange.leave()
+    assert stage.get("/health").status == 200
+    stage.close()
+
+
+def test_what_another_server_writes_is_refused_for_good() -> None:
+    """It is no trouble of this one."""
+    publisher = SlowPublisher()
+    stage = Stage(publisher=publisher)
+    exchange = stage.open("POST", PATH.format("audit"), body=b"[1]")
+    publisher.pending.pop().errback(WrittenElsewhere("audit", "b", "two"))
+    status, code, text = exchange.answer.error
+    assert (status, code) == (409, "TCPREPL_WRITTEN_ELSEWHERE")
+    assert "stream audit of b is written by two" in text
+    assert exchange.answer.json["writer"] == "two"
     exchange.leave()
     assert stage.get("/health").status == 200
     stage.close()

@@ -39,7 +39,8 @@ def test_types_become_parameters_bodies_and_answers() -> None:
     assert shapes["instance"][1]["maxLength"] == 255
     body = rows["requestBody"]["content"]["application/json"]["schema"]
     assert (body["type"], body["minItems"]) == ("array", 1)
-    assert rows["responses"].keys() == {"200", "400", "401", "403", "404", "413", "429", "503"}
+    refusals = {"400", "401", "403", "404", "409", "413", "429", "503"}
+    assert rows["responses"].keys() == {"200", *refusals}
     reference = rows["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
     assert reference == "#/components/schemas/Published"
     health = described()["paths"]["/health"]["get"]
