@@ -15,7 +15,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from tcprepl import limits
+from tcprepl.access import ALL, NOTHING, Grant, Tokens
+from tcprepl.errors import ConfigError
 from tcprepl.protocol.commands import (
+    AuthorizedCommand,
     FederationAckCommand,
     RemoteServerUpCommand,
     ReplicateCommand,
@@ -577,3 +580,60 @@ def test_a_server_of_before_incarnations_is_asked_as_before(world: World) -> Non
     assert client._requests(DIALECTS["tcprepl"], names_incarnation=True)[0] == ReplicateCommand(
         "alpha", "master", 1, incarnations=((1, here),)
     )
+
+
+# -- tokens ----------------------------------------------------------------------------
+
+
+def test_a_token_is_said_before_anything_is_asked_for(world: World) -> None:
+    """What comes behind it is what it allows."""
+    world.server.admit(Tokens([("the-token", Grant("w", read=ALL))]), NOTHING)
+    client = world.client(streams=["alpha"], token="the-token", since="start")
+    world.publish("alpha", 1)
+    assert world.seen == [("alpha", "master", 1, [1])]
+    assert client.last_error is None
+    assert not any(isinstance(command, AuthorizedCommand) for command in world.commands)
+
+
+def test_a_token_is_read_anew_for_each_connection(world: World) -> None:
+    """So that it can be exchanged while the client runs; what cannot be read is told."""
+    said = ["wrong-token"]
+
+    def read() -> str:
+        if not said:
+            raise ConfigError("token: is empty")
+        return said[0]
+
+    world.server.admit(Tokens([("the-token", Grant("w", read=ALL))]), NOTHING)
+    client = world.client(streams=["alpha"], token=read, since="start")
+    world.publish("alpha", 1)
+    assert client.last_error.startswith("AUTH: the token is not known here")
+    assert world.seen == []
+    said.clear()
+    run_until(world.network, lambda: "is empty" in client.last_error)
+    said.append("the-token")
+    run_until(world.network, lambda: bool(world.seen))
+    world.server.admit(Tokens([("other-token", Grant("w", read=ALL))]), NOTHING)
+    world.network.settle()
+    said[0] = "other-token"
+    world.publish("alpha", 2)
+    run_until(world.network, lambda: len(world.seen) == 2)
+    assert world.seen == [("alpha", "master", 1, [1]), ("alpha", "master", 2, [2])]
+
+
+def test_a_token_that_does_not_hold_is_not_tried_ever_faster(world: World) -> None:
+    """The server was there each time; the delay grows all the same."""
+    world.server.admit(Tokens([("the-token", Grant("w", read=ALL))]), NOTHING)
+    client = world.client(streams=["alpha"], token="wrong-token")
+    world.network.run(60)
+    assert client.reconnects < 30
+
+
+def test_a_token_is_not_said_to_a_server_of_another_kind(world: World) -> None:
+    """It could not take it, and may show it."""
+    heard = old_server(world)
+    client = world.client(streams=["alpha"], token="the-token", dialect="2017")
+    world.network.run(5)
+    assert client.connected
+    assert heard
+    assert "the-token" not in str(heard)

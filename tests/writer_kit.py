@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
 
 from tcprepl import limits
+from tcprepl.access import ALL, NOTHING, Grant, Streams, Tokens
 from tcprepl.errors import ConnectionFailed, LogUnavailable, PublishRefused
 from tcprepl.streams.log import Appended
 from tests.faces import make_network, make_writer
@@ -318,4 +319,46 @@ def test_every_schedule_has_each_row_once_and_in_order(steps: list[str]) -> None
     desk.network.run(30)
     assert desk.rows() == [b"%d" % number for number in good]
     assert [desk.results[n].last for n in good] == list(range(1, len(good) + 1))
+    desk.end()
+
+
+def test_a_stream_that_may_not_be_written_concerns_no_other() -> None:
+    """With a token the rest goes on, each row once and in order."""
+    desk = Desk(token="the-token")
+    grant = Grant("w", write=Streams(frozenset({"alpha"})))
+    desk.world.server.admit(Tokens([("the-token", grant)]), NOTHING)
+    desk.start()
+    desk.publish(1)
+    desk.publish(2, "typing", rows=[b'["!r:x",[]]'])
+    desk.publish(3)
+    desk.network.run(1)
+    assert desk.results[2].reason == "denied"
+    assert "w may write alpha here" in str(desk.results[2])
+    assert [desk.results[n].last for n in (1, 3)] == [1, 2]
+    desk.end()
+
+
+def test_without_the_right_to_write_it_fails_and_says_why() -> None:
+    desk = Desk()
+    desk.world.server.admit(Tokens([("the-token", Grant("w", write=ALL))]), NOTHING)
+    desk.publish(1)
+    desk.start()
+    assert isinstance(desk.results[1], PublishRefused)
+    assert "say AUTH <token> first" in str(desk.results[1])
+    desk.writer.failed.addErrback(lambda _: None)
+    desk.end()
+
+
+def test_a_token_that_does_not_hold_is_tried_again_and_nothing_is_lost() -> None:
+    """It may hold again once the server is configured anew."""
+    desk = Desk(token="the-token")
+    desk.world.server.admit(Tokens([("other-token", Grant("w", write=ALL))]), NOTHING)
+    desk.publish(1)
+    desk.start()
+    desk.network.run(1)
+    assert desk.writer.last_error.startswith("AUTH: ")
+    assert desk.writer.held == 1
+    desk.world.server.admit(Tokens([("the-token", Grant("w", write=ALL))]), NOTHING)
+    desk.network.run(30)
+    assert desk.results[1].last == 1
     desk.end()

@@ -70,9 +70,8 @@ class ServerSession(Session):
             raise ValueError(f"dialect {dialect} has no REPLICATE without arguments over TCP")
         super().__init__(bare, max_line_bytes, now, epoch_s, handshake_timeout_s)
         self._buffer = LineBuffer(max_line_bytes, max_long_bytes=MAX_NATIVE_LINE_BYTES)
-        self.take_long_lines(publishing)
+        self.take_rows(publishing)
         self._bare = bare
-        self._publishing = publishing
         #: Lines that were cut and not pulled, the last one first.
         self._lines: list[bytes] = []
         #: What the peer calls itself.
@@ -81,8 +80,9 @@ class ServerSession(Session):
         greeting = (self._ping_text(now), NATIVE_TAG, *filter(None, [incarnation]))
         self.send(PingCommand(" ".join(greeting)), now)
 
-    def take_long_lines(self, publishing: bool) -> None:
+    def take_rows(self, publishing: bool) -> None:
         """Let lines that begin with PUBLISH be as long as the native dialect's, or not."""
+        self._publishing = publishing
         self._buffer.long_word = _LONG_WORD if publishing else b""
 
     def refuse(self, text: str, now: float) -> None:

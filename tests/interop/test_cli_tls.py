@@ -201,7 +201,7 @@ def test_off_loopback_with_tls_and_a_token(tmp_path: Path, authority: trustme.CA
             assert expected in done.stderr
             assert "s3cret" not in done.stderr
         for arguments, expected in (
-            (("publish", "typing", ROW, *to), "not allowed: PUBLISH"),
+            (("publish", "typing", ROW, *to), "not allowed: PRODUCER"),
             (("publish", "typing", ROW, *to, *token("reader")), "not allowed"),
             (("publish", "receipts", ROW, *to, *token("writer")), "writer may write typing here"),
             (("publish", "typing", ROW, "--to", f"127.0.0.1:{http}"), "answered 401"),

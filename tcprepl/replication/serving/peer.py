@@ -296,7 +296,7 @@ class Peer:
                 self.close(CloseReason.NOT_AUTHORIZED, f"AUTH: {error}")
                 return _DISPATCH_LINES
             self._token = digest(command.token)
-            self._session.take_long_lines(server.publishes(self.grant))
+            self._session.take_rows(server.publishes(self.grant))
             self._session.send(AuthorizedCommand(self.grant.name, str(self.grant)), now)
         return _DISPATCH_LINES
 

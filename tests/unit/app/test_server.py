@@ -11,6 +11,7 @@ from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
+from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Streams, digest
 from tcprepl.app.listening import CannotListen
 from tcprepl.app.server import Server
 from tcprepl.config import BadConfig, build
@@ -166,4 +167,32 @@ def test_what_is_reloaded_holds() -> None:
         server.reload(bad)
     assert len(caught.value.faults) == 2
     assert server._web.secrets == ["new"]
+    result_of(server.stop(), reactor)
+
+
+def test_tokens_hold_at_once_on_the_line_and_over_http() -> None:
+    """And whether rows are taken on the line follows what is asked for there."""
+    reactor = MemoryReactorClock()
+    server = made(reactor)
+    result_of(server.start())
+    replication = server.replication
+    assert replication.granted(None, vouched=True) == EVERYTHING
+    assert replication.granted(None, vouched=False) == NOTHING
+    assert replication.door.publisher is server.publisher
+
+    def reload(**sections: Any) -> None:
+        server.reload(build({"data_directory": None, **sections}, "test").config)()
+
+    reload(http={"token": "asked-for"})
+    assert replication.door.publisher is None
+    tokens = [{"name": "w1", "token": "a-token-of-sixteen", "write": ["typing"]}]
+    reload(http={"token": "asked-for"}, replication={"tokens": tokens})
+    grant = Grant("w1", write=Streams(frozenset({"typing"})))
+    assert replication.granted(digest("a-token-of-sixteen"), vouched=False) == grant
+    assert replication.granted(digest("another-of-sixteen"), vouched=True) is None
+    assert replication.granted(None, vouched=True) == NOTHING
+    assert replication.door.publisher is server.publisher
+    assert server._web.grants == [("a-token-of-sixteen", grant)]
+    reload(replication={"tokens": tokens, "anonymous": {"read": "all"}})
+    assert replication.granted(None, vouched=True) == Grant(read=ALL)
     result_of(server.stop(), reactor)

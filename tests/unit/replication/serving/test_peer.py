@@ -492,6 +492,31 @@ def test_long_lines_are_for_who_may_write(guarded: World) -> None:
     assert writer.lines()[-1] == "PUBLISHED alpha master 1 1"
 
 
+def test_lines_of_who_said_a_token_are_taken_together_and_those_of_strangers_denied(
+    guarded: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken together they cost a tenth; and no right is got round by it."""
+    runs = []
+    take = Peer._publish_run
+    monkeypatch.setattr(Peer, "_publish_run", lambda *args: (runs.append(args[1]), take(*args))[1])
+    lines = [f"PUBLISH {{}} #{number} {number}" for number in range(1, 21)]
+    writer = guarded.call("AUTH writer-token")
+    writer.say(*(line.format("alpha") for line in lines))
+    guarded.network.settle()
+    assert sum(len(run.numbers) for run in runs) == 20
+    writer.say(*(line.format("typing") for line in lines))
+    guarded.network.settle()
+    assert len(runs) > 1
+    said = writer.lines()
+    assert sum(line.startswith("PUBLISHED alpha") for line in said) == 20
+    assert [line for line in said if line.startswith("REFUSED")] == [
+        f"REFUSED typing #{number} denied 0 not allowed: PUBLISH needs a token that may write "
+        "typing; writer may write alpha here; its entry in replication.tokens says so"
+        for number in range(1, 21)
+    ]
+    assert guarded.log.position("typing", "master") == 0
+
+
 def test_producers_are_of_their_token(guarded: World) -> None:
     """One that claims the same name fences nobody else's."""
     tokens = [*TOKENS, ("other-token", Grant("other", write=ALL))]
