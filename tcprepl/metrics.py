@@ -276,6 +276,18 @@ BUS_CACHE_REQUESTS = Live(
     kind="counter",
     labels=("result",),
 )
+BUS_PROCESS_CACHE = Live(
+    "tcprepl_bus_process_cache_requests",
+    "Keys that each process asked the cache of the bus for, by whether they were there",
+    kind="counter",
+    labels=("process", "result"),
+)
+BUS_RECONNECTS = Live(
+    "tcprepl_bus_process_reconnects",
+    "How often each process began again to listen to the bus",
+    kind="counter",
+    labels=("process",),
+)
 BUS_CACHE_REMOVED = Live(
     "tcprepl_bus_cache_removed",
     "Keys that went from the cache of the bus: for want of room, or as their time was over",

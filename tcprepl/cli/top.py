@@ -30,6 +30,9 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "sent": lambda peer: peer["sent_bytes"],
 }
 
+#: What is shown of a process of the homeserver, on a bus.
+PROCESS = ("rows_in", "rows_out", "reconnects", "replays")
+
 
 @click.command("top")
 @to_options
@@ -86,6 +89,17 @@ def picture(status: dict[str, Any], sort: str) -> str:
         [name.upper() for name in COLUMNS],
         [[displayable(str(cell(peer))) for cell in COLUMNS.values()] for peer in ordered],
     )
+    known = {peer["name"] or peer["address"]: peer.get("process") for peer in peers}
+    processes = {name: did for name, did in known.items() if did}
+    if processes:
+        lines.append("")
+        lines += table(
+            ["PROCESS", "ROWS IN", "ROWS OUT", "RECONNECTS", "REPLAYS", "CACHE HITS"],
+            [
+                [displayable(name), *(str(did[key]) for key in PROCESS), cache_of(did)]
+                for name, did in sorted(processes.items())
+            ],
+        )
     moving = [stream for stream in status["streams"] if stream["position"]]
     if moving:
         lines.append("")
@@ -100,6 +114,11 @@ def picture(status: dict[str, Any], sort: str) -> str:
             ],
         )
     return "\n".join(lines) + "\n"
+
+
+def cache_of(did: dict[str, Any]) -> str:
+    """Return how often the cache had what a process asked for."""
+    return f"{did['cache_hits']} of {did['cache_hits'] + did['cache_misses']}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,6 +5,7 @@ One snapshot serves the STATUS command, the HTTP status page and the metrics.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,6 +38,50 @@ class StreamStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """What a process of the homeserver did on a bus since that started, by its name.
+
+    Attributes:
+        rows_in: Rows that it published.
+        rows_out: Rows that were written to it.
+        reconnects: How often it subscribed again.
+        replays: How often it was given what it missed.
+        cache_hits: Keys that it asked the cache for, and that were there.
+        cache_misses: Keys that were not.
+    """
+
+    rows_in: int
+    rows_out: int
+    reconnects: int
+    replays: int
+    cache_hits: int
+    cache_misses: int
+
+    @property
+    def cache(self) -> str:
+        """How often the cache had what was asked for, in words."""
+        asked = self.cache_hits + self.cache_misses
+        return f"{self.cache_hits} of {asked}"
+
+
+def process_status(counts: Mapping[str, int], rows_out: int) -> ProcessStatus:
+    """Return the status of a process.
+
+    Args:
+        counts: What was counted, by the names of the fields; and how often it ``subscribed``.
+        rows_out: Rows written on connections that are still there, which are not counted yet.
+    """
+    return ProcessStatus(
+        rows_in=counts.get("rows_in", 0),
+        rows_out=counts.get("rows_out", 0) + rows_out,
+        reconnects=max(0, counts.get("subscribed", 0) - 1),
+        replays=counts.get("replays", 0),
+        cache_hits=counts.get("cache_hits", 0),
+        cache_misses=counts.get("cache_misses", 0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PeerStatus:
     """One connection.
 
@@ -58,6 +103,7 @@ class PeerStatus:
         acked: The newest FEDERATION_ACK; None when it sent none.
         replay: What it was given of what it missed, on a bus: ``replayed``, or why nothing was;
             empty elsewhere, and for one that was never here.
+        process: What its process did, on a bus where that has a name; None elsewhere.
     """
 
     conn_id: int
@@ -76,6 +122,7 @@ class PeerStatus:
     connected_seconds: float
     acked: Token | None = None
     replay: str = ""
+    process: ProcessStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +238,13 @@ def _peer_line(peer: PeerStatus) -> str:
     who = f"peer {peer.conn_id} {peer.name or '(no name)'} {peer.address} {peer.dialect}"
     if peer.replay:
         who = f"{who} (came back: {peer.replay.replace('_', ' ')})"
+    if peer.process is not None:
+        did = peer.process
+        who = (
+            f"{who} (wrote {_count(did.rows_in, 'row')}, got {did.rows_out}, "
+            f"{_count(did.reconnects, 'reconnect')}, {_count(did.replays, 'replay')}, "
+            f"cache {did.cache})"
+        )
     if peer.state == "behind":
         return (
             f"{who}: behind by {_count(peer.behind_rows, 'row')}, {peer.behind_bytes} bytes, "

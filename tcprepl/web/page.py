@@ -295,6 +295,7 @@ def _peers(view: View) -> Nodes:
             element("a", f"All {number(len(ordered))} peers", href="/peers"),
             ", sorted and searched",
         )
+    yield from _processes(ordered)
 
 
 #: How peers may be sorted, and by what.
@@ -314,6 +315,27 @@ def peer_table(peers: Sequence[PeerStatus], lags: Mapping[int, Sequence[float]])
         (_peer_row(peer, lags.get(peer.conn_id, ())) for peer in peers),
         numeric=(3, 4, 5, 7, 8),
     )
+
+
+def _processes(peers: Sequence[PeerStatus]) -> Nodes:
+    """Show what each process of the homeserver did, on a bus."""
+    known = {peer.name or peer.address: peer.process for peer in peers if peer.process is not None}
+    if known:
+        yield table(
+            ("Process", "Rows in", "Rows out", "Reconnects", "Replays", "Cache hits"),
+            (
+                (
+                    element("b", name),
+                    number(did.rows_in),
+                    number(did.rows_out),
+                    number(did.reconnects),
+                    number(did.replays),
+                    did.cache,
+                )
+                for name, did in sorted(known.items())[:_MOST_PEERS]
+            ),
+            numeric=(1, 2, 3, 4, 5),
+        )
 
 
 def _peer_row(peer: PeerStatus, lags: Sequence[float]) -> Sequence[Node]:

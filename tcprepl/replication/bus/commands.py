@@ -6,6 +6,7 @@ than words is asked of the connection (`Client`) and of what it belongs to (`Des
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -96,11 +97,13 @@ class Client(Protocol):
         conn_id: Its number.
         title: What CLIENT SETNAME said.
         proto: The version of RESP that it speaks.
+        counts: What its process did.
     """
 
     conn_id: int
     title: bytes
     proto: int
+    counts: Counter[str]
 
     @property
     def trusted(self) -> bool:
@@ -372,12 +375,17 @@ def _time_s(client: Client, option: bytes, word: bytes) -> float:
 
 
 def _get(client: Client, words: Words) -> bytes:
-    return optional(client.desk.cache.get(words[1], client.desk.now()), client.proto)
+    return _look_up(client, words[1])
+
+
+def _look_up(client: Client, key: bytes) -> bytes:
+    value = client.desk.cache.get(key, client.desk.now())
+    client.counts["cache_misses" if value is None else "cache_hits"] += 1
+    return optional(value, client.proto)
 
 
 def _mget(client: Client, words: Words) -> bytes:
-    now = client.desk.now()
-    return array([optional(client.desk.cache.get(key, now), client.proto) for key in words[1:]])
+    return array([_look_up(client, key) for key in words[1:]])
 
 
 def _del(client: Client, words: Words) -> bytes:

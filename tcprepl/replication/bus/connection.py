@@ -7,7 +7,7 @@ for the disk: input waits then, read or not.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +26,7 @@ from tcprepl.replication.bus.subscribers import Subscriber
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.redis.requests import Request, RequestReader
 from tcprepl.replication.serving.turns import Worked
-from tcprepl.replication.status import PeerStatus
+from tcprepl.replication.status import PeerStatus, process_status
 from tcprepl.replication.transport import Outlet, SocketOutlet, make_outlet, process_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class BusConnection:
         name: Who it is, as AUTH said; empty is unknown.
         title: What CLIENT SETNAME said.
         proto: The version of RESP that it speaks.
+        counts: What its process did, by the names of `ProcessStatus`.
         visit: Its listening as a known process; None before, and where nobody knows who it is.
         pid: The number of its process, on a Unix socket; otherwise 0.
         lines: What reads what it publishes on the homeserver's channel; None before it does.
@@ -67,6 +68,7 @@ class BusConnection:
         self.name = ""
         self.title = b""
         self.proto = 2
+        self.counts: Counter[str] = Counter()
         self.lines: LineReader | None = None
         self.visit: Visit | None = None
         self.pid = 0
@@ -132,6 +134,7 @@ class BusConnection:
         if hasattr(transport, "setTcpKeepAlive"):
             transport.setTcpKeepAlive(True)
         self.pid = process_of(transport)
+        self.counts = self.desk.counts_of(self.process)
         self._outlet = make_outlet(transport, self._drained)
         self.desk.connected(self)
 
@@ -228,6 +231,7 @@ class BusConnection:
         """Trust it from now on; it is called *name*, if that is not empty."""
         self._reader.trusted = True
         self.name = name
+        self.counts = self.desk.counts_of(self.process)
 
     def subscribe(self, names: Sequence[bytes], *, by_pattern: bool) -> bytes:
         """Listen to channels; return the confirmations, or write them where rows may follow."""
@@ -253,6 +257,7 @@ class BusConnection:
             self.patterns[name] = pattern, one
         else:
             self.channels[name] = self._listen() if name == self.desk.channel else None
+            self.counts["subscribed"] += name == self.desk.channel
         self.desk.subscribed(self, name, by_pattern=by_pattern)
 
     def _listen(self) -> Subscriber:
@@ -283,6 +288,7 @@ class BusConnection:
             self.desk.processes.forget(self.visit)
             self.visit = None
         if one is not None:
+            self.counts["rows_out"] += one.rows
             self.desk.subscribers.remove(one)
         self.desk.unsubscribed(self, name, by_pattern=by_pattern)
 
@@ -302,6 +308,7 @@ class BusConnection:
         """Forget everything that was said on it."""
         self._unsubscribe_all()
         self.name = ""
+        self.counts = self.desk.counts_of(self.process)
         self.title = b""
         self.proto = 2
         self._reader.trusted = not self.desk.guarded
@@ -386,6 +393,7 @@ class BusConnection:
         paused = reader.paused_s
         if reader.backlog is not None:
             paused += now - reader.backlog.began_at
+        rows = sum(one.rows for one in subscribers)
         assert self._outlet is not None
         return PeerStatus(
             conn_id=self.conn_id,
@@ -403,4 +411,5 @@ class BusConnection:
             gaps=sum(one.reader.gaps for one in subscribers),
             connected_seconds=now - self._connected_at,
             replay="" if self.visit is None else self.visit.given.told,
+            process=process_status(self.counts, rows) if self.process else None,
         )

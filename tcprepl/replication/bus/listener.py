@@ -34,7 +34,8 @@ from tcprepl.replication.bus.cache import Cache
 from tcprepl.replication.bus.commands import COMMANDS
 from tcprepl.replication.bus.connection import BusConnection
 from tcprepl.replication.bus.info import Facts, info
-from tcprepl.replication.bus.places import Places
+from tcprepl.replication.bus.measuring import sources
+from tcprepl.replication.bus.places import Places, Replayed
 from tcprepl.replication.bus.processes import Bounds, Processes
 from tcprepl.replication.bus.published import PublishedLines
 from tcprepl.replication.bus.replies import error, message_head, messages
@@ -44,9 +45,10 @@ from tcprepl.replication.failures import describe_address, too_many
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.relaying.intake import RelayIntake
 from tcprepl.replication.relaying.lines import Followers
+from tcprepl.replication.serving.measuring import OTHERS, CommandCounts
 from tcprepl.replication.serving.readers import EVERYTHING
 from tcprepl.replication.serving.server import ReplicationServer
-from tcprepl.replication.status import LinkStatus, PeerStatus
+from tcprepl.replication.status import LinkStatus, PeerStatus, ProcessStatus, process_status
 from tcprepl.streams.registry import Registry
 
 log = structlog.get_logger()
@@ -134,6 +136,7 @@ class BusListener:
 
     Attributes:
         cache: What SET keeps.
+        commands: How often each command was used.
         processes: The known processes.
         passwords: As given; may be changed at any time.
         max_connections: Likewise.
@@ -172,6 +175,8 @@ class BusListener:
             places or Places(None, reactor.seconds),
             bounds,
         )
+        self.processes.on_given = self._given
+        self._did = CommandCounts()
         self._user_ip = f"{server_name}/{USER_IP_CHANNEL}".encode()
         self._server = server
         self._intake = intake
@@ -183,7 +188,7 @@ class BusListener:
         self._connections: dict[int, BusConnection] = {}
         self._by_channel: dict[bytes, dict[BusConnection, None]] = {}
         self._by_pattern: dict[bytes, dict[BusConnection, None]] = {}
-        self._commands: Counter[str] = Counter()
+        self.commands: Counter[str] = Counter()
         self._ports: list[IListeningPort] = []
         self._addresses: list[str] = []
         self._ask_call: Any = None
@@ -209,25 +214,7 @@ class BusListener:
         self._sweeper = looping_background_process(
             self.reactor, "bus_sweep", SWEEP_INTERVAL_S, self._sweep
         )
-        cache = self.cache
-        for live, source in (
-            (metrics.BUS_CONNECTIONS, lambda: [((), float(len(self._connections)))]),
-            (metrics.BUS_COMMANDS, lambda: [((k,), float(n)) for k, n in self._commands.items()]),
-            (
-                metrics.BUS_CACHE_REQUESTS,
-                lambda: [(("hit",), float(cache.hits)), (("miss",), float(cache.misses))],
-            ),
-            (
-                metrics.BUS_CACHE_REMOVED,
-                lambda: [
-                    (("evicted",), float(cache.evicted)),
-                    (("expired",), float(cache.expired)),
-                ],
-            ),
-            (metrics.BUS_CACHE_BYTES, lambda: [((), float(cache.size_bytes))]),
-            (metrics.BUS_CACHE_ENTRIES, lambda: [((), float(len(cache)))]),
-        ):
-            self._sources.append((live, live.add_source(source)))
+        self._sources = [(live, live.add_source(source)) for live, source in sources(self)]
 
     async def listen(self, endpoint: IStreamServerEndpoint) -> IListeningPort:
         """Listen on *endpoint* and return the port."""
@@ -331,6 +318,26 @@ class BusListener:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
 
+    def counts_of(self, process: str) -> Counter[str]:
+        """Return what is counted of *process*; of one that nobody knows, for itself."""
+        if not process:
+            return Counter()
+        return self._did.of(process, {one.process for one in self._connections.values()})
+
+    def _given(self, process: str, given: Replayed) -> None:
+        self.counts_of(process)["replays"] += given is Replayed.LINES
+
+    def by_process(self) -> list[tuple[str, ProcessStatus]]:
+        """Return what each process did whose name is known."""
+        out = Counter[str]()
+        for connection in self._connections.values():
+            out[connection.process] += sum(one.rows for one in connection.subscribers)
+        return [
+            (name, process_status(counts, out[name]))
+            for name, counts in self._did.by_name().items()
+            if name != OTHERS or counts
+        ]
+
     def _resume(self) -> None:
         for connection in list(self._connections.values()):
             connection.go_on()
@@ -354,7 +361,8 @@ class BusListener:
             if self._writers == 1:
                 self._changed_at = self.reactor.seconds()
             self._ask()
-        self._commands["publish"] += len(payloads)
+        self.commands["publish"] += len(payloads)
+        connection.counts["rows_in"] += sum([one.startswith(b"RDATA ") for one in payloads])
         self._published_lines += len(payloads)
         lines.take(payloads)
         return len(self.subscribers)
@@ -450,7 +458,7 @@ class BusListener:
 
     def count(self, word: str) -> None:
         """Count a command."""
-        self._commands[word if word in COMMANDS else "(unknown)"] += 1
+        self.commands[word if word in COMMANDS else "(unknown)"] += 1
 
     def log_in(self, user: str | None, password: str) -> str | None:
         """Return the name of who says *password*; None if it is wrong."""
@@ -497,7 +505,7 @@ class BusListener:
             listening=sum(1 for one in connections if one.subscriptions),
             channels=len(self._by_channel),
             patterns=len(self._by_pattern),
-            commands=self._commands,
+            commands=self.commands,
             cache=self.cache,
         )
         return info(facts, asked)

@@ -8,7 +8,7 @@ what comes from now on, as from Redis.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -149,6 +149,7 @@ class Processes:
         said: Of which pairs processes are told.
         acked: The newest FEDERATION_ACK of each instance.
         replays: How often each was given, by outcome.
+        on_given: Called with each process that listens, and what it is given.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Processes:
         self._covered = Covered()
         self._looked_back = False
         self.acked: dict[InstanceName, Token] = {}
+        self.on_given: Callable[[str, Replayed], object] = lambda process, given: None
         places.load({pair: stream_log.position(*pair) for pair in stream_log.pairs()})
         self.said = Said(places.said)
         stream_log.add_listener(self._used)
@@ -272,6 +274,7 @@ class Processes:
 
     def _tell(self, visit: Visit, given: Replayed, place: Place | None) -> None:
         visit.given = given
+        self.on_given(visit.process, given)
         metrics.BUS_REPLAYS.labels(given.value).inc()
         if place is not None:
             log.info(

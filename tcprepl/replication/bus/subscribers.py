@@ -49,11 +49,16 @@ class Pusher:
     Args:
         head: What comes before each payload.
         intake: Knows how writers count.
+
+    Attributes:
+        users: How many have subscribed in this way.
+        rows: How many rows the last chunk brought.
     """
 
     def __init__(self, head: bytes, intake: RelayIntake) -> None:
         self.head = head
         self.users = 0
+        self.rows = 0
         self._intake = intake
         self._chunk = self._pushes = b""
 
@@ -67,6 +72,7 @@ class Pusher:
             elif _AT_NOTHING in chunk:
                 lines = [line for line in lines if not _says_nothing(line)]
             self._chunk, self._pushes = chunk, messages(self.head, lines)
+            self.rows = sum([line.startswith(b"RDATA ") for line in lines])
         return self._pushes
 
     def size_of(self, line: bytes) -> int:
@@ -104,9 +110,14 @@ def _says_nothing(line: bytes) -> bool:
 
 
 class PushOutlet:
-    """The outlet of a connection, as the hub sees it: lines go in, messages come out."""
+    """The outlet of a connection, as the hub sees it: lines go in, messages come out.
+
+    Attributes:
+        rows: How many rows were written to it.
+    """
 
     def __init__(self, outlet: Outlet, pusher: Pusher, delivered: Delivered | None) -> None:
+        self.rows = 0
         self._outlet = outlet
         self._pusher = pusher
         self._delivered = delivered
@@ -126,6 +137,7 @@ class PushOutlet:
         pushes = self._pusher.of_chunk(chunk)
         if not pushes:
             return not self._outlet.busy
+        self.rows += self._pusher.rows
         ready = self._outlet.write(pushes)
         if self._delivered is not None:
             self._delivered.note(chunk)
@@ -163,6 +175,11 @@ class Subscriber:
         self.next = number
         self.missed = 0
         self.owed: set[Pair] = set()
+
+    @property
+    def rows(self) -> int:
+        """How many rows were written to it."""
+        return cast("PushOutlet", self.reader.outlet).rows
 
     @property
     def ready(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Final
 
 from tcprepl import metrics
@@ -31,12 +31,16 @@ class CommandCounts:
 
     def add(self, word: str, name: str, connected: Container[str], count: int = 1) -> None:
         """Count a command; *connected* has the names of those who are there."""
+        self.of(name, connected)[word] += count
+
+    def of(self, name: str, connected: Container[str]) -> Counter[str]:
+        """Return what is counted by word for *name*, as long as it is among *connected*."""
         counts = self._by_name.get(name)
         if counts is None:
             counts = self._by_name[OTHERS]
             if len(self._by_name) <= MAX_NAMES or self._make_room(connected):
                 counts = self._by_name[name] = Counter()
-        counts[word] += count
+        return counts
 
     def _make_room(self, connected: Container[str]) -> bool:
         for name in self._by_name:
@@ -44,6 +48,10 @@ class CommandCounts:
                 self._by_name[OTHERS].update(self._by_name.pop(name))
                 return True
         return False
+
+    def by_name(self) -> Mapping[str, Counter[str]]:
+        """Return what is counted by word for each name."""
+        return self._by_name
 
     def by_word_and_name(self) -> dict[tuple[str, str], int]:
         """Return the counts."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tcprepl.cli import bus
+from tcprepl.cli import bus, relaying
 from tcprepl.errors import TcpreplError
 from tests.unit.app.test_bus import made
 
@@ -24,7 +24,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return 0
 
     monkeypatch.setattr(bus, "run_process", keep)
-    monkeypatch.setattr(bus.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(relaying.logs, "configure", lambda *_: None)
     return kept
 
 

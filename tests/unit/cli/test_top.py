@@ -112,3 +112,14 @@ def test_once_and_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """One picture that cannot be had is a failure."""
     answers(monkeypatch, ApiFailed("away"))
     assert run(["top", "--once"]) == 1
+
+
+def test_processes_on_a_bus_are_shown_with_what_they_did() -> None:
+    did = {"rows_in": 11, "rows_out": 2000, "reconnects": 3, "replays": 1}
+    did |= {"cache_hits": 8, "cache_misses": 2}
+    peers = [{**peer("w1", 0.0, 0), "process": did}, {**peer("", 0.0, 0), "process": None}]
+    lines = top.picture({**STATUS, "peers": peers}, "behind").splitlines()
+    head = next(n for n, line in enumerate(lines) if line.startswith("PROCESS"))
+    assert lines[head].split("  ")[0] == "PROCESS"
+    assert lines[head + 1].split() == ["w1", "11", "2000", "3", "1", "8", "of", "10"]
+    assert "PROCESS" not in top.picture(STATUS, "behind")

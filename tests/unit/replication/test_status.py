@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
+from tcprepl.replication.status import (
+    LinkStatus,
+    PeerStatus,
+    ProcessStatus,
+    ServerStatus,
+    StreamStatus,
+    process_status,
+)
 
 PEER = PeerStatus(
     conn_id=3,
@@ -44,6 +51,18 @@ def test_lines_say_who_is_behind_and_by_how_much() -> None:
         "paused 1.2 s in all",
         "peer 3 (no name) 127.0.0.1:4711 1.22: new",
     ]
+
+
+def test_a_process_on_a_bus_is_told_with_what_it_did() -> None:
+    did = ProcessStatus(1, 20, 1, 0, 3, 4)
+    peer = replace(PEER, dialect="redis", process=did)
+    assert ServerStatus("example.com", "master", 1.0, [], [peer]).lines()[1:] == [
+        "peer 3 worker1 127.0.0.1:4711 redis (wrote 1 row, got 20, 1 reconnect, 0 replays, "
+        "cache 3 of 7): has everything, paused 1.2 s in all"
+    ]
+    counts = {"rows_in": 1, "rows_out": 15, "subscribed": 2, "cache_hits": 3, "cache_misses": 4}
+    assert process_status(counts, 5) == did
+    assert process_status({}, 0) == ProcessStatus(0, 0, 0, 0, 0, 0)
 
 
 def test_as_dict_is_plain_values() -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
+from tcprepl.replication.status import (
+    LinkStatus,
+    PeerStatus,
+    ProcessStatus,
+    ServerStatus,
+    StreamStatus,
+)
 from tcprepl.web import page
 from tcprepl.web.trends import Trends
 from tests.unit.web.test_elements import Balanced, text
@@ -297,3 +303,14 @@ def test_the_document_is_whole_and_allows_only_itself() -> None:
         assert f"{tag}-src 'sha256-{digest}'" in policy
     for name in page.parts(view()):
         assert f'id="{name}"' in html
+
+
+def test_processes_on_a_bus_are_shown_with_what_they_did() -> None:
+    shown = view()
+    assert "Reconnects" not in page.parts(shown)["peers"]
+    status = replace(
+        shown.status, peers=[HEAD, replace(PEER, process=ProcessStatus(11, 200, 3, 1, 8, 2))]
+    )
+    told = page.parts(view(status=status))["peers"]
+    for cell in ("<b>sender&lt;1&gt;</b>", "11", "200", "3", "1", "8 of 10"):
+        assert f">{cell}</td>" in told
