@@ -8,7 +8,6 @@ process runs, and before it has ever been started.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import platform
 import pwd
@@ -34,7 +33,7 @@ from tcprepl.app.settings import registry_of, retention_of
 from tcprepl.config import Config, TlsSettings
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
-from tcprepl.storage.lock import LOCK_NAME
+from tcprepl.storage.lock import holder_of
 from tcprepl.values import Address
 from tcprepl.web.elements import size
 
@@ -448,19 +447,8 @@ REMOTE: tuple[Check, ...] = (redis, own_name)
 
 
 def _in_use(directory: Path) -> str:
-    """Say whether a process has the directory, without taking it."""
-    free = f"{directory} is ours, and nobody uses it"
-    try:
-        lock = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return free
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return f"{directory} is ours, and in use by process {os.read(lock, 32).decode()}"
-    finally:
-        os.close(lock)
-    return free
+    pid = holder_of(directory)
+    return f"{directory} is ours, and {'not in use' if pid is None else f'in use by process {pid}'}"
 
 
 def _said(*words: str) -> str:

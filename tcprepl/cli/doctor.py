@@ -38,7 +38,7 @@ def command(config_file: Path | None, data: Path | None, offline: bool, as_json:
     \b
     Example:
       $ tcprepl doctor --config /etc/tcprepl/tcprepl.yaml
-      ok       data          /var/lib/tcprepl is ours, and nobody uses it
+      ok       data          /var/lib/tcprepl is ours, and not in use
       WARNING  clock         is not kept by NTP
                do: systemctl enable --now systemd-timesyncd
     """

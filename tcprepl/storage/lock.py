@@ -45,3 +45,28 @@ class DirectoryLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def holder_of(directory: Path) -> int | None:
+    """Return the process that has *directory*, without taking it; None if there is none.
+
+    Raises:
+        LogUnavailable: the lock file cannot be read, or says nothing of its holder.
+    """
+    path = directory / LOCK_NAME
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LogUnavailable(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32)
+        if not holder.isdigit():
+            raise LogUnavailable(f"{path} is locked, and does not say by whom") from None
+        return int(holder)
+    finally:
+        os.close(fd)
+    return None

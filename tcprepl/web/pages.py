@@ -13,9 +13,10 @@ from tcprepl.errors import TcpreplError
 from tcprepl.http.calls import ApiError, Call, Response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
-from tcprepl.ids import StreamName
-from tcprepl.replication.status import PeerStatus
+from tcprepl.replication.status import PeerStatus, StreamStatus
 from tcprepl.streams.log import Page
+from tcprepl.streams.masking import masked
+from tcprepl.streams.registry import BUILT_IN
 from tcprepl.web import page
 from tcprepl.web.elements import (
     Node,
@@ -37,8 +38,7 @@ PEERS_A_PAGE = 50
 #: Newest rows of a stream and an instance that are shown, and bytes of each.
 NEWEST_ROWS = 20
 ROW_CHARS = 400
-#: Streams whose rows may hold access tokens: not even the newest are shown.
-SECRET_STREAMS = frozenset({"caches", "user_ip", "to_device", "federation"})
+_BUILT_IN = frozenset(stream.name for stream in BUILT_IN)
 
 _HTML = "text/html; charset=utf-8"
 
@@ -135,18 +135,17 @@ class Pages:
             inside += [element("h2", "Behind in it"), peer_table(behind, {})]
         for found in written:
             inside.append(element("h2", f"Newest rows of {found.instance}"))
-            if stream in call.grant.read:
-                inside += self._newest(stream, found.instance, found.floor, found.position)
+            if stream in call.grant.sees:
+                # of a stream that somebody made for himself nobody knows what is secret in it
+                mask = stream in _BUILT_IN or call.grant.masks(stream)
+                inside += self._newest(found, mask=mask)
             else:
                 inside.append(paragraph("Not shown: this token may not read the stream."))
         return self._answer(stream, inside)
 
-    def _newest(
-        self, stream: StreamName, instance: str, floor: int, position: int
-    ) -> Sequence[Node]:
-        if stream in SECRET_STREAMS:
-            return [paragraph("Not shown: rows of this stream may hold access tokens or messages.")]
-        after = max(floor, position - NEWEST_ROWS)
+    def _newest(self, found: StreamStatus, *, mask: bool) -> Sequence[Node]:
+        stream, instance, position = found.stream, found.instance, found.position
+        after = max(found.floor, position - NEWEST_ROWS)
         try:
             read = self._services.log.read(
                 stream, instance, after, position, limit_rows=NEWEST_ROWS
@@ -155,7 +154,10 @@ class Pages:
             return [paragraph(str(error))]
         if not isinstance(read, Page) or not read.tokens:
             return [paragraph("None is in memory.")]
-        rows = ((number(token), element("code", _cut(row))) for token, row in read.rows())
+        rows = (
+            (number(token), element("code", _cut(masked(stream, row) if mask else row)))
+            for token, row in read.rows()
+        )
         return [table(("Token", "Row"), rows, numeric=(0,))]
 
     def _answer(self, title: str, inside: Sequence[Node]) -> Response:

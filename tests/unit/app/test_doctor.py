@@ -120,7 +120,7 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = directory / "lock"
     lock.write_text("4711", encoding="ascii")
     found = one(doctor.data(config(data_directory=str(directory))))
-    assert found.text.endswith("nobody uses it")
+    assert found.text.endswith("not in use")
     with lock.open("r") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         found = one(doctor.data(config(data_directory=str(directory))))

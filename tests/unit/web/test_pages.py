@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tcprepl.access import Grant
+from tcprepl.access import ALL, Grant
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 from tcprepl.web.pages import NEWEST_ROWS, PEERS_A_PAGE, ROW_CHARS
 from tests.unit.web.test_elements import Balanced, text
@@ -117,9 +117,20 @@ def test_a_stream_shows_its_writers_and_newest_rows(stage: Stage, server: Server
     assert "no stream of that name" in shown(stage, "/streams/nonsense", 404)
 
 
-def test_rows_that_may_hold_secrets_are_not_shown(stage: Stage, server: Server) -> None:
-    server.streams = [StreamStatus("caches", "master", 3, 0, 3, 99)]
-    assert "may hold access tokens" in shown(stage, "/streams/caches")
+def test_what_is_secret_in_rows_is_masked(stage: Stage, server: Server) -> None:
+    """Of built-in streams for everybody, of others for who may only inspect them."""
+    stage.publish("caches", ["get_user_by_access_token", ["secret"], 5])
+    server.streams = [StreamStatus("caches", "master", 1, 0, 1, 99)]
+    told = shown(stage, "/streams/caches")
+    assert "get_user_by_access_token" in told
+    assert "secret" not in told
+    made = Stage(replication_server=server, grants=[("word", Grant("inspector", inspect=ALL))])
+    made.publish("audit", "private")
+    server.streams = [StreamStatus("audit", "master", 1, 0, 1, 9)]
+    answer = made.ask("GET", "/streams/audit", headers={"Authorization": "Bearer word"})
+    assert "redacted" in answer.body.decode()
+    assert "private" not in answer.body.decode()
+    made.close()
 
 
 def test_rows_that_have_gone_meanwhile(stage: Stage, server: Server) -> None:

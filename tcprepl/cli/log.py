@@ -1,0 +1,279 @@
+"""``tcprepl log``: what a data directory holds that nobody uses at the moment."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from tcprepl.cli import Group
+from tcprepl.cli.following import row_lines, row_objects
+from tcprepl.cli.output import write_out
+from tcprepl.errors import ConfigError
+from tcprepl.ids import StreamName, Token
+from tcprepl.protocol.display import displayable
+from tcprepl.storage.lock import DirectoryLock
+from tcprepl.streams.blocks import rows_of
+from tcprepl.streams.database import DATABASE_NAME, Database
+from tcprepl.streams.engine import StoredPair
+from tcprepl.streams.masking import without_access_tokens
+from tcprepl.streams.pages import DiskPage
+from tcprepl.web.elements import duration, number, size
+
+#: How often a person is told how far it is.
+PROGRESS_S = 0.5
+#: Most different keys that `top` counts at a time; the rarest are forgotten.
+MOST_KEYS = 100_000
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group("log", cls=Group)
+def command() -> None:
+    """Look into a data directory: what it holds, and whether it is whole.
+
+    The server that has it must be stopped, or look at a copy (`tcprepl backup`). Nothing is
+    changed.
+
+    \b
+    Example:
+      $ tcprepl log ls --data /backup/monday
+      $ tcprepl log verify --data /backup/monday
+    """
+
+
+def data_option(function: F) -> F:
+    """Add ``--data DIRECTORY``."""
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        default="tcprepl-data",
+        show_default=True,
+        help="The data directory, or a copy of one.",
+    )(function)
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[Database]:
+    """Open the log in *directory* to be looked at, and keep others out meanwhile.
+
+    Raises:
+        ConfigError: There is no log.
+        LogLocked: A process has it.
+        LogError: It is no log of ours.
+    """
+    if not (directory / DATABASE_NAME).exists():
+        raise ConfigError(f"{directory}: no {DATABASE_NAME} is there; expected a data directory")
+    lock = DirectoryLock(directory)
+    try:
+        with closing(Database(directory)) as database:
+            yield database
+    finally:
+        lock.release()
+
+
+def pages(database: Database, pair: StoredPair, after: Token | None = None) -> Iterator[DiskPage]:
+    """Yield what there is of a pair, page by page; behind damage it goes on."""
+    token = max(pair.floor, pair.floor if after is None else after)
+    while token < pair.position:
+        page = database.page(pair, token, pair.position)
+        yield page
+        if page.damage is not None:
+            token = max(page.upto, page.damage.upto)
+        elif page.upto > token:
+            token = page.upto
+        else:
+            return
+
+
+@command.command("ls")
+@data_option
+def ls(data: Path) -> None:
+    """List streams and writers: what is held, how much, from when.
+
+    \b
+    Example:
+      $ tcprepl log ls --data /backup/monday
+      STREAM        WRITER  HELD FROM  POSITION  ROWS  BYTES   OLDEST
+      device_lists  master  0          812       812   91.3kB  2d 4h
+    """
+    lines: list[tuple[str, ...]] = [
+        ("STREAM", "WRITER", "HELD FROM", "POSITION", "ROWS", "BYTES", "OLDEST")
+    ]
+    with opened(data) as database:
+        now_ms = time.time() * 1000
+        for pair in database.pairs():
+            with closing(database.oldest(pair, pair.floor)) as blocks:
+                oldest = next(blocks, None)
+            age = "" if oldest is None else duration(max(0.0, (now_ms - oldest[3]) / 1000))
+            held = (pair.floor, pair.position, pair.rows)
+            lines.append((pair.stream, pair.instance, *map(str, held), size(pair.size_bytes), age))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (word.ljust(width) for word, width in zip(line, widths, strict=True))
+        click.echo(displayable("  ".join(padded).rstrip()).replace("\u202f", ""))
+
+
+@command.command("show")
+@click.argument("stream")
+@data_option
+@click.option("--writer", default="master", show_default=True, help="Whose rows.")
+@click.option("--after", type=click.IntRange(min=0), help="Begin after this token.")
+@click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each row.")
+def show(
+    stream: str, data: Path, writer: str, after: int | None, count: int | None, as_json: bool
+) -> int:
+    """Print the rows of STREAM, access tokens left out.
+
+    Rows that cannot be read are named on stderr, and the exit code is 1.
+
+    \b
+    Example:
+      $ tcprepl log show device_lists --data /backup/monday --after 810
+      RDATA device_lists master 811 ["@alice:example.com"]
+    """
+    render = row_objects if as_json else row_lines
+    code = 0
+    with opened(data) as database:
+        pair = _pair(database, data, stream, writer)
+        for page in pages(database, pair, after):
+            lines: list[bytes] = []
+            for token, rows in _batches(page):
+                lines += render(stream, writer, token, rows)
+            if count is not None:
+                lines, count = lines[:count], count - len(lines)
+            write_out(b"".join(b"%b\n" % line for line in lines))
+            code = max(code, _tell_damage(page, pair))
+            if count is not None and count <= 0:
+                break
+    return code
+
+
+@command.command("verify")
+@data_option
+def verify(data: Path) -> int:
+    """Read every row, compare every checksum, and name what cannot be read.
+
+    The exit code is 1 if anything is damaged.
+
+    \b
+    Example:
+      $ tcprepl log verify --data /backup/monday
+      3000 rows of 2 streams: whole
+    """
+    code = rows = streams = 0
+    told_s = time.monotonic()
+    with opened(data) as database:
+        whole = database.pairs()
+        for pair in whole:
+            streams += pair.rows > 0
+            for page in pages(database, pair):
+                rows += 0 if page.block is None else len(page.block.tokens)
+                code = max(code, _tell_damage(page, pair))
+                if sys.stderr.isatty() and time.monotonic() - told_s > PROGRESS_S:
+                    told_s = time.monotonic()
+                    of = sum(found.rows for found in whole)
+                    click.echo(f"\r{rows:,} of {of:,} rows", nl=False, err=True)
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+    click.echo(f"{rows} rows of {streams} streams: {'damaged' if code else 'whole'}")
+    return code
+
+
+@command.command("top")
+@data_option
+@click.option(
+    "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many."
+)
+def top(data: Path, count: int) -> None:
+    """Name the largest rows, and the keys with the most rows.
+
+    The key of a row is its first element: a room, a user, a destination.
+
+    \b
+    Example:
+      $ tcprepl log top --data /backup/monday --count 1
+      The largest rows
+         1.2kB  to_device master 7  ["@alice:example.com", ...
+      The keys with the most rows
+           812  device_lists  "@alice:example.com"
+    """
+    largest: list[tuple[int, int, StoredPair, Token, bytes]] = []
+    keys: Counter[tuple[StreamName, str]] = Counter()
+    seen = 0
+    with opened(data) as database:
+        for pair in database.pairs():
+            for page in pages(database, pair):
+                for token, rows in _batches(page):
+                    for row in rows:
+                        seen += 1
+                        entry = (len(row), seen, pair, token, row)
+                        if len(largest) < count:
+                            heapq.heappush(largest, entry)
+                        elif entry > largest[0]:
+                            heapq.heapreplace(largest, entry)
+                        keys[pair.stream, _key(pair.stream, row)] += 1
+                if len(keys) > MOST_KEYS:
+                    keys = Counter(dict(keys.most_common(MOST_KEYS // 2)))
+    click.echo("The largest rows")
+    for length, _, pair, token, row in sorted(largest, reverse=True):
+        text = without_access_tokens(pair.stream, row)[:60].decode("utf-8", "replace")
+        where = f"{pair.stream} {pair.instance} {token}"
+        click.echo(displayable(f"{size(length):>8}  {where}  {text}").replace("\u202f", ""))
+    click.echo("The keys with the most rows")
+    for (stream, key), rows_of_key in keys.most_common(count):
+        click.echo(displayable(f"{number(rows_of_key):>8}  {stream}  {key}").replace("\u202f", ""))
+
+
+def _pair(database: Database, data: Path, stream: str, writer: str) -> StoredPair:
+    found = database.pairs()
+    for pair in found:
+        if (pair.stream, pair.instance) == (stream, writer):
+            return pair
+    known = sorted({f"{pair.stream} of {pair.instance}" for pair in found if pair.rows})
+    raise ConfigError(
+        f"{data}: no rows of {stream} by {writer}; there are {', '.join(known) or 'none at all'}"
+    )
+
+
+def _batches(page: DiskPage) -> Iterator[tuple[Token, list[bytes]]]:
+    """Yield the rows of a page, those that share a token together."""
+    if page.block is None:
+        return
+    rows: list[bytes] = []
+    before: Token | None = None
+    for token, row in zip(page.block.tokens, rows_of(page.block), strict=True):
+        if token != before and before is not None:
+            yield before, rows
+            rows = []
+        rows.append(row)
+        before = token
+    if before is not None:
+        yield before, rows
+
+
+def _tell_damage(page: DiskPage, pair: StoredPair) -> int:
+    if page.damage is None:
+        return 0
+    text = f"{pair.stream} of {pair.instance}: {page.damage.words()}"
+    click.echo(displayable(text), err=True)
+    return 1
+
+
+def _key(stream: StreamName, row: bytes) -> str:
+    try:
+        value = msgspec.json.decode(without_access_tokens(stream, row))
+    except msgspec.DecodeError:
+        return "(not JSON)"
+    if isinstance(value, list) and value:
+        value = value[0]
+    return msgspec.json.encode(value).decode()[:100]

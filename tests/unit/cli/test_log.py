@@ -1,0 +1,111 @@
+"""``tcprepl log``: what a data directory holds, whole or damaged."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from tcprepl import cli
+from tcprepl.cli import log
+from tcprepl.errors import ConfigError, LogLocked
+from tcprepl.storage.lock import DirectoryLock
+from tcprepl.streams.database import DATABASE_NAME
+from tests.log_kit import SqliteStore, add, row
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory with rows of two streams, in several blocks."""
+    store = SqliteStore(tmp_path / "data")
+    for name in "abc":
+        add(store, "push_rules", row(name))
+    add(store, "push_rules", row("a"), row("x" * 500), batch=True)
+    add(store, "caches", b'["get_user_by_access_token",["secret"],1]')
+    store.close()
+    return tmp_path / "data"
+
+
+def run(*words: str, code: int = 0) -> tuple[str, str]:
+    """Run the command; return what it prints."""
+    done = CliRunner().invoke(cli.cli, ["log", *words], standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    assert done.return_value in (code, None), done.output
+    return done.stdout, done.stderr
+
+
+def damage(data: Path) -> None:
+    """Spoil the second block of the first stream."""
+    with sqlite3.connect(data / DATABASE_NAME) as connection:
+        connection.execute("UPDATE blocks SET body = x'00' WHERE pair = 1 AND last = 2")
+    connection.close()
+
+
+def test_ls(data: Path) -> None:
+    lines = run("ls", "--data", str(data))[0].splitlines()
+    assert lines[0].split()[:2] == ["STREAM", "WRITER"]
+    assert lines[1].split()[:5] == ["push_rules", "w", "0", "4", "5"]
+    assert lines[2].split()[:5] == ["caches", "w", "0", "1", "1"]
+
+
+def test_show(data: Path) -> None:
+    where = ("--data", str(data), "--writer", "w")
+    assert run("show", "push_rules", *where, "--after", "1", "--count", "3")[0] == (
+        'RDATA push_rules w 2 ["@b:x"]\n'
+        'RDATA push_rules w 3 ["@c:x"]\n'
+        'RDATA push_rules w batch ["@a:x"]\n'
+    )
+    out, _ = run("show", "push_rules", *where, "--json")
+    assert [json.loads(line)["token"] for line in out.splitlines()] == [1, 2, 3, 4, 4]
+    assert "secret" not in run("show", "caches", *where)[0]
+    with pytest.raises(ConfigError, match="no rows of typing by w; there are caches of w, push_r"):
+        run("show", "typing", *where)
+
+
+def test_damage_is_named_and_the_rest_is_shown(data: Path) -> None:
+    where = ("--data", str(data))
+    assert run("verify", *where) == ("6 rows of 2 streams: whole\n", "")
+    damage(data)
+    out, err = run("show", "push_rules", *where, "--writer", "w", code=1)
+    assert len(out.splitlines()) == 4
+    assert "rows in (1, 2] cannot be read" in err
+    out, err = run("verify", *where, code=1)
+    assert out == "5 rows of 2 streams: damaged\n"
+    assert err.startswith("push_rules of w: rows in (1, 2] cannot be read")
+
+
+def test_top(data: Path) -> None:
+    out, _ = run("top", "--data", str(data), "--count", "2")
+    lines = out.splitlines()
+    assert lines[1].split()[:4] == ["507B", "push_rules", "w", "4"]
+    assert lines[4].split() == ["2", "push_rules", '"@a:x"']
+    assert "secret" not in out
+
+
+def test_keys_that_are_rare_are_forgotten(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "MOST_KEYS", 2)
+    assert run("top", "--data", str(data))[0]
+    assert log._key("audit", b"x") == "(not JSON)"
+    assert log._key("audit", b"[]") == "[]"
+
+
+def test_progress_is_for_terminals(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "PROGRESS_S", -1.0)
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(log, "sys", SimpleNamespace(stderr=terminal))
+    assert "of 6 rows" in run("verify", "--data", str(data))[1]
+
+
+def test_a_directory_that_is_none_or_in_use(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no log.sqlite3 is there"):
+        run("ls", "--data", str(tmp_path))
+    lock = DirectoryLock(data)
+    with pytest.raises(LogLocked, match="in use"):
+        run("ls", "--data", str(data))
+    lock.release()
+    assert not list(tmp_path.glob("log*"))
