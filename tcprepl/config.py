@@ -487,21 +487,24 @@ class _UniqueKeys(yaml.SafeLoader):
     """Reads YAML; a key that stands twice in a section is a fault, not a silent last word.
 
     Attributes:
-        faults: Where keys stand twice: the line, and the fault in words.
+        faults: Where keys stand twice: the line and the column, and the fault in words.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.faults: dict[int, str] = {}
+        self.faults: dict[tuple[int, int], str] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a section (yaml calls this)."""
         first: dict[str, int] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, line) != line:
-                before = f"it is on line {first[key.value]} already"
-                self.faults[line] = f"line {line}: {key.value} stands twice; {before}"
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in first:
+                    before = f"it is on line {first[key.value]} already"
+                    fault = f"line {line}: {key.value} stands twice; {before}"
+                    self.faults[line, key.start_mark.column] = fault
+                first.setdefault(key.value, line)
         return super().construct_mapping(node, deep)
 
 

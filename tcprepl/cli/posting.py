@@ -12,6 +12,17 @@ class NotTaken(TcpreplError):
     """Rows that were refused, or that nobody answered for: says which, why, and what was taken."""
 
 
+def refused(error: Exception, row: int, place: str) -> str:
+    """Return the refusal of a row in words, by its place in the input.
+
+    Args:
+        error: The refusal, which counts the rows of its own call, from 0.
+        row: The number that it gives.
+        place: What a person calls it.
+    """
+    return f"{place}: {str(error).replace(f', row {row}: ', ': ', 1)}"
+
+
 class Posting:
     """Publishes chunks of rows, one after the other.
 
@@ -64,15 +75,15 @@ class Posting:
                 transaction_id=f"{self._transaction_id}.{number}",
             )
         except ApiFailed as error:
-            raise NotTaken(f"{self._place(error, places)}: {error}\n  {self.story()}") from None
+            raise NotTaken(f"{self._placed(error, places)}\n  {self.story()}") from None
         self.taken += len(rows)
         return found
 
-    def _place(self, error: ApiFailed, places: Sequence[str]) -> str:
+    def _placed(self, error: ApiFailed, places: Sequence[str]) -> str:
         index = error.refusal.get("row")
         if isinstance(index, int) and 0 <= index < len(places):
-            return places[index]
-        return places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
+            return refused(error, index, places[index])
+        return f"{places[0] if len(places) == 1 else f'{places[0]} to {places[-1]}'}: {error}"
 
     def story(self) -> str:
         """Return how many rows were taken, in words."""

@@ -31,7 +31,7 @@ class Recorder:
         append: Whether a recording that is there is continued.
 
     Attributes:
-        lines: Lines written.
+        lines: Lines written; None before there was a file.
 
     Raises:
         BadRecording: The file is there already, or is damaged.
@@ -47,7 +47,7 @@ class Recorder:
         force: bool = False,
         append: bool = False,
     ) -> None:
-        self.lines = 0
+        self.lines: int | None = None
         self._path = path
         self._source = source
         self._reactor = reactor
@@ -66,6 +66,7 @@ class Recorder:
     def begin(self) -> BinaryIO:
         """Make the file, if that has not happened yet."""
         if self._file is None:
+            self.lines = 0
             started = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             if self._continues:
                 self._file = self._path.open("r+b")
@@ -83,7 +84,7 @@ class Recorder:
         lines = text[:-1].split(b"\n")
         file.write(b"".join(recording.encode(RecordedLine(ms, line)) for line in lines))
         file.flush()
-        self.lines += len(lines)
+        self.lines = (self.lines or 0) + len(lines)
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -163,7 +164,8 @@ def command(
             raise
         finally:
             recorder.close()
-            click.echo(f"{file}: {recorder.lines} lines", err=True)
+            if recorder.lines is not None:
+                click.echo(f"{file}: {recorder.lines} lines", err=True)
         return 0
 
     return run_until_done(main)

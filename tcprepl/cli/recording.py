@@ -91,10 +91,7 @@ def read(path: Path, *, bare: bool = False) -> Iterator[RecordedLine]:
             elif bare:
                 yield from _read_capture(file, first, path)
             else:
-                raise NoRecording(
-                    f"{path}: is no recording of `tcprepl record`; lines of the wire, as nc "
-                    "receives them, are taken with --lines"
-                )
+                raise NoRecording(f"{path}: is no recording of `tcprepl record`")
     except OSError as error:
         raise BadRecording(f"{path}: {error.strerror}") from None
 

@@ -17,7 +17,7 @@ from tcprepl.cli import recording
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
-from tcprepl.cli.recording import RecordedRows
+from tcprepl.cli.recording import RecordedLine, RecordedRows
 from tcprepl.cli.writing import write_rows
 from tcprepl.errors import ConfigError, did_you_mean
 from tcprepl.values import Address
@@ -125,7 +125,7 @@ def command(
     """
     seen: Counter[str] = Counter()
     published: set[str] = set()
-    groups = chosen(recording.rows(recording.read(file, bare=bare)), seen, streams)
+    groups = chosen(recording.rows(read(file, bare=bare)), seen, streams)
     groups = grouped(groups) if speed is None or dry_run else paced(groups, speed)
     groups = noted(groups, published)
     if dry_run:
@@ -149,6 +149,16 @@ def command(
     rows_of_streams = f"{count(taken, 'row')} of {count(len(published), 'stream')}"
     what = "would be published" if dry_run else "published"
     click.echo(f"{file}: {rows_of_streams} {what}", err=True)
+
+
+def read(file: Path, *, bare: bool) -> Iterator[RecordedLine]:
+    """Yield the lines of *file*, as `recording.read` does."""
+    try:
+        yield from recording.read(file, bare=bare)
+    except recording.NoRecording as error:
+        raise ConfigError(
+            f"{error}; lines of the wire, as nc receives them, are taken with --lines"
+        ) from None
 
 
 def paced(groups: Iterable[RecordedRows], speed: float) -> Iterator[RecordedRows]:

@@ -20,7 +20,7 @@ from tcprepl.app.connecting import client_endpoint
 from tcprepl.background import looping_background_process
 from tcprepl.cli import logs
 from tcprepl.cli.output import write_out
-from tcprepl.cli.posting import NotTaken
+from tcprepl.cli.posting import NotTaken, refused
 from tcprepl.cli.recording import RecordedRows
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
@@ -145,13 +145,13 @@ class Writing:
                 start = f"{answer.stream} {answer.instance}"
                 write_out("".join(f"{start} {token}\n" for token in tokens).encode())
 
-        def refused(failure: Failure) -> None:
+        def failed(failure: Failure) -> None:
             if self._failure is None:
                 self._failure = self._explained(failure, piece)
 
         self._last = self._writer.publish(
             piece.stream, piece.rows, batch=piece.batch, instance=piece.instance or None
-        ).addCallbacks(taken, refused)
+        ).addCallbacks(taken, failed)
 
     def _explained(self, failure: Failure, piece: RecordedRows) -> Exception:
         """Return a failure with the place in the input that it is about."""
@@ -160,7 +160,8 @@ class Writing:
             if error.reason == Reason.STREAM.value:
                 return ConfigError(str(error))
             if error.reason == Reason.ROW.value and error.value < len(piece.places):
-                return NotTaken(f"{piece.places[error.value]}: {error}\n  {self._story()}")
+                told = refused(error, error.value, piece.places[error.value])
+                return NotTaken(f"{told}\n  {self._story()}")
         return NotTaken(f"{error}\n  {self._story()}")
 
     def _story(self) -> str:

@@ -34,7 +34,7 @@ logger = structlog.get_logger()
 
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
 
 #: When the header Date was written last, and what it is.
 _dated: list[Any] = [0, b""]
@@ -64,8 +64,11 @@ class LimitedRequest(Request):
 
     def process(self) -> None:
         """Hand the request to the router, if that is what the site serves."""
+        if self.path == b"*":  # OPTIONS, which asks whether anybody is there
+            self.answer(204, b"Server: tcprepl\r\nX-Content-Type-Options: nosniff\r\n", None)
+            return
         serve = getattr(self.channel.site.resource, "serve", None)
-        if serve is None or self.path == b"*":
+        if serve is None:
             super().process()
             return
         self.prepath: list[bytes] = []
@@ -105,6 +108,13 @@ class LimitedRequest(Request):
             self.requestHeaders.setRawHeaders(b"Host", [absolute[1]])
             path = path[absolute.end() :]
             path = path if path.startswith(b"/") else b"/" + path
+        if not path.startswith(b"/") and (command, path) != (b"OPTIONS", b"*"):
+            self.channel.refuse(
+                400,
+                "M_UNRECOGNIZED",
+                "the request asks for no path of this server, which is no proxy",
+            )
+            return
         super().requestReceived(command, path, version)
 
     def gotLength(self, length: int | None) -> None:

@@ -341,6 +341,28 @@ def test_a_key_that_stands_twice_is_a_fault() -> None:
     assert parse(merged, "x.yaml").config.log.level == "debug"
 
 
+def test_every_key_that_stands_twice_is_told(tmp_path: Path) -> None:
+    """However deep it stands, also within one line, and within what stands twice itself."""
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "http: {token: a, token: b, token: c}\n"
+        "federation:\n  resolve:\n    a: 'x:1'\n    a: 'x:2'\n  resolve: {b: 'x:1', b: 'x:1'}\n"
+        "replication: {tokens: [{name: w, name: v, token: aaaabbbbccccdddd}]}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(BadConfig) as caught:
+        load(path)
+    told = [fault for fault in caught.value.faults if "stands twice" in fault]
+    assert [fault.split(" stands")[0] for fault in told] == [
+        "line 1: token",
+        "line 1: token",
+        "line 5: a",
+        "line 6: resolve",
+        "line 6: b",
+        "line 7: name",
+    ]
+
+
 def test_a_byte_order_mark_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfserver_name: x\n")
     assert load(tmp_path / "x.yaml").config.server_name == "x"

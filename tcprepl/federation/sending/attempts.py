@@ -73,6 +73,7 @@ class Attempts:
         backoff: BackoffPolicy,
         chance: random.Random,
         now_ms: Callable[[], int],
+        wall_ms: Callable[[], int],
         writes: Writes,
     ) -> None:
         """Make the attempts of one sender.
@@ -84,7 +85,8 @@ class Attempts:
             limits: What a transaction may hold.
             backoff: How long to wait after failures.
             chance: Source of chance for spreading.
-            now_ms: Wall-clock time in ms.
+            now_ms: The time by which things grow old, in ms.
+            wall_ms: The time of day in ms since 1970, for what others read.
             writes: Writes what is not waited for.
         """
         self.held = 0
@@ -97,6 +99,7 @@ class Attempts:
         self._policy = backoff
         self._chance = chance
         self._now_ms = now_ms
+        self._wall_ms = wall_ms
         self._writes = writes
         # Two starts never share an id, whatever the clock says.
         self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
@@ -196,7 +199,7 @@ class Attempts:
         now_ms = self._now_ms()
         return (
             not transaction.uncertain
-            and now_ms - transaction.origin_server_ts > STALE_TRANSACTION_MS
+            and self._wall_ms() - transaction.origin_server_ts > STALE_TRANSACTION_MS
             and any(0 < entry[1] <= now_ms for entry in transaction.entries)
         )
 
@@ -235,7 +238,7 @@ class Attempts:
         purges = destination.purges
         self._transactions += 1
         transaction = StoredTransaction(
-            f"{self._prefix}-{self._transactions}", self._now_ms(), entries
+            f"{self._prefix}-{self._transactions}", self._wall_ms(), entries
         )
         await self._outbox.begin(destination.name, transaction)
         if destination.purges != purges:

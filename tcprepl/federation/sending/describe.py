@@ -24,6 +24,7 @@ def describe_destination(
     transaction_id: str | None = None,
     wake_ms: int = 0,
     last_success_ms: int = 0,
+    behind_ms: int = 0,
 ) -> dict[str, Any]:
     """Return what is to be told of one destination.
 
@@ -31,13 +32,18 @@ def describe_destination(
         name: Its server name.
         waiting: What is on disk for it, by lane (`Outbox.summary`).
         backoff: Its failures.
-        now_ms: Wall-clock time in ms.
+        now_ms: The sender's time in ms, as all that is given.
         paused: Whether an operator paused it.
         place: Where it is among those who take turns.
         transaction_id: The transaction in flight, if there is one in memory.
         wake_ms: When it is woken next; 0 for not at all.
         last_success_ms: When it accepted something last; 0 for not since the start.
+        behind_ms: What that time is behind the time of day, which is what is told.
     """
+
+    def at(ms: int) -> int | None:
+        return ms + behind_ms if ms else None
+
     quarantined = waiting.get("quarantined")
     running = place is Place.RUNNING
     edus = sum(found.edus for found in waiting.values())
@@ -68,11 +74,11 @@ def describe_destination(
         "lanes": {lane: found.edus for lane, found in waiting.items() if lane != "quarantined"},
         "transaction_id": transaction_id,
         "failures": backoff.failures,
-        "failing_since_ms": backoff.failure_ms or None,
-        "last_try_ms": backoff.last_ms or None,
+        "failing_since_ms": at(backoff.failure_ms),
+        "last_try_ms": at(backoff.last_ms),
         "last_error": backoff.reason or None,
-        "last_success_ms": last_success_ms or None,
-        "next_try_ms": next_ms if next_ms > now_ms and edus else None,
+        "last_success_ms": at(last_success_ms),
+        "next_try_ms": at(next_ms) if next_ms > now_ms and edus else None,
     }
 
 

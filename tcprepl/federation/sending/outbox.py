@@ -91,6 +91,13 @@ class Outbox(OutboxFile):
             found.setdefault(destination, StoredDestination()).quarantined = count
         return found
 
+    def newest_ms(self) -> int:
+        """Return the newest stamp of what waits; 0 if nothing does. Synchronous, for the start."""
+        found = self._connection.execute("SELECT queued_ms FROM edus ORDER BY id DESC LIMIT 1")
+        (newest,) = found.fetchone() or (0,)
+        failed = (one.backoff.last_ms for one in self.destinations().values() if one.backoff)
+        return max(int(newest), *failed, 0)
+
     def positions(self) -> dict[Pair, Token]:
         """Return the positions up to which rows are on disk; synchronous, for the start."""
         rows = self._connection.execute("SELECT stream, instance, token FROM positions")

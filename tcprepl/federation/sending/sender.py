@@ -26,6 +26,7 @@ from tcprepl.background import (
     looping_background_process,
     run_in_background,
 )
+from tcprepl.clocks import epoch_s, resumed_ms
 from tcprepl.federation.sending.attempts import Attempts, TransactionTransport
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.describe import describe_destination
@@ -106,6 +107,10 @@ class FederationSender:
         self.outbox = outbox
         self.destinations: dict[ServerName, Destination] = {}
         self._clock = clock
+        #: What our time is ahead of the reactor's: it goes on where that of the outbox is.
+        self._moved_ms = 0
+        if newest_ms := outbox.newest_ms():
+            self._moved_ms = resumed_ms(self.now_ms(), newest_ms) - self.now_ms()
         self._limits = limits or TransactionLimits()
         self._chance = chance or random.Random()  # noqa: S311  # spreading, not a secret
         self._turns: Turns[Destination] = Turns(max_concurrent)
@@ -123,6 +128,7 @@ class FederationSender:
             backoff=backoff or BackoffPolicy(),
             chance=self._chance,
             now_ms=self.now_ms,
+            wall_ms=self._wall_ms,
             writes=self._writes,
         )
         self._totals: dict[str, Waiting] = {}
@@ -140,8 +146,14 @@ class FederationSender:
         )
 
     def now_ms(self) -> int:
-        """Return wall-clock time in ms."""
-        return int(self._clock.seconds() * 1000)
+        """Return the time by which retries and EDUs grow old, in ms: it never jumps.
+
+        It goes on where it was when the outbox was closed; then the time of day may be another.
+        """
+        return int(self._clock.seconds() * 1000) + self._moved_ms
+
+    def _wall_ms(self) -> int:
+        return int((self._clock.seconds() + epoch_s(self._clock)) * 1000)
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -418,6 +430,7 @@ class FederationSender:
             transaction_id=found.in_flight.transaction_id if found.in_flight else None,
             wake_ms=self._turns.due_ms(found),
             last_success_ms=found.last_success_ms,
+            behind_ms=self._wall_ms() - self.now_ms(),
         )
 
 

@@ -51,7 +51,9 @@ def test_what_is_there_is_kept(
     assert run(["record", str(tmp_path / "y"), "--since", "7"]) == 2
 
 
-def test_force_and_append(world: CliWorld, tmp_path: Path) -> None:
+def test_force_and_append(
+    world: CliWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Anew, or on from where it was cut off; times go on, too."""
     file = tmp_path / "x.rec"
     world.publish("typing", ["!r:a", []])
@@ -72,7 +74,10 @@ def test_force_and_append(world: CliWorld, tmp_path: Path) -> None:
     assert run(["record", str(new), *command[2:], "--append"]) == 0
     assert len(list(recording.rows(recording.read(new)))) == 1
     (tmp_path / "other").write_text("mine", encoding="utf-8")
+    capsys.readouterr()
     assert run(["record", str(tmp_path / "other"), "--append", "--count", "1"]) == 2
+    told = capsys.readouterr().err
+    assert told == f"tcprepl: {tmp_path / 'other'}: is no recording of `tcprepl record`\n"
     assert (tmp_path / "other").read_text(encoding="utf-8") == "mine"
 
 
@@ -84,9 +89,22 @@ def test_a_connection_that_never_was_leaves_no_file(
     world.network.factory = None
     assert run(["record", str(file), "--for", "3"]) == 1
     assert not file.exists()
-    assert "tcprepl: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "tcprepl: " in told
+    assert " lines" not in told
 
 
 def test_a_head_without_rows_is_recorded(world: CliWorld, tmp_path: Path) -> None:
     assert run(["record", str(tmp_path / "y.rec"), "--until-head"]) == 0
     assert list(recording.read(tmp_path / "y.rec")) == []
+
+
+def test_a_stream_that_there_is_not_is_all_that_is_told(
+    world: CliWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.rec"
+    assert run(["record", str(file), "tping", "--until-head"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean typing?" in told
+    assert "lines" not in told
+    assert not file.exists()

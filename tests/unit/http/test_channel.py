@@ -217,7 +217,11 @@ def test_a_long_answer_may_take_longer_to_read_than_a_refusal(stage: Stage) -> N
         (b"http://evil.example/_tcprepl/v1/status", b"localhost", 403),
         (b"http://localhost", b"localhost", 200),
         (b"http://localhost?/health", b"localhost", 200),
-        (b"ws://localhost/health", b"localhost", 404),
+        (b"ws://localhost/health", b"localhost", 400),
+        (b"http://", b"localhost", 400),
+        (b"localhost:80", b"localhost", 400),
+        (b"health", b"localhost", 400),
+        (b"*", b"localhost", 400),
     ],
 )
 def test_the_absolute_form_names_path_and_host(target: bytes, host: bytes, status: int) -> None:
@@ -227,6 +231,22 @@ def test_the_absolute_form_names_path_and_host(target: bytes, host: bytes, statu
     assert exchange.answer.status == status
     exchange.leave()
     stage.close()
+
+
+@pytest.mark.parametrize("method", [b"OPTIONS", b"CONNECT", b"PRI"])
+@pytest.mark.parametrize("target", [b"*", b"localhost:80"])
+def test_a_target_that_is_no_path(stage: Stage, method: bytes, target: bytes) -> None:
+    """Whether anybody is there may be asked; what is to be passed on is refused, as it was said."""
+    head = b"%b %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (method, target)
+    exchange = Exchange(stage).send(head)
+    answer = exchange.answer
+    assert answer.headers["server"] == "tcprepl"
+    if method == b"OPTIONS" and target == b"*":
+        assert (answer.status, answer.headers["x-content-type-options"]) == (204, "nosniff")
+        assert exchange.send(GET).transport.value().count(b"HTTP/1.1 200") == 1
+    else:
+        assert answer.error[:2] == (400, "M_UNRECOGNIZED")
+    exchange.leave()
 
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,51 @@ def test_stopping_gives_up_what_is_under_way_and_keeps_it(world: World) -> None:
     world.boot()
     world.run(10)
     assert len(world.remote("remote1.example").deliveries) == 2
+
+
+HOUR_S = 3_600.0
+
+
+@pytest.mark.parametrize("set_by_s", [-HOUR_S, -30 * 24 * HOUR_S, 0.0])
+def test_a_clock_that_was_set_back_before_a_restart_keeps_nothing(
+    world: World, set_by_s: float
+) -> None:
+    """Retries are due when they were, and what is not worth sending after a minute is not sent."""
+    remote = world.remote("remote1.example")
+    remote.mode = "500"
+    send(world, "remote1.example", {"room_id": "!r:x", "typing": True}, "m.typing")
+    send(world, "remote1.example", {"n": 1})
+    world.run(5)
+    remote.mode = "dead"
+    send(world, "remote1.example", {"room_id": "!s:x", "typing": True}, "m.typing")
+    world.run(1)
+    world.kill()
+    world.clock.rightNow += set_by_s
+    world.boot()
+    world.run(90)
+    remote.mode = "ok"
+    world.run(HOUR_S / 2)
+    assert ("m.direct_to_device", {"n": 1}) in remote.deliveries
+    rooms = [content["room_id"] for kind, content in remote.deliveries if kind == "m.typing"]
+    assert "!s:x" not in rooms
+    remote.mode = "500"
+    send(world, "remote1.example", {"n": 2})
+    world.run(5)
+    (line,) = result(world.sender.describe(), world)
+    now_ms = world.clock.seconds() * 1_000
+    assert now_ms - 10_000 < line["last_try_ms"] <= now_ms < line["next_try_ms"] < now_ms + 60_000
+    ts = json.loads(list(remote.bodies.values())[-1])["origin_server_ts"]
+    assert abs(ts - now_ms) < HOUR_S * 1_000
+
+
+def test_a_clock_that_was_set_ahead_before_a_restart_loses_no_message(world: World) -> None:
+    remote = world.remote("remote1.example")
+    remote.mode = "dead"
+    send(world, "remote1.example", {"n": 1})
+    world.run(5)
+    world.kill()
+    world.clock.rightNow += 30 * 24 * HOUR_S
+    world.boot()
+    remote.mode = "ok"
+    world.run(60)
+    assert remote.deliveries == [("m.direct_to_device", {"n": 1})]
