@@ -307,6 +307,7 @@ class Server:
             user=url.user,
             password=url.password,
         )
+        self.replication.door.unpublished = self._redis.unpublished
         self._redis.start()
         self._life.add("redis", self._redis.stop)
 

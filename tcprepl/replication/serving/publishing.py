@@ -19,10 +19,11 @@ from twisted.python.failure import Failure
 
 from tcprepl import errors, limits, metrics
 from tcprepl.clocks import Reactor
-from tcprepl.ids import InstanceName, ProducerName, StreamName
+from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName
 from tcprepl.protocol.codec import published_lines
 from tcprepl.protocol.commands import (
     Command,
+    InfoCommand,
     ProducerCommand,
     PublishBatchCommand,
     PublishCommand,
@@ -79,9 +80,11 @@ class Door:
 
     Attributes:
         waiting_bytes: Bytes of rows that are not answered yet.
+        unpublished: Returns who will not get rows of a stream and an instance, and why, or None.
     """
 
     def __init__(self, reactor: Reactor, stream_log: Log, publisher: PublisherPort | None) -> None:
+        self.unpublished: Callable[[StreamName, InstanceName], str | None] | None = None
         self.reactor = reactor
         self.publisher = publisher
         self.claim = stream_log.claim
@@ -126,6 +129,7 @@ class Publishing:
         "_telling",
         "_waiting_bytes",
         "_waiting_lines",
+        "_warned",
     )
 
     def __init__(self, door: Door, tell: Callable[[list[Command | bytes]], None]) -> None:
@@ -138,6 +142,7 @@ class Publishing:
         self._claiming = False
         self._telling: IDelayedCall | None = None
         self._over = False
+        self._warned: set[Pair] = set()
 
     @property
     def full(self) -> bool:
@@ -171,6 +176,7 @@ class Publishing:
             def taken(answer: Appended) -> None:
                 self._answer(
                     asked,
+                    *self._warning(answer.stream, answer.instance),
                     PublishedCommand(
                         answer.stream, answer.instance, answer.first, answer.last, number
                     ),
@@ -199,11 +205,22 @@ class Publishing:
                 if isinstance(outcome, Failure):
                     answers += [refusal(outcome, stream, int(number)) for number in some]
                 else:
+                    answers += self._warning(stream, outcome.instance)
                     answers.append(published_lines(stream, outcome.instance, outcome.first, some))
             self._answer(asked, *answers)
 
         _ = publisher.publish_each(stream, rows, len(numbers)).addCallback(settled)
         return _APPEND_LINES + len(numbers) // _RUN_ROWS_PER_LINE
+
+    def _warning(self, stream: StreamName, instance: InstanceName) -> list[Command | bytes]:
+        """Return what is to be said, once, to who publishes to such a pair."""
+        if self._door.unpublished is None or (stream, instance) in self._warned:
+            return []
+        warning = self._door.unpublished(stream, instance)
+        if warning is None:
+            return []
+        self._warned.add((stream, instance))
+        return [InfoCommand(f"{stream} of {instance}: {warning}")]
 
     def _append(self, command: PublishCommand) -> Deferred[Appended] | RefusedCommand:
         stream, number = command.stream, command.number

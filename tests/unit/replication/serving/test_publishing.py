@@ -320,3 +320,26 @@ def test_a_handler_hears_each_line_of_a_run(world: World) -> None:
     caller = world.call(*[f"PUBLISH alpha #{number} 1" for number in range(6)])
     assert heard == list(range(6))
     assert len(caller.lines()) == 7
+
+
+def test_what_does_not_go_everywhere_is_said_once(world: World) -> None:
+    """Before the first answer; programs read past it."""
+    world.server.door.unpublished = lambda stream, instance: (
+        "not over Redis" if instance != "master" or stream == "typing" else None
+    )
+    caller = world.call(
+        "PUBLISH alpha [1]",
+        "PUBLISH alpha @w2 [1]",
+        "PUBLISH alpha @w2 [2]",
+        *('PUBLISH typing ["!r:x",["@a:x"]]' for _ in range(3)),
+    )
+    assert [line for line in caller.lines() if not line.startswith("SERVER")] == [
+        "PUBLISHED alpha master 1 1",
+        "INFO alpha of w2: not over Redis",
+        "PUBLISHED alpha w2 1 1",
+        "PUBLISHED alpha w2 2 2",
+        "INFO typing of master: not over Redis",
+        "PUBLISHED typing master 1 1",
+        "PUBLISHED typing master 2 2",
+        "PUBLISHED typing master 3 3",
+    ]
