@@ -123,15 +123,11 @@ def split_server_name(name: ServerName) -> tuple[str, int | None, bool]:
     if not colon or name.endswith("]"):
         host, digits = name, ""
     port = int(digits) if digits else None
-    if port is not None and not 0 < port < 65_536:
-        raise NotFound(f"{name!r}: port {port} does not exist")
     bare = host[1:-1] if host.startswith("[") else host
     try:
         version: int = ipaddress.ip_address(bare).version
     except ValueError:
         version = 0
-    if bare != host and version != 6:
-        raise NotFound(f"{name[:64]!r}: not an IPv6 address in the brackets")
     if not version:
         return host, port, False
     return bare, port, True

@@ -12,6 +12,7 @@ tests what it reads and normalises it, once, there and then.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ SIGNING_KEYS = "m.signing_key_update"
 MAX_SERVER_NAME_CHARS = 255
 
 _SERVER_NAME = re.compile(
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[(?P<address>[0-9A-Fa-f:.]{2,45})\])"
+    r"(?::(?P<port>[0-9]{1,5}))?\Z"
 )
 
 
@@ -160,8 +162,17 @@ def canonicalise(content: bytes | Raw) -> bytes | None:
 
 
 def is_server_name(text: str) -> bool:
-    """Whether *text* has the form of a server name: host, optional port."""
-    return len(text) <= MAX_SERVER_NAME_CHARS and _SERVER_NAME.match(text) is not None
+    """Whether *text* has the form of a server name, host and optional port, that may be reached."""
+    found = _SERVER_NAME.match(text) if len(text) <= MAX_SERVER_NAME_CHARS else None
+    if found is None or found.lastindex is None:
+        return found is not None
+    address, port = found.groups()
+    try:
+        return (port is None or 0 < int(port) < 65_536) and (
+            address is None or bool(ipaddress.IPv6Address(address))
+        )
+    except ipaddress.AddressValueError:
+        return False
 
 
 def build_edu(

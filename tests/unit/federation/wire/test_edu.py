@@ -182,6 +182,14 @@ def test_canonicalise_refuses_what_is_not_json() -> None:
         ("a" * 300, False),
         ("", False),
         ("a\n", False),
+        ("a:0", False),
+        ("a:65535", True),
+        ("a:65536", False),
+        ("[::1]:99999", False),
+        ("[::]", True),
+        ("[1:2]", False),
+        ("[1.2.3.4]", False),
+        ("[::1.2.3.4]", True),
     ],
 )
 def test_is_server_name(name: str, fine: bool) -> None:
