@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Raw
@@ -40,23 +39,9 @@ LARGE_CALL_ROWS = 32
 Outcome: TypeAlias = "tuple[int, Appended | Failure]"
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call that was gathered.
-
-    Attributes:
-        count: How many rows it had.
-        answered: Who waits for it; a list of outcomes if its rows are independent.
-        each: Whether they are.
-    """
-
-    count: int
-    answered: Deferred[Any]
-    each: bool
-
-    def answer(self, outcome: Appended | Failure) -> None:
-        """Say what became of all its rows."""
-        self.answered.callback([(self.count, outcome)] if self.each else outcome)
+#: A call that was gathered: how many rows it had, who waits for it, and whether its rows are
+#: independent, so that a list of outcomes is waited for. A tuple, as there is one for each row.
+_Call: TypeAlias = "tuple[int, Deferred[Any], bool]"
 
 
 class _Gathered:
@@ -72,16 +57,11 @@ class _Gathered:
         self.count = 0
         self.size_bytes = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether it is not to wait for the end of the turn."""
-        return self.count >= GATHERED_ROWS or self.size_bytes >= GATHERED_BYTES
-
     def add(self, lines: bytes, count: int, *, each: bool = False) -> Deferred[Any]:
         """Note a call; return its answer."""
         answered: Deferred[Any] = Deferred()
         self.lines.append(lines)
-        self.calls.append(_Call(count, answered, each))
+        self.calls.append((count, answered, each))
         self.count += count
         self.size_bytes += len(lines)
         return answered
@@ -218,7 +198,7 @@ class Publisher:
         if gathered is None:
             gathered = self._gathered[key] = _Gathered(codec)
         answered = gathered.add(rows[:-1], count, each=True)
-        if at_once or gathered.full:
+        if at_once or gathered.count >= GATHERED_ROWS or gathered.size_bytes >= GATHERED_BYTES:
             self._append_gathered(key)
         return answered
 
@@ -249,7 +229,7 @@ class Publisher:
         if not lines:
             return None
         answered = gathered.add(lines, len(rows))
-        if gathered.full:
+        if gathered.count >= GATHERED_ROWS or gathered.size_bytes >= GATHERED_BYTES:
             self._append_gathered(key)
         return answered
 
@@ -283,16 +263,16 @@ class Publisher:
                 self._append_together(key, prepared, gathered.calls)
                 return
         # Somebody's row does not fit: that is for its own call to hear, and no other.
-        for part, call in zip(gathered.lines, gathered.calls, strict=True):
+        for part, (count, answered, each) in zip(gathered.lines, gathered.calls, strict=True):
             # A row of a call by itself may hold raw line ends, which `check` takes care of.
-            rows = [part] if call.count == 1 else part.split(b"\n")
-            if call.each:
+            rows = [part] if count == 1 else part.split(b"\n")
+            if each:
                 outcomes = [self._append_checked(key, gathered.codec, [row]) for row in rows]
                 parted = DeferredList(outcomes, consumeErrors=True).addCallback(_outcomes)
-                _ = parted.chainDeferred(call.answered)
+                _ = parted.chainDeferred(answered)
             else:
                 checked = self._append_checked(key, gathered.codec, rows)
-                _ = checked.chainDeferred(call.answered)
+                _ = checked.chainDeferred(answered)
 
     def _append_checked(
         self, key: tuple[StreamName, InstanceName], codec: RowCodec, rows: Sequence[bytes]
@@ -315,14 +295,14 @@ class Publisher:
 
         def answer(appended: Appended) -> None:
             token = appended.first
-            for call in calls:
-                last = token + call.count - 1
-                call.answer(Appended(stream, instance, token, last))
-                token = last + 1
+            for count, answered, each in calls:
+                mine = Appended(stream, instance, token, token + count - 1)
+                answered.callback([(count, mine)] if each else mine)
+                token += count
 
         def refuse(failure: Failure) -> None:
-            for call in calls:
-                call.answer(failure)
+            for count, answered, each in calls:
+                answered.callback([(count, failure)] if each else failure)
 
         _ = self._append(stream, rows, False, instance, None, None).addCallbacks(answer, refuse)
 
