@@ -153,14 +153,20 @@ class BatchAssembler:
         skip = len(prefix)
         end = len(lines)
         pending = pair.pending
+        pairs, live = self._pairs, self._live
+        with_instance = self.dialect.rdata_instance
+        word = len(_WORD)
         tokens: list[Token] = []
         rows: list[bytes] = []
         try:
             while index < end:
                 line = lines[index]
                 if not line.startswith(prefix):
-                    other = self._known_pair(line)
-                    if other is None:
+                    cut = line.find(b" ", word)
+                    if with_instance:
+                        cut = line.find(b" ", cut + 1)
+                    other = pairs.get(line[: cut + 1])
+                    if other is None or other.stream not in live:
                         break
                     if tokens:
                         events.append(_run(pair, tokens, rows))
@@ -195,14 +201,6 @@ class BatchAssembler:
             if tokens:
                 events.append(_run(pair, tokens, rows))
         return index
-
-    def _known_pair(self, line: bytes) -> _Pair | None:
-        """Return the pair of *line* if it was seen before and is live."""
-        cut = line.find(b" ", len(_WORD))
-        if self.dialect.rdata_instance:
-            cut = line.find(b" ", cut + 1)
-        pair = self._pairs.get(line[: cut + 1])
-        return pair if pair is not None and pair.stream in self._live else None
 
     def _read_one(self, pair: _Pair, line: bytes, line_number: int, events: list[Event]) -> None:
         """Read a line of the 2017 catch-up, where neighbours repeat the token they share."""

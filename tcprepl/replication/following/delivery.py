@@ -404,7 +404,9 @@ class Delivery:
     def _one_batch(self, batch: RowsReceived) -> Deferred[None] | None:
         stream, instance, token, rows = batch
         pair = (stream, instance)
-        known = self.known.get(pair)
+        known = self._progress.known.get(pair)
+        if not self._legacy and (known is None or token > known):
+            return self._hand_over(pair, token, rows, token)
         reached: Token | None = token
         if self._legacy and self._follows(stream):
             verdict = self.resumption.judge(batch, known)
@@ -455,7 +457,7 @@ class Delivery:
             None when that is all, else what to wait for.
         """
         stream, instance = pair
-        codec = self._codec(stream)
+        codec = self._codecs.get(stream) or self._codec(stream)
         if codec is None:
             return None
         self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raw)
