@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.benchmarks.measure import FRIENDLY, UNFRIENDLY, Limit, Line, Result
 
 BENCH = "sender"
+RETRIES = Line(BENCH, "half of the destinations down, first tries again", "ms CPU a s")
 REST = Line(BENCH, "at rest, half of the destinations down", "ms CPU a s")
 EDU = Line(BENCH, "an EDU, half of the destinations down, outbox on disk", "us CPU")
 FIRST = Line(BENCH, "restart to first send", "s")
@@ -38,6 +39,7 @@ def run(scale: float = 1.0, seconds: int = SECONDS) -> Iterator[Result]:
         with tempfile.TemporaryDirectory() as where:
             figures = _peer("live", where, destinations, 4 * destinations, seconds)
         yield EDU.result("tcprepl", workload, [figures["us_per_edu"]], words)
+        yield RETRIES.result("tcprepl", workload, [figures["retries_ms_per_s"]], words)
         yield REST.result("tcprepl", workload, [figures["rest_ms_per_s"]], words)
         waiting = max(1_000, round(WAITING[workload] * part))
         with tempfile.TemporaryDirectory() as where:
