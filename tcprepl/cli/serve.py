@@ -102,8 +102,14 @@ def welcome(server: Server) -> str:
     replication = next((a for a in server.replication_addresses if ":" in a), "")
     http = next((a for a in server.http_addresses if not a.startswith("unix:")), "")
     source = "" if replication == "127.0.0.1:9092" else f" --from {replication}"
+    if config.replication.tls is not None:  # a certificate is for a name, not for an address
+        source = f" --from tls:HOST:{replication.rpartition(':')[2]}"
+    if config.replication.tokens:
+        source += " --token-file FILE"
     url = f"http{'' if config.http.tls is None else 's'}://{http}"
     target = "" if url == f"http://{DEFAULT_HTTP}" else f" --to {url}"
+    if config.replication.tokens or config.http.token:
+        target += " --token-file FILE"
     command = sys.argv[0] if sys.argv[0].endswith("/tcprepl") else "tcprepl"
     if "/" in command and Path(command).is_absolute():
         try:

@@ -62,6 +62,17 @@ def test_welcome_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "A page" not in text
 
 
+def test_welcome_where_a_token_is_asked_for() -> None:
+    """What is shown to type says one, over TLS where there is."""
+    tls = {"certificate": "c", "private_key": "k"}
+    tokens = [{"name": "w1", "token": "a-token-of-sixteen", "read": "all"}]
+    where = {"replication": ["0.0.0.0:9092"], "http": ["127.0.0.1:9093"]}
+    text = welcomed(where, replication={"tls": tls, "tokens": tokens})
+    assert "tail --from tls:HOST:9092 --token-file FILE\n" in text
+    assert "publish --token-file FILE typing" in text
+    assert "nc " not in text
+
+
 def test_options_are_stronger_than_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
