@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
-from msgspec import UNSET
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
@@ -32,7 +31,7 @@ from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.descending import HOLD_S, DescendingRows
 from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
 from tcprepl.replication.following.progress import Progress
-from tcprepl.replication.following.pulling import Hand, Puller
+from tcprepl.replication.following.pulling import Hand, Judged, Puller
 from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
 from tcprepl.streams.lineage import Places
@@ -138,7 +137,7 @@ class Delivery:
         self._handler = handler
         self._puller = handler if isinstance(handler, Puller) else None
         if self._puller is not None:
-            self._puller.attach(self._progress, self._caller)
+            self._puller.attach(self._progress, self._caller, self._codec)
         self._registry = registry
         self._streams = streams
         self._since = since
@@ -372,7 +371,7 @@ class Delivery:
     def _in_hands(self, events: Iterable[object]) -> Iterator[object]:
         """Yield *events* with those that are rows and follow one another in a `Hand`."""
         hand = Hand()
-        received = self.received_rows
+        received, codecs = self.received_rows, self._codecs
         for event in events:
             if type(event) is Hand:
                 hand += event
@@ -384,22 +383,18 @@ class Delivery:
                 yield event
                 continue
             stream = event.stream
-            codec = self._codecs.get(stream) or self._codec(stream)
-            if codec is None:
-                continue
-            received[stream] = received.get(stream, 0) + len(event.rows)
-            if isinstance(event, RunReceived):
-                rows = [[row] for row in event.rows]
-                hand.append((stream, event.instance, codec, event.tokens, rows, UNSET))
-            else:
-                hand.append((stream, event.instance, codec, (event.token,), (event.rows,), UNSET))
+            if stream in codecs or self._codec(stream) is not None:
+                received[stream] = received.get(stream, 0) + len(event.rows)
+                hand.append(event)
         if hand:
             yield hand
 
     def _pull(self, hand: Hand) -> Deferred[None] | None:
         """Let what is in *hand* be taken."""
         assert self._puller is not None
-        return self._caller.call(self._puller.take, (hand,), hand[0][:2], None)
+        return self._caller.call(
+            self._puller.take, (hand,), (hand[0].stream, hand[0].instance), None
+        )
 
     def _one_batch(self, batch: RowsReceived) -> Deferred[None] | None:
         stream, instance, token, rows = batch
@@ -462,7 +457,7 @@ class Delivery:
             return None
         self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raw)
         if self._puller is not None:
-            return self._pull(Hand([(stream, instance, codec, (token,), (raw,), reached)]))
+            return self._pull(Hand([Judged(stream, instance, token, raw, reached)]))
         rows = Rows(codec, raw)
         handler = cast("RowHandler", self._handler)
         return self._caller.call(handler, (stream, instance, token, rows), pair, reached, rows)

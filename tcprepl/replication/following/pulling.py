@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeAlias
+from types import EllipsisType
+from typing import Final, NamedTuple
 
 import msgspec
-from msgspec import UNSET
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.protocol.events import RowsReceived, RunReceived
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
@@ -41,26 +42,22 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     rows: Rows
 
 
-#: Batches of one (stream, instance) that came one after the other: stream, instance, how to read
-#: their rows, the token of each, and its rows as JSON. What comes last is the position that a
-#: single batch brings (maybe none), if it was looked at already whether it is known; it is left
-#: UNSET where each batch brings its token.
-Run: TypeAlias = tuple[
-    StreamName,
-    InstanceName,
-    RowCodec,
-    Sequence[Token],
-    Sequence[Sequence[bytes]],
-    Token | msgspec.UnsetType | None,
-]
+class Judged(NamedTuple):
+    """A batch that is handed over whatever its token, and the position that it brings."""
+
+    stream: StreamName
+    instance: InstanceName
+    token: Token
+    rows: list[bytes]
+    reached: Token | None
 
 
-class Hand(deque[Run]):
+class Hand(deque[RunReceived | RowsReceived | Judged]):
     """What is handed over at once; what was taken of it is gone from it."""
 
     def __repr__(self) -> str:
         """Return where it begins; rows are not for logs."""
-        return "".join(f"<from {run[0]} {run[1]} {run[3][0]} on>" for run in [*self][:1])
+        return "".join(f"<from {event.stream} {event.instance} on>" for event in [*self][:1])
 
 
 class Puller:
@@ -78,9 +75,10 @@ class Puller:
         self._on_batches = on_batches
         self._progress: Progress
         self._caller: Caller
+        self._codec: Callable[[StreamName], RowCodec | None]
         self._hand = Hand()
-        #: What is left of the first run of the hand, once it has begun.
-        self._left: Iterator[tuple[Token, Sequence[bytes]]] | None = None
+        #: What is left of the first event of the hand, once it has begun.
+        self._left: Iterator[tuple[Token, list[bytes]]] | None = None
         #: A batch is with the caller; the position that it brings.
         self._with_caller = False
         self._reached: Token | None = None
@@ -89,10 +87,16 @@ class Puller:
         self._error: Exception | None = None
         self._waiting: Deferred[None] | None = None
 
-    def attach(self, progress: Progress, caller: Caller) -> None:
-        """Belong to a delivery: take its positions and its caller (it calls this)."""
+    def attach(
+        self,
+        progress: Progress,
+        caller: Caller,
+        codec: Callable[[StreamName], RowCodec | None],
+    ) -> None:
+        """Belong to a delivery: take its positions, its caller and its codecs (it calls this)."""
         self._progress = progress
         self._caller = caller
+        self._codec = codec
 
     def take(self, hand: Hand) -> Deferred[None]:
         """Hold what is in *hand*; fires when all of it counts (the delivery calls this).
@@ -123,19 +127,27 @@ class Puller:
         hand, caller = self._hand, self._caller
         known_of, one_by_one = self._progress.known, self._progress.atomic
         while hand:
-            stream, instance, codec, tokens, raws, given = hand[0]
+            event = hand[0]
+            stream, instance = event.stream, event.instance
+            codec = self._codec(stream)
+            assert codec is not None
             quick = codec.quick_decode
             known = known_of.get((stream, instance), -1)
+            brought: Token | EllipsisType | None = ...  # its token
+            if isinstance(event, Judged):
+                known, brought = -1, event.reached
             if self._left is None:
-                self._left = zip(tokens, raws)  # noqa: B905  # strict costs as much as a batch
+                if not isinstance(event, RunReceived):
+                    self._left = iter(((event.token, event.rows),))
+                elif len(event.tokens) == 1:
+                    self._left = iter(((event.tokens[0], event.rows),))
+                else:
+                    self._left = zip(event.tokens, ([row] for row in event.rows))  # noqa: B905
             for token, raw in self._left:
-                reached: Token | None = token
-                if given is not UNSET:
-                    reached = given
-                elif token <= known:
+                if token <= known:
                     metrics.DROPPED.labels("row", "already_known").inc(len(raw))
                     continue
-                self._reached = reached
+                self._reached = reached = token if brought is ... else brought
                 try:
                     (row,) = raw
                     rows = Rows(codec, raw, [quick(row)])
@@ -182,14 +194,18 @@ class Puller:
             self._hand.clear()
         return self._caller.running
 
+    @property
+    def _pair(self) -> Pair:
+        return (self._hand[0].stream, self._hand[0].instance)
+
     def _save(self) -> None:
         self._counted = None
-        self._progress.advance(self._hand[0][:2], self._reached)
+        self._progress.advance(self._pair, self._reached)
 
     def _note(self) -> None:
         """Note what counts, where that is not saved for each batch."""
         if self._counted is not None:
-            self._progress.advance(self._hand[0][:2], self._counted)
+            self._progress.advance(self._pair, self._counted)
             self._counted = None
 
     def settle(self) -> None:

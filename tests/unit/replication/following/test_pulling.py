@@ -14,7 +14,7 @@ from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import RowsReceived, RunReceived
 from tcprepl.replication.following.delivery import Delivery
-from tcprepl.replication.following.pulling import Hand, Puller
+from tcprepl.replication.following.pulling import Hand, Judged, Puller
 from tcprepl.streams.position_store import MemoryPositionStore, SqlitePositionStore
 from tcprepl.streams.registry import Registry, StreamDef
 
@@ -160,8 +160,8 @@ def test_hands_are_kept_while_one_is_taken() -> None:
         stage.puller.settle()
     assert found == [1, 2, 3, 4]
     assert repr(Hand()) == ""
-    assert repr(Hand([("alpha", "master", None, (5,), (b"secret",), None)])) == (  # type: ignore[list-item]
-        "<from alpha master 5 on>"
+    assert repr(Hand([Judged("alpha", "master", 5, [b"secret"], None)])) == (
+        "<from alpha master on>"
     )
 
 
