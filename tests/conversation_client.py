@@ -6,10 +6,8 @@ As in `tests.conversation`, but the parts are turned: lines marked S are fed to 
 
 from __future__ import annotations
 
-import json
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -21,20 +19,13 @@ from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcprepl.conformance.notation import Talker, json_values
+from tcprepl.conformance.stage import ClientPlayer
 from tcprepl.limits import RECONNECT_MAX_S
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import MemoryPositionStore
-from tests.conversation import (
-    SERVER_NAME,
-    START_S,
-    WAIT_S,
-    ConversationFailed,
-    Step,
-    Talker,
-    matches,
-    written_bytes,
-)
+from tests.conversation import SERVER_NAME, START_S, WAIT_S
 from tests.faces import face, make_client
 
 INSTANCE = "master"
@@ -54,28 +45,19 @@ class _Fetches:
         return answer
 
 
-class ClientStage(ABC):
+class ClientStage(ClientPlayer):
     """A client, the text as its server, and a clock; subclasses say what is between them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.clock: Any = face().clock()
         self.clock.rightNow = START_S
-        self.servers: list[Talker] = []
-        self.events: list[str] = []
-        self.taken = 0
         self.fetches = _Fetches()
-        self.known: dict[tuple[str, str], int] = {}
-        self.since = "now"
-        self.streams: list[str] = []
         self.client: Any = None
 
     @abstractmethod
     async def endpoint(self) -> IStreamClientEndpoint:
         """Return where the client connects to."""
-
-    @abstractmethod
-    def send(self, talker: Talker, data: bytes) -> None:
-        """Send *data* from the server."""
 
     @abstractmethod
     async def turn(self) -> bool:
@@ -92,7 +74,7 @@ class ClientStage(ABC):
                 return condition()
         return True
 
-    async def start(self) -> Any:
+    async def start(self) -> None:
         """Start the client, once."""
         if self.client is None:
             self.client = make_client(
@@ -100,7 +82,9 @@ class ClientStage(ABC):
                 await self.endpoint(),
                 self.streams,
                 self._rows,
-                positions=MemoryPositionStore(self.known),
+                positions=MemoryPositionStore(
+                    {(stream, INSTANCE): token for stream, token in self.known.items()}
+                ),
                 name=WORKER,
                 server_name=SERVER_NAME,
                 since=self.since,
@@ -109,7 +93,6 @@ class ClientStage(ABC):
             )
             self.client.startService()
             assert await self.until(lambda: bool(self.servers)), "the client does not connect"
-        return self.client
 
     def _rows(self, stream: str, instance: str, token: int, rows: Rows) -> None:
         text = " ".join(raw.decode() for raw in rows.raw)
@@ -131,76 +114,13 @@ class ClientStage(ABC):
         assert self.client is not None
         await self.client.stopService()
 
-    # -- steps -------------------------------------------------------------------------
-
-    async def perform(self, steps: Sequence[Step]) -> None:
-        """Act out *steps*.
-
-        Raises:
-            ConversationFailed: something else happened than is written.
-        """
-        for step in steps:
-            try:
-                await self._step(step)
-            except AssertionError as error:
-                raise ConversationFailed(
-                    f"protocol.md:{step.number}: {step.kind} {step.text}\n{error}"
-                ) from error
-        if self.servers:
-            line = self.servers[-1].take_line()
-            assert line is None, f"got  {line}"
-        assert self.taken == len(self.events), self.events[self.taken :]
-
-    async def _step(self, step: Step) -> None:
-        if step.kind == "(":
-            await self._direct(step.text)
-            return
-        await self.start()
-        talker = self.servers[-1]
-        if step.kind == "S":
-            self.send(talker, written_bytes(step.text))
-            return
-        found: list[str] = []
-
-        def look() -> bool:
-            line = talker.take_line()
-            found.extend([] if line is None else [line])
-            return bool(found) or talker.closed
-
-        await self.until(look)
-        assert found, "the connection is closed" if talker.closed else "nothing comes"
-        assert matches(step.text, found[0]), f"got  {found[0]}"
-
-    async def _direct(self, text: str) -> None:
-        for pattern, act in _DIRECTIONS:
-            if found := re.fullmatch(pattern, text):
-                await act(self, *found.groups())
-                return
-        raise AssertionError("no such direction")
-
-    async def do_follow(self, names: str) -> None:
-        """Say what the client follows."""
-        self.streams = names.split(", ")
-
-    async def do_known(self, stream: str, token: str) -> None:
-        """Say what the client knows from before."""
-        self.known[stream, INSTANCE] = int(token)
-
-    async def do_from_the_start(self) -> None:
-        """Let the client want all there is."""
-        self.since = "start"
-
-    async def expect_event(self, text: str) -> None:
-        """Expect the next call of a handler to be *text*."""
-        await self.until(lambda: len(self.events) > self.taken)
-        assert len(self.events) > self.taken, "nothing comes"
-        got = self.events[self.taken]
-        self.taken += 1
-        assert matches(text, got), f"got  {got}"
+    # -- directions --------------------------------------------------------------------
 
     async def do_at(self, token: str, stream: str) -> None:
         """Expect the client to know a position."""
-        client = await self.start()
+        await self.start()
+        client = self.client
+        assert client is not None
         await self.until(lambda: client.positions().get((stream, INSTANCE)) == int(token))
         assert client.positions().get((stream, INSTANCE)) == int(token), client.positions()
 
@@ -210,13 +130,10 @@ class ClientStage(ABC):
         assert self.fetches.asked, "the client fetches nothing"
         *asked, answer = self.fetches.asked.pop(0)
         assert asked == [stream, int(after), int(upto)], asked
-        updates = []
-        decoder = json.JSONDecoder()
-        while rows:
-            token, rows = rows.split(" ", 1)
-            _, end = decoder.raw_decode(rows)
-            updates.append((int(token), rows[:end].encode()))
-            rows = rows[end:].lstrip()
+        values = json_values(rows)
+        updates = [
+            (int(token), row.encode()) for token, row in zip(values[::2], values[1::2], strict=True)
+        ]
         answer.callback(CatchUpPage(updates, int(upto), limited=False))
 
     async def do_after(self, seconds: str) -> None:
@@ -225,19 +142,6 @@ class ClientStage(ABC):
         for _ in range(int(seconds)):
             self.clock.advance(1)
             await self.turn()
-
-    async def do_lose(self) -> None:
-        """The server goes away."""
-        transport: Any = self.servers[-1].transport
-        transport.loseConnection()
-        await self.until(lambda: self.servers[-1].closed)
-
-    async def do_closed(self) -> None:
-        """Expect the client to have closed the connection."""
-        await self.until(lambda: self.servers[-1].closed)
-        line = self.servers[-1].take_line()
-        assert line is None, f"got  {line}"
-        assert self.servers[-1].closed, "the connection is open"
 
     async def do_again(self) -> None:
         """Expect the client to connect again, within its longest delay."""
@@ -249,31 +153,6 @@ class ClientStage(ABC):
             await self.turn()
         await self.until(lambda: len(self.servers) > before)
         assert len(self.servers) == before + 1, "the client does not connect again"
-
-
-def _event(pattern: str) -> tuple[str, Callable[..., Any]]:
-    async def act(stage: ClientStage, text: str) -> None:
-        await stage.expect_event(text)
-
-    return pattern, act
-
-
-_DIRECTIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
-    (r"the client follows (.+)", ClientStage.do_follow),
-    (r"the client knows (\S+) up to ([0-9]+)", ClientStage.do_known),
-    (r"the client wants all there is", ClientStage.do_from_the_start),
-    _event(r"(the client gets .+)"),
-    _event(r"(the client resets .+)"),
-    (r"the client is at ([0-9]+) in (\S+)", ClientStage.do_at),
-    (
-        r"the client fetches (\S+) after ([0-9]+) up to ([0-9]+) by HTTP, which gives ?(.*)",
-        ClientStage.do_fetch,
-    ),
-    (r"after ([0-9]+) s", ClientStage.do_after),
-    (r"the connection is lost", ClientStage.do_lose),
-    (r"the client closes", ClientStage.do_closed),
-    (r"the client connects again", ClientStage.do_again),
-)
 
 
 class MemoryClientStage(ClientStage):

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
 
+from tcprepl.conformance.document import Block
 from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.writing.room_hosts import RoomHosts
@@ -30,12 +31,16 @@ from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.web.services import WebServices
 from tcprepl.web.site import build_site
-from tests.conversation import INSTANCE, SERVER_NAME, START_S, ConversationFailed
-from tests.docs_md import Block
+from tests.conversation import INSTANCE, SERVER_NAME, START_S
 
 #: What the tests put for the secrets of an operator.
 SECRET = "secret"
 CLIENT_TOKEN = "token"
+
+
+class ExchangeFailed(AssertionError):
+    """Another answer came than is written."""
+
 
 _HEADER = re.compile(r"[A-Z][A-Za-z-]*: .*")
 
@@ -179,13 +184,13 @@ class HttpStage:
         """Act out *exchanges*.
 
         Raises:
-            ConversationFailed: another answer came.
+            ExchangeFailed: another answer came.
         """
         for exchange in exchanges:
             try:
                 self._exchange(exchange)
             except AssertionError as error:
-                raise ConversationFailed(
+                raise ExchangeFailed(
                     f"protocol.md:{exchange.number}: {exchange.request[0]}\n{error}"
                 ) from error
 

@@ -11,9 +11,9 @@ import re
 from collections import deque
 from typing import Any
 
+from tcprepl.conformance.document import Block
 from tcprepl.replication.redis.resp import ErrorReply, Message, RespReader
 from tests.bus_world import BusClient, BusWorld
-from tests.docs_md import Block
 
 _LINE = re.compile(r"([0-9])([<>]) (.*)")
 

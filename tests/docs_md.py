@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -17,6 +17,8 @@ from msgspec import UNSET
 from signedjson.key import decode_signing_key_base64
 from unpaddedbase64 import encode_base64
 
+from tcprepl.conformance import document
+from tcprepl.conformance.document import Block
 from tcprepl.ephemeral import presence_states, typing_notifications
 from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.federation.sending.backoff import BackoffPolicy
@@ -36,36 +38,7 @@ from tcprepl.web.tables import feeds
 ROOT = Path(__file__).parent.parent
 PROTOCOL_MD = ROOT / "protocol.md"
 
-_HEADING = re.compile(r"(#{1,6}) (.+)")
-_FENCE = re.compile(r"```(.*)")
 _OPEN_STATES = (State.CONNECTED, State.GREETED, State.REPLICATING)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block.
-
-    Attributes:
-        info: What stands behind the opening fence.
-        lines: Its lines.
-        number: Line of the document on which it begins, from 1.
-        caption: The bold words of the paragraph before it; empty without any.
-    """
-
-    info: str
-    lines: tuple[str, ...]
-    number: int
-    caption: str
-
-    @property
-    def kind(self) -> str:
-        """The first word of the info string."""
-        return self.info.split()[0] if self.info else ""
-
-    @property
-    def text(self) -> str:
-        """The lines, each ended by LF."""
-        return "".join(f"{line}\n" for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -87,36 +60,8 @@ class Table:
         return rows
 
 
-@dataclass(frozen=True)
-class Section:
-    """What stands between one heading and the next."""
-
-    number: str
-    title: str
-    lines: tuple[str, ...]
-    first: int
-
-    def blocks(self, kind: str | None = None) -> list[Block]:
-        """Return the fenced blocks, or those of one kind."""
-        found = []
-        info: str | None = None
-        body: list[str] = []
-        start = 0
-        caption = ""
-        for offset, line in enumerate(self.lines):
-            fence = _FENCE.fullmatch(line)
-            if info is not None:
-                if line == "```":
-                    found.append(Block(info, tuple(body), start, caption))
-                    info = None
-                else:
-                    body.append(line)
-            elif fence:
-                info, body, start = fence.group(1).strip(), [], self.first + offset
-            elif bold := re.match(r"\*\*(.+?)\*\*", line):
-                caption = bold.group(1).rstrip(".")
-        assert info is None, f"unclosed block in section {self.number}"
-        return [block for block in found if kind in (None, block.kind)]
+class Section(document.Section):
+    """A section with its tables."""
 
     def tables(self) -> list[Table]:
         """Return the tables."""
@@ -148,7 +93,10 @@ class Document:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.sections = {section.number: section for section in _sections(text)}
+        self.sections = {
+            one.number: Section(one.number, one.title, one.lines, one.first)
+            for one in document.sections(text)
+        }
 
     @classmethod
     def load(cls) -> Document:
@@ -166,24 +114,6 @@ class Document:
     def blocks(self, kind: str) -> list[Block]:
         """Return every block of one kind."""
         return [block for section in self.sections.values() for block in section.blocks(kind)]
-
-
-def _sections(text: str) -> Iterator[Section]:
-    number, title, first = "", "", 1
-    body: list[str] = []
-    fenced = False
-    for count, line in enumerate(text.splitlines(), 1):
-        fenced ^= line.startswith("```")
-        heading = None if fenced else _HEADING.fullmatch(line)
-        if heading is None:
-            body.append(line)
-            continue
-        yield Section(number, title, tuple(body), first)
-        words = heading.group(2)
-        numbered = re.match(r"([0-9]+(?:\.[0-9]+)*)\.? (.+)", words)
-        number, title = numbered.groups() if numbered else ("", words)
-        body, first = [], count + 1
-    yield Section(number, title, tuple(body), first)
 
 
 def plain(cell: str) -> str:

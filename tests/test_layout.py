@@ -23,6 +23,7 @@ TOP = {
     "cli",
     "clocks.py",
     "config.py",
+    "conformance",
     "synapse_names.py",
     "values.py",
     "ephemeral",

@@ -21,6 +21,8 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from tcprepl import errors, limits
+from tcprepl.conformance.document import Block, conversations
+from tcprepl.conformance.notation import ConversationFailed, parse
 from tcprepl.ephemeral.presence_states import NOTIFIES
 from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from tcprepl.protocol.client_session import ClientSession
@@ -36,16 +38,14 @@ from tests import docs_md
 from tests.conversation import (
     SERVER_NAME,
     START_S,
-    ConversationFailed,
     MemoryStage,
     SocketStage,
     Stage,
-    parse,
 )
 from tests.conversation_client import ClientStage, MemoryClientStage, SocketClientStage
 from tests.conversation_http import HttpStage, parse_exchanges
 from tests.conversation_resp import RespStage
-from tests.docs_md import ROOT, Block, Document, plain
+from tests.docs_md import ROOT, Document, plain
 from tests.faces import FACES, using
 from tests.harness import CAPTURE
 from tests.sessions import receive
@@ -531,20 +531,8 @@ def test_back_off_is_that_of_the_code() -> None:
 # -- section 8: conversations ----------------------------------------------------------
 
 CONVERSATIONS = [
-    (f"{section.number} {block.caption}", block)
-    for section in DOCUMENT.under("8")
-    for block in section.blocks("conversation")
+    (f"{section.number} {block.caption}", block) for section, block in conversations(DOCUMENT.text)
 ]
-
-
-def _options(block: Block) -> dict[str, str]:
-    return dict(word.partition("=")[::2] for word in block.info.split()[1:])
-
-
-def _streams(block: Block) -> list[str]:
-    found = re.fullmatch(r"\(streams: (.+)\)", block.lines[0])
-    assert found, f"protocol.md:{block.number}: the first line names the streams"
-    return found.group(1).split(", ")
 
 
 async def _act(stage: Stage | ClientStage, block: Block) -> None:
@@ -555,7 +543,7 @@ async def _act(stage: Stage | ClientStage, block: Block) -> None:
 
 
 def _in_memory(block: Block, cut: int | None) -> MemoryStage:
-    stage = MemoryStage(_streams(block), _options(block).get("dialect", "auto"), cut)
+    stage = MemoryStage(block.streams, block.options.get("dialect", "auto"), cut)
     _act_at_once(stage, block)
     return stage
 
@@ -568,16 +556,16 @@ def _act_at_once(stage: Stage | ClientStage, block: Block) -> None:
         done[0].raiseException()  # type: ignore[attr-defined]  # a Failure
 
 
-WITH_OUR_CLIENT = [(name, block) for name, block in CONVERSATIONS if "client" in _options(block)]
+WITH_OUR_CLIENT = [(name, block) for name, block in CONVERSATIONS if "client" in block.options]
 WITH_OUR_SERVER = [pair for pair in CONVERSATIONS if pair not in WITH_OUR_CLIENT]
-IN_MEMORY = [(name, block) for name, block in WITH_OUR_SERVER if "restart" not in _options(block)]
+IN_MEMORY = [(name, block) for name, block in WITH_OUR_SERVER if "restart" not in block.options]
 
 
 @pytest.mark.parametrize("block", _named(IN_MEMORY))
 def test_conversation_in_memory(block: Block) -> None:
     """It goes as written, and what our server says, our client and the grammar understand."""
     stage = _in_memory(block, None)
-    if "other-protocol" in _options(block):
+    if "other-protocol" in block.options:
         return
     for talker in stage.everybody:
         lines = talker.received.decode().splitlines(keepends=True)
@@ -585,7 +573,7 @@ def test_conversation_in_memory(block: Block) -> None:
         some = lines if len(lines) < 400 else lines[:200] + lines[-200:]
         assert [line for line in some if not accepts(line)] == []
         session = ClientSession(
-            START_S, server_name=SERVER_NAME, dialect=_options(block).get("reader", "auto")
+            START_S, server_name=SERVER_NAME, dialect=block.options.get("reader", "auto")
         )
         events = receive(session, talker.received, START_S)
         assert not [event for event in events if isinstance(event, Closing)]
@@ -612,7 +600,7 @@ class OverSockets(TestCase):
 
 def _over_sockets(block: Block) -> Callable[[OverSockets], Deferred[None]]:
     def test(self: OverSockets) -> Deferred[None]:
-        options = _options(block)
+        options = block.options
         stage: Stage | ClientStage
         if "client" in options:
             stage = SocketClientStage(reactor)
@@ -620,7 +608,7 @@ def _over_sockets(block: Block) -> Callable[[OverSockets], Deferred[None]]:
             dialect = options.get("dialect", "auto")
             directory = tempfile.mkdtemp()
             self.addCleanup(shutil.rmtree, directory)
-            stage = SocketStage(reactor, _streams(block), dialect, directory)
+            stage = SocketStage(reactor, block.streams, dialect, directory)
         return Deferred.fromCoroutine(_act(stage, block))
 
     return test

@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
     "log": ("tcprepl.cli.log", "Look into a data directory, and check that it is whole."),
     "reload": ("tcprepl.cli.reload", "Let a running process take up its configuration."),
+    "conformance": ("tcprepl.cli.conformance", "Play protocol.md against your own program."),
     "backup": ("tcprepl.cli.backup", "Copy a data directory while it is in use."),
     "restore": ("tcprepl.cli.restore", "Make a data directory of such a copy."),
     "files": ("tcprepl.cli.files", "Print units, dashboards, alerts, manual pages."),

@@ -1,0 +1,190 @@
+"""A right server passes, each wrong one fails where it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tcprepl.access import NOTHING, Grant, Streams, Tokens
+from tcprepl.conformance.document import Block, conversations, specification
+from tcprepl.conformance.notation import ConversationFailed, parse
+from tcprepl.conformance.server import CannotPlay, RemotePlayer, writes
+from tests.conformance_world import Change, ServerWorld, block_of
+
+WITH_SERVERS = [
+    pytest.param(block, id=f"{block.caption} {block.number}")
+    for _, block in conversations(specification())
+    if "client" not in block.options
+]
+
+
+@pytest.mark.parametrize("block", WITH_SERVERS)
+def test_tcprepl_passes(block: Block) -> None:
+    """Twice, too: what the first time left in the server is not held against it."""
+    world = ServerWorld()
+    why = [world.play(block) for _ in range(2)]
+    assert why[0] == why[1]
+    inside = (
+        "(trim ",
+        "server stops)",
+        "moves on",
+        "(the server restarts)",
+        "(token ",
+        "dialect=1.13",
+        "=1.18",
+    )
+    assert bool(why[0]) == any(word in block.info + block.text for word in inside)
+
+
+def lacks(beginning: bytes) -> Change:
+    """Return a change after which no line begins so."""
+    return lambda line: () if line.startswith(beginning) else (line,)
+
+
+def says(old: bytes, new: bytes) -> Change:
+    """Return a change of the words of a line."""
+    return lambda line: (line.replace(old, new),)
+
+
+def twice(beginning: bytes) -> Change:
+    """Return a change after which such a line is said twice."""
+    return lambda line: (line, line) if line.startswith(beginning) else (line,)
+
+
+WRONG: list[tuple[str, Change, str]] = [
+    ("Handshake", lacks(b"SERVER"), "nothing comes"),
+    ("Handshake", says(b" tcprepl/1", b""), "got  PING"),
+    ("Handshake", lacks(b"RDATA"), "nothing comes"),
+    ("Handshake", twice(b"RDATA typing master 1"), "got  RDATA"),
+    ("Handshake", says(b"@ann:example.com", b"@bob:example.com"), "got  RDATA"),
+    ("Handshake", says(b"typing master 0 0", b"typing master 0 1"), "nothing comes"),
+    ("A worker resumes", lacks(b"RDATA receipts master 2"), "got  RDATA receipts master 3"),
+    ("A worker resumes", lacks(b"POSITION receipts master 3"), "nothing comes"),
+    ("Nothing was missed", says(b"POSITION receipts master 1", b"POSITION receipts me 1"), "noth"),
+    ("Batches", says(b"master batch", b"master 1"), "got  RDATA"),
+    ("A new writer", lambda line: () if b"worker2" in line and b"POS" in line else (line,), "got"),
+    ("Publishing by hand", says(b"#7", b"#8"), "got  PUBLISHED"),
+    ("Publishing by hand", says(b" row 0 ", b" number 0 "), "got  REFUSED"),
+    ("Publishing by hand", lacks(b"REFUSED"), "nothing comes"),
+    ("A producer is cut off", says(b" hole 2 ", b" hole 3 "), "got  REFUSED"),
+    ("A producer is cut off", says(b" 1 1 #1", b" 9 9 #1"), "got  PUBLISHED"),
+    ("A token from another life", lacks(b"ERROR"), "got  POSITION"),
+    ("A token from another life", lacks(b"RDATA receipts master 1"), "got  POSITION"),
+    ("A slow reader", lacks(b"RDATA receipts master 20001"), "nothing comes"),
+    ("An unknown word", lacks(b"ERROR"), "nothing comes"),
+    ("Both sides are quiet", lacks(b"PING 5"), "nothing comes"),
+    ("A peer dies", lacks(b"ERROR ping"), "the connection is closed"),
+    ("2017", says(b"POSITION caches 1", b"POSITION typing 1"), "nothing comes; before it came"),
+    ("A remote server is up", lacks(b"REMOTE"), "nothing comes"),
+    ("People", lacks(b"INFO"), "nothing comes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "complaint"), WRONG)
+def test_a_wrong_server_fails(name: str, change: Change, complaint: str) -> None:
+    """It is said at which line, and what came instead."""
+    with pytest.raises(ConversationFailed) as failed:
+        assert ServerWorld(change).play(block_of(name)) == ""
+    assert complaint in failed.value.got
+    assert failed.value.step.number > 0
+
+
+def test_a_server_that_goes_deaf_fails() -> None:
+    world = ServerWorld()
+    block = block_of("A command from the wrong side")
+    probe = world.run(world.target.probe(block.streams))
+    make = world.server.make_session
+
+    def deaf(*arguments: Any) -> Any:
+        session: Any = make(*arguments)
+        session.receive_data = lambda data, now: None
+        return session
+
+    world.server.make_session = deaf  # type: ignore[method-assign]
+    with pytest.raises(ConversationFailed, match="nothing comes"):
+        world.run(RemotePlayer(world.target, block, probe).play())
+
+
+def test_a_server_that_takes_no_rows_is_told_apart() -> None:
+    with pytest.raises(CannotPlay, match=r"rows are not taken here: REFUSED .*read_only"):
+        ServerWorld(publishing=False).play(block_of("Nothing was missed"))
+
+
+def test_what_it_writes_is_known_before() -> None:
+    written = {
+        block.caption: writes(parse(block))
+        for _, block in conversations(specification())
+        if "client" not in block.options
+    }
+    assert written["Handshake and live rows"] == ["typing"]
+    assert written["A new writer appears"] == ["receipts"]
+    assert written["A slow reader"] == ["receipts"]
+    assert written["Batches"] == ["events"]
+    assert written["A row that is too long for a Synapse peer"] == ["to_device"]
+    assert written["A producer is cut off"] == ["PRODUCER", "receipts"]
+    assert written["User sync"] == ["USER_SYNC", "CLEAR_USER_SYNC"]
+    assert written["TLS on this port"] == []
+
+
+def test_a_conversation_that_writes_nothing_leaves_nothing() -> None:
+    """The promise of ``--read-only``."""
+    for _, block in conversations(specification()):
+        if "client" not in block.options and not writes(parse(block)):
+            world = ServerWorld()
+            before = {pair: world.log.position(*pair) for pair in world.log.pairs()}
+            world.play(block)
+            assert {pair: world.log.position(*pair) for pair in world.log.pairs()} == before
+
+
+def test_what_was_there_before_is_found() -> None:
+    world = ServerWorld()
+    probe = world.run(world.target.probe(["typing", "nonsense"], everything=True))
+    assert probe.native
+    assert probe.incarnation
+    assert probe.in_use == []
+    assert probe.offers("typing")
+    assert not probe.offers("nonsense")
+    world.play(block_of("Handshake"))
+    assert world.run(world.target.probe(["typing"])).in_use == ["typing"]
+    bare = ServerWorld(says(b" tcprepl/1", b" x"))
+    probe = bare.run(bare.target.probe(["receipts"]))
+    assert not probe.incarnation
+    assert "incarnation" in bare.play(block_of("A server that was restored"))
+
+
+def test_a_server_that_asks_for_a_token_gets_it() -> None:
+    world = ServerWorld(token="a" * 16)
+    everything = Streams(None)
+    grant = Grant("tester", read=everything, write=everything, operate=True)
+    world.server.admit(Tokens([("a" * 16, grant)]), NOTHING)
+    assert world.play(block_of("Handshake")) == ""
+    world.target.token = ""
+    with pytest.raises(CannotPlay, match="the server says: not allowed: REPLICATE needs a token"):
+        world.play(block_of("Handshake"))
+    world.target.token = "b" * 16
+    with pytest.raises(CannotPlay, match="the server says: AUTH: the token is not known"):
+        world.play(block_of("Handshake"))
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_server_is_restarted(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command that is given; it is waited for until it answers."""
+    world = ServerWorld(restart="systemctl restart it")
+    asked: list[str] = []
+
+    async def run(
+        program: str, arguments: list[str], *_: Any, **__: Any
+    ) -> tuple[bytes, bytes, int]:
+        asked.append(" ".join((program, *arguments)))
+        factory, world.network.factory = world.network.factory, None
+        world.network.clock.callLater(2, lambda: setattr(world.network, "factory", factory))
+        return b"", b"no such unit", code
+
+    monkeypatch.setattr("tcprepl.conformance.server.getProcessOutputAndValue", run)
+    if code:
+        with pytest.raises(ConversationFailed, match="ended with 3: no such unit"):
+            world.play(block_of("The server restarts"))
+    else:
+        world.play(block_of("The server restarts"))
+    assert asked == ["systemctl restart it"]
