@@ -4,12 +4,17 @@ One process writes small changes to named streams; the others see them at once a
 order over a persistent TCP socket, and can ask for what they missed. `protocol.md` is
 the specification; the rooms of the package are described in their own ``__init__``.
 
-What a program of your own begins with:
+There are three things that a program of your own may want:
 
-* ``tcprepl.follow("127.0.0.1:9092", ["typing"])`` in a ``for`` loop, from a plain script;
-* `tcprepl.aio`: following and publishing from asyncio;
-* `tcprepl.replication.following`: the same under Twisted;
-* `tcprepl.app.server.Server`: the server, inside a Twisted program.
+* **publish**: ``tcprepl.aio.ReplicationWriter("127.0.0.1:9092")`` from asyncio,
+  `tcprepl.replication.following.writer.ReplicationWriter` under Twisted; each row once, whatever is
+  cut or restarted.
+* **follow**: ``for batch in tcprepl.follow("127.0.0.1:9092", ["typing"])`` in a plain script,
+  ``tcprepl.aio.follow`` and ``tcprepl.aio.ReplicationClient`` from asyncio,
+  `tcprepl.replication.following.client.ReplicationClient` under Twisted; exactly once with a
+  `tcprepl.streams.position_store.SqlitePositionStore`.
+* **embed**: `tcprepl.app.server.Server` inside a Twisted program, or as a service with
+  ``twist tcprepl``, which `tcprepl.cli.twist` makes.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,7 +14,7 @@ from tcprepl.app.server import Server
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS, DATA, data_settings
 from tcprepl.cli.running import run_process
-from tcprepl.config import DEFAULT_HTTP, loader
+from tcprepl.config import DEFAULT_HTTP, Loaded, loader
 from tcprepl.values import Address
 
 
@@ -52,17 +54,7 @@ from tcprepl.values import Address
     envvar="TCPREPL_REDIS",
     help="Publish the streams over this Redis, too: redis://HOST:PORT, rediss:// or unix:/PATH.",
 )
-def command(
-    config_file: Path | None,
-    server_name: str | None,
-    instance: str | None,
-    listen: Address | None,
-    http: Address | None,
-    data: Path | str | None,
-    standby: bool,
-    dialect: str | None,
-    redis: str | None,
-) -> int:
+def command(**options: Any) -> int:
     """Run a server: streams over TCP to any number of readers, and the HTTP API to publish.
 
     Without options it listens on this machine only, and keeps its logs in ./tcprepl-data.
@@ -73,6 +65,31 @@ def command(
       $ tcprepl serve --server-name example.com
       tcprepl is running as "example.com".
     """
+    read = settings_of(**options)
+    loaded = read()
+    logs.configure(loaded.config.log.level, loaded.config.log.format)
+    logs.warn_of_spelling(loaded.warnings)
+    return run_process(
+        lambda reactor: Server(reactor, loaded.config),
+        "serve",
+        welcome,
+        None if options["config_file"] is None else read,
+    )
+
+
+def settings_of(
+    *,
+    config_file: Path | None,
+    server_name: str | None,
+    instance: str | None,
+    listen: Address | None,
+    http: Address | None,
+    data: Path | str | None,
+    standby: bool,
+    dialect: str | None,
+    redis: str | None,
+) -> Callable[[], Loaded]:
+    """Return what reads the settings that the options of the command make."""
     overrides = {
         "server_name": server_name,
         "instance": instance,
@@ -83,16 +100,7 @@ def command(
         "replication.dialect": dialect,
         "redis.url": redis,
     }
-    read = loader(config_file, overrides)
-    loaded = read()
-    logs.configure(loaded.config.log.level, loaded.config.log.format)
-    logs.warn_of_spelling(loaded.warnings)
-    return run_process(
-        lambda reactor: Server(reactor, loaded.config),
-        "serve",
-        welcome,
-        None if config_file is None else read,
-    )
+    return loader(config_file, overrides)
 
 
 def welcome(server: Server) -> str:
