@@ -198,7 +198,7 @@ class Router(Resource):
             answer = route.handler(call)
             if not isinstance(answer, Response):
                 deferred = _to_deferred(answer)
-                if not deferred.called:
+                if not deferred.called or deferred.paused:
                     work.append(deferred)
                     _ = request.notifyFinish().addErrback(finished)
                 answer = await deferred

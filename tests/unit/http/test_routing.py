@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 from msgspec import Meta, Struct
 from structlog.testing import capture_logs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from tcprepl.http.calls import ApiError, Call, Response, excerpt, json_response
 from tcprepl.http.channel import LimitedSite
@@ -59,6 +59,9 @@ class Small(Stage):
             self.waiting.append(Deferred(cancel))
             return self.waiting[-1]
 
+        def chained(call: Call) -> Deferred[Response]:
+            return succeed(call).addCallback(later)
+
         async def nothing(call: Call) -> Response:
             return Response(204)
 
@@ -70,6 +73,7 @@ class Small(Stage):
             Route("GET", "/header", header, let_in, ABOUT),
             Route("GET", "/broken", broken, let_in, ABOUT),
             Route("GET", "/later", later, let_in, ABOUT),
+            Route("GET", "/chained", chained, let_in, ABOUT),
             Route("GET", "/nothing", nothing, let_in, ABOUT),
         )
         self.site = LimitedSite(Router(routes), self.clock)
@@ -218,9 +222,10 @@ def test_an_answer_may_come_later(small: Small) -> None:
     exchange.leave()
 
 
-def test_a_client_that_leaves_cancels_the_work(small: Small) -> None:
-    """Nothing is written to it."""
-    exchange = small.open("GET", "/later")
+@pytest.mark.parametrize("path", ["/later", "/chained"])
+def test_a_client_that_leaves_cancels_the_work(small: Small, path: str) -> None:
+    """Nothing is written to it; also where the work has begun, and waits for some more."""
+    exchange = small.open("GET", path)
     exchange.leave()
     assert small.cancelled == 1
     assert exchange.transport.value() == b""
