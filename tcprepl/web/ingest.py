@@ -182,7 +182,7 @@ class Ingest:
         ).addBoth(settle)
         try:
             # a client that leaves unpublishes nothing
-            appended = await (work if work.called else to_the_end(work))
+            appended = await (work if work.called and not work.paused else to_the_end(work))
         except BadRow as error:
             extra = {"stream": error.stream, "row": error.index, "field": error.field}
             raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None
