@@ -23,6 +23,13 @@ def refused(error: Exception, row: int, place: str) -> str:
     return f"{place}: {str(error).replace(f', row {row}: ', ': ', 1)}"
 
 
+def story(taken: int) -> str:
+    """Return how many rows were taken before one was not, in words."""
+    if not taken:
+        return "no row was taken"
+    return "1 row before was taken" if taken == 1 else f"{taken} rows before were taken"
+
+
 class Posting:
     """Publishes chunks of rows, one after the other.
 
@@ -87,4 +94,4 @@ class Posting:
 
     def story(self) -> str:
         """Return how many rows were taken, in words."""
-        return "no row was taken" if not self.taken else f"{self.taken} rows before were taken"
+        return story(self.taken)

@@ -20,7 +20,7 @@ from tcprepl.app.connecting import client_endpoint
 from tcprepl.background import looping_background_process
 from tcprepl.cli import logs
 from tcprepl.cli.output import write_out
-from tcprepl.cli.posting import NotTaken, refused
+from tcprepl.cli.posting import NotTaken, refused, story
 from tcprepl.cli.recording import RecordedRows
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
@@ -109,7 +109,7 @@ class Writing:
                 except TcpreplError as error:
                     if self._last is not None:
                         await self._or_stuck(self._last)
-                    error.args = (f"{error}\n  {self._story()}",)
+                    error.args = (f"{error}\n  {story(self.taken)}",)
                     raise
                 if piece is None:
                     break
@@ -161,11 +161,8 @@ class Writing:
                 return ConfigError(str(error))
             if error.reason == Reason.ROW.value and error.value < len(piece.places):
                 told = refused(error, error.value, piece.places[error.value])
-                return NotTaken(f"{told}\n  {self._story()}")
-        return NotTaken(f"{error}\n  {self._story()}")
-
-    def _story(self) -> str:
-        return "no row was taken" if not self.taken else f"{self.taken} rows before were taken"
+                return NotTaken(f"{told}\n  {story(self.taken)}")
+        return NotTaken(f"{error}\n  {story(self.taken)}")
 
     def _look(self) -> None:
         """Tell how far it is; find out that nothing goes on."""
@@ -198,7 +195,7 @@ class Writing:
         if self._broken is None:
             await done
         if self._broken is not None:
-            raise self._failure or NotTaken(f"{self._broken}\n  {self._story()}")
+            raise self._failure or NotTaken(f"{self._broken}\n  {story(self.taken)}")
 
 
 def write_rows(

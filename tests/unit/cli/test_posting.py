@@ -40,7 +40,7 @@ def test_a_failure_says_where_and_what_was_taken(failure: ApiFailed, place: str)
     api.failure = failure
     with pytest.raises(NotTaken) as caught:
         posting.post("s", [b"2", b"3"], ["line 4", "line 5"], batch=False, instance=None)
-    assert str(caught.value) == f"{place}\n  1 rows before were taken"
+    assert str(caught.value) == f"{place}\n  1 row before was taken"
     assert api.ids == ["t.0", "t.1"]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -229,6 +231,27 @@ def test_a_process_is_welcomed_reloaded_and_stopped(
     assert run_process(lambda _: root, "test", lambda _: "hello\n", None) == 0
     assert root.events == ["start", "reload", "stop"]
     assert capsys.readouterr().out == "hello\n"
+
+
+def test_who_does_not_end_when_asked_to_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it hangs: the limit is watched from beside the reactor."""
+    monkeypatch.setattr(running, "END_WITHIN_S", 0.01)
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    async def main(reactor: Any) -> int:
+        with contextlib.suppress(CancelledError):
+            await Deferred()
+        await Deferred()
+        return 5
+
+    steps = (press(signal.SIGTERM), lambda: None, lambda: ended.wait(10))
+    run_until_done(main, FakeReactor(*steps), end=end)
+    assert codes == [1]
 
 
 def test_who_is_overdue_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
