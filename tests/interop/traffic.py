@@ -85,6 +85,7 @@ class Traffic:
             lambda n: self._read(reader, n),
             lambda n: presence.set_presence("online" if n % 2 else "unavailable", f"{n}"),
             lambda n: sender.set_account_data("x.note", {"n": n}),
+            lambda n: sender.rename_device(f"device {n}") if not n % 20 else None,
         ]
         self._newest = ""
         self._threads = [

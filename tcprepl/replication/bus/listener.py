@@ -352,7 +352,7 @@ class BusListener:
                 self._followers,
                 self._other,
                 self._say,
-                lambda pair: self.processes.said.hear(pair, connection, self.now()),
+                lambda pair: self.processes.speaks(connection.process, pair, connection),
                 lambda pair: self.processes.said.alone(pair, self.now()),
                 self._silent,
             )

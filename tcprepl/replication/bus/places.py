@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from tcprepl.errors import LogError
-from tcprepl.ids import Pair, Token
+from tcprepl.ids import InstanceName, Pair, Token
 from tcprepl.replication.bus.delivered import Stand
 from tcprepl.storage.sqlite import Durability, Schema, explaining, open_database, private_directory
 
@@ -110,6 +110,7 @@ class Places:
 
     Attributes:
         said: The pairs that processes may be told of, as the last run of the bus knew them.
+        instances: Which instance each process is, as it said once.
     """
 
     def __init__(self, directory: Path | None, now: Callable[[], float]) -> None:
@@ -130,6 +131,7 @@ class Places:
             self._rows = self._database.execute("SELECT process, place FROM places").fetchall()
             facts = dict(self._database.execute("SELECT name, value FROM facts").fetchall())
         self._ended_at = _read(facts.get("alive"), float) or 0.0
+        self.instances = _read(facts.get("instances"), dict[str, InstanceName]) or {}
         self.said: set[Pair] = set(_read(facts.get("said"), list[tuple[str, str]]) or ())
 
     def load(self, heads: Mapping[Pair, Token]) -> None:
@@ -194,6 +196,12 @@ class Places:
         if said != self.said:
             self.said = set(said)
             self._fact("said", sorted(said))
+
+    def is_instance(self, process: str, instance: InstanceName) -> None:
+        """Note that *process* is *instance*."""
+        if self.instances.get(process) != instance:
+            self.instances[process] = instance
+            self._fact("instances", self.instances)
 
     def _fact(self, name: str, value: object) -> None:
         self._execute(

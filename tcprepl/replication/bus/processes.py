@@ -26,8 +26,10 @@ from tcprepl.replication.bus.replay import (
     End,
     NotInLogError,
     Start,
+    Unsaid,
     look_back,
     starts_of,
+    unsaid_of,
 )
 from tcprepl.replication.bus.subscribers import Subscriber, Subscribers
 from tcprepl.replication.relaying.intake import IN_MEMORY, RelayIntake
@@ -43,6 +45,8 @@ AT_ONCE_S: Final = 2.0
 WRITE_INTERVAL_S: Final = 5.0
 #: How long a writer that is back may take to say what it writes.
 SETTLE_S: Final = 2.0
+#: For how long a process that writes a stream with others is not told of it, if none of them does.
+UNSAID_S: Final = 5.0
 #: A connection that says something this long after another one of its name came is another's.
 SHARED_AFTER_S: Final = 1.0
 
@@ -241,8 +245,11 @@ class Processes:
             given, starts = Replayed.NOT_IN_LOG, {}
         if not visit.subscriber.reader.live:
             return
-        self._subscribers.begin(visit.subscriber, starts)
+        unsaid = unsaid_of(self._places.instances.get(visit.process, visit.process), starts)
+        self._subscribers.begin(visit.subscriber, starts, unsaid)
         visit.place = None
+        if unsaid is not None:
+            self._reactor.callLater(UNSAID_S, self._speak_up, visit, unsaid)
         self._write_down(visit)
         self._tell(visit, given, place)
 
@@ -259,7 +266,7 @@ class Processes:
             stands = {pair: place.stands.get(pair, Stand(0)) for pair in ends}
             said = self.said.pairs(self._now)
             for pair, start in (await starts_of(self._log, stands, ends)).items():
-                told = pair in said or start.after < ends[pair].token
+                told = pair in said or start.missed
                 starts[pair] = start._replace(told=told)
         return starts
 
@@ -271,6 +278,25 @@ class Processes:
             for pair, head in self._hub.heads.items()
             if pair[0] in streams and pair not in starts
         }
+
+    def _speak_up(self, visit: Visit, unsaid: Unsaid) -> None:
+        """Tell a process of streams of which no row has come for a while."""
+        if not visit.subscriber.reader.live or visit.subscriber.pushes.unsaid is not unsaid:
+            return
+        said = self.said.pairs(self._now)
+        starts: dict[Pair, Start] = {}
+        for pair, end in self._ends(unsaid.streams, ()).items():
+            prev = unsaid.prev(pair)
+            if pair in said:
+                starts[pair] = Start(end.token if prev is None else prev, end.covered, end.token)
+        if not self._subscribers.speak_up(visit.subscriber, starts):
+            self._reactor.callLater(1.0, self._speak_up, visit, unsaid)
+
+    def speaks(self, process: str, pair: Pair, connection: object) -> None:
+        """Note that *process*, empty if it is not known, says something of *pair*."""
+        self.said.hear(pair, connection, self._now)
+        if process:
+            self._places.is_instance(process, pair[1])
 
     def _tell(self, visit: Visit, given: Replayed, place: Place | None) -> None:
         visit.given = given

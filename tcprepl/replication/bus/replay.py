@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from tcprepl.errors import TcpreplError
-from tcprepl.ids import Pair, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.replication.bus.delivered import Stand
 from tcprepl.replication.relaying.intake import IN_MEMORY
 from tcprepl.streams.cursor import AtHead, Limits, Restart
@@ -46,12 +46,14 @@ class Start(NamedTuple):
         prev: The token that it was told of last.
         new: Up to where the rows that follow are not.
         after: Where reading goes on.
+        missed: Whether rows follow, or are missing.
         told: Whether it is told so.
     """
 
     prev: Token
     new: Token
     after: Token
+    missed: bool = False
     told: bool = True
 
 
@@ -157,9 +159,9 @@ async def _start(log: Log, pair: Pair, after: Token, prev: Token, end: End) -> S
             raise NotInLogError(f"{pair[0]} of {pair[1]} ends at {answer.held} in the log")
         if isinstance(answer, Gap):
             # what is gone here the process finds in its database
-            return Start(answer.upto, answer.upto, answer.upto)
+            return Start(answer.upto, answer.upto, answer.upto, missed=True)
         if answer.tokens:
-            return Start(prev, answer.tokens[0] - 1, after)
+            return Start(prev, answer.tokens[0] - 1, after, missed=True)
     return Start(prev, end.covered, end.token)
 
 
@@ -175,6 +177,65 @@ async def _row_before(log: Log, pair: Pair, token: Token) -> Token:
         elif answer.tokens:
             last = answer.tokens[-1]
     return last
+
+
+class Unsaid:
+    """Streams that a process writes with others, and of which it missed nothing.
+
+    What it has written itself without our knowing moves its token of all writers of the stream, and
+    nobody but itself knows that token: any position might make it ask its database, for nothing.
+    So it is told of such a stream when another writes a row: it cannot be above that.
+
+    Args:
+        own: The instance that the process is.
+        starts: Where it begins with the pairs of these streams.
+    """
+
+    def __init__(self, own: InstanceName, starts: Mapping[Pair, Start]) -> None:
+        self.own = own
+        self.streams = {stream for stream, _ in starts}
+        self._prev = {pair: start.prev for pair, start in starts.items()}
+        self._at = {pair: start.after for pair, start in starts.items()}
+
+    def prev(self, pair: Pair) -> Token | None:
+        """Return the token of *pair* that the process was told of last."""
+        return self._prev.get(pair)
+
+    def told(self, chunk: bytes) -> bytes:
+        """Return *chunk*, lines that end with LF, as the process is told them."""
+        said: list[bytes] = []
+        lines = chunk.split(b"\n")[:-1]
+        for number, line in enumerate(lines):
+            word, name, instance, rest = line.split(b" ", 3)
+            pair = (name.decode(), instance.decode())
+            if pair[0] in self.streams and pair[1] != self.own:
+                if word == b"POSITION":
+                    before, now = map(int, rest.split(b" "))
+                    if before <= self._at.get(pair, before):
+                        self._prev.setdefault(pair, before)
+                        self._at[pair] = now
+                        continue
+                else:
+                    head = line[: -len(rest)]
+                    token = next(
+                        int(row[len(head) :].split(b" ", 1)[0])
+                        for row in lines[number:]
+                        if row.startswith(head) and not row.startswith(b"batch ", len(head))
+                    )
+                    prev = self._prev.get(pair, token - 1)
+                    said.append(b"POSITION %b %b %d %d" % (name, instance, prev, token - 1))
+                self.streams.discard(pair[0])
+            said.append(line)
+        return b"".join([line + b"\n" for line in said])
+
+
+def unsaid_of(own: InstanceName, starts: Mapping[Pair, Start]) -> Unsaid | None:
+    """Return what is better not said yet to the process that is *own*; None if there is nothing."""
+    shared = {stream for stream, instance in starts if instance == own} - IN_MEMORY
+    others = {pair: at for pair, at in starts.items() if pair[0] in shared and pair[1] != own}
+    missed = {stream for (stream, _), at in others.items() if at.missed}
+    kept = {pair: at for pair, at in others.items() if pair[0] not in missed}
+    return Unsaid(own, kept) if kept else None
 
 
 def in_order(starts: Mapping[Pair, Start]) -> list[tuple[Pair, Start]]:

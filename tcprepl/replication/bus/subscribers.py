@@ -19,11 +19,11 @@ from tcprepl.clocks import Reactor
 from tcprepl.ids import Pair
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.bus.delivered import Delivered
-from tcprepl.replication.bus.replay import UNCOUNTED, Start, in_order
+from tcprepl.replication.bus.replay import UNCOUNTED, Start, Unsaid, in_order
 from tcprepl.replication.bus.replies import message_head, messages
 from tcprepl.replication.relaying.intake import RelayIntake
 from tcprepl.replication.serving.hub import Hub
-from tcprepl.replication.serving.readers import Reader, Subscription
+from tcprepl.replication.serving.readers import Reader
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.transport import Outlet
 
@@ -114,10 +114,12 @@ class PushOutlet:
 
     Attributes:
         rows: How many rows were written to it.
+        unsaid: Streams of which it is not told before a row of them comes.
     """
 
     def __init__(self, outlet: Outlet, pusher: Pusher, delivered: Delivered | None) -> None:
         self.rows = 0
+        self.unsaid: Unsaid | None = None
         self._outlet = outlet
         self._pusher = pusher
         self._delivered = delivered
@@ -134,6 +136,10 @@ class PushOutlet:
 
     def write(self, chunk: bytes) -> bool:
         """Push each line of *chunk*; return whether the socket takes more."""
+        if self.unsaid is not None:
+            chunk = self.unsaid.told(chunk)
+            if not self.unsaid.streams:
+                self.unsaid = None
         pushes = self._pusher.of_chunk(chunk)
         if not pushes:
             return not self._outlet.busy
@@ -151,6 +157,7 @@ class Subscriber:
         reader: Its place in the hub.
         outlet: Where its bytes go.
         pusher: What its messages are like.
+        pushes: Where the lines of the hub go that are for it.
         next: The number of the first payload beside the rows that it was not sent.
         missed: How many such payloads it missed since the ring was full.
         owed: Pairs whose position was said while it was behind: it is told where they stand
@@ -158,7 +165,7 @@ class Subscriber:
         held: Whether it is given nothing yet, until `Subscribers.begin`.
     """
 
-    __slots__ = ("held", "missed", "next", "outlet", "owed", "pusher", "reader")
+    __slots__ = ("held", "missed", "next", "outlet", "owed", "pusher", "pushes", "reader")
 
     def __init__(
         self,
@@ -171,7 +178,8 @@ class Subscriber:
         self.outlet = outlet
         self.pusher = pusher
         self.held = False
-        self.reader = Reader(cast("Outlet", PushOutlet(outlet, pusher, delivered)), label)
+        self.pushes = PushOutlet(outlet, pusher, delivered)
+        self.reader = Reader(cast("Outlet", self.pushes), label)
         self.next = number
         self.missed = 0
         self.owed: set[Pair] = set()
@@ -185,6 +193,11 @@ class Subscriber:
     def ready(self) -> bool:
         """Whether it has every row, and its socket takes more."""
         return self.reader.backlog is None and not self.held and not self.outlet.busy
+
+    def leaves_unsaid(self, pair: Pair) -> bool:
+        """Return whether it is not told of *pair* yet."""
+        unsaid = self.pushes.unsaid
+        return unsaid is not None and pair[0] in unsaid.streams
 
 
 class Subscribers:
@@ -259,34 +272,53 @@ class Subscribers:
             self.begin(subscriber, {})
         return subscriber
 
-    def begin(self, subscriber: Subscriber, starts: Mapping[Pair, Start]) -> None:
+    def begin(
+        self,
+        subscriber: Subscriber,
+        starts: Mapping[Pair, Start],
+        unsaid: Unsaid | None = None,
+    ) -> None:
         """Give *subscriber*, which is held, what comes from now on, and before that *starts*.
 
         Args:
             subscriber: The subscriber.
             starts: Where it goes on with some pairs: it is told that first, then their rows.
+            unsaid: Of which streams it is not told that, before a row of them comes, or until
+                `speak_up`.
         """
         self._hub.flush()
         reader = subscriber.reader
         for pair in self._patterns:
             self._hub.subscribe(reader, _FORM, pair, None, owed=False)
-        lines = self._starts(starts, reader.subscription)
-        if lines:
-            subscriber.outlet.write(messages(subscriber.pusher.head, lines))
+        subscriber.pushes.unsaid = unsaid
+        self._tell(subscriber, starts)
         self._hub.resume(reader, {pair: start.after for pair, start in starts.items()})
         subscriber.held = False
         reader.on_head = self._later(subscriber)
         self._hub.serve(reader)
 
-    def _starts(self, starts: Mapping[Pair, Start], wanted: Subscription) -> list[bytes]:
+    def speak_up(self, subscriber: Subscriber, starts: Mapping[Pair, Start]) -> bool:
+        """Tell *subscriber* what was unsaid, if it has all rows; return whether nothing is left."""
+        self._hub.flush()
+        if subscriber.pushes.unsaid is not None and subscriber.ready:
+            subscriber.pushes.unsaid = None
+            self._tell(subscriber, starts)
+        return subscriber.pushes.unsaid is None
+
+    def _tell(self, subscriber: Subscriber, starts: Mapping[Pair, Start]) -> None:
+        """Tell where it begins with pairs."""
+        wanted = subscriber.reader.subscription
+        unsaid = subscriber.pushes.unsaid
         lines: list[bytes] = []
         for pair, start in in_order(starts):
             new = self._intake.theirs(pair, start.new)
-            if new is not None and start.told and wanted.wants(pair):
+            later = unsaid is not None and pair[0] in unsaid.streams
+            if new is not None and start.told and wanted.wants(pair) and not later:
                 prev = 0 if pair[0] == UNCOUNTED else self._intake.theirs(pair, start.prev)
                 prev = new if prev is None or prev > new else prev
                 lines.append(f"POSITION {pair[0]} {pair[1]} {prev} {new}".encode())
-        return lines
+        if lines:
+            subscriber.outlet.write(messages(subscriber.pusher.head, lines))
 
     def remove(self, subscriber: Subscriber) -> None:
         """Forget a subscription."""
@@ -343,6 +375,8 @@ class Subscribers:
         self._hub.flush()
         pushes: dict[Pusher, bytes] = {}
         for subscriber in self._all:
+            if subscriber.leaves_unsaid(pair):
+                continue
             if subscriber.next != self._said or not subscriber.ready:
                 subscriber.owed.add(pair)
                 continue
@@ -371,6 +405,7 @@ class Subscribers:
         if subscriber.owed and subscriber.ready:
             owed, subscriber.owed = subscriber.owed, set()
             self._hub.flush()
+            owed = {pair for pair in owed if not subscriber.leaves_unsaid(pair)}
             subscriber.outlet.write(messages(subscriber.pusher.head, self._positions(owed)))
         while subscriber.ready and subscriber.next < self._said:
             first = self._said - len(self._ring)

@@ -16,8 +16,10 @@ from tcprepl.replication.bus.replay import (
     End,
     NotInLogError,
     Start,
+    Unsaid,
     in_order,
     starts_of,
+    unsaid_of,
 )
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
@@ -51,14 +53,14 @@ def start(log: MemoryLog, stand: Stand, end: End) -> Start:
 
 def test_it_begins_just_before_the_first_row_that_it_missed() -> None:
     log = make_log(3, 5, 9, 9, 12)
-    assert start(log, Stand(5), End(12, 12)) == Start(5, 8, 5)
-    assert start(log, Stand(9), End(12, 12)) == Start(9, 11, 9)
+    assert start(log, Stand(5), End(12, 12)) == Start(5, 8, 5, missed=True)
+    assert start(log, Stand(9), End(12, 12)) == Start(9, 11, 9, missed=True)
 
 
 def test_it_was_told_of_the_last_row_if_nobody_told_it_more() -> None:
     log = make_log(3, 5, 9, 12)
-    assert start(log, Stand(8, told=False), End(12, 12)) == Start(5, 8, 8)
-    assert start(log, Stand(2, told=False), End(12, 12)) == Start(0, 2, 2)
+    assert start(log, Stand(8, told=False), End(12, 12)) == Start(5, 8, 8, missed=True)
+    assert start(log, Stand(2, told=False), End(12, 12)) == Start(0, 2, 2, missed=True)
 
 
 def test_one_that_missed_nothing_is_told_of_all_that_others_used() -> None:
@@ -69,8 +71,8 @@ def test_one_that_missed_nothing_is_told_of_all_that_others_used() -> None:
 def test_rows_that_are_gone_are_left_to_its_database() -> None:
     log = make_log(3, 5, 9)
     log.gaps.add(EVENTS, Gap(5, 7, Cause.UPSTREAM))
-    assert start(log, Stand(5), End(9, 9)) == Start(7, 7, 7)
-    assert start(log, Stand(8, told=False), End(9, 9)) == Start(7, 8, 8)
+    assert start(log, Stand(5), End(9, 9)) == Start(7, 7, 7, missed=True)
+    assert start(log, Stand(8, told=False), End(9, 9)) == Start(7, 8, 8, missed=True)
 
 
 def test_a_place_that_the_log_does_not_have_is_none() -> None:
@@ -105,3 +107,53 @@ def test_what_is_covered_leaves_no_token_out(blocks: list[list[int]], token: int
     covered.add("typing", range(1, 60))
     assert covered.end("typing", token) == token
     assert len(covered._runs.get("events", ())) <= 64
+
+
+W2: Pair = ("events", "w2")
+
+
+def unsaid(**starts: Start) -> Unsaid:
+    """Return what is not said to w1 of events."""
+    found = unsaid_of("w1", {("events", name): start for name, start in starts.items()})
+    assert found is not None
+    return found
+
+
+def test_a_stream_that_it_writes_itself_is_told_with_the_first_row_of_another() -> None:
+    later = unsaid(w1=Start(9, 9, 9, missed=True), w2=Start(4, 6, 5))
+    said = later.told(
+        b"POSITION events w2 5 7\nRDATA events w1 8 [8]\nRDATA events w2 batch [9]\n"
+        b"RDATA events w2 9 [9]\nRDATA events w3 10 [10]\nPOSITION events w3 10 11\n"
+    )
+    assert said.decode().splitlines() == [
+        "RDATA events w1 8 [8]",
+        "POSITION events w2 4 8",
+        "RDATA events w2 batch [9]",
+        "RDATA events w2 9 [9]",
+        "RDATA events w3 10 [10]",
+        "POSITION events w3 10 11",
+    ]
+    assert not later.streams
+
+
+def test_a_position_that_says_that_rows_are_missing_is_told() -> None:
+    later = unsaid(w1=Start(9, 9, 9), w2=Start(4, 6, 5))
+    assert later.told(b"POSITION events w2 9 9\n") == b"POSITION events w2 9 9\n"
+    assert not later.streams
+
+
+def test_a_writer_that_comes_first_meanwhile_is_told_as_well() -> None:
+    later = unsaid(w1=Start(9, 9, 9), w2=Start(4, 6, 5))
+    assert later.told(b"POSITION events w3 7 7\n") == b""
+    assert (later.prev(W2), later.prev(("events", "w3")), later.prev(EVENTS)) == (4, 7, None)
+    assert later.told(b"RDATA events w3 9 [9]\n").startswith(b"POSITION events w3 7 8\n")
+    other = unsaid(w1=Start(9, 9, 9), w2=Start(4, 6, 5))
+    assert other.told(b"RDATA events w3 9 [9]\n").startswith(b"POSITION events w3 8 8\n")
+
+
+def test_what_it_does_not_write_or_missed_rows_of_is_told_at_once() -> None:
+    w2, missed = Start(4, 6, 5), Start(4, 6, 4, missed=True)
+    assert unsaid_of("w9", {EVENTS: w2, W2: w2}) is None
+    assert unsaid_of("w1", {EVENTS: w2, W2: missed}) is None
+    assert unsaid_of("w1", {EVENTS: w2}) is None
+    assert unsaid_of("a", {("typing", "a"): w2, ("typing", "b"): w2}) is None
