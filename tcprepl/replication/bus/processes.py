@@ -287,7 +287,7 @@ class Processes:
         starts: dict[Pair, Start] = {}
         for pair, end in self._ends(unsaid.streams, ()).items():
             prev = unsaid.prev(pair)
-            if pair in said:
+            if pair in said and pair[1] != unsaid.own:
                 starts[pair] = Start(end.token if prev is None else prev, end.covered, end.token)
         if not self._subscribers.speak_up(visit.subscriber, starts):
             self._reactor.callLater(1.0, self._speak_up, visit, unsaid)

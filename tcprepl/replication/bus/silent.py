@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 #: Streams of Synapse whose writers publish a row for every token that they take, if all is well.
 #: In others tokens are taken for nothing: a receipt that is older than the one there, for instance.
-ROW_FOR_EVERY_TOKEN: Final = frozenset({"account_data", "federation", "to_device", "typing"})
+ROW_FOR_EVERY_TOKEN: Final = frozenset({"federation", "to_device", "typing"})
 #: Pairs that the status names.
 _SHOWN: Final = 20
 

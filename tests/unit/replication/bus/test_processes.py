@@ -218,6 +218,48 @@ def test_a_pair_that_was_first_written_meanwhile_is_told_whole() -> None:
     ]
 
 
+def test_of_a_stream_that_it_writes_itself_it_is_told_with_the_first_row_of_another() -> None:
+    world, writer = settled()
+    other = world.client()
+    other.ask("AUTH", "two", "any")
+    other.publish("POSITION events w2 3 3")
+    listen(world, "two").leave()
+    one = listen(world, "two")
+    assert one.heard() == ["POSITION receipts w1 2 2"]
+    writer.publish("POSITION events w1 4 4", "POSITION events w1 4 6")
+    assert one.heard() == []
+    writer.publish(*rows(9))
+    assert one.heard() == ["POSITION events w1 4 8", "RDATA events w1 9 [9]"]
+    writer.publish("POSITION events w1 9 9")
+    assert one.heard() == ["POSITION events w1 9 9"]
+    world.clock.advance(module.UNSAID_S)
+    assert one.heard() == []
+
+
+def test_if_nobody_else_writes_it_is_told_after_a_while() -> None:
+    world, _ = settled()
+    other = world.client()
+    other.ask("AUTH", "two", "any")
+    other.publish("POSITION events w2 3 3")
+    world.bus.processes.said.hear(("events", "gone"), "another connection", world.clock.seconds())
+    listen(world, "two").leave()
+    one, gone = listen(world, "two"), listen(world, "w2")
+    gone.leave()
+    one.full()
+    other.publish(*rows(5, of="events w2"))
+    other.publish(*rows(6, of="events w2"))
+    world.clock.advance(module.UNSAID_S)  # it has not all rows yet
+    one.drain()
+    assert "POSITION events" not in str(one.heard())
+    world.clock.advance(1)
+    assert one.heard() == ["POSITION events w1 4 6"]
+    world.clock.advance(5)
+    assert one.heard() == []
+    one.leave()
+    listen(world, "two").leave()
+    world.clock.advance(module.UNSAID_S)
+
+
 def test_edus_are_told_from_where_they_were_taken() -> None:
     world, writer = settled()
     writer.publish("POSITION federation w1 0 0", *rows(1, 2, 3, of="federation w1"))
