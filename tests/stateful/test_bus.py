@@ -254,7 +254,7 @@ class BusMachine(RuleBasedStateMachine):
             self._say(name)
         for name in NAMES:
             self.drain(name)
-        self.world.clock.pump([1] * 7)  # what was unsaid is said
+        self.world.clock.pump([1] * 17)  # what was unsaid is said
         for name in NAMES:
             self.drain(name)
 

@@ -45,8 +45,9 @@ AT_ONCE_S: Final = 2.0
 WRITE_INTERVAL_S: Final = 5.0
 #: How long a writer that is back may take to say what it writes.
 SETTLE_S: Final = 2.0
-#: For how long a process that writes a stream with others is not told of it, if none of them does.
-UNSAID_S: Final = 5.0
+#: For how long a process that writes a stream with others is not told of it, if none of them does:
+#: the connection on which a Synapse says where it is itself comes back after 10 s at the latest.
+UNSAID_S: Final = 15.0
 #: A connection that says something this long after another one of its name came is another's.
 SHARED_AFTER_S: Final = 1.0
 
