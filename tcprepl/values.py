@@ -37,15 +37,22 @@ class Address:
         host: The host, without brackets; None for an endpoint string.
         port: The port; None for an endpoint string.
         token: What to say to who listens there; read again for each connection.
+        others: Where else the same can be had, in the order in which they are tried.
     """
 
     text: str
     host: str | None = None
     port: int | None = None
     token: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    others: tuple[Address, ...] = ()
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def all(self) -> tuple[Address, ...]:
+        """This one, and the others."""
+        return (self, *self.others)
 
     @property
     def is_encrypted(self) -> bool:

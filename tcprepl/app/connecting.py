@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
@@ -22,6 +26,9 @@ def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint
         ConfigError: Twisted does not understand the endpoint string, or a token is to be said where
             others could read it on the way.
     """
+    if address.others:
+        places = [replace(each, token=address.token, others=()) for each in address.all]
+        return AnyOf([client_endpoint(reactor, place) for place in places])
     if address.token is not None and address.is_overheard:
         raise ConfigError(
             f"{address}: a token that is said there can be read on the way; expected an address of "
@@ -37,6 +44,35 @@ def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint
         except Exception as error:  # noqa: BLE001  # parsers are plugins, and raise what comes up
             raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
     return NamedEndpoint(endpoint, str(address))
+
+
+@implementer(IStreamClientEndpoint)
+class AnyOf:
+    """Several places where the same is served: each connection goes to the next that answers.
+
+    Whoever connects anew has lost the connection before, so that the server of that comes last.
+
+    Args:
+        endpoints: The places; the first connection tries the first one first.
+    """
+
+    def __init__(self, endpoints: Sequence[IStreamClientEndpoint]) -> None:
+        self._endpoints = deque(endpoints)
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
+        """Connect (Twisted calls this); if nobody answers, it fails as the last one did."""
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        for left in reversed(range(len(self._endpoints))):
+            endpoint = self._endpoints[0]
+            self._endpoints.rotate(-1)
+            try:
+                return await endpoint.connect(factory)
+            except ConnectionFailed:
+                if not left:
+                    raise
+        raise AssertionError("there is one at least")
 
 
 @implementer(IStreamClientEndpoint)

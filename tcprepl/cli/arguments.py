@@ -195,17 +195,25 @@ def saying_token(name: str, function: F) -> F:
     return cast("F", _with_token_options(with_token))
 
 
+def _any_of(_: object, __: object, addresses: tuple[Address, ...]) -> Address:
+    """Return the first address, which knows of the others."""
+    return replace(addresses[0], others=addresses[1:])
+
+
 def from_option(function: F) -> F:
     """Add ``--from ADDR``, given as *source*, and the token that is said there."""
     return click.option(
         "--from",
         "source",
         type=ADDRESS,
-        default=DEFAULT_REPLICATION,
+        multiple=True,
+        default=[DEFAULT_REPLICATION],
+        callback=_any_of,
         envvar="TCPREPL_FROM",
-        show_default=True,
+        show_default=DEFAULT_REPLICATION,
         show_envvar=True,
-        help="The server to read from: HOST:PORT or a Twisted endpoint string.",
+        help="The server to read from: HOST:PORT or a Twisted endpoint string. Of several, "
+        "over one database, the next is taken when one is gone.",
     )(saying_token("source", function))
 
 

@@ -35,6 +35,7 @@ class Append:
     transaction_id: str | None
     waiting: list[Deferred[Appended]]
     produced: Produced | None = None
+    staged: Sequence[int] = ()
 
     @property
     def answer(self) -> Appended:
@@ -168,6 +169,7 @@ def gather(items: list[Item], now_ms: int) -> Batch:
             groups[pair].add(item.tokens, item.rows)
         else:
             _divide(batch, groups, item, now_ms)
+        commit.staged += item.staged
         if item.transaction_id is not None:
             commit.transactions.append((stored.stream, item.transaction_id, item.answer, now_ms))
         if item.produced is not None:

@@ -72,6 +72,8 @@ class Commit:
         answers: What is answered to each producer, in the order of its numbers.
         at_once: Those of *answers* that were given without waiting for this.
         forgotten: Producers that go, before all else.
+        staged: What is taken of what was published in the database, where that can be.
+        refused: What of it no reader could read, with the reason.
         begun: What `History.begin` returned.
         oldest_incarnation: The number of the oldest incarnation that is remembered.
     """
@@ -86,6 +88,8 @@ class Commit:
     answers: dict[ProducerName, list[Answer]] = field(default_factory=dict)
     at_once: dict[ProducerName, list[Answer]] = field(default_factory=dict)
     forgotten: set[ProducerName] = field(default_factory=set)
+    staged: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
     begun: tuple[Incarnation, list[Beginning]] | None = None
     oldest_incarnation: int = 1
 
@@ -104,6 +108,8 @@ class Commit:
             or self.expire_before_ms is not None
             or self.producers
             or self.forgotten
+            or self.staged
+            or self.refused
             or self.begun is not None
         )
 

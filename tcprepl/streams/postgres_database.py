@@ -65,6 +65,7 @@ from tcprepl.streams.postgres_schema import (
     KNOWN,
     NEWEST,
     PAIRS,
+    REFUSE,
     SCHEMA,
     SCHEMA_NAME,
     SELECT_BLOCKS,
@@ -461,6 +462,10 @@ class PostgresDatabase:
                         now_ms - self._transaction_age_ms,
                     ),
                 )
+            if commit.staged:
+                execute("DELETE FROM staged WHERE id = ANY (%s::bigint[])", (commit.staged,))
+            for id_, reason in commit.refused.items():
+                execute(REFUSE, (id_, reason))
             if commit.begun is not None:
                 self._begin(connection, *commit.begun, commit.oldest_incarnation)
             if moved:

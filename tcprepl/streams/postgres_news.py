@@ -11,19 +11,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import structlog
 
 from tcprepl.errors import LogError
-from tcprepl.ids import Pair, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.storage.postgresql import Link
 from tcprepl.streams.engine import StoredPair, decode_block
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, Incarnation
 from tcprepl.streams.log import Block
-from tcprepl.streams.postgres_schema import CHANNEL
+from tcprepl.streams.postgres_schema import CHANNEL, STAGED
 
 logger = structlog.get_logger()
 
@@ -32,6 +32,8 @@ POLL_S: Final = 1.0
 #: Bytes of blocks that are read in one go; what is left is read next.
 NEWS_BYTES: Final = 8 * 1024 * 1024
 _NEWS_BLOCKS: Final = 64
+#: Calls of ``tcprepl_publish`` that are taken at once, and the rest of their transactions.
+STAGED_CALLS: Final = 1_000
 
 _PAIRS = (
     "SELECT id, stream, instance, position, floor, rows, bytes, writer FROM pairs"
@@ -51,6 +53,24 @@ _BEGINNINGS = (
 )
 
 
+class Staged(NamedTuple):
+    """What one call of ``tcprepl_publish`` gave.
+
+    Attributes:
+        id: Its place.
+        stream: The stream.
+        instance: The instance.
+        batch: Whether all rows share a token.
+        rows: The rows, as a JSON array.
+    """
+
+    id: int
+    stream: StreamName
+    instance: InstanceName
+    batch: bool
+    rows: str
+
+
 @dataclass(slots=True)
 class News:
     """What was committed since the last look.
@@ -61,6 +81,7 @@ class News:
         damaged: The last block of a pair, by its id, that is not what was written.
         incarnations: Those that began.
         beginnings: Where.
+        staged: What was published to us in SQL and not taken yet, in order.
         ends: Those that ended, with the number of the one at whose beginning.
         more: Whether there is more to read at once.
     """
@@ -70,6 +91,7 @@ class News:
     incarnations: list[Incarnation] = field(default_factory=list)
     beginnings: list[Beginning] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
+    staged: list[Staged] = field(default_factory=list)
     more: bool = False
 
 
@@ -92,11 +114,12 @@ class NewsReader:
         """Note where a pair of another server stands that is known already."""
         self._seen[pair.id] = pair.position, pair.floor
 
-    def read(self, wanted: Callable[[Pair], bool]) -> News:
+    def read(self, wanted: Callable[[Pair], bool], *, take: bool = False) -> News:
         """Return what is new; what fails is read the next time.
 
         Args:
             wanted: Whether the rows of a pair are to be read.
+            take: Whether what was published in SQL is wanted; not while some is being taken.
 
         Raises:
             LogError: The database refuses, or is away.
@@ -152,6 +175,9 @@ class NewsReader:
                     pair.position = after
                 seen[pair.id] = pair.position, pair.floor
                 news.pairs.append((pair, blocks))
+            if take:
+                asked = {"writer": self._mine, "most": STAGED_CALLS}
+                news.staged = [Staged(*row) for row in connection.execute(STAGED, asked).fetchall()]
             connection.execute("COMMIT")
         self._seen = seen
         self._newest = max([newest, *(known.number for known in news.incarnations)])

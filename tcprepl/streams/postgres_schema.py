@@ -1,9 +1,11 @@
 """What a log is in PostgreSQL: its tables, and the functions that fence its writers.
 
-The tables are those of the SQLite file, and three things more. ``writers`` has the servers: who
+The tables are those of the SQLite file, and four things more. ``writers`` has the servers: who
 holds each name, with which epoch, until when. ``fence`` is the first thing in every transaction of
 a server: it locks its row, compares the epoch, and keeps the lease. A pair belongs to the writer
 that made it. ``ended`` of an incarnation names the one at whose beginning its server was gone.
+``staged`` has what `tcprepl_publish` was given in transactions of others, until the writer takes
+it; ``refused`` what no reader could have read.
 
 Whoever begins an incarnation notes all positions, and nobody commits meanwhile: one advisory
 lock of the transaction, shared by all who append, sees to that.
@@ -95,8 +97,48 @@ CREATE TABLE answers (
     body bytea NOT NULL,
     PRIMARY KEY (writer, producer, last)
 );
+CREATE TABLE staged (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    writer text COLLATE "C" NOT NULL,
+    stream text NOT NULL,
+    instance text NOT NULL,
+    batch boolean NOT NULL,
+    rows jsonb NOT NULL
+);
+CREATE INDEX staged_by_xact ON staged (xact);
+CREATE TABLE refused (
+    id bigint PRIMARY KEY,
+    writer text NOT NULL,
+    stream text NOT NULL,
+    instance text NOT NULL,
+    rows jsonb NOT NULL,
+    reason text NOT NULL,
+    refused_at timestamptz NOT NULL DEFAULT now()
+);
 """
 _FUNCTIONS: Final = f"""
+CREATE FUNCTION tcprepl_publish(
+    stream text, rows jsonb, instance text DEFAULT 'master', batch boolean DEFAULT false
+) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+#variable_conflict use_variable
+DECLARE taker text;
+BEGIN
+    IF jsonb_typeof(rows) IS DISTINCT FROM 'array' OR jsonb_array_length(rows) = 0 THEN
+        RAISE EXCEPTION 'rows: expected a JSON array of at least one row'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT coalesce(
+        (SELECT p.writer FROM pairs AS p WHERE p.stream = stream AND p.instance = instance),
+        (SELECT w.name FROM writers AS w WHERE w.name = instance)) INTO taker;
+    IF taker IS NULL THEN
+        RAISE EXCEPTION 'instance %: no server of this database writes it', instance
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Start tcprepl serve --instance.';
+    END IF;
+    INSERT INTO staged (writer, stream, instance, batch, rows)
+        VALUES (taker, stream, instance, batch, rows);
+    PERFORM pg_notify('{CHANNEL}', '');
+END $$;
 CREATE FUNCTION fence(my_number bigint, my_epoch bigint, my_commit bigint, lease_s float8)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -210,4 +252,17 @@ DELETE_BEGINNINGS = (
 SELECT_BLOCKS = (
     "SELECT last, written_ms, crc, body FROM blocks"
     " WHERE pair = %s AND last > %s AND last <= %s ORDER BY last LIMIT %s"
+)
+#: The oldest of what was published in SQL, whole transactions: in the order in which they began to
+#: publish, so that who began after another's commit comes after it.
+STAGED = (
+    "SELECT id, stream, instance, batch, rows::text FROM ("
+    "SELECT *, min(id) OVER (PARTITION BY xact) AS first FROM staged WHERE writer = %(writer)s"
+    " AND xact IN (SELECT xact FROM staged WHERE writer = %(writer)s ORDER BY id LIMIT %(most)s))"
+    " AS oldest ORDER BY first, id"
+)
+REFUSE = (
+    "WITH gone AS (DELETE FROM staged WHERE id = %s RETURNING *) INSERT INTO refused"
+    " (id, writer, stream, instance, rows, reason)"
+    " SELECT id, writer, stream, instance, rows, %s FROM gone"
 )

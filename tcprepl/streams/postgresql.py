@@ -14,22 +14,31 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from tcprepl.errors import LogError, LogFenced, LogUnavailable, TokenOrder, WrittenElsewhere
+from tcprepl.errors import (
+    BadRow,
+    LogError,
+    LogFenced,
+    LogUnavailable,
+    StreamError,
+    TokenOrder,
+    WrittenElsewhere,
+)
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.blocks import assign_tokens
-from tcprepl.streams.commits import Advance, Batch
+from tcprepl.streams.commits import Advance, Append, Barrier, Batch
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.gaps import Cause, Gap, Gaps
+from tcprepl.streams.json_rows import JsonRows, rows_in
 from tcprepl.streams.log import ACKNOWLEDGED, Appended, Block
 from tcprepl.streams.pages import DiskPage, Reading
 from tcprepl.streams.postgres_database import PostgresDatabase
-from tcprepl.streams.postgres_news import Listener, News
+from tcprepl.streams.postgres_news import Listener, News, Staged
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
@@ -111,6 +120,9 @@ class PostgresLog(StoredLog):
         self._lookers: list[Reading] = []
         self._later: list[Reading] = []
         self._listener: Listener | None = None
+        self._taking = False
+        #: What is to be put aside of what was published in SQL, and why.
+        self._to_refuse: dict[int, str] = {}
         self._gates: dict[Pair, _Gate] = {}
         self._expiring: set[DurableStream] = set()
         self._fenced: LogFenced | None = None
@@ -168,7 +180,10 @@ class PostgresLog(StoredLog):
         elif not self._closed and self._fenced is None:
             self._looking = True
             self._lookers, self._later = self._later, []
-            self._looking_worker.submit(lambda: self._news.read(self._is_served), self._looked)
+            take = not self._taking
+            self._looking_worker.submit(
+                lambda: self._news.read(self._is_served, take=take), self._looked
+            )
 
     def _looked(self, news: News | None, error: BaseException | None) -> None:
         self._looking = False
@@ -216,6 +231,8 @@ class PostgresLog(StoredLog):
                 return
             self._follow(pair, stored, blocks, news.damaged.get(stored.id))
         self._drain()
+        if news.staged and not self._closed:
+            self._take(news.staged)
 
     def _follow(
         self, pair: DurableStream, now: StoredPair, blocks: list[Block], damaged: Gap | None
@@ -239,6 +256,51 @@ class PostgresLog(StoredLog):
                 self.gaps.keep(name, now.floor, MAX_TOKEN)
 
         self._outbox.append(settle)
+
+    def _take(self, staged: list[Staged]) -> None:
+        """Append what was published in SQL; it goes from there with the commit of its rows."""
+        self._taking = True
+        waiting: list[Deferred[Any]] = []
+        for id_, stream, instance, batch, text in staged:
+            try:
+                if not self._registry.get(stream).durable:
+                    raise BadRow(stream, "", "a stream in memory", "a stream that is stored")
+                rows = self._registry.check_json_rows(stream, rows_in(text.encode()))
+                pair = self._get(stream, instance)
+                assert isinstance(pair, DurableStream)
+                given = assign_tokens(
+                    stream, instance, pair.assigned, len(rows), batch=batch, tokens=None
+                )
+            except (StreamError, ValueError) as error:
+                logger.error("postgresql.refused", stream=stream, id=id_, reason=str(error))
+                self._to_refuse[id_] = str(error)
+                continue
+            pair.assigned = given[-1]
+            answered: Deferred[Appended] = Deferred()
+            waiting.append(answered)
+            self._enqueue(Append(pair, given, JsonRows.of(rows), None, [answered], None, [id_]))
+        written: Deferred[None] = Deferred()
+        self._enqueue(Barrier([written]))
+
+        def taken(results: list[tuple[bool, Any]]) -> None:
+            self._taking = False
+            if all(done for done, _ in results):  # otherwise with the next look
+                self._look_soon()
+
+        _ = DeferredList([written, *waiting], consumeErrors=True).addCallback(taken)
+
+    @property
+    def _owes_disk(self) -> bool:
+        return super()._owes_disk or bool(self._to_refuse)
+
+    def _gather(self) -> Batch:
+        batch = super()._gather()
+        batch.commit.refused, self._to_refuse = self._to_refuse, {}
+        return batch
+
+    def _owe_again(self, batch: Batch) -> None:
+        super()._owe_again(batch)
+        self._to_refuse.update(batch.commit.refused)
 
     def _overtaken(self) -> LogFenced:
         return LogFenced(
@@ -476,10 +538,6 @@ class PostgresLog(StoredLog):
         if isinstance(pair, EphemeralStream) or (stream, transaction_id) in self._in_flight:
             return super()._known_answer(pair, stream, transaction_id, now)
         return None
-
-    def _claim(self, pair: EphemeralStream, token: Token) -> None:
-        if token <= pair.claimed:
-            super()._claim(pair, token)
 
     # --- what is done -----------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ class StoredLog(BaseLog):
 
     def _add_foreign(self, stored: StoredPair) -> DurableStream | None:
         """Take note of a pair that another server writes."""
-        raise NotImplementedError
+        raise AssertionError("nobody else writes here")
 
     def _add(self, stored: StoredPair) -> DurableStream | EphemeralStream:
         definition = self._registry.get(stored.stream)

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests import postgres_world
-from tests.harness import Lines, Server, pause, wait_until
+from tests.faults.test_serve_kill import DURABLE, SteadyPublisher, seen
+from tests.harness import Lines, Running, Server, pause, wait_until
 from tests.interop.servers import Postgres
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180)]
 
 STREAM = "push_rules"
+ROUNDS = 8 if os.environ.get("TCPREPL_FULL") else 2
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def url(postgres: Postgres) -> str:
 def serve(where: Path, url: str, instance: str, *args: str) -> Server:
     """Return a server over the database, whose lease is short."""
     where.mkdir(exist_ok=True)
-    (where / "tcprepl.yaml").write_text("lease: 2s\n")
+    (where / "tcprepl.yaml").write_text("lease: 1s\n")
     config = str(where / "tcprepl.yaml")
     return Server(where, "--config", config, "--data", url, "--instance", instance, *args)
 
@@ -159,3 +164,67 @@ def test_a_database_that_is_killed_loses_nothing(
         tokens = [token for token, _ in got]
         assert tokens == sorted(set(tokens))
         assert set(acknowledged) <= set(got)
+
+
+def test_kill_servers_and_the_worker_goes_to_the_next(tmp_path: Path, url: str) -> None:
+    """Every acknowledged row once and in order, at a worker that goes from one to another."""
+    database = tmp_path / "worker.db"
+    servers = [serve(tmp_path / name, url, name) for name in "ab"]
+    with servers[0], servers[1]:
+        addresses = ",".join(server.address for server in servers)
+        argv = [sys.executable, "-m", "tests.faults.worker", "twisted", addresses, str(database)]
+        publisher = SteadyPublisher(servers[0].url, 1)
+        with Running([*argv, *DURABLE], tmp_path, "worker") as worker:
+            publisher.start()
+            for number in range(ROUNDS):
+                count = sum(map(len, publisher.acknowledged.values()))
+                wait_until(
+                    lambda n=count: sum(map(len, publisher.acknowledged.values())) > n + 50,  # type: ignore[misc]
+                    "rows are taken",
+                )
+                killed = servers[number % 2]
+                killed.process.kill()
+                killed.start()
+            publisher.stop()
+            wanted = publisher.acknowledged
+            wait_until(
+                lambda: all(len(seen(database)[s]) >= len(wanted[s]) for s in DURABLE),
+                "the worker has every acknowledged row",
+                60.0,
+            )
+            worker.kill()
+        for stream in DURABLE:
+            assert seen(database)[stream] == wanted[stream], stream
+
+
+def test_rows_published_in_sql_come_with_their_transaction(tmp_path: Path, url: str) -> None:
+    with serve(tmp_path / "master", url, "master") as server, Lines(server.port) as reader:
+        reader.send(f"REPLICATE {STREAM} master 0\n")
+        reader.expect("POSITION")
+        with psycopg.connect(url, autocommit=True) as connection:
+            publish = "SELECT tcprepl.tcprepl_publish(%s, %s::jsonb)"
+            for kept, user in ((False, "@no:x"), (True, "@yes:x")):
+                connection.execute("BEGIN")
+                connection.execute(publish, (STREAM, f'[["{user}"]]'))
+                connection.execute("COMMIT" if kept else "ROLLBACK")
+            assert reader.expect("RDATA") == f'RDATA {STREAM} master 1 ["@yes:x"]'
+            connection.execute(publish, (STREAM, '[[1], ["@a:x"]]'))
+            connection.execute(publish, ("typing", '[["!a:x", []]]'))
+            connection.execute(publish, (STREAM, '[["@last:x"]]'))
+            assert reader.expect("RDATA") == f'RDATA {STREAM} master 2 ["@last:x"]'
+            found = "SELECT stream, reason FROM tcprepl.refused ORDER BY id"
+            wait_until(lambda: len(connection.execute(found).fetchall()) == 2, "they are put aside")
+            reasons = [reason for _, reason in connection.execute(found).fetchall()]
+            assert "field" in reasons[0]
+            assert "expected a stream in memory" not in reasons[0]
+            assert "got a stream in memory" in reasons[1]
+            for rows, instance, words in (
+                ("{}", "master", "expected a JSON array"),
+                ("[]", "master", "expected a JSON array"),
+                ("[[1]]", "nobody", "no server of this database writes it"),
+            ):
+                with pytest.raises(psycopg.Error, match=words):
+                    connection.execute(
+                        "SELECT tcprepl.tcprepl_publish(%s, %s::jsonb, %s)",
+                        (STREAM, rows, instance),
+                    )

@@ -1,9 +1,9 @@
 """A worker as somebody would write it: rows and positions in one SQLite transaction.
 
 Run as ``python -m tests.faults.worker FACE HOST:PORT DATABASE STREAM...``, where FACE is one of
-``twisted``, ``asyncio``, ``async-for`` and ``for``. It takes its time for one batch of ten, and
-fails for two, in the middle of what it writes. A loop has to connect anew when it has failed, and
-fails for one of a hundred.
+``twisted``, ``asyncio``, ``async-for`` and ``for``; the first takes several addresses, with commas.
+It takes its time for one batch of ten, and fails for two, in the middle of what it writes. A loop
+has to connect anew when it has failed, and fails for one of a hundred.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import tcprepl
@@ -67,10 +68,11 @@ class Worker:
 def under_twisted(worker: Worker, address: str, streams: Sequence[str]) -> None:
     """Follow with a handler that may return a Deferred."""
     from twisted.internet import reactor as installed
-    from twisted.internet.endpoints import TCP4ClientEndpoint
     from twisted.internet.task import deferLater
 
+    from tcprepl.app.connecting import client_endpoint
     from tcprepl.replication.following.client import ReplicationClient
+    from tcprepl.values import parse_address
 
     reactor: Any = installed
 
@@ -81,8 +83,8 @@ def under_twisted(worker: Worker, address: str, streams: Sequence[str]) -> None:
         worker.write(stream, token, rows, fails=fails)
         return None
 
-    host, _, port = address.rpartition(":")
-    endpoint = TCP4ClientEndpoint(reactor, host, int(port))
+    first, *others = map(parse_address, address.split(","))
+    endpoint = client_endpoint(reactor, replace(first, others=tuple(others)))
     client = ReplicationClient(
         reactor,
         endpoint,

@@ -81,11 +81,15 @@ def test_a_database_is_opened_and_written_by_threads(monkeypatch: pytest.MonkeyP
     waiting = log.append("push_rules", "w", [b'["@a:x"]'], transaction_id="t")
     clock.turn_until(waiting)
     assert result(waiting).first == 1
+    closed = mock.patch.object(PostgresDatabase, "close", autospec=True)
+    closing = closed.start()
     standby = opening("one", standby=True)
     standby.cancel()
     with pytest.raises(CancelledError):
         result(standby)
-    clock.from_threads.get(timeout=30)()  # it has ended
+    while closing.call_count < 1:
+        clock.from_threads.get(timeout=30)()
+    closed.stop()
     with mock.patch.object(PostgresDatabase, "take", side_effect=LogHeld("here", "one", "x")):
         refused = opening("one")
         clock.turn_until(refused)

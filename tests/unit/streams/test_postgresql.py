@@ -27,11 +27,20 @@ from tests.unit.streams.test_stored import SlowWorker
 pytestmark = pytest.mark.postgresql
 
 
+class DrainedWorker(SlowWorker):
+    """One that does what is left when it is stopped, as a thread does."""
+
+    def stop(self) -> None:
+        """Do what is left."""
+        self.run()
+        self.submit = lambda *_: None  # type: ignore[method-assign]
+
+
 class World:
     """A log whose threads do their work when the test lets them."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.writing, self.reading, self.looking = SlowWorker(), SlowWorker(), SlowWorker()
+        self.writing, self.reading, self.looking = DrainedWorker(), DrainedWorker(), DrainedWorker()
         self.clock = Clock()
         self.store = PostgresStore(
             postgres_world.url_of(postgres_world.server(), "postgres"),
@@ -186,6 +195,10 @@ def test_a_producer_comes_again_when_tokens_are_short(world: World) -> None:
     durable = world.log.append(DURABLE, "w", [row("a")], produced=Produced("p", 1, 2))
     world.work()
     assert result(durable).first == 1
+    world.close()
+    again = PostgresStore(world.store.url, world.store.schema)
+    assert add(again, DURABLE, row("a"), produced=Produced("p", 1, 2)) == result(durable)
+    again.close()
 
 
 # --- several servers --------------------------------------------------------------------------
@@ -246,6 +259,9 @@ def test_rows_of_others_are_served_and_are_theirs(world: World) -> None:
     assert heard == [("v", [1, 2]), (DURABLE, "v", 2, 5)]
     assert read_all(world.log, DURABLE, 0, instance="v") == [(1, row("a")), (2, row("b"))]
     assert world.log.position(EPHEMERAL, "v") == 0
+    third = second(world, "third")
+    assert third.log.pairs() == [(DURABLE, "v")]
+    third.close()
     for late in (
         lambda: world.log.append(DURABLE, "v", [row("mine")]),
         lambda: world.log.advance(DURABLE, "v", 9),
@@ -344,6 +360,7 @@ def test_a_database_that_was_put_back_ends_the_process(how: str) -> None:
     other.close()
     postgres_world.restore(world.store.url, world.store.schema, kept)
     if how == "beginnings":
+        world.database.renew()  # it is still there
         other = second(world, "third")  # notes where all pairs are
         other.close()
         again = second(world)
@@ -364,6 +381,7 @@ def test_who_was_found_gone_by_another_server_ends(world: World) -> None:
     world.work()
     with pytest.raises(LogFenced, match="another process found it gone"):
         result(world.log.failed)
+    world.log._end(LogFenced("master", "again"))
     other.close()
 
 
@@ -381,6 +399,64 @@ def test_a_listener_looks_when_others_have_written() -> None:
     assert listener is not None
     world.close()
     listener.join()
+
+
+# --- published in SQL -----------------------------------------------------------------------------
+
+
+def stage(world: World, stream: str, rows: str, **more: Any) -> None:
+    """Publish in SQL."""
+    postgres_world.sql(
+        world.store.url,
+        world.store.schema,
+        "SELECT tcprepl_publish(%s, %s::jsonb, batch => %s)",
+        (stream, rows, more.get("batch", False)),
+    )
+
+
+def left(world: World, table: str) -> int:
+    """Return how many rows a table has."""
+    where = world.store.url, world.store.schema
+    return int(postgres_world.sql(*where, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def test_what_was_published_in_sql_is_taken_with_its_commit(world: World) -> None:
+    stage(world, DURABLE, '[["@a:x"], ["@b:x"]]', batch=True)
+    stage(world, DURABLE, '[["@c:x"]]')
+    world.log.look()
+    world.looking.run()
+    world.log.look()  # what is being taken is not taken again
+    world.looking.run()
+    assert left(world, "staged") == 2
+    world.work()
+    assert left(world, "staged") == 0
+    assert [t for t, _ in read_all(world.log, DURABLE, 0, instance="master")] == [1, 1, 2]
+
+
+def test_what_nobody_could_read_is_put_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "error", lambda event, **_: said.append(event))
+    stage(world, DURABLE, "[[1]]")
+    stage(world, EPHEMERAL, "[1]")
+    stage(world, "nothing", "[1]")
+    stage(world, DURABLE, '[["@a:x"]]')
+    world.log.look()
+    world.looking.run()
+    with mock.patch.object(world.database, "write", side_effect=LogUnavailable("full")):
+        world.clock.advance(0.005)
+        world.writing.run()
+    assert left(world, "staged") == 4
+    world.log.look()
+    world.work()
+    assert (left(world, "staged"), left(world, "refused")) == (0, 3)
+    assert [t for t, _ in read_all(world.log, DURABLE, 0, instance="master")] == [2]
+    assert said.count("postgresql.refused") == 6
+    stage(world, DURABLE, '[["@b:x"]]')
+    world.log.look()
+    closed = world.log.close()
+    world.work()
+    result(closed)
+    assert left(world, "staged") == 1
 
 
 # --- the lease --------------------------------------------------------------------------------
