@@ -136,8 +136,6 @@ class Delivery:
         self._link = link
         self._handler = handler
         self._puller = handler if isinstance(handler, Puller) else None
-        if self._puller is not None:
-            self._puller.attach(self._progress, self._caller, self._codec)
         self._registry = registry
         self._streams = streams
         self._since = since
@@ -149,6 +147,8 @@ class Delivery:
         self._passed_over = passed_over
         self._on_run = on_run
         self._codecs: dict[StreamName, RowCodec] = {}
+        if self._puller is not None:
+            self._puller.attach(self._progress, self._caller, self._codecs)
         self._inbox: deque[object] = deque()
         self._descending = DescendingRows(self._progress)
         self._release_call: IDelayedCall | None = None

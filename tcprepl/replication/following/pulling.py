@@ -8,7 +8,7 @@ knows no event loop; `tcprepl.aio.follow` and `tcprepl.follow` do the waiting.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import EllipsisType
 from typing import Final, NamedTuple
 
@@ -75,15 +75,15 @@ class Puller:
         self._on_batches = on_batches
         self._progress: Progress
         self._caller: Caller
-        self._codec: Callable[[StreamName], RowCodec | None]
+        self._codecs: Mapping[StreamName, RowCodec]
         self._hand = Hand()
         #: What is left of the first event of the hand, once it has begun.
         self._left: Iterator[tuple[Token, list[bytes]]] | None = None
         #: A batch is with the caller; the position that it brings.
         self._with_caller = False
         self._reached: Token | None = None
-        #: The newest position that counts and has not been noted.
-        self._counted: Token | None = None
+        #: Positions that count and have not been noted.
+        self._counted: dict[Pair, Token] = {}
         self._error: Exception | None = None
         self._waiting: Deferred[None] | None = None
 
@@ -91,12 +91,12 @@ class Puller:
         self,
         progress: Progress,
         caller: Caller,
-        codec: Callable[[StreamName], RowCodec | None],
+        codecs: Mapping[StreamName, RowCodec],
     ) -> None:
         """Belong to a delivery: take its positions, its caller and its codecs (it calls this)."""
         self._progress = progress
         self._caller = caller
-        self._codec = codec
+        self._codecs = codecs
 
     def take(self, hand: Hand) -> Deferred[None]:
         """Hold what is in *hand*; fires when all of it counts (the delivery calls this).
@@ -124,15 +124,14 @@ class Puller:
         """
         if self._with_caller and not self._count():
             return
-        hand, caller = self._hand, self._caller
+        hand, caller, counted = self._hand, self._caller, self._counted
         known_of, one_by_one = self._progress.known, self._progress.atomic
         while hand:
             event = hand[0]
-            stream, instance = event.stream, event.instance
-            codec = self._codec(stream)
-            assert codec is not None
+            pair = stream, instance = event.stream, event.instance
+            codec = self._codecs[stream]
             quick = codec.quick_decode
-            known = known_of.get((stream, instance), -1)
+            known = counted.get(pair) or known_of.get(pair, -1)
             brought: Token | EllipsisType | None = ...  # its token
             if isinstance(event, Judged):
                 known, brought = -1, event.reached
@@ -165,12 +164,12 @@ class Puller:
                         return
                 else:
                     self._with_caller = False
-                    self._counted = reached
+                    if reached is not None:
+                        counted[pair] = reached
                 known = token
-            if self._counted is not None:
-                self._note()
             self._left = None
             hand.popleft()
+        self._note()
 
     def _good(
         self, codec: RowCodec, instance: InstanceName, token: Token, raw: Sequence[bytes]
@@ -194,19 +193,16 @@ class Puller:
             self._hand.clear()
         return self._caller.running
 
-    @property
-    def _pair(self) -> Pair:
-        return (self._hand[0].stream, self._hand[0].instance)
-
     def _save(self) -> None:
-        self._counted = None
-        self._progress.advance(self._pair, self._reached)
+        self._note()
+        event = self._hand[0]
+        self._progress.advance((event.stream, event.instance), self._reached)
 
     def _note(self) -> None:
         """Note what counts, where that is not saved for each batch."""
-        if self._counted is not None:
-            self._progress.advance(self._pair, self._counted)
-            self._counted = None
+        for pair, token in self._counted.items():
+            self._progress.advance(pair, token)
+        self._counted.clear()
 
     def settle(self) -> None:
         """Ask for more, after the end of `batches`; what was not saved comes again a bit later."""
