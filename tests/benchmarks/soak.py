@@ -92,11 +92,10 @@ class Churn:
             slow.close()
         if not number % 7:
             self._poll()
-        for reader in self._steady:
-            _drain(reader)
-        if not number % 50:
-            for reader in self._steady:
-                reader.sendall(b"PING 1\n")
+        for place, reader in enumerate(self._steady):
+            if not _drain(reader, b"" if number % 50 else b"PING 1\n"):
+                reader.close()  # a machine that stood still for long: it was given up
+                self._steady[place] = self._reader()
         if not number % 200:
             self._steady.pop(self._chance.randrange(READERS)).close()
             self._steady.append(self._reader())
@@ -133,11 +132,17 @@ class Churn:
             self._polls.pop(0).close()
 
 
-def _drain(reader: socket.socket) -> None:
-    """Read what is there."""
+def _drain(reader: socket.socket, say: bytes = b"") -> bool:
+    """Read what is there, after having said something; return whether the connection stands."""
     with contextlib.suppress(BlockingIOError):
-        while reader.recv(1_048_576):
+        try:
+            reader.sendall(say)
+            while reader.recv(1_048_576):
+                pass
+        except ConnectionError:
             pass
+        return False
+    return True
 
 
 class Account:
