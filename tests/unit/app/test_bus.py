@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from tcprepl.app.bus import Bus, passwords_of, told_of
 from tcprepl.config import build
-from tcprepl.errors import ConfigError
+from tcprepl.errors import ConfigError, LogCorrupt
+from tcprepl.replication.bus.places import Places
 from tests.unit.app.test_relay import _done, settle
 
 
@@ -50,6 +52,26 @@ def test_takes_up_passwords_while_it_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         bus.reload(bus.config)
     assert "bus.users" in bus.reloads
+    settle(reactor, bus.stop())
+
+
+def test_places_that_cannot_be_read_are_no_reason_not_to_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals = [LogCorrupt("no database")]
+
+    def places(*arguments: Any) -> Places:
+        if refusals:
+            raise refusals.pop()
+        return Places(*arguments)
+
+    monkeypatch.setattr("tcprepl.app.bus.Places", places)
+    reactor = MemoryReactorClock()
+    bus = made(reactor, bus={"replay_seconds": 7})
+    with capture_logs() as logs:
+        settle(reactor, bus.start())
+    assert "bus.places.unusable" in [line["event"] for line in logs]
+    assert bus._bus.processes.bounds.seconds == 7
     settle(reactor, bus.stop())
 
 

@@ -343,6 +343,20 @@ def test_what_comes_while_the_disk_is_read_is_not_missed(
     ]
 
 
+def test_of_a_writer_that_began_anew_it_is_told_as_that_counts() -> None:
+    world, writer = settled()
+    writer.publish("POSITION typing w1 8 8", *rows(9, of="typing w1"))
+    writer.leave()
+    listen(world).leave()
+    again = world.client()
+    again.publish("POSITION typing w1 0 0", *rows(1, of="typing w1"))
+    world.settle()
+    heard = [line for line in listen(world).heard() if "typing" in line]
+    assert heard[0].startswith("POSITION typing w1 ")
+    assert heard[-1] == "RDATA typing w1 1 [1]"
+    assert world.intake.shifts
+
+
 def test_over_a_restart_of_the_bus(tmp_path: Path) -> None:
     world, writer = settled()
     world.bus.processes._places = places = Places(tmp_path, world.clock.seconds)
