@@ -64,7 +64,8 @@ class ServerService(Service):
     def _failed(self, failure: Failure) -> None:
         if self.running:
             log.error("serve.failed", reason=str(failure.value))
-            self._reactor.stop()
+            # A service is started before the reactor runs.
+            self._reactor.callWhenRunning(self._reactor.stop)
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Tell every peer, and write everything out."""

@@ -205,7 +205,7 @@ def test_twist_runs_a_server(tmp_path: Path, twist: Callable[..., Running]) -> N
     # A second one on the same directory ends by itself, and says why.
     other = twist(*words)
     other.wait()
-    assert "another process" in other.stdout + other.stderr
+    assert "is in use by process" in other.stdout + other.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ class FakeReactor:
     """Counts what it is asked for."""
 
     stops = 0
+
+    def callWhenRunning(self, call: Callable[[], object]) -> None:
+        """Call it: it runs."""
+        call()
 
     def stop(self) -> None:
         """Note it."""
