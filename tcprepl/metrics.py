@@ -429,3 +429,6 @@ CERTIFICATE_END = Live(
     "When the certificate of a listener ends, in seconds since 1970: renew it before",
     labels=("listener",),
 )
+DATABASE_AWAY = Live(
+    "tcprepl_database_away_seconds", "How long the database has been away; 0 while it is there"
+)

@@ -345,7 +345,7 @@ class Server:
             unpublished=self._unpublished,
             further=self.federation.routes,
             room=lambda: room_in_words(self.config),
-            ready=lambda: self._not_ready,
+            ready=lambda: self._not_ready or self.log.trouble,
             secrets=http_secrets(self.config),
             grants=grants_of(config),
             guesses=self._guesses,

@@ -123,6 +123,11 @@ class BaseLog:
         """Return the log of one pair, for its cursors; None if it is not known."""
         return self._pairs.get(pair)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be appended now; None as far as is known that it can."""
+        return None
+
     def look(self) -> Reading | None:
         """Begin to look for what other servers have written; None where there are none."""
         return None

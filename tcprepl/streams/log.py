@@ -135,6 +135,11 @@ class Log(Protocol):
     gaps: Gaps
     failed: Deferred[None]
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be appended now; None as far as is known that it can."""
+        ...
+
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:
         """Return every (stream, instance) that the log knows, in a stable order."""
         ...

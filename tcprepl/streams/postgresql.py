@@ -7,6 +7,7 @@ those of the pair that follow it stand at a `_Gate` until the answer is there.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from tcprepl.errors import (
 )
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.metrics import DATABASE_AWAY
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.blocks import assign_tokens
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch
@@ -121,6 +123,7 @@ class PostgresLog(StoredLog):
         self._later: list[Reading] = []
         self._listener: Listener | None = None
         self._taking = False
+        self._source: Any = None
         #: What is to be put aside of what was published in SQL, and why.
         self._to_refuse: dict[int, str] = {}
         self._gates: dict[Pair, _Gate] = {}
@@ -133,6 +136,7 @@ class PostgresLog(StoredLog):
         self._news = database.news(self.history.number)
         for pair in self._foreign.values():
             self._news.begin(pair.stored)
+        self._source = DATABASE_AWAY.add_source(self._away_s)
         self._beat_again()
 
     # --- what other servers write ---------------------------------------------------------------
@@ -354,6 +358,17 @@ class PostgresLog(StoredLog):
             logger.error("postgresql.fenced", writer=error.writer, reason=str(error))
             self._stop_beating()
             self.failed.errback(error)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be appended now: the database is away, or another has the instance."""
+        if self._fenced is not None:
+            return str(self._fenced)
+        return None if self._database.away is None else str(self._unavailable())
+
+    def _away_s(self) -> list[tuple[tuple[str, ...], float]]:
+        since = self._database.away_since
+        return [((), 0.0 if since is None else time.monotonic() - since)]
 
     def _unavailable(self) -> LogUnavailable:
         return LogUnavailable(f"the database is away: {self._database.away}")
@@ -589,6 +604,8 @@ class PostgresLog(StoredLog):
         if self._listener is not None:
             self._listener.stop()
         self._looking_worker.stop()
+        if self._source is not None:
+            DATABASE_AWAY.remove_source(self._source)
         super()._let_go()
 
     def _release(self, _: None) -> Deferred[None]:

@@ -382,6 +382,7 @@ def test_who_was_found_gone_by_another_server_ends(world: World) -> None:
     with pytest.raises(LogFenced, match="another process found it gone"):
         result(world.log.failed)
     world.log._end(LogFenced("master", "again"))
+    assert "found it gone" in str(world.log.trouble)
     other.close()
 
 
@@ -538,11 +539,15 @@ def test_while_the_database_is_away_appends_fail_with_the_reason(world: World) -
         with pytest.raises(LogUnavailable, match=r"the database is away: .*no route"):
             result(refused)
         assert result(world.log.append(EPHEMERAL, "w", [row("a")])).first == 1
+        assert "the database is away" in str(world.log.trouble)
+        assert world.log._away_s()[0][1] > 0
     world.clock.advance(2.5)
     world.work()
     taken = world.log.append(DURABLE, "w", [row("a")])
     world.work()
     assert result(taken).first == 1
+    assert world.log.trouble is None
+    assert world.log._away_s() == [((), 0.0)]
 
 
 def test_who_waits_behind_a_commit_in_doubt_is_refused(world: World) -> None:
