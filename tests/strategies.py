@@ -44,7 +44,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, DIALECTS, Dialect
-from tcprepl.protocol.grammar import PATTERNS
+from tcprepl.protocol.grammar import PATTERNS, is_instance_name
 
 #: Characters of a name: the grammar's name-char, surrogates apart.
 NAME_CHARS = st.one_of(
@@ -153,6 +153,7 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
     else:
         replicate = of_stream
     keys = st.lists(names() | st.integers() | st.booleans() | st.none(), max_size=4).map(tuple)
+    writers = names().filter(is_instance_name)
     numbers = st.none() | tokens()
     return {
         ServerCommand: st.builds(ServerCommand, names()),
@@ -199,7 +200,7 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
         NewActiveTaskCommand: st.builds(NewActiveTaskCommand, names()),
         CancelTaskCommand: st.builds(CancelTaskCommand, names()),
         **{
-            kind: st.builds(kind, names(), rows(), st.none() | words(), numbers)
+            kind: st.builds(kind, names(), rows(), st.none() | writers, numbers)
             for kind in (PublishCommand, PublishRowsCommand, PublishBatchCommand)
         },
         PublishedCommand: st.builds(

@@ -245,6 +245,12 @@ def test_what_is_held_is_bounded() -> None:
     desk.publish(4, rows=[b"1" * limits.MAX_ROW_BYTES, b"2"])
     desk.publish(5, rows=[b"[\n]"])
     assert [desk.results[n].reason for n in (4, 5)] == ["row", "row"]
+    for n, (stream, instance) in enumerate(
+        [("a b", None), ("caches", "a\u1680b"), ("caches", "7")]
+    ):
+        refused = desk.writer.publish(stream, [b"1"], instance=instance)
+        _ = refused.addErrback(lambda failure, n=6 + n: desk.results.update({n: failure.value}))
+        assert desk.results[6 + n].reason == "stream"
     desk.end()
 
 

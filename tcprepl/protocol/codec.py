@@ -58,6 +58,7 @@ from tcprepl.protocol.grammar import (
     PATTERNS,
     SECRET_SHAPE,
     TOKEN_RANGE,
+    is_instance_name,
 )
 
 _LF: Final = b"\n"
@@ -484,7 +485,9 @@ def _arguments(command: Command, dialect: Dialect) -> str:
         case LockReleasedCommand(instance, lock_name, lock_key):
             return _compact((instance, lock_name, lock_key))
         case PublishCommand(stream, _, instance, number):
-            writer = "" if instance is None else f"@{_word(instance)} "
+            if instance is not None and not is_instance_name(instance):
+                raise LocalProtocolError(f'"{snippet(instance)}" is no name of an instance')
+            writer = "" if instance is None else f"@{instance} "
             return f"{_word(stream)} {writer}{_hash(number, '', ' ')}"
         case PublishedCommand(stream, instance, first, last, number):
             place = f"{_word(stream)} {_word(instance)} {_number(first)} {_number(last)}"

@@ -35,6 +35,7 @@ from tcprepl.protocol.commands import (
     RefusedCommand,
 )
 from tcprepl.protocol.dialects import NATIVE, Dialect
+from tcprepl.protocol.grammar import is_instance_name, is_name
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.connection import ClientConnection, connect
 from tcprepl.replication.following.connection import Token as AccessToken
@@ -176,6 +177,9 @@ class ReplicationWriter(Service):
         if len(command.rows) > limits.MAX_ROW_BYTES or b"\n" in command.rows:
             text = f"expected one line of at most {limits.MAX_ROW_BYTES} bytes"
             return fail(PublishRefused(stream, Reason.ROW.value, 0, text))
+        if not is_name(stream) or not (instance is None or is_instance_name(instance)):
+            text = f"{stream!r} or {instance!r} can be no name of a stream or an instance"
+            return fail(PublishRefused(stream, Reason.STREAM.value, 0, text))
         append = _Append(command)
         self._unsent.append(append)
         self._held_bytes += len(command.rows)
