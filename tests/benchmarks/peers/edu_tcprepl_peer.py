@@ -58,6 +58,10 @@ class NoDisk:
         self.last_id += count
         return range(self.last_id - count, self.last_id)
 
+    def newest_ms(self) -> int:
+        """Return no stamp."""
+        return 0
+
     def positions(self) -> dict[Any, Any]:
         """Return no positions."""
         return {}
