@@ -24,7 +24,7 @@ def command(data: Path) -> None:
     """Let the process that uses a data directory reload: what SIGHUP does.
 
     It takes up certificates, tokens, limits, retention and more; its log says what changed and
-    what needs a restart. Connections stay.
+    what needs a restart. Connections stay, except those of tokens whose rights have changed.
 
     \b
     Example:
