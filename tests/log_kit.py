@@ -167,6 +167,12 @@ def a_log_begins_an_incarnation_of_its_own(make: Make) -> None:
         assert history.shared((DURABLE, "w"), 1, other.log.history.current) is None
 
 
+@check
+def nothing_is_wrong_with_a_log_that_was_just_opened(make: Make) -> None:
+    with make() as store:
+        assert store.log.trouble is None
+
+
 @each(DURABLE, EPHEMERAL)
 def tokens_ascend_from_one_and_the_answer_says_which(make: Make, stream: str) -> None:
     with make() as store:

@@ -123,7 +123,6 @@ class PostgresLog(StoredLog):
         self._later: list[Reading] = []
         self._listener: Listener | None = None
         self._taking = False
-        self._source: Any = None
         #: What is to be put aside of what was published in SQL, and why.
         self._to_refuse: dict[int, str] = {}
         self._gates: dict[Pair, _Gate] = {}
@@ -136,7 +135,7 @@ class PostgresLog(StoredLog):
         self._news = database.news(self.history.number)
         for pair in self._foreign.values():
             self._news.begin(pair.stored)
-        self._source = DATABASE_AWAY.add_source(self._away_s)
+        DATABASE_AWAY.add_source(self._away_s)
         self._beat_again()
 
     # --- what other servers write ---------------------------------------------------------------
@@ -604,8 +603,7 @@ class PostgresLog(StoredLog):
         if self._listener is not None:
             self._listener.stop()
         self._looking_worker.stop()
-        if self._source is not None:
-            DATABASE_AWAY.remove_source(self._source)
+        DATABASE_AWAY.remove_source(self._away_s)
         super()._let_go()
 
     def _release(self, _: None) -> Deferred[None]:

@@ -465,6 +465,8 @@ def test_deep_json_is_an_error_like_any_other() -> None:
             f"a line of {MAX_LINE_BYTES + 12} bytes; dialect 1.22 takes {MAX_LINE_BYTES}",
         ),
         ("1.22", Command(), "Command is no command of the wire"),
+        ("tcprepl", PublishCommand("s", b"1", "7"), '"7" is no name of an instance'),
+        ("tcprepl", AuthCommand("two words"), "a token is not "),
     ],
 )
 def test_what_cannot_be_written_is_our_own_error(dialect: str, command: Command, text: str) -> None:

@@ -86,3 +86,14 @@ def test_it_hears_of_what_a_log_publishes(move: str) -> None:
     else:
         log.advance("events", "w", 5)
     assert waiter.called
+
+
+def test_a_waiter_that_another_cancels_while_all_are_woken_is_left_alone() -> None:
+    notifier = Notifier()
+    first, second = notifier.wait(), notifier.wait()
+    first.addCallback(lambda _: second.cancel())
+    second.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    notifier.notify_all()
+    assert first.called
+    assert second.called
+    assert notifier.waiting == 0
