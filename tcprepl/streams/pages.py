@@ -52,7 +52,7 @@ class Reading:
 
     def __init__(self, read_now: Callable[[], object]) -> None:
         """Begin; *read_now* calls `end` before it returns."""
-        self._read_now = read_now
+        self._read_now: Callable[[], object] | None = read_now
         self.page: DiskPage | None = None
         self.error: LogError | None = None
         self._waiting: list[Callable[[], object]] = []
@@ -76,12 +76,14 @@ class Reading:
 
     def wait(self) -> None:
         """Hold the thread up until the page is there: only for who has nothing else to do."""
-        if not self.done:
+        if self._read_now is not None:
             self._read_now()
 
     def end(self, page: DiskPage | None, error: LogError | None) -> None:
         """Tell everybody who waits; for whoever reads."""
         self.page, self.error = page, error
+        # It refers back to this; a page must not wait for a collector of garbage to go.
+        self._read_now = None
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -194,3 +195,25 @@ def test_a_closed_cache_reads_no_more(worker: LateWorker) -> None:
     assert worker.stopped
     with pytest.raises(LogUnavailable, match="closed"):
         cache.get(rows, 0, 100)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_page_that_was_read_goes_without_a_collector_of_garbage(late: bool) -> None:
+    """It looks seldom, and a page is large."""
+
+    def how_many() -> int:
+        return sum(type(found) is Reading for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = how_many()
+        worker = LateWorker() if late else InlineWorker()
+        pages = PageCache(worker)
+        for after in range(0, 100, 10):
+            pages.get(Rows(), after, 100)
+            if isinstance(worker, LateWorker):
+                worker.run()
+        assert how_many() == before
+    finally:
+        gc.enable()
