@@ -68,6 +68,22 @@ class Stage:
 
         return wait_until("the relay holds what was published", level)
 
+    def wait_at_rest(self) -> tuple[dict[tuple[str, str], int], int]:
+        """Wait until nothing moves: Synapse says this and that by itself.
+
+        Returns:
+            Where the relay is, and how many lines the plain subscriber has seen up to there.
+        """
+
+        def rest() -> tuple[dict[tuple[str, str], int], int] | None:
+            self.wait_level()
+            seen = len(self.plain.lines)
+            held = self.relay.positions()
+            again = self.relay.positions()
+            return (held, seen) if held == again and seen == len(self.plain.lines) else None
+
+        return wait_until("nothing moves", rest, interval_s=0.5)
+
 
 @pytest.fixture(scope="module", params=["newest"])
 def stage(
@@ -150,9 +166,7 @@ def _same(ours: ByPair, theirs: ByPair) -> ByPair | None:
 
 
 def test_reader_that_was_away_resumes_with_nothing_missing(stage: Stage) -> None:
-    stage.wait_level()
-    held = stage.relay.positions()
-    before = len(stage.plain.lines)
+    held, before = stage.wait_at_rest()
     people = People(stage.fleet.main)
     people.act()
     wait_until(
@@ -169,9 +183,7 @@ def test_reader_that_was_away_resumes_with_nothing_missing(stage: Stage) -> None
 
 
 def test_relay_goes_on_after_its_own_restart(stage: Stage) -> None:
-    stage.wait_level()
-    before = len(stage.plain.lines)
-    held = stage.relay.positions()
+    held, before = stage.wait_at_rest()
     assert stage.relay.stop() == 0
     people = People(stage.fleet.main)
     people.act()
