@@ -147,13 +147,13 @@ class ServerSession(Session):
         end = unread.rfind(b"\n", 0, _RUN_BYTES)
         # A pattern that begins with a literal is searched for with the speed of memory.
         parts = re.split(rb"%b([0-9]{1,18}) " % re.escape(b"\n" + begin[0]), b"\n" + unread[:end])
-        numbers, rows = parts[1::2], parts[2::2]
+        before, numbers, rows = parts[0], parts[1::2], parts[2::2]
         together = b"".join(rows)
         if b"\n" in together:  # something else among them ends the run
             stop = next(index for index, row in enumerate(rows) if b"\n" in row)
             numbers, rows = numbers[:stop], rows[:stop]
             together = b"".join(rows)
-        if not (numbers and all(rows)) or b"\r" in together:
+        if before or not (numbers and all(rows)) or b"\r" in together:
             return None
         try:
             _ = together.isascii() or together.decode()
