@@ -91,6 +91,7 @@ def test_following_program(tmp_path: Path, number: int) -> None:
             server.publish("typing", ["!room:example.com", []])
             worker.wait_for_lines(3)
         if "positions" in text:
+            server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
             with program(tmp_path / "worker", text) as worker:
                 # the last one may not have counted when its worker was killed
                 assert worker.wait_for_lines(1)[0] in (
