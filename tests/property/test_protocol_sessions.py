@@ -140,6 +140,7 @@ PUBLISHED = st.one_of(
 @given(st.lists(PUBLISHED, max_size=40).map(b"".join).flatmap(cuts))
 @example([b"PUBLISH s #9\n" + b"PUBLISH s #0 [1]\n" * 5])
 @example([b"PUBLISH s #1234567890123456789 [1]\n" + b"PUBLISH s #0 [1]\n" * 5])
+@example([b'PUBLISH s #0 "\xff"\n' * 6])
 def test_runs_change_nothing(pieces: list[bytes]) -> None:
     """Rows that are taken together mean what they mean line by line."""
     each = ServerSession("example.com", 0.0, publishing=True)
