@@ -29,6 +29,7 @@ from typing import NamedTuple, TypeAlias
 
 from cryptography import x509
 
+from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import registry_of, retention_of
 from tcprepl.config import Config, TlsSettings
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
@@ -150,13 +151,17 @@ def descriptors(config: Config) -> Iterator[Finding]:
 def data(config: Config) -> Iterator[Finding]:
     """Whether the data directory can be used, by us alone, and who uses it."""
     directory = config.data_directory
-    if directory is None:
+    if config.data is not None:
+        where = where_logs_are(config)
+        yield Finding(Verdict.GOOD, "data", f"the log is in {where}, which each start looks at")
+    elif directory is None:
         yield Finding(
             Verdict.WARNING,
             "data",
             "everything is kept in memory, and lost at each end of the process",
             "set data_directory",
         )
+    if directory is None:
         return
     if not directory.exists():
         above = next(path for path in directory.absolute().parents if path.exists())
@@ -202,7 +207,7 @@ def data(config: Config) -> Iterator[Finding]:
 def room(config: Config) -> Iterator[Finding]:
     """Whether what retention lets grow finds room on the disk."""
     directory = config.data_directory
-    if directory is None:
+    if directory is None or config.data is not None:
         return
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free

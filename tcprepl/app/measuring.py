@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
+from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import retention_of
 from tcprepl.background import looping_background_process
 from tcprepl.config import Config
@@ -79,6 +80,8 @@ def room_in_words(config: Config) -> dict[str, str]:
         kept.append(f"{number(bounds.max_rows)} rows")
     said = {"Retention": f"{', '.join(kept) or 'everything'} of a durable stream"}
     directory = config.data_directory
+    if config.data is not None:
+        return {"Database": where_logs_are(config)} | said
     if directory is None:
         return {"Disk": "everything is in memory only"} | said
     free = shutil.disk_usage(directory).free

@@ -107,6 +107,9 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [f.verdict for f in doctor.data(config(data_directory=str(directory)))]
 
     assert one(doctor.data(config(data_directory=None))).verdict is WARNING
+    shared = config(data_directory=None, data="postgresql://me:secret@db.example/x")
+    assert one(doctor.data(shared)).text.startswith("the log is in postgresql://db.example/x,")
+    assert list(doctor.room(shared)) == []
     assert verdicts() == [GOOD]
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)

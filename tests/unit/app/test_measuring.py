@@ -66,3 +66,7 @@ def test_disk_and_retention_in_words(tmp_path: Path) -> None:
     assert told["Disk"].startswith(f"1.5 kB in {tmp_path}, ")
     assert told["Retention"] == "7 d 0 h, 1.1 GB, 10 000 000 rows of a durable stream"
     assert words(data_directory=None)["Disk"] == "everything is in memory only"
+    told = words(
+        data="postgresql://me:secret@db.example/x", data_directory=str(tmp_path / "absent")
+    )
+    assert told["Database"] == "postgresql://db.example/x"

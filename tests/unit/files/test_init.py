@@ -10,6 +10,7 @@ import click
 import pytest
 import yaml
 
+import tcprepl
 from tcprepl import cli
 from tcprepl.files import KINDS, files_of
 from tests.unit.files.test_dashboard import NAME, names
@@ -73,3 +74,14 @@ def test_alerts_name_metrics_that_there_are_and_say_what_to_do() -> None:
         assert asked <= names(), rule["alert"]
         assert rule["annotations"]["summary"]
         assert len(rule["annotations"]["runbook"]) > 40
+
+
+def test_what_alerts_tell_to_look_for_is_logged() -> None:
+    """The name of each event in them stands in the code."""
+    text = files_of("alerts", WHERE)["tcprepl.rules.yml"]
+    named = set(re.findall(r"\b(?:replication|background|streams|reload)(?:\.[a-z_]+)+\b", text))
+    named = {name for name in named if not name.startswith("streams.retention")}
+    package = Path(tcprepl.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    assert named
+    assert {name for name in named if f'"{name}"' not in code} == set()
