@@ -1,41 +1,25 @@
 """The PostgreSQL database of a log: what the writing, reading and listening threads do in it.
 
 Everything that a commit writes goes to the server in one piece, and one answer comes back. The
-first thing in it is the fence (`tcprepl.streams.postgres_schema`): a server that was asleep for
+first thing in it is the fence (`tcprepl.storage.fenced`): a server that was asleep for
 longer than its lease, and whose name another has taken, writes nothing.
-
-A connection can break when it is not known whether the last commit went through. Each has a number,
-which it leaves in the writer's row: whoever asks that row, once it is unlocked, knows. Until
-then no other commit is made. A row that says less than what was acknowledged is that of a
-database that has lost something, and nothing more is written to it.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from zlib import crc32
 
 import psycopg
-import structlog
 
 from tcprepl import limits
-from tcprepl.errors import LogCorrupt, LogFenced, LogHeld, LogUnavailable
+from tcprepl.errors import LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
-from tcprepl.storage.postgresql import (
-    Connection,
-    Link,
-    bring_up_to_date,
-    check_server,
-    explained,
-    is_lost,
-)
+from tcprepl.storage.fenced import GATE, LEASE_S, FencedDatabase
+from tcprepl.storage.postgresql import Connection, Link
 from tcprepl.streams.blocks import merge
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
@@ -58,9 +42,6 @@ from tcprepl.streams.postgres_schema import (
     DELETE_ANSWERS,
     DELETE_BEGINNINGS,
     DELETE_TRANSACTIONS,
-    FENCED,
-    GATE,
-    HOLDER,
     INSERT_BLOCKS,
     KNOWN,
     NEWEST,
@@ -69,7 +50,6 @@ from tcprepl.streams.postgres_schema import (
     SCHEMA,
     SCHEMA_NAME,
     SELECT_BLOCKS,
-    TAKE,
     TRIM,
     UPSERT_ANSWERS,
     UPSERT_PAIRS,
@@ -78,36 +58,12 @@ from tcprepl.streams.postgres_schema import (
 from tcprepl.streams.producer_store import decode_answers, encode_answers
 from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
 
-logger = structlog.get_logger()
-
-#: How long an instance belongs to a server that is not heard of.
-LEASE_S: Final = 10.0
-#: How often the database is asked again while it is away.
-RETRY_S: Final = 0.5
 #: Blocks that are fetched at once for a page.
 _PAGE_BLOCKS: Final = 64
 
 
-class Held(NamedTuple):
-    """An instance that this process holds.
-
-    Attributes:
-        number: The number of the writer.
-        epoch: Which taking of it this is.
-    """
-
-    number: int
-    epoch: int
-
-
-class PostgresDatabase:
-    """The database of a log, for one server; an `Engine`.
-
-    Attributes:
-        where: Where it is, without the password.
-        away: Why the database cannot be used now; None while it can.
-        away_since: Since when, in seconds of `time.monotonic`.
-    """
+class PostgresDatabase(FencedDatabase):
+    """The database of a log, for one server; an `Engine`."""
 
     def __init__(
         self,
@@ -127,72 +83,13 @@ class PostgresDatabase:
             lease_s: How long the name belongs to this server without being renewed.
             transaction_age_s: How long a transaction id is remembered.
         """
-        self._url = url
-        self._schema = schema
-        self._writing = Link(url, schema)
+        super().__init__(url, writer, schema, SCHEMA, lease_s)
         self._reading = Link(url, schema)
         self._looking = Link(url, schema)
-        self.where = self._writing.where
-        self.writer = writer
-        self.lease_s = lease_s
-        self.holder = f"{socket.gethostname()}:{os.getpid()}"
-        self.held = Held(0, 0)
-        self.away: str | None = None
-        self.away_since: float | None = None
         self._transaction_age_ms = int(transaction_age_s * 1000)
-        self._commits = 0
-        self._stopping = threading.Event()
         #: Rows and bytes of each of our pairs, as the last commit has left them.
         self._sizes: dict[int, tuple[int, int]] = {}
         self._over: list[int] = []
-
-    # --- taking the name ----------------------------------------------------------------------
-
-    def take(self, *, standby: bool = False) -> None:
-        """Check the server, make the tables, and take the writer's name, before all else.
-
-        Who held it last and has not let go of it, a process that was killed, say, still has it
-        until its lease is over: that is waited for, unless it is kept meanwhile.
-
-        Args:
-            standby: Whether to wait for as long as somebody holds it.
-
-        Raises:
-            LogHeld: Somebody holds it and is alive.
-            LogTooNew: A newer version of tcprepl has made the tables.
-            LogUnavailable: The database cannot be used, or `stop` was called.
-        """
-        try:
-            check_server(self._url, self._writing)
-            bring_up_to_date(self._writing, self._schema, SCHEMA)
-            seen: tuple[int, str] | None = None
-            while not self._taken():
-                with self._writing.using() as connection:
-                    found = connection.execute(HOLDER, (self.writer,)).fetchone()
-                holder, epoch, until, left_s = found or ("", 0, "", 0.0)
-                if not standby and seen is not None and seen != (epoch, until):
-                    raise LogHeld(self.where, self.writer, holder)
-                seen = epoch, until
-                if self._stopping.wait(min(left_s, self.lease_s / 3)):
-                    raise LogUnavailable(f"{self.where}: stopped while {holder} held the instance")
-        except BaseException:
-            self._writing.close()
-            raise
-
-    def _taken(self) -> bool:
-        with self._writing.using() as connection:
-            found = connection.execute(
-                TAKE, {"name": self.writer, "holder": self.holder, "lease": self.lease_s}
-            ).fetchone()
-        if found is None:
-            return False
-        number, epoch, self._commits = found
-        self.held = Held(number, epoch)
-        return True
-
-    def stop(self) -> None:
-        """Wait for nothing any more; for the reactor's thread."""
-        self._stopping.set()
 
     @property
     def first_id(self) -> int:
@@ -209,7 +106,7 @@ class PostgresDatabase:
         with self._writing.using() as connection:
             connection.execute("BEGIN")
             connection.execute(f"SELECT pg_advisory_xact_lock({GATE})")
-            self._fence(connection, 0)
+            self.fence(connection, 0)
             found = connection.execute(f"{PAIRS} ORDER BY id").fetchall()
         pairs = [StoredPair(*row) for row in found]
         self._sizes = {p.id: (p.rows, p.size_bytes) for p in pairs if self.is_ours(p)}
@@ -366,39 +263,19 @@ class PostgresDatabase:
             KnownTransactions: Transaction ids of it have been answered; nothing was written.
             LogUnavailable: The database refused, or is away; nothing was written.
         """
-        number = self._commits + 1
         beginning = commit.begun is not None
-        freed: Freed | None = None
-        known: KnownTransactions | None = None
         try:
-            with self._writing.using() as connection:
-                if not beginning and self.away is not None:
-                    self._check_row(connection)
-                try:
-                    freed = self._write(connection, commit, number, beginning=beginning)
-                except psycopg.Error as error:
-                    if error.sqlstate == KNOWN:
-                        connection.execute("ROLLBACK")
-                        known = self._known(connection, commit)
-                    elif is_lost(error, connection):
-                        self._note_away(explained(error, self.where))
-                        self._writing.close()
-                    else:
-                        raise
-            if known is not None:
-                raise known
-            if freed is None:
-                freed = self._settled(commit, number)
-        except LogFenced:
-            raise
+            freed = self.commit(
+                lambda connection, number: self._write(
+                    connection, commit, number, beginning=beginning
+                ),
+                lambda connection: self._freed(connection, commit),
+                beginning=beginning,
+            )
         except LogUnavailable as error:
-            if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate == FENCED:
-                raise self._fenced() from None
-            if not self._writing.connected:
-                self._note_away(error)
+            if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate == KNOWN:
+                raise self._known(commit) from None
             raise
-        self._commits = number
-        self._note_back()
         self._count(commit, freed)
         return freed
 
@@ -420,7 +297,7 @@ class PostgresDatabase:
         with connection.pipeline():
             if not beginning:  # its transaction is open
                 execute("BEGIN")
-            self._fence(connection, number)
+            self.fence(connection, number)
             trims = [
                 execute(
                     TRIM,
@@ -479,12 +356,6 @@ class PostgresDatabase:
                 freed.unfinished[pair] = floor
         return freed
 
-    def _fence(self, connection: Connection, number: int) -> None:
-        connection.execute(
-            "SELECT fence(%s, %s, %s, %s)",
-            (self.held.number, self.held.epoch, number, self.lease_s),
-        )
-
     def _write_producers(self, connection: Connection, commit: Commit) -> None:
         mine = self.held.number
         if commit.forgotten:
@@ -541,76 +412,12 @@ class PostgresDatabase:
         execute("DELETE FROM incarnations WHERE number < %s", (oldest,))
         execute(DELETE_BEGINNINGS, (oldest,))
 
-    def _known(self, connection: Connection, commit: Commit) -> KnownTransactions:
+    def _known(self, commit: Commit) -> KnownTransactions:
         """Return which transaction ids of *commit* have been answered, by another server."""
         asked = [(stream, id_) for stream, id_, _, _ in commit.transactions]
         since_ms = commit.transactions[0][3] - self._transaction_age_ms
-        return KnownTransactions(self._answered(connection, asked, since_ms))
-
-    # --- when the connection broke ------------------------------------------------------------
-
-    def _settled(self, commit: Commit, number: int) -> Freed:
-        """Find out whether commit *number* went through, however long that takes.
-
-        Raises:
-            LogFenced: It is not known, and another process has the name.
-            LogUnavailable: It did not, or `stop` was called.
-        """
-        if commit.begun is not None:
-            raise LogUnavailable(f"{self.where}: the connection broke: {self.away}")
-        while True:
-            try:
-                with self._writing.using() as connection:
-                    written = self._check_row(connection) >= number
-                    freed = self._freed(connection, commit) if written else None
-                break
-            except LogFenced:
-                raise
-            except LogUnavailable as error:
-                self._note_away(error)
-                if self._stopping.wait(RETRY_S):
-                    raise
-        if freed is None:
-            raise LogUnavailable(f"{self.where}: not written: {self.away}")
-        return freed
-
-    def _check_row(self, connection: Connection) -> int:
-        """Return the number of the last commit, once nothing of ours is under way any more.
-
-        Raises:
-            LogFenced: The name is somebody else's, or the database has lost commits.
-        """
-        found = connection.execute(
-            "SELECT commits FROM writers WHERE number = %s AND epoch = %s FOR UPDATE", self.held
-        ).fetchone()
-        if found is None:
-            raise self._fenced()
-        if found[0] < self._commits:
-            raise LogFenced(
-                self.writer,
-                f"{self.where} has lost rows that were acknowledged: it was restored from a copy, "
-                "or a standby took over that was behind; start again, and readers are told",
-            )
-        return int(found[0])
-
-    def _fenced(self) -> LogFenced:
-        """Return the error that ends this process."""
-        holder = "another process"
-        try:
-            with self._writing.using() as connection:
-                found = connection.execute(HOLDER, (self.writer,)).fetchone()
-            holder = found[0] if found and found[0] else holder
-        except LogUnavailable:
-            pass
-        if holder == self.holder:
-            what = "another server found it gone, and began after it"
-        else:
-            what = f"it was taken over by {holder}"
-        return LogFenced(
-            self.writer,
-            f"{what}, because this process had not been heard of for "
-            f"{self.lease_s:g} s; nothing more is written here, and this process ends",
-        )
+        with self._writing.using() as connection:
+            return KnownTransactions(self._answered(connection, asked, since_ms))
 
     def _freed(self, connection: Connection, commit: Commit) -> Freed:
         """Return what a commit freed that went through, though its answer was lost."""
@@ -635,18 +442,6 @@ class PostgresDatabase:
             rows, size = self._sizes[number]
             self._sizes[number] = rows - gone_rows, size - gone_bytes
 
-    def _note_away(self, error: Exception) -> None:
-        if self.away is None:
-            self.away_since = time.monotonic()
-            logger.error("postgresql.away", database=self.where, reason=str(error))
-        self.away = str(error)
-
-    def _note_back(self) -> None:
-        if self.away is not None and self.away_since is not None:
-            gone_s = round(time.monotonic() - self.away_since, 1)
-            logger.info("postgresql.back", database=self.where, gone_s=gone_s)
-        self.away = self.away_since = None
-
     # --- other servers ------------------------------------------------------------------------
 
     def news(self, newest: int) -> NewsReader:
@@ -659,24 +454,13 @@ class PostgresDatabase:
 
     def listener(self, call: Callable[[], object]) -> Listener:
         """Return what calls, in its own thread, when others have written."""
-        return Listener(Link(self._url, self._schema), str(self.held.number), call)
+        return Listener(Link(self._url, self._name), str(self.held.number), call)
 
     # --- when neither is at work --------------------------------------------------------------
 
     def close(self) -> None:
         """Give the name back, and close every connection."""
-        if self._writing.connected and self.away is None:
-            try:
-                with self._writing.using() as connection:
-                    connection.rollback()
-                    connection.execute(
-                        "UPDATE writers SET held_until = clock_timestamp()"
-                        " WHERE number = %s AND epoch = %s",
-                        self.held,
-                    )
-            except (LogUnavailable, LogCorrupt) as error:
-                logger.warning("postgresql.release_failed", reason=str(error))
-        self._writing.close()
+        self.release()
         self._reading.close()
         self._looking.close()
 

@@ -15,28 +15,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from tcprepl.storage.fenced import CREATE_FENCE, CREATE_WRITERS
 from tcprepl.storage.postgresql import PostgresSchema
 
 #: The schema of the database that a log is in.
 SCHEMA_NAME: Final = "tcprepl"
-#: SQLSTATE of what `fence` and `remember` raise.
-FENCED: Final = "TR001"
+#: SQLSTATE of what ``remember`` raises.
 KNOWN: Final = "TR002"
 #: The channel of NOTIFY; the payload is the number of the writer.
 CHANNEL: Final = "tcprepl"
-#: The lock that is shared by who appends, and had alone by who begins.
-GATE: Final = "hashtextextended(current_schema() || '.gate', 0)"
 
 _TABLES: Final = """
-CREATE TABLE writers (
-    name text COLLATE "C" PRIMARY KEY,
-    number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
-    epoch bigint NOT NULL,
-    commits bigint NOT NULL,
-    holder text NOT NULL,
-    taken_at timestamptz NOT NULL,
-    held_until timestamptz NOT NULL
-) WITH (fillfactor = 50);
 CREATE TABLE pairs (
     id bigint PRIMARY KEY,
     stream text COLLATE "C" NOT NULL,
@@ -139,17 +128,6 @@ BEGIN
         VALUES (taker, stream, instance, batch, rows);
     PERFORM pg_notify('{CHANNEL}', '');
 END $$;
-CREATE FUNCTION fence(my_number bigint, my_epoch bigint, my_commit bigint, lease_s float8)
-RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_advisory_xact_lock_shared({GATE});
-    UPDATE writers SET commits = greatest(commits, my_commit),
-        held_until = clock_timestamp() + make_interval(secs => lease_s)
-        WHERE number = my_number AND epoch = my_epoch;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'this epoch is over' USING ERRCODE = '{FENCED}';
-    END IF;
-END $$;
 CREATE FUNCTION remember(
     streams text[], ids text[], instances text[], firsts bigint[], lasts bigint[],
     now_ms bigint, since_ms bigint
@@ -169,23 +147,10 @@ BEGIN
 END $$;
 """  # noqa: S608 - of our own constants
 
-SCHEMA: Final = PostgresSchema(_TABLES + _FUNCTIONS, version=1)
+SCHEMA: Final = PostgresSchema(CREATE_WRITERS + _TABLES + _FUNCTIONS + CREATE_FENCE, version=1)
 
 # What is said to them.
 
-TAKE = (
-    "INSERT INTO writers AS w (name, epoch, commits, holder, taken_at, held_until)"
-    " VALUES (%(name)s, 1, 0, %(holder)s, clock_timestamp(),"
-    " clock_timestamp() + make_interval(secs => %(lease)s))"
-    " ON CONFLICT (name) DO UPDATE SET epoch = w.epoch + 1, holder = excluded.holder,"
-    " taken_at = excluded.taken_at, held_until = excluded.held_until"
-    " WHERE w.held_until <= clock_timestamp() RETURNING number, epoch, commits"
-)
-HOLDER = (
-    "SELECT holder, epoch, held_until::text,"
-    " greatest(0, extract(epoch FROM held_until - clock_timestamp()))::float8"
-    " FROM writers WHERE name = %s"
-)
 PAIRS = "SELECT id, stream, instance, position, floor, rows, bytes, writer FROM pairs"
 UPSERT_PAIRS = (
     "INSERT INTO pairs AS p (id, stream, instance, writer, position, floor, rows, bytes)"

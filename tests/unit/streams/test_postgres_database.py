@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -11,7 +10,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tcprepl.errors import LogFenced, LogHeld, LogUnavailable
+from tcprepl.errors import LogFenced, LogUnavailable
+from tcprepl.storage import fenced
 from tcprepl.streams import postgres_database as module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.engine import Commit, KnownTransactions, StoredPair
@@ -60,7 +60,7 @@ class Place:
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Return a place of its own."""
-    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    monkeypatch.setattr(fenced, "RETRY_S", 0.01)
     it = Place()
     yield it
     for database in it.made:
@@ -79,60 +79,6 @@ def position(place: Place) -> int:
     """Return where the stream s is."""
     found = place.sql("SELECT position FROM pairs WHERE stream = 's'")
     return found[0][0] if found else 0
-
-
-# --- the name ---------------------------------------------------------------------------------
-
-
-def test_a_name_is_taken_by_one_who_keeps_it(place: Place) -> None:
-    first = place.begun(lease_s=0.6)
-    over = threading.Event()
-
-    def keep() -> None:
-        while not over.wait(0.1):
-            first.renew()
-
-    keeper = threading.Thread(target=keep)
-    keeper.start()
-    with pytest.raises(LogHeld, match=f"master is written by {first.holder}: stop that one"):
-        place.database(lease_s=0.6).take()
-    over.set()
-    keeper.join()
-    first.write(commit(first, 1, 2))
-
-
-def test_a_name_of_somebody_who_is_gone_is_waited_for(place: Place) -> None:
-    first = place.begun(lease_s=0.3)
-    second = place.database()
-    second.take()
-    assert second.held.number == first.held.number
-    assert second.held.epoch == first.held.epoch + 1
-    with pytest.raises(LogFenced, match=f"taken over by {second.holder}, because"):
-        first.write(commit(first, 1, 1))
-    with pytest.raises(LogFenced):
-        first.renew()
-    assert position(place) == 0
-
-
-def test_a_name_that_was_given_back_is_taken_at_once(place: Place) -> None:
-    place.begun().close()
-    place.database().take()
-    place.database("another").take()
-
-
-def test_a_standby_waits_until_it_is_stopped(place: Place) -> None:
-    first = place.begun(lease_s=30)
-    second = place.database(lease_s=0.1)
-    timer = threading.Timer(0.3, second.stop)
-    timer.start()
-    with pytest.raises(LogUnavailable, match=f"stopped while {first.holder} held"):
-        second.take(standby=True)
-    timer.join()
-    third = place.database(lease_s=0.1)
-    timer = threading.Timer(0.2, place.lapse)
-    timer.start()
-    third.take(standby=True)
-    assert third.held.epoch == 2
 
 
 def test_who_was_overtaken_while_it_began_begins_nothing(place: Place) -> None:
@@ -331,9 +277,9 @@ def test_a_database_that_is_away_says_so_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(module.logger, "error", lambda event, **_: said.append(event))
-    monkeypatch.setattr(module.logger, "info", lambda event, **_: said.append(event))
-    monkeypatch.setattr(module.logger, "warning", lambda event, **_: said.append(event))
+    monkeypatch.setattr(fenced.logger, "error", lambda event, **_: said.append(event))
+    monkeypatch.setattr(fenced.logger, "info", lambda event, **_: said.append(event))
+    monkeypatch.setattr(fenced.logger, "warning", lambda event, **_: said.append(event))
     database = place.begun()
     database._writing.close()
     with mock.patch.object(database._writing, "_connect", side_effect=psycopg.OperationalError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tcprepl.storage.fenced import FENCED
 from tcprepl.storage.postgresql import Link, bring_up_to_date
-from tcprepl.streams.postgres_schema import FENCED, KNOWN, SCHEMA
+from tcprepl.streams.postgres_schema import KNOWN, SCHEMA
 from tests import postgres_world
 from tests.postgres_world import sql
 
