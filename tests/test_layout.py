@@ -27,6 +27,7 @@ TOP = {
     "synapse_names.py",
     "values.py",
     "ephemeral",
+    "docs",
     "files",
     "errors.py",
     "federation",

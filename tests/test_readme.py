@@ -1,4 +1,7 @@
-"""README.md against the code: commands, options, configuration, metrics, links, targets."""
+"""README.md and the pages of ``tcprepl/docs`` against the code.
+
+Commands, options, configuration, metrics, links, targets.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import importlib
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import click
@@ -16,22 +18,9 @@ from pydantic import BaseModel
 
 from tcprepl import metrics
 from tcprepl.cli import COMMANDS
+from tcprepl.cli.help import SUMMARIES
 from tcprepl.config import Config, build
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(kind: str) -> list[str]:
-    """Return the fenced blocks of one kind."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def section(title: str) -> str:
-    """Return the text under a heading."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.M | re.S)
-    assert found, f"README.md has no section {title!r}"
-    return found[1]
+from tests.pages import PAGES, PATHS, ROOT, TEXT, anchors, blocks, section
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -46,7 +35,7 @@ def options_of(command: click.Command) -> set[str]:
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_is_shown_in_use(name: str) -> None:
     """A sentence and an example for each, and no option that it does not have."""
-    text = section(f"tcprepl {name}")
+    text = section("commands", f"tcprepl {name}")
     assert f"$ tcprepl {name} " in text or f"$ tcprepl {name}\n" in text
     command = importlib.import_module(COMMANDS[name][0]).command
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
@@ -54,8 +43,8 @@ def test_every_command_is_shown_in_use(name: str) -> None:
 
 
 def test_no_command_is_shown_that_there_is_not() -> None:
-    """What README tells to type exists."""
-    typed = set(re.findall(r"(?:\$ |/)tcprepl ([a-z][a-z-]*)", README))
+    """What one is told to type exists."""
+    typed = set(re.findall(r"(?:\$ |/)tcprepl ([a-z][a-z-]*)", TEXT))
     assert typed <= COMMANDS.keys()
 
 
@@ -86,21 +75,22 @@ def is_shown(settings: Any, path: str) -> bool:
 
 def test_configuration_shows_every_key_and_is_good() -> None:
     """The example is read without faults, and nothing can be set that it does not show."""
-    *examples, text = blocks("yaml")
+    text, *examples = blocks("configuration", "yaml")
+    examples += [text for name in PAGES for text in blocks(name, "yaml")]
     settings = yaml.safe_load(text)
-    loaded = build(settings, "README.md")
+    loaded = build(settings, "the example")
     assert loaded.warnings == ()
     assert loaded.config.server_name == "example.com"
     missing = [path for path in sections(Config) if not is_shown(settings, path)]
     assert missing == []
     for example in examples:
-        assert build(yaml.safe_load(example), "README.md").warnings == ()
+        assert build(yaml.safe_load(example), "the example").warnings == ()
 
 
 def test_defaults_in_the_configuration_are_true() -> None:
-    """Keys that README gives their default for have it."""
-    text = blocks("yaml")[-1]
-    shown = build(yaml.safe_load(text), "README.md").config
+    """Keys that are shown with their default have it."""
+    (text,) = blocks("configuration", "yaml")
+    shown = build(yaml.safe_load(text), "the example").config
     default = Config()
     assert shown.instance == default.instance
     assert shown.replication.listen == default.replication.listen
@@ -114,7 +104,7 @@ def test_metrics_exist() -> None:
     """Every metric that is named is exposed."""
     importlib.import_module("tcprepl.app.server")
     exposed = set(re.findall(r"^# HELP (\S+)", metrics.render().decode(), re.MULTILINE))
-    named = set(re.findall(r"`((?:synapse|tcprepl)_[a-z_]{8,})`", README))
+    named = set(re.findall(r"`((?:synapse|tcprepl)_[a-z_]{8,})`", TEXT))
     assert len(named) > 5
     missing = {
         name
@@ -128,19 +118,25 @@ def test_metrics_exist() -> None:
 OTHER_NAMES: set[str] = set()
 
 
-def test_links_lead_somewhere() -> None:
-    """Files and sections that README points to are there."""
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+@pytest.mark.parametrize("name", list(PAGES))
+def test_links_lead_somewhere(name: str) -> None:
+    """Files and sections that a page points to are there."""
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
         if target.startswith("https://"):
             continue
-        if target.startswith("#"):
-            titles = {
-                re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
-                for title in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-            }
-            assert target[1:] in titles
-        else:
-            assert (ROOT / target).exists(), target
+        file, _, anchor = target.partition("#")
+        path = (PATHS[name].parent / file).resolve() if file else PATHS[name]
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.stem), target
+
+
+def test_every_page_is_told_of() -> None:
+    """README leads to each, and so does ``tcprepl help``."""
+    assert set(re.findall(r"\(tcprepl/docs/([a-z]+)\.md\) \|", PAGES["README"])) == set(
+        SUMMARIES
+    ) - {"protocol"}
+    assert set(PAGES) - {"README"} == set(SUMMARIES) - {"protocol"}
 
 
 def test_make_targets_exist() -> None:
@@ -149,5 +145,5 @@ def test_make_targets_exist() -> None:
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     targets = set(re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)`", README)) <= targets
+    assert set(re.findall(r"`make ([a-z-]+)`", TEXT)) <= targets
     assert set(re.findall(r"\bmake ([a-z-]+)$", (ROOT / ".ci/run").read_text(), re.M)) <= targets

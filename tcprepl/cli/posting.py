@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tcprepl.cli.api import Api, ApiFailed
@@ -20,7 +21,7 @@ def refused(error: Exception, row: int, place: str) -> str:
         row: The number that it gives.
         place: What a person calls it.
     """
-    return f"{place}: {str(error).replace(f', row {row}: ', ': ', 1)}"
+    return f"{place}: {re.sub(rf', row {row}(?=[:,])', '', str(error), count=1)}"
 
 
 def story(taken: int) -> str:

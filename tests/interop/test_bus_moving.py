@@ -1,4 +1,4 @@
-"""Moving a homeserver to the bus and back, by the commands of README; and how long a restart is."""
+"""Moving a homeserver to the bus and back, by the commands we show; and how long a restart is."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import yaml
 
 from tcprepl.replication.redis.resp import RespReader, encode, encode_publish
 from tests.benchmarks.measure import cpu_ns
-from tests.harness import ROOT, Running, environment, wait_until
+from tests.harness import Running, environment, wait_until
 from tests.interop.busing import Bus
 from tests.interop.environments import find_program
 from tests.interop.processes import accepts
+from tests.pages import section
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
 NAME = "example.com"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-MOVING = README.partition("#### Moving in, and out\n")[2].partition("\n## ")[0]
+MOVING = section("bus", "Moving in, and out")
 #: CPU time that stopping and starting may take: what a restart costs on a machine of its own.
 RESTART_CPU_S = 2.0
 
 
 def commands() -> tuple[str, str]:
-    """Return the relay and the bus as README starts them."""
+    """Return the relay and the bus as it is shown that they are started."""
     shown = re.findall(r"^\$ (tcprepl .*)$", MOVING, re.MULTILINE)
     assert [command.split()[1] for command in shown] == ["relay", "bus"]
     relay, bus = shown
@@ -40,7 +40,7 @@ def commands() -> tuple[str, str]:
 
 @contextmanager
 def running(command: str, where: Path) -> Iterator[Running]:
-    """Run a command of README, with its data in *where*, and stop it in the end."""
+    """Run such a command, with its data in *where*, and stop it in the end."""
     words = shlex.split(command.replace("/var/lib/tcprepl-bus", str(where / "data")))
     with Running([sys.executable, "-m", *words], where, words[1]) as process:
         process.wait_for_output(f"{words[1]}.ready")

@@ -1,25 +1,23 @@
-"""The programs and the quick start of README.md, run as they stand."""
+"""The programs of the documentation, and the quick start of README.md, run as they stand."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Lines, Running, Server, environment
+from tests.harness import ROOT, Lines, Running, Server, environment, wait_until
+from tests.pages import blocks, section
 from tests.ports import free_port
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(kind: str) -> list[str]:
-    """Return the fenced blocks of one kind."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def program(where: Path, text: str) -> Running:
@@ -32,7 +30,7 @@ def program(where: Path, text: str) -> Running:
 
 def test_writer_program(tmp_path: Path) -> None:
     """Ten lines make a server that publishes; it can be read at once."""
-    text = blocks("python")[0]
+    text = blocks("python", "python")[0]
     port = free_port()
     settings = (
         f'{{"server_name": "example.com", "replication": {{"listen": "127.0.0.1:{port}"}}, '
@@ -50,7 +48,7 @@ def test_writer_program(tmp_path: Path) -> None:
 
 def test_worker_program(tmp_path: Path) -> None:
     """Ten lines make a worker that gets what was there, and resumes after its death."""
-    text = blocks("python")[1]
+    text = blocks("python", "python")[1]
     with Server(tmp_path / "server") as server:
         assert "tcp:127.0.0.1:9092" in text
         text = text.replace("tcp:127.0.0.1:9092", f"tcp:{server.address}")
@@ -67,7 +65,7 @@ def test_worker_program(tmp_path: Path) -> None:
 def test_publishing_program(tmp_path: Path, number: int) -> None:
     """It finds out how much was taken before, and goes on."""
     with Server(tmp_path / "server") as server:
-        text = blocks("python")[number]
+        text = blocks("python", "python")[number]
         assert "ReplicationWriter" in text
         text = text.replace("127.0.0.1:9092", server.address)
         for before in (0, 1):
@@ -80,7 +78,7 @@ def test_publishing_program(tmp_path: Path, number: int) -> None:
 def test_following_program(tmp_path: Path, number: int) -> None:
     """It gets what was there, and what comes; the one with positions resumes."""
     with Server(tmp_path / "server") as server:
-        text = blocks("python")[number]
+        text = blocks("python", "python")[number]
         assert "follow(" in text
         text = text.replace("127.0.0.1:9092", server.address)
         server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
@@ -101,10 +99,51 @@ def test_following_program(tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.interop
+def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of the tutorial, one after the other, prints what stands below it."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    (text,) = blocks("tutorial", "python")
+    (tmp_path / "worker.py").write_text(text, encoding="utf-8")
+    server: Running | None = None
+    try:
+        for typed in re.findall(
+            r"^\$ (.*)\n((?:[^$].*\n)*)", "".join(blocks("tutorial", "console")), re.MULTILINE
+        ):
+            command, wanted = typed
+            if command.endswith(" &"):
+                server = Running(["sh", "-c", f"exec {command.removesuffix(' &')}"], tmp_path)
+                server.wait_for_output("Ctrl-C stops it")
+            elif command == "kill -9 $!":
+                assert server is not None
+                server.kill()
+            elif "worker.py" in command:
+                # killed as soon as all is counted, however long a machine takes for that
+                total = int(wanted.split()[-2])
+                with Running([sys.executable, "worker.py"], tmp_path, "worker") as worker:
+                    worker.wait_for_output(f"{re.escape(wanted)}$")
+                    wait_until(partial(has_counted, tmp_path / "worker.db", total), "the table")
+            else:
+                shown = re.escape(wanted).replace(r"\.\.\.", ".*")
+                done = subprocess.run(
+                    ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+                )
+                assert re.fullmatch(shown, done.stdout), (command, done)
+    finally:
+        if server is not None:
+            server.kill()
+
+
+def has_counted(path: Path, total: int) -> bool:
+    """Return whether the worker of the tutorial has committed that many rows."""
+    with closing(sqlite3.connect(path)) as table:
+        return table.execute("SELECT SUM(number) FROM changes").fetchone() == (total,)
+
+
+@pytest.mark.interop
 @pytest.mark.timeout(300)
 def test_quick_start_from_a_fresh_copy(tmp_path: Path) -> None:
     """``make run`` on a copy of the tracked files, then nc, publish and tail as README has them."""
-    run, netcat, publish, tail = blocks("sh")[:4]
+    run, netcat, publish, tail = blocks("README", "sh")[:4]
     copy = tmp_path / "tcprepl"
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
@@ -143,12 +182,13 @@ def test_quick_start_from_a_fresh_copy(tmp_path: Path) -> None:
 
 
 def shown_with_its_watch(copy: Path, name: str) -> None:
-    """Run the example of a command as README has it, beside the watch that shows what it does."""
-    text = re.search(rf"^### tcprepl {name}\n.*?^```console\n(.*?)^```$", README, re.M | re.S)
-    assert text is not None
+    """Run the example of a command as it is shown, beside the watch that shows what it does."""
+    (text,) = re.findall(
+        r"^```console\n(.*?)^```$", section("commands", f"tcprepl {name}"), re.M | re.S
+    )
     commands: list[str] = []
     shown: list[str] = []
-    for line in text[1].splitlines():
+    for line in text.splitlines():
         if line.startswith("$ "):
             commands.append(f".venv/bin/{line[2:]}")
         else:

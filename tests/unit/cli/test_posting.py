@@ -29,6 +29,10 @@ class Api:
     [
         (ApiFailed("no", 400, {"row": 1}), "line 5: no"),
         (ApiFailed("stream s, row 1: no", 400, {"row": 1}), "line 5: stream s: no"),
+        (
+            ApiFailed("s, row 1, field f: no", 400, {"row": 1}),
+            "line 5: s, field f: no",
+        ),
         (ApiFailed("no", 400, {"row": 7}), "line 4 to line 5: no"),
         (ApiFailed("gone"), "line 4 to line 5: gone"),
     ],
