@@ -421,5 +421,6 @@ class World:
             else:
                 assert last[key] == number, key
         assert self.sender.pending() == 0
-        rows = self.outbox._connection.execute("SELECT count(*) FROM edus").fetchone()[0]
-        assert rows == 0
+        for table in ("edus", "journal"):
+            rows = self.outbox._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            assert rows == 0, table

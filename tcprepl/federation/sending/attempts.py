@@ -228,7 +228,8 @@ class Attempts:
         self.held -= len(entries) + len(expired)
         if expired:
             metrics.DROPPED.labels("edu", "expired").inc(len(expired))
-            self._writes.persist(destination, self._outbox.remove, [entry[0] for entry in expired])
+            ids = [entry[0] for entry in expired]
+            self._writes.persist(destination, self._outbox.remove, destination.name, ids)
         return entries
 
     async def _begin(

@@ -1,7 +1,8 @@
 """The outbox: every EDU that a sender has acknowledged and no remote has accepted yet.
 
 What the sender appends and the position it read up to are committed together, so a restart
-neither loses a row nor reads one twice. `tcprepl.federation.sending.outbox_file` has the file.
+neither loses a row nor reads one twice. `tcprepl.federation.sending.outbox_file` has the file,
+`tcprepl.federation.sending.journal` what has not got its rows in the tables yet.
 
 A keyed EDU takes the place of the waiting one with the same destination, type and key. EDUs that
 are in a transaction in flight are never replaced: the transaction is sent again just as it was.
@@ -10,18 +11,18 @@ are in a transaction in flight are never replaced: the transaction is sent again
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending.backoff import Backoff
-from tcprepl.federation.sending.lanes import Entry, lane_of
+from tcprepl.federation.sending.journal import Journal
+from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox_file import OutboxFile
 from tcprepl.federation.sending.stored import (
-    COLUMNS,
     QUARANTINED,
     SET_ASIDE,
     Refusal,
@@ -34,13 +35,17 @@ from tcprepl.federation.sending.stored import (
     forget_replaced,
     free,
     free_orphans,
-    pack,
+    insert,
+    insert_transaction,
     supersedes_key,
     unpack_entry,
+    waiting_destinations,
 )
 from tcprepl.federation.sending.summary import by_destination, by_lane, in_quarantine
 from tcprepl.ids import Pair, ServerName, Token
 from tcprepl.streams.lineage import Lineage
+
+T = TypeVar("T")
 
 
 class Outbox(OutboxFile):
@@ -50,7 +55,14 @@ class Outbox(OutboxFile):
     in the order of the calls, after the commit. Failures of the disk are `OutboxUnavailable`.
     """
 
+    def _recall(self, cursor: sqlite3.Cursor) -> None:
+        self._journal = Journal(cursor)
+
+    def _conclude(self, cursor: sqlite3.Cursor) -> None:
+        self._journal.write(cursor)
+
     def _prepare(self, cursor: sqlite3.Cursor) -> None:
+        self._journal.settle(cursor)
         free_orphans(cursor)
         self._last_id: int = cursor.execute("SELECT max(id) FROM edus").fetchone()[0] or 0
         #: Whether an EDU may be aside, so that a newer one of its key has to take its place.
@@ -59,6 +71,17 @@ class Outbox(OutboxFile):
                 "SELECT EXISTS (SELECT 1 FROM edus WHERE transaction_id = ?)", (QUARANTINED,)
             ).fetchone()[0]
         )
+
+    def _settled(
+        self, destination: ServerName | None, op: Callable[[sqlite3.Cursor], T]
+    ) -> Deferred[T]:
+        """Do *op* when everything of *destination*, or of all, is in the tables."""
+
+        def settled(cursor: sqlite3.Cursor) -> T:
+            self._journal.settle(cursor, destination)
+            return op(cursor)
+
+        return self.submit(settled)
 
     # -- reading at the start (synchronous) ---------------------------------------------------
 
@@ -72,12 +95,8 @@ class Outbox(OutboxFile):
                 paused=bool(paused),
                 backoff=None if backoff is None else Backoff(*msgpack.unpackb(backoff)),
             )
-        # One seek for each destination, however much waits for it.
-        sql = "SELECT min(destination) FROM edus WHERE transaction_id IS NULL AND destination > ?"
-        destination = execute(sql, ("",)).fetchone()[0]
-        while destination is not None:
+        for destination in waiting_destinations(self._connection.cursor()):
             found.setdefault(destination, StoredDestination()).waiting = True
-            destination = execute(sql, (destination,)).fetchone()[0]
         for (destination,) in execute("SELECT destination FROM transactions"):
             found.setdefault(destination, StoredDestination()).in_flight = True
         for destination, count in execute(
@@ -133,29 +152,15 @@ class Outbox(OutboxFile):
         """
 
         def op(cursor: sqlite3.Cursor) -> None:
-            if entries:
-                cursor.executemany(
-                    f"INSERT OR REPLACE INTO edus ({COLUMNS}) VALUES (?,?,?,?,?,?,NULL,?)",  # noqa: S608
-                    [
-                        (
-                            edu_id,
-                            edu.destination,
-                            lane_of(edu.edu_type),
-                            supersedes_key(edu),
-                            queued_ms,
-                            expires_ms,
-                            pack(edu),
-                        )
-                        for edu_id, expires_ms, edu in entries
-                    ],
-                )
+            if settled := self._journal.add(entries, queued_ms):
+                insert(cursor, ((entry, queued_ms) for entry in settled))
                 if self._any_aside:
                     cursor.executemany(
                         "DELETE FROM edus WHERE destination=? AND transaction_id IN (?,?)"
                         " AND supersedes=?",
                         [
                             (entry[2].destination, QUARANTINED, SET_ASIDE, supersedes_key(entry[2]))
-                            for entry in entries
+                            for entry in settled
                             if entry[2].key is not None
                         ],
                     )
@@ -196,16 +201,16 @@ class Outbox(OutboxFile):
             rows = cursor.execute(f"{sql} ORDER BY id LIMIT ?3", (destination, after, limit))
             return [unpack_entry(row[0], destination, row[1], row[2]) for row in rows]
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
-    def remove(self, ids: Iterable[int]) -> Deferred[None]:
-        """Forget EDUs that are not worth sending any more."""
+    def remove(self, destination: ServerName, ids: Iterable[int]) -> Deferred[None]:
+        """Forget EDUs for *destination* that are not worth sending any more."""
         gone = [(edu_id,) for edu_id in ids]
 
         def op(cursor: sqlite3.Cursor) -> None:
             cursor.executemany("DELETE FROM edus WHERE id=? AND transaction_id IS NULL", gone)
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def expire(self, now_ms: int, limit: int = 10_000) -> Deferred[int]:
         """Forget up to *limit* waiting EDUs whose time is over; answers how many.
@@ -227,7 +232,7 @@ class Outbox(OutboxFile):
             )
             return cursor.rowcount
 
-        return self.submit(op)
+        return self._settled(None, op)
 
     # -- transactions -------------------------------------------------------------------------
 
@@ -237,37 +242,29 @@ class Outbox(OutboxFile):
         It fails, as if the disk had refused, as long as the end of the one before is not on
         disk: after a crash nobody would know that its EDUs had left under its id.
         """
-        ids = [entry[0] for entry in transaction.entries]
-        packed = msgpack.packb(ids)
 
         def op(cursor: sqlite3.Cursor) -> None:
+            if self._journal.begin(destination, transaction):
+                return
+            self._journal.settle(cursor, destination)
+            insert_transaction(cursor, destination, transaction)
             transaction_id = transaction.transaction_id
-            cursor.execute(
-                "INSERT INTO transactions VALUES (?,?,?,?)",
-                (destination, transaction_id, transaction.origin_server_ts, packed),
-            )
             cursor.executemany(
                 "UPDATE edus SET transaction_id=? WHERE id=?",
-                [(transaction_id, edu_id) for edu_id in ids],
+                [(transaction_id, entry[0]) for entry in transaction.entries],
             )
-            if cursor.rowcount == len(ids):
+            if cursor.rowcount == len(transaction.entries):
                 return
             # A newer EDU took the place of one of these after they were taken. They go
             # nevertheless, as a retry has to be equal.
-            for edu_id, expires_ms, edu in transaction.entries:
-                cursor.execute(
-                    f"INSERT OR IGNORE INTO edus ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?)",  # noqa: S608
-                    (
-                        edu_id,
-                        destination,
-                        lane_of(edu.edu_type),
-                        supersedes_key(edu),
-                        transaction.origin_server_ts,
-                        expires_ms,
-                        transaction_id,
-                        pack(edu),
-                    ),
-                )
+            found = cursor.execute(
+                "SELECT id FROM edus WHERE destination=? AND transaction_id=?",
+                (destination, transaction_id),
+            )
+            there = {edu_id for (edu_id,) in found}
+            others = [entry for entry in transaction.entries if entry[0] not in there]
+            queued_ms = transaction.origin_server_ts
+            insert(cursor, ((entry, queued_ms) for entry in others), transaction_id)
 
         return self.submit(op)
 
@@ -292,17 +289,20 @@ class Outbox(OutboxFile):
             entries = [found[edu_id] for edu_id in msgpack.unpackb(row[2]) if edu_id in found]
             return StoredTransaction(row[0], row[1], entries, uncertain=True)
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def finish(self, destination: ServerName, transaction_id: str) -> Deferred[None]:
         """Forget a transaction and its EDUs: the remote has accepted them."""
 
         def op(cursor: sqlite3.Cursor) -> None:
+            if self._journal.finish(destination, transaction_id):
+                return
             cursor.execute(
                 "DELETE FROM edus WHERE destination=? AND transaction_id=?",
                 (destination, transaction_id),
             )
             end_transaction(cursor, destination, transaction_id)
+            self._journal.left(cursor, destination)
 
         return self.submit(op)
 
@@ -316,7 +316,7 @@ class Outbox(OutboxFile):
             free(cursor, destination, transaction_id)
             end_transaction(cursor, destination, transaction_id)
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def set_aside(
         self, destination: ServerName, transaction_id: str, mark: str, refusal: Refusal
@@ -346,7 +346,7 @@ class Outbox(OutboxFile):
             end_transaction(cursor, destination, transaction_id)
             return count_marked(cursor, destination, mark)
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def set_aside_again(self, destination: ServerName) -> Deferred[int]:
         """Set aside what waits and was refused alone before; answers how many EDUs that are."""
@@ -360,11 +360,11 @@ class Outbox(OutboxFile):
             )
             return cursor.rowcount
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def release(self, destination: ServerName, mark: str) -> Deferred[int]:
         """Let what has *mark* wait again; answers how many EDUs that are."""
-        return self.submit(lambda cursor: free(cursor, destination, mark))
+        return self._settled(destination, lambda cursor: free(cursor, destination, mark))
 
     def drop_quarantined(self, destination: ServerName) -> Deferred[int]:
         """Forget the EDUs of *destination* that are in quarantine; answers how many."""
@@ -376,7 +376,7 @@ class Outbox(OutboxFile):
             )
             return cursor.rowcount
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def put_off(self, destination: ServerName, transaction_id: str) -> Deferred[int]:
         """Keep a transaction as it is, and let another one begin meanwhile.
@@ -393,7 +393,7 @@ class Outbox(OutboxFile):
             end_transaction(cursor, destination, transaction_id)
             return _count_put_off(cursor, destination)
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     def take_back(self, destination: ServerName) -> Deferred[tuple[bool, int]]:
         """Let the transaction that was put off first be the one in flight again.
@@ -415,7 +415,7 @@ class Outbox(OutboxFile):
             )
             return cursor.rowcount > 0, _count_put_off(cursor, destination)
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     # -- destinations -------------------------------------------------------------------------
 
@@ -467,9 +467,10 @@ class Outbox(OutboxFile):
             gone = cursor.rowcount
             cursor.execute("DELETE FROM transactions WHERE destination=?", (destination,))
             cursor.execute("DELETE FROM put_off WHERE destination=?", (destination,))
+            self._journal.left(cursor, destination)
             return gone
 
-        return self.submit(op)
+        return self._settled(destination, op)
 
     # -- for people and metrics ---------------------------------------------------------------
 
@@ -477,15 +478,15 @@ class Outbox(OutboxFile):
         self, destination: ServerName | None = None
     ) -> Deferred[dict[ServerName, dict[str, Waiting]]]:
         """Return what is on disk by destination and lane, quarantine as one more lane."""
-        return self.submit(lambda cursor: by_destination(cursor, destination))
+        return self._settled(destination, lambda cursor: by_destination(cursor, destination))
 
     def quarantined(self, destination: ServerName) -> Deferred[list[dict[str, Any]]]:
         """Return what is known of the EDUs in quarantine, the newest, without their contents."""
-        return self.submit(lambda cursor: in_quarantine(cursor, destination))
+        return self._settled(destination, lambda cursor: in_quarantine(cursor, destination))
 
     def totals(self) -> Deferred[dict[str, Waiting]]:
         """Return what is on disk by lane."""
-        return self.submit(by_lane)
+        return self._settled(None, by_lane)
 
 
 def _count_put_off(cursor: sqlite3.Cursor, destination: ServerName) -> int:

@@ -84,10 +84,16 @@ _REFUSALS = """
 ALTER TABLE edus ADD COLUMN refused_ms INTEGER;
 ALTER TABLE edus ADD COLUMN refusal TEXT;
 """
+_JOURNAL = """
+CREATE TABLE journal (
+    id INTEGER PRIMARY KEY,
+    records BLOB NOT NULL
+);
+"""
 _SCHEMA = Schema(
-    _TABLES + _PUT_OFF + _LINEAGES,
-    version=2,
-    upgrades={1: _REFUSALS + _PUT_OFF + _LINEAGES},
+    _TABLES + _PUT_OFF + _LINEAGES + _JOURNAL,
+    version=3,
+    upgrades={1: _REFUSALS + _PUT_OFF + _LINEAGES, 2: _LINEAGES + _JOURNAL},
     if_damaged="move it away to start with an empty outbox (the EDUs in it are then not sent)",
 )
 
@@ -125,6 +131,8 @@ class OutboxFile:
         self._running = False
         self._pumping = False
         self._closing: Deferred[None] | None = None
+        #: Whether memory may not be what is on disk: nothing was read yet, or a commit failed.
+        self._outdated = True
         try:
             private_directory(self.path.parent)
             self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -135,7 +143,7 @@ class OutboxFile:
             self._connection = open_database(self.path, _SCHEMA)
             try:
                 with explaining(self.path, _SCHEMA):
-                    self._prepare(self._connection.cursor())
+                    self._in_one([self._prepare])
             except LogError:
                 self._connection.close()
                 raise
@@ -154,7 +162,13 @@ class OutboxFile:
             ) from error
 
     def _prepare(self, cursor: sqlite3.Cursor) -> None:
-        """Read what has to be known of the file before it is used; synchronous."""
+        """Do what has to be done before the file is used; in a commit of its own."""
+
+    def _recall(self, cursor: sqlite3.Cursor) -> None:
+        """Read what has to be known of the file: at the start, and after a commit that failed."""
+
+    def _conclude(self, cursor: sqlite3.Cursor) -> None:
+        """Do what is left to do of a commit."""
 
     def flush(self) -> Deferred[None]:
         """Fire once everything asked for so far is done."""
@@ -234,9 +248,14 @@ class OutboxFile:
         cursor = self._connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         try:
+            if self._outdated:
+                self._recall(cursor)
+                self._outdated = False
             results = [op(cursor) for op in ops]
+            self._conclude(cursor)
             cursor.execute("COMMIT")
         except BaseException:
+            self._outdated = True
             if self._connection.in_transaction:
                 cursor.execute("ROLLBACK")
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgpack
 from msgspec import Raw
 
 from tcprepl.federation.sending.backoff import Backoff
-from tcprepl.federation.sending.lanes import Entry
+from tcprepl.federation.sending.lanes import Entry, lane_of
 from tcprepl.federation.wire.edu import Edu
 from tcprepl.ids import ServerName
 
@@ -17,8 +18,11 @@ from tcprepl.ids import ServerName
 QUARANTINED = ""
 #: In the place of a transaction id: not sent until the others were tried.
 SET_ASIDE = "?"
-#: The columns of an EDU as it is inserted.
-COLUMNS = "id, destination, lane, supersedes, queued_ms, expires_ms, transaction_id, edu"
+_INSERT = (
+    "INSERT OR REPLACE INTO edus"
+    " (id, destination, lane, supersedes, queued_ms, expires_ms, transaction_id, edu)"
+    " VALUES (?,?,?,?,?,?,?,?)"
+)
 
 
 @dataclass(slots=True)
@@ -90,6 +94,79 @@ def unpack_entry(edu_id: int, destination: ServerName, expires_ms: int, packed: 
     """Return the EDU that `pack` packed."""
     edu_type, origin, key, content = msgpack.unpackb(packed, use_list=False)
     return edu_id, expires_ms, Edu(Raw(content), destination, edu_type, origin, key)
+
+
+def insert(
+    cursor: sqlite3.Cursor, edus: Iterable[tuple[Entry, int]], transaction_id: str | None = None
+) -> None:
+    """Store EDUs that wait, or are of a transaction.
+
+    Args:
+        cursor: Of the commit.
+        edus: The EDUs, oldest first, and when each came. One that waits takes the place of the
+            one with its key that waits.
+        transaction_id: The transaction.
+    """
+    cursor.executemany(
+        _INSERT,
+        [
+            (
+                edu_id,
+                edu.destination,
+                lane_of(edu.edu_type),
+                supersedes_key(edu),
+                queued_ms,
+                expires_ms,
+                transaction_id,
+                pack(edu),
+            )
+            for (edu_id, expires_ms, edu), queued_ms in edus
+        ],
+    )
+
+
+def insert_transaction(
+    cursor: sqlite3.Cursor, destination: ServerName, transaction: StoredTransaction
+) -> None:
+    """Store that *transaction* began, without its EDUs."""
+    cursor.execute(
+        "INSERT INTO transactions VALUES (?,?,?,?)",
+        (
+            destination,
+            transaction.transaction_id,
+            transaction.origin_server_ts,
+            msgpack.packb([entry[0] for entry in transaction.entries]),
+        ),
+    )
+
+
+def waiting_destinations(cursor: sqlite3.Cursor) -> Iterator[ServerName]:
+    """Return for whom EDUs wait: one seek for each, however many EDUs there are."""
+    sql = "SELECT min(destination) FROM edus WHERE transaction_id IS NULL AND destination > ?"
+    destination = ""
+    while (destination := cursor.execute(sql, (destination,)).fetchone()[0]) is not None:
+        yield destination
+
+
+def stored_destinations(cursor: sqlite3.Cursor) -> set[ServerName]:
+    """Return of whom there are EDUs or transactions."""
+    others = cursor.execute(
+        "SELECT destination FROM edus WHERE transaction_id IS NOT NULL"
+        " UNION SELECT destination FROM transactions UNION SELECT destination FROM put_off"
+    ).fetchall()
+    return {name for (name,) in others}.union(waiting_destinations(cursor))
+
+
+def is_stored(cursor: sqlite3.Cursor, destination: ServerName) -> bool:
+    """Return whether there are EDUs or transactions of *destination*."""
+    found = cursor.execute(
+        "SELECT EXISTS (SELECT 1 FROM edus WHERE destination=?1 AND transaction_id IS NULL)"
+        " OR EXISTS (SELECT 1 FROM edus WHERE destination=?1 AND transaction_id IS NOT NULL)"
+        " OR EXISTS (SELECT 1 FROM transactions WHERE destination=?1)"
+        " OR EXISTS (SELECT 1 FROM put_off WHERE destination=?1)",
+        (destination,),
+    )
+    return bool(found.fetchone()[0])
 
 
 def free(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> int:

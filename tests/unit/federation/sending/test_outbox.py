@@ -235,7 +235,7 @@ def test_what_has_expired_is_removed_unless_it_is_in_flight(outbox: Outbox) -> N
     now(outbox.begin("y", StoredTransaction("t1", 77, [flying])))
     assert now(outbox.expire(1_000)) == 1
     assert numbers(now(outbox.load("y", 0, 9))) == [3, 4]
-    now(outbox.remove([3]))
+    now(outbox.remove("y", [3]))
     assert numbers(now(outbox.load("y", 0, 9))) == [4]
 
 

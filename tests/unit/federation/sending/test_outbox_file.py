@@ -151,15 +151,29 @@ PRAGMA user_version=1;
 """
 
 
-def test_a_file_of_the_first_release_goes_on(tmp_path: Path) -> None:
+#: What made the second of it.
+VERSION_2 = """
+ALTER TABLE edus ADD COLUMN refused_ms INTEGER;
+ALTER TABLE edus ADD COLUMN refusal TEXT;
+CREATE TABLE put_off (destination TEXT NOT NULL, transaction_id TEXT NOT NULL,
+    origin_server_ts INTEGER NOT NULL, ids BLOB NOT NULL,
+    PRIMARY KEY (destination, transaction_id)) WITHOUT ROWID;
+PRAGMA user_version=2;
+"""
+
+
+@pytest.mark.parametrize("tables", [VERSION_1, VERSION_1 + VERSION_2], ids=["1", "2"])
+def test_a_file_of_an_earlier_release_goes_on(tmp_path: Path, tables: str) -> None:
     """What waited, was in flight and was set aside is so still; a back-off too."""
     path = tmp_path / "outbox.sqlite"
     connection = sqlite3.connect(path)
-    connection.executescript(VERSION_1)
+    connection.executescript(tables)
     for edu_id, transaction_id in ((1, None), (2, "t1"), (3, "")):
         packed = msgpack.packb(("m.test", "x", None, b'{"n":%d}' % edu_id))
         connection.execute(
-            "INSERT INTO edus VALUES (?,'y',5,NULL,?,0,?,?)", (edu_id, 9, transaction_id, packed)
+            "INSERT INTO edus (id, destination, lane, queued_ms, expires_ms, transaction_id, edu)"
+            " VALUES (?,'y',5,?,0,?,?)",
+            (edu_id, 9, transaction_id, packed),
         )
     connection.execute("INSERT INTO transactions VALUES ('y','t1',77,?)", (msgpack.packb([2]),))
     connection.execute(
