@@ -57,6 +57,18 @@ CREATE TABLE writers (
     held_until timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 """
+#: What `tcprepl.storage.migration` keeps while it copies into this schema, or out of it: one row.
+CREATE_MIGRATION: Final = """
+CREATE TABLE migration (
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    fills boolean NOT NULL,
+    other text NOT NULL,
+    holder text NOT NULL,
+    held_until timestamptz NOT NULL,
+    source text NOT NULL,
+    progress bytea
+);
+"""
 CREATE_FENCE: Final = f"""
 CREATE FUNCTION fence(my_number bigint, my_epoch bigint, my_commit bigint, lease_s float8)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -119,7 +131,8 @@ class FencedDatabase:
             url: ``postgresql://...``.
             writer: The name to write under.
             name: The name of the schema.
-            schema: What it holds: among others `CREATE_WRITERS` and `CREATE_FENCE`.
+            schema: What it holds; among others what `CREATE_WRITERS`, `CREATE_MIGRATION` and
+                `CREATE_FENCE` make.
             lease_s: How long the name belongs to this process without being renewed.
         """
         self._url = url
@@ -170,7 +183,9 @@ class FencedDatabase:
             raise
 
     def _taken(self) -> bool:
-        with self._writing.using() as connection:
+        with self._writing.using() as connection, connection.transaction():
+            connection.execute(f"SELECT pg_advisory_xact_lock_shared({GATE})")
+            self._check_whole(connection)
             found = connection.execute(
                 _TAKE, {"name": self.writer, "holder": self.holder, "lease": self.lease_s}
             ).fetchone()
@@ -179,6 +194,31 @@ class FencedDatabase:
         number, epoch, self._commits = found
         self.held = Held(number, epoch)
         return True
+
+    def _check_whole(self, connection: Connection) -> None:
+        """See that nobody is copying into this schema, or out of it.
+
+        Raises:
+            LogUnavailable: Somebody is, or has not finished.
+        """
+        found = connection.execute(
+            "SELECT fills, other, holder, held_until > clock_timestamp() FROM migration"
+        ).fetchone()
+        if found is None:
+            return
+        fills, other, holder, alive = found
+        where = f"{self.where}, schema {self._name}"
+        if fills:
+            raise LogUnavailable(
+                f"{where}: it holds a part of what is migrated from {other}; finish that: "
+                f"tcprepl migrate {other} {self.where}, or begin empty: DROP SCHEMA {self._name} "
+                "CASCADE"
+            )
+        if alive:
+            raise LogUnavailable(
+                f"{where}: {holder} migrates it to {other}; wait for that, or stop it"
+            )
+        connection.execute("DELETE FROM migration")  # of one that was killed
 
     def stop(self) -> None:
         """Wait for nothing any more; for the reactor's thread."""

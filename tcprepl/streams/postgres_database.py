@@ -7,7 +7,7 @@ longer than its lease, and whose name another has taken, writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -89,6 +89,8 @@ class PostgresDatabase(FencedDatabase):
         self._transaction_age_ms = int(transaction_age_s * 1000)
         #: Rows and bytes of each of our pairs, as the last commit has left them.
         self._sizes: dict[int, tuple[int, int]] = {}
+        #: The last token of the newest block of each pair, as the last commit has left it.
+        self._newest: dict[int, Token] = {}
         self._over: list[int] = []
 
     @property
@@ -108,6 +110,7 @@ class PostgresDatabase(FencedDatabase):
             connection.execute(f"SELECT pg_advisory_xact_lock({GATE})")
             self.fence(connection, 0)
             found = connection.execute(f"{PAIRS} ORDER BY id").fetchall()
+            self._newest = dict(connection.execute("SELECT id, newest FROM pairs").fetchall())
         pairs = [StoredPair(*row) for row in found]
         self._sizes = {p.id: (p.rows, p.size_bytes) for p in pairs if self.is_ours(p)}
         return pairs
@@ -224,8 +227,12 @@ class PostgresDatabase(FencedDatabase):
                 ).fetchall()
             for last, written_ms, crc, body in found:
                 if crc32(body) != crc:
-                    return self._before_damage(pair, blocks, after, last)
-                block, _ = decode_block(pair.stream, pair.instance, body, written_ms)
+                    what = f"the checksum of its block, at token {last}, does not match"
+                    return self._before_damage(pair, blocks, after, last, what)
+                block, before = decode_block(pair.stream, pair.instance, body, written_ms)
+                if before is not None and before > max(reached, pair.floor):
+                    what = f"no block has the rows up to token {before}"
+                    return self._before_damage(pair, blocks, after, before, what)
                 rows += len(block.tokens)
                 size += len(block.lines)
                 if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
@@ -233,12 +240,34 @@ class PostgresDatabase(FencedDatabase):
                 blocks.append(block)
                 reached = last
             if len(found) < _PAGE_BLOCKS:
+                missing = self._missing(pair, reached, upto)
+                if missing is not None:
+                    what = f"no block has the rows up to token {missing}"
+                    return self._before_damage(pair, blocks, after, missing, what)
                 return DiskPage(after, upto, merge(blocks))
 
+    def _missing(self, pair: StoredPair, reached: Token, upto: Token) -> Token | None:
+        """Return up to where rows are missing in ``(reached, upto]``, which has no block; or None.
+
+        What comes behind says so: the newest block, or the next one.
+        """
+        with self._reading.using() as connection:
+            (newest,) = connection.execute(
+                "SELECT newest FROM pairs WHERE id = %s", (pair.id,)
+            ).fetchone() or (0,)
+            if newest > upto:
+                newest = 0
+                behind = (pair.id, upto, limits.MAX_TOKEN, 1)
+                for _, written_ms, crc, body in connection.execute(SELECT_BLOCKS, behind):
+                    if crc32(body) == crc:
+                        _, before = decode_block(pair.stream, pair.instance, body, written_ms)
+                        newest = min(before or 0, upto)
+        return newest if newest > max(reached, pair.floor) else None
+
     def _before_damage(
-        self, pair: StoredPair, blocks: list[Block], after: Token, last: Token
+        self, pair: StoredPair, blocks: list[Block], after: Token, last: Token, what: str
     ) -> DiskPage:
-        """Return the page of *blocks*, before a damaged one that ends with token *last*."""
+        """Return the page of *blocks*, before damage that ends with token *last*."""
         reached = blocks[-1].last if blocks else after
         if not blocks:
             with self._reading.using() as connection:
@@ -247,8 +276,8 @@ class PostgresDatabase(FencedDatabase):
                     (pair.id, after),
                 ).fetchone() or (0,)
         text = (
-            f"{self.where}, table blocks: the checksum of its block, at token {last}, does not "
-            "match; restore the database, or leave it: the damage goes when retention reaches it"
+            f"{self.where}, table blocks: {what}; restore the database, or leave it: the damage "
+            "goes when retention reaches it"
         )
         damage = Gap(reached, last, Cause.DAMAGE, text)
         return DiskPage(after, max(after, damage.after), merge(blocks), damage)
@@ -264,10 +293,12 @@ class PostgresDatabase(FencedDatabase):
             LogUnavailable: The database refused, or is away; nothing was written.
         """
         beginning = commit.begun is not None
+        newest: dict[int, Token] = {}
+        blocks = [self._row(newest, pair, block) for pair, block in commit.blocks]
         try:
             freed = self.commit(
                 lambda connection, number: self._write(
-                    connection, commit, number, beginning=beginning
+                    connection, commit, number, blocks, newest, beginning=beginning
                 ),
                 lambda connection: self._freed(connection, commit),
                 beginning=beginning,
@@ -277,7 +308,15 @@ class PostgresDatabase(FencedDatabase):
                 raise self._known(commit) from None
             raise
         self._count(commit, freed)
+        self._newest |= newest
         return freed
+
+    def _row(self, newest: dict[int, Token], pair: int, block: Block) -> tuple[Any, ...]:
+        """Return what is inserted for *block*, which is the newest of its pair then."""
+        body = encode_block(block, newest.get(pair) or self._newest.get(pair) or None)
+        newest[pair] = block.last
+        size = len(block.lines)
+        return pair, block.last, len(block.tokens), size, block.written_ms, crc32(body), body
 
     def renew(self) -> None:
         """Keep the lease while nothing is written, and see whether the database is there.
@@ -289,7 +328,14 @@ class PostgresDatabase(FencedDatabase):
         _ = self.write(Commit())
 
     def _write(
-        self, connection: Connection, commit: Commit, number: int, *, beginning: bool
+        self,
+        connection: Connection,
+        commit: Commit,
+        number: int,
+        blocks: Sequence[tuple[Any, ...]],
+        newest: Mapping[int, Token],
+        *,
+        beginning: bool,
     ) -> Freed:
         execute = connection.execute
         mine = self.held.number
@@ -314,16 +360,16 @@ class PostgresDatabase(FencedDatabase):
                 execute(DELETE_TRANSACTIONS, (commit.expire_before_ms, EXPIRED_AT_ONCE))
             self._write_producers(connection, commit)
             if commit.pairs:
-                columns = zip(
-                    *(
-                        (p.id, p.stream, p.instance, p.position, p.floor, p.rows, p.size_bytes)
-                        for p in commit.pairs
-                    ),
-                    strict=True,
-                )
-                execute(UPSERT_PAIRS, (self.writer, *map(list, columns)))
-            if commit.blocks:
-                execute(INSERT_BLOCKS, _columns(commit.blocks))
+                rows = [
+                    (
+                        *(p.id, p.stream, p.instance, p.position, p.floor, p.rows, p.size_bytes),
+                        newest.get(p.id, 0),
+                    )
+                    for p in commit.pairs
+                ]
+                execute(UPSERT_PAIRS, (self.writer, *_columns(rows)))
+            if blocks:
+                execute(INSERT_BLOCKS, _columns(blocks))
             if commit.transactions:
                 asked = sorted(commit.transactions, key=itemgetter(0, 1))
                 now_ms = asked[0][3]
@@ -367,10 +413,8 @@ class PostgresDatabase(FencedDatabase):
                 "DELETE FROM producers WHERE writer = %s AND name = ANY (%s)", (mine, names)
             )
         if commit.producers:
-            columns = zip(
-                *((name, *state) for name, state in commit.producers.items()), strict=True
-            )
-            connection.execute(UPSERT_PRODUCERS, (mine, *map(list, columns)))
+            rows = [(name, *state) for name, state in commit.producers.items()]
+            connection.execute(UPSERT_PRODUCERS, (mine, *_columns(rows)))
         if commit.answers:
             names = list(commit.answers)
             lasts = [given[-1].sequence for given in commit.answers.values()]
@@ -465,15 +509,6 @@ class PostgresDatabase(FencedDatabase):
         self._looking.close()
 
 
-def _columns(blocks: Sequence[tuple[int, Block]]) -> list[list[Any]]:
-    """Return the columns of ``blocks`` for these."""
-    bodies = [encode_block(block) for _, block in blocks]
-    return [
-        [pair for pair, _ in blocks],
-        [block.last for _, block in blocks],
-        [len(block.tokens) for _, block in blocks],
-        [len(block.lines) for _, block in blocks],
-        [block.written_ms for _, block in blocks],
-        list(map(crc32, bodies)),
-        bodies,
-    ]
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Return the columns of *rows*, as `unnest` takes them."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -159,8 +159,13 @@ class NewsReader:
                             news.damaged[pair.id] = Gap(after, last, Cause.DAMAGE, text)
                             after = last
                             break
+                        block, before = decode_block(pair.stream, pair.instance, body, written_ms)
+                        if before is not None and before > after:
+                            text = f"no block has the rows up to token {before}"
+                            news.damaged[pair.id] = Gap(after, before, Cause.DAMAGE, text)
+                            after = before
+                            break
                         after = last
-                        block, _ = decode_block(pair.stream, pair.instance, body, written_ms)
                         blocks.append(block)
                         left -= len(block.lines)
                         if left <= 0:

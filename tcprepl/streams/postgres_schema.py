@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tcprepl.storage.fenced import CREATE_FENCE, CREATE_WRITERS
+from tcprepl.storage.fenced import CREATE_FENCE, CREATE_MIGRATION, CREATE_WRITERS
 from tcprepl.storage.postgresql import PostgresSchema
 
 #: The schema of the database that a log is in.
@@ -35,6 +35,7 @@ CREATE TABLE pairs (
     floor bigint NOT NULL,
     rows bigint NOT NULL,
     bytes bigint NOT NULL,
+    newest bigint NOT NULL DEFAULT 0,
     UNIQUE (stream, instance)
 ) WITH (fillfactor = 50);
 CREATE TABLE blocks (
@@ -147,16 +148,24 @@ BEGIN
 END $$;
 """  # noqa: S608 - of our own constants
 
-SCHEMA: Final = PostgresSchema(CREATE_WRITERS + _TABLES + _FUNCTIONS + CREATE_FENCE, version=1)
+#: The last token of the newest block of a pair; 0 is none, or not known.
+_ADD_NEWEST: Final = "ALTER TABLE pairs ADD COLUMN newest bigint NOT NULL DEFAULT 0;"
+SCHEMA: Final = PostgresSchema(
+    CREATE_WRITERS + CREATE_MIGRATION + _TABLES + _FUNCTIONS + CREATE_FENCE,
+    version=2,
+    upgrades={1: _ADD_NEWEST + CREATE_MIGRATION},
+)
 
 # What is said to them.
 
 PAIRS = "SELECT id, stream, instance, position, floor, rows, bytes, writer FROM pairs"
 UPSERT_PAIRS = (
-    "INSERT INTO pairs AS p (id, stream, instance, writer, position, floor, rows, bytes)"
-    " SELECT i, s, n, %s, o, f, r, b FROM unnest(%s::bigint[], %s::text[], %s::text[],"
-    " %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS new (i, s, n, o, f, r, b)"
+    "INSERT INTO pairs AS p (id, stream, instance, writer, position, floor, rows, bytes, newest)"
+    " SELECT i, s, n, %s, o, f, r, b, l FROM unnest(%s::bigint[], %s::text[], %s::text[],"
+    " %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
+    " AS new (i, s, n, o, f, r, b, l)"
     " ON CONFLICT (id) DO UPDATE SET position = excluded.position,"
+    " newest = greatest(p.newest, excluded.newest),"
     " floor = greatest(p.floor, excluded.floor),"
     " rows = p.rows + excluded.rows, bytes = p.bytes + excluded.bytes"
 )

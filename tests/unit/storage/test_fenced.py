@@ -8,14 +8,22 @@ from collections.abc import Iterator
 import pytest
 
 from tcprepl.errors import LogFenced, LogHeld, LogUnavailable
-from tcprepl.storage.fenced import CREATE_FENCE, CREATE_WRITERS, FencedDatabase
+from tcprepl.storage.fenced import (
+    CREATE_FENCE,
+    CREATE_MIGRATION,
+    CREATE_WRITERS,
+    FencedDatabase,
+)
 from tcprepl.storage.postgresql import Connection, PostgresSchema
 from tests import postgres_world
 
 pytestmark = pytest.mark.postgresql
 
 _SCHEMA = PostgresSchema(
-    CREATE_WRITERS + CREATE_FENCE + "CREATE TABLE words (word text, number bigint);"
+    CREATE_WRITERS
+    + CREATE_MIGRATION
+    + CREATE_FENCE
+    + "CREATE TABLE words (word text, number bigint);"
 )
 
 
@@ -118,3 +126,28 @@ def test_a_standby_waits_until_it_is_stopped(place: Place) -> None:
     timer.start()
     third.take(standby=True)
     assert third.held.epoch == 2
+
+
+MARK = (
+    "INSERT INTO migration (fills, other, holder, held_until, source)"
+    " VALUES (%s, '/data', 'h:1', clock_timestamp() + make_interval(secs => %s), '')"
+)
+
+
+def test_what_is_copied_into_is_not_taken(place: Place) -> None:
+    place.taken().release()
+    where = place.url, place.schema
+    postgres_world.sql(*where, MARK, (True, -1.0))
+    with pytest.raises(LogUnavailable, match="a part of what is migrated from /data; finish"):
+        place.database().take()
+
+
+def test_what_is_copied_from_is_not_taken_until_that_is_over(place: Place) -> None:
+    place.taken().release()
+    where = place.url, place.schema
+    postgres_world.sql(*where, MARK, (False, 60.0))
+    with pytest.raises(LogUnavailable, match="h:1 migrates it to /data; wait"):
+        place.database().take()
+    postgres_world.sql(*where, "UPDATE migration SET held_until = clock_timestamp()")
+    place.taken()
+    assert postgres_world.sql(*where, "SELECT * FROM migration") == []

@@ -147,6 +147,45 @@ def test_a_page_ends_before_damage(place: Place, monkeypatch: pytest.MonkeyPatch
     assert (page.upto, page.damage) == (5, None)
 
 
+def test_a_block_that_was_deleted_is_missed(place: Place) -> None:
+    """What comes behind it names it: the next block, or the pair."""
+    database = place.begun()
+    for token in range(1, 6):
+        database.write(commit(database, token, token))
+    pair = StoredPair(database.first_id, "s", "i", 5, 0)
+
+    def damage(after: int, upto: int) -> tuple[int, int]:
+        found = database.page(pair, after, upto).damage
+        assert found is not None
+        return found.after, found.upto
+
+    place.sql("DELETE FROM blocks WHERE last = 4")
+    assert damage(0, 5) == damage(3, 5) == damage(0, 4) == (3, 4)
+    place.sql("UPDATE blocks SET crc = crc + 1 WHERE last = 5")
+    assert database.page(pair, 0, 4).damage is None  # its neighbour knows of it no more
+    place.sql("DELETE FROM blocks WHERE last = 5")
+    assert damage(0, 5) == (3, 5)
+    assert damage(4, 5) == (3, 5)
+    pair.floor = 5
+    assert database.page(pair, 5, 5).damage is None
+
+
+def test_a_database_of_before_misses_none(place: Place) -> None:
+    """Its blocks say nothing of the one before them, and its pairs nothing of the newest."""
+    database = place.begun()
+    database.write(commit(database, 1, 1))
+    database.close()
+    place.sql(
+        "UPDATE meta SET version = 1; ALTER TABLE pairs DROP newest; DROP TABLE migration;"
+        " DELETE FROM blocks"
+    )
+    again = place.begun()
+    pair = StoredPair(again.first_id, "s", "i", 1, 0)
+    assert again.page(pair, 0, 1).damage is None
+    again.write(commit(again, 2, 2))
+    assert again.page(StoredPair(again.first_id, "s", "i", 2, 0), 0, 2).damage is None
+
+
 def test_pages_are_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.limits, "PAGE_ROWS", 3)
     database = place.begun()

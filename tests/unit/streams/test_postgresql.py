@@ -311,6 +311,22 @@ def test_a_damaged_block_of_another_is_a_gap(world: World) -> None:
     other.close()
 
 
+def test_a_block_of_another_that_was_deleted_is_a_gap(world: World) -> None:
+    other = second(world)
+    for name in "abc":
+        add(other, DURABLE, row(name), instance="v")
+    postgres_world.sql(
+        world.store.url, world.store.schema, "DELETE FROM blocks WHERE last IN (1, 2)"
+    )
+    world.log.look()
+    world.work()
+    assert [(gap.after, gap.upto, gap.cause.value) for _, gap in world.log.gaps] == [
+        (0, 2, "damage")
+    ]
+    assert read_all(world.log, DURABLE, 2, instance="v") == [(3, row("c"))]
+    other.close()
+
+
 def test_a_reader_who_comes_from_another_server_is_waited_for(world: World) -> None:
     other = second(world)
     add(other, DURABLE, row("a"), instance="v")
