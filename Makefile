@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run fmt lint types test stateful simulation interop faults cover mirror \
-	docs-check bench fuzz check clean
+	docs-check bench fuzz torture check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench: $(VENV)/.bench  ## how fast, beside what others do; JSON in build/bench.j
 fuzz: $(VENV)/.dev  ## throw bytes at the sessions and the bus; SECONDS_EACH=600 make fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_session $(ARGS)
 	$(BIN)/python -m tests.fuzz.fuzz_bus $(ARGS)
+
+torture: $(VENV)/.dev  ## real processes under every fault; MINUTES=60 SEED=... make torture
+	MINUTES=$(or $(MINUTES),60) SEED=$(or $(SEED),0) $(BIN)/python -m tests.torture $(ARGS)
 
 check: lint types docs-check test  ## what a commit passes
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,7 +72,13 @@ class Running:
     """A child process with its output in files; usable as a context manager that kills it."""
 
     def __init__(
-        self, argv: Sequence[str], where: Path, name: str = "process", *, stdin: bool = False
+        self,
+        argv: Sequence[str],
+        where: Path,
+        name: str = "process",
+        *,
+        stdin: bool = False,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         where.mkdir(parents=True, exist_ok=True)
         count = len(list(where.glob(f"{name}-*.out")))
@@ -86,7 +92,7 @@ class Running:
                 stdout=out,
                 stderr=err,
                 cwd=where,
-                env=environment(),
+                env={**environment(), **(extra or {})},
                 start_new_session=True,
             )
 

@@ -1,8 +1,9 @@
 """A process that publishes numbered rows for ever, and notes what was acknowledged.
 
-``python -m tests.faults.producer (twisted|asyncio) HOST:PORT ACKNOWLEDGED``: append *n* has the
-number in its row and goes to one of two streams; it begins after the last one that the server has
-taken. Ends with 3 when another process has claimed the name.
+``python -m tests.faults.producer (twisted|asyncio) HOST:PORT ACKNOWLEDGED [PAUSE_S]``: append *n*
+has the number in its row and goes to one of two streams; it begins after the last one that the
+server has taken, and rests for so long after each piece. Ends with 3 when another process has
+claimed the name.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class Numbers:
         os.write(self._acknowledged, line.encode())
 
 
-async def under_twisted(reactor: Any, address: str, path: str) -> None:
+async def under_twisted(reactor: Any, address: str, path: str, pause_s: float) -> None:
     """Publish until killed or fenced."""
     from twisted.internet.defer import Deferred
+    from twisted.internet.task import deferLater
 
     from tcprepl.app.connecting import client_endpoint
     from tcprepl.replication.following import writer as following
@@ -72,9 +74,10 @@ async def under_twisted(reactor: Any, address: str, path: str) -> None:
             writer.failed.addErrback(lambda _: None)
             raise SystemExit(3)
         await published
+        await deferLater(reactor, pause_s)
 
 
-async def under_asyncio(address: str, path: str) -> None:
+async def under_asyncio(address: str, path: str, pause_s: float) -> None:
     """Publish until killed or fenced."""
     async with ReplicationWriter(address, producer="steady", max_held_appends=OPEN) as writer:
         numbers = Numbers(path, await writer.claimed())
@@ -101,16 +104,17 @@ async def under_asyncio(address: str, path: str) -> None:
             except PublishRefused as error:
                 sys.stderr.write(f"{error}\n")
                 raise SystemExit(3) from None
+            await asyncio.sleep(pause_s)
 
 
-def main(face: str, address: str, path: str) -> None:
+def main(face: str, address: str, path: str, pause: str = "0") -> None:
     """Publish."""
     if face == "asyncio":
-        asyncio.run(under_asyncio(address, path))
+        asyncio.run(under_asyncio(address, path, float(pause)))
     else:
         from twisted.internet.task import react
 
-        react(under_twisted, (address, path))
+        react(under_twisted, (address, path, float(pause)))
 
 
 if __name__ == "__main__":

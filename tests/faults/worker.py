@@ -3,7 +3,8 @@
 Run as ``python -m tests.faults.worker FACE HOST:PORT DATABASE STREAM...``, where FACE is one of
 ``twisted``, ``asyncio``, ``async-for`` and ``for``; the first takes several addresses, with commas.
 It takes its time for one batch of ten, and fails for two, in the middle of what it writes. A loop
-has to connect anew when it has failed, and fails for one of a hundred.
+has to connect anew when it has failed, and fails for one of a hundred. What it is told of rows
+that it will not get is kept in the order in which it was told.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class Worker:
             "CREATE TABLE IF NOT EXISTS seen"
             " (number INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT, token INTEGER, row TEXT)"
         )
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS told (number INTEGER PRIMARY KEY AUTOINCREMENT,"
+            " behind INTEGER, stream TEXT, known INTEGER, token INTEGER)"
+        )
         self._connection.commit()
         self.positions = SqlitePositionStore(self._connection)
 
@@ -63,6 +68,14 @@ class Worker:
             )
             if fails and number == len(rows.raw) // 2:
                 raise Fault("a fault in the handler")
+
+    def note(self, stream: str, instance: str, known: int | None, token: int) -> None:
+        """Note that the stream cannot go on from *known*, but from *token*."""
+        self._connection.execute(
+            "INSERT INTO told (behind, stream, known, token)"
+            " SELECT COALESCE(MAX(number), 0), ?, ?, ? FROM seen",
+            (stream, known, token),
+        )
 
 
 def under_twisted(worker: Worker, address: str, streams: Sequence[str]) -> None:
@@ -93,6 +106,7 @@ def under_twisted(worker: Worker, address: str, streams: Sequence[str]) -> None:
         positions=worker.positions,
         name="worker",
         since="start",
+        on_reset=worker.note,
     )
     client.startService()
     reactor.run()
@@ -113,7 +127,13 @@ async def under_asyncio(worker: Worker, address: str, streams: Sequence[str]) ->
         return None
 
     await aio.ReplicationClient(
-        address, streams, handler, positions=worker.positions, name="worker", since="start"
+        address,
+        streams,
+        handler,
+        positions=worker.positions,
+        name="worker",
+        since="start",
+        on_reset=worker.note,
     ).run()
 
 
@@ -122,7 +142,12 @@ async def in_async_for(worker: Worker, address: str, streams: Sequence[str]) -> 
     while True:
         try:
             async with aio.follow(
-                address, streams, positions=worker.positions, name="worker", since="start"
+                address,
+                streams,
+                positions=worker.positions,
+                name="worker",
+                since="start",
+                on_reset=worker.note,
             ) as batches:
                 async for batch in batches:
                     slow, fails = worker.chances(LOOP_FAULTS)
@@ -138,7 +163,12 @@ def in_for(worker: Worker, address: str, streams: Sequence[str]) -> None:
     while True:
         try:
             with tcprepl.follow(
-                address, streams, positions=worker.positions, name="worker", since="start"
+                address,
+                streams,
+                positions=worker.positions,
+                name="worker",
+                since="start",
+                on_reset=worker.note,
             ) as batches:
                 for batch in batches:
                     slow, fails = worker.chances(LOOP_FAULTS)

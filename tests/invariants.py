@@ -1,0 +1,236 @@
+"""What has to hold of rows, whatever happened on their way: README, "What is guaranteed".
+
+Written once, for a simulated world (`tests.simulation`) and for real processes (`tests.torture`).
+Nothing here knows how either works: a world tells what the writer holds, what it answered, and
+what each reader saw, in order; each function returns what is wrong, in words, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
+
+#: How many faults of one kind are named; who sees three knows where to look.
+NAMED = 3
+
+
+class Row(NamedTuple):
+    """A row, as a reader saw it or a writer holds it; rows of one batch share a token."""
+
+    token: int
+    row: str
+
+
+class Told(NamedTuple):
+    """A reader was told that it cannot go on from *known*, but from *token*.
+
+    Above *known*: rows in ``(known, token]`` are lost to it. Below: what it has above *token* is
+    void, and it began anew there. None stands for a reader that knew nothing.
+    """
+
+    known: int | None
+    token: int
+
+
+#: What a reader saw of one pair, in order.
+Diary: TypeAlias = Sequence[Row | Told]
+
+
+@dataclass
+class History:
+    """What a writer holds of one pair in the end.
+
+    Attributes:
+        rows: In the order of their tokens.
+        gaps: ``(after, upto]`` of which nothing can be said: past retention, or damaged.
+    """
+
+    rows: Sequence[Row]
+    gaps: Sequence[tuple[int, int]] = ()
+
+    def silent(self, token: int) -> bool:
+        """Return whether nothing can be said of *token*."""
+        return _within(token, self.gaps)
+
+
+@dataclass
+class Reading:
+    """What a reader is left with, of all that it saw.
+
+    Attributes:
+        rows: By token, those that are not void.
+        gaps: ``(after, upto]`` that it was told it lacks.
+        position: Up to where it has been.
+        wrong: What went back without a word.
+    """
+
+    rows: dict[int, list[str]] = field(default_factory=dict)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    position: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def read(diary: Diary) -> Reading:
+    """Return what is left of a diary."""
+    left = Reading()
+    open_batch = False
+    for entry in diary:
+        if isinstance(entry, Told):
+            open_batch = False
+            known = left.position if entry.known is None else max(entry.known, left.position)
+            if entry.token > known:
+                left.gaps.append((known, entry.token))
+            else:
+                for token in [token for token in left.rows if token > entry.token]:
+                    del left.rows[token]
+                left.gaps = [
+                    (after, min(upto, entry.token))
+                    for after, upto in left.gaps
+                    if after < entry.token
+                ]
+            left.position = entry.token
+            continue
+        token, row = entry
+        if token < left.position or (token == left.position and not open_batch):
+            left.wrong.append(f"{row} came at {token} behind {left.position}")
+        left.rows.setdefault(token, []).append(row)
+        left.position = max(left.position, token)
+        open_batch = True
+    return left
+
+
+def reader_faults(diary: Diary, history: History) -> list[str]:
+    """Every row once and in order at the reader, or told as a gap; nothing that never was.
+
+    To be asked when the reader has had the time to come level: what it lacks counts as lost.
+    """
+    left = read(diary)
+    faults = _few("out of order", left.wrong)
+    held = _by_token(history.rows)
+    lost, altered, invented = [], [], []
+    for token, rows in held.items():
+        had = left.rows.get(token)
+        if had is None:
+            if not _within(token, left.gaps):
+                lost.append(f"{rows[0]} at {token}")
+        elif had != rows:
+            altered.append(f"{had} at {token}, where {rows} is held")
+    for token, had in left.rows.items():
+        if token not in held and not history.silent(token):
+            invented.append(f"{had[0]} at {token}")
+    faults += _few("neither seen nor told as missing", lost)
+    faults += _few("other than what is held", altered)
+    faults += _few("seen, but not held by the writer", invented)
+    return faults
+
+
+def behind(diary: Diary, history: History) -> bool:
+    """Return whether the reader lacks the newest row yet, and has not been told that it will."""
+    if not history.rows:
+        return False
+    left = read(diary)
+    newest = history.rows[-1].token
+    return newest not in left.rows and not _within(newest, left.gaps)
+
+
+def writer_faults(answered: Mapping[str, int], history: History) -> list[str]:
+    """What was answered is held, at the token that was told; nothing is held twice.
+
+    Args:
+        answered: Token of each row that was answered. No two rows are equal.
+        history: What the writer holds.
+    """
+    held = {row: token for token, row in history.rows}
+    lost = [
+        f"{row} at {token}" + (f", which is at {held[row]}" if row in held else "")
+        for row, token in answered.items()
+        if held.get(row) != token and not history.silent(token)
+    ]
+    count = Counter(row for _, row in history.rows)
+    twice = [f"{row} ({times} times)" for row, times in count.items() if times > 1]
+    back = [f"{b.token} behind {a.token}" for a, b in pairwise(history.rows) if b.token < a.token]
+    return (
+        _few("answered, but not held there", lost)
+        + _few("held twice", twice)
+        + _few("tokens that go back", back)
+    )
+
+
+def producer_faults(held: Mapping[str, Sequence[int]], *, without_hole: bool = True) -> list[str]:
+    """A producer's appends are held in its order, each once; without a hole if it is whole.
+
+    Args:
+        held: Numbers of its appends, which it counted from 1 on, as each stream holds them.
+        without_hole: Whether nothing of the streams is past retention or damaged.
+    """
+    wrong = []
+    for stream, numbers in held.items():
+        wrong += [f"{b} behind {a} on {stream}" for a, b in pairwise(numbers) if b <= a]
+    every = sorted(number for numbers in held.values() for number in numbers)
+    twice = [str(a) for a, b in pairwise(every) if a == b]
+    holes = []
+    if without_hole:
+        holes = [f"{a + 1} to {b - 1}" for a, b in pairwise([0, *every]) if b > a + 1]
+    return (
+        _few("of a producer, out of its order", wrong)
+        + _few("of a producer, held twice", twice)
+        + _few("of a producer, passed over", holes)
+    )
+
+
+def remote_faults(
+    requests: Iterable[tuple[str, object]],
+    taken: Sequence[int],
+    queued: Iterable[int],
+    answered: Iterable[int],
+    *,
+    once: bool = True,
+) -> list[str]:
+    """A remote sees each transaction id with one content; no EDU is lost, none invented.
+
+    Args:
+        requests: Transaction id and content of each request that it saw.
+        taken: Numbers of the EDUs that it took.
+        queued: Numbers of all that anybody tried to queue for it.
+        answered: Those that the writer has answered.
+        once: Whether none may come twice. (After a writer was restored from a copy its EDUs have
+            new tokens, and the sender takes all of them.)
+    """
+    contents: dict[str, object] = {}
+    altered = []
+    for transaction_id, content in requests:
+        if contents.setdefault(transaction_id, content) != content:
+            altered.append(f"transaction {transaction_id} came with two contents")
+    had = Counter(taken)
+    lost = [str(number) for number in answered if number not in had]
+    known = set(queued)
+    invented = [str(number) for number in had if number not in known]
+    twice = [f"{n} ({times} times)" for n, times in had.items() if times > 1] if once else []
+    return (
+        _few("of a remote", altered)
+        + _few("EDUs that were lost", lost)
+        + _few("EDUs that nobody queued", invented)
+        + _few("EDUs that came twice", twice)
+    )
+
+
+def _within(token: int, ranges: Iterable[tuple[int, int]]) -> bool:
+    return any(after < token <= upto for after, upto in ranges)
+
+
+def _by_token(rows: Iterable[Row]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for token, row in rows:
+        found.setdefault(token, []).append(row)
+    return found
+
+
+def _few(kind: str, wrong: Sequence[str]) -> list[str]:
+    """Return one line for all that is wrong in one way."""
+    if not wrong:
+        return []
+    more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+    return [f"{kind}: {'; '.join(wrong[:NAMED])}{more}"]

@@ -1,0 +1,165 @@
+"""What the driver does to a world, step after step, by chance."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections.abc import Callable
+from itertools import count
+
+from tests.harness import pause
+from tests.torture.actors import Actor
+from tests.torture.world import World
+
+#: How far wall clocks are set.
+CLOCKS_S = (-3_600.0, -5.0, 0.0, 7.0, 3_600.0, 30 * 86_400.0)
+
+
+class Tormentor:
+    """Lets one fault follow another until its time is over.
+
+    Args:
+        world: What suffers.
+        gentle: No faults at all; for a test of the driver.
+    """
+
+    def __init__(self, world: World, *, gentle: bool = False) -> None:
+        self._world = world
+        self._chance = random.Random(world.seed ^ 0x7031)
+        self._gentle = gentle
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._kinds: list[tuple[float, str, Callable[[], None]]] = [
+            (8.0, "kill", self._kill),
+            (3.0, "kill during a start", self._kill_starting),
+            (4.0, "kill in a write", self._kill_in_a_write),
+            (2.0, "freeze", self._freeze),
+            (1.0, "end", self._end),
+            (2.5, "cut wire", self._cut),
+            (1.5, "frozen wire", self._freeze_wire),
+            (1.0, "dripping wire", self._drip),
+            (1.5, "full disk", self._full),
+            (1.0, "failing fsync", self._no_sync),
+            (1.0, "short writes", self._short),
+            (1.0, "no descriptors", self._starve),
+            (1.0, "wall clock", self._clock),
+        ]
+        self._kinds += [(0.8, name, function) for name, function in world.operations()]
+
+    def run(self, seconds: float) -> None:
+        """Torture for so long."""
+        end = time.monotonic() + seconds
+        weights = [weight for weight, _, _ in self._kinds]
+        while time.monotonic() < end:
+            pause(self._chance.uniform(0.1, 1.2))
+            self._heal_due()
+            self._world.tend()
+            if self._gentle:
+                continue
+            _, name, function = self._chance.choices(self._kinds, weights)[0]
+            self._world.tally[name] += 1
+            function()
+            self._note_descriptors()
+        while self._later:
+            heapq.heappop(self._later)[2]()
+
+    # -- what heals later ----------------------------------------------------------------------
+
+    def _in(self, seconds: float, heal: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), heal))
+
+    def _heal_due(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic():
+            heapq.heappop(self._later)[2]()
+
+    def _note_descriptors(self) -> None:
+        for actor in self._world.actors.values():
+            if actor.alive and actor.descriptors is None:
+                actor.descriptors = actor.open_files()
+
+    def _one(self, *, shim: bool = False) -> Actor:
+        actors = [a for a in self._world.actors.values() if not shim or a.shim is not None]
+        return self._chance.choice(actors)
+
+    # -- faults --------------------------------------------------------------------------------
+
+    def _kill(self) -> None:
+        actors = [self._one()]
+        if self._chance.random() < 0.2:
+            actors.append(self._one())
+        for actor in actors:
+            actor.kill()
+        for actor in actors:
+            if not actor.alive:
+                actor.start()
+
+    def _kill_starting(self) -> None:
+        actor = self._one()
+        for _ in range(self._chance.randint(1, 3)):
+            actor.kill()
+            actor.start()
+            pause(self._chance.uniform(0.05, 1.0))
+        actor.kill()
+        actor.start()
+
+    def _kill_in_a_write(self) -> None:
+        actor = self._one(shim=True)
+        assert actor.shim is not None
+        if self._chance.random() < 0.4:
+            actor.kill()  # in what it writes when it starts
+            actor.start()
+        actor.shim.kill_in(self._chance.randint(1, 40))
+
+    def _freeze(self) -> None:
+        actor = self._one()
+        actor.freeze()
+        self._in(self._chance.uniform(0.1, 4.0), actor.thaw)
+
+    def _end(self) -> None:
+        actor = self._one()
+        if actor.shim is None or "worker" in actor.name:
+            return
+        actor.end()
+        actor.start()
+
+    def _cut(self) -> None:
+        self._chance.choice(self._world.wires.all).cut(reset=self._chance.random() < 0.5)
+
+    def _freeze_wire(self) -> None:
+        wire = self._chance.choice(self._world.wires.all)
+        wire.freeze(True)
+        self._in(self._chance.uniform(0.2, 6.0), lambda: wire.freeze(False))
+
+    def _drip(self) -> None:
+        wire = self._chance.choice(self._world.wires.all)
+        wire.drip(True)
+        self._in(self._chance.uniform(0.5, 5.0), lambda: wire.drip(False))
+
+    def _full(self) -> None:
+        shim = self._one(shim=True).shim
+        assert shim is not None
+        shim.full(True)
+        self._in(self._chance.uniform(0.1, 3.0), lambda: shim.full(False))
+
+    def _no_sync(self) -> None:
+        shim = self._one(shim=True).shim
+        assert shim is not None
+        shim.no_sync(True)
+        self._in(self._chance.uniform(0.1, 2.0), lambda: shim.no_sync(False))
+
+    def _short(self) -> None:
+        shim = self._one(shim=True).shim
+        assert shim is not None
+        shim.shorter(True)
+        self._in(self._chance.uniform(0.1, 3.0), lambda: shim.shorter(False))
+
+    def _starve(self) -> None:
+        actor = self._one()
+        actor.starve(self._chance.randint(0, 3))
+        self._in(self._chance.uniform(0.2, 3.0), actor.feed)
+
+    def _clock(self) -> None:
+        shim = self._one(shim=True).shim
+        assert shim is not None
+        shim.wall_clock(self._chance.choice(CLOCKS_S))

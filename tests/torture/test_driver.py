@@ -1,0 +1,114 @@
+"""The driver itself: it is green when nothing is done, and turns red when a row is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import invariants
+from tests.harness import wait_until
+from tests.invariants import History, Row, Told
+from tests.torture import shim
+from tests.torture.actors import TRACEBACK
+from tests.torture.world import TcpWorld, position
+
+HELD = History([Row(1, "a"), Row(2, "b"), Row(2, "c"), Row(3, "d")])
+
+
+@pytest.mark.parametrize(
+    ("diary", "wrong"),
+    [
+        ([Row(1, "a"), Row(2, "b"), Row(2, "c"), Row(3, "d")], ""),
+        ([Told(0, 1), Row(2, "b"), Row(2, "c"), Row(3, "d")], ""),
+        ([Row(1, "a"), Told(1, 3)], ""),
+        ([Row(1, "x"), Row(2, "y"), Told(2, 0), Told(0, 2), Row(3, "d")], ""),
+        ([Row(1, "a"), Row(3, "d")], "neither seen nor told as missing: b at 2"),
+        ([Row(1, "a"), Row(2, "b"), Row(3, "d")], "other than what is held"),
+        ([Row(1, "a"), Row(1, "a"), Told(1, 3)], "other than what is held"),
+        ([Row(2, "b"), Row(2, "c"), Row(1, "a"), Row(3, "d")], "out of order"),
+        ([Told(None, 3), Row(4, "e")], "seen, but not held by the writer: e at 4"),
+        ([Row(1, "a"), Told(1, 3), Told(3, 1)], "neither seen nor told"),
+    ],
+)
+def test_a_reader(diary: invariants.Diary, wrong: str) -> None:
+    faults = invariants.reader_faults(diary, HELD)
+    assert (wrong in faults[0]) if wrong else not faults
+
+
+def test_a_writer() -> None:
+    assert not invariants.writer_faults({"a": 1, "c": 2}, HELD)
+    assert not invariants.writer_faults({"z": 9}, History(HELD.rows, [(8, 9)]))
+    assert invariants.writer_faults({"z": 9, "b": 3}, HELD) == [
+        "answered, but not held there: z at 9; b at 3, which is at 2"
+    ]
+    twice = History([Row(1, "a"), Row(2, "a")])
+    assert invariants.writer_faults({}, twice) == ["held twice: a (2 times)"]
+
+
+def test_a_producer() -> None:
+    assert not invariants.producer_faults({"x": [1, 3], "y": [2, 4]})
+    assert not invariants.producer_faults({"x": [3], "y": [4]}, without_hole=False)
+    assert invariants.producer_faults({"x": [1, 4], "y": [3, 1]}) == [
+        "of a producer, out of its order: 1 behind 3 on y",
+        "of a producer, held twice: 1",
+        "of a producer, passed over: 2 to 2",
+    ]
+
+
+def test_a_remote() -> None:
+    good = [("t1", [1, 2]), ("t1", [1, 2]), ("t2", [3])]
+    assert not invariants.remote_faults(good, [1, 2, 3], [1, 2, 3, 4], [1, 2, 3])
+    assert invariants.remote_faults([*good, ("t2", [4])], [1, 1, 5], [1, 2], [2]) == [
+        "of a remote: transaction t2 came with two contents",
+        "EDUs that were lost: 2",
+        "EDUs that nobody queued: 5",
+        "EDUs that came twice: 1 (2 times)",
+    ]
+
+
+def test_a_stack_in_a_log() -> None:
+    text = (
+        "2026 event=x\nTraceback (most recent call last):\n  File 'x', line 1\n    f()\n"
+        "tests.faults.worker.Fault: a fault\nnext\n"
+    )
+    assert [found["error"] for found in TRACEBACK.finditer(text)] == [
+        "tests.faults.worker.Fault: a fault"
+    ]
+
+
+class SmallWorld(TcpWorld):
+    """A server, a worker behind a wire, and who publishes."""
+
+    def build_readers(self) -> None:
+        """Add the worker."""
+        self.wire = self.wires.to(self.port)
+        self.add_worker("worker", "twisted", f"127.0.0.1:{self.wire.port}", "device_lists")
+        self.answers = self.where / "answers"
+
+    def build_federation(self) -> None:
+        """Nothing."""
+        self.remotes = {}
+
+    def check_readers(self, histories: object) -> None:
+        """Compare what the worker has, without patience."""
+        self.check_workers(histories)  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(120)
+def test_a_row_that_a_wire_loses_turns_it_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody notices it but the invariants, and those do."""
+    with SmallWorld(tmp_path / "round", shim.build(tmp_path), 1) as world:
+        wait_until(lambda: position(world.url, "device_lists") > 10, "rows")
+        world.wire.lose_rows(1)
+        wait_until(lambda: world.wire.dropped, "one is lost")
+        lost = world.wire.dropped[0].decode().split(" ", 4)[4].strip()
+        upto = position(world.url, "device_lists")
+        wait_until(lambda: position(world.url, "device_lists") > upto, "rows behind it")
+        monkeypatch.setattr("tests.torture.world.LEVEL_S", 1.0)
+        world.check()
+    (told,) = world.failures
+    assert told.startswith("worker, device_lists: ")
+    assert lost in told
