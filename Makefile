@@ -4,7 +4,8 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-JOBS   ?= 2
+# Two for each of two cores: half of what a test of processes does is wait.
+JOBS   ?= 4
 ARGS   ?=
 
 # The first interpreter that is new enough.
