@@ -82,6 +82,10 @@ class CloseReason(Enum):
     TOO_MANY_CONNECTIONS = "too_many_connections"
     #: The token that was said does not hold, or no longer.
     NOT_AUTHORIZED = "not_authorized"
+    #: An operator ended the connection.
+    KICKED = "kicked"
+    #: An operator ends the server; the peer has everything, or its time is over.
+    DRAINED = "drained"
     #: The peer did not drain its socket after the close was asked for.
     ABORTED = "aborted"
     #: Our side broke a rule: a bug.

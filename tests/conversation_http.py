@@ -23,6 +23,7 @@ from tcprepl.ephemeral.typing_notifications import TypingWriter
 from tcprepl.federation.receiving.faces import FederationServices, federation_routes
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
+from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
@@ -138,6 +139,7 @@ class HttpStage:
             send_edu=self.queue.send_to,
         )
         self.server = ReplicationServer(self.clock, self.log, registry, SERVER_NAME, INSTANCE)
+        self._drain: Drain | None = None
         services = FederationServices(now_ms=self._now_ms, send_queue=self.queue, hosts=hosts)
         self.site = build_site(
             WebServices(
@@ -152,12 +154,19 @@ class HttpStage:
                 typing=self.typing,
                 edus=self.queue,
                 acknowledge=self.queue.acknowledge,
+                drain=self._begin_to_drain,
+                shut=lambda: None if self._drain is None else self._drain.text,
                 further=lambda gate: federation_routes(services, gate),
                 secrets=(SECRET,) if guarded else (),
                 client_tokens={CLIENT_TOKEN: None},
                 wall_ms=self._now_ms,
             )
         )
+
+    def _begin_to_drain(self, within_s: float, to: str) -> Drain:
+        if self._drain is None:
+            self._drain = Drain(self.server, self.log.flush, within_s, to)
+        return self._drain
 
     def _now_ms(self) -> int:
         return int(self.clock.seconds() * 1000)

@@ -47,6 +47,9 @@ class Bus(Relay):
         secret_file: A file with the secret of the instances from which rows are fetched.
     """
 
+    #: The processes of a Synapse know no other bus.
+    drainable = False
+
     def __init__(
         self, reactor: Reactor, config: Config, *, secret_file: Path | None = None
     ) -> None:

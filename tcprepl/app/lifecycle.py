@@ -136,6 +136,12 @@ class Lifecycle:
                 timer.cancel()
 
 
+def end(failed: Deferred[None], why: Failure | None = None) -> None:
+    """Let *failed* of a process fire, if it has not: with *why*, or as nothing is left to do."""
+    if not failed.called:
+        failed.callback(why)  # a failure makes an errback of it
+
+
 async def _awaited(begin: Callable[[], Awaitable[None]]) -> None:
     await begin()
 
@@ -144,7 +150,8 @@ class Process(Protocol):
     """What `run` runs: a composition root.
 
     Attributes:
-        failed: Fires with the failure when it cannot go on; may never fire.
+        failed: Fires with the failure when it cannot go on, or without one when it has been
+            drained; may never fire.
     """
 
     failed: Deferred[None]

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.python.failure import Failure
 
 from tcprepl.access import Guesses
 from tcprepl.app.connecting import client_endpoint
-from tcprepl.app.lifecycle import Lifecycle
+from tcprepl.app.lifecycle import Lifecycle, end
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.measuring import room_in_words
 from tcprepl.app.opening import open_log_of, where_logs_are
@@ -42,6 +41,7 @@ from tcprepl.replication.relaying.intake import RelayIntake, Upstream, relay_reg
 from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.notifier import Notifier
 from tcprepl.values import Address
@@ -85,10 +85,13 @@ class Relay:
     """Client, log and server in one, started and stopped in order.
 
     Attributes:
-        failed: Fires with the failure when the log takes no more.
+        failed: Fires with the failure when the log takes no more, or without one once drained.
+        drainable: Whether its readers may be sent elsewhere.
         upstream_name: Where the rows come from, without secrets.
         config: The settings.
     """
+
+    drainable = True
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class Relay:
         self._user_ip = user_ip
         self._dialect = dialect
         self._not_ready: str | None = "starting"
+        self._drain: Drain | None = None
         self._guesses = Guesses()
         self._life = Lifecycle(reactor, "relay")
         self._listeners = Listeners(reactor, config, self._life)
@@ -135,8 +139,8 @@ class Relay:
         self._life.add("log", stream_log.close)
         intake = RelayIntake(reactor, stream_log, registry, state)
         self._life.add("intake", intake.close)
-        self.failed = intake.failed
-        _ = stream_log.failed.addErrback(self._log_failed)
+        for failed in (intake.failed, stream_log.failed):  # either may meet it first
+            _ = failed.addErrback(lambda failure: end(self.failed, failure))
         self._server = ReplicationServer(
             reactor,
             stream_log,
@@ -167,6 +171,7 @@ class Relay:
             instance=config.instance,
             replication_server=self._server,
             acknowledge=self._acknowledge,
+            drain=self.drain if self.drainable else None,
             room=lambda: room_in_words(self.config),
             ready=lambda: self._not_ready,
             secrets=http_secrets(config),
@@ -179,9 +184,18 @@ class Relay:
         await self._listeners.open_http(self._site)
         await self._start_upstream()
 
-    def _log_failed(self, failure: Failure) -> None:
-        if not self.failed.called:  # the intake may have met it first
-            self.failed.errback(failure)
+    def drain(self, within_s: float, to: str = "") -> Drain:
+        """Let everybody go who has everything, and be done then (`failed`).
+
+        Returns:
+            The drain; the one that there is already, as it was asked for first.
+        """
+        if self._drain is None:
+            self._drain = Drain(self._server, self._log.flush, within_s, to)
+            self._life.add("drain", self._drain.stop)
+            self._not_ready = self._drain.text
+            _ = self._drain.done.addCallback(lambda _: end(self.failed))
+        return self._drain
 
     async def _start_upstream(self) -> None:
         self._upstream.start()
@@ -313,7 +327,8 @@ class Relay:
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
         up = "up" if self._upstream.status().up else "away"
-        return f"upstream {up}, {peers_in_words(self._server)}"
+        words = f"upstream {up}, {peers_in_words(self._server)}"
+        return words if self._drain is None else f"{self._drain.text}: {words}"
 
     async def stop(self) -> None:
         """Leave the upstream, drain the readers, write everything out."""

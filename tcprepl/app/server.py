@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from tcprepl import clocks
 from tcprepl.access import Guesses
-from tcprepl.app.lifecycle import Lifecycle
+from tcprepl.app.lifecycle import Lifecycle, end
 from tcprepl.app.listening import Listeners, peers_in_words
 from tcprepl.app.measuring import room_in_words
 from tcprepl.app.opening import open_log_of, where_logs_are
@@ -43,6 +43,7 @@ from tcprepl.ids import InstanceName, StreamName
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.redis.url import parse_redis_url, redis_endpoint
+from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log
@@ -75,7 +76,8 @@ class Server:
         presence: Who is online.
         receipts: Takes receipts.
         federation: Queues EDUs for other servers, and takes theirs.
-        failed: Fires when the log can take no more: another server has taken the instance over.
+        failed: Fires when it cannot go on: with the failure when the log can take no more, as
+            another server has taken the instance over; without one once it has been drained.
     """
 
     reloads = SERVING | ASKING | {"federation.senders"}
@@ -98,6 +100,7 @@ class Server:
         self._now_ms = wall_ms or clocks.steady_ms
         self._wall_ms = wall_ms or clocks.wall_ms
         self._not_ready: str | None = "starting"
+        self._drain: Drain | None = None
         self._redis: RedisWriter | None = None
         self._guesses = Guesses()
         self._life = Lifecycle(reactor, "serve")
@@ -120,6 +123,23 @@ class Server:
         self._site = build_site(self._web)
         await self._listeners.open_http(self._site)
         self._join_redis()
+
+    def drain(self, within_s: float, to: str = "") -> Drain:
+        """Take nothing new, let everybody go who has everything, and be done then (`failed`).
+
+        Returns:
+            The drain; the one that there is already, as it was asked for first.
+        """
+        if self._drain is None:
+            self._drain = Drain(self.replication, self._safe, within_s, to)
+            self._life.add("drain", self._drain.stop)
+            self._not_ready = self._drain.text
+            _ = self._drain.done.addCallback(lambda _: end(self.failed))
+        return self._drain
+
+    def _safe(self) -> Deferred[None]:
+        self.publisher.flush()
+        return self.log.flush()
 
     async def stop(self, reason: str = "server shutting down") -> None:
         """Let nobody in, drain the peers, stop the writers, flush and close the log."""
@@ -157,7 +177,8 @@ class Server:
 
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
-        return peers_in_words(self.replication)
+        words = peers_in_words(self.replication)
+        return words if self._drain is None else f"{self._drain.text}: {words}"
 
     def reload(self, config: Config) -> Callable[[], None]:
         """Return what takes up *config*, as far as a server can while it runs (`SERVING`).
@@ -177,7 +198,8 @@ class Server:
             self.config = config
             self.log.retain(retention_of(config))
             self.replication.max_connections = config.replication.max_connections
-            self.replication.door.publisher = self.publisher if publishes(config) else None
+            if self._drain is None:
+                self.replication.door.publisher = self.publisher if publishes(config) else None
             self.replication.admit(tokens_of(config, self._guesses), anonymous_of(config))
             self.federation.send_queue.senders = federation.senders
             self.federation.transport.change(
@@ -195,7 +217,7 @@ class Server:
     async def _open_log(self) -> None:
         config = self.config
         self.log = await open_log_of(config, self.registry, self._reactor)
-        self.failed = self.log.failed
+        _ = self.log.failed.addErrback(lambda failure: end(self.failed, failure))
         self.publisher = CanonicalPublisher(self.log, self.registry, config.instance, self._reactor)
         self._life.add("log", self._close_log)
         for stream in self.registry.offered():
@@ -346,6 +368,8 @@ class Server:
             further=self.federation.routes,
             room=lambda: room_in_words(self.config),
             ready=lambda: self._not_ready or self.log.trouble,
+            drain=self.drain,
+            shut=lambda: None if self._drain is None else self._drain.text,
             secrets=http_secrets(self.config),
             grants=grants_of(config),
             guesses=self._guesses,

@@ -46,6 +46,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
     "log": ("tcprepl.cli.log", "Look into a data directory, and check that it is whole."),
     "reload": ("tcprepl.cli.reload", "Let a running process take up its configuration."),
+    "kick": ("tcprepl.cli.kick", "End the connections of a peer, and tell it why."),
+    "drain": ("tcprepl.cli.drain", "Let everybody go who has everything, and end a server."),
     "conformance": ("tcprepl.cli.conformance", "Play protocol.md against your own program."),
     "backup": ("tcprepl.cli.backup", "Copy a data directory while it is in use."),
     "restore": ("tcprepl.cli.restore", "Make a data directory of such a copy."),

@@ -79,6 +79,7 @@ class Route:
         guard: What is asked first.
         about: What is told of it.
         cors: Whether scripts of other origins may use it (the Matrix client paths).
+        while_shut: Whether it is served while nothing is written any more, though it is no GET.
     """
 
     method: str
@@ -87,6 +88,7 @@ class Route:
     guard: Guard
     about: About
     cors: bool = False
+    while_shut: bool = False
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -116,16 +118,23 @@ class Router(Resource):
 
     isLeaf = True
 
-    def __init__(self, routes: Sequence[Route], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        headers: Mapping[str, str] | None = None,
+        shut: Callable[[], str | None] = lambda: None,
+    ) -> None:
         """Route requests.
 
         Args:
             routes: What there is.
             headers: What every answer says besides.
+            shut: Returns why nothing is written any more, or None.
         """
         super().__init__()
         self.routes = tuple(routes)
         self._headers = dict(headers or {})
+        self._shut = shut
         self._always = header_lines({**_ALWAYS, **self._headers})
         self._counters: dict[tuple[str, str, int], Counter] = {}
         self._by_length: dict[int, list[Route]] = {}
@@ -195,6 +204,10 @@ class Router(Resource):
             template = route.template
             call = Call(request, arguments)
             route.guard(call)
+            if route.method != "GET" and not route.while_shut:
+                why = self._shut()
+                if why is not None:
+                    raise busy(503, why)
             answer = route.handler(call)
             if not isinstance(answer, Response):
                 deferred = _to_deferred(answer)

@@ -46,7 +46,8 @@ class Acknowledgements:
             says="It counts.",
             refuses={404: None, 409: None},
         )
-        yield Route("POST", "/_tcprepl/v1/federation_ack", self.post, gate.operating, about)
+        path = "/_tcprepl/v1/federation_ack"
+        yield Route("POST", path, self.post, gate.operating, about, while_shut=True)
 
     def post(self, call: Call) -> Response:
         """Note that a sender holds everything up to a token; 409 says why that has no effect."""

@@ -15,10 +15,11 @@ from tcprepl.clocks import steady_ms
 from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
-from tcprepl.replication.status import ServerStatus
 from tcprepl.streams.log import Appended, Log
 
 if TYPE_CHECKING:
+    from tcprepl.replication.serving.draining import Drain
+    from tcprepl.replication.serving.server import ReplicationServer
     from tcprepl.streams.notifier import Notifier
     from tcprepl.streams.registry import Registry
 
@@ -36,18 +37,6 @@ class PublisherPort(Protocol):
         transaction_id: str | None = None,
     ) -> Deferred[Appended]:
         """Check and append rows that are JSON already."""
-        ...
-
-
-class StatusPort(Protocol):
-    """Who is connected to the line protocol (`tcprepl.replication.serving.server`)."""
-
-    def status(self) -> ServerStatus:
-        """Return what is held and who is connected."""
-        ...
-
-    def lags(self, also: Iterable[int]) -> Mapping[int, float]:
-        """Return by how many seconds each connection is behind that is, or is one of *also*."""
         ...
 
 
@@ -137,6 +126,9 @@ class WebServices:
         acknowledge: Takes what a federation sender acknowledges, (instance, token); returns
             why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
+        drain: Begins to drain this process, given seconds and where peers are to go, and returns
+            the drain that there is; None where that makes no sense.
+        shut: Returns why nothing is written here any more, or None.
         room: Returns what there is to say of disk and retention, by title.
         further: Returns the routes of other rooms, guarded by the gate that it is given.
         secrets: Who shows one of them may do everything.
@@ -156,7 +148,7 @@ class WebServices:
     notifier: Notifier
     server_name: ServerName
     instance: InstanceName = "master"
-    replication_server: StatusPort | None = None
+    replication_server: ReplicationServer | None = None
     typing: TypingPort | None = None
     presence: PresencePort | None = None
     receipts: ReceiptsPort | None = None
@@ -165,6 +157,8 @@ class WebServices:
     acknowledge: Callable[[InstanceName, Token], str | None] | None = None
     unpublished: Callable[[StreamName, InstanceName], str | None] | None = None
     ready: Callable[[], str | None] | None = None
+    drain: Callable[[float, str], Drain] | None = None
+    shut: Callable[[], str | None] = lambda: None
     room: Callable[[], Mapping[str, str]] | None = None
     further: Callable[[Gate], Iterable[Route]] = lambda gate: ()
     secrets: Collection[str] = ()

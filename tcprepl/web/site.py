@@ -16,6 +16,7 @@ from tcprepl.web.incarnations import INCARNATION_HEADER
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
 from tcprepl.web.openapi import Document
+from tcprepl.web.operating import Operating
 from tcprepl.web.pages import Pages
 from tcprepl.web.services import WebServices
 from tcprepl.web.status import Board
@@ -51,13 +52,14 @@ def build_site(services: WebServices) -> LimitedSite:
         yield from ingest.routes(gate)
         yield from clients.routes(gate.client)
         yield from acknowledgements.routes(gate)
+        yield from Operating(services).routes(gate)
         yield from services.further(gate)
 
     served = tuple(routes())
     description.describe(served, services)
     bounds = services.limits
     site = LimitedSite(
-        Router(served, {INCARNATION_HEADER: services.log.history.current}),
+        Router(served, {INCARNATION_HEADER: services.log.history.current}, services.shut),
         services.reactor,
         max_body_bytes=bounds.max_body_bytes,
         max_bodies_bytes=bounds.max_bodies_bytes,

@@ -205,6 +205,7 @@ class BusListener:
         self._stopping: Deferred[None] | None = None
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
         server.others.append(self.peers)
+        server.closers.append(self._close)
 
     # -- life --------------------------------------------------------------------------
 
@@ -317,6 +318,14 @@ class BusListener:
         if not self._connections and self._stopping is not None:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
+
+    def _close(self, conn_id: int, reason: CloseReason, text: str) -> bool:
+        connection = self._connections.get(conn_id)
+        if connection is None:
+            return False
+        connection.write(error(f"ERR {text}"))
+        connection.close(reason)
+        return True
 
     def counts_of(self, process: str) -> Counter[str]:
         """Return what is counted of *process*; of one that nobody knows, for itself."""

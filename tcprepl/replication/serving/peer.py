@@ -149,6 +149,11 @@ class Peer:
         return self._reader is not None and self._reader.backlog is not None
 
     @property
+    def unanswered(self) -> bool:
+        """Whether it published something that is not answered yet."""
+        return self._publishing is not None and self._publishing.waiting
+
+    @property
     def behind_seconds(self) -> float:
         """The age of the oldest row that it asked for and has not been sent."""
         return 0.0 if self._reader is None else self._server.hub.lag(self._reader).seconds

@@ -145,6 +145,11 @@ class Publishing:
         self._warned: set[Pair] = set()
 
     @property
+    def waiting(self) -> bool:
+        """Whether something is not answered yet."""
+        return bool(self._asked)
+
+    @property
     def full(self) -> bool:
         """Whether so much waits for its answer that nothing more is to be read."""
         return (

@@ -88,6 +88,7 @@ class ReplicationServer:
         log: The log.
         links: Asked for what the status says of upstreams and Redis.
         others: Asked for connections that get the same streams in another way.
+        closers: Asked to close one of those, by number, and why; return whether they have it.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class ReplicationServer:
         self._anonymous = anonymous
         self.links: list[Callable[[], LinkStatus]] = []
         self.others: list[Callable[[], list[PeerStatus]]] = []
+        self.closers: list[Callable[[int, CloseReason, str], bool]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
@@ -128,6 +130,8 @@ class ReplicationServer:
         self._last_conn_id = 0
         self._started_at: float = reactor.seconds()
         self._stopping: Deferred[None] | None = None
+        #: Why nobody is let in any more.
+        self._shut: str | None = None
         self._sweeper: LoopingProcess | None = None
         self._closed: Counter[str] = Counter()
         #: Who works when.
@@ -169,9 +173,7 @@ class ReplicationServer:
         aborts them at once.
         """
         self.hub.flush()
-        ports, self._ports = self._ports, []
-        for port in ports:
-            await maybeDeferred(port.stopListening)
+        await self._close_ports()
         for peer in list(self._peers.values()):
             peer.close(CloseReason.SHUTDOWN, text)
         if self._peers:
@@ -187,6 +189,18 @@ class ReplicationServer:
         self.turns.close()
         self.hub.close()
         self._sources.remove()
+
+    async def _close_ports(self) -> None:
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await maybeDeferred(port.stopListening)
+
+    def shut(self, text: str, publisher: PublisherPort) -> None:
+        """Let nobody in any more, who are told *text*; rows go to *publisher*, if they went in."""
+        self._shut = text
+        if self.door.publisher is not None:
+            self.door.publisher = publisher
+        run_in_background(self._close_ports)
 
     # -- wiring ------------------------------------------------------------------------
 
@@ -275,6 +289,8 @@ class ReplicationServer:
         log.debug("replication.peer.connected", conn_id=peer.conn_id, peer=peer.address)
         if self._stopping is not None:
             peer.close(CloseReason.SHUTDOWN, "server shutting down")
+        elif self._shut is not None:
+            peer.close(CloseReason.DRAINED, self._shut)
         elif too_many(self._peers.values(), self.max_connections):
             limit = f"the limit is {self.max_connections} connections (max_connections)"
             for other in self._peers.values():
@@ -317,6 +333,18 @@ class ReplicationServer:
     def connections(self) -> int:
         """How many connections there are."""
         return len(self._peers)
+
+    def connected(self) -> list[Peer]:
+        """Return the connections, oldest first."""
+        return list(self._peers.values())
+
+    def end(self, conn_id: int, reason: CloseReason, text: str) -> None:
+        """Close a connection, of whatever kind, and say why."""
+        peer = self._peers.get(conn_id)
+        if peer is not None:
+            peer.close(reason, text)
+        else:
+            any(close(conn_id, reason, text) for close in self.closers)
 
     def hears(self, command: type[Command]) -> bool:
         """Return whether somebody registered for *command*."""

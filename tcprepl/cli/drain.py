@@ -1,0 +1,78 @@
+"""``tcprepl drain``: let everybody go who has everything, and end a server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.cli.arguments import SECONDS, token_options, url_option
+from tcprepl.errors import TcpreplError
+from tcprepl.protocol.display import displayable
+
+
+@click.command("drain")
+@url_option("--to", "The server to drain")
+@token_options
+@click.option(
+    "--elsewhere", metavar="TEXT", default="", help="Where peers are told to go, an address."
+)
+@click.option(
+    "--within", type=SECONDS, default=30.0, show_default=True, help="How long peers have."
+)
+@click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each look.")
+def command(
+    url: str, token: str | None, elsewhere: str, within: float, no_wait: bool, as_json: bool
+) -> int:
+    """Take no new connections and no rows, let everybody go who has everything, and end a server.
+
+    What was taken is on disk and answered. Each reader is closed once it has every row, and told
+    where to go by --elsewhere; federation senders once they have acknowledged. After --within the
+    rest is closed, and resumes elsewhere. The process then ends with exit code 0, and the systemd
+    units of `tcprepl files` do not start it again. Where a .socket unit holds the ports, stop that
+    first.
+
+    The exit code is 1 if somebody was closed without everything.
+
+    \b
+    Example:
+      $ tcprepl drain --elsewhere repl2.example.com:9092
+      drained: everybody has everything
+    """
+    api = Api(url, token)
+    body = json.dumps({"within_seconds": within, "to": elsewhere}).encode()
+    state: dict[str, Any] = {}
+    while not state.get("over"):
+        try:
+            found = api.request("POST", "/_tcprepl/v1/drain", body=body)
+        except ApiFailed as error:
+            if not state or error.status is not None:
+                raise
+            raise TcpreplError(
+                f"the server ended before it said that it was drained: {_left(state)}"
+            ) from None
+        state = found
+        if as_json:
+            click.echo(json.dumps(state))
+        elif no_wait or not state["over"]:
+            click.echo(f"draining: {_left(state)}", err=not no_wait)
+        if no_wait:
+            return 0
+    if state["unserved"]:
+        who = "1 peer was" if state["unserved"] == 1 else f"{state['unserved']} peers were"
+        raise TcpreplError(f"drained: {who} closed without everything, as the time was over")
+    if not as_json:
+        click.echo("drained: everybody has everything")
+    return 0
+
+
+def _left(state: dict[str, Any]) -> str:
+    """Return how far it is, in words."""
+    peers = "1 peer" if state["peers"] == 1 else f"{state['peers']} peers"
+    return displayable(
+        f"{peers} left, {state['behind']} of them behind by {state['rows']} rows, "
+        f"{state['seconds_left']:.0f} s to go"
+    )

@@ -1,0 +1,213 @@
+"""An operator's two last words: to one connection (kick), and to all, one by one (drain).
+
+protocol.md sections 12.3 and 13.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from msgspec import Struct
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.errors import CloseReason, LogUnavailable
+from tcprepl.protocol.display import printable
+from tcprepl.replication.status import PeerStatus
+from tcprepl.streams.publisher import Outcome
+
+if TYPE_CHECKING:
+    from tcprepl.replication.serving.peer import Peer
+    from tcprepl.replication.serving.server import ReplicationServer
+
+log = structlog.get_logger()
+
+#: How often it is looked who has everything.
+LOOK_S: Final = 0.1
+#: The stream whose rows somebody says that they are safe elsewhere.
+_FEDERATION: Final = "federation"
+
+
+def kick(server: ReplicationServer, who: str, why: str) -> list[PeerStatus]:
+    """End the connections of *who*, and tell them *why*; they may connect again.
+
+    Args:
+        server: Whose connections.
+        who: The number of a connection, or the name or address of one or more.
+        why: For the peer; empty for nothing more than that it was an operator.
+
+    Returns:
+        Those that were ended, as they were; none if there is nobody of that name.
+    """
+    text = "disconnected by an operator" + (f": {printable(why)}" if why else "")
+    found = [
+        peer
+        for peer in server.peers()
+        if peer.state != "closing" and who in (str(peer.conn_id), peer.name, peer.address)
+    ]
+    for peer in found:
+        server.end(peer.conn_id, CloseReason.KICKED, text)
+    if found:
+        log.info("replication.kicked", who=who, why=why, connections=len(found))
+    return found
+
+
+class DrainState(Struct, frozen=True):
+    """How far a drain is.
+
+    Attributes:
+        peers: Connections that are still there.
+        behind: Those of them that do not have everything yet.
+        rows: Rows that they do not have; a lower bound.
+        seconds_left: Until the others are closed as well.
+        over: Whether nothing is waited for any more.
+        unserved: Connections that were closed at the end of the time without everything.
+        to: Where peers were told to go; empty for nowhere.
+    """
+
+    peers: int
+    behind: int
+    rows: int
+    seconds_left: float
+    over: bool
+    unserved: int
+    to: str
+
+
+class Shut:
+    """The publisher of a server that is being drained: it refuses, for whoever tries elsewhere."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def publish_json(self, *_: Any, **__: Any) -> Deferred[Any]:
+        """Refuse."""
+        return fail(LogUnavailable(self._why))
+
+    def publish_each(self, stream: str, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+        """Refuse all of them."""
+        refused: Deferred[list[Outcome]] = Deferred()
+        refused.callback([(count, Failure(LogUnavailable(self._why)))])
+        return refused
+
+
+class Drain:
+    """Lets everybody go who has everything, and takes nothing new.
+
+    Invariant: a row that was answered reaches every peer that asked for it, unless the time is
+    over first; who has everything is told where to go, and closed; nobody new is let in.
+
+    Args:
+        server: What is drained.
+        flush: Returns what fires once all rows that were taken are on disk, or refused.
+        within_s: How long peers have.
+        to: Where they are told to go; empty for nowhere.
+
+    Attributes:
+        text: Why nothing is taken any more.
+        done: Fires when nobody is waited for any more: the process may end.
+    """
+
+    def __init__(
+        self,
+        server: ReplicationServer,
+        flush: Callable[[], Deferred[None]],
+        within_s: float,
+        to: str = "",
+    ) -> None:
+        self.text = "the server is being drained" + (f"; go to {printable(to)}" if to else "")
+        self.done: Deferred[None] = Deferred()
+        self._server = server
+        self._to = to
+        self._deadline = server.reactor.seconds() + within_s
+        self._flushed = False
+        self._over = False
+        self._unserved = 0
+        self._waiters: list[Deferred[DrainState]] = []
+        log.info("drain.began", peers=server.connections, within_s=within_s, to=to)
+        server.shut(self.text, Shut(self.text))
+        _ = flush().addBoth(self._safe)
+        self._looping: LoopingProcess | None = looping_background_process(
+            server.reactor, "drain", LOOK_S, self._look
+        )
+
+    def stop(self) -> None:
+        """Wait for nobody any more; `done` does not fire."""
+        if self._looping is not None:
+            looping, self._looping = self._looping, None
+            _ = looping.stop()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(self.state())
+
+    def state(self) -> DrainState:
+        """Return how far it is."""
+        peers = self._peers()
+        owed = [peer for peer in peers if self._owes(peer)]
+        now = self._server.reactor.seconds()
+        return DrainState(
+            peers=len(peers),
+            behind=len(owed),
+            rows=sum(peer.status(now).behind_rows for peer in owed),
+            seconds_left=round(max(0.0, self._deadline - now), 3),
+            over=self._over,
+            unserved=self._unserved,
+            to=self._to,
+        )
+
+    def wait(self, seconds: float) -> Deferred[DrainState]:
+        """Return the state when it is over, or after *seconds*."""
+        waiter: Deferred[DrainState] = Deferred(self._waiters.remove)
+        if self._looping is None:
+            waiter.callback(self.state())
+            return waiter
+
+        def told() -> None:
+            self._waiters.remove(waiter)
+            waiter.callback(self.state())
+
+        def settled(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        self._waiters.append(waiter)
+        timer = self._server.reactor.callLater(seconds, told)
+        return waiter.addBoth(settled)
+
+    def _safe(self, result: object) -> None:
+        self._flushed = True
+
+    def _peers(self) -> list[Peer]:
+        return [peer for peer in self._server.connected() if peer.closing is None]
+
+    def _owes(self, peer: Peer) -> bool:
+        """Whether *peer* waits for something, or has not said that it is safe with it."""
+        acked = peer.acked
+        if acked is not None:
+            head = self._server.hub.heads.get((_FEDERATION, self._server.instance))
+            if head is not None and acked < head.token:
+                return True
+        return peer.is_behind or peer.unanswered
+
+    def _look(self) -> None:
+        server = self._server
+        server.hub.flush()
+        late = server.reactor.seconds() >= self._deadline
+        if not self._flushed and not late:
+            return
+        for peer in self._peers():
+            if not self._owes(peer):
+                peer.close(CloseReason.DRAINED, self.text)
+            elif late:
+                self._unserved += 1
+                peer.close(CloseReason.DRAINED, f"{self.text}; not everything was sent in time")
+        if late or not server.connections:
+            self._over = True
+            log.info("drain.over", unserved=self._unserved)
+            self.stop()
+            # Who waits for the state is answered before the process begins to end.
+            server.reactor.callLater(0, self.done.callback, None)
