@@ -236,9 +236,10 @@ class Cursor:
 
         It may come from another server of the same log, which heard of it a moment earlier.
         """
-        return self.token > position or (
-            bool(self._places) and self._log.history.common(self.pair, self._places) is None
-        )
+        if self.token > position or not self._places:
+            return self.token > position
+        shared = self._log.history.common(self.pair, self._places)
+        return shared is None or shared < self.token
 
     async def arrived(
         self,

@@ -346,6 +346,19 @@ def test_a_reader_who_comes_from_another_server_is_waited_for(world: World) -> N
     other.close()
 
 
+def test_a_reader_that_was_at_a_server_not_heard_of_forgets_nothing(world: World) -> None:
+    """What it got there is looked for before anything that it has is called void."""
+    world.log.append(DURABLE, "w", [row("a"), row("b")])
+    world.work()
+    other = PostgresStore(world.store.url, world.store.schema, writer="other")
+    places = ((2, other.log.history.current), (1, world.log.history.current))
+    cursor = world.log.cursor((DURABLE, "w"), 2, places)
+    assert isinstance(cursor.next(), Reading)
+    world.work()
+    assert cursor.next() is AT_HEAD
+    other.close()
+
+
 def test_who_cannot_look_does_not_send_readers_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
