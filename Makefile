@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run fmt lint types test stateful simulation interop faults cover mirror \
+.PHONY: help venv run fmt lint types test stateful simulation simulate interop faults cover mirror \
 	docs-check bench fuzz torture check clean
 
 help:  ## list the targets
@@ -57,8 +57,11 @@ test: $(VENV)/.dev  ## all tests that need no long run and no foreign program
 stateful: $(VENV)/.dev  ## random machines against models
 	$(PYTEST) tests/stateful $(ARGS)
 
-simulation: $(VENV)/.dev  ## the whole system on a fake clock, many seeds
+simulation: $(VENV)/.dev  ## the tests of tests/simulation, many seeds
 	HYPOTHESIS_PROFILE=ci $(PYTEST) tests/simulation $(ARGS)
+
+simulate: $(VENV)/.dev  ## simulated worlds and what they met; SEEDS=1000, SEEDS=40-60 or MINUTES=10
+	$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 interop: $(VENV)/.dev  ## real sockets, nc, telnet, real peers
 	$(PYTEST) tests/interop $(ARGS)

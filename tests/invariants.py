@@ -8,7 +8,7 @@ what each reader saw, in order; each function returns what is wrong, in words, o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
@@ -157,6 +157,40 @@ def writer_faults(answered: Mapping[str, int], history: History) -> list[str]:
         + _few("held twice", twice)
         + _few("tokens that go back", back)
     )
+
+
+def unsaid_faults(history: History, said: Collection[str]) -> list[str]:
+    """What a writer holds somebody said."""
+    return _few(
+        "nobody said", [f"{row} at {token}" for token, row in history.rows if row not in said]
+    )
+
+
+def unfounded_faults(diary: Diary, reasons: Collection[str]) -> list[str]:
+    """Nobody is told that rows are lost where none ever were.
+
+    Args:
+        diary: What the reader saw.
+        reasons: Why any may be: retention, damage, a copy that was put back.
+    """
+    gaps = [] if reasons else read(diary).gaps
+    return _few("told as missing for no reason", [f"({after}, {upto}]" for after, upto in gaps])
+
+
+def level_fault(position: int, head: int) -> list[str]:
+    """A reader that is left alone for long enough is where the writer is."""
+    return [] if position == head else [f"at rest: at {position}, the writer is at {head}"]
+
+
+def state_faults(followed: Mapping[str, object], written: Mapping[str, object]) -> list[str]:
+    """A follower of states holds those of the writer: nothing is stuck, and nothing forgotten."""
+    stuck = [f"{key} {state}" for key, state in followed.items() if key not in written]
+    wrong = [
+        f"{key} {followed.get(key)}, which is {state}"
+        for key, state in written.items()
+        if followed.get(key) != state
+    ]
+    return _few("a state that is over", stuck) + _few("another state", wrong)
 
 
 def producer_faults(held: Mapping[str, Sequence[int]], *, without_hole: bool = True) -> list[str]:

@@ -184,7 +184,10 @@ class BaseLog:
         page = found.page(after, upto, limit_rows, limit_bytes, None)
         if isinstance(page, Reading):
             page.wait()
-            page = found.page(after, upto, limit_rows, limit_bytes, page)
+            if page.page is not None and page.page.upto <= after:  # damage begins here
+                page = empty_page(after)
+            else:
+                page = found.page(after, upto, limit_rows, limit_bytes, page)
             assert not isinstance(page, Reading)
         if page.upto <= after:
             gap = self.gaps.at((stream, instance), after)

@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
-from tcprepl.storage.worker import InlineWorker
+from tcprepl.storage.worker import InlineWorker, ThreadWorker
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
@@ -387,6 +387,17 @@ def test_damage_that_is_trimmed_before_it_is_found_is_none(tmp_path: Path, how: 
     worker.run()
     assert cursor.next() == Gap(0, 100, Cause.RETENTION, "acknowledged")
     assert store.log.gaps.of(Cause.DAMAGE) == []
+    store.close()
+
+
+@HOW
+def test_a_thread_that_reads_is_waited_for_before_damage_too(tmp_path: Path, how: str) -> None:
+    store, _ = cold(tmp_path, 2)
+    store.reading_worker = ThreadWorker(lambda done, *answer: done(*answer), "reading")
+    damage(store, 100, how)
+    with pytest.raises(LogCorrupt, match=r"rows in \(0, 100\] cannot be read"):
+        store.log.read(*PAIR, 20, 150)
+    assert list(store.log.read(*PAIR, 100, 102).tokens) == [101, 102]
     store.close()
 
 

@@ -1,0 +1,130 @@
+"""Run simulated worlds: ``python -m tests.simulation --minutes 10``.
+
+A world is made from a seed and can be had again: ``--seed 17``. One that fails is made smaller,
+and what is printed then runs just the steps that are left: ``--seed 17 --steps 3,9,25``. The exit
+code is 0 if all was well, 1 if a promise was not kept, 2 if something that is to happen in these
+worlds never did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+from tests.simulation.world import Failed, play, schedule, shrunk
+
+
+def report(coverage: Counter[tuple[str, str]]) -> None:
+    """Print which fault met which state, and how often."""
+    print("\nwhat happened, to whom in which state:")
+    last = ""
+    for (what, state), count in sorted(coverage.items()):
+        print(f"  {what if what != last else '':<28} {state or '-':<44} {count:>8}")
+        last = what
+
+
+def fail(failed: Failed, seed: int, steps: list[int] | None) -> None:
+    """Print a failure, and how to have it again."""
+    print(f"\n{failed}", flush=True)
+    if steps is None:
+        few = shrunk(seed, schedule(seed), failed)
+        numbers = ",".join(str(step.number) for step in few)
+        print("these steps are enough:")
+        for step in few:
+            print(f"  {step.number:>4} {step.what:<20} then {step.after_s:g} s")
+        print(f"again: python -m tests.simulation --seed {seed} --steps {numbers}")
+
+
+def main() -> int:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", default="", help="how many, or FIRST-LAST")
+    parser.add_argument("--minutes", type=float, help="as many as that takes")
+    parser.add_argument("--seed", type=int, help="this one, and say what happens")
+    parser.add_argument("--steps", help="of the one seed only these steps")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return one(options.seed, options.steps)
+    first, _, last = options.seeds.rpartition("-")
+    begin = int(first or 0)
+    end = int(last) + bool(first) if last else begin + 1_000_000_000 * bool(options.minutes) + 20
+    return many(begin, end, options.minutes)
+
+
+def one(seed: int, chosen: str | None) -> int:
+    """Run one seed."""
+    steps = schedule(seed)
+    if chosen is not None:
+        numbers = {int(number) for number in chosen.split(",")}
+        steps = [step for step in steps if step.number in numbers]
+    try:
+        played = play(seed, steps)
+    except Failed as failed:
+        fail(failed, seed, [step.number for step in steps] if chosen else None)
+        raise
+    report(played.coverage)
+    print(f"seed {seed}: all is well; trace {played.trace:08x}")
+    return 0
+
+
+def many(begin: int, end: int, minutes: float | None) -> int:
+    """Run seeds one after the other, and say how it went."""
+    started = time.monotonic()
+    coverage: Counter[tuple[str, str]] = Counter()
+    simulated_s, calls, seeds, failures = 0.0, 0, 0, 0
+    for seed in range(begin, end):
+        if minutes is not None and time.monotonic() - started > minutes * 60:
+            break
+        seeds += 1
+        try:
+            played = play(seed)
+        except Failed as failed:
+            failures += 1
+            fail(failed, seed, None)
+            continue
+        coverage += played.coverage
+        simulated_s += played.simulated_s
+        calls += played.steps
+    took_s = time.monotonic() - started
+    report(coverage)
+    met = {what for what, _ in coverage}
+    never = sorted({name for name in MUST_BE_MET if name not in met}) if seeds >= 20 else []
+    kills = sum(count for (what, _), count in coverage.items() if what.startswith("kill "))
+    print(
+        f"\n{seeds} worlds, {simulated_s / 3600:.1f} simulated hours in {took_s:.0f} s"
+        f" ({simulated_s / max(took_s, 1e-9):.0f} times as fast), {calls} calls, {kills} kills,"
+        f" {failures} failures"
+    )
+    if never:
+        print(f"never happened, and has to: {', '.join(never)}")
+        return 2
+    return 1 if failures else 0
+
+
+#: What has to have happened in twenty worlds; else they damage too little to show anything.
+MUST_BE_MET = (
+    "kill",
+    "kill server",
+    "kill worker",
+    "lose the machine of",
+    "freeze",
+    "cut",
+    "half close",
+    "freeze a wire",
+    "part",
+    "disk full",
+    "disk no fsync",
+    "disk failing",
+    "wall clock jumps",
+    "restore",
+    "turn a bit",
+    "handler raises",
+    "handler raises half-way",
+    "handler dies",
+    "put back a worker",
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What the simulated worlds are worth: faults of old put back one by one, and found.
+
+``python -m tests.simulation.unmended`` takes each mend out, runs seeds until a promise is broken,
+makes the schedule smaller and prints a table. A mend that can be taken out and nothing breaks is
+one that the worlds do not know of; the exit code says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+from tcprepl.protocol.client_session import ClientSession
+from tcprepl.streams import database, stored
+from tcprepl.streams.history import History
+from tcprepl.streams.position_store import SqlitePositionStore
+from tcprepl.streams.producing import Producing
+from tests.simulation import universe
+from tests.simulation.world import Failed, play, schedule, shrunk
+
+#: Seeds that are tried before a mend counts as not known to the worlds.
+MOST_SEEDS = 200
+
+
+class Mend(NamedTuple):
+    """A mend.
+
+    Attributes:
+        removed: Takes it out for as long as it is entered.
+        seed: A seed that shows it.
+    """
+
+    removed: Callable[[], AbstractContextManager[object]]
+    seed: int = 0
+
+
+def replaced(owner: object, name: str, by: Any) -> Callable[[], AbstractContextManager[object]]:
+    """Return what replaces an attribute."""
+    return partial(mock.patch.object, owner, name, by)
+
+
+def answers_at_once(self: Any, item: Any) -> None:
+    """Answer an append before it is on disk."""
+    if isinstance(item, stored.Append):
+        waiting, item.waiting = item.waiting, []
+        for waiter in waiting:
+            self._reactor.callLater(0, waiter.callback, item.answer)
+    _enqueue(self, item)
+
+
+_enqueue = stored.StoredLog._enqueue
+
+
+def claims_nothing(self: Any, pair: Any, token: int) -> None:
+    """Give tokens of an ephemeral stream out without a note on disk."""
+    pair.claimed = max(pair.claimed, token)
+
+
+@contextmanager
+def _no_claims() -> Iterator[None]:
+    with (
+        mock.patch.object(stored.StoredLog, "_claim", claims_nothing),
+        mock.patch.object(stored.StoredLog, "_claim_ahead"),
+    ):
+        yield
+
+
+MENDS = {
+    "what a failed handler wrote is undone": Mend(
+        replaced(SqlitePositionStore, "rollback", lambda self: None)
+    ),
+    "a reader's incarnation is looked at when it resumes": Mend(
+        replaced(History, "common", lambda self, pair, places: places[0][0] if places else None)
+    ),
+    "an append is answered once it is on disk": Mend(
+        replaced(stored.StoredLog, "_enqueue", answers_at_once)
+    ),
+    "an append that was taken is not taken again": Mend(
+        replaced(Producing, "ask", lambda self, produced, again, at_once: None)
+    ),
+    "tokens of typing are claimed on disk": Mend(_no_claims),
+    "a block has a checksum": Mend(replaced(database, "crc32", lambda body: 0)),
+    "time is measured by a clock that nobody sets": Mend(
+        replaced(universe.Process, "steady", False)
+    ),
+    "a silent server is given up": Mend(
+        replaced(ClientSession, "next_deadline", lambda self: None)
+    ),
+}
+
+
+def find(mend: Mend, most: int = MOST_SEEDS) -> tuple[int, Failed, int, int] | None:
+    """Return the first seed that shows that *mend* is out, how, at which step, and how few do."""
+    with mend.removed():
+        for seed in range(mend.seed, mend.seed + most):
+            steps = schedule(seed)
+            try:
+                play(seed, steps)
+            except Failed as failed:
+                at = len(steps) if failed.step is None else failed.step.number + 1
+                return seed, failed, at, len(shrunk(seed, steps, failed, most=60))
+    return None
+
+
+def main() -> int:
+    """Print the table."""
+    names = [name for name in MENDS if not sys.argv[1:] or any(a in name for a in sys.argv[1:])]
+    unknown = 0
+    print("| mend removed | seed | steps | enough | what showed |\n|---|---|---|---|---|")
+    for name in names:
+        found = find(MENDS[name])
+        if found is None:
+            unknown += 1
+            print(f"| {name} | - | - | - | nothing, in {MOST_SEEDS} seeds |", flush=True)
+            continue
+        seed, failed, at, few = found
+        what = str(failed.error).replace("|", "/")[:110]
+        print(f"| {name} | {seed} | {at} | {few} | {what} |", flush=True)
+    return 1 if unknown else 0
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())

@@ -1,0 +1,580 @@
+"""One simulated world: every part of it is the real one, but time, chance, wires and disks.
+
+A seed makes a `schedule`: a list of steps, each a moment, something that happens, and numbers
+that say to whom. `play` lets a schedule happen and raises `Broken`, or whatever
+code of ours raised where nobody catches it. All that is random beside the schedule comes from the
+seed and the number of the step, so that a schedule with steps left out is a history, too: that is
+how a failing one is made smaller (`shrunk`).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+from zlib import crc32
+
+import structlog
+
+from tcprepl import metrics
+from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
+from tcprepl.ids import Pair
+from tcprepl.streams import history
+from tcprepl.streams.database import DATABASE_NAME
+from tests.simulation.disk import REFUSALS, Disks, turn_a_bit
+from tests.simulation.machines import (
+    ROOMS,
+    ROWS,
+    USERS,
+    Broken,
+    LogMachine,
+    Machine,
+    Server,
+    Worker,
+    Writer,
+    every,
+)
+from tests.simulation.universe import Connection, Network, Process, Universe
+
+#: Steps between two moments at which all is healed and compared, and how many such rounds.
+STEPS = 25
+ROUNDS = 3
+#: How long it takes until all that was delayed, retried or missed has come.
+QUIET_S = 150.0
+
+
+class Step(NamedTuple):
+    """Something that happens.
+
+    Attributes:
+        number: Its place in the whole schedule, which seeds what is random in it.
+        what: The name of a method of `World`, without ``do_``.
+        who: Says to whom, and how.
+        after_s: How much time passes then.
+    """
+
+    number: int
+    what: str
+    who: int
+    after_s: float
+
+
+#: What happens, and how often, relative to each other.
+HAPPENINGS = {
+    "publish": 34,
+    "type": 8,
+    "appear": 6,
+    "sync": 4,
+    "mood": 6,
+    "kill": 5,
+    "lose_machine": 2,
+    "stop": 2,
+    "freeze": 3,
+    "cut": 4,
+    "half_close": 2,
+    "freeze_wire": 3,
+    "part": 3,
+    "slow": 2,
+    "refuse": 4,
+    "jump": 2,
+    "back_up": 2,
+    "restore": 1,
+    "damage": 1,
+    "put_back_a_worker": 1,
+    "retain": 1,
+    "quiet": 0,
+}
+
+
+def schedule(seed: int, rounds: int = ROUNDS, steps: int = STEPS) -> list[Step]:
+    """Return the schedule of *seed*."""
+    chance = random.Random(seed)
+    names, weights = list(HAPPENINGS), list(HAPPENINGS.values())
+    made: list[Step] = []
+    for _ in range(rounds):
+        for what in chance.choices(names, weights, k=steps):
+            after_s = chance.choices(
+                (0.0, chance.uniform(0, 1), chance.uniform(1, 30), chance.uniform(30, 900)),
+                (30, 40, 25, 5),
+            )[0]
+            made.append(Step(len(made), what, chance.randrange(1 << 30), round(after_s, 3)))
+        made.append(Step(len(made), "quiet", chance.randrange(1 << 30), 0.0))
+    return made
+
+
+class World:
+    """Machines, the network between them, and what was said and answered.
+
+    Attributes:
+        said: Who said each number.
+        said_rows: The same numbers as rows.
+        answers: Token of each row that was answered.
+        over: Whether nothing is started again any more.
+        coverage: (what happened, to whom in which state) -> how often.
+    """
+
+    def __init__(self, seed: int, where: Path) -> None:
+        self.seed = seed
+        self.where = where
+        self.universe = Universe(random.Random(seed))
+        self.network = Network(self.universe)
+        self.disks = Disks(where, self.universe.chance)
+        self.over = False
+        self.coverage: Counter[tuple[str, str]] = Counter()
+        self.said: dict[int, str] = {}
+        self.said_rows: set[str] = set()
+        self.answers: dict[Pair, dict[str, int]] = {}
+        self.graves: list[Any] = []
+        self._offline: set[str] = set()
+        self._incarnations = 0
+        self.server = Server(self, "server")
+        self.writers = [Writer(self, "p0"), Writer(self, "p1")]
+        self.workers = [Worker(self, f"w{n}", self.server, "server") for n in range(2)]
+        self.machines: list[Machine] = [self.server, *self.writers, *self.workers]
+
+    def make_process(self, host: str) -> Process:
+        """Return a new process on a machine."""
+        return Process(self.universe, host)
+
+    def saw(self, what: str, state: str) -> None:
+        """Note for the report that something met something."""
+        self.coverage[what, state] += 1
+
+    # -- what writers were told ----------------------------------------------------------
+
+    def note_answer(self, pair: Pair, rows: Sequence[tuple[int, int]]) -> None:
+        """A writer was told that rows are safe."""
+        self.answers.setdefault(pair, {}).update((str(number), token) for token, number in rows)
+
+    def answered(self, machine: LogMachine) -> dict[Pair, dict[str, int]]:
+        """Return what writers were told of the log of *machine*."""
+        return self.answers if machine is self.server else {}
+
+    def voided(self, machine: LogMachine, positions: dict[Pair, int]) -> None:
+        """A copy was put back: what was answered after it is void, and everybody knows."""
+        if machine is self.server:
+            for pair, rows in self.answers.items():
+                upto = positions.get(pair, 0)
+                self.answers[pair] = {row: token for row, token in rows.items() if token <= upto}
+
+    # -- the course of things ------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start everything."""
+        for machine in self.machines:
+            machine.boot()
+        self.universe.run(5)
+
+    def happen(self, step: Step) -> None:
+        """Let a step happen, and the time after it pass."""
+        self.universe.chance.seed(crc32(f"{self.seed}/{step.number}".encode()))
+        self.universe.note(step.what)
+        getattr(self, f"do_{step.what}")(random.Random(step.who))
+        self.universe.run(step.after_s)
+        for machine in self.machines:
+            if machine.up and isinstance(machine, LogMachine):
+                machine.check_log()
+
+    def end(self) -> None:
+        """Stop everything in order."""
+        self.over = True
+        for machine in reversed(self.machines):
+            if machine.up:
+                stopped = machine.stop()
+                self.universe.run(60)
+                if not stopped.called:
+                    raise Broken(machine.name, ["does not stop"])
+                stopped.addErrback(lambda failure: failure.raiseException())
+                machine.up = False
+
+    def close(self) -> None:
+        """Let go of everything, whatever state it is in."""
+        self.over = True
+        for machine in self.machines:
+            if machine.up:
+                machine.end_process()
+
+    # -- what happens --------------------------------------------------------------------
+
+    def do_publish(self, chance: random.Random) -> None:
+        """Writers publish."""
+        for _ in range(chance.choice([1, 1, 3, 20])):
+            writer = chance.choice(self.writers)
+            count = chance.choice([1, 1, 1, 2, 7])
+            numbers = list(range(len(self.said), len(self.said) + count))
+            writer.publish(chance.choice(ROWS), numbers, chance.random() < 0.3)
+
+    def do_type(self, chance: random.Random) -> None:
+        """Users type."""
+        if self.server.up:
+            room, user = chance.choice(ROOMS), chance.choice(USERS)
+            if chance.random() < 0.7:
+                self.server.typing.started_typing(room, user, chance.choice([1_000, 30_000]))
+            else:
+                self.server.typing.stopped_typing(room, user)
+
+    def do_appear(self, chance: random.Random) -> None:
+        """A user says how it is."""
+        if self.server.up:
+            user, state = chance.choice(USERS), chance.choice([ONLINE, UNAVAILABLE, BUSY, OFFLINE])
+            self.server.presence.set_state(user, state)
+
+    def do_sync(self, chance: random.Random) -> None:
+        """A user syncs at a worker, or ends that."""
+        worker = chance.choice(self.workers)
+        if worker.up:
+            worker.sync(chance.choice(USERS))
+
+    def do_mood(self, chance: random.Random) -> None:
+        """A worker's handlers fail for a while."""
+        worker = chance.choice(self.workers)
+        moods = ["raises", "raises first", "raises half-way", "waits", "dies", "well"]
+        worker.moods = chance.choices(moods, (4, 2, 4, 4, 1, 3), k=chance.randint(1, 6))
+        for mood in worker.moods:
+            self.saw(f"handler {mood}", worker.state())
+
+    def _victim(self, chance: random.Random, what: str) -> Machine:
+        machine = chance.choice(self.machines)
+        if chance.random() < 0.3:
+            machine = self.server
+        self.saw(what, f"{machine.kind}, {machine.state()}")
+        return machine
+
+    def do_kill(self, chance: random.Random) -> None:
+        """Somebody is killed."""
+        self._kill(chance, "kill", silent=False)
+
+    def do_lose_machine(self, chance: random.Random) -> None:
+        """A machine goes, and nobody tells its peers."""
+        self._kill(chance, "lose the machine of", silent=True)
+
+    def _kill(self, chance: random.Random, what: str, *, silent: bool) -> None:
+        victim = chance.choice(self.machines)
+        if chance.random() < 0.4:
+            victim = self.server
+        # between any two steps: something is under way more often than not
+        if isinstance(victim, LogMachine) and victim.up and chance.random() < 0.7:
+            self.do_publish(chance)
+            for _ in range(2_000):
+                if victim.threads and victim.threads[0].jobs:
+                    break
+                self.universe.run(0.001)
+        self.saw(what, f"{victim.kind}, {victim.state()}")
+        victim.kill(silent=silent, restart_s=chance.choice([0.0, 1.0, 30.0, 200.0]))
+
+    def do_stop(self, chance: random.Random) -> None:
+        """Somebody is stopped in order, and started again."""
+        victim = self._victim(chance, "stop")
+        if not victim.up or victim.process.frozen:
+            return
+        stopped = victim.stop()
+        self.universe.run(10)
+        if victim.up:  # it may have been killed meanwhile
+            self.saw("stop", "in time" if stopped.called else "killed in the end")
+            stopped.addErrback(lambda failure: None)
+            victim.end_process()
+        victim.boot_later()
+
+    def do_freeze(self, chance: random.Random) -> None:
+        """Somebody is stopped by SIGSTOP for a while."""
+        victim = self._victim(chance, "freeze")
+        if victim.up and not victim.process.frozen:
+            process = victim.process
+            process.freeze()
+            self.universe.later(chance.choice([2.0, 20.0, 90.0]), self._thaw, process)
+
+    @staticmethod
+    def _thaw(process: Process) -> None:
+        if process.alive and process.frozen:
+            process.thaw()
+
+    def _wire(self, chance: random.Random, what: str) -> Connection | None:
+        wires = [wire for wire in self.network.connections if wire.alive]
+        if not wires:
+            return None
+        wire = chance.choice(wires)
+        self.saw(what, "bytes under way" if any(s.outgoing for s in wire.sides) else "silence")
+        return wire
+
+    def do_cut(self, chance: random.Random) -> None:
+        """A connection is reset."""
+        if (wire := self._wire(chance, "cut")) is not None:
+            wire.cut()
+
+    def do_half_close(self, chance: random.Random) -> None:
+        """One end hears that the other has closed, which has not."""
+        if (wire := self._wire(chance, "half close")) is not None:
+            wire.half_close(chance.choice(wire.sides))
+
+    def do_freeze_wire(self, chance: random.Random) -> None:
+        """Nothing gets through a connection any more."""
+        if (wire := self._wire(chance, "freeze a wire")) is not None:
+            wire.frozen = True
+            self.universe.later(chance.choice([1.0, 10.0, 60.0]), self._unfreeze, wire)
+
+    @staticmethod
+    def _unfreeze(wire: Connection) -> None:
+        wire.frozen = False
+        wire.move()
+
+    def do_part(self, chance: random.Random) -> None:
+        """Two machines do not hear each other for a while."""
+        one, other = chance.sample([machine.name for machine in self.machines], 2)
+        wall = frozenset((one, other))
+        self.saw("part", "machines")
+        self.network.walls.add(wall)
+        self.universe.later(chance.choice([1.0, 10.0, 60.0]), self._rejoin, wall)
+
+    def _rejoin(self, wall: frozenset[str]) -> None:
+        self.network.walls.discard(wall)
+        for connection in self.network.connections:
+            connection.move()
+
+    def do_slow(self, chance: random.Random) -> None:
+        """The network gets slow, or carries a few bytes at a time."""
+        self.saw("slow network", "")
+        self.network.slow_s = chance.choice([0.001, 0.02, 0.5])
+        self.network.split = chance.choice([0.0, 0.2, 0.95])
+
+    def do_refuse(self, chance: random.Random) -> None:
+        """A disk refuses for a while."""
+        victim = chance.choice([self.server, self.server, *self.workers])
+        mood = chance.choice(list(REFUSALS))
+        self.saw(f"disk {mood}", f"{victim.kind}, {victim.state()}")
+        victim.disk.mood = mood
+        self.universe.later(chance.choice([0.5, 5.0, 60.0]), self._consent, victim)
+
+    @staticmethod
+    def _consent(victim: Machine) -> None:
+        victim.disk.mood = "ok"
+
+    def do_jump(self, chance: random.Random) -> None:
+        """The wall clocks are set."""
+        ahead_s = chance.choice([-3600.0, -5.0, 5.0, 3600.0, 30 * 86_400.0, -30 * 86_400.0])
+        self.saw("wall clock jumps", "back" if ahead_s < 0 else "ahead")
+        self.universe.wall_ahead_s += ahead_s
+
+    def do_back_up(self, chance: random.Random) -> None:
+        """An operator copies the server's directory."""
+        if self.server.up:
+            self.saw("back up", self.server.state())
+            self.server.back_up()
+
+    def do_restore(self, chance: random.Random) -> None:
+        """An operator puts back an older copy of the server's directory."""
+        if self.server.up and self.server.backups:
+            self.saw("restore", self.server.state())
+            self.server.restore(chance.randrange(len(self.server.backups)))
+
+    def do_damage(self, chance: random.Random) -> None:
+        """A bit of the server's log turns while nothing runs."""
+        server = self.server
+        server.kill(restart_s=None)
+        path = server.disk.directory / DATABASE_NAME
+        where = turn_a_bit(path, chance) if path.exists() else None
+        if where is not None:
+            stream, instance, token = where
+            server.damaged.setdefault((stream, instance), set()).add(token)
+            server.reasons.add("damage")
+        self.saw("turn a bit", "in a block" if where else "of nothing")
+        self.universe.later(1.0, server._boot_if_wanted)
+
+    def do_put_back_a_worker(self, chance: random.Random) -> None:
+        """An older copy of a worker's database is put back: it gets the rest again."""
+        worker = chance.choice(self.workers)
+        self.saw("put back a worker", worker.state())
+        worker.kill(restart_s=None)
+        copy = self.where / f"{worker.name}-copy"
+        if copy.exists():
+            worker.disk.become(copy)
+        else:
+            shutil.copytree(worker.disk.directory, copy)
+        self.universe.later(1.0, worker._boot_if_wanted)
+
+    def do_retain(self, chance: random.Random) -> None:
+        """An operator changes the retention."""
+        from tcprepl.streams.retention import Bounds, Retention
+
+        self.saw("retention", self.server.state())
+        bounds = chance.choice([Bounds(max_rows=30), Bounds(max_rows=500), Bounds(max_age_s=60)])
+        kept = Retention(
+            durable=bounds, ephemeral=Bounds(max_rows=12), recent_bytes=1_500, reserved_tokens=20
+        )
+        self.server.retention = kept
+        if self.server.up:
+            self.server.log.retain(kept)
+
+    def do_quiet(self, chance: random.Random) -> None:
+        """Everything heals and comes to rest; then all is compared."""
+        for machine in self.machines:
+            machine.disk.mood = "ok"
+            if machine.process.frozen:
+                machine.process.thaw()
+        for worker in self.workers:
+            worker.moods = []
+        self.network.heal()
+        for machine in self.machines:
+            machine.boot()
+        self.universe.run(QUIET_S)
+        self.check()
+
+    def check(self) -> None:
+        """Compare everything, now that all is quiet."""
+        for machine in self.machines:
+            if not machine.up:
+                raise Broken(machine.name, ["does not come up"])
+        for machine in every(self.machines, LogMachine):
+            machine.check_log()
+        for writer in self.writers:
+            if writer.writer.held or not writer.claimed:
+                raise Broken(writer.name, [f"waits: for {writer.writer.held} answers"])
+        for worker in self.workers:
+            worker.check_rows(at_rest=True)
+            worker.check_states(self.server)
+
+
+@contextmanager
+def entered(world: World) -> Iterator[None]:
+    """Let the world be the only one: its chance, its disks, no log lines, no metrics."""
+    before = structlog.get_config()
+    state = random.getstate()
+    unraisable = sys.unraisablehook
+
+    def incarnation() -> str:
+        return f"{world.universe.chance.getrandbits(64):016x}"
+
+    with ExitStack() as stack:
+        stack.callback(lambda: structlog.configure(**before))
+        stack.callback(random.setstate, state)
+        # what was killed in the middle of something is not to say so at some moment or other
+        stack.callback(setattr, sys, "unraisablehook", unraisable)
+        sys.unraisablehook = lambda _: None
+        stack.callback(gc.enable)
+        stack.callback(gc.unfreeze)
+        stack.callback(gc.collect)
+        stack.callback(world.graves.clear)
+        gc.disable()
+        gc.freeze()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        random.seed(world.seed)
+        stack.enter_context(world.disks.entered())
+        stack.enter_context(mock.patch.object(history, "new_incarnation_id", incarnation))
+        # who is killed does not sign off: what it counted would be kept for ever
+        stack.enter_context(mock.patch.object(metrics.Live, "add_source", lambda _, source: source))
+        yield
+
+
+class Played(NamedTuple):
+    """What came of a schedule.
+
+    Attributes:
+        trace: A hash of everything that happened.
+        simulated_s: How much time passed in the world.
+        steps: How many calls the world made.
+        coverage: As of `World`.
+    """
+
+    trace: int
+    simulated_s: float
+    steps: int
+    coverage: Counter[tuple[str, str]]
+
+
+class Failed(Exception):
+    """A schedule showed something.
+
+    Attributes:
+        step: At which step.
+        error: What was raised.
+    """
+
+    def __init__(self, seed: int, step: Step | None, error: BaseException) -> None:
+        where = "at the end" if step is None else f"at step {step.number} ({step.what})"
+        super().__init__(f"seed {seed}, {where}: {type(error).__name__}: {error}")
+        self.step = step
+        self.error = error
+
+    @property
+    def kind(self) -> tuple[type[BaseException], str]:
+        """What was raised, and where: what the same fault shows again."""
+        if isinstance(self.error, Broken):
+            return Broken, self.error.promise
+        frame = self.error.__traceback__
+        assert frame is not None
+        while frame.tb_next is not None:
+            frame = frame.tb_next
+        return type(self.error), frame.tb_frame.f_code.co_name
+
+
+def play(seed: int, steps: Sequence[Step] | None = None) -> Played:
+    """Let a schedule happen.
+
+    Raises:
+        Failed: A promise was not kept.
+    """
+    where = Path(tempfile.mkdtemp(prefix="tcprepl-world-", dir=_memory()))
+    world = World(seed, where)
+    began = world.universe.now
+    step: Step | None = None
+    try:
+        with entered(world):
+            try:
+                world.begin()
+                for step in schedule(seed) if steps is None else steps:
+                    world.happen(step)
+                step = None
+                world.end()
+            finally:
+                world.close()
+    except Exception as error:
+        raise Failed(seed, step, error) from error
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+    universe = world.universe
+    return Played(universe.trace, universe.now - began, universe.steps, world.coverage)
+
+
+def shrunk(seed: int, steps: Sequence[Step], failed: Failed, most: int = 300) -> list[Step]:
+    """Return as few of *steps* as still fail as *failed* did, leaving out ever smaller pieces.
+
+    Args:
+        seed: The seed.
+        steps: What failed.
+        failed: How.
+        most: How often to try.
+    """
+    best = _upto(list(steps), failed)
+    piece = max(1, len(best) // 2)
+    while piece:
+        at = 0
+        while at < len(best) and most:
+            shorter = best[:at] + best[at + piece :]
+            most -= 1
+            try:
+                play(seed, shorter)
+            except Failed as again:
+                if again.kind == failed.kind:
+                    best = _upto(shorter, again)
+                    continue
+            at += piece
+        piece //= 2
+    return best
+
+
+def _upto(steps: list[Step], failed: Failed) -> list[Step]:
+    """Return the steps up to the one at which it failed."""
+    return steps if failed.step is None else steps[: steps.index(failed.step) + 1]
+
+
+def _memory() -> str | None:
+    """Return a directory in memory, if there is one."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
