@@ -38,6 +38,7 @@ class Address:
         port: The port; None for an endpoint string.
         token: What to say to who listens there; read again for each connection.
         others: Where else the same can be had, in the order in which they are tried.
+        server_name: The homeserver that has to be there; None for any.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Address:
     port: int | None = None
     token: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     others: tuple[Address, ...] = ()
+    server_name: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.text

@@ -13,11 +13,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 import tcprepl
+from tcprepl.cli import contexts
 from tcprepl.errors import ConfigError, TcpreplError, did_you_mean
 from tcprepl.protocol.display import displayable
 
@@ -46,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fed": ("tcprepl.cli.fed", "Show and handle what waits for other servers."),
     "log": ("tcprepl.cli.log", "Look into a data directory, and check that it is whole."),
     "reload": ("tcprepl.cli.reload", "Let a running process take up its configuration."),
+    "context": ("tcprepl.cli.context", "Name servers, so that nobody types addresses."),
     "kick": ("tcprepl.cli.kick", "End the connections of a peer, and tell it why."),
     "drain": ("tcprepl.cli.drain", "Let everybody go who has everything, and end a server."),
     "conformance": ("tcprepl.cli.conformance", "Play protocol.md against your own program."),
@@ -103,6 +106,19 @@ class LazyGroup(Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise _ReaderGoneError from None
+        except TcpreplError as error:
+            name = contexts.in_use(ctx)
+            if name is not None:
+                error.add_note(f"the address is that of the context {name}")
+            raise
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say which context is in use."""
+        with suppress(TcpreplError):
+            found = contexts.chosen()
+            if found is not None:
+                formatter.write_paragraph()
+                formatter.write_text(f"Addresses are those of the context {found[0]}.")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, so that help imports none of them."""
@@ -111,6 +127,16 @@ class LazyGroup(Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    contexts.OPTION,
+    envvar=contexts.VARIABLE,
+    show_envvar=True,
+    metavar="NAME",
+    is_eager=True,
+    expose_value=False,
+    callback=contexts.ask_for,
+    help="Talk to the server of this context (see tcprepl context).",
+)
 @click.version_option(tcprepl.__version__, message="tcprepl %(version)s")
 def cli() -> None:
     """Replicate the streams of a Matrix-style homeserver.
@@ -147,7 +173,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    click.echo(f"tcprepl: {displayable(str(error), lines=True)}", err=True)
+    text = "\n  ".join([str(error), *getattr(error, "__notes__", ())])
+    click.echo(f"tcprepl: {displayable(text, lines=True)}", err=True)
     return code
 
 

@@ -11,12 +11,18 @@ from urllib.parse import urlsplit
 
 import click
 
+from tcprepl.cli import contexts
+from tcprepl.cli.contexts import Context
 from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, is_database_url, read_secret
+from tcprepl.errors import ConfigError
 from tcprepl.replication.failures import UNIX_URL
 from tcprepl.values import NO_USER, Address, parse_address
 
 #: How an address of the line protocol begins, and endpoint strings of it.
 LINES_URL = "tcprepl://"
+#: Where the HTTP side is, when nothing else is said.
+DEFAULT_URL = f"http://{DEFAULT_HTTP}"
+_DEFAULT_URL_SHOWN = f"that of the context, else {DEFAULT_URL}"
 _ENDPOINTS = ("tcp:", "tls:", "ssl:", "unix:")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -151,6 +157,8 @@ def _with_token_options(function: Any) -> Any:
             reader()  # what is wrong with it is said at once
         elif token is not None:
             reader = functools.partial(str, token)
+        else:
+            reader = contexts.token()
         return function(*args, token=reader, **rest)
 
     made: Any = with_reader
@@ -197,7 +205,40 @@ def saying_token(name: str, function: F) -> F:
 
 def _any_of(_: object, __: object, addresses: tuple[Address, ...]) -> Address:
     """Return the first address, which knows of the others."""
-    return replace(addresses[0], others=addresses[1:])
+    if addresses:
+        return replace(addresses[0], others=addresses[1:])
+    return address_of(contexts.use("from"))
+
+
+def address_of(context: Context | None) -> Address:
+    """Return where the line protocol is in *context*; that of this machine without one."""
+    if context is None:
+        return parse_address(DEFAULT_REPLICATION)
+    first, *others = (ADDRESS.convert(text, None, None) for text in context.source)
+    return replace(first, others=tuple(others), server_name=context.server_name)
+
+
+def looking_up() -> Callable[[], Address] | None:
+    """Return what looks the context in use up again; None when the address is not that of one."""
+    name = contexts.in_use()
+    if name is None:
+        return None
+
+    def look_up() -> Address:
+        context = contexts.read().get(name)
+        if not context.source:
+            raise ConfigError(f"the context {name} does not say any more where to read from")
+        return replace(address_of(context), token=context.reader())
+
+    return look_up
+
+
+def _context_url(_: object, param: click.Parameter, url: Any) -> Any:
+    """Return what was given, else the URL of the context, else that of this machine."""
+    if url is not None:
+        return url
+    context = contexts.use("to")
+    return param.type.convert(DEFAULT_URL if context is None else context.url, param, None)
 
 
 def from_option(function: F) -> F:
@@ -207,10 +248,9 @@ def from_option(function: F) -> F:
         "source",
         type=ADDRESS,
         multiple=True,
-        default=[DEFAULT_REPLICATION],
         callback=_any_of,
         envvar="TCPREPL_FROM",
-        show_default=DEFAULT_REPLICATION,
+        show_default=f"that of the context, else {DEFAULT_REPLICATION}",
         show_envvar=True,
         help="The server to read from: HOST:PORT or a Twisted endpoint string. Of several, "
         "over one database, the next is taken when one is gone.",
@@ -246,9 +286,9 @@ def rows_to_option(function: F) -> F:
         "--to",
         "url",
         type=RowsToType(),
-        default=f"http://{DEFAULT_HTTP}",
+        callback=_context_url,
         envvar="TCPREPL_TO",
-        show_default=True,
+        show_default=_DEFAULT_URL_SHOWN,
         show_envvar=True,
         help="The server to publish to: the URL of its HTTP side, http://unix:/PATH of its socket, "
         "or tcprepl://HOST:PORT (or a Twisted endpoint string) of its line protocol, for speed.",
@@ -262,9 +302,9 @@ def url_option(name: str, text: str) -> Callable[[F], F]:
         name,
         "url",
         type=URL,
-        default=f"http://{DEFAULT_HTTP}",
+        callback=_context_url,
         envvar="TCPREPL_TO",
-        show_default=True,
+        show_default=_DEFAULT_URL_SHOWN,
         show_envvar=True,
         help=f"{text}: the URL of its HTTP side, or http://unix:/PATH of its socket.",
     )

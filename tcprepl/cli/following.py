@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+import structlog
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from zope.interface import implementer
 
 from tcprepl.app.connecting import client_endpoint
+from tcprepl.cli.formats import Format
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, UnknownStream
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -38,6 +42,10 @@ from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.values import Address
 
 Pair = tuple[StreamName, InstanceName]
+#: Makes lines of rows that share a token, without LF.
+Render = Callable[[StreamName, InstanceName, Token, Sequence[bytes]], list[bytes]]
+
+log = structlog.get_logger()
 
 #: A server that does not know STATUS has told all positions when it was silent for this long.
 QUIET_S = 0.5
@@ -81,6 +89,13 @@ def row_objects(
     """Return each row as one JSON object on a line, without LF."""
     start = json.dumps({"stream": stream, "instance": instance, "token": token})[:-1].encode()
     return [b'%s, "row": %s}' % (start, without_access_tokens(stream, row)) for row in rows]
+
+
+def renderer(as_json: bool, row_format: Format | None) -> Render:
+    """Return what makes lines of rows, as the options of a command say."""
+    if row_format is not None:
+        return row_format.rows
+    return row_objects if as_json else row_lines
 
 
 def refused(address: Address, text: str) -> ConfigError:
@@ -156,7 +171,7 @@ async def positions_of(
         reactor,
         client_endpoint(reactor, address),
         worker_name="tcprepl-positions",
-        server_name=None,
+        server_name=address.server_name,
         dialect="auto",
         deliver=deliver,
         ready=ready,
@@ -189,6 +204,34 @@ async def positions_of(
     return found
 
 
+@implementer(IStreamClientEndpoint)
+class ByName:
+    """Where a name leads, looked up anew for each connection, with the token that goes with it.
+
+    Args:
+        reactor: The reactor.
+        address: Where it leads now, and wherever it cannot be looked up later.
+        look_up: Returns where it leads.
+    """
+
+    def __init__(self, reactor: Reactor, address: Address, look_up: Callable[[], Address]) -> None:
+        self._reactor = reactor
+        self._address = address
+        self._look_up = look_up
+
+    def token(self) -> str:
+        """Look the name up, and return what is said there; empty for nothing."""
+        try:
+            self._address = self._look_up()
+        except ConfigError as error:
+            log.warning("context.unusable", reason=str(error), text="the last address holds")
+        return "" if self._address.token is None else self._address.token()
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
+        """Connect to where `token` is for (Twisted calls this)."""
+        return client_endpoint(self._reactor, self._address).connect(protocolFactory)
+
+
 class Follower:
     """Follows streams and hands on lines, until there is a reason to end.
 
@@ -206,6 +249,7 @@ class Follower:
         until_head: End when everything is there that was there at the start.
         on_end: Called before the connection is closed.
         name: How the server is to call us.
+        look_up: Looks the address up anew for each connection; None for the same one always.
 
     Attributes:
         connected: Whether there ever was a connection.
@@ -220,14 +264,16 @@ class Follower:
         *,
         since: str | int = "now",
         instances: Collection[InstanceName] = ("master",),
-        render: Callable[[StreamName, InstanceName, Token, Sequence[bytes]], list[bytes]],
+        render: Render,
         commands: bool = False,
         count: int | None = None,
         for_s: float | None = None,
         until_head: bool = False,
         on_end: Callable[[], object] | None = None,
         name: str = "tcprepl-tail",
+        look_up: Callable[[], Address] | None = None,
     ) -> None:
+        self._look_up = look_up
         self._reactor = reactor
         self._address = address
         self._streams = streams
@@ -273,14 +319,16 @@ class Follower:
             if numbered
             else {}
         )
+        by_name = None if self._look_up is None else ByName(reactor, self._address, self._look_up)
         client = ReplicationClient(
             reactor,
-            client_endpoint(reactor, self._address),
+            by_name or client_endpoint(reactor, self._address),
             self._streams,
             self._on_rows,
             positions=MemoryPositionStore(known),
             name=self._name,
-            token=self._address.token,
+            server_name=self._address.server_name,
+            token=self._address.token if by_name is None else by_name.token,
             since="now" if numbered else str(self._since),
             on_position=self._on_position,
             on_command=self._on_command,

@@ -15,7 +15,8 @@ import click
 import msgspec
 
 from tcprepl.cli import Group
-from tcprepl.cli.following import row_lines, row_objects
+from tcprepl.cli.following import renderer
+from tcprepl.cli.formats import Format, output_options
 from tcprepl.cli.output import write_out
 from tcprepl.errors import ConfigError
 from tcprepl.ids import StreamName, Token
@@ -128,9 +129,15 @@ def ls(data: Path) -> None:
 @click.option("--writer", default="master", show_default=True, help="Whose rows.")
 @click.option("--after", type=click.IntRange(min=0), help="Begin after this token.")
 @click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each row.")
+@output_options("row")
 def show(
-    stream: str, data: Path, writer: str, after: int | None, count: int | None, as_json: bool
+    stream: str,
+    data: Path,
+    writer: str,
+    after: int | None,
+    count: int | None,
+    as_json: bool,
+    row_format: Format | None,
 ) -> int:
     """Print the rows of STREAM, access tokens left out.
 
@@ -141,7 +148,7 @@ def show(
       $ tcprepl log show device_lists --data /backup/monday --after 810
       RDATA device_lists master 811 ["@alice:example.com"]
     """
-    render = row_objects if as_json else row_lines
+    render = renderer(as_json, row_format)
     code = 0
     with opened(data) as database:
         pair = _pair(database, data, stream, writer)

@@ -11,6 +11,7 @@ import click
 
 from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import SECONDS, token_options, url_option
+from tcprepl.cli.formats import Format, output_options
 from tcprepl.cli.output import write_out
 from tcprepl.errors import ConfigError, UnknownStream
 from tcprepl.protocol.display import displayable
@@ -78,10 +79,16 @@ def now_of(api: Api) -> dict[str, str]:
     return {name: str(position) for name, position in table["rows"]}
 
 
-def lines_of(name: str, table: dict[str, Any], *, as_json: bool) -> Iterator[bytes]:
-    """Yield the rows of *table* as lines: ``TABLE POSITION [...]``, or objects."""
+def lines_of(
+    name: str, table: dict[str, Any], *, as_json: bool, row_format: Format | None = None
+) -> Iterator[bytes]:
+    """Yield the rows of *table* as lines: ``TABLE POSITION [...]``, or objects, or in a form."""
     columns = table["field_names"]
     for position, *cells in table["rows"]:
+        if row_format is not None:
+            text = json.dumps(cells, separators=(",", ":")).encode()
+            yield row_format.line({"s": name, "t": position}, text) + b"\n"
+            continue
         if as_json:
             row = dict(zip(columns[1:], cells, strict=True))
             line = json.dumps({"table": name, "position": position, "row": row})
@@ -105,7 +112,7 @@ def lines_of(name: str, table: dict[str, Any], *, as_json: bool) -> Iterator[byt
 @click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
 @click.option("--for", "for_s", type=SECONDS, help="End after this many seconds.")
 @click.option("--until-head", is_flag=True, help="End when all that is there now was printed.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each row.")
+@output_options("row", "strkST")
 def command(
     stream: tuple[str, ...],
     url: str,
@@ -116,6 +123,7 @@ def command(
     for_s: float | None,
     until_head: bool,
     as_json: bool,
+    row_format: Format | None,
 ) -> int:
     """Follow each STREAM or table (all of them by default) by long poll.
 
@@ -151,7 +159,7 @@ def command(
             before = dict(poller.positions)
             answer = poller.ask(0.0 if until_head else max(0.0, wait_s))
             for name, table in answer:
-                lines = list(lines_of(name, table, as_json=as_json))[:left]
+                lines = list(lines_of(name, table, as_json=as_json, row_format=row_format))[:left]
                 write_out(b"".join(lines))
                 if left is not None:
                     left -= len(lines)

@@ -11,7 +11,7 @@ import click
 from twisted.internet.defer import CancelledError
 
 from tcprepl.cli import logs, recording
-from tcprepl.cli.arguments import SECONDS, from_option
+from tcprepl.cli.arguments import SECONDS, from_option, looking_up
 from tcprepl.cli.following import Follower, row_lines
 from tcprepl.cli.recording import RecordedLine
 from tcprepl.cli.running import run_until_done
@@ -29,9 +29,10 @@ class Recorder:
         reactor: Time.
         force: Whether a file that is there is written anew.
         append: Whether a recording that is there is continued.
+        by_name: Whether the file is begun anew when another, or none, has its name by now.
 
     Attributes:
-        lines: Lines written; None before there was a file.
+        lines: Lines written, in all files; None before there was a file.
 
     Raises:
         BadRecording: The file is there already, or is damaged.
@@ -46,7 +47,10 @@ class Recorder:
         *,
         force: bool = False,
         append: bool = False,
+        by_name: bool = False,
     ) -> None:
+        self._by_name = by_name
+        self._moved_away = False
         self.lines: int | None = None
         self._path = path
         self._source = source
@@ -66,25 +70,39 @@ class Recorder:
     def begin(self) -> BinaryIO:
         """Make the file, if that has not happened yet."""
         if self._file is None:
-            self.lines = 0
+            self.lines = self.lines or 0
             started = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             if self._continues:
                 self._file = self._path.open("r+b")
                 recording.cut_to_whole_lines(self._file)
                 self._file.write(f"# continued {started} from {self._source}\n".encode())
             else:
-                self._file = self._path.open("wb" if self._force else "xb")
+                self._file = self._path.open("wb" if self._force or self._moved_away else "xb")
                 self._file.write(recording.header(self._source, started))
         return self._file
 
     def write(self, text: bytes) -> None:
         """Write whole lines; they are with the operating system when this returns."""
+        if self._by_name and self._file is not None and self._moved(self._file):
+            self.close()
+            self._file = None
+            self._continues, self._before_ms = False, 0
+            # whoever moved the old one away may have made an empty one in its place
+            self._moved_away = self._path.exists() and not self._path.stat().st_size
+            self._began = self._reactor.seconds()
         file = self.begin()
         ms = self._before_ms + max(0, int((self._reactor.seconds() - self._began) * 1000))
         lines = text[:-1].split(b"\n")
         file.write(b"".join(recording.encode(RecordedLine(ms, line)) for line in lines))
         file.flush()
         self.lines = (self.lines or 0) + len(lines)
+
+    def _moved(self, file: BinaryIO) -> bool:
+        """Whether the file that is written does not have its name any more."""
+        try:
+            return not os.path.samestat(os.stat(self._path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -111,6 +129,12 @@ class Recorder:
 @click.option("--until-head", is_flag=True, help="End when all that is there now was written.")
 @click.option("--force", is_flag=True, help="Write a FILE that is there anew.")
 @click.option("--append", is_flag=True, help="Continue a FILE that is there.")
+@click.option(
+    "--follow-name",
+    is_flag=True,
+    help="Begin FILE anew when it was moved away, as logrotate does; look the context up again for "
+    "each connection.",
+)
 def command(
     file: Path,
     stream: tuple[str, ...],
@@ -121,6 +145,7 @@ def command(
     until_head: bool,
     force: bool,
     append: bool,
+    follow_name: bool,
 ) -> int:
     """Write the rows and positions of each STREAM (all of them by default) into FILE.
 
@@ -140,7 +165,9 @@ def command(
     logs.configure("info")
 
     async def main(reactor: Reactor) -> int:
-        recorder = Recorder(file, str(source), reactor, force=force, append=append)
+        recorder = Recorder(
+            file, str(source), reactor, force=force, append=append, by_name=follow_name
+        )
         follower = Follower(
             reactor,
             source,
@@ -154,6 +181,7 @@ def command(
             until_head=until_head,
             on_end=logs.only_warnings,
             name="tcprepl-record",
+            look_up=looking_up() if follow_name else None,
         )
         try:
             await follower.run()

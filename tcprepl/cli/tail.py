@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import SECONDS, from_option
-from tcprepl.cli.following import Follower, row_lines, row_objects
+from tcprepl.cli.arguments import SECONDS, from_option, looking_up
+from tcprepl.cli.following import Follower, renderer
+from tcprepl.cli.formats import Format, output_options
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
@@ -57,7 +58,12 @@ SINCE = SinceType()
 @click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
 @click.option("--for", "for_s", type=SECONDS, help="End after this many seconds.")
 @click.option("--until-head", is_flag=True, help="End when all that is there now was printed.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each row.")
+@output_options("row")
+@click.option(
+    "--follow-name",
+    is_flag=True,
+    help="Look the context up again for each connection: it may name another server by then.",
+)
 @click.option("--commands", is_flag=True, help="Print POSITION and the other commands, too.")
 @click.option("--verbose", "-v", is_flag=True, help="Log more about the connection.")
 def command(
@@ -69,6 +75,8 @@ def command(
     for_s: float | None,
     until_head: bool,
     as_json: bool,
+    row_format: Format | None,
+    follow_name: bool,
     commands: bool,
     verbose: bool,
 ) -> int:
@@ -86,8 +94,8 @@ def command(
     """
     if isinstance(since, int) and not stream:
         raise click.UsageError("--since TOKEN needs a STREAM: each has tokens of its own")
-    if as_json and commands:
-        raise click.UsageError("--json and --commands exclude each other")
+    if commands and (as_json or row_format):
+        raise click.UsageError("--commands prints lines of the wire: no --json, no --format")
     logs.configure("debug" if verbose else "info")
 
     async def main(reactor: Reactor) -> int:
@@ -98,12 +106,13 @@ def command(
             write_out,
             since=since,
             instances=instances,
-            render=row_objects if as_json else row_lines,
+            render=renderer(as_json, row_format),
             commands=commands,
             count=count,
             for_s=for_s,
             until_head=until_head,
             on_end=logs.only_warnings,
+            look_up=looking_up() if follow_name else None,
         )
         await follower.run()
         return 0

@@ -18,6 +18,7 @@ from tcprepl.app.connecting import client_endpoint
 from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.following import is_refusal, refused
+from tcprepl.cli.formats import Format, output_options
 from tcprepl.cli.output import write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
@@ -48,11 +49,18 @@ class Watch:
         only: The one room or user to print; None for all.
         count: End after this many lines.
         as_json: Print objects.
+        in_form: Makes a line of the room or user and the object.
     """
 
     def __init__(
-        self, reactor: Reactor, only: str | None, count: int | None, as_json: bool
+        self,
+        reactor: Reactor,
+        only: str | None,
+        count: int | None,
+        as_json: bool,
+        in_form: Callable[[str, bytes], bytes] | None = None,
     ) -> None:
+        self._in_form = in_form
         self.done: Deferred[None] = Deferred()
         self._reactor = reactor
         self._only = only
@@ -137,7 +145,10 @@ class Watch:
             del self._shown[key]
         else:
             self._shown[key] = text
-        self._print(json.dumps(fields) if self._as_json else displayable(text))
+        if self._in_form is not None:
+            self._print(self._in_form(key, json.dumps(fields).encode()).decode("utf-8", "replace"))
+        else:
+            self._print(json.dumps(fields) if self._as_json else displayable(text))
 
     def _print(self, line: str) -> None:
         if self.done.called:
@@ -162,7 +173,9 @@ def _watch(
     address: Address = options["source"]
 
     async def main(reactor: Reactor) -> int:
-        watch = Watch(reactor, options["only"], options["count"], options["as_json"])
+        form: Format | None = options["row_format"]
+        in_form = None if form is None else lambda k, row: form.line({"s": stream, "k": k}, row)
+        watch = Watch(reactor, options["only"], options["count"], options["as_json"], in_form)
         follower = make_follower(watch)
 
         def handle(name: str, instance: str, token: int, rows: Rows) -> None:
@@ -183,6 +196,7 @@ def _watch(
             [stream],
             handle,
             name="tcprepl-watch",
+            server_name=address.server_name,
             token=address.token,
             since="start",
             on_reset=reset,
@@ -209,7 +223,7 @@ def _watch(
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--verbose", "-v", is_flag=True, help="Log more about the connection."),
-        click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each."),
+        output_options("change", "srkST"),
         click.option("--for", "for_s", type=SECONDS, help="End after this many seconds."),
         click.option("--count", type=click.IntRange(min=1), help="End after this many lines."),
         from_option,

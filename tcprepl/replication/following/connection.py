@@ -313,7 +313,7 @@ async def connect(
         ConnectionFailed: Nobody answered, or the token cannot be read.
     """
     try:
-        said = token() if callable(token) else token
+        said = (token() if callable(token) else token) or None
     except ConfigError as error:
         raise ConnectionFailed(str(error), reason=CloseReason.NOT_AUTHORIZED) from error
 

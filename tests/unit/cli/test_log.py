@@ -109,3 +109,10 @@ def test_a_directory_that_is_none_or_in_use(data: Path, tmp_path: Path) -> None:
         run("ls", "--data", str(data))
     lock.release()
     assert not list(tmp_path.glob("log*"))
+
+
+def test_show_in_a_form(data: Path) -> None:
+    where = ("--data", str(data), "--writer", "w")
+    assert run("show", "push_rules", *where, "--count", "2", "--format", "%t=%k")[0] == (
+        "1=@a:x\n2=@b:x\n"
+    )

@@ -253,3 +253,12 @@ def test_from_the_start_has_what_is_before_a_gap_too(
     (line,) = complaints(said.err.decode())
     assert "rows in (1, 2] may be missing" in line
     world.close()
+
+
+def test_in_a_form(world: World, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Without a writer, which the answers do not name."""
+    world.publish("typing", ROOM)
+    args = ["poll", "typing", "--since", "start", "--until-head", "--format"]
+    assert run([*args, "%s:%t %k"]) == 0
+    assert lines(capsysbinary) == ["typing:1 !r:x"]
+    assert run([*args, "%p"]) == 2

@@ -108,3 +108,42 @@ def test_a_stream_that_there_is_not_is_all_that_is_told(
     assert "did you mean typing?" in told
     assert "lines" not in told
     assert not file.exists()
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["moved", "created"])
+def test_a_file_that_was_moved_away_is_begun_anew(
+    world: CliWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], made: bool
+) -> None:
+    """As logrotate does it, with or without ``create``; the old one is whole."""
+    file = tmp_path / "x.rec"
+
+    def rotate() -> None:
+        file.rename(tmp_path / "x.rec.1")
+        if made:
+            file.touch()
+
+    world.publish("typing", ["!r:a", []])
+    world.later(5, rotate)
+    world.later(6, lambda: world.publish("typing", ["!s:a", []]))
+    command = ["record", str(file), "typing", "--since", "start", "--count", "2"]
+    assert run([*command, "--follow-name"]) == 0
+    rows = []
+    for name in ("x.rec.1", "x.rec"):
+        lines = [line for line in recording.read(tmp_path / name) if b"RDATA" in line.line]
+        rows += [(name, line.line.split(b" ")[3]) for line in lines]
+    assert rows == [("x.rec.1", b"1"), ("x.rec", b"2")]
+    assert "lines" in capsys.readouterr().err
+
+
+def test_another_file_in_its_place_is_kept(
+    world: CliWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, mine = tmp_path / "x.rec", tmp_path / "mine"
+    mine.write_text("mine", encoding="utf-8")
+    world.publish("typing", ["!r:a", []])
+    world.later(5, lambda: mine.rename(file))
+    world.later(6, lambda: world.publish("typing", ["!s:a", []]))
+    command = ["record", str(file), "typing", "--since", "start", "--count", "2"]
+    assert run([*command, "--follow-name"]) == 1
+    assert "File exists" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == "mine"

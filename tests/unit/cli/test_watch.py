@@ -176,3 +176,10 @@ def test_news_without_a_difference_to_see_is_not_printed(screen: Screen) -> None
         after = PresenceRow("@a:x", "online", 1, 1, 1, None, active)
         screen.watch.presence(before, after)
     assert screen.take() == [b"@a:x online\n"]
+
+
+def test_in_a_form(world: CliWorld, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    world.later(1, lambda: world.publish("typing", [ROOM, ["@a:x"]]))
+    assert run(["watch", "typing", "--count", "1", "--format", "%s %k %r"]) == 0
+    assert lines(capsysbinary) == [f'typing {ROOM} {{"room_id": "{ROOM}", "user_ids": ["@a:x"]}}']
+    assert run(["watch", "typing", "--format", "%t"]) == 2

@@ -1,0 +1,158 @@
+"""``tcprepl context``: names that are kept, and what they do to other commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tcprepl.cli import contexts, run
+from tcprepl.cli.api import Api, ApiFailed
+from tests.pages import section
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for configurations, and nothing in the environment."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("CONTEXT", "FROM", "TO", "TOKEN", "TOKEN_FILE"):
+        monkeypatch.delenv(f"TCPREPL_{name}", raising=False)
+    return tmp_path
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
+    """Run a command and return what it prints."""
+    assert run(["context", *args]) == code
+    told = capsys.readouterr()
+    return told.err if code else told.out
+
+
+def test_add_use_ls_rm(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "token").write_text("secret", encoding="utf-8")
+    first = (
+        "add",
+        "main",
+        "--from",
+        "tls:repl.example.com:9092",
+        "--to",
+        "https://repl.example.com/",
+    )
+    assert printed(capsys, *first, "--token-file", str(home / "token")) == "main is in use\n"
+    assert printed(capsys, "add", "here", "--from", "a:1", "--from", "b:2") == ""
+    assert printed(capsys, "ls").splitlines() == [
+        "* main  from tls:repl.example.com:9092  to https://repl.example.com  "
+        f"token_file {home}/token",
+        "  here  from a:1, b:2",
+    ]
+    assert printed(capsys, "use", "here") == "here is in use\n"
+    assert json.loads(printed(capsys, "ls", "--json").splitlines()[1]) == {
+        "name": "here",
+        "current": True,
+        "from": ["a:1", "b:2"],
+    }
+    printed(capsys, "add", "here", "--to", "tcprepl://b:3", "--server-name", "x", "--ca", __file__)
+    assert contexts.read().contexts["here"].url == "tcprepl://b:3"
+    assert contexts.read().contexts["here"].source == ["a:1", "b:2"]
+    assert printed(capsys, "add", "other", "--to", "h:1", "--use") == "other is in use\n"
+    assert printed(capsys, "use", "--none") == "none is in use\n"
+    printed(capsys, "use", "other")
+    printed(capsys, "rm", "other")
+    printed(capsys, "rm", "here")
+    assert contexts.read().current is None
+    assert "secret" not in contexts.path().read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["add", "x"], "a context needs --from, or --to"),
+        (["add", "x", "--from", "nowhere"], "expected HOST:PORT"),
+        (["add", "x", "--from", "a:1", "--token-file", "/nowhere"], "does not exist"),
+        (["use", "x"], "no context 'x'"),
+        (["use"], "expected NAME, or --none"),
+        (["use", "x", "--none"], "expected NAME, or --none"),
+        (["rm", "x"], "no context 'x'"),
+    ],
+)
+def test_what_is_wrong(capsys: pytest.CaptureFixture[str], args: list[str], why: str) -> None:
+    assert why in printed(capsys, *args, code=2)
+    assert not contexts.path().exists()
+
+
+def test_an_empty_token_file_is_refused_at_once(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "token").touch()
+    args = ["add", "x", "--to", "h:1", "--token-file", str(home / "token")]
+    assert "is empty" in printed(capsys, *args, code=2)
+
+
+class Asked:
+    """Notes where a command asks, and with which token."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.urls: list[str] = []
+        self.tokens: list[str | None] = []
+
+        def get(api: Api, _: str) -> object:
+            self.urls.append(api.url)
+            said = api._headers.get("Authorization")
+            self.tokens.append(said and said.removeprefix("Bearer "))
+            raise ApiFailed(f"{api.url} does not answer")
+
+        monkeypatch.setattr(Api, "get", get)
+
+
+def test_the_option_then_the_environment_then_the_context(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its token goes to its own address, nowhere else."""
+    asked = Asked(monkeypatch)
+    (home / "token").write_text("secret", encoding="utf-8")
+    run(["top", "--once"])
+    run(["context", "add", "main", "--to", "http://m", "--token-file", str(home / "token")])
+    run(["context", "add", "other", "--to", "http://o"])
+    capsys.readouterr()
+    assert run(["top", "--once"]) == 1
+    told = capsys.readouterr().err
+    assert told == "tcprepl: http://m does not answer\n  the address is that of the context main\n"
+    run(["--context", "other", "top", "--once"])
+    run(["top", "--once", "--token", "mine"])
+    monkeypatch.setenv("TCPREPL_TO", "http://env")
+    run(["top", "--once"])
+    run(["top", "--once", "--to", "http://opt"])
+    assert asked.urls == [
+        "http://127.0.0.1:9093",
+        "http://m",
+        "http://o",
+        "http://m",
+        "http://env",
+        "http://opt",
+    ]
+    assert asked.tokens == [None, "secret", None, "mine", None, None]
+    monkeypatch.delenv("TCPREPL_TO")
+    monkeypatch.setenv("TCPREPL_CONTEXT", "mian")
+    capsys.readouterr()
+    assert run(["top", "--once"]) == 2
+    assert "did you mean main" in capsys.readouterr().err
+    assert run(["top", "--once", "--to", "http://opt"]) == 1
+
+
+def test_the_example_of_the_documentation(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Line by line, in a home of its own."""
+    monkeypatch.chdir(home)
+    (home / "worker1-token").write_text("secret", encoding="utf-8")
+    (example,) = re.findall(
+        r"^```console\n(.*?)^```$", section("commands", "tcprepl context"), re.M | re.S
+    )
+    shown = ""
+    for line in example.splitlines():
+        if line.startswith("$ tcprepl "):
+            assert run(shlex.split(line)[2:]) == 0
+            shown += f"{line}\n{capsys.readouterr().out}"
+    assert shown == example.replace("/home/ann", str(home))
