@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from math import isfinite
 from operator import attrgetter, itemgetter
@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeAlias, get_args, overload
 
 import msgspec
 import msgspec.inspect
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, convert, defstruct
 
 from tcprepl.errors import BadRow
 from tcprepl.ids import StreamName
@@ -33,7 +33,7 @@ SNIPPET_CHARS = 64
 Reader: TypeAlias = Callable[[Any], Any]
 
 _encoder = msgspec.json.Encoder()
-_encode = _encoder.encode
+encode = _encoder.encode
 _opaque_decoder = msgspec.json.Decoder(Any)
 _packer = msgspec.msgpack.Encoder()
 #: What a row given as plain values is.
@@ -50,17 +50,20 @@ class RowCodec:
     Attributes:
         stream: Name of the stream, for errors.
         row_type: Type of a row; `typing.Any` for opaque JSON.
+        keyed: Whether the first field of a row says what it is a state of.
         quick_decode: Returns a row of the newest shape as its type; what it refuses is for
             `decode`.
     """
 
     __slots__ = (
-        "_common",
+        "_common_rows",
         "_decoder",
         "_key_field",
         "_reader",
         "_short",
         "_usual",
+        "common_row",
+        "keyed",
         "quick_decode",
         "row_type",
         "stream",
@@ -89,6 +92,7 @@ class RowCodec:
         self.row_type = row_type
         self._reader = reader
         keyed = keyed and _structs(row_type) == (row_type,)
+        self.keyed = keyed
         self._key_field = attrgetter(row_type.__struct_fields__[0]) if keyed else None
         self._decoder = _opaque_decoder if row_type is Any else msgspec.json.Decoder(row_type)
         self.quick_decode = self._decoder.decode
@@ -99,7 +103,9 @@ class RowCodec:
         )
         closed = row_type if common is None else common
         sure = _is_closed(msgspec.inspect.type_info(closed))
-        self._common = list[closed] if sure else None  # type: ignore[valid-type]
+        # Structs, since of nothing else does msgspec keep what it has found out.
+        self.common_row = _array_of(closed) if sure else None
+        self._common_rows = _array_of(list[closed]) if sure else None  # type: ignore[valid-type]
         # what is only looked at may be looked at as the common shape
         usual = sure and common is not None and not keyed
         self._usual = msgspec.json.Decoder(common) if usual else self._decoder
@@ -137,20 +143,26 @@ class RowCodec:
         if self._key_field is None:
             return None
         if types <= _SEQUENCES:
-            keys = tuple(map(_first, rows))
-        elif types == {self.row_type}:
-            keys = tuple(map(self._key_field, rows))
-        else:
-            return None
-        # What is written as a text need not be one, and is no good for comparing.
+            return self.keys_of(map(_first, rows))
+        if types == {self.row_type}:
+            return self.keys_of(map(self._key_field, rows))
+        return None
+
+    @staticmethod
+    def keys_of(values: Iterable[Any]) -> tuple[str, ...] | None:
+        """Return what the first fields of keyed rows say; None if they are no good for comparing.
+
+        What is written as a text need not be one.
+        """
+        keys = tuple(values)
         return keys if set(map(type, keys)) == {str} else None
 
     def _are_common(self, rows: Sequence[object]) -> bool:
         """Whether *rows* surely fit; values say as much as their JSON does, in half the time."""
-        if self._common is None:
+        if self._common_rows is None:
             return False
         try:
-            msgspec.convert(rows, self._common)
+            convert((rows,), self._common_rows)
         except (msgspec.ValidationError, RecursionError):
             return False
         return True
@@ -170,8 +182,21 @@ class RowCodec:
             return found
         return [self._check_one(bytes(row), index) for index, row in enumerate(rows)]
 
+    def sure_lines(self, rows: Sequence[object]) -> bytes | None:
+        """Return *rows* as lines of JSON, with an LF between two of them, if all surely fit.
+
+        That is quick to say of rows that are plain lists of the common shape.
+        """
+        if not (_SEQUENCES.issuperset(map(type, rows)) and self._are_common(rows)):
+            return None
+        try:
+            lines = _encoder.encode_lines(rows)[:-1]
+        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+            return None
+        return lines if len(lines) <= MAX_ROW_BYTES else None
+
     def snapshot(self, rows: Sequence[object]) -> bytes | None:
-        """Return *rows* as lines of JSON for `checked`, with an LF between two of them.
+        """Return *rows* as `sure_lines`, but for `checked`.
 
         Nothing is checked yet but what only the objects can tell.
 
@@ -182,7 +207,7 @@ class RowCodec:
             rows = [_without_unset(row) for row in rows]
         try:
             if len(rows) == 1:
-                lines = _encode(rows[0])
+                lines = encode(rows[0])
             else:
                 lines = _encoder.encode_lines(rows)[:-1]
                 if lines.count(b"\n") != len(rows) - 1:
@@ -328,7 +353,7 @@ class RowCodec:
 
     def _convert(self, value: Any) -> Any:
         try:
-            return msgspec.convert(value, self.row_type)
+            return convert(value, self.row_type)
         except msgspec.ValidationError:
             if self._reader is None:
                 raise
@@ -418,6 +443,11 @@ class Rows(Struct, gc=False, eq=False):
 
 
 Sequence.register(Rows)
+
+
+def _array_of(element: Any) -> type[Struct]:
+    """Return the type of an array of one *element*."""
+    return defstruct("_Array", [("element", element)], array_like=True, gc=False)
 
 
 def _is_closed(shape: msgspec.inspect.Type) -> bool:

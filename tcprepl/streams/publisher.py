@@ -10,9 +10,9 @@ gathered before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from msgspec import Raw
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
@@ -20,51 +20,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from tcprepl.errors import TcpreplError
-from tcprepl.ids import InstanceName, StreamName, Token, idempotency_key
+from tcprepl.ids import InstanceName, Pair, StreamName, Token, idempotency_key
 from tcprepl.streams.codec import RowCodec
+from tcprepl.streams.gathering import Gathering, Outcome
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.registry import Registry
 
-T = TypeVar("T")
-
-#: Rows and bytes after which what was gathered is appended, even if the turn has not ended.
-GATHERED_ROWS = 500
-GATHERED_BYTES = 131_072
 #: Rows of a call from which on it is not gathered: it is cheap by itself, and a copy is not.
 LARGE_CALL_ROWS = 32
-
-
-#: What became of rows that follow one another: how many, and their tokens, or why not.
-Outcome: TypeAlias = "tuple[int, Appended | Failure]"
-
-
-#: A call that was gathered: how many rows it had, who waits for it, and whether its rows are
-#: independent, so that a list of outcomes is waited for. A tuple, as there is one for each row.
-_Call: TypeAlias = "tuple[int, Deferred[Any], bool]"
-
-
-class _Gathered:
-    """What one turn has brought for one stream and instance, in the order of the calls."""
-
-    __slots__ = ("calls", "codec", "count", "lines", "size_bytes")
-
-    def __init__(self, codec: RowCodec) -> None:
-        self.codec = codec
-        #: The rows of each call as lines of JSON, an LF between two of them; not checked yet.
-        self.lines: list[bytes] = []
-        self.calls: list[_Call] = []
-        self.count = 0
-        self.size_bytes = 0
-
-    def add(self, lines: bytes, count: int, *, each: bool = False) -> Deferred[Any]:
-        """Note a call; return its answer."""
-        answered: Deferred[Any] = Deferred()
-        self.lines.append(lines)
-        self.calls.append((count, answered, each))
-        self.count += count
-        self.size_bytes += len(lines)
-        return answered
 
 
 class Publisher:
@@ -94,7 +58,9 @@ class Publisher:
         self._registry = registry
         self.instance = instance
         self._reactor = reactor
-        self._gathered: dict[tuple[StreamName, InstanceName], _Gathered] = {}
+        #: Not empty only while a turn is under way.
+        #: Found by the stream where the instance is our own.
+        self._gathered: dict[StreamName | Pair, Gathering] = {}
         self._turn_end: IDelayedCall | None = None
         self._calls_of_turn = 0
         self._bursting = False
@@ -125,20 +91,23 @@ class Publisher:
             LogUnavailable: (in the Deferred) the disk refused; nothing was published.
             TokenOrder: (in the Deferred) *tokens* go backwards.
         """
-        reactor = self._reactor
-        if reactor is not None:
-            key = (stream, instance or self.instance)
-            plain = not batch and tokens is None and transaction_id is None
-            if plain and len(rows) < LARGE_CALL_ROWS:
-                answered = self._gather(reactor, key, rows, RowCodec.snapshot)
+        key = stream if instance is None or instance == self.instance else (stream, instance)
+        if not batch and tokens is None and transaction_id is None:
+            gathering = self._gathered.get(key) or self._begin(key, len(rows))
+            if gathering is not None and 0 < len(rows) < LARGE_CALL_ROWS:
+                answered = gathering.take(rows)
                 if answered is not None:
+                    if gathering.room_rows <= 0 or gathering.room_bytes <= 0:
+                        self._append_gathered(key)
                     return answered
-            self._append_gathered(key)
+        self._append_gathered(key)
         try:
             encoded = self._prepared(stream, self._registry.encode_rows(stream, rows))
         except TcpreplError:
             return fail()
-        return self._append(stream, encoded, batch, instance, tokens, transaction_id)
+        return self._append(
+            (stream, instance or self.instance), encoded, batch, tokens, transaction_id
+        )
 
     def publish_json(
         self,
@@ -162,20 +131,23 @@ class Publisher:
             transaction_id: Makes the call safe to retry.
             produced: Which append of which producer this is, as for `Log.append`.
         """
-        reactor = self._reactor
-        if reactor is not None:
-            key = (stream, instance or self.instance)
-            plain = not batch and tokens is None and transaction_id is None and produced is None
-            if plain and len(rows) < LARGE_CALL_ROWS:
-                answered = self._gather(reactor, key, rows, RowCodec.snapshot_json)
+        key = stream if instance is None or instance == self.instance else (stream, instance)
+        if not batch and tokens is None and transaction_id is None and produced is None:
+            gathering = self._gathered.get(key) or self._begin(key, len(rows))
+            if gathering is not None and 0 < len(rows) < LARGE_CALL_ROWS:
+                answered = gathering.take_json(rows)
                 if answered is not None:
+                    if gathering.room_rows <= 0 or gathering.room_bytes <= 0:
+                        self._append_gathered(key)
                     return answered
-            self._append_gathered(key)
+        self._append_gathered(key)
         try:
             checked = self._prepared(stream, self._registry.check_json_rows(stream, rows))
         except TcpreplError:
             return fail()
-        return self._append(stream, checked, batch, instance, tokens, transaction_id, produced)
+        return self._append(
+            (stream, instance or self.instance), checked, batch, tokens, transaction_id, produced
+        )
 
     def publish_each(self, stream: StreamName, rows: bytes, count: int) -> Deferred[list[Outcome]]:
         """Publish rows that are JSON already, as if each came in a call of its own.
@@ -188,18 +160,17 @@ class Publisher:
         Returns:
             What became of them, in order; never a failure.
         """
-        key = (stream, self.instance)
         try:
             codec = self._registry.get(stream).codec
         except TcpreplError:
             return succeed([(count, Failure())])
-        at_once = self._reactor is None or self._begins_turn(self._reactor)
-        gathered = self._gathered.get(key)
-        if gathered is None:
-            gathered = self._gathered[key] = _Gathered(codec)
-        answered = gathered.add(rows[:-1], count, each=True)
-        if at_once or gathered.count >= GATHERED_ROWS or gathered.size_bytes >= GATHERED_BYTES:
-            self._append_gathered(key)
+        at_once = self._begins_turn()
+        gathering = self._gathered.get(stream)
+        if gathering is None:
+            gathering = self._gathered[stream] = Gathering((stream, self.instance), codec)
+        answered = gathering.take_each(rows[:-1], count)
+        if at_once or gathering.room_rows <= 0 or gathering.room_bytes <= 0:
+            self._append_gathered(stream)
         return answered
 
     def flush(self) -> None:
@@ -210,101 +181,76 @@ class Publisher:
 
     # -- gathering -------------------------------------------------------------------------
 
-    def _gather(
-        self,
-        reactor: IReactorTime,
-        key: tuple[StreamName, InstanceName],
-        rows: Sequence[T],
-        snapshot: Callable[[RowCodec, Sequence[T]], bytes | None],
-    ) -> Deferred[Appended] | None:
-        """Note rows for the end of the turn; None if they have to be published at once."""
-        if self._begins_turn(reactor):
+    def _begin(self, key: StreamName | Pair, count: int) -> Gathering | None:
+        """Begin to gather for *key*; None if a call with *count* rows is for now."""
+        if count >= LARGE_CALL_ROWS or self._begins_turn():
             return None
-        gathered = self._gathered.get(key)
-        if gathered is None:
-            if key[0] not in self._registry:
-                return None
-            gathered = self._gathered[key] = _Gathered(self._registry.get(key[0]).codec)
-        lines = snapshot(gathered.codec, rows) if rows else None
-        if not lines:
+        pair = (key, self.instance) if isinstance(key, str) else key
+        if pair[0] not in self._registry:
             return None
-        answered = gathered.add(lines, len(rows))
-        if gathered.count >= GATHERED_ROWS or gathered.size_bytes >= GATHERED_BYTES:
-            self._append_gathered(key)
-        return answered
+        gathering = Gathering(pair, self._registry.get(pair[0]).codec)
+        self._gathered[key] = gathering
+        return gathering
 
-    def _begins_turn(self, reactor: IReactorTime) -> bool:
-        """Note a call; return whether it is the first in a while, and need not wait."""
-        self._calls_of_turn += 1
+    def _begins_turn(self) -> bool:
+        """Return whether a call need not wait: the first in a while, or there are no turns."""
+        if self._reactor is None:
+            return True
         if self._turn_end is not None:
             return False
-        self._turn_end = reactor.callLater(0, self._end_turn)
+        self._turn_end = self._reactor.callLater(0, self._end_turn)
+        self._calls_of_turn += not self._bursting
         return not self._bursting
 
     def _end_turn(self) -> None:
         """Append what the turn has brought; note whether that was more than one call."""
         self._turn_end = None
-        self._bursting = self._calls_of_turn > 1
+        left = sum(len(gathering.counts) for gathering in self._gathered.values())
+        self._bursting = self._calls_of_turn + left > 1
         self._calls_of_turn = 0
         for key in list(self._gathered):
-            self._append_gathered(key)
+            gathering = self._gathered.pop(key, None)
+            if gathering is not None:
+                self._append_together(gathering)
 
-    def _append_gathered(self, key: tuple[StreamName, InstanceName]) -> None:
+    def _append_gathered(self, key: StreamName | Pair) -> None:
         """Append what was gathered for *key*, so that what follows it keeps its place."""
-        gathered = self._gathered.pop(key, None)
-        if gathered is None or not gathered.count:
+        gathering = self._gathered.pop(key, None)
+        if gathering is not None:
+            self._calls_of_turn += len(gathering.counts)
+            self._append_together(gathering)
+
+    def _append_together(self, gathering: Gathering) -> None:
+        """Append the rows of many calls, and answer each with its own tokens."""
+        if not gathering.counts:
             return
-        stream = key[0]
-        lines = b"\n".join((*gathered.lines, b""))
-        together = gathered.codec.checked(lines, gathered.count)
+        pair, codec = gathering.pair, gathering.codec
+        together = gathering.together()
         if together is not None:
             with suppress(TcpreplError):
-                prepared = self._prepared(stream, together)
-                self._append_together(key, prepared, gathered.calls)
+                appended = self._append(pair, self._prepared(pair[0], together))
+                _ = appended.addCallbacks(gathering.answer, gathering.refuse)
                 return
         # Somebody's row does not fit: that is for its own call to hear, and no other.
-        for part, (count, answered, each) in zip(gathered.lines, gathered.calls, strict=True):
+        calls = zip(gathering.lines, gathering.counts, gathering.waiting, strict=True)
+        for part, count, answered in calls:
             # A row of a call by itself may hold raw line ends, which `check` takes care of.
-            rows = [part] if count == 1 else part.split(b"\n")
-            if each:
-                outcomes = [self._append_checked(key, gathered.codec, [row]) for row in rows]
+            rows = [part] if abs(count) == 1 else part.split(b"\n")
+            if count < 0:
+                outcomes = [self._append_checked(pair, codec, [row]) for row in rows]
                 parted = DeferredList(outcomes, consumeErrors=True).addCallback(_outcomes)
                 _ = parted.chainDeferred(answered)
             else:
-                checked = self._append_checked(key, gathered.codec, rows)
-                _ = checked.chainDeferred(answered)
+                _ = self._append_checked(pair, codec, rows).chainDeferred(answered)
 
     def _append_checked(
-        self, key: tuple[StreamName, InstanceName], codec: RowCodec, rows: Sequence[bytes]
+        self, pair: Pair, codec: RowCodec, rows: Sequence[bytes]
     ) -> Deferred[Appended]:
-        stream, instance = key
         try:
-            prepared = self._prepared(stream, codec.check(rows))
+            prepared = self._prepared(pair[0], codec.check(rows))
         except TcpreplError:
             return fail()
-        return self._append(stream, prepared, False, instance, None, None)
-
-    def _append_together(
-        self,
-        key: tuple[StreamName, InstanceName],
-        rows: Sequence[bytes],
-        calls: list[_Call],
-    ) -> None:
-        """Append the rows of many calls, and answer each with its own tokens."""
-        stream, instance = key
-
-        def answer(appended: Appended) -> None:
-            token = appended.first
-            for count, answered, each in calls:
-                mine = Appended(stream, instance, token, token + count - 1)
-                answered.callback([(count, mine)] if each else mine)
-                token += count
-
-        def refuse(failure: Failure) -> None:
-            for count, answered, each in calls:
-                answered.callback([(count, failure)] if each else failure)
-
-        _ = self._append(stream, rows, False, instance, None, None).addCallbacks(answer, refuse)
+        return self._append(pair, prepared)
 
     def _prepared(self, stream: StreamName, rows: Sequence[bytes]) -> Sequence[bytes]:
         """Return rows that fit as they are appended; raises `TcpreplError` if they may not be."""
@@ -312,20 +258,18 @@ class Publisher:
 
     def _append(
         self,
-        stream: StreamName,
+        pair: Pair,
         rows: Sequence[bytes],
-        batch: bool,
-        instance: InstanceName | None,
-        tokens: Sequence[Token] | None,
-        transaction_id: str | None,
+        batch: bool = False,
+        tokens: Sequence[Token] | None = None,
+        transaction_id: str | None = None,
         produced: Produced | None = None,
     ) -> Deferred[Appended]:
-        if transaction_id is not None and instance is not None and instance != self.instance:
-            transaction_id = idempotency_key("instance", instance, transaction_id)
+        if transaction_id is not None and pair[1] != self.instance:
+            transaction_id = idempotency_key("instance", pair[1], transaction_id)
         try:
             return self._log.append(
-                stream,
-                instance or self.instance,
+                *pair,
                 rows,
                 batch=batch,
                 tokens=tokens,

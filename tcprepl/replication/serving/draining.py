@@ -17,7 +17,7 @@ from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, LogUnavailable
 from tcprepl.protocol.display import printable
 from tcprepl.replication.status import PeerStatus
-from tcprepl.streams.publisher import Outcome
+from tcprepl.streams.gathering import Outcome
 
 if TYPE_CHECKING:
     from tcprepl.replication.serving.peer import Peer

@@ -33,10 +33,10 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.display import printable
 from tcprepl.protocol.events import PublishRun
+from tcprepl.streams.gathering import Outcome
 from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.producers import Produced, ProducerState
-from tcprepl.streams.publisher import Outcome
 
 log = structlog.get_logger()
 

@@ -11,9 +11,10 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import BadRow, LogUnavailable, TokenOrder, UnknownStream
 from tcprepl.limits import MAX_ROW_BYTES
+from tcprepl.streams.gathering import GATHERED_ROWS
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.publisher import GATHERED_ROWS, LARGE_CALL_ROWS, Publisher
+from tcprepl.streams.publisher import LARGE_CALL_ROWS, Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
 from tests.log_kit import read_all, result
@@ -199,6 +200,27 @@ class TestGathering:
         assert [len(block.tokens) for block in self.blocks] == [GATHERED_ROWS, GATHERED_ROWS]
         self.clock.advance(0)
         assert len(self.blocks[2].tokens) == 1
+
+    def test_much_json_does_not_wait_either(self) -> None:
+        self.burst()
+        for number in range(GATHERED_ROWS):
+            self.publisher.publish_json("receipts", [json.dumps(receipt(number)).encode()])
+        assert [len(block.tokens) for block in self.blocks] == [GATHERED_ROWS]
+
+    def test_a_large_call_of_a_callback_comes_after_what_waits(self) -> None:
+        """While the turn ends, a call that is not gathered lets go first what it has to follow."""
+        self.burst()
+        large = [receipt(number) for number in range(LARGE_CALL_ROWS)]
+        self.publisher.publish("typing", [["!a:x", []]]).addCallback(
+            lambda _: self.publisher.publish("receipts", large)
+        )
+        self.publisher.publish("receipts", [receipt(99)])
+        self.clock.advance(0)
+        assert [(block.stream, len(block.tokens)) for block in self.blocks] == [
+            ("typing", 1),
+            ("receipts", 1),
+            ("receipts", LARGE_CALL_ROWS),
+        ]
 
     def test_what_only_the_slow_way_can_encode_keeps_its_place(self) -> None:
         """Lone surrogates, raw line ends, nothing at all: as without gathering."""

@@ -12,8 +12,8 @@ from tcprepl import limits
 from tcprepl.errors import LogUnavailable, SequenceTooOld, TooManyProducers
 from tcprepl.protocol.commands import PublishCommand, Reason
 from tcprepl.replication.serving import publishing
+from tcprepl.streams.gathering import Outcome
 from tcprepl.streams.log import Appended
-from tcprepl.streams.publisher import Outcome
 from tests.serving_world import World
 
 

@@ -1,0 +1,156 @@
+"""What one turn of the reactor has brought for a stream, until it is appended together.
+
+This is the hot path of a writer that publishes row by row, as homeservers do: at its call a
+row is encoded, checked and noted, and all else is done once for as many as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from msgspec import MsgspecError, Raw, convert
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tcprepl.ids import Pair
+from tcprepl.limits import MAX_ROW_BYTES
+from tcprepl.streams.codec import RowCodec, encode
+from tcprepl.streams.json_rows import JsonRows
+from tcprepl.streams.log import Appended
+
+#: Rows and bytes after which what was gathered is appended, even if the turn has not ended.
+GATHERED_ROWS = 500
+GATHERED_BYTES = 131_072
+
+#: What became of rows that follow one another: how many, and their tokens, or why not.
+Outcome: TypeAlias = "tuple[int, Appended | Failure]"
+
+#: What waits for a Deferred. Releases of Twisted differ in whether that is public.
+_callbacks = attrgetter("_callbacks" if hasattr(Deferred(), "_callbacks") else "callbacks")
+
+
+class Gathering:
+    """What one turn has brought for one stream and instance, in the order of the calls.
+
+    Attributes:
+        pair: The stream and the instance.
+        codec: Of the stream.
+        lines: Of each call its rows as lines of JSON, an LF between two of them.
+        counts: How many rows each call has; negative where they are independent, so that a
+            list of outcomes is waited for.
+        waiting: Who waits for each call.
+        room_rows: How many rows more should wait for the end of the turn.
+        room_bytes: How many bytes more.
+    """
+
+    __slots__ = (
+        "_keys",
+        "_shape",
+        "_sure",
+        "codec",
+        "counts",
+        "lines",
+        "pair",
+        "room_bytes",
+        "room_rows",
+        "waiting",
+    )
+
+    def __init__(self, pair: Pair, codec: RowCodec) -> None:
+        self.pair = pair
+        self.codec = codec
+        self.lines: list[bytes] = []
+        self.counts: list[int] = []
+        self.waiting: list[Deferred[Any]] = []
+        self.room_rows = GATHERED_ROWS
+        self.room_bytes = GATHERED_BYTES
+        self._shape = codec.common_row
+        #: Whether all rows are known to fit; the key of each, if so and where rows have one.
+        self._sure = True
+        self._keys: list[Any] | None = [] if codec.keyed else None
+
+    def take(self, rows: Sequence[Any]) -> Deferred[Appended] | None:
+        """Note a call; return its answer, or None if only `RowCodec.encode` can judge *rows*.
+
+        They are encoded now: what becomes of the objects afterwards does not matter.
+        """
+        lines: bytes | None
+        count = len(rows)
+        if count == 1 and self._shape is not None and type(rows[0]) is list:
+            try:
+                convert(rows, self._shape)
+                lines = encode(rows[0])
+            except (MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+                lines = None
+            else:
+                if len(lines) > MAX_ROW_BYTES:
+                    lines = None
+        else:
+            lines = self.codec.sure_lines(rows)
+        if lines is None:
+            lines = self.codec.snapshot(rows)
+            if not lines:
+                return None
+            self._sure = False
+        elif self._keys is not None:
+            self._keys += [row[0] for row in rows]
+        answered: Deferred[Any] = Deferred()
+        self.lines.append(lines)
+        self.counts.append(count)
+        self.waiting.append(answered)
+        self.room_rows -= count
+        self.room_bytes -= len(lines)
+        return answered
+
+    def take_json(self, rows: Sequence[bytes | Raw]) -> Deferred[Appended] | None:
+        """Note a call with JSON; None if only `RowCodec.check` can judge it."""
+        lines = self.codec.snapshot_json(rows)
+        return self._note(lines, len(rows)) if lines else None
+
+    def take_each(self, lines: bytes, count: int) -> Deferred[list[Outcome]]:
+        """Note *count* calls with a line of JSON each; an LF is between two of them."""
+        answered = self._note(lines, count)
+        self.counts[-1] = -count
+        return answered
+
+    def _note(self, lines: bytes, count: int) -> Deferred[Any]:
+        self._sure = False
+        answered: Deferred[Any] = Deferred()
+        self.lines.append(lines)
+        self.counts.append(count)
+        self.waiting.append(answered)
+        self.room_rows -= count
+        self.room_bytes -= len(lines)
+        return answered
+
+    def together(self) -> JsonRows | None:
+        """Return the rows of all calls in one piece; None if one may not fit."""
+        lines = b"\n".join(self.lines) + b"\n"
+        count = GATHERED_ROWS - self.room_rows
+        if self._sure:
+            keys = None if self._keys is None else self.codec.keys_of(self._keys)
+            return JsonRows(lines, count, keys)
+        return self.codec.checked(lines, count)
+
+    def answer(self, appended: Appended) -> None:
+        """Answer each call with its own tokens."""
+        stream, instance = self.pair
+        token = appended.first
+        for count, answered in zip(self.counts, self.waiting, strict=True):
+            following = token + abs(count)
+            mine = Appended(stream, instance, token, following - 1)
+            token = following
+            if count < 0:
+                answered.callback([(-count, mine)])
+            elif _callbacks(answered) or answered.called:
+                answered.callback(mine)
+            else:  # as nearly always; it costs a third of running no callbacks
+                answered.called = True
+                answered.result = mine
+
+    def refuse(self, failure: Failure) -> None:
+        """Answer each call with *failure*."""
+        for count, answered in zip(self.counts, self.waiting, strict=True):
+            answered.callback([(-count, failure)] if count < 0 else failure)

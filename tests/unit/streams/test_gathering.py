@@ -1,0 +1,156 @@
+"""What one turn brings for a stream: judged and answered as if each call came alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from tcprepl.errors import BadRow, LogUnavailable
+from tcprepl.limits import MAX_ROW_BYTES
+from tcprepl.streams.gathering import GATHERED_BYTES, GATHERED_ROWS, Gathering
+from tcprepl.streams.log import Appended
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.rows import TypingRow
+
+REGISTRY = Registry()
+TYPING = ["!r:x", ["@a:x"]]
+APPENDED = Appended("typing", "w", 7, 9)
+
+
+def gathering(stream: str = "typing") -> Gathering:
+    """Return one to which no call has come yet."""
+    return Gathering((stream, "w"), REGISTRY.get(stream).codec)
+
+
+#: Values such as rows hold, and such as none may hold.
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+)
+ROWS = st.one_of(
+    st.lists(VALUES, max_size=8),
+    st.tuples(st.text(max_size=3), st.lists(st.text(max_size=3), max_size=2)),
+    st.tuples(st.text(max_size=3), st.just("online"), st.integers(), st.just(1), st.just(2), VALUES,
+              st.booleans()).map(list),
+    st.builds(TypingRow, st.text(max_size=3), st.lists(st.text(max_size=3), max_size=2)),
+)  # fmt: skip
+
+
+@given(
+    stream=st.sampled_from(["typing", "presence", "receipts", "federation", "events", "caches"]),
+    calls=st.lists(st.lists(ROWS, min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_what_is_taken_is_what_the_codec_makes_of_each_call(
+    stream: str, calls: list[list[Any]]
+) -> None:
+    """No row passes that `encode` refuses, and those that pass have the same bytes and keys."""
+    codec = REGISTRY.get(stream).codec
+    taken = gathering(stream)
+    wanted: list[bytes] = []
+    fit = True
+    for rows in calls:
+        try:
+            encoded = codec.encode(rows)
+        except BadRow:
+            encoded = None
+        if taken.take(rows) is not None:
+            fit = fit and encoded is not None
+            wanted += encoded or []
+    together = taken.together() if taken.counts else None
+    if together is not None:
+        assert fit
+        assert list(together) == wanted
+        assert together.keys is None or together.keys == codec.check(wanted).keys  # type: ignore[attr-defined]
+
+
+def test_plain_rows_need_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = gathering("presence")
+    row = ["@a:x", "online", 1, 2, 3, None, True]
+    taken.take([row])
+    taken.take([row, ["@b:x", *row[1:]]])
+    monkeypatch.setattr(type(taken.codec), "checked", None)
+    together = taken.together()
+    assert together is not None
+    assert together.keys == ("@a:x", "@a:x", "@b:x")
+
+
+def test_what_json_cannot_say_is_not_taken() -> None:
+    taken = gathering("presence")
+    assert taken.take([["@a:x", "online", 1, 2, 3, math.nan, True]]) is None
+    assert taken.take([["@\ud800:x", "online", 1, 2, 3, None, True]]) is None
+    assert taken.take_json([b"[1,\n2]", b"3"]) is None
+    assert taken.take([["x" * MAX_ROW_BYTES, "online", 1, 2, 3, None, True]]) is not None
+    assert taken.together() is None, "it is left to whoever says how long a row may be"
+
+
+def test_json_is_looked_at_when_all_is_together() -> None:
+    taken = gathering()
+    taken.take([TYPING])
+    taken.take_json([b'["!r:x",["@a:x"]]', Raw(b'["!r:x",["@a:x"]]')])
+    together = taken.together()
+    assert together is not None
+    assert list(together) == [b'["!r:x",["@a:x"]]'] * 3
+    taken.take_json([b"5"])
+    assert taken.together() is None
+
+
+def test_it_counts_what_it_has() -> None:
+    taken = gathering()
+    taken.take([TYPING, TYPING])
+    taken.take_each(b'["!r:x",["@a:x"]]\n["!r:x",["@a:x"]]', 2)
+    assert taken.room_rows == GATHERED_ROWS - 4
+    assert taken.room_bytes == GATHERED_BYTES - sum(map(len, taken.lines))
+    assert taken.counts == [2, -2]
+
+
+def test_everybody_is_answered() -> None:
+    """Who waits already, who asks later, who asks for each row, and who has given up."""
+    taken = gathering()
+    heard: list[Any] = []
+    early, late, given_up = (taken.take([TYPING]) for _ in range(3))
+    each = taken.take_each(b'["!r:x",["@a:x"]]', 1)
+    assert early is not None
+    assert late is not None
+    assert given_up is not None
+    early.addCallback(heard.append)
+    each.addCallback(heard.append)
+    given_up.cancel()
+    taken.answer(Appended("typing", "w", 7, 10))
+    assert heard == [Appended("typing", "w", 7, 7), [(1, Appended("typing", "w", 10, 10))]]
+    assert late.called
+    late.addCallback(heard.append)
+    assert heard[2:] == [Appended("typing", "w", 8, 8)]
+    given_up.addErrback(lambda failure: heard.append(failure.type))
+    assert heard[3:] == [CancelledError]
+
+
+def test_a_chained_answer_is_passed_on() -> None:
+    """What waits for it need not have come by `addCallback`."""
+    taken = gathering()
+    answered = taken.take([TYPING])
+    outer: Deferred[Any] = Deferred()
+    heard: list[Any] = []
+    outer.addCallback(lambda _: answered).addCallback(heard.append)
+    outer.callback(None)
+    taken.answer(Appended("typing", "w", 7, 7))
+    assert heard == [Appended("typing", "w", 7, 7)]
+
+
+def test_a_refusal_is_for_everybody() -> None:
+    taken = gathering()
+    failure = Failure(LogUnavailable("full"))
+    heard: list[Any] = []
+    answered = taken.take([TYPING])
+    assert answered is not None
+    answered.addErrback(heard.append)
+    taken.take_each(b'["!r:x",["@a:x"]]', 1).addCallback(heard.append)
+    taken.refuse(failure)
+    assert heard == [failure, [(1, failure)]]
