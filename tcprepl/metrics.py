@@ -432,3 +432,19 @@ CERTIFICATE_END = Live(
 DATABASE_AWAY = Live(
     "tcprepl_database_away_seconds", "How long the database has been away; 0 while it is there"
 )
+INSTANCE_EPOCH = Live(
+    "tcprepl_instance_epoch",
+    "How often each instance of the database was taken, and by which process last",
+    labels=("instance", "holder"),
+)
+INSTANCE_LEASE = Live(
+    "tcprepl_instance_lease_seconds",
+    "For how long each instance is kept without being heard of; below 0, it is free",
+    labels=("instance",),
+)
+COMMIT_SECONDS = Histogram(
+    "tcprepl_commit_seconds",
+    "How long the disk, or the database, took for a commit of the log",
+    registry=REGISTRY,
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)

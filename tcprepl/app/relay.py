@@ -116,6 +116,7 @@ class Relay:
         self._dialect = dialect
         self._not_ready: str | None = "starting"
         self._drain: Drain | None = None
+        self._intake: RelayIntake | None = None
         self._guesses = Guesses()
         self._life = Lifecycle(reactor, "relay")
         self._listeners = Listeners(reactor, config, self._life)
@@ -137,7 +138,7 @@ class Relay:
         stream_log = await open_log_of(config, registry, reactor, state.gaps)
         self._log = stream_log
         self._life.add("log", stream_log.close)
-        intake = RelayIntake(reactor, stream_log, registry, state)
+        self._intake = intake = RelayIntake(reactor, stream_log, registry, state)
         self._life.add("intake", intake.close)
         for failed in (intake.failed, stream_log.failed):  # either may meet it first
             _ = failed.addErrback(lambda failure: end(self.failed, failure))
@@ -173,7 +174,7 @@ class Relay:
             acknowledge=self._acknowledge,
             drain=self.drain if self.drainable else None,
             room=lambda: room_in_words(self.config),
-            ready=lambda: self._not_ready,
+            ready=lambda: self._not_ready or stream_log.trouble or intake.trouble,
             secrets=http_secrets(config),
             grants=grants_of(config),
             guesses=self._guesses,
@@ -333,4 +334,6 @@ class Relay:
     async def stop(self) -> None:
         """Leave the upstream, drain the readers, write everything out."""
         self._not_ready = "stopping"
+        if self._intake is not None:
+            self._intake.end()
         await self._life.stop()

@@ -113,7 +113,31 @@ def picture(status: dict[str, Any], sort: str) -> str:
                 for s in moving
             ],
         )
+    if status.get("database"):
+        lines += ["", *database_of(status["database"])]
     return "\n".join(lines) + "\n"
+
+
+def database_of(database: dict[str, Any]) -> list[str]:
+    """Return how it goes with the database of the log, and who holds which instance of it."""
+    away = database["away_seconds"]
+    state = "there" if away is None else f"away for {away:.0f} s: {database['reason']}"
+    return [
+        displayable(f"{database['where']}  {state}"),
+        *table(
+            ["INSTANCE", "EPOCH", "HOLDER", "HELD", "LEASE ENDS IN"],
+            [
+                [
+                    displayable(one["instance"]),
+                    str(one["epoch"]),
+                    displayable(one["holder"]),
+                    f"{one['held_seconds']:.0f} s",
+                    f"{one['left_seconds']:.1f} s" if one["left_seconds"] > 0 else "over",
+                ]
+                for one in database["holders"]
+            ],
+        ),
+    ]
 
 
 def cache_of(did: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.display import displayable
+from tcprepl.streams.holding import DatabaseStatus
 
 #: Damaged ranges that STATUS names.
 _DAMAGE_SHOWN = 20
@@ -183,6 +184,7 @@ class ServerStatus:
         closed: How many connections have ended, by reason.
         links: Where streams come from, if this is a relay, and the Redis they go to.
         damage: Ranges of rows that cannot be read from the disk, in words.
+        database: The database that the log shares with other servers, if it does.
     """
 
     server_name: str
@@ -193,6 +195,7 @@ class ServerStatus:
     closed: dict[str, int] = field(default_factory=dict)
     links: list[LinkStatus] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+    database: DatabaseStatus | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the snapshot as plain values that JSON can hold."""
@@ -220,6 +223,8 @@ class ServerStatus:
         lines += [f"damaged: {words}" for words in self.damage[:_DAMAGE_SHOWN]]
         if len(self.damage) > _DAMAGE_SHOWN:
             lines.append(f"and {len(self.damage) - _DAMAGE_SHOWN} more that are damaged")
+        if self.database is not None:
+            lines += self.database.lines()
         lines += [line for link in self.links for line in link.lines()]
         lines += [
             f"stream {s.stream} of {s.instance}: position {s.position}, held from {s.floor}, "

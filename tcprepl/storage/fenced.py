@@ -120,6 +120,7 @@ class FencedDatabase:
         held: What `take` got.
         away: Why the database cannot be used now; None while it can.
         away_since: Since when, in seconds of `time.monotonic`.
+        renewed_at: When the lease was renewed last, likewise.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class FencedDatabase:
         self.held = Held(0, 0)
         self.away: str | None = None
         self.away_since: float | None = None
+        self.renewed_at = time.monotonic()
         self._commits = 0
         self._stopping = threading.Event()
 
@@ -296,6 +298,7 @@ class FencedDatabase:
                 self._note_away(error)
             raise
         self._commits = number
+        self.renewed_at = time.monotonic()
         self._note_back()
         return answer
 

@@ -18,6 +18,7 @@ from tcprepl.streams.blocks import empty_page
 from tcprepl.streams.cursor import Cursor, Source
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
+from tcprepl.streams.holding import DatabaseStatus
 from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Appended, Block, Page
 from tcprepl.streams.pages import Reading
@@ -126,6 +127,11 @@ class BaseLog:
     @property
     def trouble(self) -> str | None:
         """Why nothing can be appended now; None as far as is known that it can."""
+        return None
+
+    @property
+    def database(self) -> DatabaseStatus | None:
+        """The database that the log shares with other servers; None where it shares none."""
         return None
 
     def look(self) -> Reading | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from twisted.internet.defer import Deferred
 
@@ -27,7 +27,10 @@ COMMIT_BYTES = 16_777_216
 
 @dataclass(slots=True)
 class Append:
-    """An append that waits for its commit."""
+    """An append that waits for its commit.
+
+    *named* says that the caller has named its tokens.
+    """
 
     pair: DurableStream
     tokens: Sequence[Token]
@@ -36,6 +39,12 @@ class Append:
     waiting: list[Deferred[Appended]]
     produced: Produced | None = None
     staged: Sequence[int] = ()
+    named: bool = False
+
+    @property
+    def last(self) -> Token:
+        """The newest token that it is given."""
+        return self.tokens[-1]
 
     @property
     def answer(self) -> Appended:
@@ -51,6 +60,11 @@ class Advance:
     pair: DurableStream
     token: Token
     waiting: list[Deferred[None]]
+
+    @property
+    def last(self) -> Token:
+        """Where the position will be."""
+        return self.token
 
 
 @dataclass(slots=True)
@@ -71,6 +85,13 @@ class Claim:
 
 
 Item: TypeAlias = Append | Advance | Barrier | Claim
+
+
+def names_tokens(item: Item) -> TypeGuard[Append | Advance]:
+    """Return whether the caller of *item* has named its tokens, and may do so again."""
+    return isinstance(item, Advance) or (
+        isinstance(item, Append) and item.named and item.produced is None
+    )
 
 
 class _Group:

@@ -25,7 +25,9 @@ class DurableStream:
 
     Attributes:
         stored: What the database has of it; *position* and *floor* are what readers see.
-        assigned: The newest token given out, in commits under way too.
+        assigned: The newest token given out, in commits under way and refused too.
+        least: The token above which a caller may name those of its own: the newest that is
+            published or under way.
         bound: What made the rows up to the floor go.
         trimming: Whether blocks are on their way out, so that counts are not right.
     """
@@ -39,6 +41,7 @@ class DurableStream:
         "assigned",
         "bound",
         "bounds",
+        "least",
         "stored",
         "trimming",
     )
@@ -52,7 +55,7 @@ class DurableStream:
         on_damage: Callable[[StoredPair, Gap], object],
     ) -> None:
         self.stored = stored
-        self.assigned = stored.position
+        self.assigned = self.least = stored.position
         self.bound = "let go before the last start"
         self.bounds = bounds
         self.trimming = False
@@ -62,6 +65,11 @@ class DurableStream:
         self._pages = pages
         self._on_damage = on_damage
         self._recent = Ring()
+
+    def take(self, token: Token) -> None:
+        """Note that *token*, of a caller's or the next one, is given out."""
+        self.assigned = max(self.assigned, token)
+        self.least = token
 
     @property
     def position(self) -> Token:

@@ -22,6 +22,7 @@ from msgspec import Struct
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
+from tcprepl.streams.holding import DatabaseStatus
 from tcprepl.streams.lineage import Places
 
 if TYPE_CHECKING:
@@ -138,6 +139,11 @@ class Log(Protocol):
     @property
     def trouble(self) -> str | None:
         """Why nothing can be appended now; None as far as is known that it can."""
+        ...
+
+    @property
+    def database(self) -> DatabaseStatus | None:
+        """The database that the log shares with other servers; None where it shares none."""
         ...
 
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:

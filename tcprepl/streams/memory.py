@@ -118,6 +118,25 @@ class MemoryStream:
         return cut_page(blocks, after, upto, rows, size_bytes)
 
 
+class EphemeralStream(MemoryStream):
+    """An ephemeral stream, and the tokens that it has claimed on disk."""
+
+    __slots__ = ("claimed", "claiming", "pair_id")
+
+    def __init__(
+        self,
+        stream: StreamDef,
+        instance: InstanceName,
+        bounds: Bounds,
+        pair_id: int,
+        start: Token,
+    ) -> None:
+        super().__init__(stream, instance, bounds, start)
+        self.pair_id = pair_id
+        self.claimed = start
+        self.claiming = False
+
+
 class MemoryLog(BaseLog):
     """Every stream in memory, safe at once; nothing outlives the object.
 

@@ -9,6 +9,7 @@ another server has committed, and now and then if it heard nothing, for a notifi
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -22,13 +23,16 @@ from tcprepl.storage.postgresql import Link
 from tcprepl.streams.engine import StoredPair, decode_block
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, Incarnation
+from tcprepl.streams.holding import Holder
 from tcprepl.streams.log import Block
-from tcprepl.streams.postgres_schema import CHANNEL, STAGED
+from tcprepl.streams.postgres_schema import CHANNEL, HOLDERS, STAGED
 
 logger = structlog.get_logger()
 
 #: How long to wait for a notification before looking all the same.
 POLL_S: Final = 1.0
+#: How often it is read who holds each instance.
+HOLDERS_S: Final = 0.9
 #: Bytes of blocks that are read in one go; what is left is read next.
 NEWS_BYTES: Final = 8 * 1024 * 1024
 _NEWS_BLOCKS: Final = 64
@@ -83,6 +87,7 @@ class News:
         beginnings: Where.
         staged: What was published to us in SQL and not taken yet, in order.
         ends: Those that ended, with the number of the one at whose beginning.
+        holders: Who holds each instance; None where that was read a moment ago.
         more: Whether there is more to read at once.
     """
 
@@ -92,6 +97,7 @@ class News:
     beginnings: list[Beginning] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
     staged: list[Staged] = field(default_factory=list)
+    holders: list[Holder] | None = None
     more: bool = False
 
 
@@ -109,6 +115,7 @@ class NewsReader:
         self._mine = mine
         self._newest = newest
         self._seen: dict[int, tuple[Token, Token]] = {}
+        self._held_at = float("-inf")
 
     def begin(self, pair: StoredPair) -> None:
         """Note where a pair of another server stands that is known already."""
@@ -183,6 +190,9 @@ class NewsReader:
             if take:
                 asked = {"writer": self._mine, "most": STAGED_CALLS}
                 news.staged = [Staged(*row) for row in connection.execute(STAGED, asked).fetchall()]
+            if time.monotonic() - self._held_at >= HOLDERS_S:
+                news.holders = [Holder(*row) for row in connection.execute(HOLDERS).fetchall()]
+                self._held_at = time.monotonic()
             connection.execute("COMMIT")
         self._seen = seen
         self._newest = max([newest, *(known.number for known in news.incarnations)])

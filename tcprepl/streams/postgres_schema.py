@@ -158,6 +158,10 @@ SCHEMA: Final = PostgresSchema(
 
 # What is said to them.
 
+HOLDERS = (
+    "SELECT name, epoch, holder, extract(epoch FROM clock_timestamp() - taken_at)::float8,"
+    " extract(epoch FROM held_until - clock_timestamp())::float8 FROM writers ORDER BY name"
+)
 PAIRS = "SELECT id, stream, instance, position, floor, rows, bytes, writer FROM pairs"
 UPSERT_PAIRS = (
     "INSERT INTO pairs AS p (id, stream, instance, writer, position, floor, rows, bytes, newest)"

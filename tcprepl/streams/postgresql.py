@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import structlog
 from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred
@@ -29,24 +29,28 @@ from tcprepl.errors import (
 )
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.metrics import DATABASE_AWAY
+from tcprepl.metrics import DATABASE_AWAY, INSTANCE_EPOCH, INSTANCE_LEASE, Live, Source
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.blocks import assign_tokens
 from tcprepl.streams.commits import Advance, Append, Barrier, Batch
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.gaps import Cause, Gap, Gaps
+from tcprepl.streams.holding import DatabaseStatus, Holder
 from tcprepl.streams.json_rows import JsonRows, rows_in
 from tcprepl.streams.log import ACKNOWLEDGED, Appended, Block
+from tcprepl.streams.memory import EphemeralStream
 from tcprepl.streams.pages import DiskPage, Reading
 from tcprepl.streams.postgres_database import PostgresDatabase
 from tcprepl.streams.postgres_news import Listener, News, Staged
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
-from tcprepl.streams.stored import EphemeralStream, StoredLog
+from tcprepl.streams.stored import StoredLog
 
 logger = structlog.get_logger()
+
+Samples: TypeAlias = list[tuple[Sequence[str], float]]
 
 
 class _Call(NamedTuple):
@@ -126,16 +130,23 @@ class PostgresLog(StoredLog):
         #: What is to be put aside of what was published in SQL, and why.
         self._to_refuse: dict[int, str] = {}
         self._gates: dict[Pair, _Gate] = {}
+        self._sources: tuple[tuple[Live, Source], ...] = ()
         self._expiring: set[DurableStream] = set()
         self._fenced: LogFenced | None = None
         self._beat_call: IDelayedCall | None = None
+        #: Who held each instance, and when, in seconds of `time.monotonic`.
+        self._holders: tuple[list[Holder], float] = ([], 0.0)
         super().__init__(
             database, registry, clock_ms, worker, retention, reactor, gaps, self._reading
         )
         self._news = database.news(self.history.number)
         for pair in self._foreign.values():
             self._news.begin(pair.stored)
-        DATABASE_AWAY.add_source(self._away_s)
+        self._sources = (
+            (DATABASE_AWAY, DATABASE_AWAY.add_source(self._away_s)),
+            (INSTANCE_EPOCH, INSTANCE_EPOCH.add_source(self._epochs)),
+            (INSTANCE_LEASE, INSTANCE_LEASE.add_source(self._leases)),
+        )
         self._beat_again()
 
     # --- what other servers write ---------------------------------------------------------------
@@ -214,6 +225,8 @@ class PostgresLog(StoredLog):
 
     def _take_in(self, news: News) -> None:
         """Publish what other servers have written."""
+        if news.holders is not None:
+            self._holders = news.holders, time.monotonic()
         if self.history.number in news.ends:
             self._end(self._overtaken())
             return
@@ -278,7 +291,7 @@ class PostgresLog(StoredLog):
                 logger.error("postgresql.refused", stream=stream, id=id_, reason=str(error))
                 self._to_refuse[id_] = str(error)
                 continue
-            pair.assigned = given[-1]
+            pair.take(given[-1])
             answered: Deferred[Appended] = Deferred()
             waiting.append(answered)
             self._enqueue(Append(pair, given, JsonRows.of(rows), None, [answered], None, [id_]))
@@ -342,6 +355,7 @@ class PostgresLog(StoredLog):
             # what became of the commit under way is known once the database is back
             batch = Batch(self._waiting)
             self._waiting = []
+            self._decided(batch.items)
             error = self._unavailable()
             self._outbox.append(
                 partial(self._producing.go_on, self._producing.finished(batch, error, []))
@@ -365,9 +379,33 @@ class PostgresLog(StoredLog):
             return str(self._fenced)
         return None if self._database.away is None else str(self._unavailable())
 
-    def _away_s(self) -> list[tuple[tuple[str, ...], float]]:
-        since = self._database.away_since
-        return [((), 0.0 if since is None else time.monotonic() - since)]
+    @property
+    def database(self) -> DatabaseStatus:
+        """The database, and who holds which instance of it."""
+        database, now = self._database, time.monotonic()
+        since = database.away_since
+        return DatabaseStatus(
+            database.where,
+            database.writer,
+            database.held.epoch,
+            now - database.renewed_at,
+            None if since is None else now - since,
+            database.away,
+            self._held(),
+        )
+
+    def _held(self) -> list[Holder]:
+        holders, at = self._holders
+        return [holder.later(time.monotonic() - at) for holder in holders]
+
+    def _away_s(self) -> Samples:
+        return [((), self.database.away_seconds or 0.0)]
+
+    def _epochs(self) -> Samples:
+        return [((one.instance, one.holder), float(one.epoch)) for one in self._held()]
+
+    def _leases(self) -> Samples:
+        return [((one.instance,), one.left_seconds) for one in self._held()]
 
     def _unavailable(self) -> LogUnavailable:
         return LogUnavailable(f"the database is away: {self._database.away}")
@@ -603,7 +641,9 @@ class PostgresLog(StoredLog):
         if self._listener is not None:
             self._listener.stop()
         self._looking_worker.stop()
-        DATABASE_AWAY.remove_source(self._away_s)
+        for metric, source in self._sources:
+            metric.remove_source(source)
+        self._sources = ()
         super()._let_go()
 
     def _release(self, _: None) -> Deferred[None]:

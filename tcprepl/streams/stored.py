@@ -13,6 +13,7 @@ given out is on disk, claimed many at a time; a new process begins above it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -25,21 +26,32 @@ from tcprepl.clocks import resumed_ms
 from tcprepl.errors import LogError, LogUnavailable, ProducerError, TokenOrder
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.metrics import COMMIT_SECONDS
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.base import CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens
-from tcprepl.streams.commits import Advance, Append, Barrier, Batch, Claim, Item, gather, take
+from tcprepl.streams.commits import (
+    Advance,
+    Append,
+    Barrier,
+    Batch,
+    Claim,
+    Item,
+    gather,
+    names_tokens,
+    take,
+)
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import Commit, Engine, Freed, KnownTransactions, StoredPair
 from tcprepl.streams.gaps import Gap, Gaps
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import ACKNOWLEDGED, Appended, Block
-from tcprepl.streams.memory import MemoryStream
+from tcprepl.streams.memory import EphemeralStream
 from tcprepl.streams.pages import PageCache
 from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.producing import Producing
-from tcprepl.streams.registry import Registry, StreamDef
-from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.streams.registry import Registry
+from tcprepl.streams.retention import Retention
 
 logger = structlog.get_logger()
 
@@ -47,25 +59,6 @@ logger = structlog.get_logger()
 CLEANING_INTERVAL_MS = 250
 #: How long the disk is left to others between two commits for which nobody waits.
 CLEANING_PAUSE_S = 0.005
-
-
-class EphemeralStream(MemoryStream):
-    """An ephemeral stream, and the tokens that it has claimed on disk."""
-
-    __slots__ = ("claimed", "claiming", "pair_id")
-
-    def __init__(
-        self,
-        stream: StreamDef,
-        instance: InstanceName,
-        bounds: Bounds,
-        pair_id: int,
-        start: Token,
-    ) -> None:
-        super().__init__(stream, instance, bounds, start)
-        self.pair_id = pair_id
-        self.claimed = start
-        self.claiming = False
 
 
 class StoredLog(BaseLog):
@@ -108,6 +101,7 @@ class StoredLog(BaseLog):
         self._pairs: dict[Pair, DurableStream | EphemeralStream] = {}
         self._by_id: dict[int, DurableStream] = {}
         self._waiting: list[Item] = []
+        self._committing: list[Item] = []
         self._in_flight: dict[tuple[StreamName, str], Append] = {}
         self._producing = Producing(self._producers)
         self._trims: dict[int, Token] = {}
@@ -245,13 +239,24 @@ class StoredLog(BaseLog):
             answer = self._producing.ask(produced, again, at_once=isinstance(pair, EphemeralStream))
             if answer is not None:
                 return answer
-        before = pair.position if isinstance(pair, EphemeralStream) else pair.assigned
+        if isinstance(pair, EphemeralStream):
+            before = pair.position
+        else:
+            before = pair.assigned if tokens is None else pair.least
         given = assign_tokens(stream, instance, before, len(rows), batch=batch, tokens=tokens)
         if isinstance(pair, EphemeralStream):
             return self._append_ephemeral(pair, given, rows, transaction_id, produced, now)
-        pair.assigned = given[-1]
+        pair.take(given[-1])
         answered: Deferred[Appended] = Deferred()
-        append = Append(pair, given, JsonRows.of(rows), transaction_id, [answered], produced)
+        append = Append(
+            pair,
+            given,
+            JsonRows.of(rows),
+            transaction_id,
+            [answered],
+            produced,
+            named=tokens is not None,
+        )
         if produced is not None:
             self._producers.begun(produced, append.answer, now)
         if transaction_id is not None:
@@ -327,7 +332,7 @@ class StoredLog(BaseLog):
         if self._closed:
             return fail(LogUnavailable(CLOSED))
         pair = self._get(stream, instance)
-        before = pair.position if isinstance(pair, EphemeralStream) else pair.assigned
+        before = pair.position if isinstance(pair, EphemeralStream) else pair.least
         if token < before or token > MAX_TOKEN:
             raise TokenOrder(stream, instance, token, before)
         if token == before == pair.position:
@@ -341,7 +346,7 @@ class StoredLog(BaseLog):
             self._announce_position(stream, instance, before, token)
             return self._announced(None)
         answered: Deferred[None] = Deferred()
-        pair.assigned = token
+        pair.take(token)
         self._enqueue(Advance(pair, token, [answered]))
         return answered
 
@@ -418,13 +423,20 @@ class StoredLog(BaseLog):
             return
         self._busy = True
         batch = self._gather()
+        self._committing = batch.items
         if batch.commit:
             self._worker.submit(
-                lambda: self._database.write(batch.commit),
+                lambda: self._commit(batch.commit),
                 lambda freed, error: self._finished(batch, freed, error),
             )
         else:
             self._finished(batch, Freed(), None)
+
+    def _commit(self, commit: Commit) -> Freed:
+        began = time.monotonic()
+        freed = self._database.write(commit)
+        COMMIT_SECONDS.observe(time.monotonic() - began)
+        return freed
 
     @property
     def _owes_disk(self) -> bool:
@@ -451,12 +463,11 @@ class StoredLog(BaseLog):
     def _finished(self, batch: Batch, freed: Freed | None, error: BaseException | None) -> None:
         """Publish what is on disk, or fail those who wait; the next commit is on its way."""
         self._busy = False
+        self._committing = []
         if isinstance(error, KnownTransactions):
             self._write_again(batch, error)
             return
-        for item in batch.items:
-            if isinstance(item, Append) and item.transaction_id is not None:
-                del self._in_flight[item.pair.stored.stream, item.transaction_id]
+        self._decided(batch.items)
         producers = self._producing.finished(batch, error, self._waiting)
         if error is not None:
             self._refused(batch, error)
@@ -484,6 +495,12 @@ class StoredLog(BaseLog):
         elif error is None and self._reactor is not None:
             self._commit_soon(CLEANING_PAUSE_S)
         self._drain()
+
+    def _decided(self, items: Iterable[Item]) -> None:
+        """Forget transaction ids as those under way: what becomes of them is known."""
+        for item in items:
+            if isinstance(item, Append) and item.transaction_id is not None:
+                del self._in_flight[item.pair.stored.stream, item.transaction_id]
 
     def _write_again(self, batch: Batch, known: KnownTransactions) -> None:
         """Answer what another server has taken; all else of *batch* goes into the next commit."""
@@ -522,11 +539,27 @@ class StoredLog(BaseLog):
             exc_info=None if isinstance(error, LogError) else error,
         )
         self._owe_again(batch)
-        for item in batch.items:
+        pairs = {item.pair for item in batch.items if names_tokens(item)}
+        behind = [item for item in self._waiting if names_tokens(item) and item.pair in pairs]
+        if pairs:  # nothing passes what was refused, which may come again
+            self._decided(behind)
+            gone = set(map(id, behind))
+            self._waiting = [item for item in self._waiting if id(item) not in gone]
+            self._outbox.append(partial(self._take_back, pairs))
+        for item in [*batch.items, *behind]:
             if isinstance(item, Barrier):
                 self._outbox.append(partial(self._answer, item))
             else:
                 self._outbox += [partial(waiter.errback, error) for waiter in item.waiting]
+
+    def _take_back(self, pairs: Iterable[DurableStream]) -> None:
+        """Let tokens that a caller has named, and that were refused, be named again."""
+        last = {pair: pair.position for pair in pairs}
+        for item in (*self._committing, *self._waiting):
+            if isinstance(item, Append | Advance) and item.pair in last:
+                last[item.pair] = item.last
+        for pair, token in last.items():
+            pair.least = token
 
     def _publish(self, pair: DurableStream, step: Block | Advance) -> None:
         if isinstance(step, Block):

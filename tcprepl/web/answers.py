@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from tcprepl import limits
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.replication.status import LinkStatus, PeerStatus
+from tcprepl.streams.holding import DatabaseStatus
 
 #: Two elements. (Tools that read OpenAPI stumble over the schema of a tuple.)
 _PAIR = Meta(min_length=2, max_length=2)
@@ -107,3 +108,4 @@ class Status(Struct):
     destinations: list[dict[str, Any]]
     links: list[LinkStatus]
     damage: list[str]
+    database: DatabaseStatus | None

@@ -173,6 +173,7 @@ class Board:
             self._reactor.seconds() - self._started,
             streams,
             damage=services.log.gaps.damage(),
+            database=services.log.database,
         )
 
     def destinations(self) -> Sequence[Mapping[str, Any]]:
@@ -234,6 +235,11 @@ class Board:
         }
         if services.room is not None:
             said |= services.room()
+        database = services.log.database
+        if database is not None:
+            first, *holders = database.lines()
+            said["Database"] = first.removeprefix("database ")
+            said["Instances"] = "; ".join(words.removeprefix("instance ") for words in holders)
         return said
 
     def get_status(self, call: Call) -> Response:

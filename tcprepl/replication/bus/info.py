@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tcprepl import __version__
+from tcprepl.protocol.display import displayable
 from tcprepl.replication.bus.cache import Cache
 
 _NOTE: Final = (
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
         patterns: How many patterns are.
         commands: How often each command was used.
         cache: The cache.
+        trouble: Why the log takes nothing now; None as far as is known that it does.
     """
 
     addresses: Iterable[str]
@@ -47,6 +49,7 @@ class Facts(NamedTuple):
     patterns: int
     commands: Mapping[str, int]
     cache: Cache
+    trouble: str | None = None
 
 
 def info(facts: Facts, asked: Iterable[str] = ()) -> str:
@@ -91,7 +94,12 @@ def _sections(facts: Facts) -> dict[str, dict[str, object]]:
             "maxmemory": cache.max_bytes,
             "maxmemory_policy": "allkeys-lru",
         },
-        "Persistence": {"loading": 0},
+        # what Redis says when it cannot write its file, which is what is watched
+        "Persistence": {
+            "loading": 0,
+            "aof_last_write_status": "ok" if facts.trouble is None else "err",
+            **({} if facts.trouble is None else {"tcprepl_trouble": displayable(facts.trouble)}),
+        },
         "Stats": {
             "total_connections_received": facts.received,
             "rejected_connections": facts.rejected,

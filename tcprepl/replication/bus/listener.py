@@ -183,6 +183,7 @@ class BusListener:
         self._followers = Followers(
             reactor, intake, registry, catch_up, self._resume, self._position
         )
+        self._waits_for_room = False
         self._silent = SilentMoves()
         self._on_command = on_command
         self._connections: dict[int, BusConnection] = {}
@@ -279,8 +280,15 @@ class BusListener:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits for the disk, or for pages, that nobody may publish."""
-        return self._followers.full
+        """Whether so much waits for the log, or for pages, that nobody may publish."""
+        if self._intake.full and not self._waits_for_room:
+            self._waits_for_room = True
+            self._intake.when_room(self._has_room)
+        return self._waits_for_room or self._followers.full
+
+    def _has_room(self) -> None:
+        self._waits_for_room = False
+        self._resume()
 
     def accept(self, address: str) -> BusConnection:
         """Return the protocol of a new connection from *address*."""
@@ -382,7 +390,7 @@ class BusListener:
         if channel == self._user_ip:
             # It carries an access token: it is counted, and goes to those who subscribed it.
             metrics.USER_IP_CACHE.inc()
-            self._intake.after(partial(self._push, channel, payload))
+            self._intake.after(partial(self._push, channel, payload), len(payload))
         else:
             self._push(channel, payload)
         return reached
@@ -451,7 +459,7 @@ class BusListener:
             return False
         if not self.subscribers:
             return False
-        self._intake.after(partial(self._say, line))
+        self._intake.after(partial(self._say, line), len(line))
         return True
 
     # -- what commands ask for ---------------------------------------------------------
@@ -516,6 +524,7 @@ class BusListener:
             patterns=len(self._by_pattern),
             commands=self.commands,
             cache=self.cache,
+            trouble=self._server.log.trouble or self._intake.trouble,
         )
         return info(facts, asked)
 

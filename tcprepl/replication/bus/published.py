@@ -56,13 +56,13 @@ class PublishedLines(LineReader):
     def _other(self, line: bytes, events: list[Any]) -> None:
         self._deliver(events)
         events.clear()
-        self.intake.after(partial(self._on_other, line))
+        self.intake.after(partial(self._on_other, line), len(line))
 
     def _deliver(self, events: list[Any]) -> None:
         super()._deliver(events)
         repeats, self._repeats = self._repeats, []
         for line in repeats:
-            self.intake.after(partial(self._say, line))
+            self.intake.after(partial(self._say, line), len(line))
 
     def _proves(self, event: RowsReceived | PositionCommand) -> bool:
         return True

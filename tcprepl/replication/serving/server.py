@@ -411,6 +411,7 @@ class ReplicationServer:
             closed=dict(self._closed),
             links=self.link_states(),
             damage=self.log.gaps.damage(),
+            database=self.log.database,
         )
 
     def status_lines(self, grant: Grant = EVERYTHING) -> list[str]:
@@ -435,6 +436,7 @@ class ReplicationServer:
             peers=[peer.status(now) for peer in shown] + others[: most - len(shown)],
             links=self.link_states() if grant.looks else [],
             damage=self.log.gaps.damage() if grant.looks else [],
+            database=self.log.database if grant.looks else None,
         )
         return status.lines(
             streams=len(pairs),

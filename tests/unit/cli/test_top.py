@@ -123,3 +123,27 @@ def test_processes_on_a_bus_are_shown_with_what_they_did() -> None:
     assert lines[head].split("  ")[0] == "PROCESS"
     assert lines[head + 1].split() == ["w1", "11", "2000", "3", "1", "8", "of", "10"]
     assert "PROCESS" not in top.picture(STATUS, "behind")
+
+
+def test_who_holds_which_instance_of_a_database() -> None:
+    held = {"epoch": 3, "holder": "host:12", "held_seconds": 60.0}
+    database = {
+        "where": "postgresql://db/x",
+        "away_seconds": None,
+        "reason": None,
+        "holders": [
+            {**held, "instance": "a", "left_seconds": 8.04},
+            {**held, "instance": "b", "left_seconds": -1.0},
+        ],
+    }
+    drawn = top.picture({**STATUS, "database": database}, "rows").splitlines()
+    assert drawn[-4:] == [
+        "postgresql://db/x  there",
+        "INSTANCE  EPOCH  HOLDER   HELD  LEASE ENDS IN",
+        "a         3      host:12  60 s  8.0 s",
+        "b         3      host:12  60 s  over",
+    ]
+    away = {**database, "away_seconds": 7.0, "reason": "no route\x1b[2J"}
+    drawn = top.picture({**STATUS, "database": away}, "rows").splitlines()
+    assert drawn[-4].startswith("postgresql://db/x  away for 7 s: no route")
+    assert "\x1b" not in drawn[-4]

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import LogFenced, LogUnavailable, TokenOrder, WrittenElsewhere
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.metrics import REGISTRY
 from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams import postgresql as module
 from tcprepl.streams.cursor import AT_HEAD, Restart
@@ -579,6 +580,31 @@ def test_while_the_database_is_away_appends_fail_with_the_reason(world: World) -
     assert world.log._away_s() == [((), 0.0)]
 
 
+def test_it_is_told_who_holds_which_instance(world: World) -> None:
+    other = second(world)
+    world.log._news._held_at = float("-inf")
+    world.log.look()
+    world.work()
+    status = world.log.database
+    assert (status.instance, status.away_seconds) == (world.database.writer, None)
+    assert [one.instance for one in status.holders] == sorted(["other", world.database.writer])
+    assert all(one.epoch == 1 and 0 < one.left_seconds <= 10 for one in status.holders)
+    (mine,) = (one for one in status.holders if one.instance == status.instance)
+    assert mine.holder == world.database.holder
+    labels = {"instance": "other"}
+    assert REGISTRY.get_sample_value("tcprepl_instance_lease_seconds", labels) > 0  # type: ignore[operator]
+    labels["holder"] = mine.holder
+    assert REGISTRY.get_sample_value("tcprepl_instance_epoch", labels) == 1
+    before = REGISTRY.get_sample_value("tcprepl_commit_seconds_count")
+    _ = world.log.append(DURABLE, "w", [row("a")])
+    world.work()
+    assert REGISTRY.get_sample_value("tcprepl_commit_seconds_count") > before  # type: ignore[operator]
+    world.log.look()
+    world.work()
+    assert world.log.database.holders  # those of a moment ago, as old as they are
+    other.close()
+
+
 def test_who_waits_behind_a_commit_in_doubt_is_refused(world: World) -> None:
     under_way = world.log.append(DURABLE, "w", [row("a")])
     world.clock.advance(0.005)
@@ -592,6 +618,24 @@ def test_who_waits_behind_a_commit_in_doubt_is_refused(world: World) -> None:
     assert not under_way.called
     world.work()
     assert result(under_way).first == 1
+
+
+def test_an_id_that_was_refused_behind_a_commit_in_doubt_may_come_again(world: World) -> None:
+    """It was taken for one under way, whose answer never came."""
+    _ = world.log.append(DURABLE, "w", [row("a")])
+    world.clock.advance(0.005)
+    behind = world.log.append(DURABLE, "w", [row("b")], transaction_id="b")
+    world.reading.run()
+    world.database.away = "no route"
+    world.clock.advance(5)
+    with pytest.raises(LogUnavailable, match="no route"):
+        result(behind)
+    world.database.away = None
+    world.work()
+    again = world.log.append(DURABLE, "w", [row("b")], transaction_id="b")
+    world.work()
+    assert result(again).first == 3
+    assert [text for _, text in read_all(world.log, DURABLE, 0)] == [row("a"), row("b")]
 
 
 # --- retention, the end -------------------------------------------------------------------------

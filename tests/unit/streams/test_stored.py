@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 from twisted.internet.task import Clock
 
-from tcprepl.errors import LogCorrupt, LogUnavailable, TokenFromFuture, TokenTooOld
+from tcprepl.errors import LogCorrupt, LogUnavailable, TokenFromFuture, TokenOrder, TokenTooOld
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.base import EXPIRE_INTERVAL_S
@@ -272,6 +272,45 @@ def test_an_advance_to_where_refused_appends_were_still_moves(store: SqliteStore
     result(store.log.advance(DURABLE, "w", 1))
     assert store.log.position(DURABLE, "w") == 1
     store.close()
+
+
+def test_tokens_that_were_named_and_refused_may_be_named_again(tmp_path: Path) -> None:
+    """And nothing passes them: what was named behind them is refused as well."""
+    log, worker = slow_log(tmp_path)
+    first = log.append(DURABLE, "w", [row("a")], tokens=[5])
+    behind = [
+        log.append(DURABLE, "w", [row("b")], tokens=[6], transaction_id="b"),
+        log.advance(DURABLE, "w", 8),
+    ]
+    other = log.append(DURABLE, "two", [row("z")], tokens=[3])
+    refused = LogUnavailable("full")
+    with mock.patch.object(log._database, "write", side_effect=refused):
+        worker.run()
+    for answer in (first, *behind):
+        with pytest.raises(LogUnavailable, match="full"):
+            result(answer)
+    again = [
+        log.append(DURABLE, "w", [row("a")], tokens=[5]),
+        log.append(DURABLE, "w", [row("b")], tokens=[6], transaction_id="b"),
+        log.advance(DURABLE, "w", 8),
+    ]
+    worker.run()
+    worker.run()
+    for answer in (*again, other):
+        result(answer)
+    assert read_all(log, DURABLE, 0) == [(5, row("a")), (6, row("b"))]
+    assert log.position(DURABLE, "w") == 8
+    # what another caller has put behind the refusal meanwhile keeps its token
+    first = log.append(DURABLE, "w", [row("c")], tokens=[9])
+    last = log.append(DURABLE, "w", [row("d")])
+    with mock.patch.object(log._database, "write", side_effect=refused):
+        worker.run()
+    worker.run()
+    with pytest.raises(LogUnavailable):
+        result(first)
+    assert result(last).first == 10
+    with pytest.raises(TokenOrder):
+        log.append(DURABLE, "w", [row("c")], tokens=[9])
 
 
 def test_a_flush_ends_although_the_disk_refuses(tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_what_exporters_look_for_is_there() -> None:
     assert "this is no Redis" in said["note"]
 
 
+def test_what_the_log_cannot_take_is_said_as_redis_says_it() -> None:
+    assert values(info(facts(), ["persistence"]))["aof_last_write_status"] == "ok"
+    said = values(info(facts()._replace(trouble="the database\r\nis away"), ["persistence"]))
+    assert said["aof_last_write_status"] == "err"
+    assert "is away" in said["tcprepl_trouble"]
+
+
 def test_sections_are_said_that_were_asked_for() -> None:
     assert values(info(facts(), ["replication"])) == {"role": "master", "connected_slaves": "0"}
     assert info(facts(), ["nothing"]) == ""

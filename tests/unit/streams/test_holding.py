@@ -1,0 +1,22 @@
+"""Who writes to a database, in words."""
+
+from __future__ import annotations
+
+from tcprepl.streams.holding import DatabaseStatus, Holder
+
+HELD = Holder("a", 3, "host:12", 60.0, 8.0)
+
+
+def test_it_is_said_who_holds_what_and_for_how_long() -> None:
+    status = DatabaseStatus("postgresql://db/x", "a", 3, 0.5, holders=[HELD, HELD.later(10)])
+    assert status.lines() == [
+        "database postgresql://db/x: there, instance a has epoch 3, its lease was renewed 0.5 s "
+        "ago",
+        "instance a: epoch 3, held by host:12 for 60 s, its lease ends in 8.0 s",
+        "instance a: epoch 3, free for 2 s, last held by host:12",
+    ]
+
+
+def test_it_is_said_since_when_the_database_is_away_and_why() -> None:
+    status = DatabaseStatus("postgresql://db/x", "a", 3, 20.0, 12.0, "no route")
+    assert status.lines()[0].startswith("database postgresql://db/x: away for 12 s (no route), ")
