@@ -102,12 +102,20 @@ def read(diary: Diary) -> Reading:
     return left
 
 
-def reader_faults(diary: Diary, history: History) -> list[str]:
+def reader_faults(diary: Diary, history: History, *, from_start: bool = True) -> list[str]:
     """Every row once and in order at the reader, or told as a gap; nothing that never was.
 
     To be asked when the reader has had the time to come level: what it lacks counts as lost.
+
+    Args:
+        diary: What it saw.
+        history: What the writer holds.
+        from_start: Whether it has to have begun at the first row. Who came when that was past
+            retention is told of nothing that it never knew.
     """
     left = read(diary)
+    if not from_start and diary:
+        left.gaps.append((0, diary[0].token - 1))
     faults = _few("out of order", left.wrong)
     held = _by_token(history.rows)
     lost, altered, invented = [], [], []

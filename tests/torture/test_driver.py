@@ -36,6 +36,13 @@ def test_a_reader(diary: invariants.Diary, wrong: str) -> None:
     assert (wrong in faults[0]) if wrong else not faults
 
 
+def test_a_reader_that_came_late() -> None:
+    late = [Row(2, "b"), Row(2, "c"), Row(3, "d")]
+    assert invariants.reader_faults(late, HELD)
+    assert not invariants.reader_faults(late, HELD, from_start=False)
+    assert invariants.reader_faults([late[0], late[2]], HELD, from_start=False)
+
+
 def test_a_writer() -> None:
     assert not invariants.writer_faults({"a": 1, "c": 2}, HELD)
     assert not invariants.writer_faults({"z": 9}, History(HELD.rows, [(8, 9)]))
