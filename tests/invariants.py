@@ -135,13 +135,30 @@ def reader_faults(diary: Diary, history: History, *, from_start: bool = True) ->
     return faults
 
 
-def behind(diary: Diary, history: History) -> bool:
-    """Return whether the reader lacks the newest row yet, and has not been told that it will."""
-    if not history.rows:
-        return False
-    left = read(diary)
-    newest = history.rows[-1].token
-    return newest not in left.rows and not _within(newest, left.gaps)
+def renumbered_faults(diary: Diary, history: History, *, whole: bool = True) -> list[str]:
+    """What holds where tokens go on growing although the history behind them went back.
+
+    So does a relay count whose upstream was restored from a copy: its reader is told that the
+    stream began anew, and gets under greater tokens what the new history has behind the last row
+    that both share. Rows are known by what they say, not by their tokens.
+
+    Args:
+        diary: What the reader saw.
+        history: What the writer holds, with the writer's own tokens.
+        whole: Whether nothing of the stream may be missing.
+    """
+    faults = _few("out of order", read(diary).wrong)
+    marks = [place for place, entry in enumerate(diary) if isinstance(entry, Told)]
+    behind = [e.row for e in diary[marks[-1] + 1 if marks else 0 :] if isinstance(e, Row)]
+    held = [row for _, row in history.rows]
+    if behind and behind != held[-len(behind) :]:
+        faults.append(f"behind where it began anew: {behind[-NAMED:]} and not {held[-NAMED:]}")
+    if whole:
+        had = {entry.row for entry in diary if isinstance(entry, Row)}
+        faults += _few(
+            "never seen", [f"{r} at {token}" for token, r in history.rows if r not in had]
+        )
+    return faults
 
 
 def writer_faults(answered: Mapping[str, int], history: History) -> list[str]:

@@ -2,8 +2,8 @@
 
 ``python -m tests.faults.producer (twisted|asyncio) HOST:PORT ACKNOWLEDGED [PAUSE_S]``: append *n*
 has the number in its row and goes to one of two streams; it begins after the last one that the
-server has taken, and rests for so long after each piece. Ends with 3 when another process has
-claimed the name.
+server has taken, and rests for so long after each piece. With Twisted there may be several
+addresses, with commas. Ends with 3 when another process has claimed the name.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from tcprepl.aio import Appended, ReplicationWriter
@@ -47,9 +48,10 @@ async def under_twisted(reactor: Any, address: str, path: str, pause_s: float) -
     from tcprepl.replication.following import writer as following
     from tcprepl.values import parse_address
 
+    first, *others = map(parse_address, address.split(","))
     writer = following.ReplicationWriter(
         reactor,
-        client_endpoint(reactor, parse_address(address)),
+        client_endpoint(reactor, replace(first, others=tuple(others))),
         producer="steady",
         max_held_appends=OPEN,
     )

@@ -23,9 +23,12 @@ from pathlib import Path
 
 from tests.torture import shim
 from tests.torture.faults import Tormentor
-from tests.torture.world import TcpWorld, World
+from tests.torture.layouts import BusWorld, PostgresqlWorld, RedisWorld, TcpWorld
+from tests.torture.world import World
 
-LAYOUTS: dict[str, type[World]] = {world.layout: world for world in (TcpWorld,)}
+LAYOUTS: dict[str, type[World]] = {
+    world.layout: world for world in (TcpWorld, RedisWorld, BusWorld, PostgresqlWorld)
+}
 #: How long a round tortures; with less time, each layout gets its share.
 ROUND_S = 40.0
 

@@ -1,0 +1,405 @@
+"""The kinds of worlds: what serves, over what it is relayed, and what an operator does there."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import trustme
+
+from tests import invariants, postgres_world
+from tests.harness import TCPREPL, environment, pause, program
+from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
+from tests.interop.servers import Postgres
+from tests.invariants import History, Row
+from tests.ports import free_port
+from tests.torture.publishing import (
+    BusPublisher,
+    EduPublisher,
+    RowPublisher,
+    answers_in,
+)
+from tests.torture.world import NAME, TRIMMED, WHOLE, World
+
+REMOTES = ("r1.example", "r2.example")
+#: Rows of `TRIMMED` that are kept.
+KEPT_ROWS = 300
+#: Chances that copying and restoring are killed, and have to be done again.
+KILL_BACKUP, KILL_RESTORE = 0.4, 0.3
+
+
+class ServeWorld(World):
+    """A server with its log in a directory, who publishes there, and an operator."""
+
+    def build(self) -> None:
+        """Make everything."""
+        self.port, self.http_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        self.data = self.where / "data"
+        config = self.config(
+            "serve",
+            server_name=NAME,
+            data_directory=str(self.data),
+            replication={"listen": f"127.0.0.1:{self.port}"},
+            http={"listen": f"127.0.0.1:{self.http_port}"},
+            federation={"senders": ["fed1"]},
+            streams={"retention_of": {TRIMMED: {"rows": KEPT_ROWS}}},
+            **self.more_config(),
+        )
+        self.serve = self.add("serve", *TCPREPL, "serve", "--config", config)
+        self.serve.start()
+        self.wait_ready()
+        self.answers = self.where / "answers"
+        self.rows = RowPublisher(self.url, self.seed, self.streams, 0.04)
+        self.publishers.append(self.rows)
+        #: Copies, and what was answered when each was begun.
+        self._copies: list[tuple[Path, dict[str, dict[str, int]]]] = []
+        self._copy_number = 0
+        self.build_rest()
+
+    def more_config(self) -> dict[str, object]:
+        """Return what else the server is told."""
+        return {}
+
+    def build_rest(self) -> None:
+        """Add who reads, and who else publishes."""
+        raise NotImplementedError
+
+    def add_producer(self) -> None:
+        """Add a producer over the line protocol."""
+        face = self.chance.choice(("twisted", "asyncio"))
+        argv = [sys.executable, "-m", "tests.faults.producer", face, self.through(self.port)]
+        self.add("producer", *argv, self.answers, "0.5", shim=False)
+
+    def add_relay_of(self, name: str, upstream: str, *options: str) -> str:
+        """Add a relay, and return the address of a wire to it."""
+        port, http_port = free_port(), free_port()
+        argv = [*TCPREPL, "relay", "--upstream", upstream, "--server-name", NAME]
+        argv += ["--listen", f"127.0.0.1:{port}", "--http", f"127.0.0.1:{http_port}", *options]
+        self.add(name, *argv, "--data", self.where / f"{name}-data")
+        self.add_relay(name, port, f"http://127.0.0.1:{http_port}")
+        return self.through(port)
+
+    def sources(self) -> list[tuple[int, str]]:
+        """Return the server."""
+        return [(self.port, self.url)]
+
+    def answered(self) -> dict[str, dict[str, int]]:
+        """Return the token of each row that anybody was answered, by stream."""
+        found = {stream: dict(rows) for stream, rows in self.rows.answered.items()}
+        for stream, rows in answers_in(self.answers).items():
+            found[stream].update(rows)
+        return found
+
+    # -- what an operator does ---------------------------------------------------------------
+
+    def operations(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return what an operator does."""
+        return [("backup", self.back_up), ("restore", self.restore), ("damage", self.damage)]
+
+    def back_up(self) -> None:
+        """Copy the directory while the server goes on, or not; the copying may be killed."""
+        known = self.answered()
+        self._copy_number += 1
+        target = self.where / f"copy{self._copy_number}"
+        killed, said = self._run("backup", "--data", self.data, target, chance=KILL_BACKUP)
+        if target.exists():  # as it is whole then, also when the command was killed
+            self._copies.append((target, known))
+            self.tally["copies"] += 1
+        elif not killed and "Traceback" in said:
+            self.failures.append(f"backup: {said[-600:]}")
+
+    def restore(self) -> None:
+        """Go back to a copy: what was answered since is void, and everybody is told."""
+        if not self._copies:
+            self.back_up()
+            return
+        copy, known = self.chance.choice(self._copies)
+        self.serve.heal()
+        self.wait_ready()
+        self.rest()
+        self.actors["producer"].kill()
+        before = self.answered()
+        self.serve.kill()
+        shutil.rmtree(self.data)
+        killed, said = self._run("restore", copy, self.data, chance=KILL_RESTORE)
+        if killed:
+            shutil.rmtree(self.data, ignore_errors=True)
+            _, said = self._run("restore", copy, self.data)
+        if not self.data.exists():
+            self.failures.append(f"{copy.name} was not restored: {said[-600:]}")
+        self.serve.start()
+        self.wait_ready()
+        held = self.histories()
+        for stream, history in held.items():
+            faults = invariants.writer_faults(known[stream], history)
+            self.failures += [f"{copy.name}, restored, {stream}: {fault}" for fault in faults]
+            there = {row for _, row in history.rows}
+            for row, token in before[stream].items():
+                if row not in there and not history.silent(token):
+                    self.tally["rows of lost futures"] += 1
+                    self.rows.answered[stream].pop(row, None)
+        self._forget_answers(held)
+        # A copy that is newer than this one is of a future that is lost.
+        self._copies = self._copies[: self._copies.index((copy, known)) + 1]
+        self.restored = True
+        self.actors["producer"].start()
+        for publisher in self.publishers:
+            publisher.go_on()
+
+    def _run(self, command: str, *words: str | Path, chance: float = 0.0) -> tuple[bool, str]:
+        """Run a command; return whether it was killed, by *chance*, and what it said."""
+        argv = [*TCPREPL, command, *map(str, words)]
+        killed = False
+        with subprocess.Popen(
+            argv, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            if self.chance.random() < chance:
+                pause(self.chance.uniform(0.3, 1.2))
+                if process.poll() is None:
+                    process.kill()
+                    killed = True
+                    self.tally["kills"] += 1
+                    self.tally[f"killed in {command}"] += 1
+            _, said = process.communicate()
+        return killed, said
+
+    def _forget_answers(self, held: Mapping[str, History]) -> None:
+        there = {stream: set(history.rows) for stream, history in held.items()}
+        kept = []
+        for line in self.answers.read_text().splitlines() if self.answers.exists() else ():
+            number, stream, token = line.split()
+            if Row(int(token), f'["@{number}:x"]') in there[stream]:
+                kept.append(f"{line}\n")
+        self.answers.write_text("".join(kept))
+
+    def damage(self) -> None:
+        """Stop the server in order, and flip a bit of a row on its disk."""
+        self.serve.heal()
+        self.wait_ready()
+        self.serve.end()
+        path = self.data / "log.sqlite3"
+        content = bytearray(path.read_bytes())
+        places = [found.start() for found in re.finditer(rb'\["@h?\d+:', content)]
+        if places:
+            place = self.chance.choice(places) + 3
+            content[place] ^= 1 << self.chance.randrange(3)
+            path.write_bytes(bytes(content))
+            self.damaged = True
+            self.tally["bits flipped"] += 1
+        self.serve.start()
+
+
+class TcpWorld(ServeWorld):
+    """A server, a relay of it, workers at both, a producer, a sender and its remotes."""
+
+    layout = "tcp"
+
+    def build_rest(self) -> None:
+        """Add the others."""
+        self.add_worker("worker-twisted", "twisted", self.through(self.port))
+        self.add_worker("worker-asyncio", "asyncio", self.through(self.port))
+        at_relay = self.add_relay_of("relay", self.through(self.port))
+        self.add_worker("worker-relay", "async-for", at_relay, at_relay=True)
+        self.add_producer()
+        self._add_sender()
+
+    def _add_sender(self) -> None:
+        authority = trustme.CA()
+        ca = self.where / "ca.pem"
+        authority.cert_pem.write_to_path(str(ca))
+        key = self.where / "signing.key"
+        shutil.copy(self.data / "signing.key", key)
+        argv: list[str | Path] = [*TCPREPL, "federation-sender", "--name", "fed1"]
+        argv += ["--from", self.through(self.port), "--server-name", NAME, "--senders", "fed1"]
+        argv += ["--data", self.where / "sender-data", "--signing-key", key, "--ca", ca]
+        argv += ["--allow-private", "--retry-first", "0.3", "--retry-cap", "1"]
+        self.remotes: dict[str, HttpsRemote] = {}
+        for name in REMOTES:
+            remote = self.remotes[name] = HttpsRemote(self.where, name, authority, free_port())
+            remote.reply = self._failing(random.Random(self.chance.random()))
+            remote.__enter__()
+            argv += ["--resolve", f"{name}={self.through(remote.port)}"]
+        self.add("sender", *argv)
+        self.edus = EduPublisher(self.url, self.seed, REMOTES, 0.1)
+        self.publishers.append(self.edus)
+
+    def _failing(self, chance: random.Random) -> Callable[[str, list[Any]], Reply]:
+        """Return how a remote answers, which fails now and then as long as anything does."""
+        taken: set[str] = set()
+
+        def reply(transaction_id: str, edus: list[Any]) -> Reply:
+            what = 0.0 if self.settled or transaction_id in taken else chance.random()
+            if what < 0.85:
+                taken.add(transaction_id)
+                return OK
+            return None if what < 0.9 else matrix_error(chance.choice((429, 500, 502, 503)))
+
+        return reply
+
+    def close(self) -> None:
+        """End the remotes."""
+        for remote in getattr(self, "remotes", {}).values():
+            remote.__exit__(None, None, None)
+
+    def check_others(self) -> None:
+        """Compare what remotes have taken with what was queued."""
+        for name, remote in self.remotes.items():
+
+            def faults(name: str = name, remote: HttpsRemote = remote) -> list[str]:
+                return invariants.remote_faults(
+                    list(remote.seen),
+                    [edu["content"]["n"] for edu in remote.taken],
+                    self.edus.queued[name],
+                    # What was answered before a copy was restored may be lost with that future.
+                    self.edus.answered[name][self.edus.void[name] :],
+                    once=not self.restored,
+                )
+
+            self.level(name, faults)
+            self.compared += len(remote.taken)
+
+    def restore(self) -> None:
+        """Go back to a copy; EDUs that were answered before may be lost with that future."""
+        super().restore()
+        if self.restored:
+            self.edus.forget()
+
+
+class RedisWorld(ServeWorld):
+    """A server that writes over Redis, a relay that listens there, workers at both."""
+
+    layout = "redis"
+    relays_begin_late = True
+
+    def more_config(self) -> dict[str, object]:
+        """Start Redis, and return where it is."""
+        self.redis_port = free_port()
+        argv = ["--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", ""]
+        redis = self.add(
+            "redis", program("redis-server"), *argv, "--dir", self.where, shim=False, exits=(1,)
+        )
+        redis.start()
+        return {"redis": {"url": f"redis://{self.through(self.redis_port)}"}}
+
+    def build_rest(self) -> None:
+        """Add the others."""
+        self.add_worker("worker-serve", "asyncio", self.through(self.port))
+        upstream = f"redis://{self.through(self.redis_port)}"
+        fetch = f"*=http://{self.through(self.http_port)}"
+        at_relay = self.add_relay_of("relay", upstream, "--instance", fetch)
+        self.add_worker("worker-relay", "twisted", at_relay, at_relay=True)
+        second = self.add_relay_of("second", at_relay)
+        self.add_worker("worker-second", "for", second, at_relay=True)
+        self.add_producer()
+
+
+class BusWorld(World):
+    """A bus in Redis's place, two processes that publish there, and workers."""
+
+    layout = "bus"
+    streams = WHOLE
+
+    def build(self) -> None:
+        """Make everything."""
+        self.instance = "w1"
+        self.redis_port, self.port, self.http_port = free_port(), free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        self.data = self.where / "bus-data"
+        argv = [*TCPREPL, "bus", "--server-name", NAME, "--data", str(self.data)]
+        argv += ["--listen-redis", f"127.0.0.1:{self.redis_port}"]
+        argv += ["--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http_port}"]
+        self.bus = self.add("bus", *argv)
+        self.bus.start()
+        self.wait_ready()
+        wire = self.wires.to(self.redis_port)
+        self.rows = BusPublisher(wire.port, self.seed, self.streams, 0.04)
+        self.publishers.append(self.rows)
+        self.add_worker("worker-twisted", "twisted", self.through(self.port))
+        self.add_worker("worker-asyncio", "asyncio", self.through(self.port))
+
+    def sources(self) -> list[tuple[int, str]]:
+        """Return the bus."""
+        return [(self.port, self.url)]
+
+    def answered(self) -> dict[str, dict[str, int]]:
+        """Return what the bus has answered."""
+        return {stream: dict(rows) for stream, rows in self.rows.answered.items()}
+
+
+class PostgresqlWorld(World):
+    """Two servers over one database, of which one stands by; the database is killed as well."""
+
+    layout = "postgresql"
+
+    def build(self) -> None:
+        """Make everything."""
+        self.postgres = Postgres.start(fsync=True)
+        database = postgres_world.fresh_url(self.postgres).rpartition("/")[2]
+        wire = self.wires.to(self.postgres.port)
+        self._sources: list[tuple[int, str]] = []
+        for name in ("a", "b"):
+            port, http_port = free_port(), free_port()
+            config = self.config(
+                name,
+                server_name=NAME,
+                data_directory=str(self.where / f"{name}-data"),
+                data=f"postgresql://{self.postgres.user}@127.0.0.1:{wire.port}/{database}",
+                lease="1s",
+                standby=True,
+                replication={"listen": f"127.0.0.1:{port}"},
+                http={"listen": f"127.0.0.1:{http_port}"},
+                streams={"retention_of": {TRIMMED: {"rows": KEPT_ROWS}}},
+            )
+            # Who was overtaken, or cut off for longer than its lease, ends with 1.
+            self.add(name, *TCPREPL, "serve", "--config", config, exits=(1,)).start()
+            self._sources.append((port, f"http://127.0.0.1:{http_port}"))
+        self.wait_ready()
+        self.answers = self.where / "answers"
+        urls = [url for _, url in self._sources]
+        self.rows = RowPublisher(urls[0], self.seed, self.streams, 0.04, *urls[1:])
+        self.publishers.append(self.rows)
+        both = ",".join(self.through(port) for port, _ in self._sources)
+        self.add_worker("worker-twisted", "twisted", both)
+        argv = [sys.executable, "-m", "tests.faults.producer", "twisted", both, self.answers, "0.5"]
+        self.add("producer", *argv, shim=False)
+
+    def sources(self) -> list[tuple[int, str]]:
+        """Return both servers."""
+        return self._sources
+
+    def close(self) -> None:
+        """End the database."""
+        self.postgres.stop()
+
+    def answered(self) -> dict[str, dict[str, int]]:
+        """Return the token of each row that anybody was answered, by stream."""
+        found = {stream: dict(rows) for stream, rows in self.rows.answered.items()}
+        for stream, rows in answers_in(self.answers).items():
+            found[stream].update(rows)
+        return found
+
+    def operations(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return what happens to a database."""
+        return [("database killed", self._kill), ("connections ended", self._terminate)]
+
+    def _kill(self) -> None:
+        self.postgres.kill()
+        self.tally["kills"] += 1
+        self.postgres.start_again()
+
+    def _terminate(self) -> None:
+        url = postgres_world.url_of(self.postgres, "postgres")
+        statement = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'test%'"
+        )
+        with contextlib.suppress(psycopg.Error), psycopg.connect(url) as connection:
+            connection.execute(statement)
