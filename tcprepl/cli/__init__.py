@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "presence": ("tcprepl.cli.presence", "Say that a user is there, or is not."),
     "watch": ("tcprepl.cli.watch", "Follow who types or who is online."),
     "top": ("tcprepl.cli.top", "Show who reads, and how far behind."),
+    "bench": ("tcprepl.cli.bench", "Measure a running server."),
     "check": ("tcprepl.cli.check", "Look once, for a monitoring system."),
     "check-config": ("tcprepl.cli.check_config", "Check a configuration file."),
     "doctor": ("tcprepl.cli.doctor", "Say what is wrong on this machine, and what to do."),

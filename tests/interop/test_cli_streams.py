@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import subprocess
@@ -59,3 +60,17 @@ def test_commands_without_them(tmp_path: Path) -> None:
             done = shell(f"{shlex.join(TCPREPL)} {line}")
             assert done.returncode == code, (line, done)
             assert "Traceback" not in done.stderr, line
+
+
+def test_bench_measures_a_running_server(tmp_path: Path) -> None:
+    """And a second time only if that is meant."""
+    with Server(tmp_path) as server:
+        done = tcprepl("bench", "publish", "--from", server.address, "--rows", "300", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["rows"] == 300
+        assert done.stderr == ""
+        again = tcprepl("bench", "latency", "--from", server.address)
+        assert again.returncode == 2
+        assert "--yes" in again.stderr
+        done = tcprepl("bench", "follow", "--from", server.address)
+        assert done.stdout.startswith("follow    300 rows")
