@@ -187,7 +187,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(
 ) -> None:
     """Rows become cards with their labels."""
     server.publish("typing", ["!r:example.com", []])
-    with Browser(tmp_path, 500, 900) as browser, slow_reader(server) as peer:
+    with Browser(tmp_path, 390, 844) as browser, slow_reader(server) as peer:
         browser.open(server.url)
         browser.wait_for(
             "return document.getElementById('peers').innerText.includes('slow-sender')", "the peer"
@@ -200,6 +200,52 @@ def test_a_phone_shows_it_without_scrolling_sideways(
         )
         (shots / "status-phone.png").write_bytes(browser.screenshot())
         peer.close()
+
+
+#: Each text of the page whose colour is too near to that of what lies behind it (WCAG: 4.5).
+UNREADABLE = """
+const light = rgb => {
+  const [r, g, b] = rgb.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const numbers = colour => colour.match(/[0-9.]+/g).map(Number);
+const behind = element => {
+  for (; element; element = element.parentElement) {
+    const [r, g, b, a = 1] = numbers(getComputedStyle(element).backgroundColor);
+    if (a === 1) return [r, g, b];
+  }
+  return [255, 255, 255];
+};
+return [...document.querySelectorAll("body *")]
+  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.offsetHeight)
+  .map(e => {
+    const [a, b] = [numbers(getComputedStyle(e).color).slice(0, 3), behind(e)].map(light);
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.tagName, e.className, e.innerText];
+  })
+  .filter(found => found[0] < 4.5);
+"""
+
+
+@pytest.mark.parametrize(
+    ("media", "scheme"), [("screen", "light"), ("screen", "dark"), ("print", "dark")]
+)
+def test_it_can_be_read_by_day_by_night_and_on_paper(
+    server: Server, shots: Path, tmp_path: Path, media: str, scheme: str
+) -> None:
+    """No text is too near to the colour behind it; paper is white."""
+    server.publish("typing", ["!r:example.com", []])
+    with Browser(tmp_path) as browser, slow_reader(server):
+        browser.show_as(media, scheme)
+        for path in ("", "/peers", "/streams/typing"):
+            browser.open(server.url + path)
+            browser.wait_for("return document.querySelector('table td')", "a table")
+            assert browser.run(UNREADABLE) == []
+            name = path.replace("/", "-") or "-status"
+            (shots / f"{media}-{scheme}{name}.png").write_bytes(browser.screenshot())
+            backdrop = browser.run("return getComputedStyle(document.body).backgroundColor")
+            assert (backdrop == "rgb(255, 255, 255)") <= (media == "print" or scheme == "light")
+            if media == "print":
+                assert backdrop == "rgb(255, 255, 255)"
 
 
 def test_plots_are_read_by_pointer_and_keys(server: Server, shots: Path, tmp_path: Path) -> None:

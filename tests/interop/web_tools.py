@@ -124,7 +124,7 @@ class Browser:
 
     Args:
         where: For its files.
-        width: Width of its window.
+        width: Width of its window; below 500, which no window is, a telephone's screen.
         height: Height of its window.
     """
 
@@ -139,7 +139,10 @@ class Browser:
             f"--window-size={width},{height}",
             f"--user-data-dir={where / 'profile'}",
         ]
-        options = {"args": flags, "binary": program("chromium")}
+        options: dict[str, Any] = {"args": flags, "binary": program("chromium")}
+        if width < 500:
+            metrics = {"width": width, "height": height, "pixelRatio": 2.0}
+            options["mobileEmulation"] = {"deviceMetrics": metrics}
         wanted = {
             "capabilities": {
                 "alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}
@@ -158,6 +161,18 @@ class Browser:
     def open(self, url: str) -> None:
         """Go to *url*."""
         self._call("POST", f"{self._session}/url", {"url": url})
+
+    def show_as(self, media: str = "screen", scheme: str = "light") -> None:
+        """Show pages from now on as on a medium, to somebody who likes a colour scheme."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call(
+            "POST",
+            f"{self._session}/goog/cdp/execute",
+            {
+                "cmd": "Emulation.setEmulatedMedia",
+                "params": {"media": media, "features": features},
+            },
+        )
 
     def run(self, script: str) -> Any:
         """Return what a piece of script returns."""
