@@ -138,7 +138,7 @@ class FederationWorker:
 
     def status_line(self) -> str:
         """Return how it goes, in a few words, for systemd."""
-        waiting = len(self.sender.destinations)
+        waiting = self.sender.pending()
         away = "" if self.client.connected else ", the writer is away"
         return f"{waiting} destinations{away}"
 

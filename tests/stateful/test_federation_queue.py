@@ -98,8 +98,10 @@ class OutboxMachine(RuleBasedStateMachine):
         transaction_id = self.ids[name]
         if how == "quarantine":
             now(self.outbox.set_aside(name, transaction_id, QUARANTINED, Refusal(1, "no")))
+        elif how == "finish":
+            now(self.outbox.finish([(name, transaction_id)]))
         else:
-            now(getattr(self.outbox, how)(name, transaction_id))
+            now(self.outbox.dissolve(name, transaction_id))
         gone = self.flying.pop(name)
         waiting = self.waiting[name]
         newer = {key for _, key in waiting if key is not None}

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import structlog
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 
 from tcprepl import metrics
 from tcprepl.federation.sending.backoff import BackoffPolicy
@@ -75,6 +77,7 @@ class Attempts:
         now_ms: Callable[[], int],
         wall_ms: Callable[[], int],
         writes: Writes,
+        later: Callable[[Callable[[], None]], IDelayedCall],
     ) -> None:
         """Make the attempts of one sender.
 
@@ -88,6 +91,7 @@ class Attempts:
             now_ms: The time by which things grow old, in ms.
             wall_ms: The time of day in ms since 1970, for what others read.
             writes: Writes what is not waited for.
+            later: Calls a function when this turn has ended.
         """
         self.held = 0
         self.sent_by_type: dict[str, int] = {}
@@ -101,6 +105,10 @@ class Attempts:
         self._now_ms = now_ms
         self._wall_ms = wall_ms
         self._writes = writes
+        self._later = later
+        #: Transactions that were accepted in this turn, which is not written yet.
+        self._ended: dict[Destination, str] = {}
+        self._turn_end: IDelayedCall | None = None
         # Two starts never share an id, whatever the clock says.
         self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
         self._transactions = 0
@@ -159,6 +167,8 @@ class Attempts:
 
     async def _transaction(self, destination: Destination) -> StoredTransaction | None:
         """Return the transaction to send: the one begun earlier, or a new one."""
+        if destination in self._ended:
+            self.write_ended()
         while True:
             purges = destination.purges
             if destination.held is Held.OUTDATED:
@@ -329,7 +339,9 @@ class Attempts:
     def _accepted(self, destination: Destination, transaction: StoredTransaction) -> None:
         destination.accepted(self._now_ms(), self._limits)
         name = destination.name
-        self._writes.persist(destination, self._outbox.finish, name, transaction.transaction_id)
+        self._ended[destination] = transaction.transaction_id
+        if self._turn_end is None:
+            self._turn_end = self._later(self.write_ended)
         if destination.backoff.failures and destination.backoff.cleared():
             self._writes.persist(destination, self._outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.recovered", destination=name)
@@ -340,6 +352,24 @@ class Attempts:
             if edu_type not in sent and len(sent) >= _MAX_TYPES:
                 edu_type = "other"
             sent[edu_type] = sent.get(edu_type, 0) + 1
+
+    def write_ended(self) -> None:
+        """Have it written which transactions were accepted in this turn."""
+        if self._turn_end is not None and self._turn_end.active():
+            self._turn_end.cancel()
+        self._turn_end = None
+        ended, self._ended = self._ended, {}
+        if not ended:
+            return
+
+        def one_by_one(_: Failure) -> None:
+            for destination, transaction_id in ended.items():
+                one = [(destination.name, transaction_id)]
+                self._writes.persist(destination, self._outbox.finish, one)
+
+        _ = self._outbox.finish(
+            [(destination.name, transaction_id) for destination, transaction_id in ended.items()]
+        ).addErrback(one_by_one)
 
     def sent_edus(self) -> Iterator[tuple[tuple[str], float]]:
         """Return how many EDUs of each type were accepted, for metrics."""

@@ -145,11 +145,8 @@ class Destination:
     @property
     def has_work(self) -> bool:
         """Whether there is something to send, or may be on disk."""
-        return (
-            self.has_new_work
-            or self.put_off > 0
-            or (self.search is not None and self.search.set_aside)
-        )
+        search = self.search
+        return self.has_new_work or self.put_off > 0 or (search is not None and search.set_aside)
 
     @property
     def is_plain(self) -> bool:

@@ -291,18 +291,23 @@ class Outbox(OutboxFile):
 
         return self._settled(destination, op)
 
-    def finish(self, destination: ServerName, transaction_id: str) -> Deferred[None]:
-        """Forget a transaction and its EDUs: the remote has accepted them."""
+    def finish(self, ended: Sequence[tuple[ServerName, str]]) -> Deferred[None]:
+        """Forget transactions and their EDUs: the remotes have accepted them.
+
+        Args:
+            ended: Destination and transaction id of each.
+        """
 
         def op(cursor: sqlite3.Cursor) -> None:
-            if self._journal.finish(destination, transaction_id):
-                return
-            cursor.execute(
-                "DELETE FROM edus WHERE destination=? AND transaction_id=?",
-                (destination, transaction_id),
-            )
-            end_transaction(cursor, destination, transaction_id)
-            self._journal.left(cursor, destination)
+            for destination, transaction_id in ended:
+                if self._journal.finish(destination, transaction_id):
+                    continue
+                cursor.execute(
+                    "DELETE FROM edus WHERE destination=? AND transaction_id=?",
+                    (destination, transaction_id),
+                )
+                end_transaction(cursor, destination, transaction_id)
+                self._journal.left(cursor, destination)
 
         return self.submit(op)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -70,7 +71,7 @@ class FederationSender:
         server_name: Who we are.
         outbox: What waits.
         intake: Takes rows from the replication client.
-        destinations: Destinations about which there is something to know.
+        destinations: Destinations about which there is something to know, and others for a while.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class FederationSender:
             now_ms=self.now_ms,
             wall_ms=self._wall_ms,
             writes=self._writes,
+            later=partial(clock.callLater, 0),
         )
         self._totals: dict[str, Waiting] = {}
         self._sweeper: LoopingProcess | None = None
@@ -221,6 +223,7 @@ class FederationSender:
         for attempt in running:
             attempt.cancel()
         await DeferredList(running)
+        self._attempts.write_ended()
         if self._sweeper is not None:
             await self._sweeper.stop()
         await self.outbox.flush()
@@ -233,6 +236,8 @@ class FederationSender:
             while await self.outbox.expire(self.now_ms(), _SWEEP_EDUS) == _SWEEP_EDUS:
                 pass
             self._totals = await self.outbox.totals()
+            for destination in list(self.destinations.values()):
+                self._forget_if_plain(destination)
         except OutboxUnavailable as failed:
             logger.error("federation.outbox.unavailable", error=str(failed))
 
@@ -253,7 +258,9 @@ class FederationSender:
             destination = self._destination(name)
             room = MAX_HELD_EDUS_IN_ALL - self._attempts.held
             self._attempts.held += destination.hold_all(group, room)
-            if all(entry[2].edu_type == PRESENCE for entry in group):
+            if group[0][2].edu_type == PRESENCE and all(
+                entry[2].edu_type == PRESENCE for entry in group
+            ):
                 lazy.append(destination)
             elif self._started and not destination.paused:
                 self._turns.ask(destination, max(now_ms, destination.due_ms), now_ms)
@@ -283,7 +290,6 @@ class FederationSender:
         if destination.paused or not self._started:
             return
         if not destination.has_work:
-            self._forget_if_plain(destination)
             return
         now_ms = self.now_ms()
         self._turns.ask(destination, max(now_ms + delay_ms, destination.due_ms), now_ms)
@@ -316,21 +322,22 @@ class FederationSender:
         while self._started and (destination := self._turns.begin(now_ms)) is not None:
             attempt = Deferred.fromCoroutine(self._attempts.attempt(destination))
             self._running[destination] = attempt
-            _ = attempt.addBoth(self._ended, destination).addErrback(_report)
+            _ = attempt.addBoth(self._ended, destination)
         self._dispatching = False
         self._arm()
 
-    def _ended(self, result: object, destination: Destination) -> object:
-        """Let go of an attempt; a failure nobody expected waits too, and goes on to be logged."""
+    def _ended(self, result: object, destination: Destination) -> None:
+        """Let go of an attempt; a failure that nobody expected waits too, and is logged."""
         self._turns.end(destination)
         del self._running[destination]
         if isinstance(result, Failure):
             if not self._started and result.check(CancelledError):
-                return None
+                return
             self._attempts.gave_up(destination, result.getErrorMessage())
-        self._poke(destination)
+            run_in_background(fail, result)
+        if destination.has_work:
+            self._poke(destination)
         self._dispatch()
-        return result
 
     def _forget_if_plain(self, destination: Destination) -> None:
         if (
@@ -368,7 +375,6 @@ class FederationSender:
         destination = self.destinations.get(name)
         if destination is not None:
             destination.quarantined = 0
-            self._forget_if_plain(destination)
         return count
 
     def pause(self, name: ServerName) -> Deferred[None]:
@@ -432,8 +438,3 @@ class FederationSender:
             last_success_ms=found.last_success_ms,
             behind_ms=self._wall_ms() - self.now_ms(),
         )
-
-
-def _report(failure: Failure) -> None:
-    """Errback: log a failure that nobody expected."""
-    run_in_background(fail, failure)

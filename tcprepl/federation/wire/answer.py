@@ -24,6 +24,9 @@ _NO_ANSWER_BEHIND = frozenset({502, 504, *range(520, 528)})
 #: Statuses of which the request's content is not the reason, and another time may do better.
 _ANOTHER_TIME = frozenset({407, 408, 421, 425})
 
+#: What servers answer to a transaction without events.
+_USUAL_RECEIPTS = frozenset({b"{}", b'{"pdus":{}}'})
+
 
 class Meaning(Enum):
     """What an answer to a transaction means."""
@@ -112,8 +115,10 @@ class Answer:
 
     def _is_receipt(self) -> bool:
         """Whether the body is the answer to a transaction: an object, with ``pdus`` if any."""
-        if not self.is_json:
+        if self.content_type and not self.is_json:
             return False
+        if self.body in _USUAL_RECEIPTS:
+            return True
         try:
             body = msgspec.json.decode(self.body, type=_TransactionBody)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -103,6 +103,26 @@ class _PresenceRow(Struct, array_like=True, tag="pd", gc=False):
     presence: _PresenceForDestinations
 
 
+class _PlainEdu(Struct, gc=False):
+    content: dict[str, Any]
+    destination: ServerName
+    edu_type: str
+    origin: ServerName
+
+
+class _KeyedPlainEdu(Struct, gc=False):
+    edu: _PlainEdu
+    key: EduKey
+
+
+class _KeyedPlainRow(Struct, array_like=True, tag="k", gc=False):
+    keyed: _KeyedPlainEdu
+
+
+class _PlainRow(Struct, array_like=True, tag="e", gc=False):
+    edu: _PlainEdu
+
+
 class PresenceState(Struct, gc=False):
     """A presence state as a ``pd`` row carries it."""
 
@@ -121,6 +141,10 @@ def _refuse_float(text: str) -> float:
 
 
 _decode_row = msgspec.json.Decoder(_KeyedRow | _EduRow | _PresenceRow).decode
+#: Rows whose content has to be made canonical; in what it decodes are no floats.
+_decode_plain_row = msgspec.json.Decoder(
+    _KeyedPlainRow | _PlainRow, float_hook=_refuse_float
+).decode
 _decode_any = msgspec.json.Decoder(float_hook=_refuse_float).decode
 _decode_kind = msgspec.json.Decoder(tuple[str, Raw]).decode
 _decode_presence_state = msgspec.json.Decoder(PresenceState).decode
@@ -268,7 +292,7 @@ def parse_rows(
     A row that cannot be used is counted, logged and left out: it never stops the others.
 
     Args:
-        rows: Rows as JSON bytes; the EDUs keep them alive and share them.
+        rows: Rows as JSON bytes; EDUs of canonical ones keep them alive and share them.
         origin: Who we are: the origin of presence, whose rows do not say.
         now_ms: Wall-clock time in ms: a presence EDU says how long ago a user was active.
         bad: Takes the rows that were left out, if given.
@@ -279,6 +303,9 @@ def parse_rows(
     append = edus.append
     decode = _decode_row
     for row in rows:
+        if not canonical and (made := _made_canonical(row)) is not None:
+            append(made)
+            continue
         try:
             parsed = decode(row)
             if type(parsed) is _EduRow:
@@ -297,6 +324,24 @@ def parse_rows(
         else:
             append(edu)
     return edus
+
+
+def _made_canonical(row: bytes) -> Edu | None:
+    """Read a row as a foreign writer usually has it, its content made canonical on the way.
+
+    None where only the long way can say what becomes of it (`_normalise`).
+    """
+    try:
+        parsed = _decode_plain_row(row)
+        if type(parsed) is _PlainRow:
+            edu, key = parsed.edu, None
+        else:
+            edu, key = parsed.keyed.edu, parsed.keyed.key
+        # Sorted, and without floats, it is canonical (`canonicalise`).
+        content = _encode_sorted(edu.content)
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+    return Edu(Raw(content), edu.destination, edu.edu_type, edu.origin, key)
 
 
 def _normalise(edu: Edu) -> None:

@@ -45,8 +45,8 @@ def test_what_comes_and_goes_gets_no_rows_of_its_own(outbox: Outbox) -> None:
         begin(outbox, f"z{number}", second)
         assert rows(outbox, "edus") == rows(outbox, "transactions") == 0
         assert rows(outbox, "journal") == 4
-        now(outbox.finish("y", f"y{number}"))
-        now(outbox.finish("z", f"z{number}"))
+        now(outbox.finish([("y", f"y{number}")]))
+        now(outbox.finish([("z", f"z{number}")]))
         assert rows(outbox, "journal") == 0
     assert now(outbox.summary()) == {}
 
@@ -54,7 +54,7 @@ def test_what_comes_and_goes_gets_no_rows_of_its_own(outbox: Outbox) -> None:
 def test_after_a_kill_everything_waits_or_is_under_way(outbox: Outbox, tmp_path: Path) -> None:
     done, flying = put(outbox, "y", 1), put(outbox, "y", 2, "key")
     begin(outbox, "t1", done)
-    now(outbox.finish("y", "t1"))
+    now(outbox.finish([("y", "t1")]))
     begin(outbox, "t2", flying)
     for number in (3, 4):
         put(outbox, "y", number, "key")
@@ -99,10 +99,10 @@ def test_what_was_asked_for_stays_in_the_tables_until_all_of_its_destination_is_
     now(again.close())
     begin(outbox, "t1", first, second)
     newer = put(outbox, "y", 4, "key")
-    now(outbox.finish("y", "t1"))
+    now(outbox.finish([("y", "t1")]))
     assert rows(outbox, "edus") == 1
     begin(outbox, "t2", newer)
-    now(outbox.finish("y", "t2"))
+    now(outbox.finish([("y", "t2")]))
     put(outbox, "y", 5)
     assert rows(outbox, "edus") == 0
 

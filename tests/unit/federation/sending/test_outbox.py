@@ -101,7 +101,7 @@ def test_a_transaction_is_kept_just_as_it_was(outbox: Outbox) -> None:
     assert (found.transaction_id, found.origin_server_ts, found.uncertain) == ("t1", 77, True)
     assert numbers(found.entries) == [2, 1]
     assert outbox.destinations()["y"].in_flight
-    now(outbox.finish("y", "t1"))
+    now(outbox.finish([("y", "t1")]))
     assert now(outbox.load_transaction("y")) is None
     assert numbers(now(outbox.load("y", 0, 9))) == [3]
 
@@ -199,14 +199,14 @@ def test_a_transaction_that_is_put_off_is_kept_as_it_is(outbox: Outbox, tmp_path
     now(outbox.close())
     again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
     assert again.destinations()["y"].put_off == 1
-    now(again.finish("y", "t2"))
+    now(again.finish([("y", "t2")]))
     # What has a key of the one that is put off waits for it.
     assert numbers(now(again.load("y", 0, 9, any_put_off=True))) == []
     assert now(again.take_back("y")) == (True, 0)
     found = now(again.load_transaction("y"))
     assert found is not None
     assert (found.transaction_id, numbers(found.entries)) == ("t1", [1])
-    now(again.finish("y", "t1"))
+    now(again.finish([("y", "t1")]))
     assert numbers(now(again.load("y", 0, 9, any_put_off=True))) == [3]
     now(again.begin("y", StoredTransaction("t3", 79, now(again.load("y", 0, 9)))))
     now(again.put_off("y", "t3"))
@@ -223,7 +223,7 @@ def test_no_transaction_begins_before_the_end_of_the_one_before_is_on_disk(
     now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
     with pytest.raises(OutboxUnavailable):
         now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
-    now(outbox.finish("y", "t1"))
+    now(outbox.finish([("y", "t1")]))
     now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
 
 
