@@ -1,7 +1,12 @@
-"""Every bound and default, with its unit in its name (protocol.md section 11).
+"""The bounds of the line protocol, and those that several rooms share (protocol.md section 11).
 
-The table in protocol.md is compared with this module by the tests. A limit that an
-operator may change has its default here and its setting in `tcprepl.config`.
+Each has its unit in its name. The table in protocol.md is compared with this module by the
+tests. A limit that an operator may change has its default here and its setting in
+`tcprepl.config`.
+
+Not every bound is here: one that a single module keeps stands at the top of that module, with
+its reason, under the same kind of name (``grep -rE "^_?(MAX|[A-Z_]+_BYTES)" tcprepl`` lists
+them). protocol.md sections 11 and 16 tell those that a peer can meet.
 """
 
 #: Longest line a Synapse peer accepts, delimiter excluded: Twisted's LineOnlyReceiver default.
