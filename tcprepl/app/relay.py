@@ -336,4 +336,5 @@ class Relay:
         self._not_ready = "stopping"
         if self._intake is not None:
             self._intake.end()
+            self._log.wait_no_longer()
         await self._life.stop()

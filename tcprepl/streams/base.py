@@ -134,6 +134,9 @@ class BaseLog:
         """The database that the log shares with other servers; None where it shares none."""
         return None
 
+    def wait_no_longer(self) -> None:
+        """Refuse what is in doubt because the database is away: the process is about to end."""
+
     def look(self) -> Reading | None:
         """Begin to look for what other servers have written; None where there are none."""
         return None

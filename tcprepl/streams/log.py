@@ -146,6 +146,10 @@ class Log(Protocol):
         """The database that the log shares with other servers; None where it shares none."""
         ...
 
+    def wait_no_longer(self) -> None:
+        """Refuse what is in doubt because the database is away: the process is about to end."""
+        ...
+
     def pairs(self) -> list[tuple[StreamName, InstanceName]]:
         """Return every (stream, instance) that the log knows, in a stable order."""
         ...

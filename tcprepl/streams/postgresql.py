@@ -632,9 +632,13 @@ class PostgresLog(StoredLog):
 
     # --- the end ------------------------------------------------------------------------------
 
+    def wait_no_longer(self) -> None:
+        """Refuse what is in doubt because the database is away: the process is about to end."""
+        self._database.stop()
+
     def close(self) -> Deferred[None]:
         """Flush, give the instance back, and close everything; later appends are refused."""
-        self._database.stop()
+        self.wait_no_longer()
         return super().close()
 
     def _let_go(self) -> None:

