@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from tcprepl import aio
-from tcprepl.aio.connecting import Where
+from tcprepl.aio.connecting import Places
 from tcprepl.ids import StreamName
 from tcprepl.replication.following.client import FollowOptions
 from tcprepl.replication.following.pulling import Batch
@@ -91,7 +91,7 @@ class BlockingFollower:
 
 
 def follow(
-    where: Where,
+    where: Places,
     streams: Collection[StreamName] | None,
     *,
     tls: ssl.SSLContext | None = None,
@@ -115,7 +115,8 @@ def follow(
     on where it was.
 
     Args:
-        where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``.
+        where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``. Of several,
+            over one database, the next is taken when one is gone.
         streams: Names of the streams; None follows all.
         tls: What to speak TLS with, for a certificate of your own, say.
         **options: See `FollowOptions`.

@@ -20,7 +20,7 @@ import replication and below, and never a reactor.
 """
 
 from tcprepl.aio.client import ReplicationClient
-from tcprepl.aio.connecting import Where
+from tcprepl.aio.connecting import Places, Where
 from tcprepl.aio.follow import Follower, follow
 from tcprepl.aio.http_catchup import HttpCatchUp
 from tcprepl.aio.writer import ReplicationWriter
@@ -42,6 +42,7 @@ __all__ = [
     "Follower",
     "HttpCatchUp",
     "MemoryPositionStore",
+    "Places",
     "PositionStore",
     "Registry",
     "ReplicationClient",

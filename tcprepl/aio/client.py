@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 from twisted.python.failure import Failure
 
-from tcprepl.aio.connecting import Where, client_endpoint
+from tcprepl.aio.connecting import Places, any_endpoint
 from tcprepl.clocks import LoopClock
 from tcprepl.ids import IncarnationId, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command
@@ -38,7 +38,8 @@ class ReplicationClient:
             await client.wait()
 
     Args:
-        where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``.
+        where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``. Of several,
+            over one database, the next is taken when one is gone.
         streams: Names of the streams to follow; None follows all.
         handler: Called with (stream, instance, token, rows) for each batch; sync or async.
         tls: What to speak TLS with, for a certificate of your own, say.
@@ -56,7 +57,7 @@ class ReplicationClient:
 
     def __init__(
         self,
-        where: Where,
+        where: Places,
         streams: Collection[StreamName] | None,
         handler: RowHandler | Puller,
         *,
@@ -66,7 +67,7 @@ class ReplicationClient:
     ) -> None:
         self._client = following.ReplicationClient(
             LoopClock(),
-            client_endpoint(where, tls),
+            any_endpoint(where, tls),
             streams,
             handler,
             on_connected=None if on_connected is None else lambda _: on_connected(self),

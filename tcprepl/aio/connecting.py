@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -24,14 +24,34 @@ from zope.interface import implementer
 
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.replication.failures import reason_of
+from tcprepl.replication.following.any_of import AnyOf
 
 #: Where a server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``; or an endpoint of your own.
 Where: TypeAlias = str | IStreamClientEndpoint
+#: Where the servers are of which any will do, since they are over one database; or the only one.
+Places: TypeAlias = Where | Sequence[Where]
 
 _ADDRESS = re.compile(
     r"(?:(?P<kind>tcp|tls):)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]=@]+):(?P<port>[0-9]{1,5})"
     r"|unix:(?P<path>.+)"
 )
+
+
+def any_endpoint(places: Places, tls: ssl.SSLContext | None = None) -> IStreamClientEndpoint:
+    """Return the endpoint of several servers, of which the next is taken when one is gone.
+
+    Args:
+        places: Where they are.
+        tls: As for `client_endpoint`.
+
+    Raises:
+        ValueError: As `client_endpoint`; or there are none.
+    """
+    if isinstance(places, str) or not isinstance(places, Sequence):
+        return client_endpoint(places, tls)
+    if not places:
+        raise ValueError("there is no address; expected one at least")
+    return AnyOf([client_endpoint(where, tls) for where in places])
 
 
 def client_endpoint(where: Where, tls: ssl.SSLContext | None = None) -> IStreamClientEndpoint:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from tcprepl.aio.client import ReplicationClient
-from tcprepl.aio.connecting import Where
+from tcprepl.aio.connecting import Places
 from tcprepl.ids import StreamName
 from tcprepl.replication.following.client import FollowOptions
 from tcprepl.replication.following.pulling import Batch, Puller
@@ -24,7 +24,7 @@ class Follower:
 
     def __init__(
         self,
-        where: Where,
+        where: Places,
         streams: Collection[StreamName] | None,
         *,
         tls: ssl.SSLContext | None = None,
@@ -136,7 +136,7 @@ class Follower:
 
 
 def follow(
-    where: Where,
+    where: Places,
     streams: Collection[StreamName] | None,
     *,
     tls: ssl.SSLContext | None = None,
@@ -163,7 +163,8 @@ def follow(
     then the batch in hand never counts when the loop is left.
 
     Args:
-        where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``.
+        where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``. Of several,
+            over one database, the next is taken when one is gone.
         streams: Names of the streams; None follows all.
         tls: What to speak TLS with, for a certificate of your own, say.
         **options: See `FollowOptions`. Where to begin is ``since``: ``"now"``, if you do not say

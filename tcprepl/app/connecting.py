@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import replace
 
 from twisted.internet import error as net
@@ -16,6 +14,7 @@ from zope.interface import implementer
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.replication.failures import reason_of
+from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.values import Address
 
 
@@ -44,35 +43,6 @@ def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint
         except Exception as error:  # noqa: BLE001  # parsers are plugins, and raise what comes up
             raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
     return NamedEndpoint(endpoint, str(address))
-
-
-@implementer(IStreamClientEndpoint)
-class AnyOf:
-    """Several places where the same is served: each connection goes to the next that answers.
-
-    Whoever connects anew has lost the connection before, so that the server of that comes last.
-
-    Args:
-        endpoints: The places; the first connection tries the first one first.
-    """
-
-    def __init__(self, endpoints: Sequence[IStreamClientEndpoint]) -> None:
-        self._endpoints = deque(endpoints)
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
-        """Connect (Twisted calls this); if nobody answers, it fails as the last one did."""
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        for left in reversed(range(len(self._endpoints))):
-            endpoint = self._endpoints[0]
-            self._endpoints.rotate(-1)
-            try:
-                return await endpoint.connect(factory)
-            except ConnectionFailed:
-                if not left:
-                    raise
-        raise AssertionError("there is one at least")
 
 
 @implementer(IStreamClientEndpoint)

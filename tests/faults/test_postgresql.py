@@ -25,7 +25,7 @@ from tests.interop.servers import Postgres
 
 STREAM = "push_rules"
 #: How often a server is killed; a hundred times by ``TCPREPL_ROUNDS=100``.
-ROUNDS = int(os.environ.get("TCPREPL_ROUNDS", 0)) or (6 if os.environ.get("TCPREPL_FULL") else 2)
+ROUNDS = int(os.environ.get("TCPREPL_ROUNDS") or (6 if os.environ.get("TCPREPL_FULL") else 2))
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180 + 60 * (ROUNDS > 10) * ROUNDS)]
 

@@ -12,7 +12,7 @@ It asks its reactor for the time and its endpoint for a connection, and for noth
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict
 
 import structlog
@@ -30,6 +30,7 @@ from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.failures import backoff_s
+from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.replication.following.asyncio_bridge import bridged
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.connection import ClientConnection, connect
@@ -109,7 +110,8 @@ class ReplicationClient(Service):
 
     Args:
         reactor: The reactor; it measures time evenly from now on (`tcprepl.clocks`).
-        endpoint: Where the server is.
+        endpoint: Where the server is. Of several, over one database, the next is taken when one is
+            gone.
         streams: Names of the streams to follow; None follows all.
         handler: Called with each batch; sync or async. Its failure is logged and retried. A
             `Puller` in its place is asked for the batches.
@@ -140,7 +142,7 @@ class ReplicationClient(Service):
     def __init__(
         self,
         reactor: IReactorTime,
-        endpoint: IStreamClientEndpoint,
+        endpoint: IStreamClientEndpoint | Sequence[IStreamClientEndpoint],
         streams: Collection[StreamName] | None,
         handler: RowHandler | Puller,
         *,
@@ -167,7 +169,7 @@ class ReplicationClient(Service):
         self.failed: Deferred[None] = Deferred()
         self.reconnects = 0
         self.last_error: str | None = None
-        self._endpoint = endpoint
+        self._endpoint = AnyOf(endpoint) if isinstance(endpoint, Sequence) else endpoint
         self._streams = None if streams is None else tuple(streams)
         self._worker_name = name
         self._server_name = server_name

@@ -14,9 +14,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 
-from tcprepl.aio.connecting import LoopEndpoint, LoopTransport, client_endpoint
+from tcprepl.aio.connecting import LoopEndpoint, LoopTransport, any_endpoint, client_endpoint
 from tcprepl.errors import ConnectionFailed
 from tcprepl.replication.failures import describe_address
+from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.replication.following.asyncio_bridge import future_of
 
 
@@ -55,6 +56,18 @@ def test_an_endpoint_of_your_own_and_where_there_is_no_tls() -> None:
     for where in (own, "unix:/x"):
         with pytest.raises(ValueError, match=r"tls goes with an address|no TLS is spoken there"):
             client_endpoint(where, context)
+
+
+def test_several_servers_over_one_database() -> None:
+    endpoint: Any = any_endpoint(["h:1", "unix:/x"])
+    assert isinstance(endpoint, AnyOf)
+    assert [place._name for place in endpoint._endpoints] == ["h:1", "unix:/x"]
+    one: Any = any_endpoint("h:1")
+    assert isinstance(one, LoopEndpoint)
+    own: Any = object()
+    assert any_endpoint(own) is own
+    with pytest.raises(ValueError, match="expected one at least"):
+        any_endpoint([])
 
 
 class Caller(Protocol):

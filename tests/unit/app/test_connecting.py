@@ -11,8 +11,9 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
-from tcprepl.app.connecting import AnyOf, NamedEndpoint, client_endpoint
-from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
+from tcprepl.app.connecting import NamedEndpoint, client_endpoint
+from tcprepl.errors import ConfigError, ConnectionFailed
+from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.values import parse_address
 
 
@@ -35,46 +36,6 @@ class Endpoint:
 
     def connect(self, factory: Any) -> Deferred[Any]:
         return self.answer
-
-
-GONE = ConnectionFailed("gone", reason=CloseReason.CONNECTION_LOST)
-
-
-class Place(Endpoint):
-    """An endpoint that counts who comes."""
-
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log, self.there = name, log, True
-
-    def connect(self, factory: Any) -> Deferred[Any]:
-        self.log.append(self.name)
-        return succeed(self.name) if self.there else fail(GONE)
-
-
-def test_the_next_is_taken_when_one_is_gone() -> None:
-    tried: list[str] = []
-    places = [Place(name, tried) for name in "abc"]
-    endpoint: Any = AnyOf(places)  # type: ignore[arg-type]
-
-    def connect() -> Any:
-        found: list[Any] = []
-        endpoint.connect(None).addBoth(found.append)
-        return found[0]
-
-    assert [connect(), connect()] == ["a", "b"]
-    places[2].there = False
-    assert connect() == "a"
-    assert tried == ["a", "b", "c", "a"]
-    for place in places:
-        place.there = False
-    tried.clear()
-    assert connect().check(ConnectionFailed)
-    assert sorted(tried) == ["a", "b", "c"]
-    cancelled = Deferred[Any]()
-    endpoint = AnyOf([Endpoint(cancelled)])  # type: ignore[list-item]
-    waiting = endpoint.connect(None)
-    waiting.cancel()
-    assert waiting.addErrback(lambda failure: failure.trap(CancelledError)).called
 
 
 def test_one_address_may_know_of_others() -> None:
