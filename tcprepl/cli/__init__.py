@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "conformance": ("tcprepl.cli.conformance", "Play protocol.md against your own program."),
     "backup": ("tcprepl.cli.backup", "Copy a data directory while it is in use."),
     "restore": ("tcprepl.cli.restore", "Make a data directory of such a copy."),
+    "migrate": ("tcprepl.cli.migrate", "Copy a data directory to PostgreSQL, or back."),
     "files": ("tcprepl.cli.files", "Print units, dashboards, alerts, manual pages."),
     "help": ("tcprepl.cli.help", "Print a page of the documentation."),
     "completion": ("tcprepl.cli.completion", "Print a shell's completion script."),

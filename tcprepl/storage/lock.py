@@ -19,14 +19,18 @@ class DirectoryLock:
     file never stands in the way.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = LOCK_NAME) -> None:
         """Take the lock.
+
+        Args:
+            directory: The directory.
+            name: The name of the file; by default that for all of the directory.
 
         Raises:
             LogLocked: another process, or another log in this one, has it.
             LogUnavailable: the lock file cannot be made.
         """
-        path = directory / LOCK_NAME
+        path = directory / name
         try:
             self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

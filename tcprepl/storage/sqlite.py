@@ -26,6 +26,8 @@ PRIVATE_FILE: Final = 0o600
 PRIVATE_DIRECTORY: Final = 0o700
 #: Most bytes that a file may hold to be converted when it is opened (`Schema.shrinks`).
 CONVERTED_BYTES: Final = 64 * 1024 * 1024
+#: What a database is called, behind its name, until all that is migrated into it is there.
+UNFINISHED: Final = ".migrating"
 #: Files that SQLite keeps beside a database.
 _COMPANIONS: Final = ("", "-wal", "-shm")
 
@@ -111,9 +113,16 @@ def open_database(
     Raises:
         LogCorrupt: the file is damaged, or another program's.
         LogTooNew: a newer version of tcprepl wrote it.
-        LogUnavailable: it cannot be opened, or the disk refuses.
+        LogUnavailable: it cannot be opened, the disk refuses, or a migration to there is not
+            finished.
     """
     if path is not None:
+        unfinished = path.with_name(path.name + UNFINISHED)
+        if unfinished.exists():
+            raise LogUnavailable(
+                f"{unfinished} holds a part of what is migrated to {path.parent}: finish that with "
+                f"tcprepl migrate URL {path.parent}, or remove the file"
+            )
         _private_file(path)
     with explaining(path, schema):
         connection = sqlite3.connect(

@@ -45,7 +45,7 @@ DATABASE_NAME = "log.sqlite3"
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _CREATE = """
 CREATE TABLE pairs (
@@ -94,11 +94,14 @@ CREATE TABLE beginnings (
 """
 #: The last token of the newest block; 0 is none, or not known: older files say nothing of it.
 _ADD_NEWEST = "ALTER TABLE pairs ADD COLUMN newest INTEGER NOT NULL DEFAULT 0;"
+#: Of an incarnation that ran beside others in PostgreSQL, the one at whose beginning it was over;
+#: all others were over when the next one began.
+_ADD_ENDED = "ALTER TABLE incarnations ADD COLUMN ended INTEGER;"
 #: What the file holds. A page has room for a few blocks of one row.
 SCHEMA = Schema(
-    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST,
+    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST + _ADD_ENDED,
     version=SCHEMA_VERSION,
-    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS, 3: _ADD_NEWEST},
+    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS, 3: _ADD_NEWEST, 4: _ADD_ENDED},
     application_id=APPLICATION_ID,
     page_size=16_384,
     shrinks=True,
@@ -107,6 +110,12 @@ SCHEMA = Schema(
         f"place, or rescue what is readable with `sqlite3 {DATABASE_NAME} .recover`, or move it "
         "away to begin empty"
     ),
+)
+
+#: The number of the incarnation at whose beginning one was over; none of the newest.
+ENDED = (
+    "coalesce(ended, (SELECT min(number) FROM incarnations AS later"
+    " WHERE later.number > incarnations.number))"
 )
 
 #: Pages that one commit gives back, and pages without use that a file may have.
@@ -227,15 +236,17 @@ class Database:
         """Return the incarnations that were noted; none of them is current yet."""
         try:
             incarnations = self._read_connection.execute(
-                "SELECT number, id, began_ms FROM incarnations ORDER BY number"
-            )
+                f"SELECT number, id, began_ms, {ENDED}"  # noqa: S608 - of our own constants
+                " FROM incarnations ORDER BY number"
+            ).fetchall()
             beginnings = self._read_connection.execute(
                 "SELECT stream, instance, number, token FROM beginnings"
                 " JOIN pairs ON pairs.id = beginnings.pair ORDER BY number"
             )
             return History(
-                [Incarnation(*row) for row in incarnations],
+                [Incarnation(*row[:3]) for row in incarnations],
                 (Beginning((stream, instance), *row) for stream, instance, *row in beginnings),
+                {row[0]: row[3] for row in incarnations if row[3] is not None},
             )
         except sqlite3.Error as error:
             raise self.explained(error) from error
@@ -514,7 +525,9 @@ class Database:
         noted: list[Beginning],
         oldest: int,
     ) -> None:
-        connection.execute("INSERT INTO incarnations VALUES (?, ?, ?)", begun)
+        connection.execute(
+            "INSERT INTO incarnations (number, id, began_ms) VALUES (?, ?, ?)", begun
+        )
         connection.executemany(
             _INSERT_BEGINNING, [(number, token, *pair) for pair, number, token in noted]
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgres_world
 from tests.harness import ROOT, Lines, Running, Server, environment, wait_until
 from tests.pages import blocks, section
 from tests.ports import free_port
@@ -179,6 +180,48 @@ def test_quick_start_from_a_fresh_copy(tmp_path: Path) -> None:
                 subprocess.run(["kill", "-INT", str(pid)], check=False)
         server.wait()
     assert (copy / "tcprepl-data").is_dir()
+
+
+@pytest.mark.postgresql
+def test_moving_to_postgresql_and_back(tmp_path: Path) -> None:
+    """The commands go through as they stand, and say what they are shown to say."""
+    with Server(tmp_path / "server") as server:
+        server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
+        server.publish("push_rules", ["@alice:example.com"])
+    places = {
+        "postgresql://tcprepl@db/tcprepl": postgres_world.fresh_url(),
+        "./data-again": str(tmp_path / "back"),
+        "tcprepl-data": str(tmp_path / "server" / "data"),
+    }
+    (text,) = re.findall(
+        r"^```console\n(.*?)^```$", section("postgresql", "Moving there, and back"), re.M | re.S
+    )
+    for place, here in places.items():
+        text = text.replace(place, here)
+    commands = [line[2:] for line in text.splitlines()]
+
+    def form(text: str) -> str:
+        """Return what is said of the copy, without numbers."""
+        found = re.search(r": (.* transaction ids), compared with ", text)
+        assert found, text
+        return re.sub(r"\d[\d,]*", "N", found[1])
+
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(command)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(),
+        )
+        assert done.returncode == 0, done.stderr
+        assert form(done.stdout) == form(section("commands", "tcprepl migrate"))
+    with Server(tmp_path / "again", "--data", str(tmp_path / "back")) as server:
+        server.publish("push_rules", ["@alice:example.com"])
+        with Lines(int(server.address.rpartition(":")[2])) as reader:
+            reader.send("REPLICATE push_rules * 0\n")
+            assert reader.expect("RDATA push_rules").split()[3] == "1"
+            assert reader.expect("RDATA push_rules").split()[3] == "2"
 
 
 def shown_with_its_watch(copy: Path, name: str) -> None:

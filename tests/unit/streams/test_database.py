@@ -71,6 +71,7 @@ def test_a_block_of_the_release_before_is_read_and_misses_none(tmp_path: Path) -
                 "UPDATE blocks SET body = ?, crc = ? WHERE last = ?", (body, crc32(body), token)
             )
         connection.execute("ALTER TABLE pairs DROP COLUMN newest")
+        connection.execute("ALTER TABLE incarnations DROP COLUMN ended")
         connection.execute("PRAGMA user_version=3")
     again = Database(tmp_path)
     assert tokens(again, 0, 5) == [1, 2, 3, 5]
@@ -252,9 +253,9 @@ def test_a_newer_schema_is_refused(database: Database, tmp_path: Path) -> None:
     database.close()
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(LogTooNew, match=r"version 5 .* reads up to 4: run the newer tcprepl") as e:
+    with pytest.raises(LogTooNew, match=r"version 6 .* reads up to 5: run the newer tcprepl") as e:
         Database(tmp_path)
-    assert (e.value.version, e.value.supported) == (5, 4)
+    assert (e.value.version, e.value.supported) == (6, 5)
 
 
 def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
