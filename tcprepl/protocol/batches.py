@@ -7,18 +7,19 @@ Per row nothing is made but the row; neighbours of one pair are read as a run.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from tcprepl.errors import LostRow
-from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_PAIRS, MAX_TOKEN
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.protocol.display import snippet
-from tcprepl.protocol.events import Event, RowsReceived, RunReceived
+from tcprepl.protocol.events import Event, MixedReceived, RowsReceived, RunReceived
 from tcprepl.protocol.grammar import NAME_SHAPE, PATTERNS, TOKEN_RANGE
 
 _WORD: Final = b"RDATA "
+_RDATA: Final = b"RDATA"
 _BATCH: Final = b"batch"
 _EVERY: Final = "*"
 #: Longer digit strings are refused before they are converted.
@@ -51,18 +52,21 @@ class BatchAssembler:
         dialect: How RDATA is read.
         dropped_rows: Rows of streams that no POSITION announced, and of batches that a
             POSITION cut off.
+        mixes: Whether rows of several pairs may come as `MixedReceived`.
     """
 
     __slots__ = (
         "_held_bytes",
         "_held_rows",
         "_live",
+        "_names",
         "_pairs",
         "dialect",
         "dropped_rows",
         "max_bytes",
         "max_pairs",
         "max_rows",
+        "mixes",
     )
 
     def __init__(
@@ -72,13 +76,17 @@ class BatchAssembler:
         max_rows: int = MAX_BATCH_ROWS,
         max_bytes: int = MAX_BATCH_BYTES,
         max_pairs: int = MAX_PAIRS,
+        mixes: bool = False,
     ) -> None:
         self.dialect = dialect
+        self.mixes = mixes
         self.dropped_rows = 0
         self.max_rows = max_rows
         self.max_bytes = max_bytes
         self.max_pairs = max_pairs
         self._pairs: dict[bytes, _Pair] = {}
+        #: What `_read_mixed` finds them by: both names as they stand in a line.
+        self._names: dict[tuple[bytes, bytes], Pair] = {}
         #: Streams that had a POSITION since they were last asked for.
         self._live: set[StreamName] = set()
         self._held_rows = 0
@@ -133,6 +141,8 @@ class BatchAssembler:
         """
         index = start
         end = len(lines)
+        if self.mixes and end - start > 1 and self._read_mixed(lines, start, events):
+            return end
         while index < end and lines[index].startswith(_WORD):
             pair = self._pair_of(lines[index], line_number + index)
             if pair is None:
@@ -144,6 +154,41 @@ class BatchAssembler:
                 self._read_one(pair, lines[index], line_number + index, events)
                 index += 1
         return index
+
+    def _read_mixed(self, lines: list[bytes], start: int, events: list[Event]) -> bool:
+        """Read *lines* from *start* on in one go, if each is a batch of one row of a known pair.
+
+        Nothing is done for a single line but in C. Whatever is not as it nearly always is, is
+        left to be read line by line.
+
+        Returns:
+            Whether they have been read.
+        """
+        if self._held_rows or not (self.dialect.announced and self.dialect.rdata_instance):
+            return False
+        parts = [line.split(b" ", 4) for line in (lines[start:] if start else lines)]
+        try:
+            words, streams, instances, digits, rows = zip(*parts, strict=True)
+            tokens = list(map(int, digits))
+        except ValueError:
+            return False
+        pairs = list(map(self._names.get, zip(streams, instances, strict=True)))
+        if (
+            words.count(_RDATA) != len(words)
+            or not b"".join(digits).isdigit()
+            or max(map(len, digits)) > _TOKEN_DIGITS
+            or max(tokens) > MAX_TOKEN
+            or not all(rows)
+        ):
+            return False
+        if None in pairs:
+            return False
+        known = cast("list[Pair]", pairs)
+        if known.count(known[0]) == len(known):
+            events.append(RunReceived(*known[0], tokens, list(rows)))
+        else:
+            events.append(MixedReceived(known, tokens, rows))
+        return True
 
     def _read_run(
         self, pair: _Pair, lines: list[bytes], index: int, line_number: int, events: list[Event]
@@ -277,6 +322,8 @@ class BatchAssembler:
             )
         pair = _Pair(stream, names[1] if len(names) > 1 else DEFAULT_INSTANCE, prefix)
         self._pairs[prefix] = pair
+        if len(names) > 1:
+            self._names[names[0].encode(), names[1].encode()] = (pair.stream, pair.instance)
         return pair
 
     def _unreadable(self, line: bytes, skip: int, line_number: int) -> LostRow:

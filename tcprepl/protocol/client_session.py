@@ -41,6 +41,7 @@ class ClientSession(Session):
         epoch_s: What to add to *now* to get seconds since 1970.
         max_line_bytes: Longest line taken, delimiter excluded.
         handshake_timeout_s: How long to wait for the greeting.
+        mixes: Whether rows of several pairs may come as `MixedReceived`.
 
     Attributes:
         server_name: What SERVER said; None before it.
@@ -63,6 +64,7 @@ class ClientSession(Session):
         epoch_s: float = 0.0,
         max_line_bytes: int = MAX_NATIVE_LINE_BYTES,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        mixes: bool = False,
     ) -> None:
         spoken = DIALECTS["1.22" if dialect == "auto" else dialect]
         if not spoken.over_tcp:
@@ -75,7 +77,7 @@ class ClientSession(Session):
         self.replicate_refused = False
         self.unknown_lines = 0
         self._awaiting_answer = False
-        self._batches = BatchAssembler(spoken)
+        self._batches = BatchAssembler(spoken, mixes=mixes)
         if name is not None:
             self.send(NameCommand(name), now)
         self.send(PingCommand(self._ping_text(now)), now)

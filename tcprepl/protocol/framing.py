@@ -74,10 +74,11 @@ class LineBuffer:
             lines = [line[:-1] if line.endswith(_CR) else line for line in lines]
         if may_exceed:
             longest = self.max_line_bytes
-            for index, line in enumerate(lines):
-                if len(line) > longest and len(line) > self._most(line):
-                    self._overflow(line)
-                    return lines[:index]
+            if lines and max(map(len, lines)) > longest:
+                for index, line in enumerate(lines):
+                    if len(line) > longest and len(line) > self._most(line):
+                        self._overflow(line)
+                        return lines[:index]
             self._check_tail()
         return lines
 

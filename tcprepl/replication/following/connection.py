@@ -37,6 +37,7 @@ from tcprepl.protocol.events import (
     Closing,
     CommandReceived,
     DialectChosen,
+    MixedReceived,
     RowsReceived,
     RunReceived,
 )
@@ -53,7 +54,7 @@ SWEEP_INTERVAL_S = 1.0
 #: How the last ERROR begins of a server that does not take our token (protocol.md section 12.3).
 AUTH_REFUSED = "AUTH: "
 #: What most reads bring.
-_ROWS_ONLY = {RowsReceived, RunReceived}
+_ROWS_ONLY = {RowsReceived, RunReceived, MixedReceived}
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +325,7 @@ async def connect(
             server_name=server_name,
             dialect=dialect,
             epoch_s=epoch_s(reactor),
+            mixes=True,
         )
 
     connection = ClientConnection(reactor, make_session, deliver, ready, said)

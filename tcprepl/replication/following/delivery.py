@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
@@ -24,7 +23,13 @@ from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
-from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.events import (
+    MixedReceived,
+    RowsReceived,
+    RunReceived,
+    in_batches,
+    unmixed,
+)
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.asyncio_bridge import bridged, settled
 from tcprepl.replication.following.catchup import CatchUp
@@ -32,7 +37,8 @@ from tcprepl.replication.following.descending import HOLD_S, DescendingRows
 from tcprepl.replication.following.dialect_2017 import Resumption, Verdict
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.pulling import Hand, Judged, Puller
-from tcprepl.replication.following.retry import AWAITABLE, Call, Caller, Stopped
+from tcprepl.replication.following.retry import Caller, Stopped
+from tcprepl.replication.following.runs import Runs
 from tcprepl.streams.codec import RowCodec, Rows
 from tcprepl.streams.lineage import Places
 from tcprepl.streams.position_store import PositionStore
@@ -147,6 +153,15 @@ class Delivery:
         self._passed_over = passed_over
         self._on_run = on_run
         self._codecs: dict[StreamName, RowCodec] = {}
+        self._runs = Runs(
+            cast("RowHandler", handler),
+            self._progress,
+            self._caller,
+            self._codec,
+            self.received_rows,
+            passed_over,
+            self._go_back,
+        )
         if self._puller is not None:
             self._puller.attach(self._progress, self._caller, self._codecs)
         self._inbox: deque[object] = deque()
@@ -185,7 +200,8 @@ class Delivery:
     def waiting(self) -> int:
         """Batches and commands received that wait for their turn."""
         return sum(
-            len(event.tokens) if isinstance(event, RunReceived) else 1 for event in self._inbox
+            len(event.tokens) if isinstance(event, RunReceived | MixedReceived) else 1
+            for event in self._inbox
         )
 
     # -- life --------------------------------------------------------------------------
@@ -267,11 +283,17 @@ class Delivery:
         """
         # One at a time where each batch is committed, and where a batch is not what it seems.
         pulled = self._puller is not None and not self._join_batches
+        rests: Iterator[object]
         if self._legacy or (self._progress.atomic and not self._join_batches and not pulled):
-            rests: Iterator[object] = iter(list(in_batches(events)))
+            rests = iter(list(in_batches(events)))
         else:
-            rests = self._in_hands(events) if pulled else iter(events)
-        work_run = self._join if self._join_batches else self._batches
+            rests = iter(events)
+            if self._progress.atomic or pulled:
+                rests = unmixed(rests)
+            if pulled:
+                rests = self._in_hands(rests)
+        work_run: Callable[[RunReceived], tuple[Deferred[None] | None, object]]
+        work_run = self._join if self._join_batches else self._runs.run
         if self._on_run is not None:
             work_run = self._whole
         waiting: Deferred[None] | None
@@ -281,6 +303,8 @@ class Delivery:
             while rest is not None and caller.running:
                 if type(rest) is RunReceived:
                     waiting, rest = work_run(rest)
+                elif type(rest) is MixedReceived:
+                    waiting, rest = self._runs.mixed(rest)
                 elif type(rest) is RowsReceived:
                     waiting, rest = self._one_batch(rest), None
                 elif type(rest) is Hand:
@@ -292,63 +316,12 @@ class Delivery:
                     return
         self._progress.save()
 
-    def _batches(self, run: RunReceived) -> tuple[Deferred[None] | None, RunReceived | None]:
-        """Hand over batches of one row each, as far as the handler does not take its time.
-
-        Returns:
-            What to wait for, and what is left of the run.
-        """
-        stream, instance, tokens, raws = run
-        codec = self._codec(stream)
-        if codec is None:
-            return None, None
-        pair = (stream, instance)
-        handler = cast("RowHandler", self._handler)
-        caller = self._caller
-        known = reached = self.known.get(pair)
-        handed = stale = 0
-        later: Callable[[], Deferred[None]] | None = None
-        for token, raw in zip(tokens, raws, strict=True):
-            if reached is not None and token <= reached:
-                base = None if self._passed_over is None else self._passed_over(pair, token)
-                if base is not None:
-                    later = partial(self._go_back, pair, reached, base)
-                    break
-                stale += 1
-                continue
-            rows = Rows(codec, [raw])
-            handed += 1
-            try:
-                result = handler(stream, instance, token, rows)
-            except BaseException as error:
-                call = Call(handler, (stream, instance, token, rows), pair, token, rows)
-                later = partial(self._caller.again, call, error)
-                break
-            if result is not None and isinstance(result, AWAITABLE):
-                call = Call(handler, (stream, instance, token, rows), pair, token, rows)
-                later = partial(self._caller.settle, call, result)
-                break
-            reached = token
-            if not caller.running:
-                break
-        if stale:
-            metrics.DROPPED.labels("row", "already_known").inc(stale)
-        if handed:
-            self.received_rows[stream] = self.received_rows.get(stream, 0) + handed
-        if reached is not None and reached != known:
-            self._progress.advance(pair, reached)
-        if later is None:
-            return None, None
-        done = handed + stale
-        left = RunReceived(stream, instance, tokens[done:], raws[done:])
-        return later(), left if left.tokens else None
-
-    def _whole(self, run: RunReceived) -> tuple[Deferred[None] | None, RunReceived | None]:
+    def _whole(self, run: RunReceived) -> tuple[Deferred[None] | None, MixedReceived | None]:
         """Hand over a run as it is, if the handler has seen nothing of it."""
         stream, instance, tokens, raws = run
         pair = (stream, instance)
         if tokens[0] <= self.known.get(pair, -1) or self._codec(stream) is None:
-            return self._batches(run)
+            return self._runs.run(run)
         assert self._on_run is not None
         self.received_rows[stream] = self.received_rows.get(stream, 0) + len(raws)
         return self._caller.call(self._on_run, run, pair, tokens[-1]), None

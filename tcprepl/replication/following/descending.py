@@ -14,7 +14,7 @@ from typing import Final
 
 from tcprepl.ids import Pair, Token
 from tcprepl.protocol.commands import PositionCommand
-from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.progress import Progress
 
 #: Streams whose writers do that.
@@ -47,7 +47,7 @@ class DescendingRows:
 
     def sort(self, events: Sequence[object]) -> Sequence[object]:
         """Return *events* less what has to wait, with what need not wait any longer."""
-        if not any(isinstance(event, _KINDS) and event.stream in DESCENDING for event in events):
+        if not any(map(_concerns, events)):
             return events
         sorted_events: list[object] = []
         for event in in_batches(events):
@@ -108,3 +108,10 @@ class DescendingRows:
         """Forget what is held: its connection is gone, and it comes again, or is missed."""
         self._held.clear()
         self._gone_on.clear()
+
+
+def _concerns(event: object) -> bool:
+    """Return whether *event* is of a stream whose tokens may fall."""
+    if isinstance(event, MixedReceived):
+        return any(stream in DESCENDING for stream, _ in set(event.pairs))
+    return isinstance(event, _KINDS) and event.stream in DESCENDING

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tcprepl.errors import CloseReason, LostRow
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import Event, RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.events import Event, MixedReceived, RowsReceived, RunReceived, in_batches
 
 
 def assembler(*live: str, dialect: str = "1.22", **limits: int) -> BatchAssembler:
@@ -255,3 +257,81 @@ def test_bytes_of_batches_that_left_count_no_more() -> None:
     for token in range(1, 50):
         events = read(batches, b"RDATA a m batch " + b"x" * 30, b"RDATA a m %d [1]" % token)
         assert [event.token for event in events if isinstance(event, RowsReceived)] == [token]
+
+
+#: Lines that are as they nearly always are, and others.
+USUAL = st.builds(
+    lambda stream, instance, token: b"RDATA %b %b %d [%d]" % (stream, instance, token, token),
+    st.sampled_from([b"a", b"b"]),
+    st.sampled_from([b"m", b"n"]),
+    st.integers(0, MAX_TOKEN),
+)
+ODD = st.sampled_from(
+    [
+        b"POSITION a m 5",
+        b"POSITION a m 5 6",
+        b"PING 5",
+        b"",
+        b"RDATA a m batch [1]",
+        b"RDATA c m 5 [1]",
+        b"RDATA a p 5 [1]",
+        b"RDATA a m 5 ",
+        b"RDATA a m 5",
+        b"RDATA a m  [1]",
+        b"RDATA a m 1_0 [1]",
+        b"RDATA a m -5 [1]",
+        b"RDATA a m 0005 [1]",
+        b"RDATA a m %d [1]" % (MAX_TOKEN + 1),
+        b"RDATA a m %b5 [1]" % (b"0" * 30),
+        b"RDATA a m %b [1]" % (b"9" * 5_000),
+        b"RDATA  a m 5 [1]",
+        b"RDATA a m 5 [1]  ",
+        b"RDATA a m 5  ",
+    ]
+)
+
+
+@given(reads=st.lists(st.lists(st.one_of(USUAL, USUAL, USUAL, ODD), max_size=8), max_size=4))
+def test_rows_that_come_mixed_are_the_same_rows(reads: list[list[bytes]]) -> None:
+    """The quick way and the thorough one say the same of any lines, in any reads."""
+    told: list[list[object]] = []
+    for mixes in (False, True):
+        batches = assembler("a", "b")
+        batches.mixes = mixes
+        seen: list[object] = []
+        for lines in reads:
+            events: list[Event] = []
+            index = 0
+            try:
+                while index < len(lines):
+                    index = batches.read(lines, index, 1, events) + 1
+                    seen.append(index)
+            except LostRow as error:
+                seen.append((error.text, error.line_number))
+            seen += in_batches(events)
+        told.append([seen, batches.dropped_rows, batches.held_rows])
+    assert told[0] == told[1]
+
+
+def test_rows_of_known_pairs_come_mixed() -> None:
+    batches = assembler("a", "b")
+    batches.mixes = True
+    lines = [b"RDATA a m 1 [1]", b"RDATA b m 1 [2]", b"RDATA a m 2 [3]"]
+    events: list[Event] = []
+    batches.read(lines, 0, 1, events)
+    assert not any(isinstance(event, MixedReceived) for event in events), "nobody had met them"
+    events.clear()
+    assert batches.read([b"PING 1", *lines], 1, 1, events) == 4
+    assert events == [
+        MixedReceived([("a", "m"), ("b", "m"), ("a", "m")], [1, 1, 2], (b"[1]", b"[2]", b"[3]"))
+    ]
+    events.clear()
+    batches.read(lines[::2], 0, 1, events)
+    assert events == [RunReceived("a", "m", [1, 2], [b"[1]", b"[3]"])]
+
+
+def test_2017_rows_do_not_mix() -> None:
+    batches = assembler("a", "b", dialect="2017")
+    batches.mixes = True
+    lines = [b"RDATA a 1 [1]", b"RDATA b 1 [2]", b"RDATA a 2 [3]"]
+    assert len(read(batches, *lines)) == len(read(batches, *lines)) == 3

@@ -9,9 +9,11 @@ from tcprepl.protocol.events import (
     Closing,
     CommandReceived,
     DialectChosen,
+    MixedReceived,
     RowsReceived,
     RunReceived,
     in_batches,
+    unmixed,
 )
 
 
@@ -22,6 +24,15 @@ def test_events_compare_by_value() -> None:
     assert CommandReceived(PingCommand("1")).command == PingCommand("1")
     assert DialectChosen(DIALECTS["1.22"]).dialect.name == "1.22"
     assert Closing(CloseReason.SHUTDOWN, "bye").reason is CloseReason.SHUTDOWN
+
+
+def test_rows_of_several_pairs_stand_for_their_batches() -> None:
+    ping = CommandReceived(PingCommand("1"))
+    mixed = MixedReceived([("a", "m"), ("b", "m")], [1, 7], [b"1", b"2"])
+    batches = [RowsReceived("a", "m", 1, [b"1"]), RowsReceived("b", "m", 7, [b"2"])]
+    assert list(in_batches([ping, mixed])) == [ping, *batches]
+    run = RunReceived("a", "m", [1], [b"1"])
+    assert list(unmixed([run, mixed])) == [run, *batches], "runs are left as they are"
 
 
 def test_a_run_stands_for_its_batches() -> None:

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.dialect_2017 import Resumption
@@ -98,6 +98,10 @@ class Stage:
         )
         self.delivery.start()
         self.delivery.begin(DIALECTS[dialect])
+
+    def handle_with(self, handler: Any) -> None:
+        """Call *handler* from now on."""
+        self.delivery._handler = self.delivery._runs._handler = handler
 
     def position(self, prev: int | None, token: int, stream: str = "alpha") -> None:
         """Let a POSITION come."""
@@ -319,7 +323,7 @@ def test_a_fetched_row_that_fails_is_tried_again_before_the_next() -> None:
             raise RuntimeError("not yet")
         return take(stream, instance, token, rows)
 
-    stage.delivery._handler = handler
+    stage.handle_with(handler)
     stage.position(3, 3)
     assert stage.tokens == []
     stage.link.clock.advance(60)
@@ -406,7 +410,7 @@ def test_a_run_is_delivered_as_its_batches_are(
                 return deferLater(stage.link.clock, 1)
             return succeed(None) if way == "fired" else None
 
-        stage.delivery._handler = handler
+        stage.handle_with(handler)
         events = as_runs(batches, sizes)
         with structlog.testing.capture_logs():
             stage.delivery.take(events if whole else list(in_batches(events)))
@@ -418,6 +422,60 @@ def test_a_run_is_delivered_as_its_batches_are(
                 stage.link.clock.advance(1)
         seen.append((handed, trail, most, stage.delivery.received_rows))
     assert seen[0] == seen[1]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), min_size=1, max_size=12),
+    st.lists(st.sampled_from(["now", "fired", "later", "raise"]), min_size=1, max_size=6),
+    st.integers(1, 12),
+    st.booleans(),
+)
+def test_rows_of_several_pairs_are_delivered_one_after_the_other(
+    batches: list[tuple[str, int]], ways: list[str], cut: int, atomic: bool
+) -> None:
+    """In the order in which they came, however they came, whatever the handler does."""
+    pairs = [("alpha", instance) for instance, _ in batches]
+    mixed = MixedReceived(pairs, [t for _, t in batches], [b"[%d]" % t for _, t in batches])
+    seen: list[Any] = []
+    for events in (
+        [*in_batches([mixed])],
+        [mixed],
+        [MixedReceived(*(part[:cut] for part in mixed))]
+        + [MixedReceived(*(part[cut:] for part in mixed))] * (cut < len(batches)),
+    ):
+        stage = Stage()
+        for instance in "ab":
+            stage.delivery.take([PositionCommand("alpha", instance, 2, 2)])
+        stage.delivery._progress.atomic = atomic
+        calls = itertools.cycle(ways)
+        handed: list[Any] = []
+
+        def handler(
+            stream: str,
+            instance: str,
+            token: int,
+            rows: Any,
+            calls: Iterator[str] = calls,
+            handed: list[Any] = handed,
+            stage: Stage = stage,
+        ) -> Any:
+            way = next(calls)
+            handed.append((instance, token, list(rows), way))
+            if way == "raise":
+                raise RuntimeError("not yet")
+            if way == "later":
+                return deferLater(stage.link.clock, 1)
+            return succeed(None) if way == "fired" else None
+
+        stage.handle_with(handler)
+        with structlog.testing.capture_logs():
+            stage.delivery.take(events)
+            for _ in range(80 * len(batches)):
+                if ways == ["raise"] or not stage.delivery._working:
+                    break
+                stage.link.clock.advance(1)
+        seen.append((handed, stage.delivery.known, stage.delivery.received_rows))
+    assert seen[0] == seen[1] == seen[2]
 
 
 @given(
@@ -461,11 +519,11 @@ def test_nothing_passes_a_batch_that_was_given_up(events: list[Any], atomic: boo
     def fails(*_: Any) -> None:
         raise RuntimeError("never")
 
-    stage.delivery._handler = fails
+    stage.handle_with(fails)
     with structlog.testing.capture_logs():
         stage.delivery.take(events)
     assert [str(failure.value) for failure in stage.link.failures] == ["never"]
-    stage.delivery._handler = take
+    stage.handle_with(take)
     stage.delivery.take(events)
     assert not stage.seen
     assert stage.delivery.known == {ALPHA: 3}
@@ -486,7 +544,7 @@ def test_what_still_comes_while_the_client_stops_waits_for_the_next_start() -> N
             raise RuntimeError("not yet")
         return take(stream, instance, token, rows)
 
-    stage.delivery._handler = handler
+    stage.handle_with(handler)
     run = RunReceived("alpha", "master", [4, 5], [b"[4]", b"[5]"])
     with structlog.testing.capture_logs():
         stage.delivery.take([run])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.protocol.commands import PositionCommand
-from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following import descending as module
 from tcprepl.replication.following.descending import DescendingRows
 from tcprepl.replication.following.progress import Progress
@@ -37,6 +37,15 @@ def test_other_streams_pass_as_they_are() -> None:
     descending, _ = made()
     events = [*rows(3, pair=("typing", "w1")), "command", RunReceived("caches", "w", [2], [b"2"])]
     assert descending.sort(events) is events
+    mixed = MixedReceived([("typing", "w1"), ("caches", "w")], [1, 2], [b"1", b"2"])
+    assert descending.sort(again := [mixed]) is again
+
+
+def test_rows_among_those_of_other_streams_are_held() -> None:
+    descending, _ = made(known=None)
+    mixed = MixedReceived([PAIR, ("typing", "w1"), PAIR], [5, 1, 4], [b"[5]", b"[1]", b"[4]"])
+    assert descending.sort([mixed]) == rows(1, pair=("typing", "w1"))
+    assert descending.sort([position(1, 5)]) == [*rows(4, 5), position(1, 5)]
 
 
 def test_a_position_lets_everything_go_in_order() -> None:
