@@ -1,32 +1,33 @@
-"""``tcprepl top``: who reads, and how far behind, looked at again and again."""
+"""``tcprepl top``: who reads, and how far behind; as a picture, as JSON, or to walk about in."""
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from tcprepl.cli import screen
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.cli.topping import COLUMNS, Top, seconds_of
 from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import displayable
 
-#: Clear the screen and go to its top.
-CLEAR = "\x1b[H\x1b[2J"
-
 #: Column -> what stands in it.
-COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
+CELLS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "peer": lambda peer: peer["name"] or "-",
     "address": lambda peer: peer["address"],
     "dialect": lambda peer: peer["dialect"],
     "state": lambda peer: peer["state"],
     "rows": lambda peer: peer["behind_rows"],
     "bytes": lambda peer: peer["behind_bytes"],
-    "behind": lambda peer: round(peer["behind_seconds"], 1),
-    "paused": lambda peer: round(peer["paused_seconds"], 1),
+    "behind": seconds_of("behind_seconds"),
+    "paused": seconds_of("paused_seconds"),
     "sent": lambda peer: peer["sent_bytes"],
 }
 
@@ -37,6 +38,7 @@ PROCESS = ("rows_in", "rows_out", "reconnects", "replays")
 @click.command("top")
 @to_options
 @click.option("--once", is_flag=True, help="Print one picture and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON, a line each time.")
 @click.option(
     "--sort",
     type=click.Choice(list(COLUMNS)),
@@ -44,11 +46,23 @@ PROCESS = ("rows_in", "rows_out", "reconnects", "replays")
     show_default=True,
     help="The column to sort by; numbers from the largest.",
 )
+@click.option("--filter", "wanted", default="", help="Only what has this in its name or address.")
 @click.option(
     "--interval", type=SECONDS, default=1.0, show_default=True, help="Seconds between pictures."
 )
-def command(url: str, token: str | None, once: bool, sort: str, interval: float) -> None:
-    """Show the streams and the peers of a server, and who is behind. Ctrl-C ends.
+def command(
+    url: str,
+    token: str | None,
+    once: bool,
+    as_json: bool,
+    sort: str,
+    wanted: str,
+    interval: float,
+) -> None:
+    """Show the streams and the peers of a server, how fast they go, and who is behind.
+
+    At a terminal it is a program: arrow keys choose, Enter looks closer, s sorts, / filters, p
+    pauses, ? tells the rest, q ends. Elsewhere it prints a picture each time.
 
     \b
     Example:
@@ -58,16 +72,27 @@ def command(url: str, token: str | None, once: bool, sort: str, interval: float)
       tcprepl-tail  127.0.0.1:51016  tcprepl  head   0     0      0.0     0.0     1042
     """
     api = Api(url, token)
+
+    def look() -> dict[str, Any]:
+        status: dict[str, Any] = api.get("/_tcprepl/v1/status")
+        return status
+
+    if screen.is_interactive() and not once and not as_json:
+        walk(look, Top(sort, wanted), interval)
+        return
     pause = threading.Event()
+    first = True
     while True:
         try:
-            text = picture(api.get("/_tcprepl/v1/status"), sort)
+            status = look()
+            text = f"{json.dumps(status)}\n" if as_json else picture(status, sort, wanted)
         except TcpreplError as error:
-            if once:
+            if once or as_json:
                 raise
-            text = f"{error}\n"
-        sys.stdout.write(text if once else CLEAR + text)
+            text = f"{displayable(str(error))}\n"
+        sys.stdout.write(text if first or as_json else f"\n{text}")
         sys.stdout.flush()
+        first = False
         if once:
             return
         try:
@@ -76,18 +101,71 @@ def command(url: str, token: str | None, once: bool, sort: str, interval: float)
             return
 
 
-def picture(status: dict[str, Any], sort: str) -> str:
+class Looking:
+    """Looks again and again, in a thread: a server that hangs does not hold up the keys.
+
+    Args:
+        look: Returns a status.
+        interval_s: Time between two looks.
+        told: Called in the thread when there is something new.
+    """
+
+    def __init__(
+        self, look: Callable[[], dict[str, Any]], interval_s: float, told: Callable[[], object]
+    ) -> None:
+        self._look = look
+        self._interval_s = interval_s
+        self._told = told
+        self._over = threading.Event()
+        self._found: deque[dict[str, Any] | str] = deque()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="looking")
+
+    def __enter__(self) -> Looking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()  # one that waits for a server is not waited for
+
+    def take(self) -> list[dict[str, Any] | str]:
+        """Return what was found since the last time: statuses, and why there was none."""
+        return [self._found.popleft() for _ in range(len(self._found))]
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._found.append(self._look())
+            except TcpreplError as error:
+                self._found.append(str(error))
+            self._told()
+            self._over.wait(self._interval_s)
+
+
+def walk(look: Callable[[], dict[str, Any]], top: Top, interval_s: float) -> None:
+    """Let a person walk about, until the end."""
+    try:
+        with screen.Screen() as terminal, Looking(look, interval_s, terminal.wake) as looking:
+            while not top.over:
+                for found in looking.take():
+                    top.see(found)
+                terminal.draw(top.lines(*terminal.size))
+                for key in terminal.keys(60.0):
+                    top.press(key)
+    except (KeyboardInterrupt, EOFError):
+        return
+
+
+def picture(status: dict[str, Any], sort: str, wanted: str = "") -> str:
     """Return a status as lines of text."""
+    top = Top(sort if sort in CELLS else "behind", wanted)
+    top.see(status)
     peers = status["peers"]
     count = "1 peer" if len(peers) == 1 else f"{len(peers)} peers"
     who = f"{status['server_name']} {status['instance']}"
-    lines = [f"{who}  up {status['uptime_seconds']:.0f} s  {count}"]
-    key = COLUMNS[sort]
-    descending = bool(peers) and not isinstance(key(peers[0]), str)
-    ordered = sorted(peers, key=key, reverse=descending)
+    lines = [displayable(f"{who}  up {status['uptime_seconds']:.0f} s  {count}")]
     lines += table(
-        [name.upper() for name in COLUMNS],
-        [[displayable(str(cell(peer))) for cell in COLUMNS.values()] for peer in ordered],
+        [name.upper() for name in CELLS],
+        [[displayable(str(cell(peer))) for cell in CELLS.values()] for peer in top.peers()],
     )
     known = {peer["name"] or peer["address"]: peer.get("process") for peer in peers}
     processes = {name: did for name, did in known.items() if did}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -14,6 +15,7 @@ from tcprepl.cli.api import ApiFailed
 def peer(name: str, seconds: float, rows: int) -> dict[str, Any]:
     """Return a peer as the status has it."""
     return {
+        "conn_id": 1,
         "name": name,
         "address": "1.2.3.4:5",
         "dialect": "tcprepl",
@@ -103,8 +105,8 @@ def test_again_and_again(
     monkeypatch.setattr(threading.Event, "wait", wait)
     assert run(["top", "--interval", "0.5"]) == 0
     assert waits == [0.5, 0.5]
-    away, there = capsys.readouterr().out.split(top.CLEAR)[1:]
-    assert away == "away\n"
+    away, there = capsys.readouterr().out.split("\n\n")[:2]
+    assert away == "away"
     assert there.startswith("example.com")
 
 
@@ -147,3 +149,79 @@ def test_who_holds_which_instance_of_a_database() -> None:
     drawn = top.picture({**STATUS, "database": away}, "rows").splitlines()
     assert drawn[-4].startswith("postgresql://db/x  away for 7 s: no route")
     assert "\x1b" not in drawn[-4]
+
+
+def test_json_a_line_each_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The status as it is; a server that is away ends it."""
+    answers(monkeypatch, STATUS, STATUS, ApiFailed("away"))
+    assert run(["top", "--once", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert run(["top", "--json", "--interval", "0.001"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_only_some_peers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(monkeypatch, {**STATUS, "peers": [peer("ann", 0, 0), peer("bob", 0, 0)]})
+    assert run(["top", "--once", "--filter", "BO"]) == 0
+    drawn = capsys.readouterr().out
+    assert "bob" in drawn
+    assert "ann" not in drawn
+
+
+class Terminal:
+    """Stands for the screen: keys come as the test has them, once there is a picture."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.drawn: list[str] = []
+        self.size = (80, 24)
+        self._keys = keys
+        self._woken = threading.Event()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def wake(self) -> None:
+        """Let `keys` return."""
+        self._woken.set()
+
+    def draw(self, lines: Any) -> None:
+        """Keep the text."""
+        self.drawn.append("\n".join("".join(span.text for span in line) for line in lines))
+
+    def keys(self, timeout_s: float) -> list[str]:
+        """Wait for a picture, then press the next key."""
+        if "example.com" not in self.drawn[-1]:
+            self._woken.wait(timeout_s)
+            self._woken.clear()
+            return []
+        key = self._keys.pop(0)
+        if key == "ctrl-c":
+            raise KeyboardInterrupt
+        return [key]
+
+
+@pytest.mark.parametrize("last", ["q", "ctrl-c"])
+def test_at_a_terminal_it_is_walked_about_in(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """What is looked for comes from a thread, and what goes wrong there is shown."""
+    terminal = Terminal(["down", "enter", last])
+    monkeypatch.setattr(top.screen, "is_interactive", lambda: True)
+    monkeypatch.setattr(top.screen, "Screen", lambda: terminal)
+    found = [ApiFailed("away"), {**STATUS, "peers": [{**peer("b", 0, 0), "conn_id": 7}]}]
+
+    def get(*_: Any) -> Any:
+        result = found.pop(0) if len(found) > 1 else found[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(top.Api, "get", get)
+    assert run(["top", "--interval", "0.001"]) == 0
+    assert any("away" in text for text in terminal.drawn)
+    assert "has everything" in terminal.drawn[-1]
