@@ -134,6 +134,10 @@ class BaseLog:
         """The database that the log shares with other servers; None where it shares none."""
         return None
 
+    def elsewhere(self, pair: Pair) -> str | None:
+        """Return which other server alone serves the rows of *pair*, from its memory."""
+        return None
+
     def wait_no_longer(self) -> None:
         """Refuse what is in doubt because the database is away: the process is about to end."""
 

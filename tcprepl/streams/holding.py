@@ -55,6 +55,8 @@ class DatabaseStatus:
         away_seconds: For how long the database has been away; None while it is there.
         reason: Why it is away.
         holders: Who holds each instance, as this server has heard last.
+        elsewhere: Streams of instances whose rows are in the memory of the server that writes them,
+            and that it alone serves: "typing of a".
     """
 
     where: str
@@ -64,6 +66,7 @@ class DatabaseStatus:
     away_seconds: float | None = None
     reason: str | None = None
     holders: list[Holder] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return it in words, a line each."""
@@ -74,4 +77,8 @@ class DatabaseStatus:
             f"database {self.where}: {state}, instance {self.instance} has epoch {self.epoch}, "
             f"its lease was renewed {self.renewed_seconds:.1f} s ago"
         )
-        return [first, *(holder.words() for holder in self.holders)]
+        lines = [first, *(holder.words() for holder in self.holders)]
+        if self.elsewhere:
+            names = ", ".join(self.elsewhere)
+            lines.append(f"not served here, but by the server that writes it, from memory: {names}")
+        return lines

@@ -87,6 +87,7 @@ class News:
         beginnings: Where.
         staged: What was published to us in SQL and not taken yet, in order.
         ends: Those that ended, with the number of the one at whose beginning.
+        elsewhere: Pairs that were met and are not wanted.
         holders: Who holds each instance; None where that was read a moment ago.
         more: Whether there is more to read at once.
     """
@@ -97,6 +98,7 @@ class News:
     beginnings: list[Beginning] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
     staged: list[Staged] = field(default_factory=list)
+    elsewhere: list[StoredPair] = field(default_factory=list)
     holders: list[Holder] | None = None
     more: bool = False
 
@@ -153,6 +155,9 @@ class NewsReader:
                 if (pair.position, pair.floor) == (position, floor) and pair.id in seen:
                     continue
                 if not wanted((pair.stream, pair.instance)):
+                    if pair.id not in seen:
+                        news.elsewhere.append(pair)
+                        seen[pair.id] = 0, 0
                     continue
                 blocks: list[Block] = []
                 after = max(position, pair.floor)

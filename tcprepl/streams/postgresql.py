@@ -121,6 +121,8 @@ class PostgresLog(StoredLog):
         self._reading = reading_worker or InlineWorker()
         self._looking_worker = looking_worker or InlineWorker()
         self._foreign: dict[int, DurableStream] = {}
+        #: Who has the rows of a pair in memory.
+        self._elsewhere: dict[Pair, str] = {}
         self._looking = False
         #: Who waits for the look under way, and for one that has not begun.
         self._lookers: list[Reading] = []
@@ -165,6 +167,7 @@ class PostgresLog(StoredLog):
 
     def _add_foreign(self, stored: StoredPair) -> DurableStream | None:
         if not self._is_served((stored.stream, stored.instance)):
+            self._elsewhere[stored.stream, stored.instance] = stored.writer
             return None
         bounds = self._retention.bounds(stored.stream, durable=True)
         pair = DurableStream(stored, bounds, self._database, self._pages, self._note_damage)
@@ -176,6 +179,8 @@ class PostgresLog(StoredLog):
         return pair[0] in self._registry and self._registry.get(pair[0]).durable
 
     def _get(self, stream: StreamName, instance: InstanceName) -> DurableStream | EphemeralStream:
+        if (writer := self._elsewhere.get((stream, instance))) is not None:
+            raise WrittenElsewhere(stream, instance, writer)
         found = super()._get(stream, instance)
         if isinstance(found, DurableStream) and found.stored.id in self._foreign:
             raise WrittenElsewhere(stream, instance, found.stored.writer)
@@ -237,6 +242,8 @@ class PostgresLog(StoredLog):
                 self._end(self._gone_back())
                 return
         self.history.merge(news.incarnations, news.beginnings, news.ends)
+        for stored in news.elsewhere:
+            self._add_foreign(stored)
         for stored, blocks in news.pairs:
             pair = self._foreign.get(stored.id)
             if pair is None:
@@ -392,7 +399,12 @@ class PostgresLog(StoredLog):
             None if since is None else now - since,
             database.away,
             self._held(),
+            sorted(f"{stream} of {instance}" for stream, instance in self._elsewhere),
         )
+
+    def elsewhere(self, pair: Pair) -> str | None:
+        """Return which other server alone serves the rows of *pair*, from its memory."""
+        return self._elsewhere.get(pair)
 
     def _held(self) -> list[Holder]:
         holders, at = self._holders

@@ -24,6 +24,7 @@ from tests.harness import Lines, Running, Server, pause, wait_until
 from tests.interop.servers import Postgres
 
 STREAM = "push_rules"
+FACES = ("twisted", "asyncio") if os.environ.get("TCPREPL_FULL") else ("twisted",)
 #: How often a server is killed; a hundred times by ``TCPREPL_ROUNDS=100``.
 ROUNDS = int(os.environ.get("TCPREPL_ROUNDS") or (6 if os.environ.get("TCPREPL_FULL") else 2))
 
@@ -76,6 +77,24 @@ def test_servers_read_each_other_with_the_same_tokens(tmp_path: Path, url: str) 
         connection = http.client.HTTPConnection("127.0.0.1", b.http_port, timeout=30)
         path = f"/_tcprepl/v1/streams/{STREAM}/rows?instance=a"
         connection.request("POST", path, b'[["@no:x"]]')
+        refused = connection.getresponse()
+        answer = json.loads(refused.read())
+        assert (refused.status, answer["errcode"]) == (409, "TCPREPL_WRITTEN_ELSEWHERE")
+        # what is in the memory of a is served by a alone, and b says so
+        a.publish("typing", ["!a:x", ["@a:x"]])
+        with Lines(b.port) as lines:
+
+            def told() -> bool:
+                lines.send("REPLICATE typing a 0\nSTATUS\n")
+                said = [lines.expect("INFO ")]
+                while not said[-1].startswith("INFO server "):
+                    said.append(lines.expect("INFO "))
+                return any("typing of a is in the memory of the server" in line for line in said)
+
+            wait_until(told, "b has heard of it")
+        status = b.request("GET", "/_tcprepl/v1/status")["database"]
+        assert "typing of a" in status["elsewhere"]
+        connection.request("POST", path.replace(STREAM, "typing"), b'[["!a:x", []]]')
         refused = connection.getresponse()
         answer = json.loads(refused.read())
         assert (refused.status, answer["errcode"]) == (409, "TCPREPL_WRITTEN_ELSEWHERE")
@@ -167,13 +186,14 @@ def test_a_database_that_is_killed_loses_nothing(
         assert set(acknowledged) <= set(got)
 
 
-def test_kill_servers_and_the_worker_goes_to_the_next(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize("face", FACES)
+def test_kill_servers_and_the_worker_goes_to_the_next(tmp_path: Path, url: str, face: str) -> None:
     """Every acknowledged row once and in order, at a worker that goes from one to another."""
     database = tmp_path / "worker.db"
     servers = [serve(tmp_path / name, url, name) for name in "ab"]
     with servers[0], servers[1]:
         addresses = ",".join(server.address for server in servers)
-        argv = [sys.executable, "-m", "tests.faults.worker", "twisted", addresses, str(database)]
+        argv = [sys.executable, "-m", "tests.faults.worker", face, addresses, str(database)]
         publisher = SteadyPublisher(servers[0].url, 1)
         with Running([*argv, *DURABLE], tmp_path, "worker") as worker:
             publisher.start()

@@ -29,10 +29,10 @@ STREAM = "push_rules"
 ROUNDS = 2 if os.environ.get("TCPREPL_FULL") else 1
 
 
-@pytest.fixture(scope="module", params=postgres_world.RELEASES)
-def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
     """Return a server of these tests' own; a kill of its processes needs no fsync."""
-    with Postgres.start(newest=request.param == "newest") as started:
+    with Postgres.start() as started:
         yield started
 
 

@@ -1,7 +1,7 @@
 """A worker as somebody would write it: rows and positions in one SQLite transaction.
 
 Run as ``python -m tests.faults.worker FACE HOST:PORT DATABASE STREAM...``, where FACE is one of
-``twisted``, ``asyncio``, ``async-for`` and ``for``; the first takes several addresses, with commas.
+``twisted``, ``asyncio``, ``async-for`` and ``for``; of several addresses, with commas, any will do.
 It takes its time for one batch of ten, and fails for two, in the middle of what it writes. A loop
 has to connect anew when it has failed, and fails for one of a hundred. What it is told of rows
 that it will not get is kept in the order in which it was told.

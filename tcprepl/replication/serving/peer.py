@@ -18,7 +18,7 @@ from tcprepl import metrics
 from tcprepl.access import NOTHING, Grant, digest
 from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, TokenRefused, UnknownStream
-from tcprepl.ids import Pair, Token
+from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.protocol.commands import (
     COMMANDS,
@@ -375,7 +375,19 @@ class Peer:
                 places=command.incarnations,
                 only_instance=None if form.rdata_instance else hub.instance,
             )
+        if command.stream and command.instance and not self.is_synapse:
+            self._say_where(command.stream, command.instance)
         return cost
+
+    def _say_where(self, stream: StreamName, instance: InstanceName) -> None:
+        """Say who serves a pair that was named, if it is another server alone."""
+        writer = self._server.log.elsewhere((stream, instance))
+        if writer is not None:
+            words = (
+                f"{stream} of {instance} is in the memory of the server that writes as {writer}, "
+                "and not served here: follow that server, too"
+            )
+            self._session.send(InfoCommand(words), self._server.reactor.seconds())
 
     def _patterns(self, command: ReplicateCommand) -> list[Pair]:
         """Return which pairs *command* asks for."""

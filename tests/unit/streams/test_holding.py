@@ -17,6 +17,13 @@ def test_it_is_said_who_holds_what_and_for_how_long() -> None:
     ]
 
 
+def test_it_is_said_what_another_server_alone_serves() -> None:
+    status = DatabaseStatus("db", "a", 1, 0.5, elsewhere=["presence of b", "typing of b"])
+    assert status.lines()[-1] == (
+        "not served here, but by the server that writes it, from memory: presence of b, typing of b"
+    )
+
+
 def test_it_is_said_since_when_the_database_is_away_and_why() -> None:
     status = DatabaseStatus("postgresql://db/x", "a", 3, 20.0, 12.0, "no route")
     assert status.lines()[0].startswith("database postgresql://db/x: away for 12 s (no route), ")

@@ -279,6 +279,25 @@ def test_rows_of_others_are_served_and_are_theirs(world: World) -> None:
     other.close()
 
 
+def test_what_another_has_in_memory_is_its_own(world: World) -> None:
+    """It was taken for a pair that nobody has, and the claim of its tokens failed."""
+    other = second(world)
+    add(other, EPHEMERAL, row("a"), instance="x")
+    assert world.log.elsewhere((EPHEMERAL, "x")) is None
+    for _ in range(2):
+        world.log.look()
+        world.work()
+        assert world.log.elsewhere((EPHEMERAL, "x")) == "other"
+        with pytest.raises(WrittenElsewhere, match="is written by other"):
+            world.log.append(EPHEMERAL, "x", [row("b")])
+    assert world.log.database.elsewhere == [f"{EPHEMERAL} of x"]
+    assert (EPHEMERAL, "x") not in world.log.pairs()
+    third = second(world, "third")
+    assert third.log.elsewhere((EPHEMERAL, "x")) == "other"
+    third.close()
+    other.close()
+
+
 def test_what_went_before_it_was_read_is_a_gap(world: World) -> None:
     other = second(world)
     add(other, DURABLE, row("a"), instance="v")
