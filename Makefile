@@ -93,6 +93,9 @@ fuzz: $(VENV)/.dev  ## throw bytes at the sessions and the bus; SECONDS_EACH=600
 torture: $(VENV)/.dev  ## real processes under every fault; MINUTES=60 SEED=... make torture
 	MINUTES=$(or $(MINUTES),60) SEED=$(or $(SEED),0) $(BIN)/python -m tests.torture $(ARGS)
 
+model: $(VENV)/.dev  ## spin looks at every state of how readers resume, and at broken variants
+	$(BIN)/python -m tests.model $(ARGS)
+
 check: lint types docs-check test  ## what a commit passes
 
 clean:  ## remove what the targets made, but not ./tcprepl-data
