@@ -135,6 +135,13 @@ def reader_faults(diary: Diary, history: History, *, from_start: bool = True) ->
     return faults
 
 
+def told_faults(told: Iterable[Told], history: History) -> list[str]:
+    """Nothing that is held was told as missing: for streams of which nothing was lost."""
+    gaps = [(one.known or 0, one.token) for one in told]
+    denied = [f"{row} at {token}" for token, row in history.rows if _within(token, gaps)]
+    return _few("held, but told as missing", denied)
+
+
 def renumbered_faults(diary: Diary, history: History, *, whole: bool = True) -> list[str]:
     """What holds where tokens go on growing although the history behind them went back.
 

@@ -6,6 +6,7 @@ import contextlib
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import psycopg
 import trustme
 
 from tests import invariants, postgres_world
-from tests.harness import TCPREPL, environment, pause, program
+from tests.harness import TCPREPL, Running, environment, pause, program
 from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
 from tests.interop.servers import Postgres
 from tests.invariants import History, Row
@@ -25,15 +26,18 @@ from tests.torture.publishing import (
     BusPublisher,
     EduPublisher,
     RowPublisher,
+    Subscriber,
     answers_in,
 )
-from tests.torture.world import NAME, TRIMMED, WHOLE, World
+from tests.torture.world import LEVEL_S, NAME, TRIMMED, WHOLE, World
 
 REMOTES = ("r1.example", "r2.example")
 #: Rows of `TRIMMED` that are kept.
 KEPT_ROWS = 300
 #: Chances that copying and restoring are killed, and have to be done again.
 KILL_BACKUP, KILL_RESTORE = 0.4, 0.3
+#: With what `tests.faults.producer` ends when another has its name.
+FENCED = 3
 
 
 class ServeWorld(World):
@@ -63,6 +67,7 @@ class ServeWorld(World):
         #: Copies, and what was answered when each was begun.
         self._copies: list[tuple[Path, dict[str, dict[str, int]]]] = []
         self._copy_number = 0
+        self._zombies: list[Running] = []
         self.build_rest()
 
     def more_config(self) -> dict[str, object]:
@@ -79,14 +84,24 @@ class ServeWorld(World):
         argv = [sys.executable, "-m", "tests.faults.producer", face, self.through(self.port)]
         self.add("producer", *argv, self.answers, "0.5", shim=False)
 
-    def add_relay_of(self, name: str, upstream: str, *options: str) -> str:
-        """Add a relay, and return the address of a wire to it."""
-        port, http_port = free_port(), free_port()
-        argv = [*TCPREPL, "relay", "--upstream", upstream, "--server-name", NAME]
-        argv += ["--listen", f"127.0.0.1:{port}", "--http", f"127.0.0.1:{http_port}", *options]
-        self.add(name, *argv, "--data", self.where / f"{name}-data")
-        self.add_relay(name, port, f"http://127.0.0.1:{http_port}")
-        return self.through(port)
+    def settle(self) -> None:
+        """End every fault; producers whose place was taken wake up, and notice it."""
+        super().settle()
+        for zombie in self._zombies:
+            zombie.send_signal(signal.SIGCONT)
+        for zombie in self._zombies:
+            try:
+                code = zombie.wait(LEVEL_S)
+            except AssertionError as error:
+                self.failures.append(f"a producer whose place was taken: {error}")
+            else:
+                if code != FENCED:
+                    self.failures.append(f"a producer whose place was taken ended with {code}")
+
+    def close(self) -> None:
+        """End what is no actor."""
+        for zombie in self._zombies:
+            zombie.kill()
 
     def sources(self) -> list[tuple[int, str]]:
         """Return the server."""
@@ -103,7 +118,20 @@ class ServeWorld(World):
 
     def operations(self) -> list[tuple[str, Callable[[], None]]]:
         """Return what an operator does."""
-        return [("backup", self.back_up), ("restore", self.restore), ("damage", self.damage)]
+        return [
+            ("backup", self.back_up),
+            ("restore", self.restore),
+            ("damage", self.damage),
+            ("producer replaced", self.replace_producer),
+        ]
+
+    def replace_producer(self) -> None:
+        """Let the producer sleep while another takes its place."""
+        producer = self.actors["producer"]
+        if producer.alive and producer.running is not None:
+            producer.running.send_signal(signal.SIGSTOP)
+            self._zombies.append(producer.running)
+            producer.start()
 
     def back_up(self) -> None:
         """Copy the directory while the server goes on, or not; the copying may be killed."""
@@ -127,6 +155,9 @@ class ServeWorld(World):
         self.wait_ready()
         self.rest()
         self.actors["producer"].kill()
+        # The copy knows nothing of who took whose place since.
+        while self._zombies:
+            self._zombies.pop().kill()
         before = self.answered()
         self.serve.kill()
         shutil.rmtree(self.data)
@@ -246,7 +277,8 @@ class TcpWorld(ServeWorld):
         return reply
 
     def close(self) -> None:
-        """End the remotes."""
+        """End what is no actor."""
+        super().close()
         for remote in getattr(self, "remotes", {}).values():
             remote.__exit__(None, None, None)
 
@@ -290,6 +322,10 @@ class RedisWorld(ServeWorld):
         redis.start()
         return {"redis": {"url": f"redis://{self.through(self.redis_port)}"}}
 
+    def operations(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return what an operator does; on Redis nobody can say that a writer went back."""
+        return [one for one in super().operations() if one[0] != "restore"]
+
     def build_rest(self) -> None:
         """Add the others."""
         self.add_worker("worker-serve", "asyncio", self.through(self.port))
@@ -320,11 +356,17 @@ class BusWorld(World):
         self.bus = self.add("bus", *argv)
         self.bus.start()
         self.wait_ready()
-        wire = self.wires.to(self.redis_port)
-        self.rows = BusPublisher(wire.port, self.seed, self.streams, 0.04)
+        publishing = self.wires.to(self.redis_port).port
+        self.rows = BusPublisher(publishing, self.instance, self.seed, self.streams, 0.04)
         self.publishers.append(self.rows)
+        self.subscribers = [
+            Subscriber(self.wires.to(self.redis_port).port, f"reader{number}", self.instance)
+            for number in range(2)
+        ]
+        self.listeners += self.subscribers
         self.add_worker("worker-twisted", "twisted", self.through(self.port))
-        self.add_worker("worker-asyncio", "asyncio", self.through(self.port))
+        at_relay = self.add_relay_of("relay", self.through(self.port))
+        self.add_worker("worker-relay", "asyncio", at_relay, at_relay=True)
 
     def sources(self) -> list[tuple[int, str]]:
         """Return the bus."""
@@ -333,6 +375,23 @@ class BusWorld(World):
     def answered(self) -> dict[str, dict[str, int]]:
         """Return what the bus has answered."""
         return {stream: dict(rows) for stream, rows in self.rows.answered.items()}
+
+    def check_readers(self, histories: Mapping[str, History]) -> None:
+        """Compare what subscribers have as well, who may have to ask their database."""
+        super().check_readers(histories)
+        for subscriber in self.subscribers:
+            for stream, history in histories.items():
+
+                def faults(
+                    subscriber: Subscriber = subscriber,
+                    stream: str = stream,
+                    history: History = history,
+                ) -> list[str]:
+                    diary = subscriber.diary(stream)
+                    return invariants.reader_faults(diary, history, from_start=False)
+
+                self.level(f"{subscriber.name}, {stream}", faults)
+                self.compared += len(history.rows)
 
 
 class PostgresqlWorld(World):

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tcprepl.cli.api import Api, ApiFailed
-from tcprepl.replication.redis.resp import encode_publish
+from tcprepl.replication.redis.resp import RespReader, encode, encode_publish
 from tests.harness import wait_until
+from tests.invariants import Diary, Row, Told
 
 #: Statuses of a server that cannot just now.
 PASSING = {None, 429, 503}
@@ -165,58 +166,139 @@ class EduPublisher(Publisher):
         self.void = {remote: len(numbers) for remote, numbers in self.answered.items()}
 
 
-class BusPublisher(Publisher):
-    """Publishes on a bus as a process of Synapse does, with tokens of its own.
+class BusClient(Publisher):
+    """A connection to a bus that is made again when it was lost."""
 
-    What is not answered is in doubt and not said again. It has the next token then, which is
-    heard of by the position that precedes it: so says a process of Synapse that came back.
-
-    Attributes:
-        answered: For each stream the token of each row that was answered.
-    """
-
-    def __init__(self, port: int, seed: int, streams: tuple[str, ...], pause_s: float) -> None:
+    def __init__(self, port: int, pause_s: float) -> None:
         super().__init__(pause_s)
-        self.answered: dict[str, dict[str, int]] = {stream: {} for stream in streams}
         self._port = port
-        self._tokens = dict.fromkeys(streams, 0)
-        self._chance = random.Random(seed)
         self._socket: socket.socket | None = None
-        self._answers = b""
 
     def step(self) -> None:
-        """Publish some rows of one stream, and wait for every answer."""
-        stream = self._chance.choice(list(self.answered))
-        rows = []
-        for _ in range(self._chance.randint(1, 8)):
-            self._tokens[stream] += 1
-            token = self._tokens[stream]
-            rows.append((token, f'["@h{token}:example.com"]'))
-        lines = [f"RDATA {stream} w1 {token} {row}".encode() for token, row in rows]
+        """Do something with the connection, which is given up when that fails."""
         try:
             if self._socket is None:
                 self._socket = socket.create_connection(("127.0.0.1", self._port), 10)
-                self._answers = b""
-            self._socket.sendall(encode_publish(CHANNEL, lines))
-            for token, row in rows:
-                answer = self._answer()
-                if not answer.startswith(b":"):
-                    raise OSError(answer)
-                self.answered[stream][row] = token
+                self.connected(self._socket)
+            self.use(self._socket)
         except OSError:
             if self._socket is not None:
                 self._socket.close()
             self._socket = None
 
-    def _answer(self) -> bytes:
-        assert self._socket is not None
+    def connected(self, bus: socket.socket) -> None:
+        """Greet the bus on a new connection."""
+        raise NotImplementedError
+
+    def use(self, bus: socket.socket) -> None:
+        """Do one thing."""
+        raise NotImplementedError
+
+
+class BusPublisher(BusClient):
+    """Publishes on a bus as a process of Synapse does, with tokens of its own.
+
+    What is not answered is in doubt, and not said again: when it comes back it says where it is.
+
+    Attributes:
+        answered: For each stream the token of each row that was answered.
+    """
+
+    def __init__(
+        self, port: int, instance: str, seed: int, streams: tuple[str, ...], pause_s: float
+    ) -> None:
+        super().__init__(port, pause_s)
+        self.answered: dict[str, dict[str, int]] = {stream: {} for stream in streams}
+        self._instance = instance
+        self._tokens = dict.fromkeys(streams, 0)
+        self._chance = random.Random(seed)
+        self._answers = b""
+
+    def connected(self, bus: socket.socket) -> None:
+        """Say where every stream is."""
+        self._answers = b""
+        self._publish(
+            bus,
+            [
+                f"POSITION {stream} {self._instance} {token} {token}"
+                for stream, token in self._tokens.items()
+            ],
+        )
+
+    def use(self, bus: socket.socket) -> None:
+        """Publish some rows of one stream, and wait for every answer."""
+        stream = self._chance.choice(list(self.answered))
+        rows = {}
+        for _ in range(self._chance.randint(1, 8)):
+            self._tokens[stream] += 1
+            token = self._tokens[stream]
+            rows[f'["@h{token}:example.com"]'] = token
+        lines = [f"RDATA {stream} {self._instance} {token} {row}" for row, token in rows.items()]
+        self._publish(bus, lines)
+        self.answered[stream].update(rows)
+
+    def _publish(self, bus: socket.socket, lines: list[str]) -> None:
+        bus.sendall(encode_publish(CHANNEL, [line.encode() for line in lines]))
+        for _ in lines:
+            answer = self._answer(bus)
+            if not answer.startswith(b":"):
+                raise OSError(answer)
+
+    def _answer(self, bus: socket.socket) -> bytes:
         while b"\r\n" not in self._answers:
-            piece = self._socket.recv(4_096)
+            piece = bus.recv(4_096)
             if not piece:
                 raise OSError("closed")
             self._answers += piece
         line, _, self._answers = self._answers.partition(b"\r\n")
         return line
+
+
+class Subscriber(BusClient):
+    """Hears everything on a bus, as a process of Synapse with a name of its own."""
+
+    def __init__(self, port: int, name: str, instance: str) -> None:
+        super().__init__(port, 0.0)
+        self.name = name
+        self._instance = instance
+        self._diaries: dict[str, list[Row | Told]] = {}
+        self._positions: dict[str, int] = {}
+        self._reader = RespReader(CHANNEL)
+
+    def diary(self, stream: str) -> Diary:
+        """Return what was heard of a stream."""
+        return list(self._diaries.get(stream, ()))
+
+    def connected(self, bus: socket.socket) -> None:
+        """Say who listens, and to what."""
+        self._reader = RespReader(CHANNEL)
+        bus.settimeout(0.5)
+        bus.sendall(encode(b"AUTH", self.name.encode(), b"any") + encode(b"SUBSCRIBE", CHANNEL))
+
+    def use(self, bus: socket.socket) -> None:
+        """Take what has come."""
+        try:
+            piece = bus.recv(65_536)
+        except TimeoutError:
+            return
+        if not piece:
+            raise OSError("closed")
+        for payload in self._reader.feed(piece)[0]:
+            words = payload.decode().split(" ", 4)
+            if len(words) == 5 and words[2] == self._instance:
+                self._hear(*words)
+
+    def _hear(self, word: str, stream: str, instance: str, first: str, second: str) -> None:
+        diary = self._diaries.setdefault(stream, [])
+        known = self._positions.get(stream, 0)
+        if word == "RDATA" and int(first) > known:
+            diary.append(Row(int(first), second))
+            self._positions[stream] = int(first)
+        elif word == "POSITION" and int(second) > known:
+            # A process of Synapse asks its database for what is between.
+            if int(first) != known:
+                diary.append(Told(known, int(second)))
+            self._positions[stream] = int(second)
 
 
 def answers_in(path: Path) -> dict[str, dict[str, int]]:
