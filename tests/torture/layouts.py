@@ -342,6 +342,7 @@ class BusWorld(World):
     """A bus in Redis's place, two processes that publish there, and workers."""
 
     layout = "bus"
+    answers_bind = False
     streams = WHOLE
 
     def build(self) -> None:

@@ -24,11 +24,13 @@ class Publisher(threading.Thread):
 
     Attributes:
         wrong: Refusals that nothing explains.
+        done: How many steps went well.
     """
 
     def __init__(self, pause_s: float, *urls: str) -> None:
         super().__init__(daemon=True)
         self.wrong: list[str] = []
+        self.done = 0
         #: Servers of which one takes what is published, the likely one first.
         self._apis = [Api(url) for url in urls]
         self._pause_s = pause_s
@@ -45,13 +47,13 @@ class Publisher(threading.Thread):
                 self._may.wait(0.1)
                 continue
             self._resting.clear()
-            self.step()
+            self.done += self.step()
             self._enough.wait(self._pause_s)
         for api in self._apis:
             api.close()
 
-    def step(self) -> None:
-        """Publish one thing."""
+    def step(self) -> bool:
+        """Publish one thing, and return whether it was answered."""
         raise NotImplementedError
 
     def rest(self) -> None:
@@ -99,7 +101,7 @@ class RowPublisher(Publisher):
         self._chance = random.Random(seed)
         self._number = 0
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Publish some rows of one stream."""
         chance = self._chance
         stream = chance.choice(list(self.answered))
@@ -117,8 +119,10 @@ class RowPublisher(Publisher):
                 transaction_id=f"rows-{self._number}",
             )
         )
-        if isinstance(answer, tuple):
-            self.answered[stream].update(zip(rows, answer[1], strict=True))
+        if not isinstance(answer, tuple):
+            return False
+        self.answered[stream].update(zip(rows, answer[1], strict=True))
+        return True
 
 
 class EduPublisher(Publisher):
@@ -138,7 +142,7 @@ class EduPublisher(Publisher):
         self._chance = random.Random(seed)
         self._number = 0
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Queue one."""
         self._number += 1
         number = self._number
@@ -158,8 +162,10 @@ class EduPublisher(Publisher):
         }
         text = json.dumps(body).encode()
         path = "/_tcprepl/v1/edus"
-        if self.until_answered(lambda api: api.request("POST", path, None, text)) is not None:
-            self.answered[remote].append(number)
+        if self.until_answered(lambda api: api.request("POST", path, None, text)) is None:
+            return False
+        self.answered[remote].append(number)
+        return True
 
     def forget(self) -> None:
         """Let all that was answered be void; it rests."""
@@ -174,7 +180,7 @@ class BusClient(Publisher):
         self._port = port
         self._socket: socket.socket | None = None
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Do something with the connection, which is given up when that fails."""
         try:
             if self._socket is None:
@@ -185,6 +191,8 @@ class BusClient(Publisher):
             if self._socket is not None:
                 self._socket.close()
             self._socket = None
+            return False
+        return True
 
     def connected(self, bus: socket.socket) -> None:
         """Greet the bus on a new connection."""
@@ -198,7 +206,8 @@ class BusClient(Publisher):
 class BusPublisher(BusClient):
     """Publishes on a bus as a process of Synapse does, with tokens of its own.
 
-    What is not answered is in doubt, and not said again: when it comes back it says where it is.
+    What was on its way when the connection was lost is not said again, answered or not (an answer
+    says how many subscribed, and nothing of disks): when it comes back it says where it is.
 
     Attributes:
         answered: For each stream the token of each row that was answered.
