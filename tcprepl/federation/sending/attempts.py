@@ -166,7 +166,7 @@ class Attempts:
     # -- which transaction --------------------------------------------------------------------
 
     async def _transaction(self, destination: Destination) -> StoredTransaction | None:
-        """Return the transaction to send: the one begun earlier, or a new one."""
+        """Return the transaction to send, which is on disk: one begun earlier, or a new one."""
         if destination in self._ended:
             self.write_ended()
         while True:
@@ -186,7 +186,15 @@ class Attempts:
                     return None
             entries = self._take(destination)
             if entries:
-                return await self._begin(destination, entries)
+                self._transactions += 1
+                transaction = StoredTransaction(
+                    f"{self._prefix}-{self._transactions}", self._wall_ms(), entries
+                )
+                await self._outbox.begin(destination.name, transaction)
+                if destination.purges != purges:
+                    return None
+                destination.begin(transaction)
+                return transaction
             if destination.held is not Held.ALL:
                 continue  # all that was read back has expired
             if not await self._next_round(destination):
@@ -241,21 +249,6 @@ class Attempts:
             ids = [entry[0] for entry in expired]
             self._writes.persist(destination, self._outbox.remove, destination.name, ids)
         return entries
-
-    async def _begin(
-        self, destination: Destination, entries: list[Entry]
-    ) -> StoredTransaction | None:
-        """Make a transaction of *entries*; it is on disk when this returns."""
-        purges = destination.purges
-        self._transactions += 1
-        transaction = StoredTransaction(
-            f"{self._prefix}-{self._transactions}", self._wall_ms(), entries
-        )
-        await self._outbox.begin(destination.name, transaction)
-        if destination.purges != purges:
-            return None
-        destination.begin(transaction)
-        return transaction
 
     async def _next_round(self, destination: Destination) -> bool:
         """Let what was set aside or put off have its turn; returns whether there may be some.

@@ -96,7 +96,8 @@ class Turns(Generic[T]):
 
     def begin(self, now_ms: int) -> T | None:
         """Return who has its turn from now on, until `end`; None if nobody may."""
-        self._wake(now_ms)
+        if self._heap:
+            self._wake(now_ms)
         if not self._line or len(self.running) >= self._at_once:
             return None
         one = self._line.popleft()
