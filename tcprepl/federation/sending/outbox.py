@@ -114,7 +114,8 @@ class Outbox(OutboxFile):
         """Return the newest stamp of what waits; 0 if nothing does. Synchronous, for the start."""
         found = self._connection.execute("SELECT queued_ms FROM edus ORDER BY id DESC LIMIT 1")
         (newest,) = found.fetchone() or (0,)
-        failed = (one.backoff.last_ms for one in self.destinations().values() if one.backoff)
+        rows = self._connection.execute("SELECT backoff FROM destinations WHERE backoff NOT NULL")
+        failed = (Backoff(*msgpack.unpackb(packed)).last_ms for (packed,) in rows)
         return max(int(newest), *failed, 0)
 
     def positions(self) -> dict[Pair, Token]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -140,12 +140,17 @@ def insert_transaction(
     )
 
 
-def waiting_destinations(cursor: sqlite3.Cursor) -> Iterator[ServerName]:
+def waiting_destinations(cursor: sqlite3.Cursor) -> list[ServerName]:
     """Return for whom EDUs wait: one seek for each, however many EDUs there are."""
-    sql = "SELECT min(destination) FROM edus WHERE transaction_id IS NULL AND destination > ?"
-    destination = ""
-    while (destination := cursor.execute(sql, (destination,)).fetchone()[0]) is not None:
-        yield destination
+    found = cursor.execute(
+        "WITH RECURSIVE names (name) AS ("
+        " SELECT min(destination) FROM edus WHERE transaction_id IS NULL"
+        " UNION ALL SELECT (SELECT min(destination) FROM edus"
+        " WHERE transaction_id IS NULL AND destination > names.name)"
+        " FROM names WHERE names.name IS NOT NULL)"
+        " SELECT name FROM names WHERE name IS NOT NULL"
+    )
+    return [name for (name,) in found]
 
 
 def stored_destinations(cursor: sqlite3.Cursor) -> set[ServerName]:

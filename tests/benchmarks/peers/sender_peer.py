@@ -1,8 +1,8 @@
 """Our sender with many destinations, of which half are down; the outbox is on disk.
 
 ``python sender_peer.py live DIRECTORY DESTINATIONS EDUS SECONDS`` takes EDUs, sends those that can
-be sent, tries the others for so long, and then rests; ``fill DIRECTORY DESTINATIONS EDUS`` has
-everybody down, and leaves what waits on disk; ``restart DIRECTORY`` begins with that, everybody
+be sent, tries the others for so long, and then rests; ``fill DIRECTORY DESTINATIONS EDUS`` leaves
+EDUs on disk, as a process that was killed would; ``restart DIRECTORY`` begins with that, everybody
 up. Each prints one JSON object.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import Raw
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
@@ -23,8 +24,10 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.edu import TO_DEVICE, Edu
 from tcprepl.federation.wire.failures import NotReached
 
 ORIGIN = "matrix.example.com"
@@ -120,10 +123,21 @@ async def live(directory: Path, destinations: int, edus: int, seconds: float) ->
 
 
 async def fill(directory: Path, destinations: int, edus: int) -> dict[str, float]:
-    """Leave EDUs on disk."""
-    process = Process(directory, "none")
-    await process.take(destinations, edus)
-    await process.stop()
+    """Leave EDUs on disk, so many at a time that a million does not take long."""
+    outbox = Outbox(directory / "outbox.sqlite", run_inline)
+    content = Raw(b'{"messages":{},"sender":"@a:matrix.example.com","type":"m.x"}')
+    for start in range(0, edus, 10_000):
+        numbers = range(start, min(start + 10_000, edus))
+        entries = [
+            (
+                edu_id,
+                0,
+                Edu(content, f"up{number % destinations}.example.org", TO_DEVICE, ORIGIN),
+            )
+            for edu_id, number in zip(outbox.take_ids(len(numbers)), numbers, strict=True)
+        ]
+        await outbox.add(entries, 1, {("federation", "master"): numbers[-1] + 1})
+    await outbox.close()
     return {}
 
 
