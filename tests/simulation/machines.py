@@ -21,6 +21,7 @@ from tcprepl.ephemeral.presence_peers import SyncListener, SyncReporter
 from tcprepl.ephemeral.typing_notifications import TypingFollower, TypingWriter
 from tcprepl.errors import LogCorrupt, LogError
 from tcprepl.ids import Pair
+from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.writer import ReplicationWriter
 from tcprepl.replication.serving.server import ReplicationServer
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SERVER = "here.example"
-ROWS = ("alpha", "beta")
+ROWS = ("alpha", "push_rules")
 STATES = ("typing", "presence")
 ROOMS = tuple(f"!r{number}:{SERVER}" for number in range(3))
 USERS = tuple(f"@u{number}:{SERVER}" for number in range(4))
@@ -69,12 +70,12 @@ def kept(where: object, faults: Sequence[str]) -> None:
 
 def registry_of_rows() -> Registry:
     """Return the streams of the world."""
-    return Registry(StreamDef(name) for name in ROWS)
+    return Registry([StreamDef("alpha")])
 
 
 def number_in(row: bytes) -> int:
-    """Return the number that a row is."""
-    return int(row.strip(b"[]").partition(b",")[0])
+    """Return the number that a row is, ``["17-xxx"]``, as far as anybody looks."""
+    return int(row.strip(b'[]" ').partition(b"-")[0])
 
 
 class Machine:
@@ -332,6 +333,7 @@ class LogMachine(Machine):
             return
         copy, positions = self.backups[which % len(self.backups)]
         self.kill(restart_s=None)
+        self.world.goes_back(self)
         aside = self.world.where / f"{self.name}-aside-{self.lives}-{self.world.universe.steps}"
         self.disk.directory.rename(aside)
         restore_backup(copy, self.disk.directory)
@@ -340,6 +342,7 @@ class LogMachine(Machine):
 
     def _wipe(self) -> None:
         self.kill(restart_s=None)
+        self.world.goes_back(self)
         for path in self.disk.directory.iterdir():
             path.unlink()
         self._goes_back({})
@@ -384,6 +387,15 @@ class Server(LogMachine):
         self.replication = ReplicationServer(
             process, log, registry, SERVER, "master", publisher=self.publisher
         )
+        self.redis = RedisWriter(
+            process,
+            self.endpoint("redis"),
+            "redis",
+            self.replication,
+            server_name=SERVER,
+            instance="master",
+        )
+        self.redis.start()
         self.syncs = SyncListener(process, self.replication, self.presence)
         for part in (self.typing, self.presence, self.syncs):
             part.start()
@@ -392,7 +404,7 @@ class Server(LogMachine):
 
     def stop(self) -> Deferred[Any]:
         parts = [part.stop() for part in (self.typing, self.presence, self.syncs)]
-        parts.append(Deferred.fromCoroutine(self.replication.stop()))
+        parts += [Deferred.fromCoroutine(part.stop()) for part in (self.redis, self.replication)]
         stopped: Deferred[Any] = gatherResults(parts)
         return stopped.addCallback(lambda _: self.log.close())
 
@@ -457,7 +469,7 @@ class Writer(Machine):
     def _say(self, index: int) -> None:
         stream, numbers, batch = self.plan[index]
         pad = "x" * (numbers[0] * 7919 % 300)
-        rows = [b'[%d,"%s"]' % (number, pad.encode()) for number in numbers]
+        rows = [b'["%d-%s"]' % (number, pad.encode()) for number in numbers]
         forks = self.world.server.forks
         answered = self.writer.publish(stream, rows, batch=batch)
         _ = answered.addCallbacks(
@@ -488,9 +500,18 @@ class Worker(Machine):
 
     kind = "worker"
 
-    def __init__(self, world: World, name: str, source: LogMachine, address: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        source: LogMachine,
+        address: str,
+        streams: Sequence[str] = (*ROWS, *STATES),
+    ) -> None:
         super().__init__(world, name)
         self.source = source
+        self.rows = [stream for stream in streams if stream in ROWS]
+        self.follows_states = STATES[0] in streams
         self.address = address
         self.moods: list[str] = []
         self.handling = False
@@ -508,7 +529,7 @@ class Worker(Machine):
         self.client = ReplicationClient(
             self.process,
             endpoint,
-            list(ROWS),
+            self.rows,
             self.handle,
             positions=SqlitePositionStore(self.database),
             name=self.name,
@@ -538,7 +559,7 @@ class Worker(Machine):
 
     def handle(self, stream: str, instance: str, token: int, rows: Any) -> Any:
         """Keep the rows, or fail at it."""
-        statements = [(stream, instance, None, token, row[0]) for row in rows]
+        statements = [(stream, instance, None, token, number_in(raw)) for raw in rows.raw]
         return self._write(statements)
 
     def reset(self, stream: str, instance: str, known: int | None, token: int) -> Any:
@@ -631,6 +652,8 @@ class Worker(Machine):
 
     def check_states(self, server: Server) -> None:
         """It follows what the writers have."""
+        if not self.follows_states:
+            return
         typing = {room: list(users) for room, users in self.typing.typing().items()}
         kept(f"{self.name} typing", invariants.state_faults(typing, server.typing.typing()))
         followed = {user: row.state for user, row in self.presence.states().items()}
@@ -654,7 +677,9 @@ class Worker(Machine):
             return "away"
         known = self.client.positions()
         if self.source.up and any(
-            known.get(pair) != self.source.log.position(*pair) for pair in self.source.truth
+            known.get(pair) != self.source.log.position(*pair)
+            for pair in self.source.truth
+            if pair[0] in self.rows
         ):
             return "behind"
         return "at the head"

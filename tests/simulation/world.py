@@ -43,6 +43,7 @@ from tests.simulation.machines import (
     Writer,
     every,
 )
+from tests.simulation.relays import Redis, Relay
 from tests.simulation.universe import Connection, Network, Process, Universe
 
 #: Steps between two moments at which all is healed and compared, and how many such rounds.
@@ -91,6 +92,7 @@ HAPPENINGS = {
     "damage": 1,
     "put_back_a_worker": 1,
     "retain": 1,
+    "overflow": 2,
     "quiet": 0,
 }
 
@@ -138,8 +140,22 @@ class World:
         self._incarnations = 0
         self.server = Server(self, "server")
         self.writers = [Writer(self, "p0"), Writer(self, "p1")]
-        self.workers = [Worker(self, f"w{n}", self.server, "server") for n in range(2)]
-        self.machines: list[Machine] = [self.server, *self.writers, *self.workers]
+        self.redis = Redis(self, "redis")
+        self.relays = [Relay(self, "relay"), Relay(self, "relay-redis", over_redis=True)]
+        self.logs: list[LogMachine] = [self.server, *self.relays]
+        self.workers = [
+            Worker(self, "w0", self.server, "server"),
+            Worker(self, "w1", self.server, "server"),
+            Worker(self, "w2", self.relays[0], "relay"),
+            Worker(self, "w3", self.relays[1], "relay-redis", ["push_rules"]),
+        ]
+        self.machines: list[Machine] = [
+            self.server,
+            self.redis,
+            *self.relays,
+            *self.writers,
+            *self.workers,
+        ]
 
     def make_process(self, host: str) -> Process:
         """Return a new process on a machine."""
@@ -165,6 +181,17 @@ class World:
             for pair, rows in self.answers.items():
                 upto = positions.get(pair, 0)
                 self.answers[pair] = {row: token for row, token in rows.items() if token <= upto}
+
+    def goes_back(self, machine: LogMachine) -> None:
+        """Do what an operator has to do before an older copy is put back.
+
+        Over Redis nobody can say in which incarnation he is: a relay notices that a durable
+        stream went back only on a new connection (protocol.md section 15.4).
+        """
+        if machine is self.server:
+            for relay in self.relays:
+                if relay.over_redis:
+                    relay.kill(restart_s=60.0)
 
     # -- the course of things ------------------------------------------------------------
 
@@ -347,7 +374,7 @@ class World:
 
     def do_refuse(self, chance: random.Random) -> None:
         """A disk refuses for a while."""
-        victim = chance.choice([self.server, self.server, *self.workers])
+        victim = chance.choice([self.server, *self.logs, *self.workers])
         mood = chance.choice(list(REFUSALS))
         self.saw(f"disk {mood}", f"{victim.kind}, {victim.state()}")
         victim.disk.mood = mood
@@ -364,20 +391,23 @@ class World:
         self.universe.wall_ahead_s += ahead_s
 
     def do_back_up(self, chance: random.Random) -> None:
-        """An operator copies the server's directory."""
-        if self.server.up:
-            self.saw("back up", self.server.state())
-            self.server.back_up()
+        """An operator copies the directory of a server or a relay."""
+        machine = chance.choice(self.logs)
+        if machine.up:
+            self.saw("back up", f"{machine.kind}, {machine.state()}")
+            machine.back_up()
 
     def do_restore(self, chance: random.Random) -> None:
-        """An operator puts back an older copy of the server's directory."""
-        if self.server.up and self.server.backups:
-            self.saw("restore", self.server.state())
-            self.server.restore(chance.randrange(len(self.server.backups)))
+        """An operator puts back an older copy of the directory of a server or a relay."""
+        able = [machine for machine in self.logs if machine.up and machine.backups]
+        if able:
+            machine = chance.choice(able)
+            self.saw("restore", f"{machine.kind}, {machine.state()}")
+            machine.restore(chance.randrange(len(machine.backups)))
 
     def do_damage(self, chance: random.Random) -> None:
-        """A bit of the server's log turns while nothing runs."""
-        server = self.server
+        """A bit of a log turns while nothing runs."""
+        server = chance.choice(self.logs)
         server.kill(restart_s=None)
         path = server.disk.directory / DATABASE_NAME
         where = turn_a_bit(path, chance) if path.exists() else None
@@ -385,7 +415,7 @@ class World:
             stream, instance, token = where
             server.damaged.setdefault((stream, instance), set()).add(token)
             server.reasons.add("damage")
-        self.saw("turn a bit", "in a block" if where else "of nothing")
+        self.saw("turn a bit", f"{server.kind}, {'in a block' if where else 'of nothing'}")
         self.universe.later(1.0, server._boot_if_wanted)
 
     def do_put_back_a_worker(self, chance: random.Random) -> None:
@@ -404,14 +434,21 @@ class World:
         """An operator changes the retention."""
         from tcprepl.streams.retention import Bounds, Retention
 
-        self.saw("retention", self.server.state())
+        machine = chance.choice(self.logs)
+        self.saw("retention", f"{machine.kind}, {machine.state()}")
         bounds = chance.choice([Bounds(max_rows=30), Bounds(max_rows=500), Bounds(max_age_s=60)])
         kept = Retention(
             durable=bounds, ephemeral=Bounds(max_rows=12), recent_bytes=1_500, reserved_tokens=20
         )
-        self.server.retention = kept
-        if self.server.up:
-            self.server.log.retain(kept)
+        machine.retention = kept
+        if machine.up:
+            machine.log.retain(kept)
+
+    def do_overflow(self, chance: random.Random) -> None:
+        """Redis cuts off who does not read fast enough."""
+        if self.redis.up:
+            self.saw("redis cuts off", f"{len(self.redis.redis.connections)} connections")
+            self.redis.lose(chance)
 
     def do_quiet(self, chance: random.Random) -> None:
         """Everything heals and comes to rest; then all is compared."""
@@ -437,6 +474,8 @@ class World:
         for writer in self.writers:
             if writer.writer.held or not writer.claimed:
                 raise Broken(writer.name, [f"waits: for {writer.writer.held} answers"])
+        for relay in self.relays:
+            relay.check_upstream(self.server)
         for worker in self.workers:
             worker.check_rows(at_rest=True)
             worker.check_states(self.server)

@@ -1,0 +1,159 @@
+"""Relays in a simulated world, over TCP and over a Redis that keeps nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from tcprepl.app.relay import DOWNWARD, UPWARD
+from tcprepl.protocol.commands import Command
+from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
+from tcprepl.replication.relaying.redis_source import RedisUpstream
+from tcprepl.replication.relaying.state import RelayState
+from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.replication.serving.server import ReplicationServer
+from tests import invariants
+from tests.invariants import Row, Told
+from tests.redis_world import FakeRedis
+from tests.simulation.machines import ROWS, SERVER, LogMachine, Machine, Server, kept
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Redis(Machine):
+    """A Redis: who is not subscribed at the moment of a message never gets it."""
+
+    kind = "redis"
+
+    class _Joined:
+        """What `FakeRedis` takes for the network that it is joined to."""
+
+        factory: Any = None
+
+    def begin(self) -> None:
+        self.redis = FakeRedis(self._Joined())  # type: ignore[arg-type]
+        assert self.endpoint("redis").listen(self.redis).called
+
+    def stop(self) -> Deferred[Any]:
+        stopped: Deferred[Any] = Deferred()
+        self.process.callLater(0.1, stopped.callback, None)
+        return stopped
+
+    def lose(self, chance: Any) -> None:
+        """Cut off a subscriber, as a Redis does whose buffers are full."""
+        if self.redis.connections:
+            chance.choice(self.redis.connections).transport.abortConnection()
+
+
+class Relay(LogMachine):
+    """``tcprepl relay``, as far as replication goes."""
+
+    kind = "relay"
+
+    def __init__(self, world: World, name: str, *, over_redis: bool = False) -> None:
+        super().__init__(world, name)
+        self.over_redis = over_redis
+        self.streams = [name for name in ROWS if not over_redis or name != "alpha"]
+        if over_redis:
+            self.kind = "relay of redis"
+
+    def begin(self) -> None:
+        process: Any = self.process
+        self.relay_state = RelayState(self.disk.directory)
+        registry = relay_registry(self.relay_state.streams())
+        self.open_log(registry, self.relay_state.gaps)
+        self.intake = RelayIntake(process, self.log, registry, self.relay_state)
+        # a process that cannot go on ends, and is started again
+        self.intake.failed.addErrback(lambda _: self.process.callLater(0, self._ends))
+        self.replication = ReplicationServer(process, self.log, registry, SERVER, self.name)
+        self.intake.on_pair = self.replication.hub.announce
+        for command in UPWARD:
+            self.replication.on(command, self._up)
+        listening = Deferred.fromCoroutine(self.replication.listen(self.endpoint(self.name)))
+        assert listening.called
+        if self.over_redis:
+            self.upstream: Any = RedisUpstream(
+                process,
+                self.endpoint("redis"),
+                "redis",
+                self.intake,
+                registry,
+                server_name=SERVER,
+                on_command=self._down,
+            )
+        else:
+            self.upstream = TcpUpstream(
+                process,
+                self.endpoint("server"),
+                "server",
+                self.intake,
+                registry,
+                server_name=SERVER,
+                on_command=self._down,
+            )
+        self.upstream.start()
+
+    def _ends(self) -> None:
+        self.world.saw("relay gives up", self.state())
+        self.kill()
+
+    def _up(self, command: Command, peer: Any) -> None:
+        self.upstream.send(command)
+
+    def _down(self, command: Command) -> None:
+        if isinstance(command, DOWNWARD):
+            self.replication.broadcast(command)
+
+    def stop(self) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.upstream.stop()
+        await self.replication.stop()
+        await self.intake.close()
+        await self.log.close()
+        self.relay_state.close()
+
+    def state(self) -> str:
+        if not self.up:
+            return "down"
+        if self.process.frozen:
+            return "frozen"
+        if self.disk.mood != "ok":
+            return f"disk {self.disk.mood}"
+        if not self.upstream.status().up:
+            return "away from its upstream"
+        return "committing" if self.threads[0].busy else "serving"
+
+    def check_upstream(self, server: Server) -> None:
+        """It has what its upstream has, or a gap, as a reader of it has."""
+        for pair in server.truth:
+            if pair[0] not in self.streams:
+                continue
+            if self.over_redis and not server.log.position(*pair):
+                continue  # it is not said there before the first row
+            offset, start = self.relay_state.epoch(pair)
+            start = max(start, self.log.floor(*pair))
+            where = f"{self.name} {pair} of its upstream"
+            diary: list[Row | Told] = [Told(None, start - offset)]
+            entries: list[tuple[int, int, Row | Told]] = [
+                (token, 1, Row(token - offset, str(number)))
+                for token, number in self.truth.get(pair, ())
+                if token > start
+            ]
+            for known, gap in self.relay_state.gaps:
+                if known == pair and gap.upto > start:
+                    # a gap of what never came, and of what came and was damaged, may be one
+                    came = [t for t, _ in self.truth.get(pair, ()) if gap.after < t <= gap.upto]
+                    upto = came[0] - 1 if came else gap.upto
+                    entries.append((gap.after, 2, Told(gap.after - offset, upto - offset)))
+            diary += [entry for _, _, entry in sorted(entries, key=lambda entry: entry[:2])]
+            kept(where, invariants.reader_faults(diary, server.history(pair)))
+            head = server.log.position(*pair)
+            kept(where, invariants.level_fault(self.log.position(*pair) - offset, head))
+            if self.over_redis or server.reasons or self.reasons:
+                self.reasons.add("upstream")
+            else:
+                kept(where, invariants.unfounded_faults(diary[1:], self.reasons))
