@@ -46,7 +46,8 @@ class Deadlines(Generic[W]):
 
     def __init__(self, clock: Reactor) -> None:
         self._clock = clock
-        self._steps: dict[int, set[W]] = {}
+        #: In the order in which they came, so that a history can be played again.
+        self._steps: dict[int, dict[W, None]] = {}
 
     def watch(self, one: W) -> None:
         """Look at *one* from now on; its first deadline is `PING_INTERVAL_S` away or more."""
@@ -56,7 +57,7 @@ class Deadlines(Generic[W]):
         """Look at *one* no more."""
         step = self._steps.get(one.step)
         if step is not None:
-            step.discard(one)
+            step.pop(one, None)
 
     def work(self) -> Iterator[None]:
         """Look at all that is due, at one with each piece of work."""
@@ -64,7 +65,7 @@ class Deadlines(Generic[W]):
         for number in sorted(number for number in self._steps if number <= upto):
             step = self._steps[number]
             while step:
-                one = step.pop()
+                one, _ = step.popitem()
                 due_s = one.sweep(self._clock.seconds())
                 if due_s is not None:
                     self._put(one, due_s)
@@ -75,4 +76,4 @@ class Deadlines(Generic[W]):
         """Put *one* into the step in which *due_s* falls, or the next one if it is over."""
         now = int(self._clock.seconds() / STEP_S)
         one.step = max(math.ceil(due_s / STEP_S), now + 1)
-        self._steps.setdefault(one.step, set()).add(one)
+        self._steps.setdefault(one.step, {})[one] = None
