@@ -13,7 +13,7 @@ import random
 import shutil
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -276,8 +276,15 @@ def _torn(disk: Disk, before: Path, sizes: dict[str, int], chance: random.Random
     return image
 
 
-def turn_a_bit(path: Path, chance: random.Random) -> tuple[str, str, int] | None:
+def turn_a_bit(
+    path: Path, streams: Sequence[str], chance: random.Random
+) -> tuple[str, str, int] | None:
     """Turn one bit in the body of some block of a log that nobody has open; return which.
+
+    Args:
+        path: The log's file.
+        streams: Whose blocks to choose from.
+        chance: Chooses.
 
     Returns:
         The (stream, instance, last token) of the block; None if there is none.
@@ -288,6 +295,7 @@ def turn_a_bit(path: Path, chance: random.Random) -> tuple[str, str, int] | None
             "SELECT pairs.stream, pairs.instance, blocks.last, blocks.body FROM blocks"
             " JOIN pairs ON pairs.id = blocks.pair ORDER BY blocks.pair, blocks.last"
         ).fetchall()
+    found = [row for row in found if row[0] in streams]
     content = path.read_bytes()
     chance.shuffle(found)
     for stream, instance, last, body in found:

@@ -19,8 +19,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from tcprepl.ephemeral.presence import PresenceFollower, PresenceWriter
 from tcprepl.ephemeral.presence_peers import SyncListener, SyncReporter
 from tcprepl.ephemeral.typing_notifications import TypingFollower, TypingWriter
-from tcprepl.errors import LogCorrupt, LogError
+from tcprepl.errors import LogCorrupt, LogError, TcpreplError
+from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.ids import Pair
+from tcprepl.protocol.commands import FederationAckCommand
 from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.writer import ReplicationWriter
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 SERVER = "here.example"
 ROWS = ("alpha", "push_rules")
 STATES = ("typing", "presence")
+SENDERS = ("fed1", "fed2")
 ROOMS = tuple(f"!r{number}:{SERVER}" for number in range(3))
 USERS = tuple(f"@u{number}:{SERVER}" for number in range(4))
 #: How soon what has ended is started again, and how often that is tried.
@@ -71,6 +74,17 @@ def kept(where: object, faults: Sequence[str]) -> None:
 def registry_of_rows() -> Registry:
     """Return the streams of the world."""
     return Registry([StreamDef("alpha")])
+
+
+def retention(durable: Bounds) -> Retention:
+    """Return what logs keep: little, but for EDUs, which wait for their senders."""
+    return Retention(
+        durable=durable,
+        ephemeral=Bounds(max_rows=12),
+        streams={"federation": Bounds()},
+        recent_bytes=1_500,
+        reserved_tokens=20,
+    )
 
 
 def number_in(row: bytes) -> int:
@@ -114,7 +128,7 @@ class Machine:
             self.end_process()
             self.corrupt(error)
             self.boot_later()
-        except (LogError, sqlite3.Error) as error:
+        except (TcpreplError, sqlite3.Error) as error:
             self.world.saw("boot refused", type(error).__name__)
             self.end_process()
             self.boot_later()
@@ -198,12 +212,7 @@ class LogMachine(Machine):
         reasons: Why rows may be gone.
     """
 
-    retention = Retention(
-        durable=Bounds(max_rows=300),
-        ephemeral=Bounds(max_rows=12),
-        recent_bytes=1_500,
-        reserved_tokens=20,
-    )
+    retention = retention(Bounds(max_rows=300))
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
@@ -321,7 +330,7 @@ class LogMachine(Machine):
         # what is on disk, heard of or not
         with closing(sqlite3.connect(target / DATABASE_NAME)) as connection:
             found = connection.execute("SELECT stream, instance, position FROM pairs").fetchall()
-        self.backups.append((target, {(s, i): token for s, i, token in found if s in ROWS}))
+        self.backups.append((target, {(s, i): token for s, i, token in found}))
         self.world.saw("back up", "done")
 
     def restore(self, which: int) -> None:
@@ -329,7 +338,7 @@ class LogMachine(Machine):
         from tcprepl.storage.backup import restore_backup
 
         if not self.backups:
-            self._wipe()
+            self.wipe()
             return
         copy, positions = self.backups[which % len(self.backups)]
         self.kill(restart_s=None)
@@ -340,13 +349,14 @@ class LogMachine(Machine):
         self._goes_back(positions)
         self.world.universe.later(1.0, self._boot_if_wanted)
 
-    def _wipe(self) -> None:
+    def wipe(self) -> None:
+        """Begin with an empty directory."""
         self.kill(restart_s=None)
         self.world.goes_back(self)
+        self.boot_later()
         for path in self.disk.directory.iterdir():
             path.unlink()
         self._goes_back({})
-        self.world.universe.later(1.0, self._boot_if_wanted)
 
     def _goes_back(self, positions: dict[Pair, int]) -> None:
         self.forks += 1
@@ -396,6 +406,20 @@ class Server(LogMachine):
             instance="master",
         )
         self.redis.start()
+        self.send_queue = SendQueue(
+            self.publisher.publish_json,
+            log,
+            SERVER,
+            "master",
+            SENDERS,
+            seconds=process.seconds,
+        )
+        self.replication.on(
+            FederationAckCommand,
+            lambda command, peer: self.send_queue.acknowledge(
+                command.instance or peer.name, command.token
+            ),
+        )
         self.syncs = SyncListener(process, self.replication, self.presence)
         for part in (self.typing, self.presence, self.syncs):
             part.start()

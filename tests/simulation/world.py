@@ -24,16 +24,22 @@ from unittest import mock
 from zlib import crc32
 
 import structlog
+from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.ids import Pair
+from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.streams import history
 from tcprepl.streams.database import DATABASE_NAME
+from tcprepl.streams.retention import Bounds
 from tests.simulation.disk import REFUSALS, Disks, turn_a_bit
+from tests.simulation.federation import MODES, ORDERLY, Remotes, Sender
 from tests.simulation.machines import (
     ROOMS,
     ROWS,
+    SENDERS,
     USERS,
     Broken,
     LogMachine,
@@ -42,6 +48,8 @@ from tests.simulation.machines import (
     Worker,
     Writer,
     every,
+    kept,
+    retention,
 )
 from tests.simulation.relays import Redis, Relay
 from tests.simulation.universe import Connection, Network, Process, Universe
@@ -49,6 +57,8 @@ from tests.simulation.universe import Connection, Network, Process, Universe
 #: Steps between two moments at which all is healed and compared, and how many such rounds.
 STEPS = 25
 ROUNDS = 3
+#: Timers that a process may have when all is quiet.
+MAX_CALLS = 60
 #: How long it takes until all that was delayed, retried or missed has come.
 QUIET_S = 150.0
 
@@ -93,6 +103,11 @@ HAPPENINGS = {
     "put_back_a_worker": 1,
     "retain": 1,
     "overflow": 2,
+    "queue": 12,
+    "trouble": 4,
+    "operate": 2,
+    "remote_up": 1,
+    "strange_ack": 1,
     "quiet": 0,
 }
 
@@ -149,11 +164,14 @@ class World:
             Worker(self, "w2", self.relays[0], "relay"),
             Worker(self, "w3", self.relays[1], "relay-redis", ["push_rules"]),
         ]
+        self.remotes = Remotes(self)
+        self.senders = [Sender(self, name) for name in SENDERS]
         self.machines: list[Machine] = [
             self.server,
             self.redis,
             *self.relays,
             *self.writers,
+            *self.senders,
             *self.workers,
         ]
 
@@ -178,6 +196,7 @@ class World:
     def voided(self, machine: LogMachine, positions: dict[Pair, int]) -> None:
         """A copy was put back: what was answered after it is void, and everybody knows."""
         if machine is self.server:
+            self.remotes.voided(positions.get(("federation", "master"), 0))
             for pair, rows in self.answers.items():
                 upto = positions.get(pair, 0)
                 self.answers[pair] = {row: token for row, token in rows.items() if token <= upto}
@@ -185,13 +204,13 @@ class World:
     def goes_back(self, machine: LogMachine) -> None:
         """Do what an operator has to do before an older copy is put back.
 
-        Over Redis nobody can say in which incarnation he is: a relay notices that a durable
-        stream went back only on a new connection (protocol.md section 15.4).
+        Over Redis nobody can say in which incarnation he is, and whoever has gone back and on
+        again looks as if he had gone on: a relay there begins with an empty directory.
         """
         if machine is self.server:
             for relay in self.relays:
                 if relay.over_redis:
-                    relay.kill(restart_s=60.0)
+                    relay.wipe()
 
     # -- the course of things ------------------------------------------------------------
 
@@ -374,7 +393,7 @@ class World:
 
     def do_refuse(self, chance: random.Random) -> None:
         """A disk refuses for a while."""
-        victim = chance.choice([self.server, *self.logs, *self.workers])
+        victim = chance.choice([self.server, *self.logs, *self.workers, *self.senders])
         mood = chance.choice(list(REFUSALS))
         self.saw(f"disk {mood}", f"{victim.kind}, {victim.state()}")
         victim.disk.mood = mood
@@ -410,7 +429,7 @@ class World:
         server = chance.choice(self.logs)
         server.kill(restart_s=None)
         path = server.disk.directory / DATABASE_NAME
-        where = turn_a_bit(path, chance) if path.exists() else None
+        where = turn_a_bit(path, ROWS, chance) if path.exists() else None
         if where is not None:
             stream, instance, token = where
             server.damaged.setdefault((stream, instance), set()).add(token)
@@ -432,17 +451,62 @@ class World:
 
     def do_retain(self, chance: random.Random) -> None:
         """An operator changes the retention."""
-        from tcprepl.streams.retention import Bounds, Retention
-
         machine = chance.choice(self.logs)
         self.saw("retention", f"{machine.kind}, {machine.state()}")
         bounds = chance.choice([Bounds(max_rows=30), Bounds(max_rows=500), Bounds(max_age_s=60)])
-        kept = Retention(
-            durable=bounds, ephemeral=Bounds(max_rows=12), recent_bytes=1_500, reserved_tokens=20
-        )
-        machine.retention = kept
+        keep = retention(bounds)
+        machine.retention = keep
         if machine.up:
-            machine.log.retain(kept)
+            machine.log.retain(keep)
+
+    def do_queue(self, chance: random.Random) -> None:
+        """EDUs are queued for other servers."""
+        if self.server.up:
+            for _ in range(chance.choice([1, 3, 30])):
+                self.remotes.queue(self.server, chance)
+
+    def do_trouble(self, chance: random.Random) -> None:
+        """A remote server begins to fail, or ceases to."""
+        name = chance.choice(self.remotes.names)
+        remote = self.remotes.by_name[name]
+        remote.mode = chance.choice(MODES)
+        remote.max_edus = chance.choice([1, 2, 5])
+        if chance.random() < 0.3:
+            number = len(self.remotes.said)
+            remote.poison = set(range(number, number + chance.randrange(30)))
+            remote.poison_answer = Answer(chance.choice([400, 403, 413, 500]), b"{}")
+        if remote.poison or remote.mode not in ORDERLY:
+            self.remotes.disorderly.add(name)
+
+    def do_operate(self, chance: random.Random) -> None:
+        """An operator pauses, resumes, retries or purges at a sender."""
+        sender = chance.choice(self.senders)
+        name = chance.choice(self.remotes.names)
+        if not sender.up or sender.process.frozen or sender.disk.mood != "ok":
+            return
+        what = chance.choice(["pause", "pause", "resume", "retry", "purge"])
+        self.saw(f"operator: {what}", sender.state())
+        if what == "retry":
+            done = Deferred.fromCoroutine(sender.sender.retry(name, quarantined=True))
+        else:
+            done = getattr(sender.sender, what)(name)
+        if what == "purge":
+            self.remotes.purged(name)
+        _ = done.addErrback(lambda _: None)
+
+    def do_remote_up(self, chance: random.Random) -> None:
+        """The server has heard of another server."""
+        if self.server.up:
+            command = RemoteServerUpCommand(chance.choice(self.remotes.names))
+            self.server.replication.broadcast(command)
+
+    def do_strange_ack(self, chance: random.Random) -> None:
+        """Somebody acknowledges EDUs who is no sender."""
+        worker = chance.choice(self.workers)
+        if worker.up and worker.client.connected:
+            self.saw("stranger acknowledges", self.server.state())
+            head = self.server.log.position("federation", "master") if self.server.up else 9
+            worker.client.send(FederationAckCommand(chance.choice([worker.name, "evil"]), head))
 
     def do_overflow(self, chance: random.Random) -> None:
         """Redis cuts off who does not read fast enough."""
@@ -461,7 +525,15 @@ class World:
         self.network.heal()
         for machine in self.machines:
             machine.boot()
+        self.remotes.heal()
         self.universe.run(QUIET_S)
+        for _ in range(20):  # a remote that refused at random has got the innocent into quarantine
+            for sender in self.senders:
+                if sender.up:
+                    sender.retry_everything()
+            self.universe.run(60)
+            if not any(sender.sender.pending() for sender in self.senders if sender.up):
+                break
         self.check()
 
     def check(self) -> None:
@@ -474,6 +546,13 @@ class World:
         for writer in self.writers:
             if writer.writer.held or not writer.claimed:
                 raise Broken(writer.name, [f"waits: for {writer.writer.held} answers"])
+        for machine in self.machines:
+            calls = len(machine.process.getDelayedCalls())
+            kept(machine.name, [] if calls < MAX_CALLS else [f"held: {calls} timers"])
+        for sender in self.senders:
+            left = sender.sender.pending()
+            kept(sender.name, [] if not left else [f"never sent: {left} EDUs"])
+        self.remotes.check(once=not self.server.forks)
         for relay in self.relays:
             relay.check_upstream(self.server)
         for worker in self.workers:

@@ -1,0 +1,259 @@
+"""Federation senders in a simulated world, and the servers that they send to."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.failures import RequestFailed
+from tcprepl.federation.wire.transaction import MIN_TRANSACTION_BYTES, TransactionLimits
+from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
+from tcprepl.protocol.dialects import NATIVE
+from tcprepl.replication.following.client import ReplicationClient
+from tests import invariants
+from tests.federation_world import QUICK, US, Remote
+from tests.simulation.machines import SENDERS, Machine, Server, kept
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: How remote servers may behave; in those of the first line EDUs keep their order.
+ORDERLY = ("ok", "ok", "500", "502", "429", "hang", "reset", "lost", "dead")
+MODES = (*ORDERLY, "413", "flaky", "401", "404", "page")
+#: Types of which only the newest of each key counts, and which never grow too old.
+KEYED = ("m.receipt", "m.device_list_update")
+KEYS = ("k0", "k1")
+MAX_CONCURRENT = 3
+
+
+class Remotes:
+    """The other servers, and what they should have got.
+
+    Attributes:
+        said: EDUs that somebody tried to queue: number -> where it goes.
+        wanted: Those without a key that were answered: destination -> number -> token.
+        newest: The newest that was answered: (destination, type, key) -> number, token.
+        disorderly: Destinations that have refused single EDUs, which may then come late.
+    """
+
+    limits = TransactionLimits(edus=20, max_bytes=MIN_TRANSACTION_BYTES)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.names = [f"remote{number}.example" for number in range(4)]
+        self.by_name = {name: Remote(name, self) for name in self.names}  # type: ignore[arg-type]
+        self.wrong: list[str] = []
+        self.said: dict[int, str] = {}
+        self.wanted: dict[str, dict[int, int]] = {name: {} for name in self.names}
+        self.newest: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self.disorderly: set[str] = set()
+
+    @property
+    def chance(self) -> random.Random:
+        """What a `Remote` decides by."""
+        return self.world.universe.chance
+
+    def queue(self, server: Server, chance: random.Random) -> None:
+        """Queue an EDU."""
+        number = len(self.said)
+        destination = chance.choice(self.names)
+        self.said[number] = destination
+        content: dict[str, Any] = {"n": number, "pad": "x" * chance.randrange(100)}
+        if chance.random() < 0.6:
+            answered = server.send_queue.build_and_send_edu(
+                destination, "m.direct_to_device", content
+            )
+            key = ("", "")
+        else:
+            key = (chance.choice(KEYED), chance.choice(KEYS))
+            content["key"] = key[1]
+            answered = server.send_queue.build_and_send_edu(destination, key[0], content, key[1:])
+
+        def note(answer: Any) -> None:
+            if key[0]:
+                self.newest[destination, *key] = number, answer.last
+            else:
+                self.wanted[destination][number] = answer.last
+
+        _ = answered.addCallbacks(note, lambda _: None)
+
+    def voided(self, upto: int) -> None:
+        """The writer's log was put back to *upto*: what was queued above may be lost."""
+        for name, wanted in self.wanted.items():
+            self.wanted[name] = {n: token for n, token in wanted.items() if token <= upto}
+        self.newest = {key: found for key, found in self.newest.items() if found[1] <= upto}
+
+    def purged(self, name: str) -> None:
+        """An operator has had everything for *name* forgotten."""
+        self.wanted[name].clear()
+        self.newest = {key: found for key, found in self.newest.items() if key[0] != name}
+
+    def heal(self) -> None:
+        """Let all of them take everything."""
+        for remote in self.by_name.values():
+            remote.mode = "ok"
+            remote.poison = set()
+
+    def check(self, *, once: bool) -> None:
+        """They have got what they had to, and nothing else."""
+        wrong = [text for text in self.wrong if once or " came by " not in text]
+        kept("remotes", [f"of a remote: {text}" for text in wrong[:3]])
+        last: dict[tuple[str, str, str], int] = {}
+        for name, remote in self.by_name.items():
+            loose = []
+            for edu_type, content in remote.deliveries:
+                if "key" in content:
+                    last[name, edu_type, content["key"]] = content["n"]
+                else:
+                    loose.append(content["n"])
+            said = [number for number, destination in self.said.items() if destination == name]
+            taken = [content["n"] for _, content in remote.deliveries]
+            kept(name, invariants.remote_faults((), taken, said, self.wanted[name], once=once))
+            if once and name not in self.disorderly and loose != sorted(loose):
+                kept(name, ["out of order: to-device messages"])
+        stale = [
+            f"{key} {last.get(key)}, {number} was queued"
+            for key, (number, _) in self.newest.items()
+            if last.get(key, -1) < number
+        ]
+        kept("remotes", [f"not the newest of its key: {text}" for text in stale[:3]])
+
+
+class Transport:
+    """How a sender's transactions leave; what is answered comes after a while."""
+
+    def __init__(self, machine: Sender) -> None:
+        self.machine = machine
+        self.under_way: set[str] = set()
+
+    async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
+        """Send one, and wait for the answer."""
+        world = self.machine.world
+        remote = world.remotes.by_name[destination]
+        if destination in self.under_way or len(self.under_way) >= MAX_CONCURRENT:
+            world.remotes.wrong.append(f"{len(self.under_way)} at once, one to {destination}")
+        self.under_way.add(destination)
+        world.saw(f"transaction, remote {remote.mode}", self.machine.kind)
+        try:
+            if remote.mode == "hang":
+                await self._pass(60.0)
+                raise RequestFailed("no answer within 60 s")
+            await self._pass(world.universe.chance.uniform(0.001, 0.3))
+            return remote.answer(transaction_id, body)
+        finally:
+            self.under_way.discard(destination)
+
+    async def _pass(self, seconds: float) -> None:
+        waiting: Deferred[None] = Deferred()
+        self.machine.process.callLater(seconds, waiting.callback, None)
+        await waiting
+
+
+class Sender(Machine):
+    """``tcprepl federation-sender``, for its share of the destinations."""
+
+    kind = "sender"
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self.outbox: Any = None
+
+    def begin(self) -> None:
+        process: Any = self.process
+        thread = self.thread()
+
+        def run(work: Any) -> Deferred[Any]:
+            done: Deferred[Any] = Deferred()
+            thread.submit(
+                work,
+                lambda result, error: done.callback(result if error is None else Failure(error)),
+            )
+            return done
+
+        self.outbox = Outbox(self.disk.directory / "outbox.sqlite", run)
+        self.sender = FederationSender(
+            process,
+            self.outbox,
+            Transport(self),
+            US,
+            shard=Shard(self.name, SENDERS),
+            limits=Remotes.limits,
+            backoff=QUICK,
+            max_concurrent=MAX_CONCURRENT,
+            acknowledge=self._acknowledge,
+            chance=random.Random(self.world.universe.chance.getrandbits(32)),
+        )
+        intake = self.sender.intake
+        self.client = ReplicationClient(
+            process,
+            self.endpoint("server"),
+            ["federation"],
+            intake.handle_rows,
+            positions=intake,
+            name=self.name,
+            server_name=US,
+            since="start",
+            on_reset=intake.handle_reset,
+            on_position=intake.handle_position,
+            on_command=self._on_command,
+            on_connected=self._on_connected,
+            join_batches=True,
+        )
+        self.sender.start()
+        self.client.startService()
+
+    def _acknowledge(self, instance: str, token: int) -> None:
+        if self.client.connected:
+            self.client.send(FederationAckCommand(self.name, token))
+
+    def _on_connected(self, client: ReplicationClient) -> None:
+        self.sender.intake.canonical = client.dialect == NATIVE
+        self.sender.intake.connected(client.incarnation)
+
+    def _on_command(self, command: Command) -> None:
+        if isinstance(command, RemoteServerUpCommand):
+            self.sender.remote_server_up(command.server)
+
+    def end_process(self, *, silent: bool = False) -> None:
+        if self.outbox is not None:
+            with suppress(OSError):  # it was stopped in order
+                os.close(self.outbox._lock)
+            self.outbox = None
+        super().end_process(silent=silent)
+
+    def stop(self) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.client.stopService()
+        await self.sender.stop()
+        outbox, self.outbox = self.outbox, None
+        await outbox.close()
+
+    def state(self) -> str:
+        if not self.up:
+            return "down"
+        if self.process.frozen:
+            return "frozen"
+        if self.disk.mood != "ok":
+            return f"disk {self.disk.mood}"
+        if self.sender._running:
+            return "sending"
+        return "with EDUs that wait" if self.sender.pending() else "with nothing to do"
+
+    def retry_everything(self) -> None:
+        """Try everything now, also what was refused."""
+        for name in self.world.remotes.names:
+            if Shard(self.name, SENDERS).owns(name):
+                _ = self.sender.resume(name).addErrback(lambda _: None)
+                retried = Deferred.fromCoroutine(self.sender.retry(name, quarantined=True))
+                _ = retried.addErrback(lambda _: None)
