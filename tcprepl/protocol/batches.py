@@ -166,6 +166,11 @@ class BatchAssembler:
         """
         if self._held_rows or not (self.dialect.announced and self.dialect.rdata_instance):
             return False
+        if (
+            sum(_prefix(lines[at]) == _prefix(lines[at + 1]) for at in _samples(start, len(lines)))
+            > 1
+        ):
+            return False  # most neighbours are of one pair: they are read faster as runs
         parts = [line.split(b" ", 4) for line in (lines[start:] if start else lines)]
         try:
             words, streams, instances, digits, rows = zip(*parts, strict=True)
@@ -183,11 +188,7 @@ class BatchAssembler:
             return False
         if None in pairs:
             return False
-        known = cast("list[Pair]", pairs)
-        if known.count(known[0]) == len(known):
-            events.append(RunReceived(*known[0], tokens, list(rows)))
-        else:
-            events.append(MixedReceived(known, tokens, rows))
+        events.append(MixedReceived(cast("list[Pair]", pairs), tokens, rows))
         return True
 
     def _read_run(
@@ -347,3 +348,13 @@ def _run(pair: _Pair, tokens: list[Token], rows: list[bytes]) -> RowsReceived | 
     if len(tokens) == 1:
         return RowsReceived(pair.stream, pair.instance, tokens[0], rows)
     return RunReceived(pair.stream, pair.instance, tokens, rows)
+
+
+def _samples(start: int, end: int) -> tuple[int, int, int]:
+    """Return some of the places of lines that have one after them."""
+    return start, (start + end - 1) // 2, end - 2
+
+
+def _prefix(line: bytes) -> list[bytes]:
+    """Return the words before the token."""
+    return line.split(b" ", 3)[:3]

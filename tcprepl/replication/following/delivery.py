@@ -8,8 +8,8 @@ cannot bring. Calling a handler until it succeeds is `retry.Caller`'s, the posit
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
@@ -288,10 +288,10 @@ class Delivery:
             rests = iter(list(in_batches(events)))
         else:
             rests = iter(events)
-            if self._progress.atomic or pulled:
-                rests = unmixed(rests)
             if pulled:
                 rests = self._in_hands(rests)
+            elif self._progress.atomic or self._puller is not None:
+                rests = unmixed(rests)
         work_run: Callable[[RunReceived], tuple[Deferred[None] | None, object]]
         work_run = self._join if self._join_batches else self._runs.run
         if self._on_run is not None:
@@ -349,15 +349,21 @@ class Delivery:
             if type(event) is Hand:
                 hand += event
                 continue
-            if type(event) is not RunReceived and type(event) is not RowsReceived:
+            counts: Mapping[StreamName, int]
+            if isinstance(event, MixedReceived):
+                counts = Counter([stream for stream, _ in event.pairs])
+            elif isinstance(event, RunReceived | RowsReceived):
+                counts = {event.stream: len(event.rows)}
+            else:
                 if hand:
                     yield hand
                     hand = Hand()
                 yield event
                 continue
-            stream = event.stream
-            if stream in codecs or self._codec(stream) is not None:
-                received[stream] = received.get(stream, 0) + len(event.rows)
+            wanted = [s for s in counts if s in codecs or self._codec(s) is not None]
+            for stream in wanted:
+                received[stream] = received.get(stream, 0) + counts[stream]
+            if wanted:
                 hand.append(event)
         if hand:
             yield hand
@@ -365,9 +371,7 @@ class Delivery:
     def _pull(self, hand: Hand) -> Deferred[None] | None:
         """Let what is in *hand* be taken."""
         assert self._puller is not None
-        return self._caller.call(
-            self._puller.take, (hand,), (hand[0].stream, hand[0].instance), None
-        )
+        return self._caller.call(self._puller.take, (hand,), hand.pair, None)
 
     def _one_batch(self, batch: RowsReceived) -> Deferred[None] | None:
         stream, instance, token, rows = batch

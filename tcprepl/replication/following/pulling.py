@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from types import EllipsisType
 from typing import Final, NamedTuple
 
@@ -17,7 +18,7 @@ from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
-from tcprepl.protocol.events import RowsReceived, RunReceived
+from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
@@ -52,12 +53,20 @@ class Judged(NamedTuple):
     reached: Token | None
 
 
-class Hand(deque[RunReceived | RowsReceived | Judged]):
+class Hand(deque[RunReceived | MixedReceived | RowsReceived | Judged]):
     """What is handed over at once; what was taken of it is gone from it."""
+
+    @property
+    def pair(self) -> Pair:
+        """The pair that it begins with."""
+        event = self[0]
+        if isinstance(event, MixedReceived):
+            return event.pairs[0]
+        return event.stream, event.instance
 
     def __repr__(self) -> str:
         """Return where it begins; rows are not for logs."""
-        return "".join(f"<from {event.stream} {event.instance} on>" for event in [*self][:1])
+        return f"<from {' '.join(self.pair)} on>" if self else ""
 
 
 class Puller:
@@ -78,9 +87,10 @@ class Puller:
         self._codecs: Mapping[StreamName, RowCodec]
         self._hand = Hand()
         #: What is left of the first event of the hand, once it has begun.
-        self._left: Iterator[tuple[Token, list[bytes]]] | None = None
-        #: A batch is with the caller; the position that it brings.
+        self._left: Iterator[tuple[Pair, Token, list[bytes]]] | None = None
+        #: A batch is with the caller; its pair, and the position that it brings.
         self._with_caller = False
+        self._pair: Pair = ("", "")
         self._reached: Token | None = None
         #: Positions that count and have not been noted.
         self._counted: dict[Pair, Token] = {}
@@ -128,21 +138,22 @@ class Puller:
         known_of, one_by_one = self._progress.known, self._progress.atomic
         while hand:
             event = hand[0]
-            pair = stream, instance = event.stream, event.instance
-            codec = self._codecs[stream]
-            quick = codec.quick_decode
-            known = counted.get(pair) or known_of.get(pair, -1)
             brought: Token | EllipsisType | None = ...  # its token
             if isinstance(event, Judged):
-                known, brought = -1, event.reached
+                brought = event.reached
             if self._left is None:
-                if not isinstance(event, RunReceived):
-                    self._left = iter(((event.token, event.rows),))
-                elif len(event.tokens) == 1:
-                    self._left = iter(((event.tokens[0], event.rows),))
-                else:
-                    self._left = zip(event.tokens, ([row] for row in event.rows))  # noqa: B905
-            for token, raw in self._left:
+                self._left = _rows_of(event)
+            before: Pair | None = None
+            for pair, token, raw in self._left:
+                if pair is not before:
+                    found = self._codecs.get(pair[0])
+                    if found is None:
+                        continue  # it is among those of others, and nobody asked for it
+                    self._pair = before = pair
+                    stream, instance = pair
+                    codec = found
+                    quick = codec.quick_decode
+                    known = counted.get(pair) or known_of.get(pair, -1) if brought is ... else -1
                 if token <= known:
                     metrics.DROPPED.labels("row", "already_known").inc(len(raw))
                     continue
@@ -195,8 +206,7 @@ class Puller:
 
     def _save(self) -> None:
         self._note()
-        event = self._hand[0]
-        self._progress.advance((event.stream, event.instance), self._reached)
+        self._progress.advance(self._pair, self._reached)
 
     def _note(self) -> None:
         """Note what counts, where that is not saved for each batch."""
@@ -231,3 +241,15 @@ class Puller:
         self._left = None
         self._error = Stopped()
         self.settle()
+
+
+def _rows_of(
+    event: RunReceived | MixedReceived | RowsReceived | Judged,
+) -> Iterator[tuple[Pair, Token, list[bytes]]]:
+    """Yield the batches of *event*."""
+    if isinstance(event, MixedReceived):
+        return zip(event.pairs, event.tokens, ([row] for row in event.rows), strict=True)
+    pair = (event.stream, event.instance)
+    if isinstance(event, RunReceived):
+        return zip(repeat(pair), event.tokens, ([row] for row in event.rows), strict=False)
+    return iter(((pair, event.token, event.rows),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from typing import Any
 
@@ -12,7 +13,7 @@ from twisted.internet.task import Clock, deferLater
 
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import RowsReceived, RunReceived
+from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.pulling import Hand, Judged, Puller
 from tcprepl.streams.position_store import MemoryPositionStore, SqlitePositionStore
@@ -58,7 +59,7 @@ class Stage:
             self.puller,
             self.store,
             Registry([StreamDef("alpha", Numbered)]),
-            streams=None,
+            streams=options.pop("streams", None),
             since="start",
             **everything | options,
         )
@@ -160,6 +161,8 @@ def test_hands_are_kept_while_one_is_taken() -> None:
         stage.puller.settle()
     assert found == [1, 2, 3, 4]
     assert repr(Hand()) == ""
+    mixed = MixedReceived([PAIR, ("beta", "master")], [5, 5], [b"secret", b"secret"])
+    assert repr(Hand([mixed])) == "<from alpha master on>"
     assert repr(Hand([Judged("alpha", "master", 5, [b"secret"], None)])) == (
         "<from alpha master on>"
     )
@@ -172,6 +175,34 @@ def test_a_loop_that_was_left_is_taken_up_behind_its_batch() -> None:
     assert next(stage.puller.batches()).token == 2
     assert stage.known == 1
     assert stage.tokens() == [3]
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_rows_of_several_pairs_come_in_their_order(join: bool) -> None:
+    """Those of streams that nobody asked for are not among them."""
+    stage = Stage(join_batches=join, streams=["alpha"])
+    pairs = [PAIR, ("beta", "master"), ("alpha", "other"), PAIR, PAIR]
+    mixed = MixedReceived(pairs, [1, 1, 7, 2, 2], [b"[1]", b"[2]", b"[3]", b"[4]", b"[5]"])
+    stage.delivery.take([mixed, MixedReceived(pairs[1:2], [3], [b"[3]"])])
+    seen = []
+    while stage.puller.holds:
+        seen += [
+            (batch.instance, batch.token, [row.number for row in batch.rows])
+            for batch in stage.puller.batches()
+        ]
+        stage.puller.settle()
+    assert seen == [("master", 1, [1]), ("other", 7, [3]), ("master", 2, [4])]
+    assert stage.delivery.known == {PAIR: 2, ("alpha", "other"): 7}
+    assert stage.delivery.received_rows == {"alpha": 3 if join else 4}
+
+
+def test_a_loop_that_was_left_goes_on_with_the_pair_of_its_row() -> None:
+    stage = Stage()
+    stage.delivery.take([MixedReceived([PAIR, ("alpha", "other")], [1, 7], [b"[1]", b"[3]"])])
+    assert [batch.token for batch in itertools.islice(stage.puller.batches(), 1)] == [1]
+    assert [(batch.instance, batch.token) for batch in stage.puller.batches()] == [("other", 7)]
+    stage.puller.settle()
+    assert stage.delivery.known == {PAIR: 1, ("alpha", "other"): 7}
 
 
 def test_joined_batches() -> None:
