@@ -100,8 +100,8 @@ class Homeserver:
         """Start the sender; it need not have connected when this returns."""
         self.sender = self.spawn_sender(name, data or self.sender_data)
 
-    def spawn_sender(self, name: str, data: Path) -> Child:
-        """Start a sender, and wait until it runs."""
+    def spawn_sender(self, name: str, data: Path | str, *options: str, log: str = "") -> Child:
+        """Start a sender, and wait until it runs; or until it waits, as a standby."""
         command: list[str | Path] = [sys.executable, "-m", "tcprepl", "federation-sender"]
         command += ["--from", f"127.0.0.1:{self.replication_port}", "--data", data]
         command += ["--name", name, "--signing-key", self.data / "signing.key"]
@@ -111,7 +111,10 @@ class Homeserver:
             command += ["--resolve", f"{placed}={where}"]
         if self.senders:
             command += ["--senders", ",".join(self.senders)]
-        child = Child([*command, *self.extra_options], self.directory / f"{name}.log")
+        command += [*self.extra_options, *options]
+        child = Child(command, self.directory / f"{log or name}.log")
+        if "--standby" in options:
+            return child
         said = child.output().count("tcprepl sends")
         child.wait_ready("it runs", lambda: child.output().count("tcprepl sends") > said or None)
         return child

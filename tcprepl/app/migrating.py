@@ -7,6 +7,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tcprepl.errors import ConfigError
+from tcprepl.federation.sending.migration import OUTBOX
+from tcprepl.federation.sending.outbox_postgres import schema_of
 from tcprepl.ids import InstanceName
 from tcprepl.storage.migrating_postgres import PostgresSource, PostgresTarget
 from tcprepl.storage.migrating_sqlite import SqliteSource, SqliteTarget
@@ -20,20 +22,24 @@ def migrate_data(
     target: Path | str,
     name: InstanceName,
     tell: Callable[[Step], object],
+    *,
+    sender: bool = False,
 ) -> Migrated:
-    """Copy the log of *source* to *target*: a directory and the URL of a database, or vice versa.
+    """Copy a log, or an outbox, to *target*: from a directory to the URL of a database, or back.
 
     Args:
         source: Where it is; it stays as it is.
         target: Where it is to be.
-        name: Under which name a database has what came out of a directory.
+        name: The instance that will write, in a database, what came out of a directory; or the
+            name of the sender.
         tell: Called now and then with how far it is.
+        sender: Whether it is the outbox of a federation sender, and not a log.
 
     Raises:
-        ConfigError: *source* and *target* are of the same sort.
+        ConfigError: *source* and *target* are of the same sort, or the name cannot be.
         LogError: One of them is in use, in the way, damaged or away.
     """
-    kind, schema = LOG, SCHEMA_NAME
+    kind, schema = (OUTBOX, schema_of(name)) if sender else (LOG, SCHEMA_NAME)
     with ExitStack() as opened:
         if isinstance(source, Path) and isinstance(target, str):
             reading = opened.enter_context(closing(SqliteSource(source, kind)))

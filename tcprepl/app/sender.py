@@ -6,22 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+import structlog
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import ASKING, all_of
 from tcprepl.app.settings import placed_servers, policy_of, trust_of
-from tcprepl.background import run_in_background
+from tcprepl.background import looping_background_process, run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.config import Config
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.intake import FEDERATION
-from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox import Outbox, StoredOutbox
+from tcprepl.federation.sending.outbox_file import OUTBOX_FILE
 from tcprepl.federation.sending.sender import MAX_CONCURRENT_REQUESTS, FederationSender
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.service import SIGNING_KEY_FILE
@@ -37,8 +41,8 @@ from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.storage.sqlite import private_directory
 
-#: The name of the outbox in the data directory.
-OUTBOX_FILE = "outbox.sqlite"
+logger = structlog.get_logger()
+
 #: Where the name of the homeserver is remembered in the data directory.
 NAME_FILE = "server_name"
 
@@ -47,7 +51,7 @@ class FederationWorker:
     """One federation sender.
 
     Attributes:
-        failed: Never fires: a sender goes on whatever others do.
+        failed: Fails once another process has taken the outbox over; nothing else ends a sender.
         config: The settings.
         name: The name of this sender.
         server_name: Who we are; known once started, and so is all below.
@@ -61,7 +65,7 @@ class FederationWorker:
     server_name: ServerName
     client: ReplicationClient
     sender: FederationSender
-    outbox: Outbox
+    outbox: StoredOutbox
     transport: FederationTransport
 
     def __init__(
@@ -72,6 +76,8 @@ class FederationWorker:
         config: Config,
         *,
         name: InstanceName,
+        database: str | None = None,
+        standby: bool = False,
         limits: TransactionLimits | None = None,
         backoff: BackoffPolicy | None = None,
         max_concurrent: int = MAX_CONCURRENT_REQUESTS,
@@ -86,6 +92,8 @@ class FederationWorker:
             data: The data directory.
             config: The settings: who we are, if it says so, and its section federation.
             name: The name of this sender.
+            database: The URL of the database with the outbox; by default it is in *data*.
+            standby: Whether to wait for as long as another process has that.
             limits: What a transaction may hold.
             backoff: How long to wait after failures.
             max_concurrent: Requests under way at once.
@@ -101,6 +109,8 @@ class FederationWorker:
         self._reactor = reactor
         self._endpoint = endpoint
         self._data = data
+        self._url = database
+        self._standby = standby
         self._shard = Shard(name, config.federation.senders)
         self._limits = limits
         self._backoff = backoff
@@ -116,6 +126,7 @@ class FederationWorker:
         Raises:
             ConfigError: The data directory is another homeserver's.
             FederationError: The key or the outbox is not usable.
+            LogError: The database with the outbox is not, or another process has it.
         """
         await self._life.start(self._start)
 
@@ -125,7 +136,8 @@ class FederationWorker:
 
     def facts(self) -> dict[str, object]:
         """Return what the log says of a sender that is ready."""
-        return {"server_name": self.server_name, "name": self.name, "data": str(self._data)}
+        where = str(self._data) if self._url is None else self.outbox.where
+        return {"server_name": self.server_name, "name": self.name, "data": where}
 
     @property
     def directory(self) -> Path | None:
@@ -173,8 +185,11 @@ class FederationWorker:
             overrides=placed,
         )
         self._life.add("transport", self.transport.close)
-        self.outbox = Outbox(self._data / OUTBOX_FILE, self._run)
-        self._life.add("outbox", self.outbox.close)
+        if self._url is None:
+            self.outbox = Outbox(self._data / OUTBOX_FILE, self._run)
+            self._life.add("outbox", self.outbox.close)
+        else:
+            await self._open_shared(self._url)
         self.sender = FederationSender(
             self._reactor,
             self.outbox,
@@ -210,6 +225,52 @@ class FederationWorker:
         self.client.startService()
         handles = control.Handles(self.sender, self.transport.discovery.forget)
         self._life.add("control", control.ControlSocket(self._reactor, self._data, handles).close)
+
+    async def _open_shared(self, url: str) -> None:
+        """Open the outbox in a database, and keep it.
+
+        Raises:
+            ConfigError: What PostgreSQL needs is not installed, or the name cannot be.
+            LogError: The database cannot be used, or another process has the outbox.
+            CancelledError: Whoever waits has cancelled it.
+        """
+        try:
+            from tcprepl.federation.sending.outbox_postgres import PostgresOutbox, outbox_database
+        except ImportError as error:
+            raise ConfigError(
+                f"the outbox is to be in PostgreSQL, and {error.name or error} is not there: "
+                "pip install 'tcprepl[postgresql]'"
+            ) from None
+        database = outbox_database(url, self.name, self.config.lease)
+
+        def opened() -> PostgresOutbox:
+            database.take(standby=self._standby)
+            return PostgresOutbox(database, url, self._run)
+
+        try:
+            outbox = await self._run(opened)
+        except CancelledError:
+            database.stop()
+            raise
+        self.outbox = outbox
+        self._life.add("outbox", outbox.close)
+        _ = outbox.failed.addErrback(self._taken_over)
+        # what was committed is kept for as long as the lease, and so is the name
+        keeping = looping_background_process(
+            self._reactor, "outbox_lease", database.lease_s / 4, self._keep
+        )
+        self._life.add("lease", keeping.stop)
+
+    async def _keep(self) -> None:
+        try:
+            await self.outbox.flush()
+        except OutboxUnavailable as error:
+            logger.debug("federation.lease_not_kept", reason=str(error))
+
+    def _taken_over(self, failure: Failure) -> None:
+        logger.error("federation.taken_over", reason=str(failure.value))
+        if not self.failed.called:
+            self.failed.errback(failure)
 
     def _run(self, work: Any) -> Deferred[Any]:
         """Do the outbox's work in its thread."""

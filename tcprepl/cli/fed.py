@@ -10,14 +10,15 @@ from typing import Any
 
 import click
 
-from tcprepl.app.sender import NAME_FILE, OUTBOX_FILE
+from tcprepl.app.sender import NAME_FILE
 from tcprepl.cli import Group
 from tcprepl.cli.federation_sender import DEFAULT_DATA
 from tcprepl.clocks import steady_seconds
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
+from tcprepl.federation.sending.outbox_file import OUTBOX_FILE
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.failures import NotReached
@@ -234,7 +235,10 @@ def ask(data: Path, operation: str, destination: str | None = None) -> Any:
         pass
     path = data / OUTBOX_FILE
     if not path.exists():
-        raise ConfigError(f"--data {data}: no federation sender has run there")
+        raise ConfigError(
+            f"--data {data}: no federation sender has run there, or one that does not run now has "
+            "its outbox in a database"
+        )
     named = data / NAME_FILE
     outbox = Outbox(path, run_inline)
     try:

@@ -10,7 +10,7 @@ from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.sender import FederationWorker
 from tcprepl.app.settings import trust_of
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import SECONDS, from_option
+from tcprepl.cli.arguments import DATA, SECONDS, from_option
 from tcprepl.cli.running import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import loader
@@ -54,8 +54,19 @@ def placed_servers(
 )
 @click.option(
     "--data",
+    type=DATA,
+    help=f"The directory for the outbox, or postgresql://...  [default: {DEFAULT_DATA}]",
+)
+@click.option(
+    "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"The directory for the outbox.  [default: {DEFAULT_DATA}]",
+    help="The directory for all else where the outbox is in a database: signing key, control "
+    f"socket.  [default: {DEFAULT_DATA}]",
+)
+@click.option(
+    "--standby",
+    is_flag=True,
+    help="Wait until no sender of this name has the outbox in the database, and take over then.",
 )
 @click.option("--name", default="fed1", show_default=True, help="The name of this sender.")
 @click.option("--senders", help="All senders, A,B,C: the same list for each of them.")
@@ -123,7 +134,9 @@ def placed_servers(
 def command(
     source: Address,
     config_file: Path | None,
-    data: Path | None,
+    data: Path | str | None,
+    directory: Path | None,
+    standby: bool,
     name: str,
     senders: str | None,
     server_name: str | None,
@@ -143,14 +156,18 @@ def command(
     """Send the EDUs of a server to the servers they are for.
 
     What is read is kept in an outbox on disk until the other server has accepted it, so
-    nothing is lost when this process, the writer or the other server goes away. The signing
-    key has to be the one that the homeserver publishes.
+    nothing is lost when this process, the writer or the other server goes away. In a database
+    another machine can go on with it. The signing key has to be the one that the homeserver
+    publishes.
 
     \b
     Example:
       $ tcprepl federation-sender --from 127.0.0.1:9092 --signing-key tcprepl-data/signing.key
       tcprepl sends the EDUs of "example.com" as fed1.
     """
+    database = data if isinstance(data, str) else None
+    if database is None and (standby or directory is not None):
+        raise click.UsageError("--standby and --directory go with --data postgresql://...")
     overrides = {
         "server_name": server_name,
         "federation.senders": senders and [w for w in map(str.strip, senders.split(",")) if w],
@@ -174,9 +191,11 @@ def command(
         return FederationWorker(
             reactor,
             client_endpoint(reactor, source),
-            data or Path(DEFAULT_DATA),
+            data if isinstance(data, Path) else directory or Path(DEFAULT_DATA),
             loaded.config,
             name=name,
+            database=database,
+            standby=standby,
             limits=TransactionLimits(edus=max_edus, max_bytes=max_bytes),
             backoff=backoff_policy(retry_first, retry_cap),
             max_concurrent=concurrency,

@@ -16,6 +16,15 @@ from tcprepl.web.elements import duration
 if TYPE_CHECKING:
     from tcprepl.storage.migration import Step
 
+#: What was copied.
+_LOG_IN_WORDS = (
+    "{blocks:,} rows of {pairs:,} streams and instances, {incarnations:,} incarnations, "
+    "{producers:,} producers, {transactions:,} transaction ids"
+)
+_OUTBOX_IN_WORDS = (
+    "{edus:,} EDUs, {transactions:,} transactions in flight, {put_off:,} put off, "
+    "{journal:,} entries of the journal"
+)
 #: How often a person is told how far it is.
 PROGRESS_S = 0.5
 
@@ -29,12 +38,17 @@ PROGRESS_S = 0.5
     show_default=True,
     help="The instance of the server that will write what is in TO, a database.",
 )
-def command(source: Path | str, target: Path | str, instance: str) -> None:
-    """Copy the log of a data directory into a PostgreSQL database, or back.
+@click.option(
+    "--sender",
+    metavar="NAME",
+    help="Copy the outbox of the federation sender of this name, and not a log.",
+)
+def command(source: Path | str, target: Path | str, instance: str, sender: str | None) -> None:
+    """Copy the log of a data directory, or an outbox, into a PostgreSQL database, or back.
 
     Rows, tokens, incarnations, gaps, producers and transaction ids stay what they are, so
     readers and writers go on as after a restart. Stop the servers first. FROM stays as it is; TO
-    must not have a log, and is not served before all of it was read again and compared. What
+    must not have one, and is not served before all of it was read again and compared. What
     is broken off, even by kill -9, goes on when it is called again.
 
     \b
@@ -50,17 +64,19 @@ def command(source: Path | str, target: Path | str, instance: str) -> None:
         ) from None
     progress = Progress() if sys.stderr.isatty() else None
     try:
-        done = migrate_data(source, target, instance, progress or (lambda _: None))
+        done = migrate_data(
+            source,
+            target,
+            instance if sender is None else sender,
+            progress or (lambda _: None),
+            sender=sender is not None,
+        )
     finally:
         if progress is not None:
             progress.clear()
     shown = [str(side) if isinstance(side, Path) else displayed(side) for side in (source, target)]
-    counts = done.counts
-    click.echo(
-        f"{shown[1]}: {counts['blocks']:,} rows of {counts['pairs']:,} streams and instances, "
-        f"{counts['incarnations']:,} incarnations, {counts['producers']:,} producers, "
-        f"{counts['transactions']:,} transaction ids, compared with {shown[0]}"
-    )
+    words = _LOG_IN_WORDS if sender is None else _OUTBOX_IN_WORDS
+    click.echo(f"{shown[1]}: {words.format(**done.counts)}, compared with {shown[0]}")
     if done.resumed:
         click.echo(f"{done.resumed:,} of them were there from the attempt before")
     click.echo(f"{shown[0]} is as it was: do not serve it any more")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.defer import Deferred
 
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.journal import Journal
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.stored import QUARANTINED, Refusal, StoredTransaction
 from tcprepl.federation.wire.edu import build_edu
 

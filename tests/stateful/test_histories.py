@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from twisted.internet.defer import Deferred
 
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import build_edu, edu_row
 from tcprepl.protocol.commands import FederationAckCommand

@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 
 from tcprepl import metrics
 from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.destination import Destination, Held, Verdict
 from tcprepl.federation.sending.lanes import Entry
-from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable
+from tcprepl.federation.sending.outbox import StoredOutbox
 from tcprepl.federation.sending.stored import (
     QUARANTINED,
     SET_ASIDE,
@@ -67,7 +67,7 @@ class Attempts:
 
     def __init__(
         self,
-        outbox: Outbox,
+        outbox: StoredOutbox,
         transport: TransactionTransport,
         server_name: ServerName,
         *,

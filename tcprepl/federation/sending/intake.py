@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from tcprepl.federation.sending.lanes import EXPIRY_MS, Entry
-from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.outbox import StoredOutbox
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import parse_rows
 from tcprepl.ids import IncarnationId, InstanceName, Pair, ServerName, StreamName, Token
@@ -56,7 +56,7 @@ class EduIntake:
     def __init__(
         self,
         clock: IReactorTime,
-        outbox: Outbox,
+        outbox: StoredOutbox,
         server_name: ServerName,
         shard: Shard,
         deliver: Callable[[list[Entry]], None],

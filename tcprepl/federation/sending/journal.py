@@ -14,13 +14,13 @@ journal is read at the start, settled, and empty again.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import msgpack
 from msgspec import Raw
 
+from tcprepl.federation.sending.commit_queue import Cursor
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.stored import (
     StoredTransaction,
@@ -104,7 +104,7 @@ class Journal:
     After a commit that failed it has to be made anew: what it holds is what is on disk.
     """
 
-    def __init__(self, cursor: sqlite3.Cursor) -> None:
+    def __init__(self, cursor: Cursor) -> None:
         """Read what the journal and the tables hold."""
         self._fresh: dict[ServerName, _Fresh] = {}
         #: Destinations of which the tables hold something, or may.
@@ -167,7 +167,7 @@ class Journal:
 
     # -- what goes out -------------------------------------------------------------------------
 
-    def settle(self, cursor: sqlite3.Cursor, destination: ServerName | None = None) -> None:
+    def settle(self, cursor: Cursor, destination: ServerName | None = None) -> None:
         """Give what is here of *destination*, or of all, its rows in the tables."""
         for name in list(self._fresh) if destination is None else (destination,):
             fresh = self._fresh.pop(name, None)
@@ -180,12 +180,12 @@ class Journal:
             self._stored.add(name)
             self._records.append((_SETTLED, name))
 
-    def left(self, cursor: sqlite3.Cursor, destination: ServerName) -> None:
+    def left(self, cursor: Cursor, destination: ServerName) -> None:
         """Note that something of *destination* has left the tables: perhaps it was the last."""
         if not is_stored(cursor, destination):
             self._stored.discard(destination)
 
-    def write(self, cursor: sqlite3.Cursor) -> None:
+    def write(self, cursor: Cursor) -> None:
         """Write what has happened here since the last commit, as the last part of this one."""
         if not self._records:
             return

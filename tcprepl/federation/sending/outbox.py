@@ -10,7 +10,6 @@ are in a transaction in flight are never replaced: the transaction is sent again
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import msgpack
 from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.commit_queue import CommitQueue, Cursor
 from tcprepl.federation.sending.journal import Journal
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox_file import OutboxFile
@@ -48,23 +48,30 @@ from tcprepl.streams.lineage import Lineage
 T = TypeVar("T")
 
 
-class Outbox(OutboxFile):
-    """The EDUs of one sender on disk.
+class StoredOutbox(CommitQueue):
+    """The EDUs of one sender in a database.
 
-    Every method but `open` and the ones that say otherwise answers by a Deferred, which fires
-    in the order of the calls, after the commit. Failures of the disk are `OutboxUnavailable`.
+    Every method but the ones that say otherwise answers by a Deferred, which fires in the order of
+    the calls, after the commit. Failures of the database are `OutboxUnavailable`.
     """
 
-    def _recall(self, cursor: sqlite3.Cursor) -> None:
+    def _recall(self, cursor: Cursor) -> None:
         self._journal = Journal(cursor)
 
-    def _conclude(self, cursor: sqlite3.Cursor) -> None:
+    def _conclude(self, cursor: Cursor) -> None:
         self._journal.write(cursor)
 
-    def _prepare(self, cursor: sqlite3.Cursor) -> None:
+    def _prepare(self, cursor: Cursor) -> None:
         self._journal.settle(cursor)
         free_orphans(cursor)
         self._last_id: int = cursor.execute("SELECT max(id) FROM edus").fetchone()[0] or 0
+        #: Up to where rows are on disk.
+        self._positions: dict[Pair, Token] = {
+            (stream, instance): token
+            for stream, instance, token in cursor.execute(
+                "SELECT stream, instance, token FROM positions"
+            )
+        }
         #: Whether an EDU may be aside, so that a newer one of its key has to take its place.
         self._any_aside = bool(
             cursor.execute(
@@ -72,12 +79,10 @@ class Outbox(OutboxFile):
             ).fetchone()[0]
         )
 
-    def _settled(
-        self, destination: ServerName | None, op: Callable[[sqlite3.Cursor], T]
-    ) -> Deferred[T]:
+    def _settled(self, destination: ServerName | None, op: Callable[[Cursor], T]) -> Deferred[T]:
         """Do *op* when everything of *destination*, or of all, is in the tables."""
 
-        def settled(cursor: sqlite3.Cursor) -> T:
+        def settled(cursor: Cursor) -> T:
             self._journal.settle(cursor, destination)
             return op(cursor)
 
@@ -87,45 +92,23 @@ class Outbox(OutboxFile):
 
     def destinations(self) -> dict[ServerName, StoredDestination]:
         """Return every destination with something on disk; synchronous, for the start."""
-        found: dict[ServerName, StoredDestination] = {}
-        execute = self._connection.execute
-        rows: Iterable[Any] = execute("SELECT destination, paused, backoff FROM destinations")
-        for destination, paused, backoff in rows:
-            found[destination] = StoredDestination(
-                paused=bool(paused),
-                backoff=None if backoff is None else Backoff(*msgpack.unpackb(backoff)),
-            )
-        for destination in waiting_destinations(self._connection.cursor()):
-            found.setdefault(destination, StoredDestination()).waiting = True
-        for (destination,) in execute("SELECT destination FROM transactions"):
-            found.setdefault(destination, StoredDestination()).in_flight = True
-        for destination, count in execute(
-            "SELECT destination, count(*) FROM put_off GROUP BY destination"
-        ):
-            found.setdefault(destination, StoredDestination()).put_off = count
-        for destination, count in execute(
-            "SELECT destination, count(*) FROM edus WHERE transaction_id = ? GROUP BY destination",
-            (QUARANTINED,),
-        ):
-            found.setdefault(destination, StoredDestination()).quarantined = count
-        return found
+        return self._read(_destinations)
 
     def newest_ms(self) -> int:
         """Return the newest stamp of what waits; 0 if nothing does. Synchronous, for the start."""
-        found = self._connection.execute("SELECT queued_ms FROM edus ORDER BY id DESC LIMIT 1")
-        (newest,) = found.fetchone() or (0,)
-        rows = self._connection.execute("SELECT backoff FROM destinations WHERE backoff NOT NULL")
-        failed = (Backoff(*msgpack.unpackb(packed)).last_ms for (packed,) in rows)
-        return max(int(newest), *failed, 0)
+        return self._read(_newest_ms)
 
     def positions(self) -> dict[Pair, Token]:
-        """Return the positions up to which rows are on disk; synchronous, for the start."""
-        rows = self._connection.execute("SELECT stream, instance, token FROM positions")
-        return {(stream, instance): token for stream, instance, token in rows}
+        """Return the positions up to which rows are on disk; synchronous."""
+        return dict(self._positions)
 
     def lineages(self) -> dict[Pair, Lineage]:
         """Return in which incarnations the rows were got; synchronous, for the start."""
-        rows = self._connection.execute("SELECT stream, instance, lineage FROM lineages")
+        rows = self._read(
+            lambda cursor: cursor.execute(
+                "SELECT stream, instance, lineage FROM lineages"
+            ).fetchall()
+        )
         return {(stream, instance): Lineage(kept) for stream, instance, kept in rows}
 
     def take_ids(self, count: int) -> range:
@@ -152,7 +135,7 @@ class Outbox(OutboxFile):
             lineages: What `Lineage.stored` returned where it has changed.
         """
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             if settled := self._journal.add(entries, queued_ms):
                 insert(cursor, ((entry, queued_ms) for entry in settled))
                 if self._any_aside:
@@ -167,12 +150,18 @@ class Outbox(OutboxFile):
                     )
             for (stream, instance), token in positions.items():
                 cursor.execute(
-                    "INSERT OR REPLACE INTO positions VALUES (?,?,?)", (stream, instance, token)
+                    "INSERT INTO positions VALUES (?,?,?)"
+                    " ON CONFLICT (stream, instance) DO UPDATE SET token=excluded.token",
+                    (stream, instance, token),
                 )
             for pair, lineage in lineages.items():
-                cursor.execute("INSERT OR REPLACE INTO lineages VALUES (?,?,?)", (*pair, lineage))
+                cursor.execute(
+                    "INSERT INTO lineages VALUES (?,?,?)"
+                    " ON CONFLICT (stream, instance) DO UPDATE SET lineage=excluded.lineage",
+                    (*pair, lineage),
+                )
 
-        return self.submit(op)
+        return self.submit(op).addCallback(lambda _: self._positions.update(positions))
 
     def load(
         self, destination: ServerName, after: int, limit: int, *, any_put_off: bool = False
@@ -188,18 +177,20 @@ class Outbox(OutboxFile):
         """
         sql = (
             "SELECT id, expires_ms, edu FROM edus"
-            " WHERE destination=?1 AND transaction_id IS NULL AND id>?2"
+            " WHERE destination=? AND transaction_id IS NULL AND id>?"
         )
+        values: tuple[Any, ...] = (destination, after)
         if any_put_off:
             sql += (
                 " AND (supersedes IS NULL OR supersedes NOT IN"
                 " (SELECT older.supersedes FROM put_off JOIN edus AS older"
                 " USING (destination, transaction_id)"
-                " WHERE put_off.destination=?1 AND older.supersedes IS NOT NULL))"
+                " WHERE put_off.destination=? AND older.supersedes IS NOT NULL))"
             )
+            values = (*values, destination)
 
-        def op(cursor: sqlite3.Cursor) -> list[Entry]:
-            rows = cursor.execute(f"{sql} ORDER BY id LIMIT ?3", (destination, after, limit))
+        def op(cursor: Cursor) -> list[Entry]:
+            rows = cursor.execute(f"{sql} ORDER BY id LIMIT ?", (*values, limit))
             return [unpack_entry(row[0], destination, row[1], row[2]) for row in rows]
 
         return self._settled(destination, op)
@@ -208,7 +199,7 @@ class Outbox(OutboxFile):
         """Forget EDUs for *destination* that are not worth sending any more."""
         gone = [(edu_id,) for edu_id in ids]
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             cursor.executemany("DELETE FROM edus WHERE id=? AND transaction_id IS NULL", gone)
 
         return self._settled(destination, op)
@@ -219,7 +210,7 @@ class Outbox(OutboxFile):
         Those in quarantine go too, and are not counted.
         """
 
-        def op(cursor: sqlite3.Cursor) -> int:
+        def op(cursor: Cursor) -> int:
             if self._any_aside:
                 cursor.execute(
                     "DELETE FROM edus WHERE expires_ms > 0 AND expires_ms <= ?"
@@ -244,7 +235,7 @@ class Outbox(OutboxFile):
         disk: after a crash nobody would know that its EDUs had left under its id.
         """
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             if self._journal.begin(destination, transaction):
                 return
             self._journal.settle(cursor, destination)
@@ -272,7 +263,7 @@ class Outbox(OutboxFile):
     def load_transaction(self, destination: ServerName) -> Deferred[StoredTransaction | None]:
         """Return the transaction to *destination* that was begun and not ended, if any."""
 
-        def op(cursor: sqlite3.Cursor) -> StoredTransaction | None:
+        def op(cursor: Cursor) -> StoredTransaction | None:
             row = cursor.execute(
                 "SELECT transaction_id, origin_server_ts, ids FROM transactions"
                 " WHERE destination=?",
@@ -299,7 +290,7 @@ class Outbox(OutboxFile):
             ended: Destination and transaction id of each.
         """
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             for destination, transaction_id in ended:
                 if self._journal.finish(destination, transaction_id):
                     continue
@@ -318,7 +309,7 @@ class Outbox(OutboxFile):
         Those that a newer one with the same key has replaced meanwhile are forgotten.
         """
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             free(cursor, destination, transaction_id)
             end_transaction(cursor, destination, transaction_id)
 
@@ -342,7 +333,7 @@ class Outbox(OutboxFile):
         """
         self._any_aside = True
 
-        def op(cursor: sqlite3.Cursor) -> int:
+        def op(cursor: Cursor) -> int:
             forget_replaced(cursor, destination, transaction_id)
             cursor.execute(
                 "UPDATE edus SET transaction_id=?, refused_ms=?, refusal=?"
@@ -358,7 +349,7 @@ class Outbox(OutboxFile):
         """Set aside what waits and was refused alone before; answers how many EDUs that are."""
         self._any_aside = True
 
-        def op(cursor: sqlite3.Cursor) -> int:
+        def op(cursor: Cursor) -> int:
             cursor.execute(
                 "UPDATE edus SET transaction_id=?"
                 " WHERE destination=? AND transaction_id IS NULL AND refused_ms IS NOT NULL",
@@ -375,7 +366,7 @@ class Outbox(OutboxFile):
     def drop_quarantined(self, destination: ServerName) -> Deferred[int]:
         """Forget the EDUs of *destination* that are in quarantine; answers how many."""
 
-        def op(cursor: sqlite3.Cursor) -> int:
+        def op(cursor: Cursor) -> int:
             cursor.execute(
                 "DELETE FROM edus WHERE destination=? AND transaction_id=?",
                 (destination, QUARANTINED),
@@ -390,7 +381,7 @@ class Outbox(OutboxFile):
         Answers how many are put off.
         """
 
-        def op(cursor: sqlite3.Cursor) -> int:
+        def op(cursor: Cursor) -> int:
             cursor.execute(
                 "INSERT INTO put_off SELECT * FROM transactions"
                 " WHERE destination=? AND transaction_id=?",
@@ -408,10 +399,10 @@ class Outbox(OutboxFile):
         how many are still put off.
         """
 
-        def op(cursor: sqlite3.Cursor) -> tuple[bool, int]:
+        def op(cursor: Cursor) -> tuple[bool, int]:
             cursor.execute(
-                "INSERT OR IGNORE INTO transactions SELECT * FROM put_off"
-                " WHERE destination=? ORDER BY origin_server_ts, transaction_id LIMIT 1",
+                "INSERT INTO transactions SELECT * FROM put_off WHERE destination=?"
+                " ORDER BY origin_server_ts, transaction_id LIMIT 1 ON CONFLICT DO NOTHING",
                 (destination,),
             )
             cursor.execute(
@@ -442,7 +433,7 @@ class Outbox(OutboxFile):
             else None
         )
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             cursor.execute(
                 "INSERT INTO destinations (destination, backoff) VALUES (?,?)"
                 " ON CONFLICT (destination) DO UPDATE SET backoff=excluded.backoff",
@@ -455,7 +446,7 @@ class Outbox(OutboxFile):
     def set_paused(self, destination: ServerName, paused: bool) -> Deferred[None]:
         """Store whether *destination* is paused."""
 
-        def op(cursor: sqlite3.Cursor) -> None:
+        def op(cursor: Cursor) -> None:
             cursor.execute(
                 "INSERT INTO destinations (destination, paused) VALUES (?,?)"
                 " ON CONFLICT (destination) DO UPDATE SET paused=excluded.paused",
@@ -468,7 +459,7 @@ class Outbox(OutboxFile):
     def purge(self, destination: ServerName) -> Deferred[int]:
         """Forget every EDU for *destination*; answers how many."""
 
-        def op(cursor: sqlite3.Cursor) -> int:
+        def op(cursor: Cursor) -> int:
             cursor.execute("DELETE FROM edus WHERE destination=?", (destination,))
             gone = cursor.rowcount
             cursor.execute("DELETE FROM transactions WHERE destination=?", (destination,))
@@ -495,8 +486,46 @@ class Outbox(OutboxFile):
         return self._settled(None, by_lane)
 
 
-def _count_put_off(cursor: sqlite3.Cursor, destination: ServerName) -> int:
+class Outbox(StoredOutbox, OutboxFile):
+    """The EDUs of one sender in a file."""
+
+
+def _count_put_off(cursor: Cursor, destination: ServerName) -> int:
     found: int = cursor.execute(
         "SELECT count(*) FROM put_off WHERE destination=?", (destination,)
     ).fetchone()[0]
     return found
+
+
+def _destinations(cursor: Cursor) -> dict[ServerName, StoredDestination]:
+    found: dict[ServerName, StoredDestination] = {}
+    execute = cursor.execute
+    for destination, paused, backoff in execute(
+        "SELECT destination, paused, backoff FROM destinations"
+    ).fetchall():
+        found[destination] = StoredDestination(
+            paused=bool(paused),
+            backoff=None if backoff is None else Backoff(*msgpack.unpackb(backoff)),
+        )
+    for destination in waiting_destinations(cursor):
+        found.setdefault(destination, StoredDestination()).waiting = True
+    for (destination,) in execute("SELECT destination FROM transactions"):
+        found.setdefault(destination, StoredDestination()).in_flight = True
+    for destination, count in execute(
+        "SELECT destination, count(*) FROM put_off GROUP BY destination"
+    ):
+        found.setdefault(destination, StoredDestination()).put_off = count
+    for destination, count in execute(
+        "SELECT destination, count(*) FROM edus WHERE transaction_id = ? GROUP BY destination",
+        (QUARANTINED,),
+    ):
+        found.setdefault(destination, StoredDestination()).quarantined = count
+    return found
+
+
+def _newest_ms(cursor: Cursor) -> int:
+    found = cursor.execute("SELECT queued_ms FROM edus ORDER BY id DESC LIMIT 1")
+    (newest,) = found.fetchone() or (0,)
+    rows = cursor.execute("SELECT backoff FROM destinations WHERE backoff IS NOT NULL").fetchall()
+    failed = (Backoff(*msgpack.unpackb(packed)).last_ms for (packed,) in rows)
+    return max(int(newest), *failed, 0)

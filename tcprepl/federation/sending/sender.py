@@ -30,12 +30,12 @@ from tcprepl.background import (
 from tcprepl.clocks import epoch_s, resumed_ms
 from tcprepl.federation.sending.attempts import Attempts, TransactionTransport
 from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.describe import describe_destination
 from tcprepl.federation.sending.destination import Destination, Held
 from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
-from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable
+from tcprepl.federation.sending.outbox import StoredOutbox
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.sending.stored import QUARANTINED, SET_ASIDE, Waiting
 from tcprepl.federation.sending.turns import Place, Turns
@@ -77,7 +77,7 @@ class FederationSender:
     def __init__(
         self,
         clock: IReactorTime,
-        outbox: Outbox,
+        outbox: StoredOutbox,
         transport: TransactionTransport,
         server_name: ServerName,
         *,

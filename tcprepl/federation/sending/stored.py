@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import msgpack
 from msgspec import Raw
 
 from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.commit_queue import Cursor
 from tcprepl.federation.sending.lanes import Entry, lane_of
 from tcprepl.federation.wire.edu import Edu
 from tcprepl.ids import ServerName
@@ -19,9 +19,13 @@ QUARANTINED = ""
 #: In the place of a transaction id: not sent until the others were tried.
 SET_ASIDE = "?"
 _INSERT = (
-    "INSERT OR REPLACE INTO edus"
+    "INSERT INTO edus"
     " (id, destination, lane, supersedes, queued_ms, expires_ms, transaction_id, edu)"
     " VALUES (?,?,?,?,?,?,?,?)"
+    " ON CONFLICT (destination, supersedes)"
+    " WHERE supersedes IS NOT NULL AND transaction_id IS NULL"
+    " DO UPDATE SET id=excluded.id, lane=excluded.lane, queued_ms=excluded.queued_ms,"
+    " expires_ms=excluded.expires_ms, edu=excluded.edu, refused_ms=NULL, refusal=NULL"
 )
 
 
@@ -97,7 +101,7 @@ def unpack_entry(edu_id: int, destination: ServerName, expires_ms: int, packed: 
 
 
 def insert(
-    cursor: sqlite3.Cursor, edus: Iterable[tuple[Entry, int]], transaction_id: str | None = None
+    cursor: Cursor, edus: Iterable[tuple[Entry, int]], transaction_id: str | None = None
 ) -> None:
     """Store EDUs that wait, or are of a transaction.
 
@@ -126,7 +130,7 @@ def insert(
 
 
 def insert_transaction(
-    cursor: sqlite3.Cursor, destination: ServerName, transaction: StoredTransaction
+    cursor: Cursor, destination: ServerName, transaction: StoredTransaction
 ) -> None:
     """Store that *transaction* began, without its EDUs."""
     cursor.execute(
@@ -140,7 +144,7 @@ def insert_transaction(
     )
 
 
-def waiting_destinations(cursor: sqlite3.Cursor) -> list[ServerName]:
+def waiting_destinations(cursor: Cursor) -> list[ServerName]:
     """Return for whom EDUs wait: one seek for each, however many EDUs there are."""
     found = cursor.execute(
         "WITH RECURSIVE names (name) AS ("
@@ -153,7 +157,7 @@ def waiting_destinations(cursor: sqlite3.Cursor) -> list[ServerName]:
     return [name for (name,) in found]
 
 
-def stored_destinations(cursor: sqlite3.Cursor) -> set[ServerName]:
+def stored_destinations(cursor: Cursor) -> set[ServerName]:
     """Return of whom there are EDUs or transactions."""
     others = cursor.execute(
         "SELECT destination FROM edus WHERE transaction_id IS NOT NULL"
@@ -162,45 +166,50 @@ def stored_destinations(cursor: sqlite3.Cursor) -> set[ServerName]:
     return {name for (name,) in others}.union(waiting_destinations(cursor))
 
 
-def is_stored(cursor: sqlite3.Cursor, destination: ServerName) -> bool:
+def is_stored(cursor: Cursor, destination: ServerName) -> bool:
     """Return whether there are EDUs or transactions of *destination*."""
     found = cursor.execute(
-        "SELECT EXISTS (SELECT 1 FROM edus WHERE destination=?1 AND transaction_id IS NULL)"
-        " OR EXISTS (SELECT 1 FROM edus WHERE destination=?1 AND transaction_id IS NOT NULL)"
-        " OR EXISTS (SELECT 1 FROM transactions WHERE destination=?1)"
-        " OR EXISTS (SELECT 1 FROM put_off WHERE destination=?1)",
-        (destination,),
+        "SELECT EXISTS (SELECT 1 FROM edus WHERE destination=? AND transaction_id IS NULL)"
+        " OR EXISTS (SELECT 1 FROM edus WHERE destination=? AND transaction_id IS NOT NULL)"
+        " OR EXISTS (SELECT 1 FROM transactions WHERE destination=?)"
+        " OR EXISTS (SELECT 1 FROM put_off WHERE destination=?)",
+        (destination,) * 4,
     )
     return bool(found.fetchone()[0])
 
 
-def free(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> int:
+def free(cursor: Cursor, destination: ServerName, transaction_id: str) -> int:
     """Let the EDUs of a transaction wait again, but for those that were replaced meanwhile.
 
     Returns how many wait again.
     """
     forget_replaced(cursor, destination, transaction_id)
     cursor.execute(
-        "UPDATE OR REPLACE edus SET transaction_id=NULL WHERE destination=? AND transaction_id=?",
+        "DELETE FROM edus WHERE destination=? AND transaction_id IS NULL AND supersedes IN"
+        " (SELECT supersedes FROM edus WHERE destination=? AND transaction_id=?)",
+        (destination, destination, transaction_id),
+    )
+    cursor.execute(
+        "UPDATE edus SET transaction_id=NULL WHERE destination=? AND transaction_id=?",
         (destination, transaction_id),
     )
     return cursor.rowcount
 
 
-def forget_replaced(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> None:
+def forget_replaced(cursor: Cursor, destination: ServerName, transaction_id: str) -> None:
     """Forget those EDUs of a transaction of which there is a newer one with the same key.
 
     One that is newer and under way counts, or the older would arrive after it.
     """
     cursor.execute(
-        "DELETE FROM edus WHERE destination=?1 AND transaction_id=?2 AND supersedes IS NOT NULL"
-        " AND EXISTS (SELECT 1 FROM edus AS newer WHERE newer.destination=?1"
+        "DELETE FROM edus WHERE destination=? AND transaction_id=? AND supersedes IS NOT NULL"
+        " AND EXISTS (SELECT 1 FROM edus AS newer WHERE newer.destination=?"
         " AND newer.supersedes=edus.supersedes AND newer.id > edus.id)",
-        (destination, transaction_id),
+        (destination, transaction_id, destination),
     )
 
 
-def free_orphans(cursor: sqlite3.Cursor) -> None:
+def free_orphans(cursor: Cursor) -> None:
     """Let wait again what was sent when the disk refused to note its end, or was set aside."""
     orphans = cursor.execute(
         "SELECT DISTINCT destination, transaction_id FROM edus WHERE transaction_id <> ''"
@@ -212,7 +221,7 @@ def free_orphans(cursor: sqlite3.Cursor) -> None:
         free(cursor, destination, transaction_id)
 
 
-def count_marked(cursor: sqlite3.Cursor, destination: ServerName, mark: str) -> int:
+def count_marked(cursor: Cursor, destination: ServerName, mark: str) -> int:
     """Return how many EDUs of *destination* have *mark*."""
     found: int = cursor.execute(
         "SELECT count(*) FROM edus WHERE destination=? AND transaction_id=?", (destination, mark)
@@ -220,7 +229,7 @@ def count_marked(cursor: sqlite3.Cursor, destination: ServerName, mark: str) -> 
     return found
 
 
-def end_transaction(cursor: sqlite3.Cursor, destination: ServerName, transaction_id: str) -> None:
+def end_transaction(cursor: Cursor, destination: ServerName, transaction_id: str) -> None:
     """Forget that a transaction was begun."""
     cursor.execute(
         "DELETE FROM transactions WHERE destination=? AND transaction_id=?",
@@ -228,9 +237,9 @@ def end_transaction(cursor: sqlite3.Cursor, destination: ServerName, transaction
     )
 
 
-def forget_plain(cursor: sqlite3.Cursor, destination: ServerName) -> None:
+def forget_plain(cursor: Cursor, destination: ServerName) -> None:
     """Forget a destination about which there is nothing to know."""
     cursor.execute(
-        "DELETE FROM destinations WHERE destination=? AND backoff IS NULL AND NOT paused",
+        "DELETE FROM destinations WHERE destination=? AND backoff IS NULL AND paused=0",
         (destination,),
     )

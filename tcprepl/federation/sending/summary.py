@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import msgpack
 
+from tcprepl.federation.sending.commit_queue import Cursor
 from tcprepl.federation.sending.lanes import Lane
 from tcprepl.federation.sending.stored import QUARANTINED, Waiting
 from tcprepl.ids import ServerName
@@ -16,13 +16,14 @@ SHOWN_QUARANTINED = 100
 
 
 def by_destination(
-    cursor: sqlite3.Cursor, destination: ServerName | None
+    cursor: Cursor, destination: ServerName | None
 ) -> dict[ServerName, dict[str, Waiting]]:
     """Return what is there by destination and lane, quarantine as one more lane."""
     found: dict[ServerName, dict[str, Waiting]] = {}
     for name, lane, quarantined, edus, size_bytes, oldest_ms in cursor.execute(
-        "SELECT destination, lane, transaction_id IS '', count(*), sum(length(edu)),"
-        " min(queued_ms) FROM edus WHERE ? IS NULL OR destination = ? GROUP BY 1, 2, 3",
+        "SELECT destination, lane, coalesce(transaction_id = '', 1 = 0), count(*),"
+        " sum(length(edu)), min(queued_ms) FROM edus"
+        " WHERE CAST(? AS TEXT) IS NULL OR destination = ? GROUP BY 1, 2, 3",
         (destination, destination),
     ):
         lanes = found.setdefault(name, {})
@@ -36,7 +37,7 @@ def by_destination(
     return found
 
 
-def in_quarantine(cursor: sqlite3.Cursor, destination: ServerName) -> list[dict[str, Any]]:
+def in_quarantine(cursor: Cursor, destination: ServerName) -> list[dict[str, Any]]:
     """Return what is known of the EDUs in quarantine, the newest, without their contents."""
     return [
         {
@@ -55,7 +56,7 @@ def in_quarantine(cursor: sqlite3.Cursor, destination: ServerName) -> list[dict[
     ]
 
 
-def by_lane(cursor: sqlite3.Cursor) -> dict[str, Waiting]:
+def by_lane(cursor: Cursor) -> dict[str, Waiting]:
     """Return what is there by lane."""
     return {
         Lane(lane).name.lower(): Waiting(edus, size_bytes, oldest_ms)

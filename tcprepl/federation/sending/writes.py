@@ -13,8 +13,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl.background import run_in_background
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.destination import Destination
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable
 
 logger = structlog.get_logger()
 

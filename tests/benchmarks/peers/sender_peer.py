@@ -23,8 +23,8 @@ from twisted.internet.task import deferLater, react
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import TO_DEVICE, Edu

@@ -20,7 +20,7 @@ from tcprepl.app.relay import Relay
 from tcprepl.app.sender import FederationWorker
 from tcprepl.app.server import Server
 from tcprepl.config import build
-from tcprepl.federation.sending.outbox_file import run_inline
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.replication.redis.url import parse_redis_url
 from tcprepl.values import parse_address
 

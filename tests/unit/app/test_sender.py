@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.app import sender as module
 from tcprepl.app.sender import NAME_FILE, FederationWorker, find_server_name
 from tcprepl.config import build
-from tcprepl.errors import ConfigError
-from tcprepl.federation.sending.outbox_file import run_inline
+from tcprepl.errors import ConfigError, LogFenced
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.protocol.commands import FederationAckCommand, PingCommand, RemoteServerUpCommand
+from tcprepl.storage.fenced import FencedDatabase
+from tests import postgres_world
 
 
 class Client:
@@ -149,3 +152,97 @@ def test_what_is_reloaded_holds(worker: FederationWorker) -> None:
     assert target.port == 5
     with pytest.raises(ConfigError, match=r"federation.ca"):
         worker.reload(build({"federation": {"ca": "/absent"}}, "test").config)
+
+
+# --- with the outbox in a database --------------------------------------------------------------
+
+
+class Shared:
+    """Workers on one database, each with a reactor in memory."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FederationWorker, "_run", lambda self, work: run_inline(work))
+        self.directory = directory
+        self.url = postgres_world.fresh_url()
+        self.made: list[FederationWorker] = []
+
+    def worker(self, **options: Any) -> FederationWorker:
+        """Return one that has not started."""
+        reactor: Any = MemoryReactorClock()
+        made = FederationWorker(
+            reactor,
+            TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
+            self.directory / f"{len(self.made)}",
+            build({"server_name": "x.example", "lease": 8}, "t").config,
+            name="fed1",
+            database=self.url,
+            **options,
+        )
+        self.made.append(made)
+        return made
+
+    def lapse(self) -> None:
+        """Let every lease be over."""
+        postgres_world.lapse(self.url, "tcprepl_sender_fed1")
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
+    it = Shared(tmp_path, monkeypatch)
+    yield it
+    for made in it.made:
+        stopping = Deferred.fromCoroutine(made.stop())
+        reactor: Any = made._reactor
+        reactor.pump([1.0] * 20)
+        assert stopping.called
+
+
+@pytest.mark.postgresql
+def test_who_has_the_outbox_keeps_it_until_another_takes_it(shared: Shared) -> None:
+    first = shared.worker()
+    assert result(first.start()) is None
+    assert first.facts()["data"] == first.outbox.where
+    reactor: Any = first._reactor
+    failed: list[Any] = []
+    first.failed.addErrback(failed.append)
+    shared.lapse()
+    reactor.advance(2)
+    assert failed == []
+    held = "SELECT held_until > clock_timestamp() FROM writers"
+    assert postgres_world.sql(shared.url, "tcprepl_sender_fed1", held) == [(True,)]
+    shared.lapse()
+    second = shared.worker(standby=True)
+    assert result(second.start()) is None
+    for _ in range(2):
+        reactor.advance(2)
+    assert [failure.type for failure in failed] == [LogFenced]
+    assert second.outbox.positions() == {}
+
+
+@pytest.mark.postgresql
+def test_who_is_stopped_while_it_waits_stops_waiting(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[object] = []
+    monkeypatch.setattr(FederationWorker, "_run", lambda self, work: Deferred())
+    monkeypatch.setattr(FencedDatabase, "stop", lambda self: stopped.append(self.where))
+    waiting = shared.worker(standby=True)
+    starting = Deferred.fromCoroutine(waiting.start())
+    starting.addErrback(lambda failure: failure.trap(CancelledError))
+    starting.cancel()
+    assert len(stopped) == 1
+
+
+def test_a_database_needs_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tcprepl.federation.sending.outbox_postgres", None)
+    reactor: Any = MemoryReactorClock()
+    made = FederationWorker(
+        reactor,
+        TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
+        tmp_path,
+        build({"server_name": "x.example"}, "t").config,
+        name="fed1",
+        database="postgresql://127.0.0.1:1/x",
+    )
+    with pytest.raises(ConfigError, match=r"pip install 'tcprepl\[postgresql\]'"):
+        result(made.start())

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tcprepl.app.sender import OUTBOX_FILE
 from tcprepl.cli import run
 from tcprepl.cli.fed import age, ask
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
+from tcprepl.federation.sending.outbox_file import OUTBOX_FILE
 from tcprepl.federation.wire.edu import build_edu
 
 NAME = "y.example"

@@ -45,6 +45,8 @@ def test_the_waits_can_be_shortened() -> None:
         (["--allow-range", "nonsense"], "nonsense"),
         (["--resolve", "nonsense"], "NAME=HOST:PORT"),
         (["--max-bytes", "10"], "max-bytes"),
+        (["--standby"], "--standby and --directory go with --data postgresql://"),
+        (["--data", "x", "--directory", "y"], "go with --data postgresql://"),
     ],
 )
 def test_a_wrong_command_line_is_told(

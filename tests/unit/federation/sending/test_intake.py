@@ -12,10 +12,10 @@ import structlog
 from twisted.internet.task import Clock
 
 from tcprepl.federation.sending import intake as module
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import build_edu, edu_row
 from tests.federation_world import RawRows

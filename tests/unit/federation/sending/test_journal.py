@@ -10,9 +10,9 @@ import pytest
 from twisted.python.failure import Failure
 
 from tcprepl.federation.sending import journal
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.stored import StoredTransaction
 from tests.unit.federation.sending.test_outbox import now, numbers, outbox, put
 

@@ -10,9 +10,9 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending.backoff import Backoff
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.stored import (
     QUARANTINED,
     SET_ASIDE,

@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.stored import pack, supersedes_key, unpack_entry
 from tcprepl.federation.wire.edu import edu_from_bytes
 from tests.unit.federation.sending.test_outbox import now, numbers, put

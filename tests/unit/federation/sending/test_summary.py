@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tcprepl.federation.sending import summary as module
+from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.outbox_file import run_inline
 from tcprepl.federation.sending.stored import QUARANTINED, Refusal, StoredTransaction
 from tests.unit.federation.sending.test_outbox import now, put
 

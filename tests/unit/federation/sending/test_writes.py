@@ -7,8 +7,8 @@ import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.destination import Destination, Held
-from tcprepl.federation.sending.outbox_file import OutboxUnavailable
 from tcprepl.federation.sending.writes import DISK_RETRY_MS, Writes
 from tcprepl.federation.wire.transaction import TransactionLimits
 
