@@ -61,7 +61,6 @@ class ServeWorld(World):
         self.serve = self.add("serve", *TCPREPL, "serve", "--config", config)
         self.serve.start()
         self.wait_ready()
-        self.answers = self.where / "answers"
         self.rows = RowPublisher(self.url, self.seed, self.streams, 0.04)
         self.publishers.append(self.rows)
         #: Copies, and what was answered when each was begun.
@@ -322,9 +321,14 @@ class RedisWorld(ServeWorld):
         redis.start()
         return {"redis": {"url": f"redis://{self.through(self.redis_port)}"}}
 
-    def operations(self) -> list[tuple[str, Callable[[], None]]]:
-        """Return what an operator does; on Redis nobody can say that a writer went back."""
-        return [one for one in super().operations() if one[0] != "restore"]
+    def restore(self) -> None:
+        """Go back to a copy; on Redis nobody hears of it, so the relay there is restarted."""
+        super().restore()
+        if self.restored:
+            relay = self.actors["relay"]
+            relay.heal()
+            relay.end()
+            relay.start()
 
     def build_rest(self) -> None:
         """Add the others."""
@@ -423,7 +427,6 @@ class PostgresqlWorld(World):
             self.add(name, *TCPREPL, "serve", "--config", config, exits=(1,)).start()
             self._sources.append((port, f"http://127.0.0.1:{http_port}"))
         self.wait_ready()
-        self.answers = self.where / "answers"
         urls = [url for _, url in self._sources]
         self.rows = RowPublisher(urls[0], self.seed, self.streams, 0.04, *urls[1:])
         self.publishers.append(self.rows)

@@ -91,6 +91,8 @@ class World:
         self.damaged = self.restored = False
         self.settled = False
         self.instance = "master"
+        #: Where `tests.faults.producer` notes what was answered.
+        self.answers = where / "answers"
         self._library = library
         #: Whether each is at a relay.
         self._workers: dict[str, bool] = {}
@@ -222,10 +224,13 @@ class World:
             actor.heal()
         before = [(publisher, publisher.done) for publisher in self.publishers]
 
+        moved = self._moved()
+
         def go_on() -> bool:
             self.tend()
             # The step that was under way, and a whole one behind it.
-            return all(publisher.done > done + 1 for publisher, done in before)
+            steps = all(publisher.done > done + 1 for publisher, done in before)
+            return steps and ("producer" not in self.actors or self._moved() > moved)
 
         wait_until(go_on, "who publishes goes on", LEVEL_S)
         for publisher in self.publishers:
@@ -233,6 +238,10 @@ class World:
         if "producer" in self.actors:
             self.actors["producer"].kill()
         self.wait_ready()
+
+    def _moved(self) -> int:
+        """Return how much the producer has noted."""
+        return self.answers.stat().st_size if self.answers.exists() else 0
 
     def check(self) -> None:
         """Compare everything; what is wrong goes to `failures`."""
