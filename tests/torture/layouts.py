@@ -17,7 +17,7 @@ import psycopg
 import trustme
 
 from tests import invariants, postgres_world
-from tests.harness import TCPREPL, Running, environment, pause, program
+from tests.harness import TCPREPL, Running, environment, pause, program, wait_until
 from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
 from tests.interop.servers import Postgres
 from tests.invariants import History, Row
@@ -126,8 +126,11 @@ class ServeWorld(World):
 
     def replace_producer(self) -> None:
         """Let the producer sleep while another takes its place."""
-        producer = self.actors["producer"]
-        if producer.alive and producer.running is not None:
+        producer, before = self.actors["producer"], self.moved()
+        with contextlib.suppress(AssertionError):
+            # Who has not claimed the name yet would come last, and rightly have it.
+            wait_until(lambda: self.moved() > before, "the producer gets answers", 10.0)
+        if producer.alive and producer.running is not None and self.moved() > before:
             producer.running.send_signal(signal.SIGSTOP)
             self._zombies.append(producer.running)
             producer.start()

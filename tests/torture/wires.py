@@ -88,6 +88,8 @@ class Wire:
         self._ends |= {writer, back}
         try:
             await asyncio.gather(self._pump(reader, back), self._pump(there, writer, losing=True))
+        except asyncio.CancelledError:
+            pass  # the world ends
         finally:
             for end in (writer, back):
                 self._ends.discard(end)
