@@ -232,7 +232,7 @@ class World:
             steps = all(publisher.done > done + 1 for publisher, done in before)
             return steps and ("producer" not in self.actors or self.moved() > moved)
 
-        wait_until(go_on, "who publishes goes on", LEVEL_S)
+        wait_until(go_on, "who publishes goes on", READY_S)
         for publisher in self.publishers:
             publisher.stop()
         if "producer" in self.actors:
