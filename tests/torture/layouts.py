@@ -325,12 +325,13 @@ class RedisWorld(ServeWorld):
         return {"redis": {"url": f"redis://{self.through(self.redis_port)}"}}
 
     def restore(self) -> None:
-        """Go back to a copy; on Redis nobody hears of it, so the relay there is restarted."""
+        """Go back to a copy; nobody hears of it on Redis, so the relay there begins empty."""
         super().restore()
         if self.restored:
             relay = self.actors["relay"]
             relay.heal()
             relay.end()
+            shutil.rmtree(self.where / "relay-data", ignore_errors=True)
             relay.start()
 
     def build_rest(self) -> None:

@@ -330,6 +330,7 @@ class World:
     ) -> list[str]:
         whole = self._whole(stream)
         if at_relay and self.restored:
+            whole = whole and not self.relays_begin_late
             return invariants.renumbered_faults(diary, history, whole=whole)
         found = invariants.reader_faults(diary, history, from_start=whole)
         if whole:
