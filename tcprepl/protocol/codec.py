@@ -529,6 +529,14 @@ def published_lines(
     return (place + b"%d %d #%b\n") * len(numbers) % words
 
 
+def published_line(
+    stream: StreamName, instance: InstanceName, first: Token, last: Token, number: int | None
+) -> bytes:
+    """Return the PUBLISHED line of rows that got the tokens from *first* to *last*."""
+    words = f"{_word(stream)} {_word(instance)} {first} {last}{_hash(number, ' ')}"
+    return f"PUBLISHED {words}\n".encode()
+
+
 def serialize(command: Command, dialect: Dialect) -> bytes:
     """Return the line of *command*, LF included, exactly as *dialect* writes it.
 

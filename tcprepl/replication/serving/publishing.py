@@ -14,20 +14,18 @@ from typing import Final, Protocol
 import structlog
 from msgspec import Raw
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from tcprepl import errors, limits, metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName
-from tcprepl.protocol.codec import published_lines
+from tcprepl.protocol.codec import published_line, published_lines
 from tcprepl.protocol.commands import (
     Command,
     InfoCommand,
     ProducerCommand,
     PublishBatchCommand,
     PublishCommand,
-    PublishedCommand,
     Reason,
     RefusedCommand,
 )
@@ -89,6 +87,22 @@ class Door:
         self.publisher = publisher
         self.claim = stream_log.claim
         self.waiting_bytes = 0
+        #: Who has answers to be told when this turn has ended.
+        self._answered: dict[Publishing, None] = {}
+
+    def tell_later(self, one: Publishing) -> None:
+        """Have *one* tell its answers when this turn has ended."""
+        if not self._answered:
+            self.reactor.callLater(0, self._tell)
+        self._answered[one] = None
+
+    def _tell(self) -> None:
+        answered, self._answered = self._answered, {}
+        for one in answered:
+            try:
+                one.tell_next()
+            except Exception:  # the others are not to wait for it
+                log.exception("replication.publish.untold")
 
 
 class _Asked:
@@ -126,7 +140,6 @@ class Publishing:
         "_over",
         "_producer",
         "_tell",
-        "_telling",
         "_waiting_bytes",
         "_waiting_lines",
         "_warned",
@@ -140,7 +153,6 @@ class Publishing:
         self._waiting_lines = 0
         self._producer: tuple[ProducerName, int] | None = None
         self._claiming = False
-        self._telling: IDelayedCall | None = None
         self._over = False
         self._warned: set[Pair] = set()
 
@@ -162,9 +174,6 @@ class Publishing:
     def close(self) -> None:
         """Answer nothing any more: the connection is over."""
         self._over = True
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
 
     # -- appending -----------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class Publishing:
                 self._answer(
                     asked,
                     *self._warning(answer.stream, answer.instance),
-                    PublishedCommand(
+                    published_line(
                         answer.stream, answer.instance, answer.first, answer.last, number
                     ),
                 )
@@ -309,11 +318,13 @@ class Publishing:
         asked.answers = answers
         self._waiting_bytes -= asked.size_bytes
         self._door.waiting_bytes -= asked.size_bytes
-        if not self._over and self._telling is None:
-            self._telling = self._door.reactor.callLater(0, self._tell_next)
+        if not self._over:
+            self._door.tell_later(self)
 
-    def _tell_next(self) -> None:
-        self._telling = None
+    def tell_next(self) -> None:
+        """Tell the answers that are next in order, unless the connection is over."""
+        if self._over:
+            return
         answers: list[Command | bytes] = []
         while self._asked and self._asked[0].answers:
             asked = self._asked.popleft()

@@ -12,7 +12,7 @@ from tcprepl.errors import (
     UnknownCommand,
 )
 from tcprepl.limits import MAX_LINE_BYTES, MAX_NATIVE_LINE_BYTES, MAX_TOKEN, SNIPPET_BYTES
-from tcprepl.protocol.codec import parse_line, serialize, word_of
+from tcprepl.protocol.codec import parse_line, published_line, serialize, word_of
 from tcprepl.protocol.commands import (
     COMMANDS,
     AuthCommand,
@@ -501,3 +501,12 @@ def test_words_are_told_from_other_beginnings() -> None:
 def test_a_reason_is_a_word_for_programs() -> None:
     with pytest.raises(LocalProtocolError, match="is not small letters"):
         serialize(RefusedCommand("s", "No Way", 0), DIALECTS["tcprepl"])
+
+
+@pytest.mark.parametrize("number", [None, 0, 7])
+def test_what_was_published_is_told_as_the_command_is_written(number: int | None) -> None:
+    command = PublishedCommand("alpha", "w1", 3, 12, number)
+    line = published_line("alpha", "w1", 3, 12, number)
+    assert line == serialize(command, DIALECTS["tcprepl"])
+    with pytest.raises(LocalProtocolError):
+        published_line("al pha", "w1", 3, 12, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
@@ -343,3 +344,26 @@ def test_what_does_not_go_everywhere_is_said_once(world: World) -> None:
         "PUBLISHED typing master 2 2",
         "PUBLISHED typing master 3 3",
     ]
+
+
+def test_who_cannot_be_told_costs_nobody_else_an_answer(
+    world: World, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of all connections leave in the same turn."""
+    callers = [world.call("PUBLISH alpha [1]") for _ in range(3)]
+    for _ in callers:
+        slow.settle()
+    tell = publishing.Publishing.tell_next
+    told: list[publishing.Publishing] = []
+
+    def failing(one: publishing.Publishing) -> None:
+        told.append(one)
+        if len(told) == 1:
+            raise ZeroDivisionError("a bug")
+        tell(one)
+
+    monkeypatch.setattr(publishing.Publishing, "tell_next", failing)
+    with structlog.testing.capture_logs() as logs:
+        world.network.settle()
+    assert [entry["event"] for entry in logs] == ["replication.publish.untold"]
+    assert [len(caller.lines()) for caller in callers] == [1, 2, 2]
