@@ -50,6 +50,7 @@ from tcprepl.streams.postgres_schema import (
     SCHEMA,
     SCHEMA_NAME,
     SELECT_BLOCKS,
+    SELECT_PAGE,
     TRIM,
     UPSERT_ANSWERS,
     UPSERT_PAIRS,
@@ -60,6 +61,8 @@ from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
 
 #: Blocks that are fetched at once for a page.
 _PAGE_BLOCKS: Final = 64
+#: How many pages of the disk one of the database is: each is a way there and back.
+_PAGES: Final = 4
 
 
 class PostgresDatabase(FencedDatabase):
@@ -222,10 +225,9 @@ class PostgresDatabase(FencedDatabase):
         reached = after
         while True:
             with self._reading.using() as connection:
-                found = connection.execute(
-                    SELECT_BLOCKS, (pair.id, reached, upto, _PAGE_BLOCKS), binary=True
-                ).fetchall()
-            for last, written_ms, crc, body in found:
+                wanted = (pair.id, reached, upto, _PAGE_BLOCKS, _PAGES * limits.PAGE_BYTES - size)
+                found = connection.execute(SELECT_PAGE, wanted, binary=True).fetchall()
+            for last, written_ms, crc, body, _ in found:
                 if crc32(body) != crc:
                     what = f"the checksum of its block, at token {last}, does not match"
                     return self._before_damage(pair, blocks, after, last, what)
@@ -235,11 +237,14 @@ class PostgresDatabase(FencedDatabase):
                     return self._before_damage(pair, blocks, after, before, what)
                 rows += len(block.tokens)
                 size += len(block.lines)
-                if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
+                if blocks and (max(rows / limits.PAGE_ROWS, size / limits.PAGE_BYTES) > _PAGES):
                     return DiskPage(after, reached, merge(blocks))
                 blocks.append(block)
                 reached = last
-            if len(found) < _PAGE_BLOCKS:
+            there = found[0][-1] if found else 0
+            if len(found) < there:
+                return DiskPage(after, reached, merge(blocks))
+            if there < _PAGE_BLOCKS:
                 missing = self._missing(pair, reached, upto)
                 if missing is not None:
                     what = f"no block has the rows up to token {missing}"

@@ -227,6 +227,14 @@ DELETE_BEGINNINGS = (
     "DELETE FROM beginnings WHERE number < (SELECT max(number) FROM beginnings AS newer"
     " WHERE newer.pair = beginnings.pair AND newer.number <= %s)"
 )
+#: Blocks of a page: what follows, but no more bytes than fit; and how many there were to choose of.
+SELECT_PAGE = (
+    "SELECT last, written_ms, crc, body, total FROM (SELECT *, count(*) OVER () AS total,"
+    " sum(bytes) OVER (ORDER BY last) AS upto, row_number() OVER (ORDER BY last) AS place"
+    " FROM (SELECT last, written_ms, crc, body, bytes FROM blocks"
+    " WHERE pair = %s AND last > %s AND last <= %s ORDER BY last LIMIT %s) AS next) AS counted"
+    " WHERE upto <= %s OR place = 1 ORDER BY last"
+)
 SELECT_BLOCKS = (
     "SELECT last, written_ms, crc, body FROM blocks"
     " WHERE pair = %s AND last > %s AND last <= %s ORDER BY last LIMIT %s"

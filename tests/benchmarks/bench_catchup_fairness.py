@@ -35,13 +35,13 @@ _STAMP = re.compile(rb'"ts":(\d{9,})\}')
 
 
 class Server:
-    """Our server in a process of its own, over a log of `ROWS` rows."""
+    """Our server in a process of its own, over a log of `ROWS` rows: on disk, or in a database."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, log: str = "sqlite", *instance: str) -> None:
         self.port = free_port()
         control = free_port()
         command = [sys.executable, PEERS / "tcprepl_peer.py", "server", str(self.port)]
-        self._child = Child([*command, str(control), "sqlite"], where / "log", cwd=where)
+        self._child = Child([*command, str(control), log, *instance], where / "log", cwd=where)
         self._child.wait_ready("READY", lambda: "READY" in self._child.output())
         self.control = socket.create_connection(("127.0.0.1", control))
         self.control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -114,19 +114,21 @@ def _in_process(*arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-def fill(directory: Path, rows: int) -> None:
-    """Put *rows* rows on the disk."""
-    arguments = ["ingest", str(directory), str(rows), "32"]
+def fill(where: Path | str, rows: int) -> None:
+    """Put *rows* rows on the disk, or into a database."""
+    arguments = ["ingest", str(where), str(rows), "32"]
     command = [sys.executable, "-m", "tests.benchmarks.bench_log", *arguments]
     subprocess.run(command, check=True, capture_output=True)
 
 
-def measure(seconds: float, rows: int = ROWS, readers: int = READERS) -> dict[str, Any]:
+def measure(
+    seconds: float, rows: int = ROWS, readers: int = READERS, log: str = "sqlite"
+) -> dict[str, Any]:
     """Return the figures of one run."""
     with tempfile.TemporaryDirectory(prefix="tcprepl-bench-") as name:
         where = Path(name)
-        fill(where / "data", rows)
-        server = Server(where)
+        fill(where / "data" if log == "sqlite" else log, rows)
+        server = Server(where, log)
         try:
             alone = latencies_ms(server, seconds / 2)
             process = _in_process("readers", server.port, readers, seconds + 1)

@@ -39,12 +39,12 @@ def make_rows(count: int = BATCH_ROWS) -> list[list[object]]:
     ]
 
 
-def ingest(directory: Path, rows: int, in_flight: int) -> dict[str, float]:
-    """Publish *rows* into a new log in *directory*; return the figures."""
+def ingest(where: str, rows: int, in_flight: int) -> dict[str, float]:
+    """Publish *rows* into a new log, in a directory or a database; return the figures."""
     from twisted.internet import reactor  # the process is ours
     from twisted.internet.defer import Deferred, DeferredList
 
-    from tcprepl.streams.opening import open_log
+    from tcprepl.streams.opening import open_log, open_shared_log
     from tcprepl.streams.publisher import Publisher
     from tcprepl.streams.registry import Registry
 
@@ -53,7 +53,12 @@ def ingest(directory: Path, rows: int, in_flight: int) -> dict[str, float]:
     batch = make_rows()
 
     async def work() -> None:
-        log = open_log(directory, registry, reactor)
+        shared = where.startswith("postgresql:")
+        log = (
+            await open_shared_log(where, "master", registry, reactor)
+            if shared
+            else open_log(where, registry, reactor)
+        )
         publisher = Publisher(log, registry, "master")
         sizes: list[int] = []
         log.add_listener(lambda block: sizes.append(len(block.lines)))
@@ -72,7 +77,9 @@ def ingest(directory: Path, rows: int, in_flight: int) -> dict[str, float]:
         figures["cpu_us_per_row"] = (time.process_time() - cpu) / rows * 1e6
         figures["bytes_per_row"] = sum(sizes) / rows
         figures["blocks"] = len(sizes)
-        figures["memory_read_rows_per_s"] = read_back(log, log.position("receipts", "master"))
+        if not shared:
+            upto = log.position("receipts", "master")
+            figures["memory_read_rows_per_s"] = read_back(log, upto)
         await log.close()
 
     done = Deferred.fromCoroutine(work())
@@ -166,7 +173,7 @@ def run(rows: int = DEFAULT_ROWS) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["ingest"]:
-        print(json.dumps(ingest(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+        print(json.dumps(ingest(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
     elif sys.argv[1:2] == ["read"]:
         print(json.dumps(read_from_disk(Path(sys.argv[2]))))
     else:

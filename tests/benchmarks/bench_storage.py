@@ -52,7 +52,7 @@ def run(rows: int = ROWS, repetitions: int = REPETITIONS) -> Iterator[Result]:
             yield from (line.absent(POSTGRES, error) for line in (INGEST, SOCKET, LOG))
         else:
             server.make_database("bench")
-            measurements[POSTGRES] = partial(_postgres, python, server.port, rows)
+            measurements[POSTGRES] = partial(beside_postgres, python, server.port, rows)
         found = paired(repetitions, measurements)
     for name, runs in found.items():
         note = "a commit for each batch, fsync on, the better of INSERT and COPY"
@@ -87,7 +87,7 @@ def _ours(rows: int) -> dict[str, dict[str, float]]:
     }
 
 
-def _postgres(python: str, port: int, rows: int) -> dict[str, dict[str, float]]:
+def beside_postgres(python: str, port: int, rows: int) -> dict[str, dict[str, float]]:
     ingests: dict[str, float] = {}
     read = 0.0
     for workload, count in IN_FLIGHT.items():

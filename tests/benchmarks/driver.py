@@ -226,10 +226,11 @@ def synapse_server() -> Controlled:
     return Controlled("synapse-1.66.0", "synapse_peer.py", python=python_of("1.66.0"))
 
 
-def tcprepl_server(log: str = "memory") -> Controlled:
-    """Return our server, in a process of its own, with the rows in memory or on disk."""
-    name = "tcprepl" if log == "memory" else f"tcprepl ({log})"
-    return Controlled(name, "tcprepl_peer.py", log)
+def tcprepl_server(log: str = "memory", *instance: str) -> Controlled:
+    """Return our server, in a process of its own: rows in memory, on disk, or in a database."""
+    kind = log.partition(":")[0]
+    name = "tcprepl" if log == "memory" else f"tcprepl ({kind})"
+    return Controlled(name, "tcprepl_peer.py", log, *instance)
 
 
 def raw_server() -> Controlled:

@@ -1,6 +1,6 @@
 """Our own server or worker, in a process of its own, as the other systems are.
 
-``python tcprepl_peer.py server PORT CONTROL (memory|sqlite)`` or
+``python tcprepl_peer.py server PORT CONTROL (memory|sqlite|postgresql://... [INSTANCE])`` or
 ``python tcprepl_peer.py worker PORT ROWS``. Rows go in through the Python API as lists of
 values, as a homeserver would hand them over, and out over the ordinary listener.
 """
@@ -24,7 +24,7 @@ from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.log import Log
-from tcprepl.streams.opening import open_log
+from tcprepl.streams.opening import open_log, open_shared_log
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Bounds, Retention
@@ -46,8 +46,8 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def make_log(kind: str, registry: Registry) -> Log:
-    """Return a log in memory, or on disk in the current directory.
+async def make_log(kind: str, registry: Registry, instance: str) -> Log:
+    """Return a log in memory, on disk in the current directory, or in a database.
 
     The one in memory is as it is after a while: as large as it may get. Until then every row
     takes memory that nobody had before, and what a fresh page costs says more of the machine
@@ -55,18 +55,20 @@ def make_log(kind: str, registry: Registry) -> Log:
     """
     if kind == "memory":
         return open_log(None, registry, reactor, Retention(durable=Bounds(max_bytes=_HELD_BYTES)))
+    if kind != "sqlite":
+        return await open_shared_log(kind, instance, registry, reactor)
     return open_log(Path("data"), registry, reactor)
 
 
-async def serve(port: int, control_port: int, kind: str) -> None:
+async def serve(port: int, control_port: int, kind: str, instance: str = "master") -> None:
     """Listen; publish what the control port asks for."""
     registry = Registry()
-    log = make_log(kind, registry)
+    log = await make_log(kind, registry, instance)
     rows = load(HERE.parent / "rows.py")
     for stream in rows.STREAMS:
-        log.ensure(stream, "master")
+        log.ensure(stream, instance)
     server = ReplicationServer(reactor, log, registry, SERVER_NAME)
-    publisher = Publisher(log, registry, "master", reactor)
+    publisher = Publisher(log, registry, instance, reactor)
 
     def publish(stream: str, batch: Sequence[object]) -> None:
         publisher.publish(stream, batch)  # Twisted logs what nobody looks at
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the role that the arguments ask for."""
     role, first, second, *rest = arguments
     if role == "server":
-        run_in_background(serve, int(first), int(second), rest[0])
+        run_in_background(serve, int(first), int(second), *rest)
     else:
         run_in_background(work, int(first), int(second))
     reactor.run()

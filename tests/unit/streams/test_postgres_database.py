@@ -187,12 +187,22 @@ def test_a_database_of_before_misses_none(place: Place) -> None:
 
 
 def test_pages_are_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.limits, "PAGE_ROWS", 3)
+    monkeypatch.setattr(module, "_PAGES", 1)
     database = place.begun()
     for first in (1, 3, 5):
         database.write(commit(database, first, first + 1))
-    page = database.page(StoredPair(database.first_id, "s", "i", 6, 0), 0, 6)
+    pair = StoredPair(database.first_id, "s", "i", 6, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.limits, "PAGE_ROWS", 3)
+        page = database.page(pair, 0, 6)
     assert (page.after, page.upto) == (0, 2)
+    ((size,), *_) = place.sql("SELECT bytes FROM blocks WHERE last = 2")
+    for bound, upto, taken in ((2 * size, 4, 2), (size // 2, 2, 1), (3 * size, 6, 3)):
+        monkeypatch.setattr(module.limits, "PAGE_BYTES", bound)
+        with mock.patch.object(module, "decode_block", wraps=module.decode_block) as decoded:
+            page = database.page(pair, 0, 6)
+        assert (page.after, page.upto) == (0, upto)
+        assert decoded.call_count == taken  # what does not fit does not come over the wire
 
 
 def test_transaction_ids_are_for_all_servers(place: Place) -> None:
