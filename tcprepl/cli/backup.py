@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import tcprepl
+from tcprepl.cli.progress import Progress
 from tcprepl.config import load
 from tcprepl.storage.backup import make_backup
 
@@ -41,5 +42,6 @@ def command(directory: Path, data: Path | None, config_file: Path | None) -> Non
             raise click.UsageError(f"{config_file} keeps everything in memory: nothing to copy")
         data = Path(configured)
     data = data or Path("tcprepl-data")
-    made = make_backup(data, directory, tcprepl.__version__)
+    with Progress("bytes") as progress:
+        made = make_backup(data, directory, tcprepl.__version__, progress.of)
     click.echo(f"{directory}: {len(made.files)} files, {made.size_bytes} bytes")

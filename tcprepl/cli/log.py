@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from tcprepl.cli import Group
 from tcprepl.cli.following import renderer
 from tcprepl.cli.formats import Format, output_options
 from tcprepl.cli.output import write_out
+from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError
 from tcprepl.ids import StreamName, Token
 from tcprepl.protocol.display import displayable
@@ -29,8 +29,6 @@ from tcprepl.streams.masking import without_access_tokens
 from tcprepl.streams.pages import DiskPage
 from tcprepl.web.elements import duration, number, size
 
-#: How often a person is told how far it is.
-PROGRESS_S = 0.5
 #: Most different keys that `top` counts at a time; the rarest are forgotten.
 MOST_KEYS = 100_000
 
@@ -177,22 +175,16 @@ def verify(data: Path) -> int:
       $ tcprepl log verify --data /backup/monday
       3000 rows of 2 streams: whole
     """
-    code = rows = streams = 0
-    told_s = time.monotonic()
-    with opened(data) as database:
+    code = streams = 0
+    with opened(data) as database, Progress("rows") as progress:
         whole = database.pairs()
+        progress.begin("reading", sum(found.rows for found in whole))
         for pair in whole:
             streams += pair.rows > 0
             for page in pages(database, pair):
-                rows += 0 if page.block is None else len(page.block.tokens)
+                progress.add(0 if page.block is None else len(page.block.tokens))
                 code = max(code, _tell_damage(page, pair))
-                if sys.stderr.isatty() and time.monotonic() - told_s > PROGRESS_S:
-                    told_s = time.monotonic()
-                    of = sum(found.rows for found in whole)
-                    click.echo(f"\r{rows:,} of {of:,} rows", nl=False, err=True)
-    if sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)
-    click.echo(f"{rows} rows of {streams} streams: {'damaged' if code else 'whole'}")
+    click.echo(f"{progress.done} rows of {streams} streams: {'damaged' if code else 'whole'}")
     return code
 
 

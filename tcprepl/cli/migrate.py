@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tcprepl.cli.arguments import DATA
+from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError
-from tcprepl.web.elements import duration
 
 if TYPE_CHECKING:
     from tcprepl.storage.migration import Step
@@ -25,8 +23,6 @@ _OUTBOX_IN_WORDS = (
     "{edus:,} EDUs, {transactions:,} transactions in flight, {put_off:,} put off, "
     "{journal:,} entries of the journal"
 )
-#: How often a person is told how far it is.
-PROGRESS_S = 0.5
 
 
 @click.command("migrate")
@@ -62,18 +58,20 @@ def command(source: Path | str, target: Path | str, instance: str, sender: str |
         raise ConfigError(
             f"{error.name or error} is not there: pip install 'tcprepl[postgresql]'"
         ) from None
-    progress = Progress() if sys.stderr.isatty() else None
-    try:
+    with Progress("rows") as progress:
+
+        def tell(step: Step) -> None:
+            if step.doing != progress.doing:
+                progress.begin(step.doing, step.total, step.begun_at)
+            progress.at(step.done)
+
         done = migrate_data(
             source,
             target,
             instance if sender is None else sender,
-            progress or (lambda _: None),
+            tell,
             sender=sender is not None,
         )
-    finally:
-        if progress is not None:
-            progress.clear()
     shown = [str(side) if isinstance(side, Path) else displayed(side) for side in (source, target)]
     words = _LOG_IN_WORDS if sender is None else _OUTBOX_IN_WORDS
     click.echo(f"{shown[1]}: {words.format(**done.counts)}, compared with {shown[0]}")
@@ -87,33 +85,3 @@ def displayed(url: str) -> str:
     from tcprepl.storage import postgresql
 
     return postgresql.displayed(url)
-
-
-class Progress:
-    """Says on a terminal how far it is, how fast, and for how long it will go on."""
-
-    def __init__(self) -> None:
-        self._said_s = 0.0
-        self._doing = ""
-        self._began_s = 0.0
-
-    def __call__(self, step: Step) -> None:
-        """Say it, unless that was done a moment ago."""
-        now_s = time.monotonic()
-        if step.doing != self._doing:
-            self._doing, self._began_s = step.doing, now_s
-        if now_s - self._said_s < PROGRESS_S:
-            return
-        self._said_s = now_s
-        rate = (step.done - step.begun_at) / max(now_s - self._began_s, 0.001)
-        left_s = (step.total - step.done) / rate if rate else 0.0
-        click.echo(
-            f"\r{step.doing}: {step.done:,} of {step.total:,} rows, {rate:,.0f} a second, "
-            f"{duration(left_s)} left\033[K",
-            nl=False,
-            err=True,
-        )
-
-    def clear(self) -> None:
-        """Take it from the screen."""
-        click.echo("\r\033[K", nl=False, err=True)

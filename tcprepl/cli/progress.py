@@ -28,19 +28,34 @@ class Progress:
         what: What is counted, in the plural; ``bytes`` are shown as sizes.
         total: How many there are in all; None if nobody knows.
         out: Where it is shown; stderr by default.
+        beside_rows: Whether rows are printed meanwhile: it is not shown where they are.
 
     Attributes:
+        doing: What is done, in a word; empty where that needs none.
         done: How many have been done.
     """
 
-    def __init__(self, what: str, total: int | None = None, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int | None = None,
+        out: TextIO | None = None,
+        *,
+        beside_rows: bool = False,
+    ) -> None:
+        self.doing = ""
         self.done = 0
         self.total = total
         self._what = what
         self._out = sys.stderr if out is None else out
-        self._shown = self._out.isatty()
+        self._shown = self._out.isatty() and not (beside_rows and sys.stdout.isatty())
         self._looks = [(time.monotonic(), 0)]
         self._told_s = self._looks[0][0]
+
+    def begin(self, doing: str, total: int, done: int = 0) -> None:
+        """Begin with the next part, of which so much was done before."""
+        self.doing, self.total, self.done = doing, total, done
+        self._looks = [(time.monotonic(), done)]
 
     def __enter__(self) -> Progress:
         return self
@@ -57,6 +72,11 @@ class Progress:
     def add(self, count: int = 1) -> None:
         """Note that *count* more have been done."""
         self.at(self.done + count)
+
+    def of(self, done: int, total: int) -> None:
+        """Note that *done* of *total* have been done."""
+        self.total = total
+        self.at(done)
 
     def at(self, done: int) -> None:
         """Note that *done* have been done in all."""
@@ -78,11 +98,15 @@ class Progress:
         """Return how far it is."""
         began, before = self._looks[0]
         rate = (self.done - before) / max(now - began, 1e-6)
-        text = f"{self._count(self.done)} {self._what}".removesuffix(" bytes")
+        text = f"{self.doing}: " if self.doing else ""
+        text += self._count(self.done)
+        if self.total is not None:
+            text += f" of {self._count(self.total)}"
+        text = f"{text} {self._what}".removesuffix(" bytes")
         if self.total is None:
             return f"{text}, {self._count(rate)}/s"
         percent = min(100.0, 100.0 * self.done / max(self.total, 1))
-        text = f"{text} of {self._count(self.total)}, {percent:.0f} %, {self._count(rate)}/s"
+        text += f", {percent:.0f} %, {self._count(rate)}/s"
         if rate > 0 and self.done < self.total:
             text += f", {duration((self.total - self.done) / rate)} left"
         return text

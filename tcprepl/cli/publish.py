@@ -15,6 +15,7 @@ import msgspec
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
+from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import BOM, RecordedRows
 from tcprepl.cli.writing import write_rows
 from tcprepl.errors import TcpreplError
@@ -189,19 +190,21 @@ def command(
         return
     api = Api(url, token, retry_s or 0.0)
     posting = Posting(api, transaction_id or str(uuid.uuid4()))
-    for chunk in chunks:
-        try:
-            rows = _checked(stream, instance, batch, chunk)
-        except NotJson as error:
-            raise NotJson(f"{error}\n  {posting.story()}") from None
-        answered_by, tokens = posting.post(
-            stream, rows.rows, rows.places, batch=batch, instance=instance
-        )
-        if retry_s is None:
-            api.retry_s = 10.0
-        if not quiet:
-            sys.stdout.write("".join(f"{stream} {answered_by} {token}\n" for token in tokens))
-            sys.stdout.flush()
+    with Progress("rows", beside_rows=not quiet) as progress:
+        for chunk in chunks:
+            try:
+                rows = _checked(stream, instance, batch, chunk)
+            except NotJson as error:
+                raise NotJson(f"{error}\n  {posting.story()}") from None
+            answered_by, tokens = posting.post(
+                stream, rows.rows, rows.places, batch=batch, instance=instance
+            )
+            progress.at(posting.taken)
+            if retry_s is None:
+                api.retry_s = 10.0
+            if not quiet:
+                sys.stdout.write("".join(f"{stream} {answered_by} {token}\n" for token in tokens))
+                sys.stdout.flush()
 
 
 def _checked(stream: str, instance: str | None, batch: bool, chunk: list[Given]) -> RecordedRows:

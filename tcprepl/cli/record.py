@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError
 from tcprepl.cli import logs, recording
 from tcprepl.cli.arguments import SECONDS, from_option, looking_up
 from tcprepl.cli.following import Follower, row_lines
+from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedLine
 from tcprepl.cli.running import run_until_done
 from tcprepl.cli.tail import SINCE
@@ -165,6 +166,14 @@ def command(
     logs.configure("info")
 
     async def main(reactor: Reactor) -> int:
+        with Progress("lines") as progress:
+            return await record(reactor, progress)
+
+    async def record(reactor: Reactor, progress: Progress) -> int:
+        def write(text: bytes) -> None:
+            recorder.write(text)
+            progress.at(recorder.lines or 0)
+
         recorder = Recorder(
             file, str(source), reactor, force=force, append=append, by_name=follow_name
         )
@@ -172,7 +181,7 @@ def command(
             reactor,
             source,
             stream or None,
-            recorder.write,
+            write,
             since=since,
             render=row_lines,
             commands=True,

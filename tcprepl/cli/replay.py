@@ -17,6 +17,7 @@ from tcprepl.cli import recording
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, rows_to_option
 from tcprepl.cli.posting import Posting
+from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedLine, RecordedRows
 from tcprepl.cli.writing import write_rows
 from tcprepl.errors import ConfigError, did_you_mean
@@ -125,22 +126,25 @@ def command(
     """
     seen: Counter[str] = Counter()
     published: set[str] = set()
-    groups = chosen(recording.rows(read(file, bare=bare)), seen, streams)
+    progress = Progress("bytes", file.stat().st_size if file.is_file() else None, beside_rows=True)
+    lines = counted(read(file, bare=bare), progress)
+    groups = chosen(recording.rows(lines), seen, streams)
     groups = grouped(groups) if speed is None or dry_run else paced(groups, speed)
     groups = noted(groups, published)
-    if dry_run:
-        taken = sum(len(rows.rows) for rows in groups)
-    elif isinstance(url, Address):
-        taken = write_rows(url, groups, retry_s, quiet=False)
-    else:
-        posting = Posting(Api(url, token, retry_s), str(uuid.uuid4()))
-        for rows in groups:
-            _, tokens = posting.post(
-                rows.stream, rows.rows, rows.places, batch=rows.batch, instance=rows.instance
-            )
-            sys.stdout.write("".join(f"{rows.stream} {rows.instance} {at}\n" for at in tokens))
-            sys.stdout.flush()
-        taken = posting.taken
+    with progress:
+        if dry_run:
+            taken = sum(len(rows.rows) for rows in groups)
+        elif isinstance(url, Address):
+            taken = write_rows(url, groups, retry_s, quiet=False, told=False)
+        else:
+            posting = Posting(Api(url, token, retry_s), str(uuid.uuid4()))
+            for rows in groups:
+                _, tokens = posting.post(
+                    rows.stream, rows.rows, rows.places, batch=rows.batch, instance=rows.instance
+                )
+                sys.stdout.write("".join(f"{rows.stream} {rows.instance} {at}\n" for at in tokens))
+                sys.stdout.flush()
+            taken = posting.taken
     if not seen:
         raise recording.BadRecording(f"{file}: there are no rows in it")
     for stream in streams:
@@ -159,6 +163,13 @@ def read(file: Path, *, bare: bool) -> Iterator[RecordedLine]:
         raise ConfigError(
             f"{error}; lines of the wire, as nc receives them, are taken with --lines"
         ) from None
+
+
+def counted(lines: Iterable[RecordedLine], progress: Progress) -> Iterator[RecordedLine]:
+    """Yield *lines*, and count their bytes in the file."""
+    for line in lines:
+        yield line
+        progress.add(len(recording.encode(line)))
 
 
 def paced(groups: Iterable[RecordedRows], speed: float) -> Iterator[RecordedRows]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tcprepl.cli.progress import Progress
 from tcprepl.storage.backup import restore_backup
 
 
@@ -23,5 +24,6 @@ def command(backup: Path, directory: Path) -> None:
       $ tcprepl restore /backup/monday /var/lib/tcprepl
       /var/lib/tcprepl: 5 files of 2026-11-23T03:00:00+00:00; start the server on it
     """
-    made = restore_backup(backup, directory)
+    with Progress("bytes") as progress:
+        made = restore_backup(backup, directory, progress.of)
     click.echo(f"{directory}: {len(made.files)} files of {made.made_at}; start the server on it")

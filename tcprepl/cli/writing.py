@@ -6,12 +6,11 @@ seconds. What was cut off is said again; each row gets in once.
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-import click
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
@@ -21,6 +20,7 @@ from tcprepl.background import looping_background_process
 from tcprepl.cli import logs
 from tcprepl.cli.output import write_out
 from tcprepl.cli.posting import NotTaken, refused, story
+from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedRows
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
@@ -33,7 +33,7 @@ from tcprepl.values import Address
 #: Most bytes of rows on one line.
 LINE_BYTES: Final = 262_144
 #: How often a person is told how far it is, and how often it is looked whether anything goes on.
-PROGRESS_S: Final = 0.5
+LOOK_S: Final = 0.5
 
 
 def line_sized(chunks: Iterable[RecordedRows]) -> Iterator[RecordedRows]:
@@ -60,7 +60,7 @@ class Writing:
         address: The server.
         retry_s: For how long it may be away or busy; None is 10 s, once it has answered.
         quiet: Whether no line is printed for each row.
-        progress: Whether a person is told how far it is.
+        progress: Is told how far it is.
 
     Attributes:
         taken: Rows that are safe.
@@ -73,7 +73,7 @@ class Writing:
         retry_s: float | None,
         *,
         quiet: bool = False,
-        progress: bool = False,
+        progress: Progress,
     ) -> None:
         self.taken = 0
         self._reactor = reactor
@@ -98,7 +98,7 @@ class Writing:
             TcpreplError: What *chunks* raised.
         """
         writer = self._writer
-        watching = looping_background_process(self._reactor, "writing", PROGRESS_S, self._look)
+        watching = looping_background_process(self._reactor, "writing", LOOK_S, self._look)
         writer.startService()
         try:
             await self._or_stuck(writer.claimed)
@@ -122,8 +122,6 @@ class Writing:
         finally:
             await watching.stop()
             await writer.stopService()
-            if self._progress:
-                click.echo("\r\033[K", nl=False, err=True)
         return self.taken
 
     def _next(self, pieces: Iterator[RecordedRows]) -> Deferred[RecordedRows | None]:
@@ -138,6 +136,7 @@ class Writing:
             self._heard_at = self._reactor.seconds()
             count = len(piece.rows)
             self.taken += count
+            self._progress.at(self.taken)
             if not self._quiet:
                 tokens = (
                     [answer.last] * count if piece.batch else range(answer.first, answer.last + 1)
@@ -165,10 +164,8 @@ class Writing:
         return NotTaken(f"{error}\n  {story(self.taken)}")
 
     def _look(self) -> None:
-        """Tell how far it is; find out that nothing goes on."""
+        """Find out that nothing goes on."""
         writer = self._writer
-        if self._progress and self.taken:
-            click.echo(f"\r{self.taken:,} rows", nl=False, err=True)
         patience = self._retry_s
         if patience is None:
             patience = 10.0 if writer.claimed.called else 0.0
@@ -199,9 +196,21 @@ class Writing:
 
 
 def write_rows(
-    address: Address, chunks: Iterable[RecordedRows], retry_s: float | None, *, quiet: bool
+    address: Address,
+    chunks: Iterable[RecordedRows],
+    retry_s: float | None,
+    *,
+    quiet: bool,
+    told: bool = True,
 ) -> int:
     """Publish *chunks* over the line protocol, and return how many rows that were.
+
+    Args:
+        address: The server.
+        chunks: The rows.
+        retry_s: For how long it may be away or busy; None is 10 s, once it has answered.
+        quiet: Whether no line is printed for each row.
+        told: Whether a person is told how far it is.
 
     Raises:
         NotTaken: They are not all safe.
@@ -212,9 +221,10 @@ def write_rows(
 
     async def main(reactor: Reactor) -> int:
         nonlocal taken
-        progress = sys.stderr.isatty()
-        writing = Writing(reactor, address, retry_s, quiet=quiet, progress=progress)
-        taken = await writing.run(chunks)
+        out = None if told else io.StringIO()
+        with Progress("rows", out=out, beside_rows=not quiet) as progress:
+            writing = Writing(reactor, address, retry_s, quiet=quiet, progress=progress)
+            taken = await writing.run(chunks)
         return 0
 
     run_until_done(main)

@@ -13,10 +13,11 @@ import secrets
 import shutil
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -26,6 +27,11 @@ from tcprepl.storage.sqlite import BUSY_TIMEOUT_S, PRIVATE_DIRECTORY, PRIVATE_FI
 
 #: The list of what is in a copy.
 LIST_NAME: Final = "backup.json"
+#: Told how many bytes have been dealt with, of how many; each counts twice: written and read.
+Told: TypeAlias = Callable[[int, int], object]
+#: Pages of a database, and bytes of a file, that are copied between two looks how far it is.
+_STEP_PAGES: Final = 1_024
+_STEP_BYTES: Final = 2**20
 #: What a file of SQLite begins with.
 _MAGIC: Final = b"SQLite format 3\0"
 #: Files that SQLite keeps beside a database: what they say is in the copy of it.
@@ -41,6 +47,20 @@ class CopiedFile(msgspec.Struct, frozen=True):
     name: str
     size_bytes: int
     sha256: str
+
+
+class _Far:
+    """Counts how far it is: each byte is copied, and read once more."""
+
+    def __init__(self, told: Told, total: int) -> None:
+        self._told = told
+        self._total = total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        """Note that so many bytes more have been dealt with."""
+        self._done += count
+        self._told(min(self._done, self._total), self._total)
 
 
 class Backup(msgspec.Struct, frozen=True):
@@ -62,11 +82,19 @@ class Backup(msgspec.Struct, frozen=True):
         return sum(file.size_bytes for file in self.files)
 
 
-def make_backup(data: Path, target: Path, version: str) -> Backup:
+def make_backup(
+    data: Path, target: Path, version: str, told: Told = lambda done, total: None
+) -> Backup:
     """Copy the data directory *data* to *target*, which must not exist yet.
 
     The process that has the directory open goes on; so does one that is started meanwhile.
     *target* appears when all of it is on disk, or not at all.
+
+    Args:
+        data: What is copied.
+        target: Where to.
+        version: The version of tcprepl that makes it.
+        told: Told how far it is.
 
     Raises:
         LogUnavailable: There is nothing to copy, *target* exists, or a disk refuses.
@@ -78,7 +106,8 @@ def make_backup(data: Path, target: Path, version: str) -> Backup:
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unfinished")
     try:
         unfinished.mkdir(mode=PRIVATE_DIRECTORY, parents=True)
-        files = [_copy(data / name, unfinished / name) for name in names]
+        far = _Far(told, 2 * sum((data / name).stat().st_size for name in names))
+        files = [_copy(data / name, unfinished / name, far) for name in names]
         made = Backup(version, datetime.now(UTC).isoformat(timespec="seconds"), files)
         listed = unfinished / LIST_NAME
         _write(listed, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
@@ -119,24 +148,42 @@ def _is_database(path: Path) -> bool:
         raise LogUnavailable(f"cannot read {path}: {error.strerror}") from error
 
 
-def _copy(source: Path, target: Path) -> CopiedFile:
+def _copy(source: Path, target: Path, far: _Far) -> CopiedFile:
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
     if _is_database(source):
-        _copy_database(source, target)
+        _copy_database(source, target, far)
     else:
-        shutil.copyfile(source, target)
+        _copy_bytes(source, target, far)
     _sync(target)
-    return CopiedFile(target.name, target.stat().st_size, _digest(target))
+    return CopiedFile(target.name, target.stat().st_size, _digest(target, far))
 
 
-def _copy_database(source: Path, target: Path) -> None:
+def _copy_bytes(source: Path, target: Path, far: _Far) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while piece := reader.read(_STEP_BYTES):
+            writer.write(piece)
+            far.add(len(piece))
+
+
+def _copy_database(source: Path, target: Path, far: _Far) -> None:
+    left: list[int] = []
+
+    def look(_: int, remaining: int, total: int) -> None:
+        far.add(((left or [total])[-1] - remaining) * page_bytes)
+        left.append(remaining)
+
     try:
         with (
             closing(sqlite3.connect(source, timeout=BUSY_TIMEOUT_S)) as reader,
             closing(sqlite3.connect(target)) as writer,
         ):
             reader.execute("PRAGMA query_only=ON")
-            reader.backup(writer)  # in one step, of one moment
+            ((page_bytes,),) = reader.execute("PRAGMA page_size").fetchall()
+            # One moment: as long as this transaction reads, it sees what was there when it began.
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            reader.backup(writer, pages=_STEP_PAGES, progress=look)
+            reader.rollback()
             # one file: no log beside it that could be lost
             writer.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.OperationalError as error:
@@ -145,19 +192,20 @@ def _copy_database(source: Path, target: Path) -> None:
         raise LogCorrupt(f"{source}: {error}; there is no copying what is damaged") from error
 
 
-def restore_backup(backup: Path, target: Path) -> Backup:
+def restore_backup(backup: Path, target: Path, told: Told = lambda done, total: None) -> Backup:
     """Make a data directory of a copy, once all of the copy is found to be good.
 
     Args:
         backup: What `make_backup` made.
         target: A directory that does not exist yet, or is empty.
+        told: Told how far it is.
 
     Raises:
         LogLocked: A process has *target* open.
         LogUnavailable: *backup* is no copy, *target* holds something, or a disk refuses.
         LogCorrupt: The copy is damaged.
     """
-    made = check_backup(backup)
+    made, far = _checked(backup, told)
     try:
         target.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         if stat.S_IMODE(target.stat().st_mode) & 0o077:
@@ -173,7 +221,7 @@ def restore_backup(backup: Path, target: Path) -> Backup:
         for file in made.files:
             partial = target / f"{file.name}.unfinished"
             _write(partial, b"")
-            shutil.copyfile(backup / file.name, partial)
+            _copy_bytes(backup / file.name, partial, far)
             _sync(partial)
         for file in made.files:
             os.rename(target / f"{file.name}.unfinished", target / file.name)
@@ -194,6 +242,10 @@ def check_backup(backup: Path) -> Backup:
         LogUnavailable: It is no copy, or cannot be read.
         LogCorrupt: It is damaged, or not complete.
     """
+    return _checked(backup, lambda done, total: None)[0]
+
+
+def _checked(backup: Path, told: Told) -> tuple[Backup, _Far]:
     try:
         made = msgspec.json.decode((backup / LIST_NAME).read_bytes(), type=Backup)
     except FileNotFoundError:
@@ -204,19 +256,20 @@ def check_backup(backup: Path) -> Backup:
         raise LogUnavailable(f"cannot read {backup}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise LogCorrupt(f"{backup / LIST_NAME}: {error}; use another backup") from error
+    far = _Far(told, 2 * made.size_bytes)
     for file in made.files:
         path = backup / file.name
         if Path(file.name).name != file.name:
             raise LogCorrupt(f"{backup / LIST_NAME}: {file.name!r} is no name of a file")
         try:
-            sound = path.stat().st_size == file.size_bytes and _digest(path) == file.sha256
+            sound = path.stat().st_size == file.size_bytes and _digest(path, far) == file.sha256
         except OSError as error:
             raise LogCorrupt(f"{path}: {error.strerror}; use another backup") from error
         if not sound:
             raise LogCorrupt(f"{path} is not what was backed up; use another backup")
         if _is_database(path):
             _check_database(path)
-    return made
+    return made, far
 
 
 def _check_database(path: Path) -> None:
@@ -246,6 +299,10 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, far: _Far) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_STEP_BYTES):
+            digest.update(piece)
+            far.add(len(piece))
+    return digest.hexdigest()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from tcprepl import cli
-from tcprepl.cli import log
+from tcprepl.cli import log, progress
 from tcprepl.errors import ConfigError, LogLocked
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.database import DATABASE_NAME
@@ -95,10 +95,12 @@ def test_keys_that_are_rare_are_forgotten(data: Path, monkeypatch: pytest.Monkey
 
 
 def test_progress_is_for_terminals(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "PROGRESS_S", -1.0)
-    terminal = SimpleNamespace(isatty=lambda: True)
-    monkeypatch.setattr(log, "sys", SimpleNamespace(stderr=terminal))
-    assert "of 6 rows" in run("verify", "--data", str(data))[1]
+    monkeypatch.setattr(progress, "EVERY_S", -1.0)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    log.verify.callback(data)  # type: ignore[misc]
+    assert "reading: 6 of 6 rows" in terminal.getvalue()
 
 
 def test_a_directory_that_is_none_or_in_use(data: Path, tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tcprepl.cli import migrate as module
-from tcprepl.cli import run
+from tcprepl.cli import progress, run
 from tests import postgres_world
 from tests.log_kit import DURABLE, SqliteStore, add, row
 
@@ -29,13 +28,13 @@ def test_what_was_done_is_said(
     assert "2 rows of 1 streams and instances, 1 incarnations, 0 producers, 0 transaction" in out
     assert f"compared with {tmp_path / 'a'}\n{tmp_path / 'a'} is as it was: do not serve" in out
     assert "copying" not in err
-    monkeypatch.setattr(module, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(progress, "EVERY_S", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert run(["migrate", url, str(tmp_path / "b")]) == 0
     out, err = capsys.readouterr()
     assert url not in out
     assert "2 rows of 1 streams" in out
-    assert "\rcopying: 2 of 4 rows, " in err
+    assert "copying: 2 of 4 rows, " in err
     assert err.endswith("\r\033[K")
 
 

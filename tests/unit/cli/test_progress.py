@@ -33,7 +33,7 @@ def test_done_rate_and_left(clock: list[float]) -> None:
         assert screen.getvalue() == ""  # not so soon
         clock[0] += 1.0
         told.add(500)
-    assert screen.getvalue() == ("\r\x1b[K1,000 rows of 4,000, 25 %, 1,000/s, 3.0 s left\r\r\x1b[K")
+    assert screen.getvalue() == ("\r\x1b[K1,000 of 4,000 rows, 25 %, 1,000/s, 3.0 s left\r\r\x1b[K")
 
 
 def test_the_rate_is_that_of_the_last_seconds(clock: list[float]) -> None:
@@ -76,7 +76,30 @@ def test_a_narrow_terminal_and_one_that_is_gone(
     with Progress("rows", 10, screen) as told:
         clock[0] += 10.0
         told.add(5)
-        assert screen.getvalue() == "\r\x1b[K5 rows of 1\r"
+        assert screen.getvalue() == "\r\x1b[K5 of 10 row\r"
         screen.close()
         clock[0] += 10.0
         told.add(5)
+
+
+def test_parts_have_a_rate_each(clock: list[float]) -> None:
+    screen = Screen()
+    told = Progress("rows", None, screen)
+    told.begin("copying", 100, 40)
+    clock[0] += 1.0
+    told.at(60)
+    assert "copying: 60 of 100 rows, 60 %, 20/s, 2.0 s left" in screen.getvalue()
+    told.begin("comparing", 100)
+    clock[0] += 1.0
+    told.at(50)
+    assert "comparing: 50 of 100 rows, 50 %, 50/s, 1.0 s left" in screen.getvalue()
+
+
+def test_not_where_rows_are_printed(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    for on_screen in (True, False):
+        monkeypatch.setattr(progress.sys.stdout, "isatty", lambda shown=on_screen: shown)
+        screen = Screen()
+        with Progress("rows", None, screen, beside_rows=True) as told:
+            clock[0] += 1.0
+            told.add(1)
+        assert bool(screen.getvalue()) is not on_screen

@@ -122,7 +122,7 @@ def test_a_damaged_database_is_not_copied(data: Path, tmp_path: Path) -> None:
 def test_a_disk_that_refuses_leaves_nothing(data: Path, tmp_path: Path) -> None:
     full = OSError(28, "No space left on device", "file")
     with (
-        mock.patch.object(module.shutil, "copyfile", side_effect=full),
+        mock.patch.object(module, "_copy_bytes", side_effect=full),
         pytest.raises(LogUnavailable, match="file: No space left on device"),
     ):
         make_backup(data, tmp_path / "copy", "1")
@@ -135,7 +135,7 @@ def test_a_disk_that_refuses_leaves_nothing(data: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
     make_backup(data, tmp_path / "copy", "1")
     with (
-        mock.patch.object(module.shutil, "copyfile", side_effect=full),
+        mock.patch.object(module, "_copy_bytes", side_effect=full),
         pytest.raises(LogUnavailable, match="it is not complete: remove it"),
     ):
         restore_backup(tmp_path / "copy", tmp_path / "back")
@@ -196,7 +196,7 @@ def test_a_copy_that_was_altered_is_refused(
 
 def test_what_was_damaged_already_is_found(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    with mock.patch.object(module, "_copy_database", lambda a, b: b.write_bytes(b"x" * 99)):
+    with mock.patch.object(module, "_copy_database", lambda a, b, far: b.write_bytes(b"x" * 99)):
         make_backup(data, copy, "1")
     with (
         mock.patch.object(module, "_is_database", lambda path: path.suffix == ".sqlite3"),
@@ -228,3 +228,42 @@ def test_a_file_that_cannot_be_read_is_named(data: Path, tmp_path: Path) -> None
         pytest.raises(LogUnavailable, match=r"cannot read .*: Permission denied"),
     ):
         make_backup(data, tmp_path / "copy", "1")
+
+
+def test_a_database_is_of_one_moment_though_it_is_copied_step_by_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written between two steps is not in the copy, and does not make it begin anew."""
+    log = data / "log.sqlite3"
+    for number in range(2, 12):
+        write(log, number)
+    with closing(sqlite3.connect(log)) as connection:
+        connection.execute("CREATE TABLE blobs (x)")
+        connection.executemany("INSERT INTO blobs VALUES (zeroblob(?))", [(5_000,)] * 50)
+        connection.commit()
+    monkeypatch.setattr(module, "_STEP_PAGES", 7)
+    monkeypatch.setattr(module, "_STEP_BYTES", 1_000)
+    far: list[tuple[int, int]] = []
+
+    def told(done: int, total: int) -> None:
+        far.append((done, total))
+        if len(far) % 5 == 0 and len(far) < 100:
+            write(log, 100 + len(far))
+
+    make_backup(data, tmp_path / "copy", "1", told)
+    copied = read(tmp_path / "copy" / "log.sqlite3")
+    assert copied == sorted(copied)
+    assert copied[:11] == list(range(1, 12))
+    assert len(copied) < len(read(log))
+    dones = [done for done, _ in far]
+    assert dones == sorted(dones)
+    assert len({total for _, total in far}) == 1
+    check_backup(tmp_path / "copy")
+
+
+def test_how_far_a_restore_is(data: Path, tmp_path: Path) -> None:
+    """Each byte is read, then written."""
+    made = make_backup(data, tmp_path / "copy", "1")
+    far: list[tuple[int, int]] = []
+    restore_backup(tmp_path / "copy", tmp_path / "new", lambda *how: far.append(how))
+    assert far[-1] == (2 * made.size_bytes, 2 * made.size_bytes)
