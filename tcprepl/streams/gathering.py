@@ -139,12 +139,14 @@ class Gathering:
         stream, instance = self.pair
         token = appended.first
         for count, answered in zip(self.counts, self.waiting, strict=True):
-            following = token + abs(count)
-            mine = Appended(stream, instance, token, following - 1)
-            token = following
             if count < 0:
+                mine = Appended(stream, instance, token, token - count - 1)
+                token -= count
                 answered.callback([(-count, mine)])
-            elif _callbacks(answered) or answered.called:
+                continue
+            mine = Appended(stream, instance, token, token + count - 1)
+            token += count
+            if _callbacks(answered) or answered.called:
                 answered.callback(mine)
             else:  # as nearly always; it costs a third of running no callbacks
                 answered.called = True

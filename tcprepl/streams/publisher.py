@@ -11,7 +11,6 @@ gathered before them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw
@@ -227,9 +226,16 @@ class Publisher:
         pair, codec = gathering.pair, gathering.codec
         together = gathering.together()
         if together is not None:
-            with suppress(TcpreplError):
+            try:
                 appended = self._append(pair, self._prepared(pair[0], together))
-                _ = appended.addCallbacks(gathering.answer, gathering.refuse)
+            except TcpreplError:
+                pass  # one may not be appended: which one is found out below
+            else:
+                tokens = getattr(appended, "result", None)
+                if isinstance(tokens, Appended):  # there at once, as of a log in memory
+                    gathering.answer(tokens)
+                else:
+                    _ = appended.addCallbacks(gathering.answer, gathering.refuse)
                 return
         # Somebody's row does not fit: that is for its own call to hear, and no other.
         calls = zip(gathering.lines, gathering.counts, gathering.waiting, strict=True)

@@ -8,7 +8,7 @@ it (protocol.md section 10).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
@@ -89,6 +89,8 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[tuple[WireForm, frozenset[Pair], InstanceName | None], Group] = {}
         self._by_pattern: dict[Pair, dict[Group, None]] = {}
+        #: What was found of each pair since a group came or went.
+        self._wanting: dict[Pair, Sequence[Group]] = {}
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -101,6 +103,7 @@ class Groups:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(reader.form, patterns, only)
+            self._wanting.clear()
             for pattern in patterns:
                 self._by_pattern.setdefault(pattern, {})[group] = None
         group.readers[reader] = None
@@ -115,14 +118,21 @@ class Groups:
         if group.readers:
             return
         del self._groups[group.form, group.patterns, group.only_instance]
+        self._wanting.clear()
         for pattern in group.patterns:
             groups = self._by_pattern[pattern]
             del groups[group]
             if not groups:
                 del self._by_pattern[pattern]
 
-    def wanting(self, pair: Pair) -> list[Group]:
+    def wanting(self, pair: Pair) -> Sequence[Group]:
         """Return the groups that want rows of *pair*, each once."""
+        wanting = self._wanting.get(pair)
+        if wanting is None:
+            wanting = self._wanting[pair] = self._find(pair)
+        return wanting
+
+    def _find(self, pair: Pair) -> Sequence[Group]:
         found: list[dict[Group, None]] = []
         for pattern in patterns_of(pair):
             groups = self._by_pattern.get(pattern)

@@ -7,7 +7,7 @@ bytes; the others get them re-cut here, once for all peers of a form.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.dialects import Dialect
@@ -15,8 +15,7 @@ from tcprepl.streams.log import line_ends
 from tcprepl.streams.masking import masked_lines
 
 
-@dataclass(frozen=True, slots=True)
-class WireForm:
+class WireForm(NamedTuple):
     """What of a dialect matters to the lines that the hub writes.
 
     Attributes:
@@ -53,8 +52,7 @@ class WireForm:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """Lines for one form, and the tokens whose rows did not fit a line of it."""
 
     lines: bytes
