@@ -192,6 +192,61 @@ STREAM_POSITION = Live(
     "The newest token, by stream and instance",
     labels=("stream", "instance"),
 )
+STREAM_IN_ROWS = Live(
+    "tcprepl_stream_received_rows",
+    "Rows that came in, by stream and instance: published here, or had from an upstream",
+    kind="counter",
+    labels=("stream", "instance"),
+)
+STREAM_IN_BYTES = Live(
+    "tcprepl_stream_received_bytes",
+    "Bytes of the rows that came in: what of a durable stream grows here grows on the disk; "
+    "streams.retention bounds it",
+    kind="counter",
+    labels=("stream", "instance"),
+)
+STREAM_OUT_ROWS = Live(
+    "tcprepl_stream_sent_rows",
+    "Rows written to readers of the line protocol and the bus, once for each of them",
+    kind="counter",
+    labels=("stream", "instance"),
+)
+STREAM_OUT_BYTES = Live(
+    "tcprepl_stream_sent_bytes",
+    "Bytes of those rows: who reads a stream that it does not need costs this; name streams in "
+    "REPLICATE",
+    kind="counter",
+    labels=("stream", "instance"),
+)
+PEERS = Live(
+    "tcprepl_peers",
+    "Connections by state; behind: served from the log, as it fell behind or came back. Where that "
+    "lasts, `tcprepl top` says who it is and why",
+    labels=("state",),
+)
+CATCH_UP_BYTES = Live(
+    "tcprepl_catchup_bytes",
+    "Bytes of which readers who are behind were served from the log",
+    kind="counter",
+)
+CATCH_UP_TURNS = Live(
+    "tcprepl_catchup_full_turns",
+    "Turns in which readers who are behind could have been served more: they share a budget, so "
+    "that those at the head hardly notice. Where it grows all the time, spread readers over relays",
+    kind="counter",
+)
+BUDGET_USED = Live(
+    "tcprepl_budget_used_ratio",
+    "How much of a bound is used, from 0 to 1. Near 1 of connections: newcomers are turned away, "
+    "raise replication.max_connections or find who opens them; of unanswered_rows: writers wait "
+    "for the disk",
+    labels=("budget",),
+)
+PRODUCERS = Live(
+    "tcprepl_producers",
+    "Names of producers that are remembered; beyond 10,000 new ones are refused: writers should "
+    "keep their names",
+)
 DAMAGED_RANGES = Live(
     "tcprepl_log_damaged_ranges",
     "Ranges of rows that cannot be read from the disk, as far as somebody has tried",
@@ -444,7 +499,8 @@ INSTANCE_LEASE = Live(
 )
 COMMIT_SECONDS = Histogram(
     "tcprepl_commit_seconds",
-    "How long the disk, or the database, took for a commit of the log",
+    "How long the disk, or the database, took for a commit of the log, its fsync included: above "
+    "0.1 s writers wait for the disk; look what else uses it",
     registry=REGISTRY,
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )

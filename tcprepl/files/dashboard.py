@@ -93,6 +93,39 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "By workers and relays, from their upstream.",
             ),
             Panel(
+                "Bytes in",
+                "Bps",
+                (
+                    (
+                        "sum by (stream) (rate(tcprepl_stream_received_bytes_total{%}[5m]))",
+                        "{{stream}}",
+                    ),
+                ),
+                "Of rows, by stream; of durable ones they grow on the disk.",
+            ),
+            Panel(
+                "Rows out",
+                "wps",
+                (
+                    (
+                        "sum by (stream) (rate(tcprepl_stream_sent_rows_total{%}[5m]))",
+                        "{{stream}}",
+                    ),
+                ),
+                "To readers, once for each of them.",
+            ),
+            Panel(
+                "Bytes out",
+                "Bps",
+                (
+                    (
+                        "sum by (stream) (rate(tcprepl_stream_sent_bytes_total{%}[5m]))",
+                        "{{stream}}",
+                    ),
+                ),
+                "A stream that many read and few need stands out here.",
+            ),
+            Panel(
                 "Left out",
                 "wps",
                 (
@@ -136,6 +169,24 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "percentunit",
                 (("rate(tcprepl_peer_paused_seconds_total{%}[5m])", "{{peer}}"),),
                 "Share of the time: the network or the reader is the bottleneck.",
+            ),
+            Panel(
+                "Connections by state",
+                "none",
+                (("sum by (state) (tcprepl_peers{%})", "{{state}}"),),
+                "Behind: served from the log.",
+            ),
+            Panel(
+                "Catching up",
+                "Bps",
+                (("rate(tcprepl_catchup_bytes_total{%}[5m])", "{{instance}}"),),
+                "Bytes of which those who are behind are served.",
+            ),
+            Panel(
+                "Turns in which there was more to catch up",
+                "ops",
+                (("rate(tcprepl_catchup_full_turns_total{%}[5m])", "{{instance}}"),),
+                "All the time: spread readers over relays.",
             ),
             Panel(
                 "Commands received",
@@ -240,6 +291,56 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "bytes",
                 (("process_resident_memory_bytes{%}", "{{instance}}"),),
                 "Resident.",
+            ),
+            Panel(
+                "Commits of the log",
+                "s",
+                (
+                    (
+                        "histogram_quantile(0.5, sum by (le) (rate("
+                        "tcprepl_commit_seconds_bucket{%}[5m])))",
+                        "half are faster",
+                    ),
+                    (
+                        "histogram_quantile(0.99, sum by (le) (rate("
+                        "tcprepl_commit_seconds_bucket{%}[5m])))",
+                        "99 of 100 are faster",
+                    ),
+                ),
+                "With their fsync.",
+                warn=0.1,
+            ),
+            Panel(
+                "Lateness of the reactor",
+                "s",
+                (("tcprepl_reactor_lateness_seconds{%}", "{{instance}}"),),
+                "Above 0.5 s something holds the one thread.",
+                warn=0.5,
+            ),
+            Panel(
+                "Bounds that are used",
+                "percentunit",
+                (("tcprepl_budget_used_ratio{%}", "{{budget}}"),),
+                "At 100 % newcomers are turned away, or writers wait.",
+                warn=0.9,
+            ),
+            Panel(
+                "Producers",
+                "none",
+                (("tcprepl_producers{%}", "{{instance}}"),),
+                "Names that are remembered; beyond 10,000 new ones are refused.",
+                warn=9_000,
+            ),
+            Panel(
+                "Certificates end in",
+                "s",
+                (
+                    (
+                        "min by (listener) (tcprepl_certificate_end_timestamp_seconds{%}) - time()",
+                        "{{listener}}",
+                    ),
+                ),
+                "A new file is taken up by itself.",
             ),
             Panel(
                 "Background work that failed",

@@ -232,6 +232,10 @@ class BaseLog:
         """Let go of what is beyond retention."""
         raise NotImplementedError
 
+    def producers(self) -> int:
+        """Return how many names of producers are remembered."""
+        return len(self._producers.names())
+
     def _expire_producers(self, now_ms: int) -> list[ProducerName]:
         """Forget producers that nobody uses any more, and return their names."""
         age_ms = int(self._retention.transaction_age_s * 1000)

@@ -232,6 +232,10 @@ class Log(Protocol):
         """
         ...
 
+    def producers(self) -> int:
+        """Return how many names of producers are remembered."""
+        ...
+
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows (a no-op when it is there already)."""
         ...

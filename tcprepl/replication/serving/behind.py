@@ -48,6 +48,10 @@ class Behind:
         heads: How far everything has been handed out.
         join: Called with a reader that has everything, to let it join those at the head.
         leave: Called with a reader that has joined them and whose socket is full.
+
+    Attributes:
+        served_bytes: Bytes of lines that they were given.
+        full_turns: Turns at whose end somebody could have been given more.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Behind:
         self._turn_call: Any = None
         self._retries: set[Any] = set()
         self._running = False
+        self.served_bytes = 0
+        self.full_turns = 0
 
     # -- turns -------------------------------------------------------------------------
 
@@ -103,6 +109,7 @@ class Behind:
 
     def _turn(self) -> None:
         self._turn_call = None
+        self.full_turns += bool(self._queue)
         self._left = limits.TURN_BYTES
         self._run()
 
@@ -145,6 +152,7 @@ class Behind:
         self.catch_up(reader, backlog)
         chunk, charge, more = self._chunk(reader, backlog)
         reader.served_bytes += len(chunk)
+        self.served_bytes += len(chunk)
         if backlog.tracks:
             if chunk and not reader.outlet.write(chunk):
                 return charge  # it calls back when it has drained
@@ -231,6 +239,8 @@ class Behind:
     def _rows(self, reader: Reader, track: Track, page: Page, before: Token) -> bytes:
         track.rows += len(page.tokens)
         track.size_bytes += len(page.lines)
+        track.head.sent_rows += len(page.tokens)
+        track.head.sent_bytes += len(page.lines)
         if not page.tokens:
             if track.sent is None:
                 track.sent = before

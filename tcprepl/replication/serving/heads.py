@@ -42,6 +42,8 @@ class Head:
         token: The newest token handed to the readers.
         rows: Rows handed out since the hub began.
         size_bytes: Bytes of lines handed out since the hub began.
+        sent_rows: Rows written to readers, once for each.
+        sent_bytes: Bytes of them, as they stand in the log.
         born: The moment at which readers first heard of the pair; 0 when the hub began with it.
         moved: The moment at which it moved last.
         marks: Where it was at the moments that somebody remembers, oldest first.
@@ -56,6 +58,8 @@ class Head:
         "name",
         "pair",
         "rows",
+        "sent_bytes",
+        "sent_rows",
         "size_bytes",
         "token",
     )
@@ -66,6 +70,8 @@ class Head:
         self.token = token
         self.rows = 0
         self.size_bytes = 0
+        self.sent_rows = 0
+        self.sent_bytes = 0
         self.born = born
         self.moved = 0
         self.marks: list[Mark] = []

@@ -65,6 +65,7 @@ class Hub:
 
     Attributes:
         heads: How far each pair has been handed out; for looking only.
+        behind: Serves those who are behind; for looking only.
     """
 
     def __init__(self, reactor: Reactor, stream_log: Log, instance: InstanceName) -> None:
@@ -74,7 +75,7 @@ class Hub:
         self._heads = Heads()
         self.heads = self._heads.by_pair
         self._groups = Groups()
-        self._behind = Behind(reactor, stream_log, self._heads, self._join_head, self._leave_head)
+        self.behind = Behind(reactor, stream_log, self._heads, self._join_head, self._leave_head)
         self._pending: list[Block | _Move] = []
         self._turn_end: Any = None
         self._bursting = False
@@ -159,24 +160,32 @@ class Hub:
         now: float = self._reactor.seconds()
         heads.begin()
         fresh: dict[Pair, Token] = {}
-        pairs: dict[Pair, None] = {}
+        #: How far each head was before.
+        pairs: dict[Pair, tuple[int, int]] = {}
         for event in segment:
             pair = (event.stream, event.instance)
-            pairs[pair] = None
             head = heads.by_pair.get(pair)
             if head is None:
                 before = event.first - 1 if isinstance(event, Block) else event.before
                 fresh[pair] = before
                 head = heads.add(pair, before)
+            if pair not in pairs:
+                pairs[pair] = head.rows, head.size_bytes
             if isinstance(event, Block):
                 heads.move(head, event.last, len(event.tokens), len(event.lines))
             else:
                 heads.move(head, event.now)
             head.sample(now)
         wanted: dict[Group, list[Pair]] = {}
-        for pair in pairs:
+        for pair, (rows, size_bytes) in pairs.items():
+            readers = 0
             for group in self._groups.wanting(pair):
                 wanted.setdefault(group, []).append(pair)
+                readers += len(group.readers)
+            if readers:
+                head = heads.by_pair[pair]
+                head.sent_rows += (head.rows - rows) * readers
+                head.sent_bytes += (head.size_bytes - size_bytes) * readers
         rendered: dict[tuple[WireForm, tuple[Pair, ...] | None], bytes] = {}
         for group, wants in wanted.items():
             key = (group.form, None if len(wants) == len(pairs) else tuple(wants))
@@ -257,7 +266,7 @@ class Hub:
             self._leave_head(reader)
         backlog = reader.backlog
         assert backlog is not None
-        self._behind.catch_up(reader, backlog)
+        self.behind.catch_up(reader, backlog)
         had, by_name = reader.subscription, ANY not in pattern
         if by_name and pattern not in self.heads:
             backlog.absent[pattern] = self._absent(reader, form, pattern, asked or 0)
@@ -356,11 +365,11 @@ class Hub:
     def drained(self, reader: Reader) -> None:
         """Go on with *reader*: its socket has taken everything."""
         if reader.backlog is not None:
-            self._behind.serve(reader)
+            self.behind.serve(reader)
 
     def serve(self, reader: Reader) -> None:
         """Give *reader* what it is owed, as much as its socket takes, until it is at the head."""
-        self._behind.serve(reader)
+        self.behind.serve(reader)
 
     # -- looking -----------------------------------------------------------------------
 
@@ -397,4 +406,4 @@ class Hub:
         """Hand out what is pending and stop; the log must not publish any more."""
         self.flush()
         self._closed = True
-        self._behind.close()
+        self.behind.close()

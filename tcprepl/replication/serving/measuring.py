@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Final
 
-from tcprepl import metrics
+from tcprepl import limits, metrics
 from tcprepl.replication.status import PeerStatus
 
 if TYPE_CHECKING:
@@ -88,6 +88,15 @@ class Sources:
                     if s.instance == server.instance
                 ],
             ),
+            (metrics.STREAM_IN_ROWS, _of_heads(server, "rows")),
+            (metrics.STREAM_IN_BYTES, _of_heads(server, "size_bytes")),
+            (metrics.STREAM_OUT_ROWS, _of_heads(server, "sent_rows")),
+            (metrics.STREAM_OUT_BYTES, _of_heads(server, "sent_bytes")),
+            (metrics.PEERS, lambda: _by_state(server)),
+            (metrics.CATCH_UP_BYTES, lambda: [((), float(server.hub.behind.served_bytes))]),
+            (metrics.CATCH_UP_TURNS, lambda: [((), float(server.hub.behind.full_turns))]),
+            (metrics.BUDGET_USED, lambda: _budgets(server)),
+            (metrics.PRODUCERS, lambda: [((), float(server.log.producers()))]),
             (
                 metrics.TRANSPORT_SEND_BUFFER,
                 lambda: [((_label(p),), float(p.buffered_bytes)) for p in server.peers()],
@@ -136,6 +145,24 @@ class Sources:
         """Show them no longer."""
         for live, source in self._metrics:
             live.remove_source(source)
+
+
+def _of_heads(server: ReplicationServer, what: str) -> metrics.Source:
+    """Return the source of one number of each stream and instance."""
+    return lambda: [(pair, float(getattr(h, what))) for pair, h in server.hub.heads.items()]
+
+
+def _by_state(server: ReplicationServer) -> list[tuple[tuple[str], float]]:
+    found = Counter(peer.state for peer in server.peers())
+    return [((state,), float(found[state])) for state in ("new", "head", "behind", "closing")]
+
+
+def _budgets(server: ReplicationServer) -> list[tuple[tuple[str], float]]:
+    used = {
+        "connections": server.connections / max(1, server.max_connections),
+        "unanswered_rows": server.door.waiting_bytes / limits.MAX_ALL_UNANSWERED_BYTES,
+    }
+    return [((budget,), ratio) for budget, ratio in used.items()]
 
 
 def _of_links(server: ReplicationServer, what: str) -> metrics.Source:

@@ -94,7 +94,7 @@ class Cold:
 
     def after_turns(self, look: Callable[[], object]) -> None:
         """Call *look* after each turn of those who are behind."""
-        behind: Any = self.hub._behind
+        behind: Any = self.hub.behind
         turn = behind._turn
 
         def looked_at() -> None:
