@@ -93,6 +93,7 @@ def test_rows_in_are_counted_once_and_rows_out_for_each_reader() -> None:
 
 
 def test_peers_by_state_and_what_catching_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TURN_BYTES", 1)
     world = World()
     states = {name: now(metrics.PEERS, name) for name in ("new", "head", "behind", "closing")}
     grown = Since()
@@ -105,7 +106,6 @@ def test_peers_by_state_and_what_catching_up_costs(monkeypatch: pytest.MonkeyPat
         world.network.clock.advance(0)
     found = {name: now(metrics.PEERS, name) - before for name, before in states.items()}
     assert found == {"new": 1, "head": 0, "behind": 3, "closing": 0}
-    monkeypatch.setattr(limits, "TURN_BYTES", 1)
     world.network.settle()
     assert grown(metrics.CATCH_UP_BYTES) > 3 * 40_000
     assert grown(metrics.CATCH_UP_TURNS) > 0
