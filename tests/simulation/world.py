@@ -15,6 +15,7 @@ import random
 import shutil
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpComman
 from tcprepl.streams import history
 from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.retention import Bounds
+from tests import invariants
 from tests.simulation.disk import REFUSALS, Disks, turn_a_bit
 from tests.simulation.federation import MODES, ORDERLY, Remotes, Sender
 from tests.simulation.machines import (
@@ -57,6 +59,8 @@ from tests.simulation.universe import Connection, Network, Process, Universe
 #: Steps between two moments at which all is healed and compared, and how many such rounds.
 STEPS = 25
 ROUNDS = 3
+#: After that nobody is there any more whom nobody keeps there.
+ALL_GONE_S = 360.0
 #: Timers that a process may have when all is quiet.
 MAX_CALLS = 60
 #: How long it takes until all that was delayed, retried or missed has come.
@@ -136,6 +140,7 @@ class World:
         said_rows: The same numbers as rows.
         answers: Token of each row that was answered.
         over: Whether nothing is started again any more.
+        offline: Users who asked to be that.
         coverage: (what happened, to whom in which state) -> how often.
     """
 
@@ -151,8 +156,7 @@ class World:
         self.said_rows: set[str] = set()
         self.answers: dict[Pair, dict[str, int]] = {}
         self.graves: list[Any] = []
-        self._offline: set[str] = set()
-        self._incarnations = 0
+        self.offline: set[str] = set()
         self.server = Server(self, "server")
         self.writers = [Writer(self, "p0"), Writer(self, "p1")]
         self.redis = Redis(self, "redis")
@@ -231,9 +235,16 @@ class World:
                 machine.check_log()
 
     def end(self) -> None:
-        """Stop everything in order."""
+        """Stop everything in order; without workers nobody is there but who said that he is."""
         self.over = True
         for machine in reversed(self.machines):
+            if machine is self.server:
+                self.universe.run(ALL_GONE_S)
+                here = {u: row.state for u, row in self.server.presence.states().items()}
+                stuck = {u: state for u, state in here.items() if state != BUSY}
+                typing = self.server.typing.typing()
+                faults = invariants.state_faults({**stuck, **typing}, {})
+                kept("server, when all have gone,", faults)
             if machine.up:
                 stopped = machine.stop()
                 self.universe.run(60)
@@ -248,6 +259,7 @@ class World:
         for machine in self.machines:
             if machine.up:
                 machine.end_process()
+        vars(self).clear()
 
     # -- what happens --------------------------------------------------------------------
 
@@ -273,6 +285,7 @@ class World:
         if self.server.up:
             user, state = chance.choice(USERS), chance.choice([ONLINE, UNAVAILABLE, BUSY, OFFLINE])
             self.server.presence.set_state(user, state)
+            (self.offline.add if state == OFFLINE else self.offline.discard)(user)
 
     def do_sync(self, chance: random.Random) -> None:
         """A user syncs at a worker, or ends that."""
@@ -558,6 +571,9 @@ class World:
         for worker in self.workers:
             worker.check_rows(at_rest=True)
             worker.check_states(self.server)
+        syncing = {user for worker in self.workers for user in worker.syncing}
+        missed = syncing - set(self.server.presence.states()) - self.offline
+        kept("server", [f"not there: {user}, who syncs" for user in sorted(missed)])
 
 
 @contextmanager
@@ -567,8 +583,10 @@ def entered(world: World) -> Iterator[None]:
     state = random.getstate()
     unraisable = sys.unraisablehook
 
+    chance = world.universe.chance
+
     def incarnation() -> str:
-        return f"{world.universe.chance.getrandbits(64):016x}"
+        return f"{chance.getrandbits(64):016x}"
 
     with ExitStack() as stack:
         stack.callback(lambda: structlog.configure(**before))
@@ -611,8 +629,9 @@ class Failed(Exception):
     """A schedule showed something.
 
     Attributes:
-        step: At which step.
+        step: At which step; None for at the end.
         error: What was raised.
+        kind: What the same fault has again.
     """
 
     def __init__(self, seed: int, step: Step | None, error: BaseException) -> None:
@@ -620,17 +639,12 @@ class Failed(Exception):
         super().__init__(f"seed {seed}, {where}: {type(error).__name__}: {error}")
         self.step = step
         self.error = error
-
-    @property
-    def kind(self) -> tuple[type[BaseException], str]:
-        """What was raised, and where: what the same fault shows again."""
-        if isinstance(self.error, Broken):
-            return Broken, self.error.promise
-        frame = self.error.__traceback__
-        assert frame is not None
-        while frame.tb_next is not None:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next
-        return type(self.error), frame.tb_frame.f_code.co_name
+        self.kind: tuple[object, ...] = (type(error), frame and frame.tb_frame.f_code.co_name)
+        if isinstance(error, Broken):
+            self.kind = (Broken, error.promise)
 
 
 def play(seed: int, steps: Sequence[Step] | None = None) -> Played:
@@ -641,24 +655,25 @@ def play(seed: int, steps: Sequence[Step] | None = None) -> Played:
     """
     where = Path(tempfile.mkdtemp(prefix="tcprepl-world-", dir=_memory()))
     world = World(seed, where)
-    began = world.universe.now
+    universe, coverage, began = world.universe, world.coverage, world.universe.now
     step: Step | None = None
-    try:
-        with entered(world):
-            try:
-                world.begin()
-                for step in schedule(seed) if steps is None else steps:
-                    world.happen(step)
-                step = None
-                world.end()
-            finally:
-                world.close()
-    except Exception as error:
-        raise Failed(seed, step, error) from error
-    finally:
-        shutil.rmtree(where, ignore_errors=True)
-    universe = world.universe
-    return Played(universe.trace, universe.now - began, universe.steps, world.coverage)
+    failed: Failed | None = None
+    with entered(world):
+        try:
+            world.begin()
+            for step in schedule(seed) if steps is None else steps:
+                world.happen(step)
+            step = None
+            world.end()
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            failed = Failed(seed, step, error)
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            world.close()
+            shutil.rmtree(where, ignore_errors=True)
+    if failed is not None:
+        raise failed from failed.error
+    return Played(universe.trace, universe.now - began, universe.steps, coverage)
 
 
 def shrunk(seed: int, steps: Sequence[Step], failed: Failed, most: int = 300) -> list[Step]:
