@@ -247,7 +247,10 @@ class World:
                 kept("server, when all have gone,", faults)
             if machine.up:
                 stopped = machine.stop()
-                self.universe.run(60)
+                for _ in range(60):
+                    if stopped.called:
+                        break
+                    self.universe.run(1)
                 if not stopped.called:
                     raise Broken(machine.name, ["does not stop"])
                 stopped.addErrback(lambda failure: failure.raiseException())
