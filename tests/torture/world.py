@@ -332,15 +332,11 @@ class World:
         if at_relay and self.restored:
             whole = whole and not self.relays_begin_late
             return invariants.renumbered_faults(diary, history, whole=whole)
-        found = invariants.reader_faults(diary, history, from_start=whole)
+        late = at_relay and self.relays_begin_late
+        found = invariants.reader_faults(diary, history, from_start=whole and not late)
         if whole:
             found += invariants.told_faults(
-                [
-                    entry
-                    for entry in diary
-                    if isinstance(entry, Told)
-                    and (entry.known or not (at_relay and self.relays_begin_late))
-                ],
+                [entry for entry in diary if isinstance(entry, Told) and (entry.known or not late)],
                 history,
             )
         return found
