@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import psycopg
 import trustme
 
 from tests import invariants, postgres_world
-from tests.harness import TCPREPL, Running, environment, pause, program, wait_until
+from tests.harness import TCPREPL, Running, program, wait_until
 from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
 from tests.interop.servers import Postgres
 from tests.invariants import History, Row
@@ -34,8 +33,8 @@ from tests.torture.world import LEVEL_S, NAME, TRIMMED, WHOLE, World
 REMOTES = ("r1.example", "r2.example")
 #: Rows of `TRIMMED` that are kept.
 KEPT_ROWS = 300
-#: Chances that copying and restoring are killed, and have to be done again.
-KILL_BACKUP, KILL_RESTORE = 0.4, 0.3
+#: Chances that an operator's command is killed, and has to be called again.
+KILL_BACKUP, KILL_RESTORE, KILL_MIGRATE = 0.4, 0.3, 0.5
 #: With what `tests.faults.producer` ends when another has its name.
 FENCED = 3
 
@@ -140,12 +139,12 @@ class ServeWorld(World):
         known = self.answered()
         self._copy_number += 1
         target = self.where / f"copy{self._copy_number}"
-        killed, said = self._run("backup", "--data", self.data, target, chance=KILL_BACKUP)
+        code, said = self.run_command("backup", "--data", self.data, target, chance=KILL_BACKUP)
         if target.exists():  # as it is whole then, also when the command was killed
             self._copies.append((target, known))
             self.tally["copies"] += 1
-        elif not killed and "Traceback" in said:
-            self.failures.append(f"backup: {said[-600:]}")
+        elif code >= 0 and "Traceback" in said:
+            self.failures.append(f"backup: {said}")
 
     def restore(self) -> None:
         """Go back to a copy: what was answered since is void, and everybody is told."""
@@ -163,12 +162,12 @@ class ServeWorld(World):
         before = self.answered()
         self.serve.kill()
         shutil.rmtree(self.data)
-        killed, said = self._run("restore", copy, self.data, chance=KILL_RESTORE)
-        if killed:
+        code, said = self.run_command("restore", copy, self.data, chance=KILL_RESTORE)
+        if code < 0:
             shutil.rmtree(self.data, ignore_errors=True)
-            _, said = self._run("restore", copy, self.data)
-        if not self.data.exists():
-            self.failures.append(f"{copy.name} was not restored: {said[-600:]}")
+            code, said = self.run_command("restore", copy, self.data)
+        if code != 0:
+            self.failures.append(f"{copy.name} was not restored: {said}")
         self.serve.start()
         self.wait_ready()
         held = self.histories()
@@ -188,23 +187,6 @@ class ServeWorld(World):
         for publisher in self.publishers:
             publisher.go_on()
 
-    def _run(self, command: str, *words: str | Path, chance: float = 0.0) -> tuple[bool, str]:
-        """Run a command; return whether it was killed, by *chance*, and what it said."""
-        argv = [*TCPREPL, command, *map(str, words)]
-        killed = False
-        with subprocess.Popen(
-            argv, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            if self.chance.random() < chance:
-                pause(self.chance.uniform(0.3, 1.2))
-                if process.poll() is None:
-                    process.kill()
-                    killed = True
-                    self.tally["kills"] += 1
-                    self.tally[f"killed in {command}"] += 1
-            _, said = process.communicate()
-        return killed, said
-
     def _forget_answers(self, held: Mapping[str, History]) -> None:
         there = {stream: set(history.rows) for stream, history in held.items()}
         kept = []
@@ -223,8 +205,8 @@ class ServeWorld(World):
         content = bytearray(path.read_bytes())
         places = [found.start() for found in re.finditer(rb'\["@h?\d+:', content)]
         if places:
-            place = self.chance.choice(places) + 3
-            content[place] ^= 1 << self.chance.randrange(3)
+            # In a digit, so that it stays JSON, and nothing but a checksum can tell.
+            content[self.chance.choice(places) + 3] ^= 1
             path.write_bytes(bytes(content))
             self.damaged = True
             self.tally["bits flipped"] += 1
@@ -411,37 +393,41 @@ class PostgresqlWorld(World):
     def build(self) -> None:
         """Make everything."""
         self.postgres = Postgres.start(fsync=True)
-        database = postgres_world.fresh_url(self.postgres).rpartition("/")[2]
-        wire = self.wires.to(self.postgres.port)
-        self._sources: list[tuple[int, str]] = []
-        for name in ("a", "b"):
-            port, http_port = free_port(), free_port()
-            config = self.config(
-                name,
-                server_name=NAME,
-                data_directory=str(self.where / f"{name}-data"),
-                data=f"postgresql://{self.postgres.user}@127.0.0.1:{wire.port}/{database}",
-                lease="1s",
-                standby=True,
-                replication={"listen": f"127.0.0.1:{port}"},
-                http={"listen": f"127.0.0.1:{http_port}"},
-                streams={"retention_of": {TRIMMED: {"rows": KEPT_ROWS}}},
-            )
+        self._wire = self.wires.to(self.postgres.port)
+        self._ports = {name: (free_port(), free_port()) for name in ("a", "b")}
+        self._database = postgres_world.fresh_url(self.postgres)
+        self._migrated = 0
+        for name in self._ports:
             # Who was overtaken, or cut off for longer than its lease, ends with 1.
-            self.add(name, *TCPREPL, "serve", "--config", config, exits=(1,)).start()
-            self._sources.append((port, f"http://127.0.0.1:{http_port}"))
+            self.add(name, *TCPREPL, "serve", "--config", self._configure(name), exits=(1,)).start()
         self.wait_ready()
-        urls = [url for _, url in self._sources]
+        urls = [url for _, url in self.sources()]
         self.rows = RowPublisher(urls[0], self.seed, self.streams, 0.04, *urls[1:])
         self.publishers.append(self.rows)
-        both = ",".join(self.through(port) for port, _ in self._sources)
+        both = ",".join(self.through(port) for port, _ in self.sources())
         self.add_worker("worker-twisted", "twisted", both)
         argv = [sys.executable, "-m", "tests.faults.producer", "twisted", both, self.answers, "0.5"]
         self.add("producer", *argv, shim=False)
 
     def sources(self) -> list[tuple[int, str]]:
         """Return both servers."""
-        return self._sources
+        return [(port, f"http://127.0.0.1:{http_port}") for port, http_port in self._ports.values()]
+
+    def _configure(self, name: str) -> Path:
+        """Write the configuration of a server, and return its path."""
+        port, http_port = self._ports[name]
+        database = self._database.rpartition("/")[2]
+        return self.config(
+            name,
+            server_name=NAME,
+            data_directory=str(self.where / f"{name}-data"),
+            data=f"postgresql://{self.postgres.user}@127.0.0.1:{self._wire.port}/{database}",
+            lease="1s",
+            standby=True,
+            replication={"listen": f"127.0.0.1:{port}"},
+            http={"listen": f"127.0.0.1:{http_port}"},
+            streams={"retention_of": {TRIMMED: {"rows": KEPT_ROWS}}},
+        )
 
     def close(self) -> None:
         """End the database."""
@@ -456,7 +442,29 @@ class PostgresqlWorld(World):
 
     def operations(self) -> list[tuple[str, Callable[[], None]]]:
         """Return what happens to a database."""
-        return [("database killed", self._kill), ("connections ended", self._terminate)]
+        return [
+            ("database killed", self._kill),
+            ("connections ended", self._terminate),
+            ("migrate", self._migrate),
+        ]
+
+    def _migrate(self) -> None:
+        """Move into a directory, and from there into another database."""
+        for name in self._ports:
+            self.actors[name].heal()
+            self.actors[name].end()
+        self._migrated += 1
+        directory = self.where / f"migrated{self._migrated}"
+        before, self._database = self._database, postgres_world.fresh_url(self.postgres)
+        for source, target in ((before, directory), (directory, self._database)):
+            code, said = self.run_command("migrate", source, target, chance=KILL_MIGRATE)
+            if code < 0:  # it goes on where it was
+                code, said = self.run_command("migrate", source, target)
+            if code != 0:
+                self.failures.append(f"migrate: {said}")
+        for name in self._ports:
+            self._configure(name)
+            self.actors[name].start()
 
     def _kill(self) -> None:
         self.postgres.kill()

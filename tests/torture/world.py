@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import yaml
 
 from tests import invariants
-from tests.harness import TCPREPL, wait_until
+from tests.harness import TCPREPL, environment, pause, wait_until
 from tests.invariants import Diary, History, Row, Told
 from tests.ports import free_port
 from tests.torture.actors import Actor
@@ -198,6 +199,25 @@ class World:
         """Let publishers finish what they are about; a source has to be well."""
         for publisher in self.publishers:
             publisher.rest()
+
+    def run_command(self, *words: str | Path, chance: float = 0.0) -> tuple[int, str]:
+        """Run a command of ours, which is killed by *chance*; return its code and its words."""
+        command, *_ = words = tuple(map(str, words))
+        with subprocess.Popen(
+            [*TCPREPL, *words],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            if self.chance.random() < chance:
+                pause(self.chance.uniform(0.3, 1.2))
+                if process.poll() is None:
+                    process.kill()
+                    self.tally["kills"] += 1
+                    self.tally[f"killed in {command}"] += 1
+            _, said = process.communicate()
+        return process.returncode, said[-600:]
 
     # -- what has to hold --------------------------------------------------------------------
 
