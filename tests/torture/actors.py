@@ -23,6 +23,8 @@ TRACEBACK = re.compile(
     r"(?P=indent)(?P<error>\S.*)$",
     re.MULTILINE,
 )
+#: Without descriptors a program that only starts cannot read its own modules.
+UNREADABLE = r"Too many open files: '.*\.(py|pyc|so)'"
 #: What must not be in any log, whatever happened.
 NEVER = re.compile(
     "Unhandled [Ee]rror|never retrieved|was never awaited|ResourceWarning|Segmentation|"
@@ -68,7 +70,7 @@ class Actor:
         self.descriptors: int | None = None
         self._where = where
         self._tally = tally
-        self._explained = re.compile("|".join(explained) or "(?!)")
+        self._explained = re.compile("|".join((UNREADABLE, *explained)))
         self._exits = exits
         self._starved = False
         #: Whether it is known why it does not run.
