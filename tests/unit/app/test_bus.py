@@ -87,3 +87,12 @@ def test_which_streams_processes_are_told_of() -> None:
     told = told_of(build({"bus": {"synapse": "1.150"}}, "test").config)
     assert ("sticky_events", "*") in told
     assert ("profile_updates", "*") not in told
+
+
+def test_a_bus_is_not_drained() -> None:
+    """The processes of a Synapse know no other."""
+    reactor = MemoryReactorClock()
+    bus = made(reactor)
+    settle(reactor, bus.start())
+    assert bus._web.drain is None
+    settle(reactor, bus.stop())

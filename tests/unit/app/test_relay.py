@@ -194,3 +194,18 @@ def test_what_is_reloaded_holds(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         made_relay.reload(new)
     settle(reactor, made_relay.stop())
+
+
+def test_a_drained_relay_is_over() -> None:
+    """Once its readers have been sent elsewhere."""
+    reactor = MemoryReactorClock()
+    relaying = made(parse_address("127.0.0.1:1"), reactor)
+    settle(reactor, relaying.start())
+    drain = relaying.drain(30.0, "there:1")
+    assert relaying.drain(1.0) is drain
+    assert relaying.status_line().startswith("the server is being drained; go to there:1: ")
+    assert not relaying.failed.called
+    for _ in range(5):
+        reactor.advance(0.1)
+    assert relaying.failed.called
+    settle(reactor, relaying.stop())

@@ -15,7 +15,7 @@ from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Streams, digest
 from tcprepl.app.listening import CannotListen
 from tcprepl.app.server import Server
 from tcprepl.config import BadConfig, build
-from tcprepl.errors import LogLocked
+from tcprepl.errors import LogLocked, LogUnavailable
 from tcprepl.protocol.commands import FederationAckCommand
 from tcprepl.storage.lock import DirectoryLock
 
@@ -195,4 +195,43 @@ def test_tokens_hold_at_once_on_the_line_and_over_http() -> None:
     assert server._web.grants == [("a-token-of-sixteen", grant)]
     reload(replication={"tokens": tokens, "anonymous": {"read": "all"}})
     assert replication.granted(None, vouched=True) == Grant(read=ALL)
+    result_of(server.stop(), reactor)
+
+
+def test_a_drained_server_is_over_and_a_reload_opens_no_door() -> None:
+    """It takes nothing, is not ready, says so to systemd, and ends without a failure."""
+    reactor = MemoryReactorClock()
+    server = made(reactor)
+    result_of(server.start())
+    protocol = reactor.tcpServers[0][1].buildProtocol(None)
+    protocol.makeConnection(StringTransport())
+    drain = server.drain(30.0, "there:1")
+    assert server.drain(1.0) is drain
+    assert server.status_line() == (
+        "the server is being drained; go to there:1: 1 peer, most behind 0 ms"
+    )
+    server.reload(server.config)()
+    assert server.replication.door.publisher is not server.publisher
+    assert server._web.shut() == drain.text
+    assert server._not_ready == drain.text
+    for _ in range(5):
+        reactor.advance(0.1)
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert not server.failed.called
+    for _ in range(5):
+        reactor.advance(0.1)
+    assert server.failed.called
+    server.log.failed.errback(LogUnavailable("too late"))
+    result_of(server.failed)
+    result_of(server.stop(), reactor)
+
+
+def test_a_server_whose_log_fails_while_it_is_drained_fails() -> None:
+    reactor = MemoryReactorClock()
+    server = made(reactor)
+    result_of(server.start())
+    server.drain(30.0)
+    server.log.failed.errback(LogUnavailable("taken over"))
+    with pytest.raises(LogUnavailable, match="taken over"):
+        result_of(server.failed)
     result_of(server.stop(), reactor)

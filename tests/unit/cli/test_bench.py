@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from tcprepl.cli import bench, run
-from tcprepl.cli.bench import Timings, row_of
+from tcprepl.cli import bench, benching, run
 from tests.cli_world import CliWorld
 
 
@@ -21,7 +20,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> CliWorld:
     made.server.door.publisher = made.publisher
     made.adopt(bench)
     monkeypatch.setattr(
-        bench, "client_endpoint", lambda reactor, address: made.network.client_endpoint("y")
+        benching, "client_endpoint", lambda reactor, address: made.network.client_endpoint("y")
     )
     return made
 
@@ -120,23 +119,3 @@ def test_who_is_interrupted_hears_what_was_measured(
     monkeypatch.setattr(bench, "run_until_done", interrupted)
     got = found(capsysbinary, "latency", "--rate", "10", "--for", "60", "--yes")
     assert 5 <= got["rows"] <= 15
-
-
-def test_rows_of_a_size() -> None:
-    assert len(row_of(None, 200)) == 200
-    assert row_of(None, 20) == b'["@xx:bench.invalid"]'[:1] + b'"@' + b"x:bench.invalid" + b'"]'
-    assert row_of("[1]", 99) == b"[1]"
-
-
-def test_percentiles() -> None:
-    timings = Timings()
-    assert timings.ms() == {}
-    timings.seconds = [n / 1000 for n in range(1, 1001)]
-    assert timings.ms() == {
-        "p50": 500.0,
-        "p90": 900.0,
-        "p99": 990.0,
-        "p99.9": 999.0,
-        "min": 1.0,
-        "max": 1000.0,
-    }

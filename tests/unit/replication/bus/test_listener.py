@@ -8,12 +8,14 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
+from tcprepl.errors import CloseReason
 from tcprepl.protocol.commands import (
     FederationAckCommand,
     RemovePusherCommand,
     UserSyncCommand,
 )
 from tcprepl.replication.bus.listener import BusListener, Passwords
+from tcprepl.replication.serving.draining import kick
 from tests.bus_world import BusWorld
 
 
@@ -69,6 +71,18 @@ def test_more_clients_than_there_may_be_are_turned_away() -> None:
     late = world.client()
     assert late.transport.value() == b"-ERR max number of clients reached\r\n"
     assert late.transport.disconnecting
+
+
+def test_a_client_is_kicked_by_the_number_that_is_shown() -> None:
+    """And hears why; another number is nobody's."""
+    world = BusWorld()
+    one = world.subscriber()
+    (shown,) = world.server.peers()
+    one.transport.clear()
+    assert [peer.conn_id for peer in kick(world.server, str(shown.conn_id), "go")]
+    assert one.transport.value() == b"-ERR disconnected by an operator: go\r\n"
+    assert one.transport.disconnecting
+    world.server.end(99, CloseReason.KICKED, "nobody")
 
 
 def test_a_new_writer_makes_everybody_say_where_they_are_but_not_too_often() -> None:
