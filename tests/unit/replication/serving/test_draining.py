@@ -171,6 +171,12 @@ def test_rows_are_refused_and_what_was_taken_is_answered(world: World) -> None:
         "REFUSED alpha #1 unavailable 0 the server is being drained",
         "REFUSED alpha #2 unavailable 0 the server is being drained",
     ]
+    writer.say(*(f"PUBLISH alpha #{number} [1]" for number in range(3, 8)))
+    world.network.settle()
+    assert writer.lines() == [
+        f"REFUSED alpha #{number} unavailable 0 the server is being drained"
+        for number in range(3, 8)
+    ]
     look(world, 3)
     assert not writer.over  # what was taken is not known to be safe yet
     flushed.callback(None)
