@@ -12,22 +12,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from math import isfinite
 from operator import attrgetter, itemgetter
-from typing import Any, NoReturn, TypeAlias, get_args, overload
+from typing import Any, NoReturn, TypeAlias, overload
 
 import msgspec
 import msgspec.inspect
-from msgspec import UNSET, Raw, Struct, convert, defstruct
+from msgspec import UNSET, Raw, Struct, convert
 
 from tcprepl.errors import BadRow
 from tcprepl.ids import StreamName
 from tcprepl.limits import MAX_ROW_BYTES
 from tcprepl.streams.json_rows import JsonRows
-
-#: Characters of an offending value that an error shows.
-SNIPPET_CHARS = 64
+from tcprepl.streams.shapes import (
+    SNIPPET_CHARS,
+    array_of,
+    fault_in,
+    is_closed,
+    shortened,
+    snippet,
+    structs_of,
+    without_surplus,
+)
 
 #: Reads a shape that the typed decoder refused; raises `msgspec.ValidationError` if it cannot.
 Reader: TypeAlias = Callable[[Any], Any]
@@ -40,8 +46,6 @@ _packer = msgspec.msgpack.Encoder()
 _SEQUENCES = frozenset({list, tuple})
 _first = itemgetter(0)
 _NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
-_PATH = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
-_SEGMENT = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[]+)")
 
 
 class RowCodec:
@@ -91,7 +95,7 @@ class RowCodec:
         self.stream = stream
         self.row_type = row_type
         self._reader = reader
-        keyed = keyed and _structs(row_type) == (row_type,)
+        keyed = keyed and structs_of(row_type) == (row_type,)
         self.keyed = keyed
         self._key_field = attrgetter(row_type.__struct_fields__[0]) if keyed else None
         self._decoder = _opaque_decoder if row_type is Any else msgspec.json.Decoder(row_type)
@@ -99,13 +103,13 @@ class RowCodec:
         # whether rows may end in UNSET fields, which the encoder does not leave out by itself
         self._short = any(
             UNSET in (field.default for field in msgspec.structs.fields(struct))
-            for struct in _structs(row_type)
+            for struct in structs_of(row_type)
         )
         closed = row_type if common is None else common
-        sure = _is_closed(msgspec.inspect.type_info(closed))
+        sure = is_closed(msgspec.inspect.type_info(closed))
         # Structs, since of nothing else does msgspec keep what it has found out.
-        self.common_row = _array_of(closed) if sure else None
-        self._common_rows = _array_of(list[closed]) if sure else None  # type: ignore[valid-type]
+        self.common_row = array_of(closed) if sure else None
+        self._common_rows = array_of(list[closed]) if sure else None  # type: ignore[valid-type]
         # what is only looked at may be looked at as the common shape
         usual = sure and common is not None and not keyed
         self._usual = msgspec.json.Decoder(common) if usual else self._decoder
@@ -302,7 +306,7 @@ class RowCodec:
                 ).encode()
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BadRow(
-                self.stream, "", _snippet(row), f"values that JSON has ({error})", index
+                self.stream, "", snippet(row), f"values that JSON has ({error})", index
             ) from None
         return self._check_one(line, index)
 
@@ -339,12 +343,12 @@ class RowCodec:
             value = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise BadRow(
-                self.stream, "", _cut(line.decode(errors="replace")), f"JSON ({error})", index
+                self.stream, "", shortened(line.decode(errors="replace")), f"JSON ({error})", index
             ) from None
         try:
             return self._convert(value)
         except msgspec.ValidationError as error:
-            if longer and (cut := _without_surplus(self.row_type, value)) is not value:
+            if longer and (cut := without_surplus(self.row_type, value)) is not value:
                 try:
                     return self._convert(cut)
                 except msgspec.ValidationError:
@@ -364,11 +368,8 @@ class RowCodec:
             raise
 
     def _refuse(self, value: Any, index: int | None, error: msgspec.ValidationError) -> NoReturn:
-        match = _PATH.match(str(error))
-        assert match is not None
-        expected = match["text"].partition(", got")[0].removeprefix("Expected ").replace("`", "")
-        field, value = _place(self.row_type, value, match["path"] or "", match["text"])
-        raise BadRow(self.stream, field, _snippet(value), expected, index) from None
+        field, found, expected = fault_in(self.row_type, value, error)
+        raise BadRow(self.stream, field, snippet(found), expected, index) from None
 
 
 class Rows(Struct, gc=False, eq=False):
@@ -445,42 +446,6 @@ class Rows(Struct, gc=False, eq=False):
 Sequence.register(Rows)
 
 
-def _array_of(element: Any) -> type[Struct]:
-    """Return the type of an array of one *element*."""
-    return defstruct("_Array", [("element", element)], array_like=True, gc=False)
-
-
-def _is_closed(shape: msgspec.inspect.Type) -> bool:
-    """Whether *shape* surely says of every value in it what it has to be.
-
-    Raw JSON and `Any` do not, nor do numbers that may be infinite; tuples are in no row so far.
-    """
-    unsure = (
-        msgspec.inspect.RawType,
-        msgspec.inspect.AnyType,
-        msgspec.inspect.FloatType,
-        msgspec.inspect.TupleType,
-    )
-    if isinstance(shape, unsure):
-        return False
-    inner: list[msgspec.inspect.Type] = []
-    if isinstance(shape, msgspec.inspect.StructType):
-        inner = [field.type for field in shape.fields]
-    elif isinstance(shape, msgspec.inspect.UnionType):
-        inner = list(shape.types)
-    elif isinstance(shape, msgspec.inspect.DictType):
-        inner = [shape.key_type, shape.value_type]
-    elif isinstance(shape, msgspec.inspect.CollectionType):
-        inner = [shape.item_type]
-    return all(map(_is_closed, inner))
-
-
-def _structs(row_type: Any) -> tuple[type[Struct], ...]:
-    """Return the structs of a row type: itself, or the members of a union."""
-    members = get_args(row_type) or (row_type,)
-    return tuple(t for t in members if isinstance(t, type) and issubclass(t, Struct))
-
-
 def _without_unset(row: object) -> object:
     if isinstance(row, Struct):
         values = list(msgspec.structs.astuple(row))
@@ -488,93 +453,6 @@ def _without_unset(row: object) -> object:
             values.pop()
         return values
     return row
-
-
-def _without_surplus(row_type: Any, value: Any) -> Any:
-    """Return *value* without what follows the fields of its type, one level down too."""
-    struct = _struct_for(row_type, value)
-    if struct is None:
-        return value
-    fields = msgspec.structs.fields(struct)
-    tagged = _is_tagged(struct)
-    width = len(fields) + tagged
-    cut = value[:width]
-    if tagged and len(cut) == width:
-        cut = [value[0], _without_surplus(fields[0].type, value[1])]
-    return cut if cut != value else value
-
-
-def _is_tagged(struct: type[Struct]) -> bool:
-    return struct.__struct_config__.tag is not None
-
-
-def _struct_for(row_type: Any, value: Any) -> type[Struct] | None:
-    """Return the array-like struct that *value* was meant to be, if that can be told."""
-    if not isinstance(value, list):
-        return None
-    for struct in _structs(row_type):
-        if struct.__struct_config__.array_like and (
-            not _is_tagged(struct) or (value and struct.__struct_config__.tag == value[0])
-        ):
-            return struct
-    return None
-
-
-def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any]:
-    """Follow a path of msgspec's into a row; return it by field names, and what stands there."""
-    names: list[str] = []
-    for match in _SEGMENT.finditer(path):
-        number, key = match.groups()
-        if key is not None:
-            field = _field_type(row_type, key)
-            names.append(f".{key}")
-            value = value[key]
-            row_type = field
-        elif number == "...":
-            index = _first_of_kind(value, text)
-            names.append(f"[{json.dumps(index)}]")
-            value = value[index]
-            row_type = Any
-        else:
-            name, row_type = _element(row_type, value, int(number))
-            names.append(name)
-            value = value[int(number)]
-    return "".join(names).removeprefix("."), value
-
-
-def _element(row_type: Any, value: Any, index: int) -> tuple[str, Any]:
-    struct = _struct_for(row_type, value)
-    if struct is not None:
-        field = msgspec.structs.fields(struct)[index - _is_tagged(struct)]
-        return f".{field.name}", field.type
-    if not index and any(map(_is_tagged, _structs(row_type))):
-        return ".type", Any
-    return f"[{index}]", Any
-
-
-def _field_type(row_type: Any, key: str) -> Any:
-    fields = chain.from_iterable(map(msgspec.structs.fields, _structs(row_type)))
-    return next((field.type for field in fields if field.encode_name == key), Any)
-
-
-#: What msgspec calls the kinds of JSON values.
-_KINDS: dict[type, str] = {
-    str: "str",
-    int: "int",
-    float: "float",
-    bool: "bool",
-    list: "array",
-    dict: "object",
-    type(None): "null",
-}
-
-
-def _first_of_kind(value: dict[str, Any], text: str) -> str:
-    """Return the key of the first value of the kind that *text* complains of."""
-    got = text.rpartition("got `")[2].rstrip("`")
-    return next(
-        (key for key, item in value.items() if _KINDS[type(item)] == got), next(iter(value))
-    )
 
 
 def _may_have_nan(rows: Sequence[object]) -> bool:
@@ -604,15 +482,3 @@ def _has_nan(value: object) -> bool:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SNIPPET_CHARS else text[:SNIPPET_CHARS] + "..."
-
-
-def _snippet(value: object) -> str:
-    try:
-        text = json.dumps(msgspec.to_builtins(value))
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
-        text = repr(value)
-    return _cut(text)

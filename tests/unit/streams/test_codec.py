@@ -373,3 +373,16 @@ def test_a_long_row_is_left_to_whoever_says_why() -> None:
     long = b'"%b"\n' % (b"x" * MAX_ROW_BYTES)
     assert OPAQUE.checked(long, 1) is None
     assert OPAQUE.checked(b"1\n" * MAX_ROW_BYTES, MAX_ROW_BYTES) is not None
+
+
+def test_plain_rows_of_the_common_shape_are_sure() -> None:
+    """Of any others nothing is said: neither that they fit nor that they do not."""
+    codec = STREAMS["typing"]
+    row = ["!r:x", ["@a:x"]]
+    assert codec.sure_lines([row]) == b'["!r:x",["@a:x"]]'
+    assert codec.sure_lines([row, row]) == b'["!r:x",["@a:x"]]\n["!r:x",["@a:x"]]'
+    assert codec.sure_lines([row, ["\ud800", []]]) is None
+    assert codec.sure_lines([row, rows.TypingRow(*row)]) is None
+    assert codec.sure_lines([row, ["!r:x", math.nan]]) is None
+    assert codec.sure_lines([row, ["x" * MAX_ROW_BYTES, []]]) is None
+    assert OPAQUE.sure_lines([[1]]) is None

@@ -1,0 +1,90 @@
+"""Where in a row a value does not fit, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from tcprepl.streams import rows
+from tcprepl.streams.shapes import (
+    SNIPPET_CHARS,
+    array_of,
+    fault_in,
+    is_closed,
+    shortened,
+    snippet,
+    structs_of,
+    without_surplus,
+)
+
+
+def fault(row_type: Any, value: Any) -> tuple[str, Any, str]:
+    """Return what is wrong with *value*."""
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.convert(value, row_type)
+    return fault_in(row_type, value, caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row_type", "value", "found"),
+    [
+        (rows.TypingRow, ["!r", [5]], ("user_ids[0]", 5, "str")),
+        (rows.TypingRow, 5, ("", 5, "array")),
+        (rows.EventsRow, ["ev", [1, "!r", "t"]], ("data.event_id", 1, "str")),
+        (rows.CommonFederationRow, ["x", {}], ("type", "x", "")),
+        (
+            rows.CommonFederationRow,
+            ["e", {"edu_type": 5, "content": {}, "origin": "x", "destination": "y"}],
+            ("data.edu_type", 5, "str"),
+        ),
+        (dict[str, int], {"a": 1, "b": "x"}, ('["b"]', "x", "int")),
+    ],
+)
+def test_a_fault_is_told_by_names(row_type: Any, value: Any, found: tuple[str, Any, str]) -> None:
+    field, where, expected = fault(row_type, value)
+    assert (field, where) == found[:2]
+    assert expected.startswith(found[2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "closed"),
+    [
+        (str, True),
+        (list[str | None], True),
+        (dict[str, int], True),
+        (rows.TypingRow, True),
+        (rows.EventsRow, True),
+        (float, False),
+        (tuple[int], False),
+        (list[Raw], False),
+        (dict[str, Any], False),
+    ],
+)
+def test_a_closed_shape_says_all_of_every_value(shape: Any, closed: bool) -> None:
+    assert is_closed(msgspec.inspect.type_info(shape)) is closed
+
+
+def test_what_follows_the_fields_is_left_out() -> None:
+    assert without_surplus(rows.TypingRow, ["!r", [], "new", 5]) == ["!r", []]
+    event = ["$e", "!r", "t", None, None, None, None, False, False]
+    assert without_surplus(rows.EventsRow, ["ev", [*event, "new"]]) == ["ev", event]
+    row = ["!r", []]
+    assert without_surplus(rows.TypingRow, row) is row
+    assert without_surplus(rows.TypingRow, 5) == 5
+
+
+def test_structs_and_arrays() -> None:
+    assert structs_of(rows.TypingRow) == (rows.TypingRow,)
+    assert rows.EventRow in structs_of(rows.EventsRow)
+    assert structs_of(Any) == ()
+    assert msgspec.convert([[1, 2]], array_of(list[int])).element == [1, 2]  # type: ignore[attr-defined]
+
+
+def test_what_is_shown_is_short() -> None:
+    assert shortened("x" * SNIPPET_CHARS) == "x" * SNIPPET_CHARS
+    assert len(shortened("x" * 1_000)) == SNIPPET_CHARS + 3
+    assert snippet({"a": None}) == '{"a": null}'
+    assert snippet(object()).startswith("<object")
