@@ -32,9 +32,11 @@ from cryptography import x509
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import registry_of, retention_of
 from tcprepl.config import Config, TlsSettings
+from tcprepl.errors import LogError, TcpreplError
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.storage.lock import holder_of
+from tcprepl.streams.opening import holders_of
 from tcprepl.values import Address
 from tcprepl.web.elements import size
 
@@ -414,6 +416,21 @@ def _redis_info(url: RedisUrl) -> dict[str, str]:
     return {key: value for key, _, value in lines}
 
 
+def database(config: Config) -> Iterator[Finding]:
+    """Whether the database of the log can be reached and will do, and who writes there."""
+    if config.data is None:
+        return
+    try:
+        holders = holders_of(config.data.get_secret_value())
+    except TcpreplError as error:
+        what, _, todo = str(error).rpartition("; " if isinstance(error, LogError) else ": ")
+        yield Finding(Verdict.FAULT, "database", what or todo, todo)
+        return
+    words = "; ".join(holder.words() for holder in holders)
+    text = f"{where_logs_are(config)} can be used; {words or 'nobody has written there yet'}"
+    yield Finding(Verdict.GOOD, "database", text)
+
+
 def own_name(config: Config) -> Iterator[Finding]:
     """Whether other servers find us under our name."""
     name = config.server_name
@@ -448,7 +465,7 @@ def own_name(config: Config) -> Iterator[Finding]:
 LOCAL: tuple[Check, ...] = (
     versions, clock, descriptors, data, room, secrets, certificates, ports,
 )  # fmt: skip
-REMOTE: tuple[Check, ...] = (redis, own_name)
+REMOTE: tuple[Check, ...] = (database, redis, own_name)
 
 
 def _in_use(directory: Path) -> str:

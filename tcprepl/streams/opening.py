@@ -12,6 +12,7 @@ from tcprepl.errors import ConfigError
 from tcprepl.ids import InstanceName
 from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.gaps import Gaps
+from tcprepl.streams.holding import Holder
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
@@ -86,10 +87,7 @@ async def open_shared_log(
         from tcprepl.streams.postgres_database import PostgresDatabase
         from tcprepl.streams.postgresql import PostgresLog
     except ImportError as error:
-        raise ConfigError(
-            f"the log is to be in PostgreSQL, and {error.name or error} is not there: "
-            "pip install 'tcprepl[postgresql]'"
-        ) from None
+        raise _lacking(error) from None
     retention = retention or Retention()
     database = PostgresDatabase(
         url, instance, lease_s=lease_s, transaction_age_s=retention.transaction_age_s
@@ -116,3 +114,36 @@ async def open_shared_log(
     )
     log.listen(reactor.callFromThread)
     return log
+
+
+def holders_of(url: str) -> list[Holder]:
+    """Look at the database of a log, and change nothing; return who writes there.
+
+    Args:
+        url: Where the database is.
+
+    Raises:
+        ConfigError: psycopg is not installed.
+        LogUnavailable: the database cannot be used, or refuses.
+    """
+    try:
+        from tcprepl.storage.postgresql import Link, check_server
+        from tcprepl.streams.postgres_schema import HOLDERS, SCHEMA_NAME
+    except ImportError as error:
+        raise _lacking(error) from None
+    link = Link(url, SCHEMA_NAME)
+    try:
+        check_server(url, link)
+        with link.using() as connection:
+            made = connection.execute("SELECT to_regclass('writers')").fetchone()
+            found = [] if made == (None,) else connection.execute(HOLDERS).fetchall()
+    finally:
+        link.close()
+    return [Holder(*row) for row in found]
+
+
+def _lacking(error: ImportError) -> ConfigError:
+    return ConfigError(
+        f"the log is to be in PostgreSQL, and {error.name or error} is not there: "
+        "pip install 'tcprepl[postgresql]'"
+    )

@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import trustme
 from tcprepl.app import doctor
 from tcprepl.app.doctor import Finding, Verdict, examine
 from tcprepl.config import Config, build
+from tests import postgres_world
+from tests.log_kit import PostgresStore
 from tests.unit.app.test_tls import issue
 
 GOOD, WARNING, FAULT = Verdict
@@ -232,6 +235,30 @@ def test_redis() -> None:
         assert "closed the connection" in look(f"redis://127.0.0.1:{port}").text
     assert "refused" in look(f"redis://127.0.0.1:{port}").text
     assert "No such file" in look("unix:/nowhere/redis.sock").text
+
+
+@pytest.mark.postgresql
+def test_database() -> None:
+    url = postgres_world.fresh_url()
+    assert list(doctor.database(config())) == []
+    found = one(doctor.database(config(data=url)))
+    assert found.verdict is GOOD
+    assert found.text.endswith("can be used; nobody has written there yet")
+    store = PostgresStore(url, "tcprepl")
+    found = one(doctor.database(config(data=url)))
+    assert f"instance {store.log.database.instance}: epoch 1, held by " in found.text
+    store.close()
+    away = one(doctor.database(config(data="postgresql://me:secret@127.0.0.1:1/x")))
+    assert (away.verdict, away.subject) == (FAULT, "database")
+    assert "Connection refused" in away.text
+    assert away.remedy.startswith("check that PostgreSQL runs there")
+    assert "secret" not in str(away)
+
+
+def test_a_database_without_what_speaks_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tcprepl.storage.postgresql", None)
+    found = one(doctor.database(config(data="postgresql://db/x")))
+    assert found.remedy == "pip install 'tcprepl[postgresql]'"
 
 
 def test_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
