@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -110,10 +111,13 @@ class PageCache:
 
     Args:
         worker: Reads, in the order of the calls.
+        ahead: Whether to read the page behind one that is handed out, if nobody waits for another:
+            for a database, to which each page is a way there and back.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, *, ahead: bool = False) -> None:
         self._worker = worker
+        self._ahead = ahead
         self._pages: dict[tuple[PageSource, Token], DiskPage] = {}
         self._begins: dict[PageSource, list[Token]] = {}
         self._readings: dict[tuple[PageSource, Token], Reading] = {}
@@ -140,9 +144,11 @@ class PageCache:
                 raise reading.error
             page = reading.page
             if page is not None and page.after <= after < page.upto:
+                self._read_ahead(source, page, upto)
                 return page
         found = self._find(source, after)
         if found is not None:
+            self._read_ahead(source, found, upto)
             return found
         if self._closed:
             raise LogUnavailable("the log is closed")
@@ -150,6 +156,12 @@ class PageCache:
         if under_way is not None:
             return under_way
         return self._read(source, after, upto)
+
+    def _read_ahead(self, source: PageSource, page: DiskPage, upto: Token) -> None:
+        idle = self._ahead and not self._readings and not self._closed
+        if idle and page.upto < upto and self._find(source, page.upto) is None:
+            with suppress(LogError):  # whoever asks for it is told
+                self._read(source, page.upto, upto)
 
     def _find(self, source: PageSource, after: Token) -> DiskPage | None:
         begins = self._begins.get(source)

@@ -61,8 +61,6 @@ from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
 
 #: Blocks that are fetched at once for a page.
 _PAGE_BLOCKS: Final = 64
-#: How many pages of the disk one of the database is: each is a way there and back.
-_PAGES: Final = 4
 
 
 class PostgresDatabase(FencedDatabase):
@@ -225,7 +223,7 @@ class PostgresDatabase(FencedDatabase):
         reached = after
         while True:
             with self._reading.using() as connection:
-                wanted = (pair.id, reached, upto, _PAGE_BLOCKS, _PAGES * limits.PAGE_BYTES - size)
+                wanted = (pair.id, reached, upto, _PAGE_BLOCKS, limits.PAGE_BYTES - size)
                 found = connection.execute(SELECT_PAGE, wanted, binary=True).fetchall()
             for last, written_ms, crc, body, _ in found:
                 if crc32(body) != crc:
@@ -237,7 +235,7 @@ class PostgresDatabase(FencedDatabase):
                     return self._before_damage(pair, blocks, after, before, what)
                 rows += len(block.tokens)
                 size += len(block.lines)
-                if blocks and (max(rows / limits.PAGE_ROWS, size / limits.PAGE_BYTES) > _PAGES):
+                if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
                     return DiskPage(after, reached, merge(blocks))
                 blocks.append(block)
                 reached = last

@@ -87,6 +87,7 @@ class _Gate:
 class PostgresLog(StoredLog):
     """Every stream of one database, written as one of its servers."""
 
+    reads_ahead = True
     _database: PostgresDatabase
 
     def __init__(

@@ -13,10 +13,9 @@ given out is on disk, claimed many at a time; a new process begins above it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from twisted.internet.defer import Deferred, fail, succeed
@@ -66,7 +65,10 @@ class StoredLog(BaseLog):
 
     Attributes:
         history: The incarnations of the log, this one the current.
+        reads_ahead: As for `PageCache`.
     """
+
+    reads_ahead: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class StoredLog(BaseLog):
         super().__init__(registry, clock_ms, retention or Retention(), reactor, gaps)
         self._database = database
         self._worker = worker
-        self._pages = PageCache(reading_worker or InlineWorker())
+        self._pages = PageCache(reading_worker or InlineWorker(), ahead=self.reads_ahead)
         self._pairs: dict[Pair, DurableStream | EphemeralStream] = {}
         self._by_id: dict[int, DurableStream] = {}
         self._waiting: list[Item] = []
@@ -433,10 +435,8 @@ class StoredLog(BaseLog):
             self._finished(batch, Freed(), None)
 
     def _commit(self, commit: Commit) -> Freed:
-        began = time.monotonic()
-        freed = self._database.write(commit)
-        COMMIT_SECONDS.observe(time.monotonic() - began)
-        return freed
+        with COMMIT_SECONDS.time():
+            return self._database.write(commit)
 
     @property
     def _owes_disk(self) -> bool:

@@ -106,6 +106,32 @@ def test_a_page_is_kept_for_who_comes_by_at_any_token_of_it() -> None:
     assert (rows.reads, other.reads) == ([0, 10, 30, 20], [0])
 
 
+def test_the_page_behind_is_read_while_nobody_waits(worker: LateWorker) -> None:
+    cache, rows, other = PageCache(worker, ahead=True), Rows(), Rows()
+    first = reading(cache.get(rows, 0, 30))
+    worker.run()
+    assert isinstance(cache.get(rows, 0, 30, first), DiskPage)
+    worker.run()
+    assert rows.reads == [0, 10]
+    assert isinstance(cache.get(rows, 10, 30), DiskPage)
+    assert isinstance(cache.get(rows, 10, 30), DiskPage)  # the next is on its way already
+    reading(cache.get(other, 0, 10))
+    assert isinstance(cache.get(rows, 0, 30), DiskPage)
+    worker.run()
+    assert (rows.reads, other.reads) == ([0, 10, 20], [0])
+    assert isinstance(cache.get(rows, 20, 30), DiskPage)  # there is nothing behind it
+    rows.error = LogUnavailable("away")
+    inline = PageCache(InlineWorker(), ahead=True)
+    with pytest.raises(LogUnavailable):
+        inline.get(rows, 0, 30)
+    rows.error = None
+    inline.get(rows, 0, 30)
+    rows.error = LogUnavailable("away")
+    assert isinstance(inline.get(rows, 0, 30), DiskPage)  # whoever asks for the next is told
+    cache.close()
+    assert isinstance(cache.get(rows, 0, 30), DiskPage)
+
+
 def test_the_pages_used_longest_ago_go(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, rows = PageCache(InlineWorker()), Rows()
     cache.get(rows, 0, 100)

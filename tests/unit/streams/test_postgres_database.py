@@ -187,7 +187,6 @@ def test_a_database_of_before_misses_none(place: Place) -> None:
 
 
 def test_pages_are_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAGES", 1)
     database = place.begun()
     for first in (1, 3, 5):
         database.write(commit(database, first, first + 1))

@@ -639,6 +639,23 @@ def test_who_waits_behind_a_commit_in_doubt_is_refused(world: World) -> None:
     assert result(under_way).first == 1
 
 
+def test_a_move_in_doubt_bounds_what_may_be_named(world: World) -> None:
+    moving = world.log.advance(DURABLE, "w", 5)
+    world.clock.advance(0.005)
+    behind = world.log.append(DURABLE, "w", [row("b")], tokens=[9])
+    world.database.away = "no route"
+    world.clock.advance(5)
+    with pytest.raises(LogUnavailable, match="no route"):
+        result(behind)
+    world.database.away = None
+    with pytest.raises(TokenOrder):
+        world.log.append(DURABLE, "w", [row("b")], tokens=[5])
+    again = world.log.append(DURABLE, "w", [row("b")], tokens=[6])
+    world.work()
+    assert result(moving) is None
+    assert result(again).last == 6
+
+
 def test_an_id_that_was_refused_behind_a_commit_in_doubt_may_come_again(world: World) -> None:
     """It was taken for one under way, whose answer never came."""
     _ = world.log.append(DURABLE, "w", [row("a")])
