@@ -225,6 +225,12 @@ def state_faults(followed: Mapping[str, object], written: Mapping[str, object]) 
     return _few("a state that is over", stuck) + _few("another state", wrong)
 
 
+def growing_faults(tokens: Sequence[int]) -> list[str]:
+    """Tokens only grow, across restarts of their server as well, also of streams in memory."""
+    back = [f"{b} behind {a}" for a, b in pairwise(tokens) if b <= a]
+    return _few("tokens that do not grow", back)
+
+
 def producer_faults(held: Mapping[str, Sequence[int]], *, without_hole: bool = True) -> list[str]:
     """A producer's appends are held in its order, each once; without a hole if it is whole.
 

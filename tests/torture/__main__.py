@@ -45,7 +45,7 @@ def main() -> int:
     where = options.where or Path(tempfile.mkdtemp(prefix="tcprepl-torture-"))
     where.mkdir(parents=True, exist_ok=True)
     layouts = options.layout or list(LAYOUTS)
-    seconds = min(ROUND_S, options.minutes * 60 / len(layouts) / 2)
+    seconds = min(ROUND_S, options.minutes * 60 / len(layouts) / 3)
     tally: Counter[str] = Counter()
     compared = 0
     failed: list[str] = []
@@ -53,7 +53,7 @@ def main() -> int:
     began = time.monotonic()
     library = shim.build(where)
     number = 0
-    while number == 0 or time.monotonic() - began < options.minutes * 60:
+    while number < len(layouts) or time.monotonic() - began < options.minutes * 60:
         layout = layouts[number % len(layouts)]
         directory = where / f"round{number}"
         with LAYOUTS[layout](directory, library, seed + number) as world:

@@ -21,13 +21,11 @@ class Tormentor:
 
     Args:
         world: What suffers.
-        gentle: No faults at all; for a test of the driver.
     """
 
-    def __init__(self, world: World, *, gentle: bool = False) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
         self._chance = random.Random(world.seed ^ 0x7031)
-        self._gentle = gentle
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._kinds: list[tuple[float, str, Callable[[], None]]] = [
@@ -55,8 +53,6 @@ class Tormentor:
             pause(self._chance.uniform(0.1, 1.2))
             self._heal_due()
             self._world.tend()
-            if self._gentle:
-                continue
             _, name, function = self._chance.choices(self._kinds, weights)[0]
             self._world.tally[name] += 1
             function()

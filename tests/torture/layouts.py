@@ -183,6 +183,7 @@ class ServeWorld(World):
         # A copy that is newer than this one is of a future that is lost.
         self._copies = self._copies[: self._copies.index((copy, known)) + 1]
         self.restored = True
+        self.rows.growing.clear()  # of the history that is lost
         self.actors["producer"].start()
         for publisher in self.publishers:
             publisher.go_on()

@@ -91,6 +91,7 @@ class RowPublisher(Publisher):
 
     Attributes:
         answered: For each stream the token of each row that was answered.
+        growing: Tokens of a stream in memory, in the order in which they were answered.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class RowPublisher(Publisher):
     ) -> None:
         super().__init__(pause_s, url, *others)
         self.answered: dict[str, dict[str, int]] = {stream: {} for stream in streams}
+        self.growing: list[int] = []
         self._chance = random.Random(seed)
         self._number = 0
 
     def step(self) -> bool:
-        """Publish some rows of one stream."""
+        """Publish some rows of one stream, and now and then one that is in memory only."""
+        if self._chance.random() < 0.2:
+            self._post_typing()
         chance = self._chance
         stream = chance.choice(list(self.answered))
         rows = []
@@ -123,6 +127,18 @@ class RowPublisher(Publisher):
             return False
         self.answered[stream].update(zip(rows, answer[1], strict=True))
         return True
+
+    def _post_typing(self) -> None:
+        self._number += 1
+        row = json.dumps([f"!{self._number}:example.com", []]).encode()
+        transaction_id = f"typing-{self._number}"
+        answer = self.until_answered(
+            lambda api: api.post_rows(
+                "typing", [row], batch=False, instance=None, transaction_id=transaction_id
+            )
+        )
+        if isinstance(answer, tuple):
+            self.growing += answer[1]
 
 
 class EduPublisher(Publisher):

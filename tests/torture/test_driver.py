@@ -62,6 +62,11 @@ def test_a_writer() -> None:
     assert invariants.writer_faults({}, twice) == ["held twice: a (2 times)"]
 
 
+def test_tokens_that_grow() -> None:
+    assert not invariants.growing_faults([1, 2, 9])
+    assert invariants.growing_faults([1, 9, 9]) == ["tokens that do not grow: 9 behind 9"]
+
+
 def test_a_producer() -> None:
     assert not invariants.producer_faults({"x": [1, 3], "y": [2, 4]})
     assert not invariants.producer_faults({"x": [3], "y": [4]}, without_hole=False)

@@ -21,7 +21,7 @@ from tests.harness import TCPREPL, environment, pause, wait_until
 from tests.invariants import Diary, History, Row, Told
 from tests.ports import free_port
 from tests.torture.actors import Actor
-from tests.torture.publishing import Publisher
+from tests.torture.publishing import Publisher, RowPublisher
 from tests.torture.reading import read_stream, worker_diary
 from tests.torture.shim import Shim
 from tests.torture.wires import Wires
@@ -276,6 +276,10 @@ class World:
             self.failures += [f"what is held of {stream}: {fault}" for fault in found]
             self.compared += len(answered[stream])
         self.failures += producer_faults(histories)
+        for publisher in self.publishers:
+            if isinstance(publisher, RowPublisher):
+                self.failures += invariants.growing_faults(publisher.growing)
+                self.compared += len(publisher.growing)
         self.check_readers(complete(histories, answered) if self.answers_bind else histories)
         self.check_others()
         self.check_ends()
