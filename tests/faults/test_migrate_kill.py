@@ -22,7 +22,7 @@ FULL = bool(os.environ.get("TCPREPL_FULL"))
 #: Rows of the large log, and how many of them an append has.
 ROWS, EACH = (1_000_000, 1_000) if FULL else (3_000, 30)
 #: With which of these it is killed: begin (1, 2), six writes, finish (15, 16), rename within it.
-MOMENTS = (2, 3, 6, 9, 14, 15, 16, 17, 18, 19) if FULL else (7, 16)
+MOMENTS = (2, 9, 15, 16, 17, 19) if FULL else (7, 16)
 #: Dies by SIGKILL before, or after, the statement with a number is answered.
 KILLED = """
 import os, signal, sys

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 import pytest
+from twisted.internet.testing import MemoryReactorClock
 
+from tcprepl.cli import federation_sender as module
 from tcprepl.cli import run
 from tcprepl.cli.federation_sender import backoff_policy, placed_servers
 from tcprepl.federation.sending.backoff import BackoffPolicy
@@ -62,3 +64,26 @@ def test_a_file_that_holds_no_certificate_is_told(
     (tmp_path / "ca.pem").write_text("rubbish")
     assert run(["federation-sender", "--ca", str(tmp_path / "ca.pem")]) == 2
     assert "PEM" in capsys.readouterr().err
+
+
+def test_what_is_asked_for_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def run_process(make: Any, name: str, welcome: Any, load: Any) -> int:
+        made.append(worker := make(MemoryReactorClock()))
+        worker.server_name = "x.example"
+        assert welcome(worker) == 'tcprepl sends the EDUs of "x.example" as fed1.\n'
+        return 0
+
+    monkeypatch.setattr(module, "run_process", run_process)
+    monkeypatch.setattr(module.logs, "configure", lambda *_: None)
+    url = "postgresql://u:p@db/x"
+    assert run(["federation-sender", "--data", str(tmp_path / "a")]) == 0
+    assert run(["federation-sender", "--data", url]) == 0
+    where = str(tmp_path / "b")
+    assert run(["federation-sender", "--data", url, "--directory", where, "--standby"]) == 0
+    assert [(one.directory, one._url, one._standby) for one in made] == [
+        (tmp_path / "a", None, False),
+        (Path(module.DEFAULT_DATA), url, False),
+        (tmp_path / "b", url, True),
+    ]
