@@ -86,9 +86,8 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 bench: $(VENV)/.bench  ## how fast, beside what others do; JSON in build/bench.json
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-fuzz: $(VENV)/.dev  ## throw bytes at the sessions and the bus; SECONDS_EACH=600 make fuzz
-	$(BIN)/python -m tests.fuzz.fuzz_session $(ARGS)
-	$(BIN)/python -m tests.fuzz.fuzz_bus $(ARGS)
+fuzz: $(VENV)/.dev  ## throw bytes at every parser that a stranger reaches; SECONDS_EACH=600 make fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 torture: $(VENV)/.dev  ## real processes under every fault; MINUTES=60 SEED=... make torture
 	MINUTES=$(or $(MINUTES),60) SEED=$(or $(SEED),0) $(BIN)/python -m tests.torture $(ARGS)

@@ -474,7 +474,8 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise BadConfig(source, [f"{place}not YAML: {error.problem}"]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # numbers and times that are none, or what is nested too deeply
         raise BadConfig(source, [f"not YAML: {error}"]) from None
     if raw is None:
         raw = {}

@@ -119,7 +119,7 @@ def _read_recording(file: BinaryIO, path: Path) -> Iterator[RecordedLine]:
                 f"{path}:{number}: expected a time in ms, a checksum and a line"
             ) from None
         if checksum(ms, text) != crc:
-            raise BadRecording(f"{path}:{number}: does not match its checksum {crc.decode()}")
+            raise BadRecording(f"{path}:{number}: does not match its checksum {crc!r:.40}")
         yield RecordedLine(ms, text, f"{path}:{number}")
 
 

@@ -240,11 +240,13 @@ def explaining(path: Path | None, schema: Schema) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise explained(error, path, schema) from error
 
 
-def explained(error: sqlite3.Error, path: Path | None, schema: Schema) -> LogError:
+def explained(
+    error: sqlite3.Error | UnicodeDecodeError, path: Path | None, schema: Schema
+) -> LogError:
     """Return *error* as one of ours: what is wrong, where, and what to do."""
     text = str(error)
     where = "the database in memory" if path is None else str(path)

@@ -358,13 +358,15 @@ class RowCodec:
     def _convert(self, value: Any) -> Any:
         try:
             return convert(value, self.row_type)
-        except msgspec.ValidationError:
-            if self._reader is None:
-                raise
-            try:
-                return self._reader(value)
-            except msgspec.ValidationError:
-                pass
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
+            if self._reader is not None:
+                try:
+                    return self._reader(value)
+                except (msgspec.ValidationError, UnicodeEncodeError):
+                    pass
+            if isinstance(error, UnicodeEncodeError):
+                # msgspec compares words, of kinds and of fields, as UTF-8
+                raise msgspec.ValidationError("Expected words without lone surrogates") from None
             raise
 
     def _refuse(self, value: Any, index: int | None, error: msgspec.ValidationError) -> NoReturn:

@@ -42,6 +42,8 @@ from tcprepl.streams.producers import Answer, ProducerState
 
 #: Name of the database in the data directory.
 DATABASE_NAME = "log.sqlite3"
+#: Of a row of ``pairs``: what a damaged file gives back may be of others.
+_PAIR_TYPES = [int, str, str, int, int, int, int]
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
@@ -227,7 +229,9 @@ class Database:
         try:
             found = self._read_connection.execute(
                 "SELECT id, stream, instance, position, floor, rows, bytes FROM pairs ORDER BY id"
-            )
+            ).fetchall()
+            if any([type(value) for value in row] != _PAIR_TYPES for row in found):
+                raise sqlite3.DatabaseError("a row of pairs is none")
             return [StoredPair(*row) for row in found]
         except sqlite3.Error as error:
             raise self.explained(error) from error

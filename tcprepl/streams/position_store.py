@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import msgpack
+
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.ids import IncarnationId, Pair, Token
 from tcprepl.storage.sqlite import Durability, Schema, open_database
@@ -217,10 +219,15 @@ class SqlitePositionStore:
                 "SELECT stream, instance, token FROM tcprepl_positions ORDER BY stream, instance"
             )
             positions = {(stream, instance): token for stream, instance, token in found}
+            if not all(type(token) is int and token >= 0 for token in positions.values()):
+                raise sqlite3.DatabaseError("a position is no token")
             found = self._connection.execute(
                 "SELECT stream, instance, lineage FROM tcprepl_lineages"
             )
-            lineages = {(stream, instance): Lineage(kept) for stream, instance, kept in found}
+            try:
+                lineages = {(stream, instance): Lineage(kept) for stream, instance, kept in found}
+            except (ValueError, TypeError, msgpack.UnpackException) as error:
+                raise sqlite3.DatabaseError(f"a lineage is none: {error}") from error
             self._saved = positions, lineages
         return self._saved
 

@@ -2,22 +2,18 @@
 
 What it sends is cut into the same requests wherever the pieces end; it is answered in RESP, or
 with one error and the end of its connection; nobody else notices, and nothing of it stays behind.
-`tests.fuzz.driving` says how to look for inputs that break this. The first byte of an input says
+The first byte of an input says
 whether a password is asked for, the second how the rest is cut.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from tcprepl.errors import CloseReason
 from tcprepl.limits import MAX_REPLY_BYTES
 from tcprepl.replication.bus.listener import Passwords
 from tcprepl.replication.redis.requests import Request, RequestReader
 from tests.bus_world import SERVER_NAME, BusWorld
-from tests.fuzz.driving import fuzz
 
-CORPUS = Path(__file__).parent / "corpus_bus"
 #: The line by which is seen that others are served.
 WITNESS = "LOCK_RELEASED seen"
 
@@ -103,12 +99,3 @@ def _serve(world: BusWorld, pieces: list[bytes]) -> None:
     assert world.bus.peers() == [listener.connection.status(world.clock.seconds())]
     assert len(world.bus.channels()) == 1
     assert world.bus.patterns() == 0
-
-
-def main() -> None:
-    """Look for an input that breaks the invariant."""
-    fuzz(check, CORPUS)
-
-
-if __name__ == "__main__":
-    main()

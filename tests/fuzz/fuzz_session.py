@@ -1,13 +1,11 @@
 """Invariant: any bytes, in any pieces, give the same events, or one documented error.
 
-The corpus beside it is replayed by the ordinary tests; `tests.fuzz.driving` says how to look for
-more. The first byte of an input chooses the session, the second how the rest is cut.
+The first byte of an input chooses the session, the second how the rest is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from tcprepl.errors import LocalProtocolError
 from tcprepl.protocol.client_session import ClientSession
@@ -17,10 +15,8 @@ from tcprepl.protocol.events import Closing, CommandReceived, Event, RowsReceive
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import State
-from tests.fuzz.driving import fuzz
 from tests.sessions import receive
 
-CORPUS = Path(__file__).parent / "corpus"
 #: A limit that inputs of ordinary size can exceed.
 SHORT_LINE_BYTES = 200
 
@@ -99,12 +95,3 @@ def check(raw: bytes) -> None:
     session.receive_eof(deadline)
     assert session.state is State.CLOSED
     assert session.next_deadline() is None
-
-
-def main() -> None:
-    """Look for an input that breaks the invariant."""
-    fuzz(check, CORPUS)
-
-
-if __name__ == "__main__":
-    main()

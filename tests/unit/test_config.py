@@ -149,6 +149,9 @@ def test_long_values_are_shortened() -> None:
     [
         ("a: [", "line 1, column 5: not YAML"),
         ("a: \x00", "not YAML"),
+        ("a: " + "9" * 5_000, "not YAML"),
+        ("a: 2001-99-99", "not YAML"),
+        ("a: " + "[" * 5_000, "not YAML"),
         ("- a\n", "expected a section with keys"),
         ("", None),
     ],

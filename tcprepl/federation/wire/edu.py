@@ -180,7 +180,7 @@ def canonicalise(content: bytes | Raw) -> bytes | None:
     except (ValueError, msgspec.MsgspecError, RecursionError):
         try:
             canonical = canonical_json(msgspec.json.decode(given))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadEdu(f"not JSON: {error}") from error
     return None if canonical == given else canonical
 

@@ -27,7 +27,9 @@ _DOLLAR: Final = ord("$")
 _STAR: Final = ord("*")
 #: What a backslash stands before between double quotes, and what is meant.
 _ESCAPES: Final = dict(zip(b"nrtba", b"\n\r\t\b\a", strict=True))
+#: What may stand before and behind a word, and what ends one (as Redis).
 _SPACE: Final = b" \t\r\n\v\f\0"
+_ENDS: Final = b" \t\r\n\0"
 _HEX: Final = b"0123456789abcdefABCDEF"
 
 #: A payload published on the reader's channel; or the words of any other request.
@@ -257,12 +259,12 @@ def split_words(line: bytes) -> list[bytes]:
         if position == end:
             return words
         word = bytearray()
-        while position < end and line[position] not in _SPACE:
+        while position < end and line[position] not in _ENDS:
             if line[position] in b"\"'":
                 position = _quoted(line, position, word)
-            else:
-                word.append(line[position])
-                position += 1
+                break  # space follows
+            word.append(line[position])
+            position += 1
         words.append(bytes(word))
 
 
@@ -288,6 +290,7 @@ def _escaped(line: bytes, position: int, quote: int, word: bytearray) -> int:
     if quote == ord("'"):
         if code != quote:
             word.append(ord("\\"))
+            return position
         word.append(code)
         return position + 1
     digits = line[position + 1 : position + 3]

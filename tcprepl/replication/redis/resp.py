@@ -101,7 +101,7 @@ class RespReader:
         return payloads, others
 
     def _size(self, digits: bytes) -> int:
-        if not digits.isdigit() or int(digits) > self.max_reply_bytes:
+        if len(digits) > 20 or not digits.isdigit() or int(digits) > self.max_reply_bytes:
             raise BadReply(f"{digits[:32]!r} is not a length up to {self.max_reply_bytes}")
         return int(digits)
 

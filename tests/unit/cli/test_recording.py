@@ -70,7 +70,11 @@ def test_a_cut_off_end_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [((b"SERVER", b"SERVED"), "does not match its checksum"), ((b"15 ", b"x "), "expected a time")],
+    [
+        ((b"SERVER", b"SERVED"), "does not match its checksum"),
+        ((b"15 ", b"x "), "expected a time"),
+        ((b"15 ", b"15 \xff"), "does not match its checksum"),
+    ],
 )
 def test_damage_is_found(tmp_path: Path, change: tuple[bytes, bytes], message: str) -> None:
     """A changed byte is told with its place."""

@@ -164,6 +164,15 @@ def test_the_file_of_another_program_is_refused(tmp_path: Path) -> None:
         open_database(tmp_path / "db", SCHEMA)
 
 
+def test_a_name_in_the_schema_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    """SQLite names it in its message, which Python cannot read."""
+    open_database(tmp_path / "db", SCHEMA).close()
+    content = (tmp_path / "db").read_bytes()
+    (tmp_path / "db").write_bytes(content.replace(b"CREATE TABLE ", b"CREATE TABL\xff\xff"))
+    with pytest.raises(LogCorrupt, match="put a good copy"):
+        open_database(tmp_path / "db", SCHEMA)
+
+
 def test_what_is_no_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "db").write_bytes(b"no database at all, just text\n" * 1_000)
     with pytest.raises(LogCorrupt, match="db: file is not a database; put a good copy"):

@@ -146,6 +146,14 @@ def test_lone_surrogates_are_written_and_read_as_other_servers_do() -> None:
     assert mixed == [b'["!\\ud800",[]]', '["!é",[]]'.encode()]
 
 
+def test_lone_surrogates_where_words_are_compared_are_bad_rows() -> None:
+    line = b'["\\ud800",[]]'
+    for read in (STREAMS["federation"].decode, lambda row: STREAMS["federation"].check([row])):
+        with pytest.raises(BadRow, match="lone surrogates"):
+            read(line)
+    assert STREAMS["events"].decode(line).type == "\ud800"
+
+
 def test_integers_of_any_size_are_exact() -> None:
     for number in (2**63, 2**70, -(2**65)):
         (line,) = OPAQUE.encode([[number]])

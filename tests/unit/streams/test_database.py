@@ -27,6 +27,7 @@ from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tests.log_kit import DURABLE, SqliteStore, add, row
 
 
 def block(*tokens: int) -> Block:
@@ -567,3 +568,14 @@ def test_a_block_that_is_no_blob_any_longer_is_damaged(
     assert (page.damage.after, page.damage.upto) == (3, 8)
     assert tokens(database, 8, 20) == [10]
     database.close()
+
+
+def test_a_pair_that_is_none_is_damage(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    add(store, DURABLE, row("a"))
+    store.close()
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
+        connection.execute("UPDATE pairs SET position = 'x'")
+        connection.commit()
+    with pytest.raises(LogCorrupt, match="a row of pairs"):
+        SqliteStore(tmp_path)

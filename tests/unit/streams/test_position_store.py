@@ -196,6 +196,28 @@ def test_lineages_that_cannot_be_read_are_named(tmp_path: Path) -> None:
                 call()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE tcprepl_positions SET token = 'x'",
+        "UPDATE tcprepl_positions SET token = -1",
+        "UPDATE tcprepl_lineages SET lineage = x'c1'",
+        "UPDATE tcprepl_lineages SET lineage = x'05'",
+    ],
+)
+def test_what_is_no_position_is_named(tmp_path: Path, change: str) -> None:
+    store = SqlitePositionStore(tmp_path / "p.db")
+    store.save({A: 1}, "a" * 16)
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "p.db")) as connection:
+        connection.execute(change)
+        connection.commit()
+    store = SqlitePositionStore(tmp_path / "p.db")
+    with pytest.raises(LogCorrupt, match="move the file away"):
+        store.load()
+    store.close()
+
+
 def test_damage_that_shows_later_is_named(tmp_path: Path) -> None:
     """A page that cannot be read is found when it is read, not when the file is opened."""
     path = tmp_path / "p.db"

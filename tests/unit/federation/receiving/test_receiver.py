@@ -137,9 +137,10 @@ def test_two_headers_of_two_origins_are_refused(world: World) -> None:
         world.authenticate(body("m.x"), signed(body("m.x")), other)
 
 
-def test_a_body_that_is_no_json_is_refused(world: World) -> None:
+@pytest.mark.parametrize("content", [b"{", b'{"a":"\xff"}', b'"\\ud800\xff"'])
+def test_a_body_that_is_no_json_is_refused(world: World, content: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        world.authenticate(b"{", signed(body("m.x")))
+        world.authenticate(content, signed(body("m.x")))
     assert caught.value.status == 400
 
 

@@ -108,6 +108,10 @@ def _is_bytes(word: object) -> bool:
         (b'SET k ""\n', [b"SET", b"k", b""]),
         (b'x"\\x4g"\n', [b"xx4g"]),
         (b'"a\\\\"\n', [b"a\\"]),
+        # as redis-server has it
+        (b"a\vb\fc \vd\n", [b"a\vb\fc", b"d"]),
+        (b"a''\v b\n", [b"a", b"b"]),
+        (b"a '\\\\'b'\n", [b"a", b"\\'b"]),
     ],
 )
 def test_a_person_types_words(line: bytes, words: Request | None) -> None:

@@ -106,6 +106,8 @@ def test_cuts_do_not_matter(parts: list[bytes], data: st.DataObject) -> None:
         b"+" + b"x" * 20_000,
         message(b"")[:-5] + b"9" * 40,
         message(b"")[:-5] + b"x\r\n",
+        b"$" + b"9" * 5_000 + b"\r\n",
+        b":" + b"9" * 5_000 + b"\r\n",
     ],
 )
 def test_what_is_not_resp_is_refused(data: bytes) -> None:
