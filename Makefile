@@ -95,6 +95,9 @@ torture: $(VENV)/.dev  ## real processes under every fault; MINUTES=60 SEED=... 
 model: $(VENV)/.dev  ## spin looks at every state of how readers resume, and at broken variants
 	$(BIN)/python -m tests.model $(ARGS)
 
+mutants: $(VENV)/.dev  ## small changes of the code that no test notices; ARGS=tcprepl/protocol
+	nice $(BIN)/python -m tests.mutants $(ARGS)
+
 check: lint types docs-check test  ## what a commit passes
 
 clean:  ## remove what the targets made, but not ./tcprepl-data

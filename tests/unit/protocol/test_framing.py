@@ -19,6 +19,7 @@ from tcprepl.protocol.framing import LineBuffer
         ([b"a\r\r\n"], [b"a\r"]),
         ([b"\n\r\n"], [b"", b""]),
         ([b"a\rb\n"], [b"a\rb"]),
+        ([b"a", b"b\nc\r\n"], [b"ab", b"c"]),
         ([b"abc"], []),
         ([b"ab", b"c", b"", b"\n\n"], [b"abc", b""]),
     ],

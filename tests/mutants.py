@@ -1,0 +1,341 @@
+"""Which changes of the code no test notices: ``make mutants ARGS=tcprepl/protocol``.
+
+Each mutant is a module with one small change: a comparison turned round, a number one more, a
+statement left out. It runs with the unit test that mirrors the module (`tests.mirror`) and those
+that `MORE` names, in a copy of the checkout, up to the first failure; one that none of them notices
+survives. What came of each is kept in ``build/mutants.jsonl``, so that a run goes on where one
+ended, as long as neither the module nor its tests have changed. ``mutants_equivalent.txt`` names
+survivors that change nothing that anybody could see, each with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.mirror import ROOT, test_of
+
+REPORT = ROOT / "build" / "mutants.jsonl"
+EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
+#: A mutant that takes so much longer than the tests do hangs: that is noticed.
+TIMES, THEN_SOME_S = 4, 10
+
+#: What pytest says of the libraries that are imported once for all mutants.
+_PRELOADED = "ignore::pytest.PytestAssertRewriteWarning"
+
+#: Tests beside the mirrored one, where a module's promise is kept by others.
+MORE = {
+    "tcprepl/streams/ring.py": ["tests/unit/streams/test_memory.py"],
+    "tcprepl/protocol/codec.py": ["tests/property/test_protocol_codec.py"],
+}
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}
+#: What is tried if nothing is named.
+PATHS = [
+    ROOT / "tcprepl" / name
+    for name in ("protocol", "streams", "replication/following", "federation/sending")
+]
+#: Calls that say something to people, and nothing to the program.
+LOGGERS = {"logger", "log"}
+
+
+class Mutant(NamedTuple):
+    """A change.
+
+    Attributes:
+        key: What it is called: the function, the statement before and what became of it.
+        text: The module with it.
+    """
+
+    key: str
+    text: str
+
+
+def mutants(text: str) -> Iterator[Mutant]:
+    """Yield every mutant of a module."""
+    tree = ast.parse(text)
+    seen: dict[str, int] = {}
+    for name, function in _functions(tree):
+        for statement, node in _nodes(function):
+            for what, fields in _changes(node):
+                before = _first_line(statement)
+                was = {field: getattr(node, field) for field in fields}
+                node.__dict__.update(fields)
+                key = f"{name}: {what or f'{before} -> {_first_line(statement)}'}"
+                changed = ast.unparse(tree)
+                node.__dict__.update(was)
+                seen[key] = seen.get(key, 0) + 1
+                yield Mutant(key if seen[key] == 1 else f"{key} #{seen[key]}", changed)
+
+
+def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield prefix + node.name, node
+            yield from _functions(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{prefix}{node.name}.")
+
+
+def _nodes(function: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """Yield each node of a function, but those of functions in it, with its statement."""
+
+    def below(statement: ast.AST, node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+        yield statement, node
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                continue
+            if child in (getattr(node, "returns", 0), getattr(node, "annotation", 0)):
+                continue
+            if isinstance(child, ast.arguments):
+                continue
+            if isinstance(child, ast.Raise):
+                yield child, child  # not into its words
+                continue
+            yield from below(child if isinstance(child, ast.stmt) else statement, child)
+
+    return below(function, function)
+
+
+def _first_line(node: ast.AST) -> str:
+    return ast.unparse(node).partition("\n")[0][:160]
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield what can be changed of *node*: a description if need be, and its new fields."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        yield "", {"ops": [COMPARISONS[type(node.ops[0])]()]}
+    elif isinstance(node, ast.BoolOp):
+        yield "", {"op": ast.And() if isinstance(node.op, ast.Or) else ast.Or()}
+    elif isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in OPERATORS:
+        yield "", {"op": OPERATORS[type(node.op)]()}
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield "", {"value": not node.value}
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+        yield "", {"value": node.value + 1}
+    elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
+        yield "", {"test": ast.UnaryOp(ast.Not(), node.test)}
+    elif isinstance(node, ast.Return) and _says_something(node.value):
+        yield "", {"value": ast.Constant(None)}
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, None)
+        for index, statement in enumerate(block if isinstance(block, list) else ()):
+            if _may_go(statement):
+                left = [*block[:index], ast.Pass(), *block[index + 1 :]]
+                yield f"without {_first_line(statement)}", {name: left}
+
+
+def _says_something(value: ast.expr | None) -> bool:
+    return value is not None and not (isinstance(value, ast.Constant) and value.value is None)
+
+
+def _may_go(statement: ast.stmt) -> bool:
+    """Return whether leaving a statement out may matter; what is only logged does not."""
+    if isinstance(statement, (ast.AugAssign, ast.Delete, ast.Raise)):
+        return True
+    if isinstance(statement, ast.Assign):
+        return any(not isinstance(target, ast.Name) for target in statement.targets)
+    if not isinstance(statement, ast.Expr):
+        return False
+    call = ast.unparse(statement)
+    return isinstance(statement.value, (ast.Call, ast.Await)) and call.split(".")[0] not in LOGGERS
+
+
+# --- running them -----------------------------------------------------------------------------
+
+
+class Module(NamedTuple):
+    """A module with its tests.
+
+    Attributes:
+        name: Its path.
+        tests: The paths of its tests.
+        digest: Of all of their texts.
+    """
+
+    name: str
+    tests: tuple[str, ...]
+    digest: str
+
+
+def module_of(path: Path) -> Module | None:
+    """Return a module with its tests; None if it has none."""
+    name, test = str(path.relative_to(ROOT)), test_of(path)
+    if test is None:
+        return None
+    tests = (str(test.relative_to(ROOT)), *MORE.get(name, ()))
+    texts = b"".join((ROOT / one).read_bytes() for one in (name, *tests))
+    return Module(name, tests, hashlib.sha256(texts).hexdigest()[:16])
+
+
+def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
+    """Run *tests* in the copy in *where*, in a child of this process; return whether they pass."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        try:
+            nowhere = os.open(os.environ.get("MUTANTS_SAY", os.devnull), os.O_RDWR)
+            for number in range(3):
+                os.dup2(nowhere, number)
+            os.chdir(where)
+            sys.path[:0] = [str(where)]
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-W", _PRELOADED]
+            os._exit(importlib.import_module("pytest").main([*options, *tests]))
+        except BaseException:  # noqa: BLE001 - it must not go on as the parent
+            os._exit(3)
+    deadline = time.monotonic() + limit_s
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) == 0
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.01)
+
+
+def work(number: int, jobs: int, modules: Sequence[Module], known: set[tuple[str, str]]) -> None:
+    """Try every mutant that is this worker's, and note what came of it."""
+    for name in (
+        "pytest",
+        "hypothesis",
+        "twisted.internet.task",
+        "msgspec",
+        "msgpack",
+        "structlog",
+    ):
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tcprepl", "tests")]:
+        del sys.modules[name]  # the child is to import those of the copy
+    sys.path[:] = [one for one in sys.path if one not in ("", str(ROOT))]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory() as where_name, REPORT.open("a", encoding="utf-8") as report:
+        where = Path(where_name)
+        for part in ("tcprepl", "tests", "twisted"):
+            without = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, where / part, ignore=without)
+        for part in ("pyproject.toml", "protocol.md", "README.md", "CHANGELOG.md"):
+            shutil.copy(ROOT / part, where)
+        for module in modules:
+            text = (ROOT / module.name).read_text(encoding="utf-8")
+            took_s = 0.0
+            for index, mutant in enumerate(mutants(text)):
+                if index % jobs != number or (module.digest, mutant.key) in known:
+                    continue
+                if not took_s:
+                    began = time.monotonic()
+                    if not run_tests(where, module.tests, 600):
+                        print(f"{module.name}: its tests fail without any change", flush=True)
+                        break
+                    took_s = time.monotonic() - began
+                (where / module.name).write_text(mutant.text, encoding="utf-8")
+                survived = run_tests(where, module.tests, TIMES * took_s + THEN_SOME_S)
+                line = {
+                    "module": module.name,
+                    "digest": module.digest,
+                    "mutant": mutant.key,
+                    "survived": survived,
+                }
+                report.write(json.dumps(line) + "\n")
+                report.flush()
+                if survived:
+                    print(f"survived: {module.name}: {mutant.key}", flush=True)
+            (where / module.name).write_text(text, encoding="utf-8")
+
+
+def verdicts() -> dict[tuple[str, str], bool]:
+    """Return whether each mutant that was tried survived, by the digest and its key."""
+    if not REPORT.exists():
+        return {}
+    lines = map(json.loads, REPORT.read_text(encoding="utf-8").splitlines())
+    return {(line["digest"], line["mutant"]): line["survived"] for line in lines}
+
+
+def equivalents() -> set[str]:
+    """Return the mutants that are known to change nothing: lines of the file that are indented."""
+    lines = EQUIVALENT.read_text(encoding="utf-8").splitlines()
+    return {line.strip() for line in lines if line.startswith("    ")}
+
+
+def report_of(modules: Sequence[Module], found: dict[tuple[str, str], bool]) -> int:
+    """Print figures for each module, and return how many survive that are no equivalents."""
+    known, total, left = equivalents(), 0, 0
+    for module in modules:
+        tried = {key: live for (digest, key), live in found.items() if digest == module.digest}
+        living = [key for key, live in tried.items() if live]
+        excused = [key for key in living if f"{module.name}: {key}" in known]
+        total += len(tried)
+        left += len(living) - len(excused)
+        print(f"{len(tried):5} tried, {len(living) - len(excused):3} survive", end="")
+        print(f", {len(excused):3} change nothing  {module.name}")
+        for key in living:
+            if key not in excused:
+                print(f"          {key}")
+    print(f"{total} mutants, {left} survive: {100 * left / max(1, total):.1f} %")
+    return left
+
+
+def main() -> int:
+    """Try the mutants of what is named; return 1 if more than *share* of them survive."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--share", type=float, default=8.0, help="percent that may survive")
+    parser.add_argument("--report", action="store_true", help="only what is known already")
+    parser.add_argument("paths", nargs="*", type=Path, default=PATHS, help="modules, packages")
+    asked = parser.parse_args()
+    paths = [path.resolve() for path in asked.paths]
+    files = [file for path in paths for file in (sorted(path.rglob("*.py")) or [path])]
+    modules = [module for file in files if (module := module_of(file)) is not None]
+    REPORT.parent.mkdir(exist_ok=True)
+    if not asked.report:
+        known = set(verdicts())
+        children: list[int] = []
+        for number in range(asked.jobs):
+            pid = os.fork()
+            if pid == 0:
+                work(number, asked.jobs, modules, known)
+                os._exit(0)
+            children.append(pid)
+        for pid in children:
+            os.waitpid(pid, 0)
+    found = verdicts()
+    left = report_of(modules, found)
+    tried = sum(1 for digest, _ in found if digest in {module.digest for module in modules})
+    return 1 if left * 100 > asked.share * max(1, tried) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
