@@ -145,7 +145,8 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, dict[str, object]]]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, int):
         yield "", {"value": node.value + 1}
     elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
-        yield "", {"test": ast.UnaryOp(ast.Not(), node.test)}
+        if not isinstance(node.test, ast.Compare):  # which is turned round by itself
+            yield "", {"test": ast.UnaryOp(ast.Not(), node.test)}
     elif isinstance(node, ast.Return) and _says_something(node.value):
         yield "", {"value": ast.Constant(None)}
     for name in ("body", "orelse", "finalbody"):

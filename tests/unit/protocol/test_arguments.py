@@ -47,3 +47,39 @@ def test_an_error_says_which_what_and_what_was_expected_and_keeps_secrets() -> N
     assert "secret" not in str(caught.value)
     with pytest.raises(MalformedCommand, match="1 argument, not few"):
         Arguments("REPLICATE", "x").split(2, wanted="few")
+
+
+def test_a_token_ends_at_the_largest() -> None:
+    for read in (Arguments.token, Arguments.asked_token, Arguments.take_number):
+        mark = "#" if read is Arguments.take_number else ""
+        assert read(split("NAME", f"{mark}{MAX_TOKEN}", 1), 0) == MAX_TOKEN
+        for wrong in (str(MAX_TOKEN + 1), "x", "9" * 30):
+            with pytest.raises(MalformedCommand, match="is not a whole number"):
+                read(split("NAME", f"{mark}{wrong}", 1), 0)
+
+
+def test_what_an_argument_begins_with_is_cut_off() -> None:
+    arguments = split("PUBLISH", "#7", 1)
+    arguments.values[0] = "#7 @w1 [1, 2]"
+    assert arguments.take_instance(0) is None
+    assert arguments.take_number(0) == 7
+    assert arguments.take_number(0) is None
+    assert arguments.take_instance(0) == "w1"
+    assert arguments.values == ["[1, 2]"]
+    for wrong in ("@", "@\x01", "@" + "w" * 999):
+        arguments.values[0] = f"{wrong} x"
+        with pytest.raises(MalformedCommand, match="instance"):
+            arguments.take_instance(0)
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "1.5", "--1"])
+def test_what_is_no_time(wrong: str) -> None:
+    with pytest.raises(MalformedCommand, match="whole number of milliseconds"):
+        split("PING", wrong or "-", 1).time_ms(0)
+
+
+def test_an_error_shows_what_was_there() -> None:
+    with pytest.raises(MalformedCommand) as caught:
+        split("REPLICATE", "s m none", 3).token(2)
+    assert caught.value.snippet == "none"
+    assert '"none"' in str(caught.value)
