@@ -238,7 +238,11 @@ def _context_url(_: object, param: click.Parameter, url: Any) -> Any:
     if url is not None:
         return url
     context = contexts.use("to")
-    return param.type.convert(DEFAULT_URL if context is None else context.url, param, None)
+    if context is None:
+        return DEFAULT_URL
+    found = param.type.convert(context.url, param, None)
+    is_address = isinstance(found, Address)
+    return replace(found, server_name=context.server_name) if is_address else found
 
 
 def from_option(function: F) -> F:

@@ -246,6 +246,12 @@ class Top:
             line.append(Span(text, _style(seconds)))
         else:
             line.append(Span("nobody is late", "good"))
+        for link in status.get("links", ()):
+            if not link["up"]:
+                text = f"  {link['kind']} {link['name']} is away"
+                line.append(Span(displayable(text), "bad"))
+        if status.get("damage"):
+            line.append(Span("  damaged: `tcprepl log verify` on a copy says what", "bad"))
         if not status.get("ready", True):
             line.append(Span(f"  not ready: {displayable(str(status.get('reason')))}", "bad"))
         return line

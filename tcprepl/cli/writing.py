@@ -82,7 +82,10 @@ class Writing:
         self._progress = progress
         self._heard_at = reactor.seconds()
         self._writer = ReplicationWriter(
-            reactor, client_endpoint(reactor, address), token=address.token
+            reactor,
+            client_endpoint(reactor, address),
+            server_name=address.server_name,
+            token=address.token,
         )
         self._stuck: Deferred[None] = Deferred()
         self._last: Deferred[Any] | None = None

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tcprepl.cli import contexts, run
+from tcprepl.cli import contexts, run, tail, writing
 from tcprepl.cli.api import Api, ApiFailed
+from tests.cli_world import CliWorld
 from tests.pages import section
 
 
@@ -156,3 +157,27 @@ def test_the_example_of_the_documentation(
             assert run(shlex.split(line)[2:]) == 0
             shown += f"{line}\n{capsys.readouterr().out}"
     assert shown == example.replace("/home/ann", str(home))
+
+
+def test_another_homeserver_than_the_one_of_the_context_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither is it read from, nor published to."""
+    world = CliWorld(monkeypatch)
+    for module in (tail, writing):
+        world.adopt(module)
+    monkeypatch.setattr(
+        writing, "client_endpoint", lambda reactor, address: world.network.client_endpoint("y")
+    )
+    world.server.door.publisher = world.publisher
+    run(["context", "add", "main", "--from", "a:1", "--to", "tcprepl://a:1"])
+    world.publish("device_lists", ["@a:x"])
+    assert run(["tail", "--since", "start", "--until-head"]) == 0
+    run(["context", "add", "main", "--server-name", "other.example"])
+    capsys.readouterr()
+    for command in (["publish", "device_lists", '["@b:x"]'], ["tail", "--for", "5"]):
+        assert run(command) == 1
+        told = capsys.readouterr().err
+        assert "other.example" in told
+        assert "the address is that of the context main" in told
+    assert world.log.position("device_lists", "master") == 1

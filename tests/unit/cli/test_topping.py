@@ -89,6 +89,11 @@ def test_the_head_says_who_is_late_and_how_fast_it_goes(top: Top) -> None:
     assert [span.style for span in top.lines(100, 30)[0]][-1] == "bad"
     top.see(status(peer("ann", 1), ready=False, reason="no room"))
     assert shown(top)[0].endswith("1 peer  1 234 rows/s  nobody is late  not ready: no room")
+    links = [{"up": up, "kind": "upstream", "name": f"h:{up:d}"} for up in (True, False)]
+    top.see(status(links=links, damage=["typing of master"]))
+    assert shown(top)[0].endswith(
+        "  upstream h:0 is away  damaged: `tcprepl log verify` on a copy says what"
+    )
 
 
 def test_peers_come_from_the_latest_and_streams_below(top: Top) -> None:
