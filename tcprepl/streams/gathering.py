@@ -23,6 +23,8 @@ from tcprepl.streams.log import Appended
 #: Rows and bytes after which what was gathered is appended, even if the turn has not ended.
 GATHERED_ROWS = 500
 GATHERED_BYTES = 131_072
+#: Rows of a call from which on it is not gathered: it is cheap by itself, and a copy is not.
+LARGE_CALL_ROWS = 32
 
 #: What became of rows that follow one another: how many, and their tokens, or why not.
 Outcome: TypeAlias = "tuple[int, Appended | Failure]"
@@ -72,8 +74,9 @@ class Gathering:
         self._keys: list[Any] | None = [] if codec.keyed else None
 
     def take(self, rows: Sequence[Any]) -> Deferred[Appended] | None:
-        """Note a call; return its answer, or None if only `RowCodec.encode` can judge *rows*.
+        """Note a call; return its answer, or None if it is to be appended by itself.
 
+        So it is if it has many rows, or rows that only `RowCodec.encode` can judge.
         They are encoded now: what becomes of the objects afterwards does not matter.
         """
         lines: bytes | None
@@ -84,11 +87,10 @@ class Gathering:
                 lines = encode(rows[0])
             except (MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
                 lines = None
-            else:
-                if len(lines) > MAX_ROW_BYTES:
-                    lines = None
-        else:
+        elif 0 < count < LARGE_CALL_ROWS:
             lines = self.codec.sure_lines(rows)
+        else:
+            return None
         if lines is None:
             lines = self.codec.snapshot(rows)
             if not lines:
@@ -105,8 +107,8 @@ class Gathering:
         return answered
 
     def take_json(self, rows: Sequence[bytes | Raw]) -> Deferred[Appended] | None:
-        """Note a call with JSON; None if only `RowCodec.check` can judge it."""
-        lines = self.codec.snapshot_json(rows)
+        """Note a call with JSON, as `take` does; `RowCodec.check` judges the others."""
+        lines = self.codec.snapshot_json(rows) if len(rows) < LARGE_CALL_ROWS else None
         return self._note(lines, len(rows)) if lines else None
 
     def take_each(self, lines: bytes, count: int) -> Deferred[list[Outcome]]:
@@ -129,7 +131,7 @@ class Gathering:
         """Return the rows of all calls in one piece; None if one may not fit."""
         lines = b"\n".join(self.lines) + b"\n"
         count = GATHERED_ROWS - self.room_rows
-        if self._sure:
+        if self._sure and max(map(len, self.lines)) <= MAX_ROW_BYTES:
             keys = None if self._keys is None else self.codec.keys_of(self._keys)
             return JsonRows(lines, count, keys)
         return self.codec.checked(lines, count)

@@ -21,13 +21,10 @@ from twisted.python.failure import Failure
 from tcprepl.errors import TcpreplError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token, idempotency_key
 from tcprepl.streams.codec import RowCodec
-from tcprepl.streams.gathering import Gathering, Outcome
+from tcprepl.streams.gathering import LARGE_CALL_ROWS, Gathering, Outcome
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.registry import Registry
-
-#: Rows of a call from which on it is not gathered: it is cheap by itself, and a copy is not.
-LARGE_CALL_ROWS = 32
 
 
 class Publisher:
@@ -93,7 +90,7 @@ class Publisher:
         key = stream if instance is None or instance == self.instance else (stream, instance)
         if not batch and tokens is None and transaction_id is None:
             gathering = self._gathered.get(key) or self._begin(key, len(rows))
-            if gathering is not None and 0 < len(rows) < LARGE_CALL_ROWS:
+            if gathering is not None:
                 answered = gathering.take(rows)
                 if answered is not None:
                     if gathering.room_rows <= 0 or gathering.room_bytes <= 0:
@@ -133,7 +130,7 @@ class Publisher:
         key = stream if instance is None or instance == self.instance else (stream, instance)
         if not batch and tokens is None and transaction_id is None and produced is None:
             gathering = self._gathered.get(key) or self._begin(key, len(rows))
-            if gathering is not None and 0 < len(rows) < LARGE_CALL_ROWS:
+            if gathering is not None:
                 answered = gathering.take_json(rows)
                 if answered is not None:
                     if gathering.room_rows <= 0 or gathering.room_bytes <= 0:

@@ -14,7 +14,12 @@ from twisted.python.failure import Failure
 
 from tcprepl.errors import BadRow, LogUnavailable
 from tcprepl.limits import MAX_ROW_BYTES
-from tcprepl.streams.gathering import GATHERED_BYTES, GATHERED_ROWS, Gathering
+from tcprepl.streams.gathering import (
+    GATHERED_BYTES,
+    GATHERED_ROWS,
+    LARGE_CALL_ROWS,
+    Gathering,
+)
 from tcprepl.streams.log import Appended
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
@@ -89,6 +94,15 @@ def test_what_json_cannot_say_is_not_taken() -> None:
     assert taken.take_json([b"[1,\n2]", b"3"]) is None
     assert taken.take([["x" * MAX_ROW_BYTES, "online", 1, 2, 3, None, True]]) is not None
     assert taken.together() is None, "it is left to whoever says how long a row may be"
+
+
+def test_calls_of_many_rows_or_none_are_not_taken() -> None:
+    taken = gathering()
+    assert taken.take([]) is None
+    assert taken.take([TYPING] * LARGE_CALL_ROWS) is None
+    assert taken.take_json([]) is None
+    assert taken.take_json([b"[]"] * LARGE_CALL_ROWS) is None
+    assert not taken.counts
 
 
 def test_json_is_looked_at_when_all_is_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import BadRow, LogUnavailable, TokenOrder, UnknownStream
 from tcprepl.limits import MAX_ROW_BYTES
-from tcprepl.streams.gathering import GATHERED_ROWS
+from tcprepl.streams.gathering import GATHERED_ROWS, LARGE_CALL_ROWS
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.publisher import LARGE_CALL_ROWS, Publisher
+from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
 from tests.log_kit import read_all, result
@@ -254,6 +255,24 @@ class TestGathering:
         assert [appended.first for appended in order] == [1, 2]
         lines = b"".join(block.lines for block in self.blocks)
         assert lines.index(b"!a:x") < lines.index(b"!b:x")
+
+    def test_what_may_not_be_appended_is_for_its_own_call_to_hear(self) -> None:
+        """A publisher may know more of rows than their shape."""
+
+        class Choosy(Publisher):
+            def _prepared(self, stream: str, rows: Sequence[bytes]) -> Sequence[bytes]:
+                if any(b"@bad" in row for row in rows):
+                    raise BadRow(stream, "user_id", "@bad", "another one")
+                return rows
+
+        self.publisher = Choosy(self.log, Registry(), "w", self.clock)
+        self.burst()
+        bad = receipt(2)
+        bad[2] = "@bad:example.com"
+        answers = [self.publisher.publish("receipts", [row]) for row in (receipt(1), bad)]
+        self.clock.advance(0)
+        assert outcome(answers[0]) == Appended("receipts", "w", 3, 3)
+        assert isinstance(outcome(answers[1]), BadRow)
 
     def test_a_refusal_is_for_every_call(self) -> None:
         """When the log takes nothing, each call hears why."""

@@ -181,8 +181,9 @@ def test_a_loop_that_was_left_is_taken_up_behind_its_batch() -> None:
 def test_rows_of_several_pairs_come_in_their_order(join: bool) -> None:
     """Those of streams that nobody asked for are not among them."""
     stage = Stage(join_batches=join, streams=["alpha"])
-    pairs = [PAIR, ("beta", "master"), ("alpha", "other"), PAIR, PAIR]
-    mixed = MixedReceived(pairs, [1, 1, 7, 2, 2], [b"[1]", b"[2]", b"[3]", b"[4]", b"[5]"])
+    pairs = [PAIR, ("beta", "master"), PAIR, ("alpha", "other"), PAIR, PAIR]
+    raw = [b"[1]", b"[2]", b"[0]", b"[3]", b"[4]", b"[5]"]
+    mixed = MixedReceived(pairs, [1, 1, 2, 7, 3, 3], raw)
     stage.delivery.take([mixed, MixedReceived(pairs[1:2], [3], [b"[3]"])])
     seen = []
     while stage.puller.holds:
@@ -191,9 +192,9 @@ def test_rows_of_several_pairs_come_in_their_order(join: bool) -> None:
             for batch in stage.puller.batches()
         ]
         stage.puller.settle()
-    assert seen == [("master", 1, [1]), ("other", 7, [3]), ("master", 2, [4])]
-    assert stage.delivery.known == {PAIR: 2, ("alpha", "other"): 7}
-    assert stage.delivery.received_rows == {"alpha": 3 if join else 4}
+    assert seen == [("master", 1, [1]), ("master", 2, [0]), ("other", 7, [3]), ("master", 3, [4])]
+    assert stage.delivery.known == {PAIR: 3, ("alpha", "other"): 7}
+    assert stage.delivery.received_rows == {"alpha": 4 if join else 5}
 
 
 def test_a_loop_that_was_left_goes_on_with_the_pair_of_its_row() -> None:
