@@ -22,7 +22,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from tcprepl.background import run_in_background
-from tcprepl.errors import LogUnavailable
+from tcprepl.errors import LogError
 from tcprepl.http.calls import ApiError, Call, Response, busy, excerpt
 from tcprepl.metrics import REGISTRY
 
@@ -224,7 +224,7 @@ class Router(Resource):
             response = error.response()
             if template.startswith("/_matrix/client"):
                 response.headers = {**response.headers, **_CORS_HEADERS}
-        except LogUnavailable as error:
+        except LogError as error:
             logger.warning("http.request.unavailable", route=template, reason=str(error))
             response = busy(503, str(error)).response()
         except CancelledError:

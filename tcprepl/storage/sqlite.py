@@ -242,9 +242,6 @@ def explaining(path: Path | None, schema: Schema) -> Iterator[None]:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise explained(error, path, schema) from error
-    except UnicodeDecodeError as error:  # SQLite quotes in what it says what it could not read
-        damage = sqlite3.DatabaseError("it holds what is not UTF-8")
-        raise explained(damage, path, schema) from error
 
 
 def explained(

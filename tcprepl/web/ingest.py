@@ -15,7 +15,7 @@ from msgspec import Meta
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from tcprepl import limits
-from tcprepl.errors import BadRow, LogUnavailable, UnknownStream, WrittenElsewhere
+from tcprepl.errors import BadRow, LogError, UnknownStream, WrittenElsewhere
 from tcprepl.http.calls import (
     ApiError,
     Call,
@@ -191,7 +191,7 @@ class Ingest:
         except WrittenElsewhere as error:
             extra = {"instance": error.instance, "writer": error.writer}
             raise ApiError(409, "TCPREPL_WRITTEN_ELSEWHERE", str(error), extra=extra) from None
-        except LogUnavailable as error:
+        except LogError as error:
             self._trouble = (self._reactor.seconds(), str(error))
             raise busy(503, str(error)) from error
         self._trouble = None

@@ -23,6 +23,8 @@ TRACEBACK = re.compile(
     r"(?P=indent)(?P<error>\S.*)$",
     re.MULTILINE,
 )
+#: The same as a value of a structured log: in one line, with its ends of lines escaped.
+EXCEPTION = re.compile(r'exception="(?P<stack>Traceback (?:[^"\\]|\\.)*)"')
 #: Without descriptors a program that only starts cannot read its own modules.
 UNREADABLE = r"Too many open files: '.*\.(py|pyc|so)'"
 #: What must not be in any log, whatever happened.
@@ -113,7 +115,7 @@ class Actor:
             return
         self._noted = True
         code = self.running.process.wait()
-        if self.shim is not None and self.shim.met()[3]:
+        if self.shim is not None and self.shim.killed:
             self.shim.kill_in(0)
             self._tally["kills"] += 1
             self._tally["killed in a write"] += 1
@@ -202,10 +204,13 @@ class Actor:
         wrong = []
         for path in self._outputs:
             text = path.read_text(encoding="utf-8", errors="replace")
-            for match in TRACEBACK.finditer(text):
-                error = match["error"]
-                if not self._explained.search(error):
-                    wrong.append(f"{path.name}: Traceback ... {error}")
+            errors = [match["error"] for match in TRACEBACK.finditer(text)]
+            errors += [last_line(match["stack"]) for match in EXCEPTION.finditer(text)]
+            wrong += [
+                f"{path.name}: Traceback ... {error}"
+                for error in errors
+                if not self._explained.search(error)
+            ]
             for found in NEVER.finditer(text):
                 line = text[text.rfind("\n", 0, found.start()) + 1 :].split("\n", 1)[0]
                 wrong.append(f"{path.name}: {line[:300]}")
@@ -215,3 +220,8 @@ class Actor:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (min(files, hard), hard))
+
+
+def last_line(stack: str) -> str:
+    """Return the exception of a stack whose ends of lines are escaped."""
+    return stack.rpartition("\\n")[2] or stack

@@ -40,6 +40,7 @@ class Tormentor:
             (1.5, "full disk", self._full),
             (1.0, "failing fsync", self._no_sync),
             (1.0, "short writes", self._short),
+            (1.0, "failing reads", self._no_read),
             (1.0, "no descriptors", self._starve),
             (1.0, "wall clock", self._clock),
         ]
@@ -149,6 +150,12 @@ class Tormentor:
         assert shim is not None
         shim.shorter(True)
         self._in(self._chance.uniform(0.1, 3.0), lambda: shim.shorter(False))
+
+    def _no_read(self) -> None:
+        shim = self._one(shim=True).shim
+        assert shim is not None
+        shim.no_read(True)
+        self._in(self._chance.uniform(0.1, 1.5), lambda: shim.no_read(False))
 
     def _starve(self) -> None:
         actor = self._one()

@@ -25,6 +25,8 @@ struct control {
 	int64_t ahead_ns; /* how far the wall clock is ahead */
 	int32_t refused, unsynced, shortened; /* how often each was met */
 	int32_t killed;   /* whether kill_in has come to its end */
+	int32_t no_read;  /* reads at a place fail: EIO */
+	int32_t unread;   /* how often that was met */
 };
 
 static struct control *control;
@@ -99,6 +101,20 @@ ssize_t name(int fd, const void *data, size_t size, offset_type offset) \
 }
 WRITING(pwrite, off_t)
 WRITING(pwrite64, off64_t)
+
+#define READING(name, offset_type) \
+ssize_t name(int fd, void *data, size_t size, offset_type offset) \
+{ \
+	REAL(#name, ssize_t (int, void *, size_t, offset_type)); \
+	if (meant(fd) && control->no_read) { \
+		__atomic_add_fetch(&control->unread, 1, __ATOMIC_RELAXED); \
+		errno = EIO; \
+		return -1; \
+	} \
+	return real(fd, data, size, offset); \
+}
+READING(pread, off_t)
+READING(pread64, off64_t)
 
 ssize_t write(int fd, const void *data, size_t size)
 {

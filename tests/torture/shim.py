@@ -11,8 +11,8 @@ from tests.harness import program
 
 _SIZE = 64
 _FULL, _NO_SYNC, _SHORTER, _KILL_IN = 0, 4, 8, 12
-_AHEAD = 16
-_MET = struct.Struct("=iiii")
+_AHEAD, _COUNTS, _KILLED, _NO_READ, _UNREAD = 16, 24, 36, 40, 44
+_INTEGER = struct.Struct("=i")
 
 
 def build(where: Path) -> Path:
@@ -50,6 +50,10 @@ class Shim:
         """Let writes take the half of what they are given."""
         self._set(_SHORTER, on)
 
+    def no_read(self, on: bool) -> None:
+        """Let reads of what is not in memory fail."""
+        self._set(_NO_READ, on)
+
     def kill_in(self, calls: int) -> None:
         """Kill it in the middle of so manieth call that writes; 0 is never."""
         self._set(_KILL_IN, calls)
@@ -60,22 +64,26 @@ class Shim:
 
     def heal(self) -> None:
         """End every fault; the clock stays as it is set."""
-        for place in (_FULL, _NO_SYNC, _SHORTER, _KILL_IN):
+        for place in (_FULL, _NO_SYNC, _SHORTER, _KILL_IN, _NO_READ):
             self._set(place, 0)
 
     @property
     def bad_disk(self) -> bool:
         """Whether the disk has refused anything since `forget`."""
-        return any(self.met()[:2])
+        return any(self._get(place) for place in (_COUNTS, _COUNTS + 4, _UNREAD))
 
-    def met(self) -> tuple[int, int, int, int]:
-        """Return how many writes and fsyncs failed, how many fell short, and whether it died so."""
-        found = _MET.unpack_from(self._control, 24)
-        return found[0], found[1], found[2], found[3]
+    @property
+    def killed(self) -> bool:
+        """Whether the process died by `kill_in` since `forget`."""
+        return bool(self._get(_KILLED))
 
     def forget(self) -> None:
         """Begin to count anew."""
-        _MET.pack_into(self._control, 24, 0, 0, 0, 0)
+        for place in (_COUNTS, _COUNTS + 4, _COUNTS + 8, _KILLED, _UNREAD):
+            self._set(place, 0)
+
+    def _get(self, place: int) -> int:
+        return int(_INTEGER.unpack_from(self._control, place)[0])
 
     def _set(self, place: int, value: int) -> None:
-        struct.pack_into("=i", self._control, place, int(value))
+        _INTEGER.pack_into(self._control, place, int(value))

@@ -10,7 +10,7 @@ from tests import invariants
 from tests.harness import wait_until
 from tests.invariants import History, Row, Told
 from tests.torture import shim
-from tests.torture.actors import TRACEBACK
+from tests.torture.actors import EXCEPTION, TRACEBACK, last_line
 from tests.torture.layouts import ServeWorld
 from tests.torture.world import position
 
@@ -96,6 +96,12 @@ def test_a_stack_in_a_log() -> None:
     assert [found["error"] for found in TRACEBACK.finditer(text)] == [
         "tests.faults.worker.Fault: a fault"
     ]
+
+
+def test_a_stack_in_a_structured_log() -> None:
+    text = r"""x exception="Traceback (last):\n  File \"a.py\"\n    f()\nOSError: no" y"""
+    (found,) = EXCEPTION.finditer(text)
+    assert last_line(found["stack"]) == "OSError: no"
 
 
 class SmallWorld(ServeWorld):

@@ -42,7 +42,8 @@ DESCRIPTORS = 40
 #: What a worker's handler raises on purpose, and what its own disk does to it.
 WORKER_FAULTS = (
     r"tests\.faults\.worker\.Fault\b|^(__main__\.)?Fault: a fault in the handler",
-    r"sqlite3\.OperationalError: (database or disk is full|disk I/O error)",
+    r"sqlite3\.(Operational|Database)Error: (database or disk is full|disk I/O error"
+    "|database disk image is malformed)",
 )
 
 

@@ -179,17 +179,6 @@ def test_what_is_no_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
         open_database(tmp_path / "db", SCHEMA)
 
 
-def test_a_schema_that_is_no_text_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    """SQLite says what it cannot read, and Python cannot read that."""
-    path = tmp_path / "db"
-    open_database(path, SCHEMA).close()
-    content = path.read_bytes()
-    assert b"CREATE TABLE t (x)" in content
-    path.write_bytes(content.replace(b"CREATE TABLE t (x)", b"CREATE TABLE t \xcc\xcc\xcc"))
-    with pytest.raises(LogCorrupt, match=r"db: .*not UTF-8; put a good copy in its place"):
-        open_database(path, SCHEMA)
-
-
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     for opened in (open_database, open_reader):
         with pytest.raises(LogUnavailable, match="nowhere"):

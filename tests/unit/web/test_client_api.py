@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.receipts import ReceiptsWriter
 from tcprepl.ephemeral.typing_notifications import TypingWriter
-from tcprepl.errors import LogUnavailable
+from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.streams.registry import StreamDef
 from tests.web_site import Answer, Stage
@@ -328,6 +328,7 @@ class Refusing:
     ("outcome", "status"),
     [
         (lambda: fail(LogUnavailable("full")), 503),
+        (lambda: fail(LogCorrupt("malformed")), 503),
         (lambda: fail(ValueError("not that")), 400),
         (lambda: succeed(None), 200),
     ],

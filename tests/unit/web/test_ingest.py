@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from tcprepl import limits
-from tcprepl.errors import LogUnavailable, WrittenElsewhere
+from tcprepl.errors import LogCorrupt, LogError, LogUnavailable, WrittenElsewhere
 from tcprepl.streams.log import Appended
 from tcprepl.web.ingest import PENDING_BYTES, TROUBLE_S
 from tcprepl.web.services import HttpLimits
@@ -204,12 +204,13 @@ def test_who_leaves_does_not_take_its_rows_along() -> None:
     stage.close()
 
 
-def test_a_full_disk_is_503() -> None:
-    """A later try may succeed; nothing was published."""
+@pytest.mark.parametrize("kind", [LogUnavailable, LogCorrupt])
+def test_a_full_disk_is_503(kind: type[LogError]) -> None:
+    """A later try may succeed, also on a disk that cannot be read; nothing was published."""
     publisher = SlowPublisher()
     stage = Stage(publisher=publisher)
     exchange = stage.open("POST", PATH.format("audit"), body=b"[1]")
-    publisher.pending.pop().errback(LogUnavailable("the disk is full"))
+    publisher.pending.pop().errback(kind("the disk is full"))
     assert exchange.answer.error == (503, "TCPREPL_LOG_UNAVAILABLE", "not now: the disk is full")
     assert exchange.answer.headers["retry-after"] == "1"
     exchange.leave()
