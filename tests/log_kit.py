@@ -30,6 +30,7 @@ from tcprepl.errors import (
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.gaps import Gaps
+from tcprepl.streams.group_commit import CLEANING_PAUSE_S
 from tcprepl.streams.log import Appended, Block, Log, Page
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.postgres_database import PostgresDatabase
@@ -38,7 +39,6 @@ from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
-from tcprepl.streams.stored import CLEANING_PAUSE_S
 
 #: A durable stream, an ephemeral one, and an ephemeral one of states.
 DURABLE, EPHEMERAL, STATES = "push_rules", "sparks", "typing"

@@ -18,10 +18,10 @@ from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.base import EXPIRE_INTERVAL_S
 from tcprepl.streams.database import Database
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.group_commit import CLEANING_PAUSE_S
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
-from tcprepl.streams.stored import CLEANING_PAUSE_S
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,
@@ -245,35 +245,6 @@ def refuse(store: SqliteStore, text: str = "database or disk is full") -> Any:
     return mock.patch.object(store.log._database, "write", side_effect=error)
 
 
-def test_a_commit_that_is_refused_fails_its_appends_and_nothing_else(store: SqliteStore) -> None:
-    heard: list[int] = []
-    store.log.add_listener(lambda block: heard.append(block.last))
-    add(store, DURABLE, row("a"))
-    with refuse(store):
-        waiting = [
-            store.log.append(DURABLE, "w", [row("b")], transaction_id="t"),
-            store.log.advance(DURABLE, "w", 5),
-        ]
-        for each in waiting:
-            with pytest.raises(LogUnavailable, match="full"):
-                result(each)
-        assert read_all(store.log, DURABLE, 0) == [(1, row("a"))]
-        assert store.log.position(DURABLE, "w") == 1
-    # the tokens of what was refused are not used again; the retry is a new call
-    assert add(store, DURABLE, row("b"), transaction_id="t").first == 6
-    assert read_all(store.log, DURABLE, 0) == [(1, row("a")), (6, row("b"))]
-    assert heard == [1, 6]
-    store.close()
-
-
-def test_an_advance_to_where_refused_appends_were_still_moves(store: SqliteStore) -> None:
-    with refuse(store), pytest.raises(LogUnavailable):
-        result(store.log.append(DURABLE, "w", [row("b")]))
-    result(store.log.advance(DURABLE, "w", 1))
-    assert store.log.position(DURABLE, "w") == 1
-    store.close()
-
-
 def test_tokens_that_were_named_and_refused_may_be_named_again(tmp_path: Path) -> None:
     """And nothing passes them: what was named behind them is refused as well."""
     log, worker = slow_log(tmp_path)
@@ -313,34 +284,6 @@ def test_tokens_that_were_named_and_refused_may_be_named_again(tmp_path: Path) -
         log.append(DURABLE, "w", [row("c")], tokens=[9])
 
 
-def test_a_flush_ends_although_the_disk_refuses(tmp_path: Path) -> None:
-    log, worker = slow_log(tmp_path)
-    first = log.append(DURABLE, "w", [row("a")])
-    second = log.append(DURABLE, "w", [row("b")])
-    flushed = log.flush()
-    with mock.patch.object(log._database, "write", side_effect=LogUnavailable("full")):
-        worker.run()
-        worker.run()
-    for each in (first, second):
-        with pytest.raises(LogUnavailable):
-            result(each)
-    assert result(flushed) is None
-    closed = log.close()
-    assert result(closed) is None
-
-
-def test_an_advance_behind_another_that_goes_nowhere(tmp_path: Path) -> None:
-    log, worker = slow_log(tmp_path)
-    heard: list[int] = []
-    log.add_position_listener(lambda *moved: heard.append(moved[3]))
-    waiting = [log.advance(DURABLE, "w", 5), log.advance(DURABLE, "w", 5)]
-    worker.run()
-    worker.run()
-    assert [result(each) for each in waiting] == [None, None]
-    assert heard == [5]
-    result(log.close())
-
-
 def test_a_close_waits_for_the_commit_under_way(tmp_path: Path) -> None:
     log, worker = slow_log(tmp_path, Retention(durable=Bounds(max_rows=1)))
     waiting = [log.append(DURABLE, "w", [row("a")]) for _ in range(3)]
@@ -377,93 +320,6 @@ def test_a_fault_that_is_not_the_disk_s_reaches_the_caller_as_it_is(store: Sqlit
     ):
         result(store.log.append(DURABLE, "w", [row("b")]))
     store.close()
-
-
-def test_appends_during_a_commit_go_into_the_next_one_together(tmp_path: Path) -> None:
-    log, worker = slow_log(tmp_path)
-    heard: list[list[int]] = []
-    log.add_listener(lambda block: heard.append(list(block.tokens)))
-    waiting = [log.append(DURABLE, "w", [row("a")]) for _ in range(5)]
-    assert len(worker.jobs) == 1
-    assert log.position(DURABLE, "w") == 0
-    assert log.read(DURABLE, "w", 0, 9).tokens == ()
-    worker.run()
-    assert [each.called for each in waiting] == [True, False, False, False, False]
-    assert heard == [[1]]
-    flushed = log.flush()
-    assert not flushed.called
-    worker.run()
-    assert [result(each).last for each in waiting] == [1, 2, 3, 4, 5]
-    assert heard == [[1], [2, 3, 4, 5]]
-    assert flushed.called
-    assert [len(list(log._database.oldest(log._by_id[1].stored, 0)))] == [2]
-    result(log.close())
-
-
-def test_a_retry_that_meets_its_first_call_shares_the_answer(tmp_path: Path) -> None:
-    log, worker = slow_log(tmp_path)
-    first = log.append(DURABLE, "w", [row("a")], transaction_id="t")
-    second = log.append(DURABLE, "w", [row("a")], transaction_id="t")
-    worker.run()
-    assert result(first) == result(second)
-    assert log.position(DURABLE, "w") == 1
-    with mock.patch.object(log._database, "transaction", side_effect=LogUnavailable("no")):
-        failed = log.append(DURABLE, "w", [row("a")], transaction_id="t")
-    with pytest.raises(LogUnavailable):
-        result(failed)
-    result(log.close())
-
-
-def test_one_turn_of_the_reactor_is_one_commit(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path, clock=Clock())
-    writes = mock.patch.object(
-        store.log._database, "write", wraps=store.log._database.write
-    ).start()
-    waiting = [store.log.append(DURABLE, "w", [row("a")]) for _ in range(5)]
-    assert not writes.called
-    store.settle()
-    assert writes.call_count == 1
-    assert [result(each).last for each in waiting] == [1, 2, 3, 4, 5]
-    mock.patch.stopall()
-    store.close()
-
-
-def test_a_trim_that_is_refused_is_tried_again(tmp_path: Path) -> None:
-    log, worker = slow_log(tmp_path)
-    log.append(DURABLE, "w", [row("a"), row("b")])
-    worker.run()
-    log.trim(DURABLE, "w", 2)
-    with mock.patch.object(log._database, "write", side_effect=LogUnavailable("full")):
-        worker.run()
-    assert log.floor(DURABLE, "w") == 2
-    assert log._by_id[1].stored.rows == 2
-    log.append(DURABLE, "w", [row("c")])
-    worker.run()
-    assert log._by_id[1].stored.rows == 1
-    assert log._by_id[1].trimming is False
-    result(log.close())
-
-
-def test_trims_during_a_commit_go_with_the_next_one(tmp_path: Path) -> None:
-    log, worker = slow_log(tmp_path)
-    log.append(DURABLE, "w", [row("a"), row("b")])
-    worker.run()
-    log.trim(DURABLE, "w", 1)
-    log.append(DURABLE, "w", [row("c")])
-    log.trim(DURABLE, "w", 2)
-    worker.run()
-    assert log._by_id[1].trimming is True
-    worker.run()
-    assert log._by_id[1].trimming is False
-    assert [token for token, _ in read_all(log, DURABLE, 2)] == [3]
-    log.trim(DURABLE, "w", 3)
-    closed = log.close()
-    worker.run()
-    worker.run()
-    result(closed)
-    again = SqliteStore(tmp_path / "slow")
-    assert again.log.floor(DURABLE, "w") == 3
-    again.close()
 
 
 def test_old_rows_and_transactions_go_now_and_then(tmp_path: Path) -> None:
