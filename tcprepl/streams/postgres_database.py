@@ -61,6 +61,9 @@ from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
 
 #: Blocks that are fetched at once for a page.
 _PAGE_BLOCKS: Final = 64
+#: Pages that are fetched at once, and for how many readers the rest is kept meanwhile.
+_PAGES: Final = 4
+_KEPT: Final = 8
 
 
 class PostgresDatabase(FencedDatabase):
@@ -93,6 +96,8 @@ class PostgresDatabase(FencedDatabase):
         #: The last token of the newest block of each pair, as the last commit has left it.
         self._newest: dict[int, Token] = {}
         self._over: list[int] = []
+        #: Blocks behind a place of a pair, which have come with those before it.
+        self._kept: dict[tuple[int, Token], list[tuple[Any, ...]]] = {}
 
     @property
     def first_id(self) -> int:
@@ -222,10 +227,8 @@ class PostgresDatabase(FencedDatabase):
         rows = size = 0
         reached = after
         while True:
-            with self._reading.using() as connection:
-                wanted = (pair.id, reached, upto, _PAGE_BLOCKS, limits.PAGE_BYTES - size)
-                found = connection.execute(SELECT_PAGE, wanted, binary=True).fetchall()
-            for last, written_ms, crc, body, _ in found:
+            found, is_end = self._blocks_after(pair, reached, upto)
+            for place, (last, written_ms, crc, body, _) in enumerate(found):
                 if crc32(body) != crc:
                     what = f"the checksum of its block, at token {last}, does not match"
                     return self._before_damage(pair, blocks, after, last, what)
@@ -236,18 +239,34 @@ class PostgresDatabase(FencedDatabase):
                 rows += len(block.tokens)
                 size += len(block.lines)
                 if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
+                    self._keep(pair, reached, found[place:])
                     return DiskPage(after, reached, merge(blocks))
                 blocks.append(block)
                 reached = last
-            there = found[0][-1] if found else 0
-            if len(found) < there:
-                return DiskPage(after, reached, merge(blocks))
-            if there < _PAGE_BLOCKS:
+            if is_end:
                 missing = self._missing(pair, reached, upto)
                 if missing is not None:
                     what = f"no block has the rows up to token {missing}"
                     return self._before_damage(pair, blocks, after, missing, what)
                 return DiskPage(after, upto, merge(blocks))
+
+    def _blocks_after(
+        self, pair: StoredPair, reached: Token, upto: Token
+    ) -> tuple[list[tuple[Any, ...]], bool]:
+        """Return the next blocks, some pages of them at a time, and whether these are the last."""
+        kept = self._kept.pop((pair.id, reached), None)
+        if kept is not None and kept[-1][0] <= upto:
+            return kept, False
+        wanted = (pair.id, reached, upto, _PAGE_BLOCKS, _PAGES * limits.PAGE_BYTES)
+        with self._reading.using() as connection:
+            found = connection.execute(SELECT_PAGE, wanted, binary=True).fetchall()
+        return found, not found or len(found) == found[0][-1] < _PAGE_BLOCKS
+
+    def _keep(self, pair: StoredPair, reached: Token, blocks: list[tuple[Any, ...]]) -> None:
+        """Keep what has come for the next pages of who reads on."""
+        self._kept[pair.id, reached] = blocks
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
 
     def _missing(self, pair: StoredPair, reached: Token, upto: Token) -> Token | None:
         """Return up to where rows are missing in ``(reached, upto]``, which has no block; or None.
