@@ -23,17 +23,16 @@ from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.settings import anonymous_of, grants_of, http_secrets, retention_of, tokens_of
 from tcprepl.clocks import Reactor
 from tcprepl.config import Config, read_secret
+from tcprepl.ephemeral.presence_peers import SyncsBelow
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
 from tcprepl.protocol.commands import (
     CancelTaskCommand,
-    ClearUserSyncCommand,
     Command,
     FederationAckCommand,
     LockReleasedCommand,
     NewActiveTaskCommand,
     RemoteServerUpCommand,
-    UserSyncCommand,
 )
 from tcprepl.replication.following.http_catchup import HttpCatchUp
 from tcprepl.replication.redis.url import RedisUrl, redis_endpoint
@@ -50,8 +49,6 @@ from tcprepl.web.site import build_site
 
 #: What readers may say to those upstream.
 UPWARD: tuple[type[Command], ...] = (
-    UserSyncCommand,
-    ClearUserSyncCommand,
     FederationAckCommand,
     RemoteServerUpCommand,
     LockReleasedCommand,
@@ -159,6 +156,9 @@ class Relay:
         self._server.links.append(self._upstream.status)
         for kind in UPWARD:
             self._server.on(kind, self._say_upstream)
+        syncs = SyncsBelow(reactor, self._server, self._upstream.send)
+        syncs.start()
+        self._life.add("syncs", syncs.stop)
         notifier = Notifier()
         notifier.attach(stream_log)
         await self._listeners.open_replication(self._server)

@@ -1,7 +1,8 @@
-"""USER_SYNC at both ends: the worker that reports syncs, the server that hears of them."""
+"""USER_SYNC on its way: the worker that reports syncs, a relay between, the server that hears."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.ephemeral.ports import Milliseconds, milliseconds
+from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.protocol.commands import ClearUserSyncCommand, Command, UserSyncCommand
 
 #: How long a worker waits before it reports that a sync ended: most begin again at once.
@@ -22,6 +24,10 @@ END_INTERVAL_S = 5.0
 KEEP_ALIVE_INTERVAL_S = 60.0
 #: Processes that one connection keeps alive; it may speak for more, but not by its life alone.
 MAX_PROCESSES_PER_PEER = 100
+#: After how long a relay misses a process of which it has heard nothing.
+PROCESS_EXPIRY_S = PresenceTimers().process_expiry_ms / 1000
+#: Processes that a relay can miss.
+MAX_PROCESSES_BELOW = 10_000
 
 
 class PresencePort(Protocol):
@@ -97,7 +103,8 @@ class SyncListener:
         if process_id is None:
             process_id = _connection_process(peer)
         processes = self._processes.setdefault(peer.conn_id, set())
-        if len(processes) < MAX_PROCESSES_PER_PEER:
+        # 0 is everybody behind Redis: that it is there says nothing of any of them
+        if peer.conn_id and len(processes) < MAX_PROCESSES_PER_PEER:
             processes.add(process_id)
         self._presence.user_syncing(
             process_id, command.user_id, command.syncing, command.last_sync_ms, command.device_id
@@ -116,6 +123,79 @@ class SyncListener:
         for processes in self._processes.values():
             for process_id in processes:
                 self._presence.process_alive(process_id)
+
+
+class SyncsBelow:
+    """Tells upstream what workers below a relay say of syncs, and who of them is gone.
+
+    Up there the relay's connection counts as a sign of life for whoever it spoke for. So it is the
+    relay that has to miss those of its own peers who end without a word.
+
+    Args:
+        clock: Time.
+        server: Where the commands come from.
+        send: Sends a command upstream.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, server: Server, send: Callable[[Command], object]
+    ) -> None:
+        self._clock = clock
+        self._send = send
+        #: For peers of 2017, which do not name a process: no other relay has this name.
+        self._name = f"relay-{secrets.token_hex(4)}"
+        #: Process -> when it was last heard of, in seconds.
+        self._heard: dict[str, float] = {}
+        self._listener = SyncListener(clock, server, self)
+        self._loop: LoopingProcess | None = None
+
+    def start(self) -> None:
+        """Begin to miss processes."""
+        self._listener.start()
+        self._loop = looping_background_process(
+            self._clock, "presence.below", KEEP_ALIVE_INTERVAL_S, self._miss
+        )
+
+    def stop(self) -> Deferred[None]:
+        """Stop; fires once nothing runs any more. Those below are missed upstream."""
+        loop, self._loop = self._loop, None
+        stopped = [self._listener.stop()] + ([] if loop is None else [loop.stop()])
+        return gatherResults(stopped).addCallback(_nothing)
+
+    def user_syncing(
+        self,
+        process_id: str,
+        user_id: str,
+        syncing: bool,
+        last_sync_ms: Milliseconds,
+        device_id: str | None = None,
+    ) -> None:
+        """Pass on that a sync began or ended."""
+        name = self._named(process_id)
+        if name in self._heard or len(self._heard) < MAX_PROCESSES_BELOW:
+            self._heard[name] = self._clock.seconds()
+        self._send(UserSyncCommand(name, user_id, device_id, syncing, last_sync_ms))
+
+    def clear_process(self, process_id: str) -> None:
+        """Pass on that a process has ended."""
+        name = self._named(process_id)
+        self._heard.pop(name, None)
+        self._send(ClearUserSyncCommand(name))
+
+    def process_alive(self, process_id: str) -> None:
+        """Note that a process lives."""
+        name = self._named(process_id)
+        if name in self._heard:
+            self._heard[name] = self._clock.seconds()
+
+    def _named(self, process_id: str) -> str:
+        return process_id.replace("connection ", f"{self._name}-")
+
+    def _miss(self) -> None:
+        since = self._clock.seconds() - PROCESS_EXPIRY_S
+        for name in [name for name, heard in self._heard.items() if heard < since]:
+            del self._heard[name]
+            self._send(ClearUserSyncCommand(name))
 
 
 class SyncReporter:

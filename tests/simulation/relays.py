@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 
 from tcprepl.app.relay import DOWNWARD, UPWARD
+from tcprepl.ephemeral.presence_peers import SyncsBelow
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.redis_source import RedisUpstream
@@ -93,6 +94,8 @@ class Relay(LogMachine):
                 server_name=SERVER,
                 on_command=self._down,
             )
+        self.syncs = SyncsBelow(process, self.replication, self.upstream.send)
+        self.syncs.start()
         self.upstream.start()
 
     def _ends(self) -> None:
@@ -111,6 +114,7 @@ class Relay(LogMachine):
 
     async def _stop(self) -> None:
         await self.upstream.stop()
+        await self.syncs.stop()
         await self.replication.stop()
         await self.intake.close()
         await self.log.close()

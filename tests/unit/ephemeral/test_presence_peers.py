@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from tcprepl.ephemeral import presence_peers
 from tcprepl.ephemeral.presence import PresenceWriter
-from tcprepl.ephemeral.presence_peers import SyncListener, SyncReporter
+from tcprepl.ephemeral.presence_peers import SyncListener, SyncReporter, SyncsBelow
 from tcprepl.ephemeral.presence_states import OFFLINE, ONLINE, UNAVAILABLE
 from tcprepl.protocol.commands import ClearUserSyncCommand, Command, UserSyncCommand
 from tests.ephemeral_world import ALICE, BOB, SERVER, Publications, advance_to
@@ -117,6 +118,45 @@ def test_cleared_process_is_not_kept_alive(world: World) -> None:
     world.server.receive(ClearUserSyncCommand("p"), Peer(1))
     world.server.receive(ClearUserSyncCommand("q"), Peer(3))
     assert world.at(MINUTE).state() == OFFLINE
+
+
+def test_worker_behind_redis_that_reports_nothing_is_forgotten(world: World) -> None:
+    """Redis is there, whoever behind it is not."""
+    world.sync(True, Peer(0))
+    assert world.at(4 * MINUTE).state() == ONLINE
+    assert world.at(12 * MINUTE).state() == OFFLINE
+
+
+def test_workers_below_a_relay_are_missed(world: World) -> None:
+    """Its connection alone would keep them alive for ever; those of 2017 get a name from it."""
+    relay, upward = Peer(1), Server()
+    below = SyncsBelow(world.clock, upward, lambda command: world.server.receive(command, relay))
+    below.start()
+    upward.receive(UserSyncCommand("w1", ALICE, None, True, world.now), Peer(7))
+    upward.receive(UserSyncCommand(None, BOB, None, True, world.now), Peer(8))
+    assert world.at(20 * MINUTE).writer.states().keys() == {ALICE, BOB}
+    upward.lost(Peer(7))
+    assert world.at(24 * MINUTE).writer.states().keys() == {ALICE, BOB}
+    assert world.at(32 * MINUTE).writer.states().keys() == {BOB}
+    upward.lost(Peer(8))
+    assert world.at(33 * MINUTE).writer.states().keys() == set()
+    assert below.stop().called
+
+
+def test_a_relay_misses_a_bounded_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond is passed on all the same, and cleared when it is said."""
+    monkeypatch.setattr(presence_peers, "MAX_PROCESSES_BELOW", 1)
+    upward, sent = Server(), []
+    below = SyncsBelow(world.clock, upward, sent.append)
+    for name in ("w1", "w2"):
+        upward.receive(UserSyncCommand(name, ALICE, None, True, 1), Peer(7))
+    below.process_alive("w2")
+    assert list(below._heard) == ["w1"]
+    for name in ("w1", "w2"):
+        upward.receive(ClearUserSyncCommand(name), Peer(7))
+    assert len(sent) == 4
+    assert below._heard == {}
+    assert below.stop().called
 
 
 def test_device_is_passed_on(world: World) -> None:
