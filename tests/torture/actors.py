@@ -25,8 +25,10 @@ TRACEBACK = re.compile(
 )
 #: The same as a value of a structured log: in one line, with its ends of lines escaped.
 EXCEPTION = re.compile(r'exception="(?P<stack>Traceback (?:[^"\\]|\\.)*)"')
-#: Without descriptors a program that only starts cannot read its own modules.
+#: Without descriptors a program cannot read its own modules, and one that only starts, and says so
+#: in no structured log, cannot even wait for anything.
 UNREADABLE = r"Too many open files: '.*\.(py|pyc|so)'"
+STARVED = r"\[Errno 24\] Too many open files"
 #: What must not be in any log, whatever happened.
 NEVER = re.compile(
     "Unhandled [Ee]rror|never retrieved|was never awaited|ResourceWarning|Segmentation|"
@@ -204,7 +206,8 @@ class Actor:
         wrong = []
         for path in self._outputs:
             text = path.read_text(encoding="utf-8", errors="replace")
-            errors = [match["error"] for match in TRACEBACK.finditer(text)]
+            plain = (match["error"] for match in TRACEBACK.finditer(text))
+            errors = [error for error in plain if not re.search(STARVED, error)]
             errors += [last_line(match["stack"]) for match in EXCEPTION.finditer(text)]
             wrong += [
                 f"{path.name}: Traceback ... {error}"
