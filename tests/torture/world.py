@@ -44,6 +44,7 @@ WORKER_FAULTS = (
     r"tests\.faults\.worker\.Fault\b|^(__main__\.)?Fault: a fault in the handler",
     r"sqlite3\.(Operational|Database)Error: (database or disk is full|disk I/O error"
     "|database disk image is malformed)",
+    r"tcprepl\.errors\.Log(Unavailable|Corrupt): positions in the caller's database",
 )
 
 
