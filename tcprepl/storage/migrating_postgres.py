@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from psycopg import sql
@@ -190,9 +191,9 @@ class PostgresSource(_PostgresSide):
         self._keep()
 
     def close(self) -> None:
-        """Let others serve it again."""
+        """Let others serve it again; if the database is away, they wait for our lease."""
         if self._link.connected:
-            with self._link.using() as connection:
+            with suppress(LogUnavailable), self._link.using() as connection:
                 connection.execute(
                     "DELETE FROM migration WHERE NOT fills AND holder = %s", (self._holder,)
                 )

@@ -203,6 +203,19 @@ def test_who_slept_while_it_was_served_notices(place: Place) -> None:
     user.release()
 
 
+def test_what_went_wrong_is_said_although_the_database_is_away(place: Place) -> None:
+    """Nothing is said of the mark that stays: its lease ends."""
+    place.complete()
+    source = place.source()
+    source.open("elsewhere")
+    place.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        " AND datname = current_database()"
+    )
+    source.close()
+    assert place.sql("SELECT fills FROM migration") == [(False,)]
+
+
 def test_what_is_no_source_is_refused(place: Place) -> None:
     with pytest.raises(LogUnavailable, match=f"there is no list: no schema {place.schema}"):
         place.source().open("elsewhere")

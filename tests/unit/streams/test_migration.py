@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.federation.sending.migration import OUTBOX
 from tcprepl.storage.migrating_postgres import PostgresSource, PostgresTarget
 from tcprepl.storage.migrating_sqlite import SqliteSource, SqliteTarget
-from tcprepl.storage.migration import Migrated, migrate
+from tcprepl.storage.migration import Kind, Migrated, migrate
+from tcprepl.storage.postgresql import Link, bring_up_to_date
 from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.log import Appended
 from tcprepl.streams.migration import LOG
@@ -193,3 +195,35 @@ def test_what_one_log_cannot_hold_is_refused(place: Place, tmp_path: Path) -> No
     assert list((tmp_path).iterdir()) == []
     place.sql("DELETE FROM staged")
     place.back(tmp_path / "b")
+
+
+#: What is in PostgreSQL for those who run, and not for those who read or write.
+NOT_COPIED = {"meta", "migration", "writers", "staged", "refused"}
+
+
+@pytest.mark.parametrize("kind", [LOG, OUTBOX], ids=lambda kind: kind.what)
+def test_no_table_and_no_column_is_forgotten(kind: Kind, place: Place) -> None:
+    """One that is added has to be copied, too."""
+    copied = {table.name: set(table.columns) for table in kind.tables}
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(kind.sqlite.create)
+        names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        assert {
+            name: {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
+            for (name,) in names
+        } == copied
+    link = Link(place.url, place.schema)
+    bring_up_to_date(link, place.schema, kind.postgres)
+    link.close()
+    found: dict[str, set[str]] = {}
+    for name, column in place.sql(
+        "SELECT table_name, column_name FROM information_schema.columns"
+        " WHERE table_schema = current_schema()"
+    ):
+        if name not in NOT_COPIED:
+            found.setdefault(name, set()).add(column)
+    with_writer = {table.name for table in kind.tables if table.writer}
+    assert found == {
+        name: columns | ({"writer"} if name in with_writer else set())
+        for name, columns in copied.items()
+    }
