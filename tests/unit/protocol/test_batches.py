@@ -335,3 +335,47 @@ def test_2017_rows_do_not_mix() -> None:
     batches.mixes = True
     lines = [b"RDATA a 1 [1]", b"RDATA b 1 [2]", b"RDATA a 2 [3]"]
     assert len(read(batches, *lines)) == len(read(batches, *lines)) == 3
+
+
+@pytest.mark.parametrize(
+    ("dialect", "prefix"), [("1.22", b"RDATA a m "), ("2017", b"RDATA a "), ("2017", b"RDATA b ")]
+)
+def test_the_largest_token_is_one_and_the_next_is_none(dialect: str, prefix: bytes) -> None:
+    batches = assembler("a", dialect=dialect)
+    events = read(batches, prefix + b"%d [1]" % MAX_TOKEN)
+    batches.position(PositionCommand("b", "master", 0, 0), events, 1)
+    assert [event.token for event in events if isinstance(event, RowsReceived)] == [MAX_TOKEN]
+    for token in (MAX_TOKEN + 1, 10**19, 10**20):
+        with pytest.raises(LostRow):
+            read(assembler("a", dialect=dialect), prefix + b"%d [1]" % token)
+
+
+@pytest.mark.parametrize("line", [b"RDATA a m x [3]", b"RDATA c", b"RDATA a m batch 22"])
+def test_what_cannot_be_read_is_told_with_its_line(line: bytes) -> None:
+    batches = assembler("a", max_bytes=3)
+    with pytest.raises(LostRow) as caught:
+        batches.read([b"RDATA a m 5 [1]", b"RDATA a m batch 11", line], 0, 40, [])
+    assert caught.value.line_number == 42
+
+
+def test_2017_a_line_that_cannot_be_read_is_told_with_its_number() -> None:
+    with pytest.raises(LostRow) as caught:
+        assembler(dialect="2017").read([b"RDATA a 5 [1]", b"RDATA a x [1]"], 0, 40, [])
+    assert caught.value.line_number == 41
+
+
+def test_as_many_bytes_as_are_allowed_may_wait() -> None:
+    batches = assembler("a", max_bytes=4)
+    assert read(batches, b"RDATA a m batch 11", b"RDATA a m batch 22") == []
+    with pytest.raises(LostRow):
+        read(batches, b"RDATA a m batch 3")
+
+
+def test_2017_what_came_with_a_token_does_not_come_with_the_next() -> None:
+    batches = assembler(dialect="2017")
+    events = read(batches, b"RDATA a batch [1]", b"RDATA a 5 [2]", b"RDATA a 6 [3]")
+    batches.position(PositionCommand("a", "master", 0, 0), events, 1)
+    assert events == [
+        RowsReceived("a", "master", 5, [b"[1]", b"[2]"]),
+        RowsReceived("a", "master", 6, [b"[3]"]),
+    ]

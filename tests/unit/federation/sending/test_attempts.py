@@ -11,6 +11,7 @@ import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl.federation.sending import attempts
+from tcprepl.federation.sending.destination import Destination
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu, edu_row
 from tests.federation_world import World
@@ -295,6 +296,7 @@ def test_more_than_was_read_back_at_once_arrives_once_and_in_order(world: World)
     world.run(10)
     assert world.clock.seconds() - before < 30
     assert [c["n"] for _, c in remote.deliveries] == list(range(450, 900))
+    assert world.sender._attempts.held == 0
     assert result(world.sender.describe_one(name), world)["queued_edus"] == 0
     assert not world.wrong
 
@@ -334,7 +336,20 @@ def test_what_is_in_memory_is_not_read_back_again(
     monkeypatch.setattr(world.outbox, "load", noted)
     monkeypatch.setattr(attempts, "LOAD_EDUS", 60)
     remote.mode = "ok"
+    before = remote.requests
     world.sender.remote_server_up(name)
     world.run(20)
     assert [c["n"] for _, c in remote.deliveries] == list(range(500))
     assert sum(pages) == 500
+    assert remote.requests - before == 5  # all of them full
+
+
+def test_what_expires_in_memory_counts_no_more(world: World) -> None:
+    made = Destination("remote1.example", world.sender._limits)
+    counted = world.sender._attempts
+    for number, expires_ms in ((1, 5), (2, 0), (3, 5)):
+        edu = build_edu("here.example", made.name, "m.x", {"n": number})
+        counted.held += made.hold((number, expires_ms, edu))
+    assert counted.held == 3
+    assert [entry[0] for entry in counted._take(made)] == [2]
+    assert counted.held == 0
