@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
 from tcprepl import metrics
-from tcprepl.errors import CloseReason
+from tcprepl.errors import CloseReason, LogUnavailable
 from tcprepl.protocol.commands import (
     FederationAckCommand,
     RemovePusherCommand,
     UserSyncCommand,
 )
 from tcprepl.replication.bus.listener import BusListener, Passwords
+from tcprepl.replication.relaying import intake
 from tcprepl.replication.serving.draining import kick
 from tests.bus_world import BusWorld
 
@@ -136,6 +137,38 @@ def test_status_and_metrics() -> None:
     assert not status.up
     assert "peer_closed" in str(status.reason)
     assert world.server.status_lines()
+
+
+def test_who_publishes_waits_while_the_log_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been said is kept, the rest is not read; all of it comes once the log takes it."""
+    monkeypatch.setattr(intake, "MAX_WAITING_BYTES", 8)
+    world = BusWorld()
+    one, writer = world.subscriber(), world.client()
+    append = world.log.append
+    away = fail_with(LogUnavailable("the database is away"))
+    monkeypatch.setattr(world.log, "append", away)
+    rows = [f'RDATA events w1 {token} ["ev",[]]' for token in (1, 2, 3)]
+    for row in rows:
+        writer.connection.dataReceived(f"PUBLISH example.com '{row}'\r\n".encode())
+        world.settle()
+    assert world.bus.full
+    assert writer.connection._paused
+    assert "aof_last_write_status:err" in world.bus.info(["persistence"])
+    assert not any(line.startswith("RDATA") for line in one.heard())
+    monkeypatch.setattr(world.log, "append", append)
+    for _ in rows:
+        world.clock.advance(intake.RETRY_S)
+        world.settle()
+    assert not world.bus.full
+    assert not writer.connection._paused
+    assert [line for line in one.heard() if line.startswith("RDATA")] == rows
+    assert "aof_last_write_status:ok" in world.bus.info(["persistence"])
+    world.close()
+
+
+def fail_with(error: Exception) -> Any:
+    """Return what fails."""
+    return lambda *args, **kwargs: fail(error)
 
 
 def test_the_end_gives_subscribers_what_was_published() -> None:

@@ -61,6 +61,19 @@ def test_another_protocol_is_told_what_port_this_is(world: World) -> None:
     assert b"HTTP/1.1 400" in caller.received
 
 
+def test_who_names_what_another_server_alone_has_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = {("typing", "a"): "a"}
+    monkeypatch.setattr(world.server.log, "elsewhere", elsewhere.get, raising=False)
+    caller = world.call("REPLICATE typing a 0", "REPLICATE typing b 0", "REPLICATE typing * 0")
+    said = [line for line in caller.lines() if line.startswith("INFO ")]
+    assert said == [
+        "INFO typing of a is in the memory of the server that writes as a, and not served here: "
+        "follow that server, too"
+    ]
+
+
 def test_silence_is_kept_alive_and_ends_only_who_sent_ping(world: World) -> None:
     person = world.call("REPLICATE")
     worker = world.call("PING 1")
