@@ -16,7 +16,7 @@ import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import limits, metrics
-from tcprepl.errors import BadRow
+from tcprepl.errors import BadRow, LogError
 from tcprepl.ids import Pair, Token
 from tcprepl.replication.following.asyncio_bridge import settled
 from tcprepl.replication.following.progress import Progress
@@ -191,7 +191,7 @@ class Caller:
                 instance=instance,
                 token=call.reached,
                 attempt=attempt,
-                exc_info=error,
+                **_in_words(error),
             )
         else:
             log.error(
@@ -201,8 +201,13 @@ class Caller:
                 token=call.arguments[-2],
                 rows=len(call.rows),
                 attempt=attempt,
-                exc_info=error,
+                **_in_words(error),
             )
+
+
+def _in_words(error: BaseException) -> dict[str, Any]:
+    """Return what a log line says of *error*: a log that refuses says all that there is to know."""
+    return {"error": str(error)} if isinstance(error, LogError) else {"exc_info": error}
 
 
 def _backoff_s(failures: int) -> float:

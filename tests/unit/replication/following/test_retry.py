@@ -10,6 +10,7 @@ import structlog
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock, deferLater
 
+from tcprepl.errors import LogUnavailable
 from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import Caller, Stopped
 from tcprepl.streams.codec import Rows
@@ -272,3 +273,22 @@ def test_a_callback_that_fails_is_named() -> None:
     assert entry["event"] == "replication.callback.failed"
     assert "on_reset" in entry["callback"]
     assert stage.store.calls == ["rollback", {ALPHA: 4}]
+
+
+def test_a_log_that_refuses_says_it_in_words() -> None:
+    """A full disk of a relay is no fault in anybody's code: no stack."""
+    stage = Stage()
+    refusal = LogUnavailable("log.sqlite3: the disk is full; free space in /data")
+
+    def refuse(*_: object) -> None:
+        raise refusal
+
+    with structlog.testing.capture_logs() as logged:
+        waiting = stage.call(refuse, GOOD)
+    (entry,) = logged
+    assert entry["event"] == "replication.handler.failed"
+    assert entry["error"] == str(refusal)
+    assert "exc_info" not in entry
+    stage.caller.running = False
+    stage.clock.advance(60)
+    assert isinstance(outcome(waiting), Stopped)
