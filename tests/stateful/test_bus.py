@@ -283,3 +283,18 @@ class BusMachine(RuleBasedStateMachine):
 
 TestBus: Any = BusMachine.TestCase
 TestBus.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_the_first_row_of_a_stream_after_a_restart() -> None:
+    """It is announced, though all that can be said before it is that there was nothing."""
+    machine = BusMachine()
+    try:
+        machine.begin()
+        machine.restart(kill=False)
+        machine.write_for_nobody("events", "w2")
+        machine.come("w1")
+        machine.write("events", "w2", batch=False, fresh=False)
+        machine.who_lost_nothing_fetches_nothing()
+        machine.settle()
+    finally:
+        machine.teardown()

@@ -201,9 +201,14 @@ class Unsaid:
         """Return the token of *pair* that the process was told of last."""
         return self._prev.get(pair)
 
-    def told(self, chunk: bytes) -> bytes:
-        """Return *chunk*, lines that end with LF, as the process is told them."""
+    def told(self, chunk: bytes) -> tuple[bytes, set[bytes]]:
+        """Return *chunk*, lines that end with LF, as the process is told them.
+
+        And those of its lines that are said although they may say nothing (``0 0``): rows of a
+        stream count only behind its first position.
+        """
         said: list[bytes] = []
+        announced: set[bytes] = set()
         lines = chunk.split(b"\n")[:-1]
         for number, line in enumerate(lines):
             word, name, instance, rest = line.split(b" ", 3)
@@ -224,9 +229,10 @@ class Unsaid:
                     )
                     prev = self._prev.get(pair, token - 1)
                     said.append(b"POSITION %b %b %d %d" % (name, instance, prev, token - 1))
+                    announced.add(said[-1])
                 self.streams.discard(pair[0])
             said.append(line)
-        return b"".join([line + b"\n" for line in said])
+        return b"".join([line + b"\n" for line in said]), announced
 
 
 def unsaid_of(own: InstanceName, starts: Mapping[Pair, Start]) -> Unsaid | None:

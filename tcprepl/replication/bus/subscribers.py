@@ -9,7 +9,7 @@ the head; for the others it waits in a ring that they share, which is bounded.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final, cast
 
 import structlog
@@ -62,32 +62,40 @@ class Pusher:
         self._intake = intake
         self._chunk = self._pushes = b""
 
-    def of_chunk(self, chunk: bytes) -> bytes:
-        """Return the messages of lines that end with LF; the last answer is kept."""
+    def of_chunk(self, chunk: bytes, announced: Container[bytes] = ()) -> bytes:
+        """Return the messages of lines that end with LF; the last answer is kept.
+
+        Those of *announced* are said even if they say nothing.
+        """
         if chunk is not self._chunk:
             lines = chunk.split(b"\n")
             lines.pop()
+            if _AT_NOTHING in chunk:
+                lines = [x for x in lines if x in announced or not self._says_nothing(x)]
             if self._intake.shifts:
                 lines = [said for line in lines if (said := self._as_written(line)) is not None]
-            elif _AT_NOTHING in chunk:
-                lines = [line for line in lines if not _says_nothing(line)]
             self._chunk, self._pushes = chunk, messages(self.head, lines)
             self.rows = sum([line.startswith(b"RDATA ") for line in lines])
         return self._pushes
 
     def size_of(self, line: bytes) -> int:
         """Return how many bytes the message of *line*, without its LF, has; 0 for none."""
-        said = self._as_written(line) if self._intake.shifts else line
-        if said is None or (not self._intake.shifts and _says_nothing(line)):
-            return 0
-        return len(messages(self.head, (said,)))
+        said = None if self._says_nothing(line) else self._as_written(line)
+        return 0 if said is None else len(messages(self.head, (said,)))
+
+    def _says_nothing(self, line: bytes) -> bool:
+        """Return whether *line* is the position of a pair of which there has been nothing."""
+        if not (line.endswith(_AT_NOTHING) and line.startswith(b"POSITION ")):
+            return False
+        stream, instance = line.split(b" ", 3)[1:3]
+        return (stream.decode(), instance.decode()) not in self._intake.shifts
 
     def _as_written(self, line: bytes) -> bytes | None:
         """Return *line* with the tokens of its writer; None when it is not to be said."""
         word, stream, instance, token, rest = line.split(b" ", 4)
         pair = (stream.decode(), instance.decode())
         if pair not in self._intake.shifts:
-            return None if _says_nothing(line) else line
+            return line
         if word == b"POSITION":
             return self._as_position(pair, int(token), int(rest))
         if token == b"batch":
@@ -103,10 +111,6 @@ class Pusher:
             return None
         prev = token if prev is None or prev > token else prev
         return f"POSITION {pair[0]} {pair[1]} {prev} {token}".encode()
-
-
-def _says_nothing(line: bytes) -> bool:
-    return line.endswith(_AT_NOTHING) and line.startswith(b"POSITION ")
 
 
 class PushOutlet:
@@ -136,11 +140,12 @@ class PushOutlet:
 
     def write(self, chunk: bytes) -> bool:
         """Push each line of *chunk*; return whether the socket takes more."""
+        announced: Container[bytes] = ()
         if self.unsaid is not None:
-            chunk = self.unsaid.told(chunk)
+            chunk, announced = self.unsaid.told(chunk)
             if not self.unsaid.streams:
                 self.unsaid = None
-        pushes = self._pusher.of_chunk(chunk)
+        pushes = self._pusher.of_chunk(chunk, announced)
         if not pushes:
             return not self._outlet.busy
         self.rows += self._pusher.rows

@@ -121,7 +121,7 @@ def unsaid(**starts: Start) -> Unsaid:
 
 def test_a_stream_that_it_writes_itself_is_told_with_the_first_row_of_another() -> None:
     later = unsaid(w1=Start(9, 9, 9, missed=True), w2=Start(4, 6, 5))
-    said = later.told(
+    said, announced = later.told(
         b"POSITION events w2 5 7\nRDATA events w1 8 [8]\nRDATA events w2 batch [9]\n"
         b"RDATA events w2 9 [9]\nRDATA events w3 10 [10]\nPOSITION events w3 10 11\n"
     )
@@ -133,22 +133,23 @@ def test_a_stream_that_it_writes_itself_is_told_with_the_first_row_of_another() 
         "RDATA events w3 10 [10]",
         "POSITION events w3 10 11",
     ]
+    assert announced == {b"POSITION events w2 4 8"}
     assert not later.streams
 
 
 def test_a_position_that_says_that_rows_are_missing_is_told() -> None:
     later = unsaid(w1=Start(9, 9, 9), w2=Start(4, 6, 5))
-    assert later.told(b"POSITION events w2 9 9\n") == b"POSITION events w2 9 9\n"
+    assert later.told(b"POSITION events w2 9 9\n") == (b"POSITION events w2 9 9\n", set())
     assert not later.streams
 
 
 def test_a_writer_that_comes_first_meanwhile_is_told_as_well() -> None:
     later = unsaid(w1=Start(9, 9, 9), w2=Start(4, 6, 5))
-    assert later.told(b"POSITION events w3 7 7\n") == b""
+    assert later.told(b"POSITION events w3 7 7\n") == (b"", set())
     assert (later.prev(W2), later.prev(("events", "w3")), later.prev(EVENTS)) == (4, 7, None)
-    assert later.told(b"RDATA events w3 9 [9]\n").startswith(b"POSITION events w3 7 8\n")
+    assert later.told(b"RDATA events w3 9 [9]\n")[0].startswith(b"POSITION events w3 7 8\n")
     other = unsaid(w1=Start(9, 9, 9), w2=Start(4, 6, 5))
-    assert other.told(b"RDATA events w3 9 [9]\n").startswith(b"POSITION events w3 8 8\n")
+    assert other.told(b"RDATA events w3 9 [9]\n")[0].startswith(b"POSITION events w3 8 8\n")
 
 
 def test_what_it_does_not_write_or_missed_rows_of_is_told_at_once() -> None:
