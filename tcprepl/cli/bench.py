@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,19 @@ from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.values import Address
 from tcprepl.web.elements import size
+
+
+class RateType(click.FloatRange):
+    """Rows a second; what is no number at all is below no bound, and would pass a range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        rate: float = super().convert(value, param, ctx)
+        if math.isnan(rate):
+            self.fail(f"{value!r}: expected a number of rows a second", param, ctx)
+        return rate
 
 
 @click.group("bench", cls=Group)
@@ -214,7 +228,7 @@ def follow(stream: tuple[str, ...], source: Address, clients: int, as_json: bool
 @command.command("latency")
 @written_options
 @click.option(
-    "--rate", type=click.FloatRange(0.1, 10_000), default=100.0, show_default=True, help="Rows/s."
+    "--rate", type=RateType(0.1, 10_000), default=100.0, show_default=True, help="Rows/s."
 )
 @click.option("--for", "for_s", type=SECONDS, default=5.0, show_default=True, help="How long.")
 def latency(

@@ -60,6 +60,9 @@ def add(
       $ tcprepl context add main --from tls:repl.example.com:9092 --token-file worker1-token
       main is in use
     """
+    if not name or name.split() != [name] or displayable(name) != name:
+        # `--context ''` chooses none, and nobody can type what is not seen
+        raise click.UsageError(f"NAME is {name!r}: expected something to type, without spaces")
     known = contexts.read()
     context = known.contexts.setdefault(name, Context())
     if source:

@@ -59,7 +59,7 @@ def _configured(path: Path | None, data: Path | None) -> Config | Finding:
         loaded = build({}, "defaults", overrides) if path is None else load(path, overrides)
     except BadConfig as error:
         return Finding(
-            Verdict.FAULT, "configuration", str(error), "README, Operation, has every key"
+            Verdict.FAULT, "configuration", str(error), "`tcprepl help configuration` has every key"
         )
     return loaded.config
 

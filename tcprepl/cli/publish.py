@@ -39,6 +39,8 @@ def check_row(text: bytes, place: str) -> bytes:
     """
     try:
         msgspec.json.decode(text)
+    except RecursionError:
+        raise NotJson(f"{place}: nested too deep") from None
     except msgspec.DecodeError:
         # The other parser takes more (lone surrogates), and says where a fault is.
         _check_slowly(text, place)

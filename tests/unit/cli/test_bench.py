@@ -97,6 +97,9 @@ def test_what_does_not_fit_is_told(world: CliWorld, capsys: pytest.CaptureFixtur
         assert not told.out
     assert run(["bench", "publish", "--row", "[1"]) == 1
     assert "--row: not JSON" in capsys.readouterr().err
+    for rate in ("nan", "0", "inf"):
+        assert run(["bench", "latency", "--rate", rate]) == 2
+        assert "Invalid value for '--rate'" in capsys.readouterr().err
 
 
 def test_nobody_answers(world: CliWorld, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,7 @@ def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     code, text = run(monkeypatch, [], "--config", str(file))
     assert code == 2
     assert "did you mean server_name?" in text
+    assert "do: `tcprepl help configuration` has every key" in text
     file.write_text("server_name: x\n", encoding="utf-8")
     code, text = run(monkeypatch, [], "--config", str(file))
     assert (code, text.split()[:2]) == (0, ["ok", "configuration"])
