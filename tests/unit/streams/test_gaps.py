@@ -71,3 +71,26 @@ def test_a_gap_is_new_once_and_found_by_its_cause() -> None:
 
 def test_rows_are_lost_unless_there_were_none() -> None:
     assert [cause for cause in Cause if not cause.lost] == [Cause.RECORD, Cause.ANEW]
+
+
+def test_a_gap_replaces_what_begins_with_it_and_what_lies_within() -> None:
+    def left(*known: tuple[int, int], new: tuple[int, int]) -> list[tuple[int, int]]:
+        gaps = Gaps()
+        for span in (*known, new):
+            gaps.add(PAIR, Gap(*span, Cause.UPSTREAM))
+        return [(gap.after, gap.upto) for _, gap in gaps]
+
+    assert left((5, 7), new=(3, 9)) == [(3, 9)]
+    assert left((5, 9), new=(3, 9)) == [(3, 9)]
+    assert left((3, 9), new=(3, 5)) == [(3, 5)]
+    assert left((5, 12), new=(3, 9)) == [(3, 9), (5, 12)]
+    assert left((1, 4), new=(3, 9)) == [(1, 4), (3, 9)]
+
+
+def test_damage_is_told_in_words_and_is_a_loss() -> None:
+    gaps = Gaps()
+    gaps.add(PAIR, Gap(5, 9, Cause.DAMAGE, "block 3"))
+    gaps.add(PAIR, Gap(9, 12, Cause.ANEW))
+    assert [gap.lost for _, gap in gaps] == [True, False]
+    (words,) = gaps.damage()
+    assert words == "stream typing of master: rows in (5, 9] cannot be read: block 3"
