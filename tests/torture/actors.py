@@ -119,6 +119,7 @@ class Actor:
         code = self.running.process.wait()
         if self.shim is not None and self.shim.killed:
             self.shim.kill_in(0)
+            self.shim.kill_behind(0)
             self._tally["kills"] += 1
             self._tally["killed in a write"] += 1
         elif code in self._exits or self._starved or (self.shim is not None and self.shim.bad_disk):

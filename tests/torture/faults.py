@@ -32,6 +32,7 @@ class Tormentor:
             (8.0, "kill", self._kill),
             (3.0, "kill during a start", self._kill_starting),
             (4.0, "kill in a write", self._kill_in_a_write),
+            (3.0, "kill behind a sync", self._kill_behind_a_sync),
             (2.0, "freeze", self._freeze),
             (1.0, "end", self._end),
             (2.5, "cut wire", self._cut),
@@ -107,6 +108,11 @@ class Tormentor:
             actor.kill()  # in what it writes when it starts
             actor.start()
         actor.shim.kill_in(self._chance.randint(1, 40))
+
+    def _kill_behind_a_sync(self) -> None:
+        shim = self._one(shim=True).shim
+        assert shim is not None
+        shim.kill_behind(self._chance.randint(1, 10))
 
     def _freeze(self) -> None:
         actor = self._one()

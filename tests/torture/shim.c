@@ -27,6 +27,7 @@ struct control {
 	int32_t killed;   /* whether kill_in has come to its end */
 	int32_t no_read;  /* reads at a place fail: EIO */
 	int32_t unread;   /* how often that was met */
+	int32_t kill_behind; /* SIGKILL behind so manieth sync from now: on disk, and not answered */
 };
 
 static struct control *control;
@@ -60,6 +61,17 @@ static int last(void)
 {
 	return __atomic_load_n(&control->kill_in, __ATOMIC_RELAXED) > 0 &&
 	       __atomic_sub_fetch(&control->kill_in, 1, __ATOMIC_RELAXED) == 0;
+}
+
+static void die(void);
+
+/* Count down syncs; die behind the one that was waited for. */
+static int synced(int result)
+{
+	if (__atomic_load_n(&control->kill_behind, __ATOMIC_RELAXED) > 0 &&
+	    __atomic_sub_fetch(&control->kill_behind, 1, __ATOMIC_RELAXED) == 0)
+		die();
+	return result;
 }
 
 static void die(void)
@@ -155,6 +167,7 @@ int name(int fd) \
 			errno = EIO; \
 			return -1; \
 		} \
+		return synced(real(fd)); \
 	} \
 	return real(fd); \
 }

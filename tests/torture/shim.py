@@ -11,7 +11,7 @@ from tests.harness import program
 
 _SIZE = 64
 _FULL, _NO_SYNC, _SHORTER, _KILL_IN = 0, 4, 8, 12
-_AHEAD, _COUNTS, _KILLED, _NO_READ, _UNREAD = 16, 24, 36, 40, 44
+_AHEAD, _COUNTS, _KILLED, _NO_READ, _UNREAD, _KILL_BEHIND = 16, 24, 36, 40, 44, 48
 _INTEGER = struct.Struct("=i")
 
 
@@ -58,13 +58,17 @@ class Shim:
         """Kill it in the middle of so manieth call that writes; 0 is never."""
         self._set(_KILL_IN, calls)
 
+    def kill_behind(self, syncs: int) -> None:
+        """Kill it behind so manieth sync: what it wrote is on disk, and nobody was told."""
+        self._set(_KILL_BEHIND, syncs)
+
     def wall_clock(self, ahead_s: float) -> None:
         """Set its wall clock, that far ahead."""
         struct.pack_into("=q", self._control, _AHEAD, int(ahead_s * 1e9))
 
     def heal(self) -> None:
         """End every fault; the clock stays as it is set."""
-        for place in (_FULL, _NO_SYNC, _SHORTER, _KILL_IN, _NO_READ):
+        for place in (_FULL, _NO_SYNC, _SHORTER, _KILL_IN, _KILL_BEHIND, _NO_READ):
             self._set(place, 0)
 
     @property

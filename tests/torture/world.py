@@ -43,7 +43,7 @@ DESCRIPTORS = 40
 WORKER_FAULTS = (
     r"tests\.faults\.worker\.Fault\b|^(__main__\.)?Fault: a fault in the handler",
     r"sqlite3\.(Operational|Database)Error: (database or disk is full|disk I/O error"
-    "|database disk image is malformed)",
+    "|database disk image is malformed|unable to open database file)",
     r"tcprepl\.errors\.Log(Unavailable|Corrupt): positions in the caller's database",
 )
 
