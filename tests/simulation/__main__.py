@@ -90,7 +90,7 @@ def many(begin: int, end: int, minutes: float | None) -> int:
     took_s, cpu_s = time.monotonic() - started, time.process_time() - cpu_s
     report(coverage)
     met = {what for what, _ in coverage}
-    never = sorted({name for name in MUST_BE_MET if name not in met}) if seeds >= 20 else []
+    never = sorted({name for name in MUST_BE_MET if name not in met}) if seeds >= 100 else []
     kills = sum(count for (what, _), count in coverage.items() if what.startswith("kill "))
     print(
         f"\n{seeds} worlds, {simulated_s / 3600:.1f} simulated hours in {took_s:.0f} s, of which"
@@ -103,7 +103,7 @@ def many(begin: int, end: int, minutes: float | None) -> int:
     return 1 if failures else 0
 
 
-#: What has to have happened in twenty worlds; else they damage too little to show anything.
+#: What has to have happened in a hundred worlds; else they damage too little to show anything.
 MUST_BE_MET = (
     "kill",
     "kill server",
