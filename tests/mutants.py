@@ -44,6 +44,7 @@ MORE = {
         "tests/unit/protocol/test_server_session.py",
         "tests/unit/protocol/test_client_session.py",
     ],
+    "tcprepl/protocol/server_session.py": ["tests/property/test_protocol_sessions.py"],
     "tcprepl/protocol/batches.py": ["tests/unit/protocol/test_client_session.py"],
 }
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {

@@ -249,3 +249,19 @@ def test_what_was_read_before_the_end_and_not_pulled_is_forgotten() -> None:
 def test_a_server_names_its_incarnation() -> None:
     session = ServerSession("x", 0.0, incarnation="9f86d081884c7d65")
     assert session.data_to_send() == b"SERVER x\nPING 0 tcprepl/1 9f86d081884c7d65\n"
+
+
+def test_only_published_lines_may_be_long_and_only_where_rows_are_taken() -> None:
+    def closes(line: bytes, *, publishing: bool, taking: bool | None = None) -> bool:
+        session = ServerSession("example.com", 0.0, max_line_bytes=200, publishing=publishing)
+        if taking is not None:
+            session.take_rows(taking)
+        receive(session, line, 1.0)
+        return session.close_reason is CloseReason.LINE_TOO_LONG
+
+    published = b'PUBLISH push_rules #1 ["%b"]\n' % (b"x" * 400)
+    assert not closes(published, publishing=True)
+    assert closes(published, publishing=False)
+    assert not closes(published, publishing=False, taking=True)
+    assert closes(published, publishing=True, taking=False)
+    assert closes(b"NAME %b\n" % (b"x" * 400), publishing=True)
