@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import click
@@ -18,9 +20,10 @@ from tcprepl.cli.following import renderer
 from tcprepl.cli.formats import Format, output_options
 from tcprepl.cli.output import write_out
 from tcprepl.cli.progress import Progress
-from tcprepl.errors import ConfigError
+from tcprepl.errors import ConfigError, LogUnavailable
 from tcprepl.ids import StreamName, Token
 from tcprepl.protocol.display import displayable
+from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.blocks import rows_of
 from tcprepl.streams.database import DATABASE_NAME, Database
@@ -71,12 +74,30 @@ def opened(directory: Path) -> Iterator[Database]:
     """
     if not (directory / DATABASE_NAME).exists():
         raise ConfigError(f"{directory}: no {DATABASE_NAME} is there; expected a data directory")
+    if (directory / LIST_NAME).exists():
+        with _copied(directory) as copy, closing(Database(copy)) as database:
+            yield database
+        return
     lock = DirectoryLock(directory)
     try:
         with closing(Database(directory)) as database:
             yield database
     finally:
         lock.release()
+
+
+@contextmanager
+def _copied(backup: Path) -> Iterator[Path]:
+    """Lend a copy of the log of a backup: opening it changes bytes, and restore compares all."""
+    with TemporaryDirectory(prefix="tcprepl-log-") as copy:
+        try:
+            shutil.copyfile(backup / DATABASE_NAME, Path(copy) / DATABASE_NAME)
+        except OSError as error:
+            raise LogUnavailable(
+                f"cannot copy {backup / DATABASE_NAME} to {copy}, to look at it: {error.strerror};"
+                " TMPDIR says where else there is room"
+            ) from error
+        yield Path(copy)
 
 
 def pages(database: Database, pair: StoredPair, after: Token | None = None) -> Iterator[DiskPage]:

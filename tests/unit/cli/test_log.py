@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tcprepl import cli
 from tcprepl.cli import log, progress
-from tcprepl.errors import ConfigError, LogLocked
+from tcprepl.errors import ConfigError, LogLocked, LogUnavailable
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.database import DATABASE_NAME
 from tests.log_kit import SqliteStore, add, row
@@ -77,6 +77,24 @@ def test_damage_is_named_and_the_rest_is_shown(data: Path) -> None:
     out, err = run("verify", *where, code=1)
     assert out == "5 rows of 2 streams: damaged\n"
     assert err.startswith("push_rules of w: rows in (1, 2] cannot be read")
+
+
+def test_a_backup_that_was_looked_at_can_be_restored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    assert cli.run(["backup", "--data", str(data), str(copy)]) == 0
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    assert run("verify", "--data", str(copy)) == ("6 rows of 2 streams: whole\n", "")
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+    assert cli.run(["restore", str(copy), str(tmp_path / "again")]) == 0
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(LogUnavailable, match="No space left on device; TMPDIR says"):
+        run("verify", "--data", str(copy))
 
 
 def test_top(data: Path) -> None:
