@@ -26,8 +26,9 @@ TRACEBACK = re.compile(
 #: The same as a value of a structured log: in one line, with its ends of lines escaped.
 EXCEPTION = re.compile(r'exception="(?P<stack>Traceback (?:[^"\\]|\\.)*)"')
 #: Without descriptors a program cannot read its own modules, and one that only starts, and says so
-#: in no structured log, cannot even wait for anything.
+#: in no structured log or from within the start of Twisted's reactor, cannot wait for anything.
 UNREADABLE = r"Too many open files: '.*\.(py|pyc|so)'"
+STARTING = "_reallyStartRunning"
 STARVED = r"\[Errno 24\] Too many open files"
 #: What must not be in any log, whatever happened.
 NEVER = re.compile(
@@ -209,7 +210,11 @@ class Actor:
             text = path.read_text(encoding="utf-8", errors="replace")
             plain = (match["error"] for match in TRACEBACK.finditer(text))
             errors = [error for error in plain if not re.search(STARVED, error)]
-            errors += [last_line(match["stack"]) for match in EXCEPTION.finditer(text)]
+            errors += [
+                last_line(match["stack"])
+                for match in EXCEPTION.finditer(text)
+                if not (STARTING in match["stack"] and re.search(STARVED, match["stack"]))
+            ]
             wrong += [
                 f"{path.name}: Traceback ... {error}"
                 for error in errors
