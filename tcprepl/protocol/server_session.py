@@ -95,7 +95,8 @@ class ServerSession(Session):
 
     def _read_lines(self, now: float, events: list[Event]) -> None:
         """Read up to the first command; count the lines that are passed on the way to it."""
-        if not (self._unread or self._lines or self._buffer.pending_bytes):
+        buffer = self._buffer
+        if not (self._unread or self._lines or buffer.pending_bytes or buffer.overlong):
             return
         if self._publishing and not self._lines and (run := self._take_run(now)) is not None:
             events.append(run)

@@ -265,3 +265,11 @@ def test_only_published_lines_may_be_long_and_only_where_rows_are_taken() -> Non
     assert not closes(published, publishing=False, taking=True)
     assert closes(published, publishing=True, taking=False)
     assert closes(b"NAME %b\n" % (b"x" * 400), publishing=True)
+
+
+@pytest.mark.parametrize("behind", [b"", b"NAME x\n"])
+def test_a_line_that_is_too_long_ends_it_behind_good_ones_of_the_same_read(behind: bytes) -> None:
+    session = ServerSession("example.com", 0.0, max_line_bytes=200)
+    events = receive(session, b"NAME w1\n" + b"x" * 300 + b"\n" + behind, 1.0)
+    assert isinstance(events[-1], Closing)
+    assert session.close_reason is CloseReason.LINE_TOO_LONG
