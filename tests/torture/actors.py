@@ -27,7 +27,7 @@ TRACEBACK = re.compile(
 EXCEPTION = re.compile(r'exception="(?P<stack>Traceback (?:[^"\\]|\\.)*)"')
 #: Without descriptors a program cannot read its own modules, and one that only starts, and says so
 #: in no structured log or from within the start of Twisted's reactor, cannot wait for anything.
-UNREADABLE = r"Too many open files: '.*\.(py|pyc|so)'"
+UNREADABLE = r"Too many open files: '.*\.(py|pyc|so)'|\.so: cannot open shared object file"
 STARTING = "_reallyStartRunning"
 STARVED = r"\[Errno 24\] Too many open files"
 #: What must not be in any log, whatever happened.
