@@ -13,11 +13,21 @@ from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import displayable
 
 
+def _one_word(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value != displayable(value) or len(value.split()) > 1:
+        raise click.BadParameter(f"{value!r} is no address: expected one word", ctx, param)
+    return value
+
+
 @click.command("drain")
 @url_option("--to", "The server to drain")
 @token_options
 @click.option(
-    "--elsewhere", metavar="TEXT", default="", help="Where peers are told to go, an address."
+    "--elsewhere",
+    metavar="ADDR",
+    default="",
+    callback=_one_word,
+    help="Where peers are told to go: an address, as they can use it.",
 )
 @click.option(
     "--within", type=SECONDS, default=30.0, show_default=True, help="How long peers have."

@@ -14,8 +14,10 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
+from tcprepl.cli.output import write_as_is, write_out
 from tcprepl.clocks import wall_ms
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.protocol.display import displayable
 from tcprepl.streams.masking import without_access_tokens
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,7 +80,7 @@ class Format:
         self._shown = {piece for piece in self._pieces if isinstance(piece, str)}
 
     def line(self, values: dict[str, object], row: bytes) -> bytes:
-        """Return a row as a line.
+        """Return a row as a line: what the format itself says as it is, the rest displayable.
 
         Args:
             values: What its letters stand for, apart from those that follow from the row.
@@ -94,7 +96,10 @@ class Format:
         if "k" in shown and "k" not in found:
             found["k"] = key_of(row)
         return b"".join(
-            [piece if isinstance(piece, bytes) else found[piece] for piece in self._pieces]
+            [
+                piece if isinstance(piece, bytes) else _displayed(found[piece])
+                for piece in self._pieces
+            ]
         )
 
     def rows(
@@ -103,6 +108,15 @@ class Format:
         """Return each row as a line, without its LF and access tokens."""
         values: dict[str, object] = {"s": stream, "p": instance, "t": token}
         return [self.line(values, without_access_tokens(stream, row)) for row in rows]
+
+
+def writer_for(row_format: Format | None) -> Callable[[bytes], None]:
+    """Return what writes lines: those of a format may have what it says, such as a NUL."""
+    return write_out if row_format is None else write_as_is
+
+
+def _displayed(value: bytes) -> bytes:
+    return displayable(value.decode("utf-8", "replace"), lines=True).encode()
 
 
 def _unknown(letter: str, column: int, letters: str) -> str:

@@ -17,8 +17,7 @@ import msgspec
 
 from tcprepl.cli import Group
 from tcprepl.cli.following import renderer
-from tcprepl.cli.formats import Format, output_options
-from tcprepl.cli.output import write_out
+from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError, LogUnavailable
 from tcprepl.ids import StreamName, Token
@@ -177,7 +176,7 @@ def show(
                 lines += render(stream, writer, token, rows)
             if count is not None:
                 lines, count = lines[:count], count - len(lines)
-            write_out(b"".join(b"%b\n" % line for line in lines))
+            writer_for(row_format)(b"".join(b"%b\n" % line for line in lines))
             code = max(code, _tell_damage(page, pair))
             if count is not None and count <= 0:
                 break

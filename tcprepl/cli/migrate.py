@@ -10,6 +10,7 @@ import click
 from tcprepl.cli.arguments import DATA
 from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError
+from tcprepl.protocol.grammar import INSTANCE_SHAPE, is_instance_name
 
 if TYPE_CHECKING:
     from tcprepl.storage.migration import Step
@@ -25,6 +26,12 @@ _OUTBOX_IN_WORDS = (
 )
 
 
+def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not is_instance_name(value):
+        raise click.BadParameter(f"{value!r}: expected {INSTANCE_SHAPE}", ctx, param)
+    return value
+
+
 @click.command("migrate")
 @click.argument("source", metavar="FROM", type=DATA)
 @click.argument("target", metavar="TO", type=DATA)
@@ -32,11 +39,13 @@ _OUTBOX_IN_WORDS = (
     "--instance",
     default="master",
     show_default=True,
+    callback=_name,
     help="The instance of the server that will write what is in TO, a database.",
 )
 @click.option(
     "--sender",
     metavar="NAME",
+    callback=_name,
     help="Copy the outbox of the federation sender of this name, and not a log.",
 )
 def command(source: Path | str, target: Path | str, instance: str, sender: str | None) -> None:

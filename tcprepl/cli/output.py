@@ -13,9 +13,13 @@ def write_out(text: bytes) -> None:
 
     Rows are the same JSON so, whoever reads them.
     """
-    shown = displayable(text.decode("utf-8", "replace"), lines=True)
+    write_as_is(displayable(text.decode("utf-8", "replace"), lines=True).encode())
+
+
+def write_as_is(text: bytes) -> None:
+    """Write lines to stdout and push them out; what peers sent in them is displayable already."""
     out = sys.stdout.buffer
-    out.write(shown.encode())
+    out.write(text)
     out.flush()
 
 

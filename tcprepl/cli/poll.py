@@ -11,8 +11,7 @@ import click
 
 from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import SECONDS, token_options, url_option
-from tcprepl.cli.formats import Format, output_options
-from tcprepl.cli.output import write_out
+from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.errors import ConfigError, UnknownStream
 from tcprepl.protocol.display import displayable
 
@@ -160,7 +159,7 @@ def command(
             answer = poller.ask(0.0 if until_head else max(0.0, wait_s))
             for name, table in answer:
                 lines = list(lines_of(name, table, as_json=as_json, row_format=row_format))[:left]
-                write_out(b"".join(lines))
+                writer_for(row_format)(b"".join(lines))
                 if left is not None:
                     left -= len(lines)
             if left == 0 or (until_head and poller.positions == before):

@@ -9,8 +9,7 @@ import click
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, from_option, looking_up
 from tcprepl.cli.following import Follower, renderer
-from tcprepl.cli.formats import Format, output_options
-from tcprepl.cli.output import write_out
+from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.limits import MAX_TOKEN
@@ -103,7 +102,7 @@ def command(
             reactor,
             source,
             stream or None,
-            write_out,
+            writer_for(row_format),
             since=since,
             instances=instances,
             render=renderer(as_json, row_format),

@@ -19,7 +19,7 @@ from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.following import is_refusal, refused
 from tcprepl.cli.formats import Format, output_options
-from tcprepl.cli.output import write_out
+from tcprepl.cli.output import write_as_is, write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.ephemeral.follower import Follower
@@ -146,15 +146,15 @@ class Watch:
         else:
             self._shown[key] = text
         if self._in_form is not None:
-            self._print(self._in_form(key, json.dumps(fields).encode()).decode("utf-8", "replace"))
+            self._print(self._in_form(key, json.dumps(fields).encode()))
         else:
-            self._print(json.dumps(fields) if self._as_json else displayable(text))
+            self._print((json.dumps(fields) if self._as_json else displayable(text)).encode())
 
-    def _print(self, line: str) -> None:
+    def _print(self, line: bytes) -> None:
         if self.done.called:
             return
         try:
-            write_out(f"{line}\n".encode())
+            (write_out if self._in_form is None else write_as_is)(line + b"\n")
         except OSError as error:
             self.done.errback(error)
             return

@@ -262,8 +262,9 @@ class PostgresTarget(_PostgresSide):
         names = ["writers", *(table.name for table in self._kind.tables)]
         if used := [name for name in names if _count(connection, name)]:
             raise LogUnavailable(
-                f"{self.where}, schema {self._schema}: it is not empty (table {used[0]}); name "
-                f"another database, or empty this one: DROP SCHEMA {self._schema} CASCADE"
+                f"{self.where}, schema {self._schema}: it is not empty (table {used[0]}): it has "
+                "what was migrated, or written, before, and can be served; to migrate into "
+                "something new, name another database"
             )
         self._progress = Progress().packed()
         connection.execute(_MARK, (True, source, self._holder, 0.0, identity, self._progress))

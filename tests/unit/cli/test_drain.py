@@ -79,3 +79,9 @@ def test_the_server_goes_away_or_refuses(
     answers(monkeypatch, state(2), ApiFailed("no", 403))
     assert run(["drain"]) == 1
     assert "tcprepl: no\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["a b", "a\nERROR x", "a\u202e"])
+def test_peers_are_told_an_address(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["drain", "--elsewhere", where]) == 2
+    assert "is no address: expected one word" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.cli import formats
-from tcprepl.cli.formats import LETTERS, Format, FormatType, key_of, output_options
+from tcprepl.cli.formats import LETTERS, Format, FormatType, key_of, output_options, writer_for
 
 ROW = b'["@alice:example.com",{"a":1}]'
 
@@ -35,6 +35,15 @@ def shown(text: str) -> bytes:
 )
 def test_letters_and_escapes(text: str, line: bytes) -> None:
     assert shown(text) == line
+
+
+def test_what_it_says_goes_out_as_it_is_and_what_peers_said_does_not(
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    form = Format("%k\\0\\e[0m\\xff")
+    writer_for(form)(form.line({}, '["a\u202e\\u001b"]'.encode()))
+    writer_for(None)(b"\0")
+    assert capsysbinary.readouterr().out == b"a\\u202e\\u001b\0\x1b[0m\xff\\u0000"
 
 
 def test_the_time_is_that_of_arrival(monkeypatch: pytest.MonkeyPatch) -> None:

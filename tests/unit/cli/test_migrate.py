@@ -70,3 +70,13 @@ def test_what_was_there_before_is_said(
     monkeypatch.setattr(PostgresTarget, "finish", finish)
     assert run(["migrate", str(tmp_path / "a"), url]) == 0
     assert "3 of them were there from the attempt before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--instance", "--sender"])
+@pytest.mark.parametrize("name", ["a b", "batch", "7", ""])
+def test_names_that_nobody_can_have(
+    option: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are refused before anything is written."""
+    assert run(["migrate", "here", "postgresql://db/x", option, name]) == 2
+    assert f"Invalid value for '{option}'" in capsys.readouterr().err

@@ -118,7 +118,10 @@ def test_what_is_not_empty_or_another_is_refused(place: Place) -> None:
         with pytest.raises(LogUnavailable, match="another process is migrating into it, too"):
             target.write(WORDS, [("a", b"1")], Progress(0, ("a",), 1))
         target.finish()
-    with pytest.raises(LogUnavailable, match=r"it is not empty \(table writers\); .*DROP SCHEMA"):
+    # perhaps a migration that ended: nobody is told to drop what may be the only copy by now
+    with pytest.raises(
+        LogUnavailable, match=r"not empty \(table writers\): .*name another database"
+    ):
         place.target().begin("id", "from")
     user = place.user()
     user.take()
