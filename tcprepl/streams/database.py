@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TypeGuard
 from zlib import crc32
 
 from tcprepl import limits
@@ -175,6 +176,11 @@ _SELECT_NEXT = (
 )
 _SELECT_NEWEST = "SELECT newest FROM pairs WHERE id = ?"
 _SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
+
+
+def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
+    """Return whether *last* is a token in ``(after, upto]``."""
+    return isinstance(last, int) and after < last <= upto
 
 
 class Database:
@@ -337,6 +343,13 @@ class Database:
             try:
                 cursor.execute(_SELECT_BLOCKS, (pair.id, after, upto, most))
                 for last, written_ms, crc, body in cursor:
+                    if not _is_between(reached, last, upto):
+                        # the index of the file is not that of its rows
+                        if blocks:
+                            return DiskPage(after, reached, merge(blocks))
+                        end = self._end_of_damage(connection, pair, after, upto)
+                        what = f"a block ends at {last!r}, which it cannot"
+                        return self._before_damage(connection, pair, blocks, after, end, what)
                     if crc32(body) != crc:
                         what = f"the checksum of its block, at token {last}, does not match"
                         return self._before_damage(connection, pair, blocks, after, last, what)
@@ -441,7 +454,9 @@ class Database:
             raise
         except sqlite3.DatabaseError:
             return None
-        return upto if found is None else int(found[0])
+        if found is None:
+            return upto
+        return found[0] if _is_between(after, found[0], upto) else None
 
     def is_trimmed(self, pair: StoredPair) -> bool:
         """Return whether no blocks below the floor of *pair* are left to be removed."""

@@ -28,9 +28,10 @@ def main() -> int:
     if asked.atheris:
         return _atheris(asked.atheris, rest + asked.targets)
     seconds, seed = float(os.environ.get("SECONDS_EACH", "60")), int(os.environ.get("SEED", "0"))
+    inputs_each = int(os.environ.get("INPUTS_EACH", "0")) or None
     broken = 0
     for name in asked.targets or TARGETS:
-        outcome = run(TARGETS[name], seconds, seed)
+        outcome = run(TARGETS[name], seconds, seed, inputs_each)
         print(f"{name:<12} {outcome.count:>9,} inputs, {outcome.lines} reached", flush=True)
         if outcome.failed is not None:
             broken += 1

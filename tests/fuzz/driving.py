@@ -2,10 +2,10 @@
 
 A target is a function that takes bytes and raises if an invariant is broken, with a corpus (a
 directory) to begin from and the modules that it is to reach. ``make fuzz`` runs all of them (
-``python -m tests.fuzz NAME ...`` some) for SECONDS_EACH seconds from SEED, and prints how many
-lines of these modules were reached. One input in a few is traced, and stays in the pool if it
-reaches a new line. With atheris (in an environment of its own: ``pip install
-atheris``) its coverage leads the way in one target::
+``python -m tests.fuzz NAME ...`` some) for SECONDS_EACH seconds, and at most INPUTS_EACH inputs,
+from SEED, and prints how many lines of these modules were reached. One input in a few is traced,
+and stays in the pool if it reaches a new line. With atheris (in an environment of its own: ``pip
+install atheris``) its coverage leads the way in one target::
 
     python -m tests.fuzz --atheris x-matrix -max_total_time=600
 """
@@ -134,8 +134,11 @@ class Outcome:
     failed: tuple[bytes, BaseException] | None = None
 
 
-def run(target: Target, seconds: float, seed: int) -> Outcome:
-    """Mutate the corpus of *target* for *seconds*, or up to the first input that breaks it."""
+def run(target: Target, seconds: float, seed: int, inputs_each: int | None = None) -> Outcome:
+    """Mutate the corpus of *target* for *seconds*, or up to the first input that breaks it.
+
+    After *inputs_each* inputs it is over, too: a machine that is quicker looks no further then.
+    """
     random = Random(seed)
     outcome = Outcome(lines=Lines(target.modules))
     pool = [path.read_bytes() for path in sorted(target.corpus.iterdir())]
@@ -145,7 +148,7 @@ def run(target: Target, seconds: float, seed: int) -> Outcome:
         raw = next(inputs, None)
         first = raw is not None
         if raw is None:
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or outcome.count == inputs_each:
                 return outcome
             raw = mutate(random.choice(pool), random.choice(pool), random)
         try:

@@ -147,7 +147,13 @@ def read_key_document(server: ServerName, body: bytes) -> tuple[dict[str, Verify
             try:
                 key = decode_verify_key_bytes(key_id, decode_base64(holder["key"]))
                 verify_signed_json(document, server, key)
-            except (SignatureVerifyException, ValueError, TypeError, KeyError) as error:
+            except (
+                SignatureVerifyException,
+                ValueError,
+                TypeError,
+                KeyError,
+                AttributeError,
+            ) as error:
                 logger.info("federation.key.ignored", server=server, error=str(error)[:200])
             else:
                 keys[key_id] = key

@@ -396,6 +396,27 @@ def test_a_chain_of_pages_that_is_broken_costs_its_block_and_perhaps_a_neighbour
     database.close()
 
 
+@pytest.mark.parametrize("last", ["NULL", "'x'", "last + 90"])
+def test_a_block_whose_token_is_none_it_can_have_is_damaged(
+    database: Database, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """The index of a damaged file can name rows that say something else themselves."""
+    database.write(Commit(blocks=[(1, block(7, 8)), (1, block(10))]))
+    spoilt = f"SELECT iif(last = 8, {last}, last), "
+    for name in ("_SELECT_BLOCKS", "_SELECT_NEXT"):
+        statement = getattr(database_module, name)
+        monkeypatch.setattr(database_module, name, statement.replace("SELECT last", spoilt[:-2]))
+    page = database.page(stored(), 0, 20)
+    assert (page.upto, page.damage) == (3, None)
+    page = database.page(stored(), 3, 20)
+    assert (page.upto, page.block) == (3, None)
+    assert page.damage is not None
+    assert (page.damage.after, page.damage.upto) == (3, 8)
+    assert "which it cannot" in page.damage.detail
+    assert tokens(database, 8, 20) == [10]
+    database.close()
+
+
 def test_a_block_whose_end_is_known_is_the_end_of_the_damage(database: Database) -> None:
     with mock.patch.object(database, "_next_last", return_value=3) as look:
         assert database._end_of_damage(mock.Mock(), stored(), 0, 99) == 3

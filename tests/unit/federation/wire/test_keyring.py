@@ -146,6 +146,7 @@ def document(**changes: object) -> bytes:
         document(verify_keys={}),
         document(verify_keys={KEY_ID: {"key": "!"}}),
         document(verify_keys={KEY_ID: 5}),
+        document(verify_keys={KEY_ID: {"key": 4}}),
         document(verify_keys={"rsa:1": {"key": "aaaa"}}),
         SIGNER.key_document(0).replace(b'"valid_until_ts":', b'"valid_until_ts":1'),
     ],
