@@ -459,9 +459,9 @@ class LogHeld(LogError):
         self.writer = writer
         self.holder = holder
         super().__init__(
-            f"{where}: instance {writer} is written by {holder}: stop that one, give this one another "
-            "name (--instance; of a sender --name), or start it with --standby to take over when "
-            "that one ends"
+            f"{where}: instance {writer} is written by {holder}: stop that one, give this one "
+            "another name (--instance; of a sender --name), or start it with --standby to take "
+            "over when that one ends"
         )
 
 
