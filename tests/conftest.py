@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ if _profile == "deep":
     # A time limit that strikes in the middle of a random machine looks like a fault of ours:
     # Twisted and Hypothesis both take its exception for one of the program.
     os.environ.setdefault("PYTEST_TIMEOUT", "0")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would every process here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Logs are not output: structlog's own default is stdout, where tests look for rows.
 structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))

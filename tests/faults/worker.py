@@ -127,7 +127,7 @@ async def under_asyncio(worker: Worker, address: str, streams: Sequence[str]) ->
         return None
 
     await aio.ReplicationClient(
-        address,
+        address.split(","),
         streams,
         handler,
         positions=worker.positions,
@@ -142,7 +142,7 @@ async def in_async_for(worker: Worker, address: str, streams: Sequence[str]) -> 
     while True:
         try:
             async with aio.follow(
-                address,
+                address.split(","),
                 streams,
                 positions=worker.positions,
                 name="worker",
@@ -163,7 +163,7 @@ def in_for(worker: Worker, address: str, streams: Sequence[str]) -> None:
     while True:
         try:
             with tcprepl.follow(
-                address,
+                address.split(","),
                 streams,
                 positions=worker.positions,
                 name="worker",
