@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tcprepl import limits
 from tcprepl.errors import LogFenced, LogUnavailable
 from tcprepl.storage import fenced
 from tcprepl.streams import postgres_database as module
@@ -380,3 +381,20 @@ def test_a_database_that_is_away_says_so_once(
     with mock.patch.object(module.Connection, "execute", side_effect=errors.DiskFull("x")):
         database.close()
     assert said[-1] == "postgresql.release_failed"
+
+
+def test_what_came_along_is_kept_for_some_readers_only(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many read at their own pace, and each reads on where it was."""
+    monkeypatch.setattr(limits, "PAGE_ROWS", 1)
+    database = place.begun()
+    for token in range(1, 21):
+        database.write(commit(database, token, token))
+    (pair,) = database.pairs()
+    for after in reversed(range(17)):
+        page = database.page(pair, after, 20)
+        assert (page.after, page.upto) == (after, after + 1)
+    assert len(database._kept) == module._KEPT
+    for after in range(17):
+        assert database.page(pair, after, 20).upto == after + 1
