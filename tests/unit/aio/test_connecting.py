@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,22 @@ class Producer:
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+async def given_up(writers: Iterable[asyncio.StreamWriter]) -> None:
+    """Close sockets at once: what nobody read any more would keep them open beyond their loop."""
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.sleep(0)  # they are closed by the next turn
+
+
 def converse(directory: Path, answer: Answer, talk: Callable[[Any], Awaitable[None]]) -> None:
     """Connect to somebody who does *answer*, and do *talk* with our side."""
 
     async def main() -> None:
         answered = asyncio.get_running_loop().create_future()
+        writers: list[asyncio.StreamWriter] = []
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
             try:
                 await answer(reader, writer)
             finally:
@@ -122,6 +131,7 @@ def converse(directory: Path, answer: Answer, talk: Callable[[Any], Awaitable[No
             async with asyncio.timeout(20):
                 await talk(await future_of(connecting))
                 await answered
+        await given_up(writers)
 
     asyncio.run(main())
 

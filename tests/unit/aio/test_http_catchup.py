@@ -23,8 +23,10 @@ def fetch(
     directory: Path, answer: bytes, *, secret: str | None = None, asked: list[bytes] | None = None
 ) -> Any:
     """Return what comes of *answer*, which is all that the server says."""
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         request = await reader.readuntil(b"\r\n\r\n")
         if asked is not None:
             asked.append(request)
@@ -35,7 +37,12 @@ def fetch(
         path = str(directory / "s")
         async with await asyncio.start_unix_server(serve, path):
             catch_up = HttpCatchUp({"*": f"http://unix:{path}"}, secret)
-            return await catch_up.fetch("typing", "master", 1, 9)
+            try:
+                return await catch_up.fetch("typing", "master", 1, 9)
+            finally:
+                for writer in writers:  # what nobody reads any more would keep them open
+                    writer.transport.abort()
+                await asyncio.sleep(0)
 
     return asyncio.run(main())
 
