@@ -29,6 +29,12 @@ def program(where: Path, text: str) -> Running:
     return Running([sys.executable, str(path)], where)
 
 
+def counted(path: Path, token: int) -> bool:
+    """Tell whether a worker's positions are at *token*."""
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT token FROM tcprepl_positions").fetchall() == [(token,)]
+
+
 def test_writer_program(tmp_path: Path) -> None:
     """Ten lines make a server that publishes; it can be read at once."""
     text = blocks("python", "python")[0]
@@ -59,6 +65,8 @@ def test_worker_program(tmp_path: Path) -> None:
                 assert worker.wait_for_lines(1) == [
                     f"typing {token} !room:example.com ['@alice:example.com']"
                 ]
+                # what is printed counts a moment later, and a row that did not comes again
+                wait_until(partial(counted, tmp_path / "worker" / "worker.db", token), "it counts")
             server.publish("typing", ["!room:example.com", ["@alice:example.com"]])
 
 

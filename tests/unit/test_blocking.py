@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import tcprepl
 from tcprepl import aio, blocking
 from tcprepl.streams.registry import Registry, StreamDef
+from tests.asyncio_servers import serving
 
 LINES = (
     "SERVER example.com\nPING 1 tcprepl\nPOSITION alpha master 0 0\n"
@@ -23,7 +25,8 @@ LINES = (
 def server(socket_directory: Path) -> Iterator[str]:
     """Somebody who says the same to everybody; yields where."""
     path = str(socket_directory / "s")
-    ready, loop = threading.Event(), asyncio.new_event_loop()
+    ready = threading.Event()
+    stop: list[Callable[[], object]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(LINES.encode())
@@ -31,18 +34,18 @@ def server(socket_directory: Path) -> Iterator[str]:
         writer.close()
 
     async def main() -> None:
-        async with await asyncio.start_unix_server(serve, path):
+        over = asyncio.Event()
+        stop.append(partial(asyncio.get_running_loop().call_soon_threadsafe, over.set))
+        async with serving(path, serve):
             ready.set()
             await over.wait()
 
-    over = asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     assert ready.wait(20)
     yield f"unix:{path}"
-    loop.call_soon_threadsafe(over.set)
+    stop[0]()
     thread.join(20)
-    loop.close()
 
 
 def test_a_loop(server: str) -> None:

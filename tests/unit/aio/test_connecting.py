@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tcprepl.errors import ConnectionFailed
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.replication.following.asyncio_bridge import future_of
+from tests.asyncio_servers import Answer, serving
 
 
 def test_addresses() -> None:
@@ -100,25 +101,13 @@ class Producer:
         self.told.append("stop")
 
 
-Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-async def given_up(writers: Iterable[asyncio.StreamWriter]) -> None:
-    """Close sockets at once: what nobody read any more would keep them open beyond their loop."""
-    for writer in writers:
-        writer.transport.abort()
-    await asyncio.sleep(0)  # they are closed by the next turn
-
-
 def converse(directory: Path, answer: Answer, talk: Callable[[Any], Awaitable[None]]) -> None:
     """Connect to somebody who does *answer*, and do *talk* with our side."""
 
     async def main() -> None:
         answered = asyncio.get_running_loop().create_future()
-        writers: list[asyncio.StreamWriter] = []
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writers.append(writer)
             try:
                 await answer(reader, writer)
             finally:
@@ -126,12 +115,11 @@ def converse(directory: Path, answer: Answer, talk: Callable[[Any], Awaitable[No
                 answered.set_result(None)
 
         path = str(directory / "s")
-        async with await asyncio.start_unix_server(serve, path):
+        async with serving(path, serve):
             connecting = client_endpoint(f"unix:{path}").connect(Factory.forProtocol(Caller))
             async with asyncio.timeout(20):
                 await talk(await future_of(connecting))
                 await answered
-        await given_up(writers)
 
     asyncio.run(main())
 

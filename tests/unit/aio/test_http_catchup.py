@@ -15,6 +15,7 @@ from tcprepl.aio.http_catchup import HttpCatchUp
 from tcprepl.errors import ConnectionFailed
 from tcprepl.replication.following import catchup
 from tcprepl.replication.following.catchup import CatchUpPage
+from tests.asyncio_servers import serving
 
 PAGE = b'{"updates": [[2, ["!r:x", []]], [3, [1]]], "upto_token": 3, "limited": true}'
 
@@ -23,10 +24,8 @@ def fetch(
     directory: Path, answer: bytes, *, secret: str | None = None, asked: list[bytes] | None = None
 ) -> Any:
     """Return what comes of *answer*, which is all that the server says."""
-    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
         request = await reader.readuntil(b"\r\n\r\n")
         if asked is not None:
             asked.append(request)
@@ -35,14 +34,9 @@ def fetch(
 
     async def main() -> CatchUpPage:
         path = str(directory / "s")
-        async with await asyncio.start_unix_server(serve, path):
+        async with serving(path, serve):
             catch_up = HttpCatchUp({"*": f"http://unix:{path}"}, secret)
-            try:
-                return await catch_up.fetch("typing", "master", 1, 9)
-            finally:
-                for writer in writers:  # what nobody reads any more would keep them open
-                    writer.transport.abort()
-                await asyncio.sleep(0)
+            return await catch_up.fetch("typing", "master", 1, 9)
 
     return asyncio.run(main())
 
