@@ -38,7 +38,7 @@ from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.storage.lock import holder_of
 from tcprepl.streams.opening import holders_of
 from tcprepl.values import Address
-from tcprepl.web.elements import size
+from tcprepl.web.amounts import size
 
 #: How long a check waits for somebody else.
 WAIT_S = 5.0

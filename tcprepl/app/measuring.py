@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,12 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
-from tcprepl.app.opening import where_logs_are
-from tcprepl.app.settings import retention_of
 from tcprepl.background import looping_background_process
-from tcprepl.config import Config
 from tcprepl.metrics import Source
-from tcprepl.web.elements import duration, number, size
 
 #: How often it is looked how late a turn is, and for how long the latest is told.
 LOOK_S = 1.0
@@ -66,26 +61,6 @@ class ProcessMeasures:
         if self._directory is not None:
             found = os.statvfs(self._directory)
             yield (), float(found.f_bavail * found.f_frsize)
-
-
-def room_in_words(config: Config) -> dict[str, str]:
-    """Return what the status page says of disk and retention."""
-    bounds = retention_of(config).durable
-    kept = []
-    if bounds.max_age_s is not None:
-        kept.append(duration(bounds.max_age_s))
-    if bounds.max_bytes is not None:
-        kept.append(size(bounds.max_bytes))
-    if bounds.max_rows is not None:
-        kept.append(f"{number(bounds.max_rows)} rows")
-    said = {"Retention": f"{', '.join(kept) or 'everything'} of a durable stream"}
-    directory = config.data_directory
-    if config.data is not None:
-        return {"Database": where_logs_are(config)} | said
-    if directory is None:
-        return {"Disk": "everything is in memory only"} | said
-    free = shutil.disk_usage(directory).free
-    return {"Disk": f"{size(sum(sizes(directory)))} in {directory}, {size(free)} free"} | said
 
 
 def sizes(directory: Path) -> Iterator[int]:

@@ -16,8 +16,7 @@ from tcprepl import clocks
 from tcprepl.access import Guesses
 from tcprepl.app.lifecycle import Lifecycle, end
 from tcprepl.app.listening import Listeners, peers_in_words
-from tcprepl.app.measuring import room_in_words
-from tcprepl.app.opening import open_log_of, where_logs_are
+from tcprepl.app.opening import open_log_of, room_in_words, where_logs_are
 from tcprepl.app.reload import ASKING, SERVING, all_of
 from tcprepl.app.settings import (
     anonymous_of,

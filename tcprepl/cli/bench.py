@@ -26,7 +26,7 @@ from tcprepl.cli.progress import Progress
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.values import Address
-from tcprepl.web.elements import size
+from tcprepl.web.amounts import size
 
 
 class RateType(click.FloatRange):

@@ -12,7 +12,7 @@ from tcprepl.app.bus import Bus
 from tcprepl.app.opening import where_logs_are
 from tcprepl.cli.arguments import ADDRESS
 from tcprepl.cli.relaying import by_hand, load, relaying_options
-from tcprepl.cli.running import run_process
+from tcprepl.cli.serving import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.values import Address
 

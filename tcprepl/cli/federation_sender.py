@@ -11,7 +11,7 @@ from tcprepl.app.sender import FederationWorker
 from tcprepl.app.settings import trust_of
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import DATA, SECONDS, from_option
-from tcprepl.cli.running import run_process
+from tcprepl.cli.serving import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import loader
 from tcprepl.errors import ConfigError

@@ -29,7 +29,7 @@ from tcprepl.streams.database import DATABASE_NAME, Database
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.masking import without_access_tokens
 from tcprepl.streams.pages import DiskPage
-from tcprepl.web.elements import duration, number, size
+from tcprepl.web.amounts import duration, number, size
 
 #: Most different keys that `top` counts at a time; the rarest are forgotten.
 MOST_KEYS = 100_000

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, TextIO
 
-from tcprepl.web.elements import duration, size
+from tcprepl.web.amounts import duration, size
 
 #: How often the line is written.
 EVERY_S: Final = 0.25

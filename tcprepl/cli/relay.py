@@ -12,7 +12,7 @@ from tcprepl.app.opening import where_logs_are
 from tcprepl.app.relay import Relay
 from tcprepl.cli.arguments import saying_token
 from tcprepl.cli.relaying import by_hand, load, relaying_options
-from tcprepl.cli.running import run_process
+from tcprepl.cli.serving import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.redis.url import RedisUrl, is_redis_url, parse_redis_url

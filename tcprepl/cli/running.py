@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, cast
 
 from twisted.internet import defer, error
 from twisted.internet._resolver import GAIResolver
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from tcprepl.app.lifecycle import Process, run
-from tcprepl.app.reload import Reloadable, Reloader
-from tcprepl.background import run_in_background
-from tcprepl.cli import logs
-from tcprepl.cli.output import say
 from tcprepl.clocks import Reactor, make_steady
-from tcprepl.config import Loaded
 from tcprepl.errors import ConnectionFailed
 
-
-class Root(Process, Reloadable, Protocol):
-    """A composition root."""
-
-
-P = TypeVar("P", bound=Root)
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Objects after whose making the youngest are looked at for garbage.
-_YOUNG_OBJECTS: Final = 20_000
 #: A process ends this soon after it was asked to, even if a part of it hangs: then as if killed,
 #: which loses nothing that was answered. Those who start us allow 10 s.
 END_WITHIN_S = 9.0
@@ -122,51 +106,6 @@ def run_until_done(
         result.raiseException()
     assert isinstance(result, int)
     return result
-
-
-def run_process(
-    make: Callable[[Any], P],
-    name: str,
-    welcome: Callable[[P], str],
-    load: Callable[[], Loaded] | None,
-) -> int:
-    """Run a composition root as this process, reloaded by SIGHUP, and return its exit code.
-
-    Args:
-        make: Makes it, given the reactor.
-        name: What it is, for the log.
-        welcome: Returns what a person is told when it is ready.
-        load: Reads its configuration file again; None if it has none.
-
-    Raises:
-        Exception: It could not start, or failed.
-    """
-    reloaders: list[Reloader] = []
-
-    # Rows are looked at by the hundred, and are gone a moment later: nothing for a collector.
-    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
-
-    async def main(reactor: Reactor) -> int:
-        process = make(reactor)
-        reloader = Reloader(process, load, logs.configure)
-        reloaders.append(reloader)
-
-        def ready() -> None:
-            reloader.ready()
-            # What is there by now stays: whole collections, which hold up everybody, pass it over.
-            gc.collect()
-            gc.freeze()
-
-        try:
-            return await run(reactor, process, name, lambda: say(welcome(process)), ready)
-        finally:
-            gc.unfreeze()
-
-    def hang_up() -> None:
-        for reloader in reloaders:
-            run_in_background(reloader.hang_up)
-
-    return run_until_done(main, on_hangup=hang_up)
 
 
 def _end_overdue(end: Callable[[int], object]) -> None:

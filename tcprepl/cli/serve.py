@@ -13,7 +13,7 @@ from tcprepl.app.opening import where_logs_are
 from tcprepl.app.server import Server
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS, DATA, data_settings
-from tcprepl.cli.running import run_process
+from tcprepl.cli.serving import run_process
 from tcprepl.config import DEFAULT_HTTP, Loaded, loader
 from tcprepl.values import Address
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tcprepl.cli.screen import Line, Span, cut, width_of
 from tcprepl.protocol.display import displayable
-from tcprepl.web.elements import duration, number, size
+from tcprepl.web.amounts import duration, number, size
 
 Peer = dict[str, Any]
 

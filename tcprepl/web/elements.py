@@ -1,4 +1,4 @@
-"""Elements of the pages, in which a text can be nothing but text, and numbers for people."""
+"""Elements of the pages, in which a text can be nothing but text."""
 
 from __future__ import annotations
 
@@ -75,32 +75,3 @@ def table(
         for row in rows
     )
     return element("table", element("thead", element("tr", *head)), element("tbody", *body))
-
-
-def number(value: float) -> str:
-    """Return a count with thin spaces between thousands; small fractions keep one place."""
-    if value and abs(value) < 10 and value != int(value):
-        return f"{value:.1f}"
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def size(count: float) -> str:
-    """Return a number of bytes."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f}\u202f{unit}" if unit == "B" else f"{count:.1f}\u202f{unit}"
-        count /= 1000
-    return f"{count:.1f}\u202fGB"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in its two largest units."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}\u202fms" if seconds else "0\u202fs"
-    if seconds < 60:
-        return f"{seconds:.1f}\u202fs" if seconds < 10 else f"{seconds:.0f}\u202fs"
-    whole = int(seconds)
-    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= length:
-            return f"{whole // length}\u202f{unit} {whole % length // part}\u202f{smaller}"
-    return f"{whole // 60}\u202fmin {whole % 60}\u202fs"

@@ -20,20 +20,8 @@ from twisted.web.template import Tag
 from tcprepl import __version__
 from tcprepl.ids import InstanceName, StreamName
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
-from tcprepl.web.elements import (
-    Node,
-    Nodes,
-    duration,
-    element,
-    html,
-    number,
-    paragraph,
-    pill,
-    quiet,
-    size,
-    table,
-    warning,
-)
+from tcprepl.web.amounts import duration, number, size
+from tcprepl.web.elements import Node, Nodes, element, html, paragraph, pill, quiet, table, warning
 from tcprepl.web.plots import plot, spark
 from tcprepl.web.trends import SPANS, Trend
 

@@ -18,17 +18,8 @@ from tcprepl.streams.log import Page
 from tcprepl.streams.masking import masked
 from tcprepl.streams.registry import BUILT_IN
 from tcprepl.web import page
-from tcprepl.web.elements import (
-    Node,
-    Nodes,
-    duration,
-    element,
-    html,
-    number,
-    paragraph,
-    size,
-    table,
-)
+from tcprepl.web.amounts import duration, number, size
+from tcprepl.web.elements import Node, Nodes, element, html, paragraph, table
 from tcprepl.web.page import LATE_S, ORDERS, framed, peer_table
 from tcprepl.web.services import WebServices
 from tcprepl.web.status import Board

@@ -11,10 +11,8 @@ from tcprepl.app.measuring import (
     LOOK_S,
     TOLD_FOR_LOOKS,
     ProcessMeasures,
-    room_in_words,
     sizes,
 )
-from tcprepl.config import build
 
 
 def test_the_latest_turn_of_the_last_minute() -> None:
@@ -54,19 +52,3 @@ def test_a_file_that_goes_meanwhile(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).unlink()
     assert list(found) == []
-
-
-def test_disk_and_retention_in_words(tmp_path: Path) -> None:
-    def words(**raw: object) -> dict[str, str]:
-        told = room_in_words(build(raw, "test").config)
-        return {title: text.replace("\u202f", " ") for title, text in told.items()}
-
-    (tmp_path / "log").write_bytes(b"x" * 1_500)
-    told = words(data_directory=str(tmp_path))
-    assert told["Disk"].startswith(f"1.5 kB in {tmp_path}, ")
-    assert told["Retention"] == "7 d 0 h, 1.1 GB, 10 000 000 rows of a durable stream"
-    assert words(data_directory=None)["Disk"] == "everything is in memory only"
-    told = words(
-        data="postgresql://me:secret@db.example/x", data_directory=str(tmp_path / "absent")
-    )
-    assert told["Database"] == "postgresql://db.example/x"

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from tcprepl.app import opening as module
-from tcprepl.app.opening import open_log_of, where_logs_are
+from tcprepl.app.opening import open_log_of, room_in_words, where_logs_are
 from tcprepl.config import build
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
@@ -56,3 +56,19 @@ def test_a_directory_or_memory_or_a_database(
 )
 def test_people_are_told_where_without_the_password(raw: dict[str, Any], words: str) -> None:
     assert where_logs_are(build(raw, "x").config) == words
+
+
+def test_disk_and_retention_in_words(tmp_path: Path) -> None:
+    def words(**raw: object) -> dict[str, str]:
+        told = room_in_words(build(raw, "test").config)
+        return {title: text.replace("\u202f", " ") for title, text in told.items()}
+
+    (tmp_path / "log").write_bytes(b"x" * 1_500)
+    told = words(data_directory=str(tmp_path))
+    assert told["Disk"].startswith(f"1.5 kB in {tmp_path}, ")
+    assert told["Retention"] == "7 d 0 h, 1.1 GB, 10 000 000 rows of a durable stream"
+    assert words(data_directory=None)["Disk"] == "everything is in memory only"
+    told = words(
+        data="postgresql://me:secret@db.example/x", data_directory=str(tmp_path / "absent")
+    )
+    assert told["Database"] == "postgresql://db.example/x"

@@ -11,13 +11,12 @@ import threading
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ReactorNotRunning
 from twisted.internet.task import Clock
 
 from tcprepl.cli import running
-from tcprepl.cli.running import run_process, run_until_done
-from tcprepl.config import Config, build
+from tcprepl.cli.running import run_until_done
 from tests.harness import environment
 
 
@@ -188,49 +187,6 @@ def test_with_the_real_reactor() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "tidy\n", "")
-
-
-class Root:
-    """A process that notes what happens to it, and stops the reactor's steps by itself."""
-
-    reloads = frozenset({"log"})
-
-    def __init__(self) -> None:
-        self.config = build({}, "test").config
-        self.failed: Deferred[None] = Deferred()
-        self.events: list[str] = []
-
-    async def start(self) -> None:
-        self.events.append("start")
-
-    async def stop(self) -> None:
-        self.events.append("stop")
-
-    def facts(self) -> dict[str, object]:
-        return {}
-
-    directory = None
-
-    def status_line(self) -> str:
-        return ""
-
-    def progress(self) -> Deferred[None]:
-        return succeed(None)
-
-    def reload(self, config: Config) -> Any:
-        self.events.append("reload")
-        return lambda: None
-
-
-def test_a_process_is_welcomed_reloaded_and_stopped(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = (press(signal.SIGHUP), press(signal.SIGTERM), lambda: None)
-    monkeypatch.setattr(running, "_installed_reactor", lambda: FakeReactor(*steps))
-    root = Root()
-    assert run_process(lambda _: root, "test", lambda _: "hello\n", None) == 0
-    assert root.events == ["start", "reload", "stop"]
-    assert capsys.readouterr().out == "hello\n"
 
 
 def test_who_does_not_end_when_asked_to_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.web.elements import html, number
+from tcprepl.web.amounts import number
+from tcprepl.web.elements import html
 from tcprepl.web.plots import PLOT_SIZE, plot, scale, spark
 from tcprepl.web.trends import SPANS
 from tests.unit.web.test_elements import Balanced, text
