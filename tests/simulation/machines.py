@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SERVER = "here.example"
-ROWS = ("alpha", "push_rules")
+#: Streams of rows that are published often, and one that has its first row late.
+OFTEN = ("alpha", "push_rules")
+SELDOM = "to_device"
+ROWS = (*OFTEN, SELDOM)
 STATES = ("typing", "presence")
 SENDERS = ("fed1", "fed2")
 ROOMS = tuple(f"!r{number}:{SERVER}" for number in range(3))
@@ -87,9 +90,16 @@ def retention(durable: Bounds) -> Retention:
     )
 
 
+def row_for(number: int) -> bytes:
+    """Return the row that stands for *number*, as long as that asks for."""
+    return b'["%d-%s"]' % (number, b"x" * (number * 7919 % 300))
+
+
 def number_in(row: bytes) -> int:
-    """Return the number that a row is, ``["17-xxx"]``, as far as anybody looks."""
-    return int(row.strip(b'[]" ').partition(b"-")[0])
+    """Return the number that *row* stands for; -1 if nobody has said that, to the last bit."""
+    digits = row[2:].partition(b"-")[0]
+    number = int(digits) if digits.isdigit() else -1
+    return number if row == row_for(number) else -1
 
 
 class Machine:
@@ -127,7 +137,6 @@ class Machine:
         except LogCorrupt as error:
             self.end_process()
             self.corrupt(error)
-            self.boot_later()
         except (TcpreplError, sqlite3.Error) as error:
             self.world.saw("boot refused", type(error).__name__)
             self.end_process()
@@ -148,7 +157,7 @@ class Machine:
         raise NotImplementedError
 
     def corrupt(self, error: LogCorrupt) -> None:
-        """Do what somebody does who reads that a file is damaged."""
+        """Do what somebody does who reads that a file is damaged, and start it again."""
         raise Broken(self.name, [f"damaged: {error}"])
 
     def kill(self, *, silent: bool = False, restart_s: float | None = RESTART_S) -> None:
@@ -286,6 +295,9 @@ class LogMachine(Machine):
                     f"{self.name} {pair}", [f"lost at its start: {gone[:5]}, at {position}"]
                 )
             newest = known[-1][0] if known else 0
+            other = there.difference(known)
+            if altered := [row for row in rows if row in other and row[0] <= newest]:
+                raise Broken(f"{self.name} {pair}", [f"altered on disk: {altered[:5]}"])
             known += [row for row in rows if row[0] > newest]
             self.world.saw("start", "with rows that nobody heard of" if newest < position else "")
 
@@ -369,9 +381,10 @@ class LogMachine(Machine):
         self.floors.clear()
 
     def corrupt(self, error: LogCorrupt) -> None:
-        """A damaged database is replaced by the newest copy."""
+        """A damaged database is replaced by the newest copy; one that is damaged as well goes."""
         self.world.saw("restore", "after damage")
         self.restore(-1)
+        del self.backups[-1:]
 
 
 class Server(LogMachine):
@@ -492,8 +505,7 @@ class Writer(Machine):
 
     def _say(self, index: int) -> None:
         stream, numbers, batch = self.plan[index]
-        pad = "x" * (numbers[0] * 7919 % 300)
-        rows = [b'["%d-%s"]' % (number, pad.encode()) for number in numbers]
+        rows = [row_for(number) for number in numbers]
         forks = self.world.server.forks
         answered = self.writer.publish(stream, rows, batch=batch)
         _ = answered.addCallbacks(

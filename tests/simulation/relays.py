@@ -8,12 +8,14 @@ from twisted.internet.defer import Deferred
 
 from tcprepl.app.relay import DOWNWARD, UPWARD
 from tcprepl.ephemeral.presence_peers import SyncsBelow
+from tcprepl.ids import Pair
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.streams.gaps import Cause, Gap
 from tests import invariants
 from tests.invariants import Row, Told
 from tests.redis_world import FakeRedis
@@ -57,12 +59,17 @@ class Relay(LogMachine):
         super().__init__(world, name)
         self.over_redis = over_redis
         self.streams = [name for name in ROWS if not over_redis or name != "alpha"]
+        #: Where its upstream was when it first listened, with this directory.
+        self.began: dict[Pair, int] | None = None
+        #: Every gap that it was told of.
+        self.told: list[tuple[Pair, Gap]] = []
         if over_redis:
             self.kind = "relay of redis"
 
     def begin(self) -> None:
         process: Any = self.process
         self.relay_state = RelayState(self.disk.directory)
+        self.relay_state.add_gap = self._note_gap  # type: ignore[method-assign]
         registry = relay_registry(self.relay_state.streams())
         self.open_log(registry, self.relay_state.gaps)
         self.intake = RelayIntake(process, self.log, registry, self.relay_state)
@@ -131,6 +138,39 @@ class Relay(LogMachine):
             return "away from its upstream"
         return "committing" if self.threads[0].busy else "serving"
 
+    def check_log(self) -> None:
+        super().check_log()
+        if self.began is None and self.relay_state._followed:
+            truth = self.world.server.truth
+            self.began = {pair: rows[-1][0] for pair, rows in truth.items() if rows}
+
+    def _note_gap(self, pair: Pair, gap: Gap) -> None:
+        if gap.cause is not Cause.RECORD:
+            self.told.append((pair, gap))
+        self.relay_state.__class__.add_gap(self.relay_state, pair, gap)
+
+    def check_beginning(self, pair: Pair, server: Server) -> None:
+        """What was written since it first listened has come, or was told as missing.
+
+        Nothing can be said where tokens of several histories are about.
+        """
+        if self.began is None or self.forks or server.forks:
+            return
+        had = {token for token, _ in self.truth.get(pair, ())}
+        had.update(
+            token
+            for known, gap in self.told
+            if known == pair
+            for token in range(gap.after + 1, gap.upto + 1)
+        )
+        began = self.began.get(pair, 0)
+        lost = [t for t, _ in server.truth[pair] if began < t and t not in had]
+        kept(f"{self.name} {pair}", [f"left out without a word: {lost[:5]}"] if lost else [])
+
+    def _goes_back(self, positions: dict[Pair, int]) -> None:
+        self.began = None
+        super()._goes_back(positions)
+
     def check_upstream(self, server: Server) -> None:
         """It has what its upstream has, or a gap, as a reader of it has."""
         for pair in server.truth:
@@ -138,6 +178,7 @@ class Relay(LogMachine):
                 continue
             if self.over_redis and not server.log.position(*pair):
                 continue  # it is not said there before the first row
+            self.check_beginning(pair, server)
             offset, start = self.relay_state.epoch(pair)
             start = max(start, self.log.floor(*pair))
             where = f"{self.name} {pair} of its upstream"

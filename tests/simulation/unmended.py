@@ -106,6 +106,25 @@ def in_one_state(self: Any, stored_pair: Any) -> Any:
 
 _add = stored.StoredLog._add
 
+
+def forgets(self: Any) -> bool:
+    """Listen to an upstream as if for the first time."""
+    _follow(self)
+    return False
+
+
+_follow = RelayState.follow
+
+
+@contextmanager
+def _no_pairs_at_0() -> Iterator[None]:
+    with (
+        mock.patch.object(RelayState, "pairs", return_value=[]),
+        mock.patch.object(RelayState, "follow", forgets),
+    ):
+        yield
+
+
 MENDS = {
     "what a failed handler wrote is undone": Mend(
         replaced(SqlitePositionStore, "rollback", lambda self: None)
@@ -137,6 +156,8 @@ MENDS = {
     "a relay keeps what it could not have as a gap": Mend(
         replaced(RelayState, "add_gap", lambda self, pair, gap: None)
     ),
+    "a relay knows that it has listened before": Mend(replaced(RelayState, "follow", forgets)),
+    "a relay keeps a pair that is at 0": Mend(_no_pairs_at_0),
     "a relay keeps by how much its tokens are ahead": Mend(
         replaced(RelayState, "set_epoch", lambda self, pair, epoch: None), seed=18
     ),
