@@ -200,6 +200,9 @@ class Registry:
     def __contains__(self, name: object) -> bool:
         return name in self._streams
 
+    def __len__(self) -> int:
+        return len(self._streams)
+
     def names(self) -> list[StreamName]:
         """Return the names of all streams, built-in ones first."""
         return list(self._streams)

@@ -127,8 +127,8 @@ class LongPoll:
         self._notifier = services.notifier
         self._reactor = services.reactor
         self._own = services.instance
-        self._feeds = feeds(services.registry)
-        self._slots = slots(services.registry)
+        self._registry = services.registry
+        self._take_up_streams()
         self._cache = Answers()
         self._waiting: set[Deferred[None]] = set()
         self._turns = Turns(services.reactor)
@@ -150,6 +150,12 @@ class LongPoll:
         )
         yield Route("GET", "/_synapse/replication", self.get_replication, gate.reading, about)
 
+    def _take_up_streams(self) -> None:
+        """Know every stream that the registry has by now: a relay meets some while it runs."""
+        self._feeds = feeds(self._registry)
+        self._slots = slots(self._registry)
+        self._streams = len(self._registry)
+
     @property
     def parameters(self) -> Mapping[str, Feed]:
         """Every query parameter that names rows."""
@@ -164,6 +170,8 @@ class LongPoll:
 
     async def get_replication(self, call: Call) -> Response:
         """Answer with rows, or after the timeout with what there is."""
+        if len(self._registry) != self._streams:
+            self._take_up_streams()
         ask = self._parse(call)
         wakers = ask.wakers
         deadline = self._reactor.seconds() + ask.timeout_s
@@ -245,8 +253,7 @@ class LongPoll:
             raise invalid(
                 "streams", token, f"-1, or at most {len(self._slots)} numbers joined by _"
             )
-        numbers = [int(part) for part in parts]
-        return (*numbers, *[0] * (len(self._slots) - len(numbers)))
+        return tuple(map(int, parts))
 
     async def _look(self, ask: Ask) -> list[Fragment]:
         """Return what there is for *ask* now."""
@@ -282,6 +289,9 @@ class LongPoll:
         encoder: Encoder,
         grant: Grant,
     ) -> Fragment:
+        if len(self._registry) != self._streams:  # while this request waited
+            self._take_up_streams()
+        before_all = (*known, *[0] * (len(self._slots) - len(known))) if known else ()
         # A place counts what all writers of its streams have written: it moves when any does.
         counts = [
             sum(sum(heads.get(stream, {}).values()) for stream in slot) for slot in self._slots
@@ -289,7 +299,7 @@ class LongPoll:
         token = "_".join(map(str, counts))
         rows = []
         for slot, count, before in zip(
-            self._slots, counts, known or [None] * len(counts), strict=True
+            self._slots, counts, before_all or [None] * len(counts), strict=True
         ):
             if count == before:
                 continue

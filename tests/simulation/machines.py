@@ -30,11 +30,14 @@ from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Block, row_of
+from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.web.services import PublisherPort, WebServices
+from tcprepl.web.site import build_site
 from tests import invariants
 from tests.invariants import Diary, History, Row, Told
 from tests.simulation.disk import Thread, crash_image
@@ -231,6 +234,7 @@ class LogMachine(Machine):
         self.forks = 0
         self.backups: list[tuple[Any, dict[Pair, int]]] = []
         self.log: Any = None
+        self.notifier = Notifier()
         self.floors: dict[Pair, int] = {}
 
     def open_log(self, registry: Registry, gaps: Gaps | None = None) -> None:
@@ -248,10 +252,35 @@ class LogMachine(Machine):
         self._take_stock()
         self.log.add_listener(self._published)
 
+    def serve_http(
+        self, registry: Registry, publisher: PublisherPort, replication: ReplicationServer
+    ) -> None:
+        """Let the log be read over HTTP."""
+        process: Any = self.process
+        self.notifier = Notifier()
+        self.notifier.attach(self.log)
+        self.site = build_site(
+            WebServices(
+                reactor=process,
+                log=self.log,
+                registry=registry,
+                publisher=publisher,
+                notifier=self.notifier,
+                server_name=SERVER,
+                instance=replication.instance,
+                replication_server=replication,
+                ready=lambda: self.log.trouble,
+                wall_ms=self.ms,
+            )
+        )
+        assert self.endpoint(f"{self.name}-http").listen(self.site).called
+
     def end_process(self, *, silent: bool = False) -> None:
         if self.log is not None:
             self.floors.update({pair: self.log.floor(*pair) for pair in self.log.pairs()})
             self.log._lock.release()
+            for waiter in (*self.notifier._any, *self.notifier._wanted):
+                waiter.callbacks.clear()  # nobody waits any more, who has been killed
         super().end_process(silent=silent)
 
     def _published(self, block: Block) -> None:
@@ -438,8 +467,10 @@ class Server(LogMachine):
             part.start()
         listening = Deferred.fromCoroutine(self.replication.listen(self.endpoint(self.address)))
         assert listening.called
+        self.serve_http(registry, self.publisher, self.replication)
 
     def stop(self) -> Deferred[Any]:
+        self.site.drain()
         parts = [part.stop() for part in (self.typing, self.presence, self.syncs)]
         parts += [Deferred.fromCoroutine(part.stop()) for part in (self.redis, self.replication)]
         stopped: Deferred[Any] = gatherResults(parts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from tcprepl.app.relay import DOWNWARD, UPWARD
+from tcprepl.app.relay import DOWNWARD, UPWARD, ReadOnly
 from tcprepl.ephemeral.presence_peers import SyncsBelow
 from tcprepl.ids import Pair
 from tcprepl.protocol.commands import Command
@@ -59,7 +59,7 @@ class Relay(LogMachine):
         super().__init__(world, name)
         self.over_redis = over_redis
         self.streams = [name for name in ROWS if not over_redis or name != "alpha"]
-        #: Where its upstream was when it first listened, with this directory.
+        #: Where its upstream was when it first went away, after it had listened.
         self.began: dict[Pair, int] | None = None
         #: Every gap that it was told of.
         self.told: list[tuple[Pair, Gap]] = []
@@ -81,6 +81,7 @@ class Relay(LogMachine):
             self.replication.on(command, self._up)
         listening = Deferred.fromCoroutine(self.replication.listen(self.endpoint(self.name)))
         assert listening.called
+        self.serve_http(registry, ReadOnly(), self.replication)
         if self.over_redis:
             self.upstream: Any = RedisUpstream(
                 process,
@@ -120,6 +121,7 @@ class Relay(LogMachine):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self.site.drain()
         await self.upstream.stop()
         await self.syncs.stop()
         await self.replication.stop()
@@ -138,11 +140,18 @@ class Relay(LogMachine):
             return "away from its upstream"
         return "committing" if self.threads[0].busy else "serving"
 
-    def check_log(self) -> None:
-        super().check_log()
-        if self.began is None and self.relay_state._followed:
+    def end_process(self, *, silent: bool = False) -> None:
+        # what a relay over Redis has heard nothing of may have been before it came; not later
+        if self.began is None and self.listened:
             truth = self.world.server.truth
             self.began = {pair: rows[-1][0] for pair, rows in truth.items() if rows}
+        super().end_process(silent=silent)
+
+    @property
+    def listened(self) -> bool:
+        """Whether it knows that it has listened to its upstream, with this directory."""
+        state: RelayState | None = getattr(self, "relay_state", None)
+        return state is not None and state._followed
 
     def _note_gap(self, pair: Pair, gap: Gap) -> None:
         if gap.cause is not Cause.RECORD:
@@ -150,7 +159,7 @@ class Relay(LogMachine):
         self.relay_state.__class__.add_gap(self.relay_state, pair, gap)
 
     def check_beginning(self, pair: Pair, server: Server) -> None:
-        """What was written since it first listened has come, or was told as missing.
+        """What was written since it went away has come, or was told as missing.
 
         Nothing can be said where tokens of several histories are about.
         """

@@ -136,6 +136,10 @@ class Universe:
         self.note(call.f)
         call.f(*call.args, **call.kwargs)
 
+    def forget(self) -> None:
+        """Let nothing more happen."""
+        self._heap.clear()
+
     def note(self, what: Any) -> None:
         """Take *what* into the trace."""
         name = getattr(what, "__qualname__", None) or type(what).__name__
@@ -238,6 +242,11 @@ class Side:
         self._paused = False
         self._pumping: Call | None = None
         self._port = port
+
+    @property
+    def disconnecting(self) -> bool:
+        """Whether this end has closed, or heard that it is over."""
+        return self.closing or self.closed
 
     # -- what protocols call -----------------------------------------------------------
 

@@ -55,6 +55,7 @@ from tests.simulation.machines import (
     kept,
     retention,
 )
+from tests.simulation.pollers import Poller
 from tests.simulation.relays import Redis, Relay
 from tests.simulation.universe import Connection, Network, Process, Universe
 
@@ -107,6 +108,7 @@ HAPPENINGS = {
     "restore": 1,
     "damage": 1,
     "put_back_a_worker": 1,
+    "put_back_a_poller": 1,
     "retain": 1,
     "overflow": 2,
     "queue": 12,
@@ -171,6 +173,10 @@ class World:
             Worker(self, "w2", self.relays[0], "relay"),
             Worker(self, "w3", self.relays[1], "relay-redis", ["push_rules"]),
         ]
+        self.pollers = [
+            Poller(self, "h0", self.server),
+            Poller(self, "h1", self.relays[0]),
+        ]
         self.remotes = Remotes(self)
         self.senders = [Sender(self, name) for name in SENDERS]
         self.machines: list[Machine] = [
@@ -180,6 +186,7 @@ class World:
             *self.writers,
             *self.senders,
             *self.workers,
+            *self.pollers,
         ]
 
     def make_process(self, host: str) -> Process:
@@ -269,6 +276,9 @@ class World:
         for machine in self.machines:
             if machine.up:
                 machine.end_process()
+        self.universe.forget()
+        self.network.listeners.clear()
+        self.network.connections.clear()
         vars(self).clear()
 
     # -- what happens --------------------------------------------------------------------
@@ -472,6 +482,13 @@ class World:
             shutil.copytree(worker.disk.directory, copy)
         self.universe.later(1.0, worker._boot_if_wanted)
 
+    def do_put_back_a_poller(self, chance: random.Random) -> None:
+        """An older copy of what a reader over HTTP has is put back."""
+        poller = chance.choice(self.pollers)
+        if poller.up and not poller.process.frozen:
+            self.saw("put back a poller" if poller.copy else "copy a poller", poller.state())
+            poller.put_back()
+
     def do_retain(self, chance: random.Random) -> None:
         """An operator changes the retention."""
         machine = chance.choice(self.logs)
@@ -589,6 +606,8 @@ class World:
         for worker in self.workers:
             worker.check_rows(at_rest=True)
             worker.check_states(self.server)
+        for poller in self.pollers:
+            poller.check_rows(at_rest=True)
         syncing = {user for worker in self.workers for user in worker.syncing}
         missed = syncing - set(self.server.presence.states()) - self.offline
         kept("server", [f"not there: {user}, who syncs" for user in sorted(missed)])

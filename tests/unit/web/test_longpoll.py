@@ -162,6 +162,22 @@ def test_a_short_token_is_filled_up(stage: Stage) -> None:
         assert stage.get("/_synapse/replication", streams=bad).status == 400
 
 
+def test_a_stream_that_is_met_later_is_served_like_the_others(stage: Stage) -> None:
+    """A relay meets streams while it runs: those who ask, and those who wait, are told of them."""
+    token = stage.get("/_synapse/replication", streams=-1).json["streams"]["position"]
+    exchange = stage.poll(streams=token)
+    assert stage.get("/_synapse/replication", met=0).status == 400
+    stage.registry.add(StreamDef("met"))
+    stage.publish("met", 7)
+    assert done(exchange)["streams"] == {
+        "position": f"{token}_1",
+        "field_names": ["name", "position"],
+        "rows": [["met", 1]],
+    }
+    assert stage.get("/_synapse/replication", met=0).json["met"]["rows"] == [[1, 7]]
+    assert stage.get("/_synapse/replication", streams=-1).json["streams"]["rows"][-1] == ["met", 1]
+
+
 def test_several_writers_have_a_position_each(stage: Stage) -> None:
     """The text that is answered goes on exactly; the number of before goes on too."""
     stage.publish("audit", "m1")
