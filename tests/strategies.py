@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -70,11 +71,13 @@ JSON = st.recursive(
 )
 
 
+@functools.cache
 def names() -> st.SearchStrategy[str]:
     """Return a strategy for names of streams, instances, users and the like."""
     return st.text(NAME_CHARS, min_size=1, max_size=24)
 
 
+@functools.cache
 def words() -> st.SearchStrategy[str]:
     """Return a strategy for names that no form of a command gives another meaning."""
     return names().filter(
@@ -87,21 +90,25 @@ def words() -> st.SearchStrategy[str]:
     )
 
 
+@functools.cache
 def texts() -> st.SearchStrategy[str]:
     """Return a strategy for free text on a line."""
     return st.text(TEXT_CHARS, max_size=60)
 
 
+@functools.cache
 def tokens() -> st.SearchStrategy[int]:
     """Return a strategy for tokens, the ends of their range included."""
     return st.one_of(st.integers(0, 100), st.integers(0, MAX_TOKEN), st.just(MAX_TOKEN))
 
 
+@functools.cache
 def times_ms() -> st.SearchStrategy[int]:
     """Return a strategy for times in ms since 1970, those before it included."""
     return st.integers(-(10**15), 10**15)
 
 
+@functools.cache
 def rows() -> st.SearchStrategy[bytes]:
     """Return a strategy for rows: JSON in the spacings and escapes that are in use."""
     return st.builds(
@@ -114,6 +121,7 @@ def rows() -> st.SearchStrategy[bytes]:
     )
 
 
+@functools.cache
 def commands(dialect: Dialect, *types: type[Command]) -> st.SearchStrategy[Command]:
     """Return a strategy for what *dialect* can say, of *types* or of any type."""
     chosen = [
@@ -124,6 +132,7 @@ def commands(dialect: Dialect, *types: type[Command]) -> st.SearchStrategy[Comma
     return st.one_of(chosen)
 
 
+@functools.cache
 def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command]]:
     """Return for each class a strategy limited to the fields that *dialect* carries."""
     instances = words() if dialect.rdata_instance else st.just(DEFAULT_INSTANCE)
@@ -261,6 +270,7 @@ def junk_lines() -> st.SearchStrategy[bytes]:
     )
 
 
+@functools.cache
 def streams_of_bytes(*types: type[Command]) -> st.SearchStrategy[bytes]:
     """Return a strategy for what may come over a socket: good lines, bad lines, any bytes."""
     line = st.one_of(
