@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # Two for each of two cores: half of what a test of processes does is wait.
 JOBS   ?= 4
+
+# The tests start a thousand processes: each would compile every module of ours anew.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS   ?=
 
 # The first interpreter that is new enough.
