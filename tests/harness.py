@@ -32,6 +32,8 @@ CAPTURE = DATA / "synapse-1.66.0-main.txt"
 #: The command, by the interpreter that runs the tests.
 TCPREPL = (sys.executable, "-m", "tcprepl")
 WAIT_S = 30.0
+#: Whether every size is that which a promise names; else the tests are as quick as they can be.
+FULL = bool(os.environ.get("TCPREPL_FULL"))
 
 T = TypeVar("T")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 from collections.abc import Iterator
 from functools import cache
 from itertools import count
@@ -14,12 +13,13 @@ import psycopg
 from twisted.internet.task import Clock
 
 from tcprepl.streams.retention import Retention
+from tests.harness import FULL
 from tests.interop.servers import Postgres
 from tests.log_kit import PostgresStore
 
 _numbers = count(1)
 #: Which PostgreSQL the tests of faults run against: the system's, and at full size the newest, too.
-RELEASES = ("system", "newest") if os.environ.get("TCPREPL_FULL") else ("system",)
+RELEASES = ("system", "newest") if FULL else ("system",)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,11 +13,11 @@ from tcprepl.app.migrating import migrate_data
 from tcprepl.errors import LogUnavailable
 from tcprepl.streams.postgres_database import PostgresDatabase
 from tests import postgres_world
+from tests.harness import FULL
 from tests.log_kit import DURABLE, PostgresStore, SqliteStore, read_all, result, row
 
 pytestmark = pytest.mark.postgresql
 
-FULL = bool(os.environ.get("TCPREPL_FULL"))
 #: Rows of the large log, and how many of them an append has.
 ROWS, EACH = (1_000_000, 1_000) if FULL else (3_000, 30)
 #: With which of these it is killed: begin (1, 2), six writes, finish (15, 16), rename within it.
@@ -31,6 +30,7 @@ from tcprepl.app.migrating import migrate_data
 from tcprepl.storage import migrating_postgres, migrating_sqlite
 from tcprepl.storage.migrating_postgres import PostgresTarget
 from tcprepl.storage.migrating_sqlite import SqliteTarget
+from tests.harness import FULL
 source, target, moment = sys.argv[1:]
 migrating_postgres.BATCH_ROWS = migrating_sqlite.BATCH_ROWS = 3
 left = int(moment)

@@ -20,13 +20,13 @@ import pytest
 
 from tests import postgres_world
 from tests.faults.test_serve_kill import DURABLE, SteadyPublisher, seen
-from tests.harness import Lines, Running, Server, pause, wait_until
+from tests.harness import FULL, Lines, Running, Server, pause, wait_until
 from tests.interop.servers import Postgres
 
 STREAM = "push_rules"
-FACES = ("twisted", "asyncio") if os.environ.get("TCPREPL_FULL") else ("twisted",)
+FACES = ("twisted", "asyncio") if FULL else ("twisted",)
 #: How often a server is killed; a hundred times by ``TCPREPL_ROUNDS=100``.
-ROUNDS = int(os.environ.get("TCPREPL_ROUNDS") or (6 if os.environ.get("TCPREPL_FULL") else 2))
+ROUNDS = int(os.environ.get("TCPREPL_ROUNDS") or (6 if FULL else 2))
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180 + 60 * (ROUNDS > 10) * ROUNDS)]
 

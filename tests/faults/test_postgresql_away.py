@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import postgres_world
-from tests.harness import Lines, Running, Server, wait_until
+from tests.harness import FULL, Lines, Running, Server, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.wire import Cutter, RedisWire
 from tests.ports import free_port
@@ -26,7 +25,7 @@ from tests.ports import free_port
 pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180)]
 
 STREAM = "push_rules"
-ROUNDS = 2 if os.environ.get("TCPREPL_FULL") else 1
+ROUNDS = 2 if FULL else 1
 
 
 @pytest.fixture(scope="module")

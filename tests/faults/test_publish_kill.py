@@ -7,7 +7,6 @@ its place writes nothing.
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sys
@@ -19,9 +18,7 @@ from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.sqlite import SqliteLog
 from tests.faults.producer import STREAMS
-from tests.harness import Running, Server, pause, wait_until
-
-FULL = bool(os.environ.get("TCPREPL_FULL"))
+from tests.harness import FULL, Running, Server, pause, wait_until
 
 
 def rows_of(directory: Path) -> dict[str, dict[int, int]]:
@@ -45,7 +42,7 @@ def rows_of(directory: Path) -> dict[str, dict[int, int]]:
 
 @pytest.mark.timeout(1_800 if FULL else 300)
 @pytest.mark.parametrize(
-    ("face", "rounds"), [("twisted", 200 if FULL else 10), ("asyncio", 40 if FULL else 10)]
+    ("face", "rounds"), [("twisted", 200 if FULL else 6), ("asyncio", 40 if FULL else 6)]
 )
 def test_kill_producer_and_server(tmp_path: Path, face: str, rounds: int) -> None:
     """Once each, in order, through every kill of either."""

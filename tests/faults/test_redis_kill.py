@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import pause
+from tests.harness import FULL, pause
 from tests.interop.processes import wait_until
 from tests.interop.relaying import Relay, StubbornRedis, by_pair, tokens_of
 from tests.interop.serving import Serve
@@ -22,7 +21,7 @@ from tests.interop.wire import Wire
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
-ROUNDS = 12 if os.environ.get("TCPREPL_FULL") else 4
+ROUNDS = 12 if FULL else 4
 STREAMS = ("receipts", "federation", "typing")
 
 

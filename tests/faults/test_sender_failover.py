@@ -14,11 +14,12 @@ import trustme
 from tests import postgres_world
 from tests.faults.test_federation_kill import message
 from tests.federation_servers import Homeserver, rows_of
+from tests.harness import FULL
 from tests.interop.processes import Child, wait_until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180)]
 
-EACH = 40 if os.environ.get("TCPREPL_FULL") else 8
+EACH = 40 if FULL else 8
 
 
 class Pair:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import sqlite3
 import sys
@@ -18,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from tcprepl.cli.api import Api
-from tests.harness import Running, Server, pause, tcprepl, wait_until
+from tests.harness import FULL, Running, Server, pause, tcprepl, wait_until
 
-FULL = bool(os.environ.get("TCPREPL_FULL"))
 ROUNDS = 30 if FULL else 4
 DURABLE = ("device_lists", "to_device")
 
@@ -108,11 +106,8 @@ def seen(database: Path) -> dict[str, list[tuple[int, str]]]:
     ("face", "seed"),
     [
         ("twisted", 1),
-        ("twisted", 2),
         ("asyncio", 1),
-        *([("asyncio", 2)] if FULL else []),
-        ("async-for", 3),
-        ("for", 4),
+        *([("twisted", 2), ("asyncio", 2), ("async-for", 3), ("for", 4)] if FULL else []),
     ],
 )
 def test_kill_server_and_worker(tmp_path: Path, face: str, seed: int) -> None:

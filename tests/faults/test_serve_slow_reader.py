@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import threading
 import time
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from tcprepl.cli.api import Api
-from tests.harness import Lines, Server, wait_until
+from tests.harness import FULL, Lines, Server, wait_until
 
-FULL = bool(os.environ.get("TCPREPL_FULL"))
 ROWS = 1_000_000 if FULL else 60_000
 WARM_UP = 20_000
 CHUNK = 2_000

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness import FULL
 from tests.interop.busing import BigFleet, Bus
 from tests.interop.processes import wait_until
 from tests.interop.servers import Postgres
@@ -21,7 +22,6 @@ from tests.interop.wire import Cutter, Wire
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
-FULL = bool(os.environ.get("TCPREPL_FULL"))
 NAMES = ("main", "ew1", "ew2", "tw", "gw", "fed1")
 #: What begins an entry of a Synapse's log.
 _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)

@@ -7,7 +7,6 @@ hold. What spin walks by chance is done to a real log: each answer has to be the
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -25,6 +24,7 @@ from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.lineage import Lineage
 from tcprepl.streams.pages import Reading
+from tests.harness import FULL
 from tests.log_kit import DURABLE, SqliteStore, result, row
 from tests.model import spin
 from tests.model.spin import NUMBERS, Step
@@ -270,7 +270,7 @@ HAPPENS = (
     *("CONNECT", "CUT", "ASK", "ACK"),
 )
 #: Walks, and what each begins with.
-WALKS = range(1, 30 if os.environ.get("TCPREPL_FULL") else 9)
+WALKS = range(1, 30 if FULL else 9)
 #: More of everything than a search could look through.
 BOUNDS = ("ALONE", "NUM=byte", "TOKENS=14", "STARTS=20", "COPIES=1", "PLACES=8")
 

@@ -12,6 +12,7 @@ import random
 import pytest
 import structlog
 
+from tests.harness import FULL
 from tests.simulation.ephemeral import World
 
 #: Steps of a history.
@@ -20,7 +21,7 @@ STEPS = 60
 CHUNK = 25
 
 only = os.environ.get("SEED")
-count = int(os.environ.get("SEEDS", "100"))
+count = int(os.environ.get("SEEDS", "100" if FULL else "25"))
 SEEDS = (
     [range(int(only), int(only) + 1)]
     if only

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.harness import FULL
 from tests.simulation.unmended import MENDS
 from tests.simulation.world import HAPPENINGS, Failed, Step, play, schedule, shrunk
-
-FULL = bool(os.environ.get("TCPREPL_FULL"))
 
 
 @pytest.mark.slow
