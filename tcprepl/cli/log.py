@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from tcprepl.cli import Group
 from tcprepl.cli.following import renderer
-from tcprepl.cli.formats import Format, output_options, writer_for
+from tcprepl.cli.formats import Format, key_of, output_options, writer_for
 from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError, LogUnavailable
 from tcprepl.ids import StreamName, Token
@@ -33,6 +32,8 @@ from tcprepl.web.amounts import duration, number, size
 
 #: Most different keys that `top` counts at a time; the rarest are forgotten.
 MOST_KEYS = 100_000
+#: Of each, so much is told.
+KEY_BYTES = 100
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -224,10 +225,10 @@ def top(data: Path, count: int) -> None:
       The largest rows
          1.2kB  to_device master 7  ["@alice:example.com", ...
       The keys with the most rows
-           812  device_lists  "@alice:example.com"
+           812  device_lists  @alice:example.com
     """
     largest: list[tuple[int, int, StoredPair, Token, bytes]] = []
-    keys: Counter[tuple[StreamName, str]] = Counter()
+    keys: Counter[tuple[StreamName, bytes]] = Counter()
     seen = 0
     with opened(data) as database:
         for pair in database.pairs():
@@ -240,7 +241,8 @@ def top(data: Path, count: int) -> None:
                             heapq.heappush(largest, entry)
                         elif entry > largest[0]:
                             heapq.heapreplace(largest, entry)
-                        keys[pair.stream, _key(pair.stream, row)] += 1
+                        key = key_of(without_access_tokens(pair.stream, row))[:KEY_BYTES]
+                        keys[pair.stream, key] += 1
                 if len(keys) > MOST_KEYS:
                     keys = Counter(dict(keys.most_common(MOST_KEYS // 2)))
     click.echo("The largest rows")
@@ -250,7 +252,8 @@ def top(data: Path, count: int) -> None:
         click.echo(displayable(f"{size(length):>8}  {where}  {text}").replace("\u202f", ""))
     click.echo("The keys with the most rows")
     for (stream, key), rows_of_key in keys.most_common(count):
-        click.echo(displayable(f"{number(rows_of_key):>8}  {stream}  {key}").replace("\u202f", ""))
+        text = key.decode("utf-8", "replace")
+        click.echo(displayable(f"{number(rows_of_key):>8}  {stream}  {text}").replace("\u202f", ""))
 
 
 def _pair(database: Database, data: Path, stream: str, writer: str) -> StoredPair:
@@ -286,13 +289,3 @@ def _tell_damage(page: DiskPage, pair: StoredPair) -> int:
     text = f"{pair.stream} of {pair.instance}: {page.damage.words()}"
     click.echo(displayable(text), err=True)
     return 1
-
-
-def _key(stream: StreamName, row: bytes) -> str:
-    try:
-        value = msgspec.json.decode(without_access_tokens(stream, row))
-    except msgspec.DecodeError:
-        return "(not JSON)"
-    if isinstance(value, list) and value:
-        value = value[0]
-    return msgspec.json.encode(value).decode()[:100]

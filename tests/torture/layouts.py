@@ -27,6 +27,7 @@ from tests.torture.publishing import (
     RowPublisher,
     Subscriber,
     answers_in,
+    merged,
 )
 from tests.torture.world import LEVEL_S, NAME, TRIMMED, WHOLE, World
 
@@ -107,10 +108,7 @@ class ServeWorld(World):
 
     def answered(self) -> dict[str, dict[str, int]]:
         """Return the token of each row that anybody was answered, by stream."""
-        found = {stream: dict(rows) for stream, rows in self.rows.answered.items()}
-        for stream, rows in answers_in(self.answers).items():
-            found[stream].update(rows)
-        return found
+        return merged(self.rows.answered, answers_in(self.answers))
 
     # -- what an operator does ---------------------------------------------------------------
 
@@ -366,7 +364,7 @@ class BusWorld(World):
 
     def answered(self) -> dict[str, dict[str, int]]:
         """Return what the bus has answered."""
-        return {stream: dict(rows) for stream, rows in self.rows.answered.items()}
+        return merged(self.rows.answered)
 
     def check_readers(self, histories: Mapping[str, History]) -> None:
         """Compare what subscribers have as well, who may have to ask their database."""
@@ -436,10 +434,7 @@ class PostgresqlWorld(World):
 
     def answered(self) -> dict[str, dict[str, int]]:
         """Return the token of each row that anybody was answered, by stream."""
-        found = {stream: dict(rows) for stream, rows in self.rows.answered.items()}
-        for stream, rows in answers_in(self.answers).items():
-            found[stream].update(rows)
-        return found
+        return merged(self.rows.answered, answers_in(self.answers))
 
     def operations(self) -> list[tuple[str, Callable[[], None]]]:
         """Return what happens to a database."""

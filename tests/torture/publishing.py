@@ -6,7 +6,7 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tcprepl.cli.api import Api, ApiFailed
@@ -333,4 +333,13 @@ def answers_in(path: Path) -> dict[str, dict[str, int]]:
         for line in path.read_text().splitlines():
             number, stream, token = line.split()
             found.setdefault(stream, {})[f'["@{number}:x"]'] = int(token)
+    return found
+
+
+def merged(*answers: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return what several have been answered, by stream: the token of each row."""
+    found: dict[str, dict[str, int]] = {}
+    for each in answers:
+        for stream, rows in each.items():
+            found.setdefault(stream, {}).update(rows)
     return found
