@@ -16,6 +16,7 @@ from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.registry import Registry
 from tests import invariants
 from tests.invariants import Row, Told
 from tests.redis_world import FakeRedis
@@ -82,29 +83,25 @@ class Relay(LogMachine):
         listening = Deferred.fromCoroutine(self.replication.listen(self.endpoint(self.name)))
         assert listening.called
         self.serve_http(registry, ReadOnly(), self.replication)
-        if self.over_redis:
-            self.upstream: Any = RedisUpstream(
-                process,
-                self.endpoint("redis"),
-                "redis",
-                self.intake,
-                registry,
-                server_name=SERVER,
-                on_command=self._down,
-            )
-        else:
-            self.upstream = TcpUpstream(
-                process,
-                self.endpoint("server"),
-                "server",
-                self.intake,
-                registry,
-                server_name=SERVER,
-                on_command=self._down,
-            )
+        self.upstream: Any = self.make_upstream(registry)
         self.syncs = SyncsBelow(process, self.replication, self.upstream.send)
         self.syncs.start()
         self.upstream.start()
+
+    def make_upstream(self, registry: Registry) -> Any:
+        """Return where its rows come from."""
+        process: Any = self.process
+        kind = RedisUpstream if self.over_redis else TcpUpstream
+        address = "redis" if self.over_redis else "server"
+        return kind(
+            process,
+            self.endpoint(address),
+            address,
+            self.intake,
+            registry,
+            server_name=SERVER,
+            on_command=self._down,
+        )
 
     def _ends(self) -> None:
         self.world.saw("relay gives up", self.state())

@@ -20,12 +20,14 @@ from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.replication.following.delivery import Delivery
+from tcprepl.replication.relaying.lines import LineReader
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.streams import database, stored
 from tcprepl.streams.history import History
 from tcprepl.streams.lineage import Lineage
 from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.producing import Producing
+from tcprepl.streams.registry import Registry
 from tests.simulation import universe
 from tests.simulation.world import Failed, play, schedule, shrunk
 
@@ -158,6 +160,10 @@ MENDS = {
     ),
     "a relay knows that it has listened before": Mend(replaced(RelayState, "follow", forgets)),
     "a relay keeps a pair that is at 0": Mend(_no_pairs_at_0),
+    "the first line of a connection proves a position, no more": Mend(
+        replaced(LineReader, "_first_heard", lambda self, follower, event: [event])
+    ),
+    "a stream met later is served over HTTP": Mend(replaced(Registry, "__len__", lambda self: 0)),
     "a relay keeps by how much its tokens are ahead": Mend(
         replaced(RelayState, "set_epoch", lambda self, pair, epoch: None), seed=18
     ),

@@ -36,6 +36,7 @@ from tcprepl.streams import history
 from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.retention import Bounds
 from tests import invariants
+from tests.simulation.buses import STREAMS, WRITERS, Bus, Database, Synapse
 from tests.simulation.disk import REFUSALS, Disks, turn_a_bit
 from tests.simulation.federation import MODES, ORDERLY, Remotes, Sender
 from tests.simulation.machines import (
@@ -89,6 +90,7 @@ class Step(NamedTuple):
 #: What happens, and how often, relative to each other.
 HAPPENINGS = {
     "publish": 34,
+    "write": 12,
     "type": 8,
     "appear": 6,
     "sync": 4,
@@ -166,12 +168,16 @@ class World:
         self.writers = [Writer(self, "p0"), Writer(self, "p1")]
         self.redis = Redis(self, "redis")
         self.relays = [Relay(self, "relay"), Relay(self, "relay-redis", over_redis=True)]
-        self.logs: list[LogMachine] = [self.server, *self.relays]
+        self.database = Database()
+        self.bus = Bus(self, "bus", self.database)
+        self.synapses = [Synapse(self, name, self.database) for name in WRITERS]
+        self.logs: list[LogMachine] = [self.server, *self.relays, self.bus]
         self.workers = [
             Worker(self, "w0", self.server, "server"),
             Worker(self, "w1", self.server, "server"),
             Worker(self, "w2", self.relays[0], "relay"),
             Worker(self, "w3", self.relays[1], "relay-redis", ["push_rules"]),
+            Worker(self, "w4", self.bus, "bus", ["push_rules"]),
         ]
         self.pollers = [
             Poller(self, "h0", self.server),
@@ -183,6 +189,8 @@ class World:
             self.server,
             self.redis,
             *self.relays,
+            self.bus,
+            *self.synapses,
             *self.writers,
             *self.senders,
             *self.workers,
@@ -291,6 +299,17 @@ class World:
             numbers = list(range(len(self.said), len(self.said) + count))
             writer.publish(chance.choice(OFTEN), numbers, chance.random() < 0.3)
 
+    def do_write(self, chance: random.Random) -> None:
+        """Processes of a Synapse write."""
+        for _ in range(chance.choice([1, 3, 20])):
+            synapse = chance.choice(self.synapses)
+            stream = chance.choice(STREAMS)
+            if synapse.up and not synapse.process.frozen:
+                number = len(self.said)
+                self.said[number] = synapse.name
+                self.said_rows.add(str(number))
+                synapse.write(stream, number)
+
     def do_type(self, chance: random.Random) -> None:
         """Users type."""
         if self.server.up:
@@ -309,7 +328,7 @@ class World:
 
     def do_sync(self, chance: random.Random) -> None:
         """A user syncs at a worker, or ends that."""
-        worker = chance.choice(self.workers)
+        worker = chance.choice([one for one in self.workers if one.source is not self.bus])
         if worker.up:
             worker.sync(chance.choice(USERS))
 
@@ -606,6 +625,9 @@ class World:
         for worker in self.workers:
             worker.check_rows(at_rest=True)
             worker.check_states(self.server)
+        self.bus.check_upstream(self.server)
+        for synapse in self.synapses:
+            synapse.check()
         for poller in self.pollers:
             poller.check_rows(at_rest=True)
         syncing = {user for worker in self.workers for user in worker.syncing}
