@@ -280,7 +280,7 @@ class LogMachine(Machine):
             self.floors.update({pair: self.log.floor(*pair) for pair in self.log.pairs()})
             self.log._lock.release()
             for waiter in (*self.notifier._any, *self.notifier._wanted):
-                waiter.callbacks.clear()  # nobody waits any more, who has been killed
+                waiter.pause()  # nobody waits any more: he has been killed
         super().end_process(silent=silent)
 
     def _published(self, block: Block) -> None:

@@ -34,7 +34,7 @@ def test_a_failure_is_found_and_made_smaller() -> None:
     """With a mend taken out, few steps are left that show it, and they show it each time."""
     mend = MENDS["what a failed handler wrote is undone"]
     steps = [
-        Step(0, "mood", 2, 0.0),
+        Step(0, "mood", 0, 0.0),
         Step(1, "type", 1, 1.0),
         Step(2, "publish", 5, 5.0),
         Step(3, "quiet", 0, 0.0),

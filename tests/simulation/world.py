@@ -361,7 +361,7 @@ class World:
             victim = self.server
         # between any two steps: something is under way more often than not
         if isinstance(victim, LogMachine) and victim.up and chance.random() < 0.7:
-            self.do_publish(chance)
+            (self.do_write if victim is self.bus else self.do_publish)(chance)
             for _ in range(2_000):
                 if victim.threads and victim.threads[0].jobs:
                     break
