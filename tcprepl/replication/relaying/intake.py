@@ -75,7 +75,7 @@ def relay_registry(met: Iterable[StreamName] = ()) -> Registry:
     On disk even what is ephemeral at its writer: a relay can ask nobody what is true now, and
     must not forget by dying what its readers have still to hear.
     """
-    registry = Registry(StreamDef(name) for name in sorted(met))
+    registry = Registry(StreamDef(name) for name in met)
     for name in registry.names():
         kept = copy.copy(registry.get(name))
         kept.durable = True

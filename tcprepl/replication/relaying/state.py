@@ -38,9 +38,13 @@ CREATE TABLE IF NOT EXISTS lineages (
     PRIMARY KEY (stream, instance)
 ) WITHOUT ROWID;
 """
-
-
-_SCHEMA: Final = Schema(_CREATE, upgrades={0: _CREATE})
+#: Streams in the order in which they were met: places of the meta-stream's token count on it.
+_ORDER: Final = """
+CREATE TABLE met (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+INSERT INTO met (name) SELECT name FROM streams ORDER BY name;
+DROP TABLE streams;
+"""
+_SCHEMA: Final = Schema(_CREATE + _ORDER, version=2, upgrades={0: _CREATE, 1: _ORDER})
 
 
 class Epoch(NamedTuple):
@@ -100,7 +104,7 @@ class RelayState:
         }
         followed = execute("SELECT 1 FROM followed").fetchone()
         self._followed = followed is not None or bool(self._epochs)
-        self._streams = {name for (name,) in execute("SELECT name FROM streams")}
+        self._streams = {name: None for (name,) in execute("SELECT name FROM met ORDER BY number")}
 
     def pairs(self) -> list[Pair]:
         """Return every pair of which something was noted."""
@@ -180,9 +184,9 @@ class RelayState:
             self._write("INSERT OR IGNORE INTO followed VALUES (?)", (1,))
         return before
 
-    def streams(self) -> set[StreamName]:
-        """Return the streams that were added."""
-        return set(self._streams)
+    def streams(self) -> list[StreamName]:
+        """Return the streams that were added, in the order in which they were."""
+        return list(self._streams)
 
     def add_stream(self, name: StreamName) -> None:
         """Remember that there is a stream *name*.
@@ -190,8 +194,8 @@ class RelayState:
         Raises:
             LogUnavailable: The disk refuses.
         """
-        self._write("INSERT OR IGNORE INTO streams VALUES (?)", (name,))
-        self._streams.add(name)
+        self._write("INSERT OR IGNORE INTO met (name) VALUES (?)", (name,))
+        self._streams[name] = None
 
     def _write(self, statement: str, values: tuple[object, ...]) -> None:
         with explaining(self._path, _SCHEMA):

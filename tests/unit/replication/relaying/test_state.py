@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.replication.relaying import state as module
 from tcprepl.replication.relaying.state import FILE_NAME, Epoch, RelayState
 from tcprepl.streams.gaps import Cause, Gap
 
@@ -24,7 +27,7 @@ def test_everything_survives(tmp_path: Path) -> None:
     # No close: the process is killed.
     again = RelayState(tmp_path / "new")
     assert again.epoch(PAIR) == Epoch(7, 8)
-    assert again.streams() == {"odd"}
+    assert again.streams() == ["odd"]
     assert len(list(again.gaps)) == 2
     again.settle(PAIR, 2, 11)
     assert list(again.gaps) == []
@@ -72,3 +75,16 @@ def test_that_the_upstream_was_listened_to_is_kept(tmp_path: Path) -> None:
     assert state.follow()
     state.close()
     assert RelayState(tmp_path).follow()
+
+
+def test_streams_keep_the_order_in_which_they_were_met(tmp_path: Path) -> None:
+    """Places of a token that is out there count on it: a restart must not move them."""
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:  # of the first schema
+        old.executescript(
+            f"{module._CREATE} INSERT INTO streams VALUES ('n'), ('m'); PRAGMA user_version = 1;"
+        )
+    for name in ("b", "a", "b"):
+        met = RelayState(tmp_path)
+        met.add_stream(name)
+        met.close()
+    assert RelayState(tmp_path).streams() == ["m", "n", "b", "a"]
