@@ -149,7 +149,7 @@ class Cursor:
         token: Up to where everything has been said.
     """
 
-    __slots__ = ("_compacted", "_log", "_look", "_looked", "_places", "_reading", "pair", "token")
+    __slots__ = ("_compacted", "_log", "_look", "_places", "_reading", "pair", "token")
 
     def __init__(
         self,
@@ -177,7 +177,6 @@ class Cursor:
         self._compacted = compacted
         self._reading: Reading | None = None
         self._look: Reading | None = None
-        self._looked = False
 
     def next(self, limits: Limits = Limits()) -> Answer:  # noqa: B008 - it is immutable
         """Return what comes next, and move over it.
@@ -188,16 +187,15 @@ class Cursor:
         source = self._log.source(self.pair)
         token = self.token
         position = source.position if source is not None else 0
-        if not self._looked:
-            look, self._look = self._look, None
-            if look is None and self._is_ahead(position):
-                look = self._log.look()
-            if look is not None and not look.done:
+        look, self._look = self._look, None
+        if look is None and self._is_ahead(position):
+            look = self._log.look()
+        if look is not None:
+            if not look.done:
                 self._look = look
                 return look
-            if look is not None and look.error is not None:
+            if look.error is not None:
                 raise look.error
-            self._looked = True
             source = self._log.source(self.pair)
             position = source.position if source is not None else 0
         if self._places:

@@ -13,6 +13,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.ids import Pair
 from tcprepl.storage.worker import InlineWorker, ThreadWorker
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
@@ -240,6 +241,95 @@ def test_a_lost_future_of_states_is_void_altogether(tmp_path: Path) -> None:
     assert answer.compacted
     assert len(tokens(cursor.next())) == 9
     store.close()
+
+
+# --- what other servers of the log wrote --------------------------------------------------
+
+
+class Looks:
+    """A log of which other servers write, too; the test says what a look finds, and when."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+        self.store = MemoryStore()
+        publish(self.store, rows)
+        self.begun: list[Reading] = []
+        monkeypatch.setattr(type(self.store.log), "look", lambda _: self._look())
+
+    def _look(self) -> Reading:
+        self.begun.append(Reading(lambda: None))
+        return self.begun[-1]
+
+    def cursor(self, after: int, *places: tuple[int, str], pair: Pair = PAIR) -> Cursor:
+        """Return a cursor that has not been asked yet."""
+        return self.store.log.cursor(pair, after, places)
+
+    def end(self, error: LogUnavailable | None = None) -> None:
+        """End the newest look."""
+        self.begun[-1].end(None if error else mock.Mock(), error)
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_a_reader_who_is_ahead_is_looked_for_once(
+    monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    looks = Looks(monkeypatch, known)
+    cursor = looks.cursor(known + 1)
+    assert cursor.next() is looks.begun[0]
+    assert cursor.next() is looks.begun[0]
+    publish(looks.store, 1)
+    looks.end()
+    assert cursor.next() is AT_HEAD
+    publish(looks.store, 1)
+    assert tokens(cursor.next()) == [known + 2]
+    assert len(looks.begun) == 1
+
+
+def test_a_pair_that_nobody_knows_after_a_look_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch, 0)
+    cursor = looks.cursor(1)
+    assert cursor.next() is looks.begun[0]
+    looks.end()
+    assert cursor.next() == Restart(1, 0, Void.AHEAD, 0, "", compacted=False)
+
+
+def test_a_reader_of_a_history_not_heard_of_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if it has no more than there is: another server may have written that."""
+    looks = Looks(monkeypatch, 3)
+    for after in (2, 3):
+        cursor = looks.cursor(after, (after, "elsewhere"))
+        assert cursor.next() is looks.begun[-1]
+        looks.end()
+        answer = cursor.next()
+        assert isinstance(answer, Restart)
+        assert answer.why is Void.FORKED
+        assert isinstance(cursor.next(), Page)
+    assert len(looks.begun) == 2
+
+
+def test_a_reader_who_is_not_ahead_needs_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch, 3)
+    here = looks.store.log.history.current
+    for after in (0, 2, 3):
+        for places in ((), ((after, here),)):
+            looks.cursor(after, *places).next()
+    assert looks.cursor(0, pair=("pushers", "w")).next() is AT_HEAD
+    assert looks.begun == []
+
+
+def test_a_look_that_fails_leaves_the_reader_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Looks(monkeypatch, 1)
+    cursor = looks.cursor(2)
+    for tried in (1, 2):
+        assert cursor.next() is looks.begun[-1]
+        looks.end(LogUnavailable("away"))
+        with pytest.raises(LogUnavailable, match="away"):
+            cursor.next()
+        assert (cursor.token, len(looks.begun)) == (2, tried)
+    assert cursor.next() is looks.begun[-1]
+    looks.end()
+    assert cursor.next() == Restart(2, 0, Void.AHEAD, 1, mock.ANY, compacted=False)
 
 
 # --- the disk -----------------------------------------------------------------------------
