@@ -18,7 +18,9 @@ from tcprepl.protocol.events import (
     Closing,
     CommandReceived,
     DialectChosen,
+    Event,
     LinesPassed,
+    PublishRun,
 )
 from tcprepl.protocol.server_session import MAX_PASSED, ServerSession
 from tcprepl.protocol.state import State
@@ -273,3 +275,77 @@ def test_a_line_that_is_too_long_ends_it_behind_good_ones_of_the_same_read(behin
     events = receive(session, b"NAME w1\n" + b"x" * 300 + b"\n" + behind, 1.0)
     assert isinstance(events[-1], Closing)
     assert session.close_reason is CloseReason.LINE_TOO_LONG
+
+
+# --- runs ---------------------------------------------------------------------------------
+
+
+def published(numbers: range) -> bytes:
+    """Return numbered lines as a program writes them."""
+    return b"".join(b"PUBLISH s #%d [%d]\n" % (number, number) for number in numbers)
+
+
+def run(numbers: range) -> PublishRun:
+    """Return what those lines are together."""
+    rows = b"".join(b"[%d]\n" % number for number in numbers)
+    return PublishRun("s", [b"%d" % number for number in numbers], rows)
+
+
+def named(name: str) -> Event:
+    """Return what a NAME means."""
+    return CommandReceived(NameCommand(name))
+
+
+def test_published_lines_that_follow_one_another_are_one_run() -> None:
+    session = server(publishing=True)
+    assert receive(session, published(range(7)), 1.0) == [run(range(7))]
+    receive(session, b"frob\n", 1.0)
+    assert session.data_to_send().startswith(b"ERROR line 8: ")
+    # a handful of them is not worth its while, and nobody else may publish
+    assert len(commands(receive(session, published(range(4)), 1.0))) == 4
+    assert receive(session, published(range(5)), 1.0) == [run(range(5))]
+    assert len(commands(receive(server(), published(range(7)), 1.0))) == 7
+
+
+def test_something_else_ends_a_run_and_another_may_begin_behind_it() -> None:
+    session = server(publishing=True)
+    lines = published(range(6)) + b"NAME a\n" + published(range(6, 11)) + b"NAME b\n"
+    events = receive(session, lines, 1.0)
+    assert isinstance(events[0], PublishRun)
+    each = [e.commands() if isinstance(e, PublishRun) else commands([e]) for e in events]
+    a, b = NameCommand("a"), NameCommand("b")
+    rows = list(run(range(11)).commands())
+    assert [command for part in each for command in part] == [*rows[:6], a, *rows[6:], b]
+    receive(session, b"frob\n", 1.0)
+    assert session.data_to_send().startswith(b"ERROR line 14: ")
+
+
+def test_a_run_is_a_sign_of_life() -> None:
+    session = server(publishing=True)
+    receive(session, b"PING 1\n", 0.0)
+    receive(session, published(range(6)), 20.0)
+    session.tick(44.9)
+    assert session.close_reason is None
+
+
+def test_a_run_begins_with_a_line_and_not_within_one() -> None:
+    session = server(publishing=True)
+    assert receive(session, b"NAME ", 1.0) == []
+    first, *others = receive(session, published(range(7)), 1.0)
+    assert first == named("PUBLISH s #0 [0]")
+    assert len(commands(others)) == 6
+    # the beginning of such a line waits for the rest of it
+    assert receive(session, b"PUBLISH s #0 [", 1.0) == []
+    assert receive(session, b"0]\n" + published(range(1, 7)), 1.0) == [run(range(7))]
+
+
+def test_a_run_is_bounded_and_the_next_goes_on_behind_it() -> None:
+    session = server(publishing=True)
+    numbers = range(9_000)
+    events = receive(session, published(numbers), 1.0)
+    runs = [event for event in events if isinstance(event, PublishRun)]
+    assert runs == events
+    assert [int(number) for one in runs for number in one.numbers] == list(numbers)
+    assert b"".join(one.rows for one in runs) == run(numbers).rows
+    sizes = [len(published(range(int(one.numbers[0]), int(one.numbers[-1]) + 1))) for one in runs]
+    assert 65_500 < max(sizes) <= 65_536

@@ -15,13 +15,14 @@ from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import (
     ErrorCommand,
     InfoCommand,
+    NameCommand,
     PositionCommand,
     RdataCommand,
 )
 from tcprepl.protocol.events import Closing
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import State
-from tests.sessions import client, commands, receive, server
+from tests.sessions import GOODBYE, client, commands, receive, server
 
 
 def test_an_error_from_the_peer_is_only_news() -> None:
@@ -118,6 +119,37 @@ def test_a_long_reason_is_cut() -> None:
     session = server()
     session.close(CloseReason.SHUTDOWN, "\u202e" * 5_000, 10.0)
     assert len(session.data_to_send()) < MAX_LINE_BYTES
+    session = server()
+    session.close(CloseReason.SHUTDOWN, "x" * 5_000, 10.0)
+    assert session.data_to_send() == b"ERROR %b\n" % (b"x" * (1_000 + len(GOODBYE)))
+
+
+def test_a_new_session_has_nothing_to_say_of_its_end() -> None:
+    session = server()
+    assert (session.close_reason, session.close_text, session.bad_lines) == (None, "", 0)
+
+
+def test_what_is_read_in_pieces_before_it_is_pulled_is_one_line() -> None:
+    session = server()
+    session.receive_data(b"NAME a", 1.0)
+    session.receive_data(b"b\nNAME", 1.0)
+    session.receive_data(b" c\n", 1.0)
+    assert commands(session.events(1.0)) == [NameCommand("ab"), NameCommand("c")]
+
+
+def test_lines_that_are_sent_as_they_are_put_off_the_next_ping() -> None:
+    session = server()
+    session.send_lines(b"RDATA a m 1 []\n", 3.0)
+    assert session.data_to_send() == b"RDATA a m 1 []\n"
+    assert session.next_deadline() == 3.0 + PING_INTERVAL_S
+
+
+def test_a_session_that_is_ending_holds_no_input() -> None:
+    session = server()
+    session.receive_data(b"x" * MAX_LINE_BYTES, 1.0)
+    session.close(CloseReason.SHUTDOWN, "bye", 1.0)
+    session.receive_data(b"x" * MAX_LINE_BYTES, 1.0)
+    assert session._unread == b""
 
 
 def test_a_peer_that_does_not_drain_is_aborted() -> None:
