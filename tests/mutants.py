@@ -4,8 +4,9 @@ Each mutant is a module with one small change: a comparison turned round, a numb
 statement left out. It runs with the unit test that mirrors the module (`tests.mirror`) and those
 that `MORE` names, in a copy of the checkout, up to the first failure; one that none of them notices
 survives. What came of each is kept in ``build/mutants.jsonl``, so that a run goes on where one
-ended, as long as neither the module nor its tests have changed. ``mutants_equivalent.txt`` names
-survivors that change nothing that anybody could see, each with the reason.
+ended: what a test noticed is not tried again until the module changes, what survived not until the
+module or its tests do. ``mutants_equivalent.txt`` names survivors that change nothing that anybody
+could see, each with the reason. ``--sample 40`` tries so many of each module, chosen by ``--seed``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import hashlib
 import importlib
 import json
 import os
+import random
+import resource
 import shutil
 import signal
 import sys
@@ -31,6 +34,8 @@ REPORT = ROOT / "build" / "mutants.jsonl"
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 #: A mutant that takes so much longer than the tests do hangs: that is noticed.
 TIMES, THEN_SOME_S = 4, 10
+#: A mutant that takes more address space than this runs away: that is noticed, too.
+MOST_BYTES = 4 << 30
 
 #: What pytest says of the libraries that are imported once for all mutants.
 _PRELOADED = "ignore::pytest.PytestAssertRewriteWarning"
@@ -191,12 +196,21 @@ class Module(NamedTuple):
     Attributes:
         name: Its path.
         tests: The paths of its tests.
-        digest: Of all of their texts.
+        code: The digest of its text.
+        digest: That of its text and those of its tests.
     """
 
     name: str
     tests: tuple[str, ...]
+    code: str
     digest: str
+
+    def sample(self, most: int, seed: int) -> list[Mutant]:
+        """Return its mutants; at most so many, the same ones for the same seed."""
+        every = list(mutants((ROOT / self.name).read_text(encoding="utf-8")))
+        if most and most < len(every):
+            return random.Random(f"{seed} {self.name}").sample(every, most)
+        return every
 
 
 def module_of(path: Path) -> Module | None:
@@ -205,8 +219,12 @@ def module_of(path: Path) -> Module | None:
     if test is None:
         return None
     tests = (str(test.relative_to(ROOT)), *MORE.get(name, ()))
-    texts = b"".join((ROOT / one).read_bytes() for one in (name, *tests))
-    return Module(name, tests, hashlib.sha256(texts).hexdigest()[:16])
+    code, *others = ((ROOT / one).read_bytes() for one in (name, *tests))
+    return Module(name, tests, _digest(code), _digest(b"".join([code, *others])))
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
@@ -218,6 +236,7 @@ def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
             nowhere = os.open(os.environ.get("MUTANTS_SAY", os.devnull), os.O_RDWR)
             for number in range(3):
                 os.dup2(nowhere, number)
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
             os.chdir(where)
             sys.path[:0] = [str(where)]
             options = ["-x", "-q", "-p", "no:cacheprovider", "-W", _PRELOADED]
@@ -236,7 +255,7 @@ def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
         time.sleep(0.01)
 
 
-def work(number: int, jobs: int, modules: Sequence[Module], known: set[tuple[str, str]]) -> None:
+def work(number: int, jobs: int, asked: Sequence[tuple[Module, list[Mutant]]]) -> None:
     """Try every mutant that is this worker's, and note what came of it."""
     for name in (
         "pytest",
@@ -259,12 +278,10 @@ def work(number: int, jobs: int, modules: Sequence[Module], known: set[tuple[str
             shutil.copytree(ROOT / part, where / part, ignore=without)
         for part in ("pyproject.toml", "protocol.md", "README.md", "CHANGELOG.md"):
             shutil.copy(ROOT / part, where)
-        for module in modules:
+        for module, chosen in asked:
             text = (ROOT / module.name).read_text(encoding="utf-8")
             took_s = 0.0
-            for index, mutant in enumerate(mutants(text)):
-                if index % jobs != number or (module.digest, mutant.key) in known:
-                    continue
+            for mutant in chosen[number::jobs]:
                 if not took_s:
                     began = time.monotonic()
                     if not run_tests(where, module.tests, 600):
@@ -275,6 +292,7 @@ def work(number: int, jobs: int, modules: Sequence[Module], known: set[tuple[str
                 survived = run_tests(where, module.tests, TIMES * took_s + THEN_SOME_S)
                 line = {
                     "module": module.name,
+                    "code": module.code,
                     "digest": module.digest,
                     "mutant": mutant.key,
                     "survived": survived,
@@ -287,11 +305,22 @@ def work(number: int, jobs: int, modules: Sequence[Module], known: set[tuple[str
 
 
 def verdicts() -> dict[tuple[str, str], bool]:
-    """Return whether each mutant that was tried survived, by the digest and its key."""
+    """Return whether each mutant that was tried survived.
+
+    One that did is named by the digest of its module and its tests, one that was noticed by that of
+    its module alone: more tests do not notice less.
+    """
     if not REPORT.exists():
         return {}
-    lines = map(json.loads, REPORT.read_text(encoding="utf-8").splitlines())
-    return {(line["digest"], line["mutant"]): line["survived"] for line in lines}
+    found: dict[tuple[str, str], bool] = {}
+    for line in map(json.loads, REPORT.read_text(encoding="utf-8").splitlines()):
+        found[line["digest" if line["survived"] else "code"], line["mutant"]] = line["survived"]
+    return found
+
+
+def verdict(module: Module, key: str, found: dict[tuple[str, str], bool]) -> bool | None:
+    """Return whether a mutant survived; None if that is not known."""
+    return found.get((module.code, key), found.get((module.digest, key)))
 
 
 def equivalents() -> set[str]:
@@ -300,22 +329,25 @@ def equivalents() -> set[str]:
     return {line.strip() for line in lines if line.startswith("    ")}
 
 
-def report_of(modules: Sequence[Module], found: dict[tuple[str, str], bool]) -> int:
-    """Print figures for each module, and return how many survive that are no equivalents."""
-    known, total, left = equivalents(), 0, 0
-    for module in modules:
-        tried = {key: live for (digest, key), live in found.items() if digest == module.digest}
+def report_of(
+    asked: Sequence[tuple[Module, list[Mutant]]], found: dict[tuple[str, str], bool]
+) -> float:
+    """Print figures for each module; return the percentage that survives, equivalents aside."""
+    known, total, left, every = equivalents(), 0, 0, 0
+    for module, chosen in asked:
+        tried = {one.key: verdict(module, one.key, found) for one in chosen}
+        count = sum(live is not None for live in tried.values())
         living = [key for key, live in tried.items() if live]
-        excused = [key for key in living if f"{module.name}: {key}" in known]
-        total += len(tried)
-        left += len(living) - len(excused)
-        print(f"{len(tried):5} tried, {len(living) - len(excused):3} survive", end="")
-        print(f", {len(excused):3} change nothing  {module.name}")
-        for key in living:
-            if key not in excused:
-                print(f"          {key}")
-    print(f"{total} mutants, {left} survive: {100 * left / max(1, total):.1f} %")
-    return left
+        survive = [key for key in living if f"{module.name}: {key}" not in known]
+        of = len(module.sample(0, 0))
+        total, left, every = total + count, left + len(survive), every + of
+        print(f"{count:5} of {of:3} tried, {len(survive):3} survive", end="")
+        print(f", {len(living) - len(survive):3} change nothing  {module.name}")
+        for key in survive:
+            print(f"          {key}")
+    share = 100 * left / max(1, total)
+    print(f"{total} of {every} mutants tried, {left} survive: {share:.1f} %")
+    return share
 
 
 def main() -> int:
@@ -324,27 +356,31 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--share", type=float, default=8.0, help="percent that may survive")
     parser.add_argument("--report", action="store_true", help="only what is known already")
+    parser.add_argument("--sample", type=int, default=0, help="most mutants of a module; 0: all")
+    parser.add_argument("--seed", type=int, default=1, help="which are chosen")
     parser.add_argument("paths", nargs="*", type=Path, default=PATHS, help="modules, packages")
-    asked = parser.parse_args()
-    paths = [path.resolve() for path in asked.paths]
+    given = parser.parse_args()
+    paths = [path.resolve() for path in given.paths]
     files = [file for path in paths for file in (sorted(path.rglob("*.py")) or [path])]
     modules = [module for file in files if (module := module_of(file)) is not None]
+    asked = [(module, module.sample(given.sample, given.seed)) for module in modules]
     REPORT.parent.mkdir(exist_ok=True)
-    if not asked.report:
-        known = set(verdicts())
+    if not given.report:
+        found = verdicts()
+        untried = [
+            (module, [one for one in chosen if verdict(module, one.key, found) is None])
+            for module, chosen in asked
+        ]
         children: list[int] = []
-        for number in range(asked.jobs):
+        for number in range(given.jobs):
             pid = os.fork()
             if pid == 0:
-                work(number, asked.jobs, modules, known)
+                work(number, given.jobs, untried)
                 os._exit(0)
             children.append(pid)
         for pid in children:
             os.waitpid(pid, 0)
-    found = verdicts()
-    left = report_of(modules, found)
-    tried = sum(1 for digest, _ in found if digest in {module.digest for module in modules})
-    return 1 if left * 100 > asked.share * max(1, tried) else 0
+    return 1 if report_of(asked, verdicts()) > given.share else 0
 
 
 if __name__ == "__main__":
