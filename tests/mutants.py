@@ -50,6 +50,14 @@ MORE = {
         "tests/unit/protocol/test_client_session.py",
     ],
     "tcprepl/protocol/server_session.py": ["tests/property/test_protocol_sessions.py"],
+    "tcprepl/replication/following/delivery.py": [
+        "tests/unit/replication/following/test_client.py",
+        "tests/unit/replication/following/test_pulling.py",
+        "tests/unit/replication/following/test_runs.py",
+    ],
+    "tcprepl/federation/sending/attempts.py": ["tests/unit/federation/sending/test_sender.py"],
+    "tcprepl/federation/sending/destination.py": ["tests/unit/federation/sending/test_sender.py"],
+    "tcprepl/protocol/client_session.py": ["tests/property/test_protocol_sessions.py"],
     "tcprepl/protocol/batches.py": ["tests/unit/protocol/test_client_session.py"],
 }
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {

@@ -17,7 +17,7 @@ from tcprepl.federation.sending.search import FIRST_DENIALS
 from tcprepl.federation.sending.stored import StoredTransaction
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu
-from tcprepl.federation.wire.transaction import TransactionLimits
+from tcprepl.federation.wire.transaction import ENVELOPE_BYTES, TransactionLimits, edu_bytes
 
 LIMITS = TransactionLimits()
 
@@ -38,6 +38,16 @@ def test_a_new_destination_is_plain() -> None:
     assert made.is_plain
     assert not made.has_work
     assert made.take(0, []) == []
+    assert (made.purges, made.last_success_ms) == (0, 0)
+
+
+def test_what_was_taken_is_no_work_any_more() -> None:
+    made = Destination("y", LIMITS)
+    made.hold(entry(1))
+    assert made.has_new_work
+    made.take(0, [])
+    assert not made.has_new_work
+    assert made.is_plain
 
 
 def test_it_holds_what_is_new_while_it_holds_all() -> None:
@@ -170,6 +180,17 @@ def test_a_transaction_with_unclear_answers_is_put_off_in_the_end() -> None:
     assert made.in_flight.uncertain
 
 
+def test_unclear_answers_are_counted_for_each_transaction_by_itself() -> None:
+    unclear = Answer(502, b"")
+    made = make(2)
+    assert made.judge(unclear) is Verdict.RETRY
+    assert made.judge(unclear) is Verdict.PUT_OFF
+    assert made.judge(unclear) is Verdict.RETRY
+    made.begin(StoredTransaction("t2", 0, [entry(9)]))
+    assert made.judge(unclear) is Verdict.RETRY
+    assert made.judge(unclear) is Verdict.PUT_OFF
+
+
 def test_what_a_server_says_of_the_content_ends_the_doubt() -> None:
     """It has read the id, and would have said that it has taken it."""
     assert make(2, uncertain=True).judge(Answer(400, MATRIX)) is Verdict.HALVE
@@ -209,11 +230,23 @@ def test_too_large_means_less_next_time_and_success_lets_it_grow_again() -> None
     assert (made.max_edus, made.max_bytes) == (LIMITS.edus, LIMITS.max_bytes)
 
 
-def test_a_search_bounds_what_is_taken() -> None:
+@pytest.mark.parametrize(("pad", "least"), [(0, True), (20_000, False)])
+def test_what_is_too_large_is_halved_down_to_what_makes_sense(pad: int, least: bool) -> None:
+    made = Destination("y", LIMITS)
+    entries = [entry(number, pad=pad) for number in range(2)]
+    made.begin(StoredTransaction("t", 0, entries))
+    made.judge(Answer(413, b""))
+    half = sum(edu_bytes(edu) for _, _, edu in entries) // 2
+    assert (half < 2 * ENVELOPE_BYTES) == least
+    assert made.max_bytes == max(half, 2 * ENVELOPE_BYTES)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_search_bounds_what_is_taken(status: int) -> None:
     made = make(8)
     for number in range(20, 30):
         made.hold(entry(number))
-    made.judge(Answer(400, MATRIX))
+    made.judge(Answer(status, MATRIX))
     assert len(made.take(0, [])) == 4
 
 

@@ -12,6 +12,7 @@ import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
+from tcprepl.federation.sending import sender as module
 from tcprepl.federation.wire.edu import Edu, build_edu, edu_row
 from tests.federation_world import World
 
@@ -131,6 +132,7 @@ def test_an_edu_that_is_too_large_for_the_remote_is_quarantined_and_shown(world:
     assert [content["n"] for _, content in remote.deliveries] == [2]
     assert result(world.sender.retry("remote1.example"), world) == 0
     assert result(world.sender.retry("remote1.example", quarantined=True), world) == 1
+    assert world.sender.destinations["remote1.example"].quarantined == 0
     world.run(10)
     assert [content["n"] for _, content in remote.deliveries] == [2, 1]
 
@@ -181,13 +183,88 @@ def test_metrics_tell_what_waits(world: World) -> None:
     assert metrics.OUTBOX_OLDEST_SECONDS.samples()[("to_device",)] > 30
 
 
+def test_metrics_tell_what_was_sent(world: World) -> None:
+    def samples() -> list[float]:
+        live = (metrics.SENT_TRANSACTIONS, metrics.SENT_EDUS, metrics.SENT_EDUS_BY_TYPE)
+        return [sum(one.samples().values()) for one in live]
+
+    before = samples()
+    for number in range(3):
+        send(world, "remote1.example", {"n": number})
+    send(world, "remote1.example", {"room_id": "!r:x", "typing": True}, "m.typing")
+    world.run(5)
+    transactions = len(world.remote("remote1.example").accepted)
+    assert [new - old for new, old in zip(samples(), before, strict=True)] == [transactions, 4, 4]
+
+
+def test_who_is_up_again_is_tried_at_once_and_its_failures_are_forgotten(world: World) -> None:
+    remote = world.remote("remote1.example")
+    world.sender.remote_server_up("remote1.example")
+    assert world.sender.destinations == {}
+    remote.mode = "dead"
+    send(world, "remote1.example", {"n": 1})
+    world.run(120)
+    remote.mode = "hang"
+    world.sender.remote_server_up("remote1.example")
+    world.run(1)
+    assert remote.under_way == 1
+    # also on disk: the one that is under way is not answered before the process dies
+    world.kill()
+    world.boot()
+    assert world.sender.destinations["remote1.example"].backoff.failures == 0
+    remote.mode = "ok"
+    world.run(5)
+    world.sender.remote_server_up("remote1.example")
+    world.run(5)
+    assert [content["n"] for _, content in remote.deliveries] == [1]
+
+
+def test_what_is_in_quarantine_can_be_dropped(world: World) -> None:
+    remote = world.remote("remote1.example")
+    remote.mode, remote.max_edus = "413", 0
+    send(world, "remote1.example", {"n": 1})
+    world.run(10)
+    assert result(world.sender.drop("remote1.example"), world) == 1
+    assert world.sender.destinations["remote1.example"].quarantined == 0
+    assert result(world.sender.drop("remote2.example"), world) == 0
+    assert result(world.sender.retry("remote1.example", quarantined=True), world) == 0
+
+
+def test_of_whom_there_is_nothing_to_know_nothing_is_kept(world: World) -> None:
+    send(world, "remote1.example", {"n": 1})
+    world.run(5)
+    assert "remote1.example" in world.sender.destinations
+    world.run(60)
+    assert world.sender.destinations == {}
+
+
+def test_presence_by_itself_waits_for_more_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PRESENCE_SPREAD_MS", 5_000)
+    monkeypatch.setattr(world.sender._chance, "uniform", lambda _, most: most)
+    for name in ("remote1.example", "remote2.example"):
+        send(world, name, {"push": []}, "m.presence")
+    world.run(3)
+    send(world, "remote2.example", {"n": 1})
+    world.run(1)
+    assert world.remote("remote1.example").requests == 0
+    # whoever gets something else gets it along
+    assert len(world.remote("remote2.example").deliveries) == 2
+    world.run(8)
+    assert len(world.remote("remote1.example").deliveries) == 1
+
+
 def test_stopping_gives_up_what_is_under_way_and_keeps_it(world: World) -> None:
     world.remote("remote1.example").mode = "hang"
     send(world, "remote1.example", {"n": 1})
     world.run(1)
     assert result(world.sender.stop(), world) is None
     send(world, "remote1.example", {"n": 2})
+    send(world, "remote2.example", {"n": 3})
     world.run(100)
+    assert world.under_way == 0
+    assert world.remote("remote2.example").requests == 0
     assert result(world.outbox.totals(), world)["to_device"].edus == 1
     world.kill()
     world.remote("remote1.example").mode = "ok"
