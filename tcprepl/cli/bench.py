@@ -23,6 +23,7 @@ from tcprepl.cli.benching import (
 )
 from tcprepl.cli.output import write_out
 from tcprepl.cli.progress import Progress
+from tcprepl.cli.publish import NotJson
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.values import Address
@@ -157,7 +158,10 @@ def written_options(function: Any) -> Any:
 def _row(stream: str, row: str | None, size_bytes: int) -> bytes:
     if row is None and stream != STREAM:
         raise click.UsageError(f"--stream {stream} needs a --row that fits it")
-    return row_of(row, size_bytes)
+    try:
+        return row_of(row, size_bytes)
+    except NotJson as error:
+        raise click.UsageError(str(error)) from None
 
 
 @command.command("publish")

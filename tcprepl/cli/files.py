@@ -59,10 +59,16 @@ def command(
     there = [name for name in found if (out / name).exists()]
     if there and not force:
         raise TcpreplError(f"{out} has {', '.join(there)} already; --force writes over them")
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in found.items():
-        (out / name).write_text(text, encoding="utf-8")
-        click.echo(str(out / name))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in found.items():
+            (out / name).write_text(text, encoding="utf-8")
+            click.echo(str(out / name))
+    except OSError as error:
+        raise TcpreplError(
+            f"--out {out}: cannot write {error.filename or out}: {error.strerror}; expected a "
+            "directory, there or to be made"
+        ) from None
 
 
 def _this_command() -> Path:

@@ -18,7 +18,7 @@ from tcprepl.cli import Group
 from tcprepl.cli.following import renderer
 from tcprepl.cli.formats import Format, key_of, output_options, writer_for
 from tcprepl.cli.progress import Progress
-from tcprepl.errors import ConfigError, LogUnavailable
+from tcprepl.errors import ConfigError, LogCorrupt, LogUnavailable
 from tcprepl.ids import StreamName, Token
 from tcprepl.protocol.display import displayable
 from tcprepl.storage.backup import LIST_NAME
@@ -70,10 +70,13 @@ def opened(directory: Path) -> Iterator[Database]:
     Raises:
         ConfigError: There is no log.
         LogLocked: A process has it.
-        LogError: It is no log of ours.
+        LogError: It is no log of ours, or an empty file in its place.
     """
-    if not (directory / DATABASE_NAME).exists():
+    path = directory / DATABASE_NAME
+    if not path.exists():
         raise ConfigError(f"{directory}: no {DATABASE_NAME} is there; expected a data directory")
+    if not path.stat().st_size:
+        raise LogCorrupt(f"{path}: an empty file, no log: what was in it is lost; use a backup")
     if (directory / LIST_NAME).exists():
         with _copied(directory) as copy, closing(Database(copy)) as database:
             yield database

@@ -169,6 +169,8 @@ def command(
       typing master 1
       $ tcprepl publish caches --batch < rows.jsonl
     """
+    if not stream.strip():
+        raise click.BadParameter("expected the name of a stream", param_hint="STREAM")
     if isinstance(url, Address) and transaction_id is not None:
         raise click.UsageError("--transaction-id goes with the URL of the HTTP side")
     if not row and sys.stdin.isatty():

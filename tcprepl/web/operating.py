@@ -97,7 +97,12 @@ class Operating:
         kicked = kick(server, asked.peer, asked.why)
         if not kicked:
             near = did_you_mean(asked.peer, {one.name for one in server.peers() if one.name})
-            raise ApiError(404, "M_NOT_FOUND", f"no peer is called {asked.peer}{near}")
+            raise ApiError(
+                404,
+                "M_NOT_FOUND",
+                f"no peer is called {asked.peer}: expected what it calls itself, its address with "
+                f"the port, or the number of its connection, as STATUS shows them{near}",
+            )
         return json_response(KickAnswer([Kicked(p.conn_id, p.name, p.address) for p in kicked]))
 
     async def post_drain(self, call: Call) -> Response:

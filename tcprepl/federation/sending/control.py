@@ -70,6 +70,11 @@ class Handles:
         if operation == "show":
             return await self._sender.describe_one(destination)
         if operation in ("retry", "retry-quarantined"):
+            if not (await self._sender.describe_one(destination))["queued_edus"]:
+                raise ControlError(
+                    f"{destination}: nothing waits for it, so there is nothing to try; "
+                    "`tcprepl fed ls` lists for whom something does"
+                )
             count = await self._sender.retry(
                 destination, quarantined=operation == "retry-quarantined"
             )

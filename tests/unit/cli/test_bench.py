@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_told(world: CliWorld, capsys: pytest.CaptureFixtur
         told = capsys.readouterr()
         assert "typing: refused (row)" in told.err
         assert not told.out
-    assert run(["bench", "publish", "--row", "[1"]) == 1
+    assert run(["bench", "publish", "--row", "[1"]) == 2
     assert "--row: not JSON" in capsys.readouterr().err
     for rate in ("nan", "0", "inf"):
         assert run(["bench", "latency", "--rate", rate]) == 2
@@ -122,3 +122,9 @@ def test_who_is_interrupted_hears_what_was_measured(
     monkeypatch.setattr(bench, "run_until_done", interrupted)
     got = found(capsysbinary, "latency", "--rate", "10", "--for", "60", "--yes")
     assert 5 <= got["rows"] <= 15
+
+
+def test_a_row_that_is_not_json_is_an_error_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    for which in ("publish", "latency"):
+        assert run(["bench", which, "--row", "xx"]) == 2
+        assert "--row: not JSON at column 1" in capsys.readouterr().err

@@ -127,3 +127,12 @@ def test_a_running_sender_is_asked(data: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_age(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+@pytest.mark.parametrize("words", [["retry"], ["retry", "--quarantined"]])
+def test_nothing_to_try(data: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert fed(data, *words, "never.example") == 1
+    said = capsys.readouterr()
+    assert "never.example: nothing waits for it" in said.err
+    assert not said.out
+    assert [line["destination"] for line in ask(data, "ls")] == [NAME]

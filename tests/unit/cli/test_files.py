@@ -51,3 +51,9 @@ def test_where_the_command_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert files._this_command() == Path("/usr/local/bin/tcprepl")
     (tmp_path / "tcprepl").touch(0o755)
     assert files._this_command() == tmp_path / "tcprepl"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    for out in ("/dev/null", "/dev/null/x"):
+        with pytest.raises(TcpreplError, match=rf"--out {out}: cannot write /dev/null.*: .*direct"):
+            run("alerts", "--out", out)

@@ -49,3 +49,13 @@ def test_nobody_of_that_name(
     answers(monkeypatch, ApiFailed("no peer is called x", 404))
     assert run(["kick", "x"]) == 1
     assert "no peer is called x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peer", ["", "  "])
+def test_nobody_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], peer: str
+) -> None:
+    asked = answers(monkeypatch, {"kicked": []})
+    assert run(["kick", peer]) == 2
+    assert "expected the name of a peer, its address with the port" in capsys.readouterr().err
+    assert not asked

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tcprepl import cli
 from tcprepl.cli import log, progress
-from tcprepl.errors import ConfigError, LogLocked, LogUnavailable
+from tcprepl.errors import ConfigError, LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.database import DATABASE_NAME
 from tests.log_kit import SqliteStore, add, row
@@ -134,3 +134,11 @@ def test_show_in_a_form(data: Path) -> None:
     assert run("show", "push_rules", *where, "--count", "2", "--format", "%t=%k")[0] == (
         "1=@a:x\n2=@b:x\n"
     )
+
+
+def test_an_empty_file_is_no_log_and_stays_empty(tmp_path: Path) -> None:
+    (tmp_path / DATABASE_NAME).touch()
+    for words in (["verify"], ["ls"], ["show", "typing"], ["top"]):
+        with pytest.raises(LogCorrupt, match="an empty file, no log"):
+            run(*words, "--data", str(tmp_path))
+    assert (tmp_path / DATABASE_NAME).read_bytes() == b""

@@ -188,3 +188,8 @@ def test_cutting_chunks() -> None:
     assert [len(c) for c in as_they_come([[one], [two] * 2_001, []])] == [1, 2_000, 1]
     assert list(map(texts, all_in_one([[one], [two]]))) == [[b"1", b"2"]]
     assert list(all_in_one([[]])) == []
+
+
+def test_a_stream_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["publish", "", "[1]"]) == 2
+    assert "expected the name of a stream" in capsys.readouterr().err

@@ -65,7 +65,8 @@ def test_nobody_of_that_name(both: Both) -> None:
     assert answer.error == (
         404,
         "M_NOT_FOUND",
-        "no peer is called worker4; did you mean worker3?",
+        "no peer is called worker4: expected what it calls itself, its address with the port, or "
+        "the number of its connection, as STATUS shows them; did you mean worker3?",
     )
 
 
