@@ -55,6 +55,8 @@ MORE = {
         "tests/unit/replication/following/test_pulling.py",
         "tests/unit/replication/following/test_runs.py",
     ],
+    "tcprepl/federation/sending/stored.py": ["tests/unit/federation/sending/test_outbox.py"],
+    "tcprepl/federation/sending/writes.py": ["tests/unit/federation/sending/test_sender.py"],
     "tcprepl/federation/sending/attempts.py": ["tests/unit/federation/sending/test_sender.py"],
     "tcprepl/federation/sending/destination.py": ["tests/unit/federation/sending/test_sender.py"],
     "tcprepl/protocol/client_session.py": ["tests/property/test_protocol_sessions.py"],

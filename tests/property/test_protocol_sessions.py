@@ -14,7 +14,7 @@ from tcprepl.protocol.commands import (
     ReplicateCommand,
     ServerCommand,
 )
-from tcprepl.protocol.events import Closing, CommandReceived, Event, PublishRun
+from tcprepl.protocol.events import Closing, CommandReceived, Event, PublishRun, in_batches
 from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
@@ -42,10 +42,13 @@ def a_client(dialect: str) -> Session:
 
 
 def drive(session: Session, pieces: list[bytes]) -> tuple[list[Event], bytes, object]:
-    """Feed *pieces*; return the events, what went out and how it ended."""
+    """Feed *pieces*; return the events, what went out and how it ended.
+
+    How rows fall into runs depends on the pieces: they are told batch by batch.
+    """
     events: list[Event] = []
     for piece in pieces:
-        events += receive(session, piece, 1.0)
+        events += in_batches(receive(session, piece, 1.0))
     return events, session.data_to_send(), (session.state, session.close_reason)
 
 
@@ -65,6 +68,17 @@ def test_a_server_takes_any_bytes_in_any_pieces(data: st.DataObject) -> None:
     assert drive(whole, [raw]) == drive(cut, data.draw(cuts(raw)))
     session = a_server()
     check(receive(session, raw, 1.0), session)
+
+
+@pytest.mark.parametrize("dialect", CLIENTS)
+def test_rows_are_the_same_however_the_reads_fall(dialect: str) -> None:
+    lines = [b"POSITION a m 4 4", *[b"RDATA a m 5 [1]", b"RDATA a m 5 [2]", b"RDATA a m 6 [3]"] * 2]
+    if dialect == "2017":
+        lines = [line.replace(b" m ", b" ").replace(b" 4 4", b" 4") for line in lines]
+    raw = b"\n".join([*lines, b""])
+    whole = drive(a_client(dialect), [raw])
+    for at in range(len(raw)):
+        assert drive(a_client(dialect), [raw[:at], raw[at:]]) == whole
 
 
 @pytest.mark.parametrize("dialect", CLIENTS)

@@ -18,7 +18,13 @@ from tcprepl.protocol.commands import (
     ServerCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import Closing, CommandReceived, DialectChosen, RowsReceived
+from tcprepl.protocol.events import (
+    Closing,
+    CommandReceived,
+    DialectChosen,
+    RowsReceived,
+    in_batches,
+)
 from tcprepl.protocol.state import State
 from tests.sessions import BARE, GOODBYE, client, commands, receive
 
@@ -57,6 +63,27 @@ def test_a_client_learns_the_dialect_from_the_greeting(
     ]
     assert session.server_name == "example.com"
     assert session.dialect is DIALECTS[chosen]
+
+
+def test_a_dialect_is_chosen_once_whatever_later_pings_say() -> None:
+    session = ClientSession(0.0)
+    lines = b"SERVER example.com\nPING 1 tcprepl/1\nPING 2\nPING 3 tcprepl/1\n"
+    chosen = [one for one in receive(session, lines, 0.0) if isinstance(one, DialectChosen)]
+    assert chosen == [DialectChosen(DIALECTS["tcprepl"])]
+    assert session._batches.dialect is session.dialect
+
+
+def test_a_row_that_is_not_utf_8_ends_it_behind_the_good_ones_of_the_same_read() -> None:
+    session = client()
+    lines = [b"POSITION a m 4 4", *(b"RDATA a m %d [1]" % token for token in range(5, 10))]
+    events = receive(
+        session, b"\n".join([*lines, b'RDATA a m 10 "\xff"', b"RDATA a m 11 []\n"]), 1.0
+    )
+    *good, closing = events
+    assert isinstance(closing, Closing)
+    assert closing.reason is CloseReason.BAD_ENCODING
+    assert closing.text.startswith("line 9: RDATA: byte 15 of the line (0xff) is not UTF-8")
+    assert [one.token for one in in_batches(good[1:])] == list(range(5, 10))
 
 
 def test_a_position_with_one_token_tells_an_older_server() -> None:

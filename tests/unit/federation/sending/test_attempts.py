@@ -39,6 +39,19 @@ def test_a_failure_nobody_expected_waits_too(world: World, monkeypatch: pytest.M
     assert world.remote("remote1.example").deliveries
 
 
+def test_only_so_many_types_are_counted_by_themselves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "_MAX_TYPES", 2)
+    for number in range(5):
+        send(world, "remote1.example", {"n": number}, f"org.example.{min(number, 3)}")
+    world.run(5)
+    counted = {kind: count for (kind,), count in world.sender._attempts.sent_edus()}
+    assert counted.pop("other") == 3.0
+    assert sorted(counted.values()) == [1.0, 1.0]
+    assert world.sender._attempts.sent_transactions == len(world.remote("remote1.example").accepted)
+
+
 POISON = {
     "first": {0},
     "last": {119},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tcprepl.federation.sending.lanes import Entry, Lane, LaneQueue, lane_of
 from tcprepl.federation.wire.edu import Edu, build_edu
+from tcprepl.federation.wire.transaction import edu_bytes
 
 
 def edu(edu_type: str, number: int = 0, key: str | None = None, pad: int = 0) -> Edu:
@@ -98,3 +99,28 @@ def test_discard_forgets_a_key() -> None:
 def test_lane_of() -> None:
     assert lane_of("m.direct_to_device") is Lane.TO_DEVICE
     assert lane_of("org.example.custom") is Lane.OTHER
+
+
+def test_size_and_length_follow_what_is_taken_and_discarded() -> None:
+    queue = LaneQueue()
+    kinds = ("m.direct_to_device", "m.typing", "m.strange")
+    each = [edu(kinds[number % 3], number, f"@{number}", pad=number) for number in range(30)]
+    for number, one in enumerate(each):
+        queue.add((number, 0, one))
+    assert queue.size_bytes == sum(map(edu_bytes, each))
+    assert queue.discard(each[29])
+    assert not queue.discard(each[29])
+    assert len(queue) == 29
+    taken = queue.take(10, 10**6, 0, [])
+    assert len(queue) == 19
+    # an upper bound: what was discarded is counted until all is gone
+    left = sum(map(edu_bytes, each)) - sum(edu_bytes(entry[2]) for entry in taken)
+    assert queue.size_bytes == left
+    queue.take(18, 10**6, 0, [])
+    queue.take(18, 10**6, 0, [])
+    assert (len(queue), queue.size_bytes) == (0, 0)
+    queue.add((1, 0, each[0]))
+    queue.add((2, 0, each[1]))
+    assert len(queue.take(2, 1, 0, [])) == 1
+    queue.take(1, 1, 0, [])
+    assert (len(queue), queue.size_bytes) == (0, 0)

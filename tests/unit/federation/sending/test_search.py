@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,3 +98,36 @@ def test_a_round_ends_and_a_search_can_be_forgotten() -> None:
     search.set_aside = True
     search.forget()
     assert (search.limit, search.suspects, search.set_aside) == (None, set(), False)
+
+
+def test_what_is_taken_and_what_is_found_let_more_be_tried_at_once() -> None:
+    search = Search()
+    search.halve(9)
+    limits = [search.limit]
+    for step in range(3):
+        if step == 0:
+            search.accepted([1], 100)
+        elif step == 1:
+            search.found(2, 100)
+        else:
+            search.suspect(3, 100)
+        limits.append(search.limit)
+    assert limits == [4, 8, 16, 32]
+    search.accepted([4], 64)
+    assert search.limit is None
+
+
+@pytest.mark.parametrize("was_well", [True, False])
+def test_refusals_are_counted_anew_after_each_end_of_a_row(was_well: bool) -> None:
+    search = Search()
+    most = FIRST_DENIALS if was_well else LATER_DENIALS
+
+    def refusals(count: int) -> list[bool]:
+        return [search.denied([1], 500, was_well=was_well) for _ in range(count)]
+
+    assert all(refusals(most - 1))
+    search.accepted([2], 100)
+    assert all(refusals(most - 1))
+    search.found(1, 100)
+    for _ in range(2):
+        assert refusals(most) == [*[True] * (most - 1), False]

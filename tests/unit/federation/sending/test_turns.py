@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -54,6 +56,24 @@ def test_void_entries_do_not_pile_up() -> None:
     for number in range(10_000):
         turns.ask(1, 1_000_000 - number, 0)
     assert len(turns._heap) <= 2 + module._SLACK
+
+
+def test_who_waits_keeps_the_place_when_void_entries_go() -> None:
+    turns: Turns[int] = Turns(1_000)
+    chance = random.Random(1)
+    due = {}
+    for most in (*range(9_000, 1_000, -1_000), 900):
+        for number in range(100):
+            due[number] = most + chance.randrange(100)
+            turns.ask(number, due[number], 0)
+    for number in range(0, 100, 3):
+        turns.withdraw(number)
+        del due[number]
+    assert len(turns._heap) < 9 * 100
+    turns._compact()
+    assert turns.next_due_ms() == min(due.values())
+    found = [turns.begin(now) for now in sorted(due.values())]
+    assert [due[one] for one in found if one is not None] == sorted(due.values())
 
 
 class TurnsMachine(RuleBasedStateMachine):
