@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
@@ -16,6 +18,7 @@ from tcprepl.replication.serving import publishing
 from tcprepl.streams.gathering import Outcome
 from tcprepl.streams.log import Appended
 from tests.serving_world import World
+from tests.strategies import cuts
 
 
 @pytest.fixture
@@ -367,3 +370,59 @@ def test_who_cannot_be_told_costs_nobody_else_an_answer(
         world.network.settle()
     assert [entry["event"] for entry in logs] == ["replication.publish.untold"]
     assert [len(caller.lines()) for caller in callers] == [1, 2, 2]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[str]:
+    """Return lines that publish: consecutive numbers, with all that may break a run among them."""
+    lines: list[str] = []
+    number = 1
+    for _ in range(draw(st.integers(1, 4))):
+        odd = draw(st.sampled_from(["", "hole", "repeat", "row", "stream", "line", "claim"]))
+        if odd == "hole":
+            number += 1
+        elif odd == "repeat":
+            number = max(1, number - 3)
+        elif odd == "row":
+            lines.append(f"PUBLISH typing #{number} [5]")
+        elif odd == "stream":
+            lines.append(f"PUBLISH nonsense #{number} 5")
+        elif odd == "line":
+            lines.append(draw(st.sampled_from(["", "NAME me", "PUBLISH alpha 5"])))
+        elif odd == "claim":
+            lines.append("PRODUCER p")
+        row = draw(st.sampled_from(["alpha #{} 5", 'typing #{} ["!r:x",[]]']))
+        for _ in range(draw(st.integers(1, 12))):
+            lines.append(f"PUBLISH {row.format(number)}")
+            number += 1
+    return lines
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(st.data(), conversations(), conversations(), st.booleans())
+def test_how_lines_fall_into_reads_changes_no_answer_and_no_row(
+    data: st.DataObject, first: list[str], second: list[str], produces: bool
+) -> None:
+    """Line by line, or in any pieces: the same answers, the same log; with a fence between."""
+    found = []
+    for whole in (False, True):
+        made = World()
+        made.log.ensure("typing", "master")
+        caller = made.call(*["PRODUCER p"] * produces)
+        for lines in (first, second):
+            pieces: list[bytes] = [f"{line}\n".encode() for line in lines]
+            if whole:
+                pieces = data.draw(cuts(b"".join(pieces)))
+            for piece in pieces:
+                assert caller.transport is not None
+                caller.transport.write(piece)
+                made.network.settle()
+            made.call("PRODUCER p")
+        log = made.log
+        rows = [
+            [*log.read(stream, "master", 0, log.position(stream, "master")).rows()]
+            for stream in ("alpha", "typing")
+        ]
+        found.append((caller.lines(), rows))
+        assert made.stop().called
+    assert found[0] == found[1]
