@@ -184,6 +184,8 @@ def test_metrics_tell_what_waits(world: World) -> None:
 
 
 def test_metrics_tell_what_was_sent(world: World) -> None:
+    assert world.sender.server_name == "here.example"
+
     def samples() -> list[float]:
         live = (metrics.SENT_TRANSACTIONS, metrics.SENT_EDUS, metrics.SENT_EDUS_BY_TYPE)
         return [sum(one.samples().values()) for one in live]

@@ -14,10 +14,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
+from tcprepl import metrics
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in_batches
+from tcprepl.replication.following import delivery as module
+from tcprepl.replication.following import descending
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.dialect_2017 import Resumption
@@ -50,6 +53,10 @@ class Link:
     async def wait(self, seconds: float) -> None:
         """Wait on the fake clock."""
         await deferLater(self.clock, seconds)
+
+    def call_later(self, seconds: float, function: Any) -> Any:
+        """Call it on the fake clock."""
+        return self.clock.callLater(seconds, function)
 
 
 class Archive:
@@ -257,6 +264,14 @@ def test_2017_position_ahead_of_the_last_row_is_no_gap_and_behind_is_a_reset() -
     assert not stage.resets
     stage.position(None, 1)
     assert stage.resets == [("alpha", "master", 9, 1)]
+
+
+def test_2017_from_the_start_of_a_stream_without_rows() -> None:
+    stage = Stage("2017")
+    stage.delivery.resumption.ask(ALPHA, 0)
+    stage.position(None, 0)
+    assert stage.delivery.known == {ALPHA: 0}
+    assert stage.resets == []
 
 
 def test_2017_from_the_start() -> None:
@@ -619,3 +634,92 @@ def test_a_run_is_handed_over_as_it_is_where_nothing_of_it_is_known() -> None:
     assert len(runs) == 1
     assert stage.seen == [(7, [[7]])]
     assert stage.delivery.received_rows == {"alpha": 3}
+
+
+def test_each_gap_that_is_told_is_counted() -> None:
+    counted = metrics.GAPS.labels("alpha")._value
+    before = counted.get()
+    stage = Stage(alpha=3)
+    stage.position(9, 9)
+    stage.position(9, 9)
+    assert counted.get() == before + 1
+
+
+def test_a_page_that_goes_no_further_ends_the_fetch() -> None:
+    class Stuck(Archive):
+        def fetch(self, stream: str, instance: str, after: int, upto: int) -> Any:
+            self.asked.append(after)
+            assert len(self.asked) < 9
+            return succeed(CatchUpPage([], after, limited=True))
+
+    archive = Stuck([])
+    stage = Stage(archive=archive, alpha=3)
+    stage.position(5, 5)
+    assert archive.asked == [3]
+    assert stage.delivery.known == {ALPHA: 5}
+
+
+def test_tries_to_fetch_wait_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(module, "backoff_s", lambda attempt: tried.append(attempt) or 1.0)
+    archive = Archive([(4, b"[4]")])
+    archive.errors = [OSError("down")] * 3
+    stage = Stage(archive=archive, alpha=3)
+    stage.position(4, 4)
+    for _ in range(3):
+        stage.link.clock.advance(1)
+    assert tried == [1, 2, 3]
+    assert stage.tokens == [4]
+
+
+def told_falsely(**known: int) -> tuple[Stage, list[Any]]:
+    """Return a stage that learns that all above 3 was told falsely, and what it asked."""
+    stage = Stage(**known)
+    asked: list[Any] = []
+
+    def passed_over(pair: Any, token: int, *, position: bool = False) -> int:
+        asked.append((pair, token, position))
+        return 3
+
+    stage.delivery._passed_over = stage.delivery._runs._passed_over = passed_over
+    return stage, asked
+
+
+def test_a_position_below_one_that_was_told_falsely_goes_back() -> None:
+    stage, asked = told_falsely(alpha=9)
+    stage.position(3, 5)
+    assert asked == [(ALPHA, 5, True)]
+    assert stage.resets == [("alpha", "master", 9, 3)]
+    assert stage.heard == [("alpha", "master", 3), ("alpha", "master", 5)]
+    assert stage.delivery.known == {ALPHA: 5}
+
+
+def test_rows_below_a_token_that_was_told_falsely_go_back_and_are_delivered() -> None:
+    stage, asked = told_falsely(alpha=9)
+    stage.rows(4, b"[4]")
+    assert asked == [(ALPHA, 4, False)]
+    assert stage.tokens == [4]
+    stage, asked = told_falsely(alpha=9)
+    stage.delivery.take([RunReceived("alpha", "master", [4, 5], [b"[4]", b"[5]"])])
+    assert asked == [(ALPHA, 4, False)]
+    assert stage.resets == [("alpha", "master", 9, 3)]
+    assert stage.tokens == [4, 5]
+    assert stage.delivery.known == {ALPHA: 5}
+
+
+def test_what_is_held_for_want_of_a_position_goes_on_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(descending, "DESCENDING", {"alpha"})
+    stage = Stage(alpha=1)
+    stage.rows(3, b"[3]")
+    assert stage.tokens == []
+    stage.link.clock.advance(descending.HOLD_S)
+    assert stage.tokens == [3]
+    # what a lost connection brought is forgotten: it comes again
+    stage.rows(9, b"[9]")
+    _ = Deferred.fromCoroutine(stage.delivery.end())
+    assert not stage.link.clock.getDelayedCalls()
+    stage.delivery.begin(DIALECTS["1.22"])
+    stage.position(3, 3)
+    assert stage.tokens == [3]
