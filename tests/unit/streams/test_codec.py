@@ -195,6 +195,8 @@ def test_a_row_over_the_largest_is_refused_and_the_largest_is_taken() -> None:
     text = json.dumps([fits + "x"]).encode()
     with pytest.raises(BadRow, match="at most"):
         OPAQUE.check([b"[]", text])
+    largest = json.dumps([fits]).encode()
+    assert OPAQUE.check([b"[]", largest]) == [b"[]", largest]
 
 
 def test_surplus_fields_are_refused_from_a_writer_and_dropped_by_a_reader() -> None:

@@ -92,3 +92,9 @@ def test_lines_keep_their_places() -> None:
         b'RDATA pushers w batch ["@a:x","a b","<redacted>",0]\n'
         b'RDATA pushers w 7 ["@b:x","c","<redacted>",1]\n'
     )
+
+
+def test_only_caches_have_access_tokens_for_keys() -> None:
+    row = b'["get_user_by_access_token", ["x"], 5]'
+    assert without_access_tokens("typing", row) is row
+    assert without_access_tokens("caches", row) != row

@@ -7,6 +7,15 @@ import pytest
 from tcprepl.streams.retention import Bounds, Retention
 
 
+@pytest.mark.parametrize("name", ["max_rows", "max_bytes", "max_age_s"])
+def test_a_bound_is_exceeded_by_more_than_it_says_only(name: str) -> None:
+    bounds = Bounds(**{name: 10})
+    at = {"oldest_ms": 5_000, "size_bytes": 10, "rows": 10, "now_ms": 15_000}
+    assert bounds.excess(**at) is None
+    above = {"max_rows": "rows", "max_bytes": "size_bytes", "max_age_s": "now_ms"}[name]
+    assert bounds.excess(**{**at, above: at[above] + 1}) == f"{name}=10"
+
+
 @pytest.mark.parametrize(
     ("bounds", "setting"),
     [
