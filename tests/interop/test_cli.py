@@ -24,6 +24,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server in which no test leaves anything: no row of any stream."""
+    with Server(tmp_path_factory.mktemp("untouched")) as running:
+        yield running
+
+
 def rows_of_capture() -> list[tuple[str, object]]:
     """Return (stream, value) of each row of the real capture, in order."""
     return [
@@ -50,15 +57,15 @@ def by_stream(rows: list[tuple[str, object]]) -> dict[str, list[object]]:
     return found
 
 
-def test_serve_says_what_to_type_next_and_it_works(server: Server) -> None:
+def test_serve_says_what_to_type_next_and_it_works(untouched: Server) -> None:
     """Each command that the welcome shows runs as it stands."""
-    text = server.process.stdout
-    assert f"nc 127.0.0.1 {server.port}" in text
+    text = untouched.process.stdout
+    assert f"nc 127.0.0.1 {untouched.port}" in text
     publish = next(line for line in text.splitlines() if " publish " in line).strip()
     assert publish.endswith("""typing '["!room:example.com", ["@alice:example.com"]]'""")
-    assert f"--to {server.url}" in publish
+    assert f"--to {untouched.url}" in publish
     assert any(
-        line.strip() == f"tcprepl tail --from {server.address}" for line in text.splitlines()
+        line.strip() == f"tcprepl tail --from {untouched.address}" for line in text.splitlines()
     )
 
 
@@ -84,20 +91,20 @@ def test_publish_in_many_chunks(server: Server) -> None:
     assert tcprepl("publish", "typing", "--to", server.url, stdin="").stdout == ""
 
 
-def test_publish_refuses_in_words(server: Server) -> None:
+def test_publish_refuses_in_words(untouched: Server) -> None:
     """What does not fit is told with row, field, value and expectation; nothing is published."""
-    done = tcprepl("publish", "typing", ROW, '["!r", 5]', "--to", server.url)
+    done = tcprepl("publish", "typing", ROW, '["!r", 5]', "--to", untouched.url)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "answered 400" in done.stderr
     assert "Traceback" not in done.stderr
-    done = tcprepl("publish", "typing", '["!r", ]', "--to", server.url)
+    done = tcprepl("publish", "typing", '["!r", ]', "--to", untouched.url)
     assert done.returncode == 1
     assert "row 1: not JSON at column 8" in done.stderr
-    done = tcprepl("publish", "nonsense", "1", "--to", server.url)
+    done = tcprepl("publish", "nonsense", "1", "--to", untouched.url)
     assert done.returncode == 2
     assert "nonsense" in done.stderr
-    assert "typing master 0" in tcprepl("positions", "--from", server.address).stdout
+    assert "typing master 0" in tcprepl("positions", "--from", untouched.address).stdout
 
 
 def test_nobody_there() -> None:
@@ -164,15 +171,15 @@ def test_unknown_streams(server: Server, tmp_path: Path) -> None:
     assert "did you mean typing?" in done.stderr
 
 
-def test_replay_of_something_else(server: Server, tmp_path: Path) -> None:
+def test_replay_of_something_else(untouched: Server, tmp_path: Path) -> None:
     """A README that shows a row is no recording, whoever looks at it."""
-    done = tcprepl("replay", str(ROOT / "README.md"), "--to", server.url)
+    done = tcprepl("replay", str(ROOT / "README.md"), "--to", untouched.url)
     assert done.returncode == 2
     assert "is no recording" in done.stderr
-    done = tcprepl("replay", str(CAPTURE), "--lines", "--dry-run", "--to", server.url)
+    done = tcprepl("replay", str(CAPTURE), "--lines", "--dry-run", "--to", untouched.url)
     assert (done.returncode, done.stdout) == (0, "")
     assert "would be published" in done.stderr
-    assert "typing master 0" in tcprepl("positions", "--from", server.address).stdout
+    assert "typing master 0" in tcprepl("positions", "--from", untouched.address).stdout
 
 
 def test_how_many_rows_were_taken(server: Server, tmp_path: Path) -> None:
@@ -196,12 +203,12 @@ def test_how_many_rows_were_taken(server: Server, tmp_path: Path) -> None:
     assert done.stdout == "device_lists m 1\ndevice_lists m 1\n"
 
 
-def test_a_wrong_port_is_recognised(server: Server) -> None:
+def test_a_wrong_port_is_recognised(untouched: Server) -> None:
     """HTTP is not the line protocol, and the other way round, and both say so."""
-    done = tcprepl("positions", "--from", f"127.0.0.1:{server.http_port}")
+    done = tcprepl("positions", "--from", f"127.0.0.1:{untouched.http_port}")
     assert done.returncode == 1
     assert done.stderr.startswith("tcprepl: ")
-    done = tcprepl("publish", "typing", ROW, "--to", f"http://{server.address}")
+    done = tcprepl("publish", "typing", ROW, "--to", f"http://{untouched.address}")
     assert done.returncode == 1
     assert "no HTTP server; it says 'SERVER example.com'" in done.stderr
 
@@ -241,15 +248,15 @@ def test_tail_since_token_until_head_as_json(server: Server) -> None:
         assert tcprepl(*args).returncode == 2
 
 
-def test_tail_until_head_of_nothing_ends_at_once(server: Server) -> None:
+def test_tail_until_head_of_nothing_ends_at_once(untouched: Server) -> None:
     """A server without rows is at its head."""
-    done = tcprepl("tail", "--until-head", "--since", "start", "--from", server.address)
+    done = tcprepl("tail", "--until-head", "--since", "start", "--from", untouched.address)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_tail_for_seconds_with_commands(server: Server) -> None:
+def test_tail_for_seconds_with_commands(untouched: Server) -> None:
     """``--for`` ends in time; ``--commands`` shows positions."""
-    done = tcprepl("tail", "typing", "--for", "0.5", "--commands", "--from", server.address)
+    done = tcprepl("tail", "typing", "--for", "0.5", "--commands", "--from", untouched.address)
     assert done.returncode == 0
     assert "POSITION typing master 0 0" in done.stdout
 
@@ -350,32 +357,32 @@ def test_real_capture_through_replay_record_and_replay(server: Server, tmp_path:
         assert by_stream(rows_of_lines(copy.stdout.splitlines())) == twice
 
 
-def test_record_refuses_to_overwrite(server: Server, tmp_path: Path) -> None:
+def test_record_refuses_to_overwrite(untouched: Server, tmp_path: Path) -> None:
     """A recording that is there is not written over."""
     file = tmp_path / "x.rec"
     file.write_text("precious", encoding="utf-8")
-    done = tcprepl("record", str(file), "--for", "1", "--from", server.address)
+    done = tcprepl("record", str(file), "--for", "1", "--from", untouched.address)
     assert done.returncode == 1
     assert "exists" in done.stderr
     assert file.read_text(encoding="utf-8") == "precious"
 
 
-def test_second_server_on_the_same_data(server: Server) -> None:
+def test_second_server_on_the_same_data(untouched: Server) -> None:
     """One process per data directory, and the message says so."""
     done = tcprepl(
-        "serve", "--data", str(server.where / "data"),
+        "serve", "--data", str(untouched.where / "data"),
         "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert str(server.where / "data") in done.stderr
+    assert str(untouched.where / "data") in done.stderr
 
 
-def test_port_in_use(server: Server, tmp_path: Path) -> None:
+def test_port_in_use(untouched: Server, tmp_path: Path) -> None:
     """An address that is taken is named with its setting."""
-    done = tcprepl("serve", "--data", str(tmp_path / "other"), "--listen", server.address)
+    done = tcprepl("serve", "--data", str(tmp_path / "other"), "--listen", untouched.address)
     assert done.returncode == 1
-    assert f"replication.listen: cannot listen on {server.address}" in done.stderr
+    assert f"replication.listen: cannot listen on {untouched.address}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
