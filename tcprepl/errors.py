@@ -331,6 +331,20 @@ class EpochFenced(ProducerError):
         super().__init__(producer, f"epoch {epoch} is fenced: {what}")
 
 
+class EpochTooHigh(ProducerError):
+    """An epoch that no claim has given out, and beyond which there is no room for more.
+
+    Attributes:
+        current: The present one; 0 for a name that nobody has claimed.
+    """
+
+    def __init__(self, producer: str, epoch: int, current: int, highest: int) -> None:
+        self.current = current
+        super().__init__(
+            producer, f"epoch {epoch}: expected at most {highest}; without one the next is given"
+        )
+
+
 class SequenceHole(ProducerError):
     """Appends before this one were not taken: go on from *expected*.
 

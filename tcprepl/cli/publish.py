@@ -137,7 +137,8 @@ def all_in_one(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
 @click.option("--instance", help="The instance to publish as; the server's own by default.")
 @click.option(
     "--transaction-id",
-    help="Makes the whole call safe to repeat: rows that were taken are not taken again.",
+    help="Makes the whole call safe to repeat: rows that were taken are not taken again. "
+    "Over HTTP only.",
 )
 @click.option(
     "--retry",
@@ -171,8 +172,14 @@ def command(
     """
     if not stream.strip():
         raise click.BadParameter("expected the name of a stream", param_hint="STREAM")
+    if transaction_id == "":
+        raise click.BadParameter(
+            "expected 1 to 255 characters, others for each call", param_hint="--transaction-id"
+        )
     if isinstance(url, Address) and transaction_id is not None:
-        raise click.UsageError("--transaction-id goes with the URL of the HTTP side")
+        raise click.UsageError(
+            "--transaction-id goes with HTTP: --to http://HOST:PORT, or HOST:PORT of its listener"
+        )
     if not row and sys.stdin.isatty():
         raise click.UsageError("no ROW given, and stdin is a terminal")
     groups: Iterable[list[Given]] = (

@@ -515,9 +515,11 @@ class Database:
             if commit.shrink or commit.trims:
                 freed.spare = self._shrink(connection)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             self._undo()
-            raise self.explained(error) from error
+            if isinstance(error, sqlite3.Error):
+                raise self.explained(error) from error
+            raise
         self._newest |= newest
         return freed
 

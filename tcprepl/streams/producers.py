@@ -23,14 +23,23 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final, NamedTuple
 
-from tcprepl.errors import EpochFenced, SequenceHole, SequenceTooOld, TooManyProducers
+from tcprepl.errors import (
+    EpochFenced,
+    EpochTooHigh,
+    SequenceHole,
+    SequenceTooOld,
+    TooManyProducers,
+)
 from tcprepl.ids import ProducerName
+from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.log import Appended
 
 #: Answers that are remembered of each producer: as many appends as one may have unanswered.
 ANSWERS_KEPT: Final = 4_096
 #: Producers that are remembered.
 MAX_PRODUCERS: Final = 10_000
+#: The highest epoch that can be asked for: claims beyond it get the next one, and never run out.
+MAX_EPOCH_ASKED: Final = 2**62
 #: Answers that are remembered of all; those of who was not used for longest go.
 MAX_ANSWERS: Final = 262_144
 
@@ -161,15 +170,19 @@ class Producers:
 
         Raises:
             EpochFenced: *epoch* is below the present one.
+            EpochTooHigh: *epoch* is above `MAX_EPOCH_ASKED`.
             TooManyProducers: there is no room for another name.
         """
         producer = self._producers.get(name)
+        current = 0 if producer is None else producer.epoch
+        if epoch is not None and epoch > max(MAX_EPOCH_ASKED, current):
+            raise EpochTooHigh(name, epoch, current, MAX_EPOCH_ASKED)
+        if epoch is None:
+            epoch = min(current + 1, MAX_TOKEN)
         if producer is None:
             if len(self._producers) >= MAX_PRODUCERS:
                 raise TooManyProducers(name, MAX_PRODUCERS)
             producer = self._producers[name] = _Producer(ProducerState(0, 0, now_ms))
-        if epoch is None:
-            epoch = producer.epoch + 1
         if epoch < producer.epoch:
             raise EpochFenced(name, epoch, producer.epoch)
         producer.epoch = epoch

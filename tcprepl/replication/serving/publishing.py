@@ -125,8 +125,9 @@ class _Asked:
 class Publishing:
     """What one connection publishes.
 
-    Invariant: each question is answered once, in order, while the connection lasts; what was taken
-    before it ended is appended all the same.
+    Invariants: each question is answered once, in order, while the connection lasts; what was taken
+    before it ended is appended all the same. Once it has claimed a name, nothing is appended but
+    under a claim that was granted.
 
     Args:
         door: Where the rows go.
@@ -140,6 +141,7 @@ class Publishing:
         "_over",
         "_producer",
         "_tell",
+        "_unclaimed",
         "_waiting_bytes",
         "_waiting_lines",
         "_warned",
@@ -153,6 +155,8 @@ class Publishing:
         self._waiting_lines = 0
         self._producer: tuple[ProducerName, int] | None = None
         self._claiming = False
+        #: The name whose claim was refused last, until one is granted.
+        self._unclaimed: ProducerName | None = None
         self._over = False
         self._warned: set[Pair] = set()
 
@@ -205,7 +209,7 @@ class Publishing:
     def publish_run(self, run: PublishRun) -> int:
         """Append the rows of *run*, as `publish` does each; return what that costs, in lines."""
         publisher = self._door.publisher
-        if publisher is None or self._producer is not None:
+        if publisher is None or self._producer is not None or self._unclaimed is not None:
             return sum(map(self.publish, run.commands()))
         stream, numbers, rows = run
         asked = self._ask(len(rows), len(numbers))
@@ -241,6 +245,9 @@ class Publishing:
         publisher = self._door.publisher
         if publisher is None:
             return refused(stream, Reason.READ_ONLY, 0, _READ_ONLY, number)
+        if self._unclaimed is not None:
+            text = f"the claim of {self._unclaimed} was refused: PRODUCER {self._unclaimed} again"
+            return refused(stream, Reason.UNAVAILABLE, 0, text, number)
         produced = None
         if self._producer is not None:
             if number is None:
@@ -283,11 +290,13 @@ class Publishing:
 
         def claimed(state: ProducerState) -> None:
             self._claiming = False
+            self._unclaimed = None
             self._producer = name, state.epoch
             self._answer(asked, ProducerCommand(command.name, state.epoch, state.sequence))
 
         def failed(failure: Failure) -> None:
             self._claiming = False
+            self._unclaimed = command.name
             self._answer(asked, refusal(failure, command.name, None))
 
         self._claiming = True
@@ -297,6 +306,7 @@ class Publishing:
     def deny(self, command: PublishCommand | ProducerCommand, why: str) -> int:
         """Refuse what is not allowed, in its turn; return what that costs, in lines."""
         if isinstance(command, ProducerCommand):
+            self._unclaimed = command.name
             answer = refused(command.name, Reason.DENIED, 0, why)
         else:
             answer = refused(command.stream, Reason.DENIED, 0, why, command.number)
@@ -353,7 +363,7 @@ def refusal(failure: Failure, subject: str, number: int | None) -> RefusedComman
             reason, value = Reason.ROW, error.index or 0
         case errors.UnknownStream():
             reason = Reason.STREAM
-        case errors.EpochFenced():
+        case errors.EpochFenced() | errors.EpochTooHigh():
             reason, value = Reason.FENCED, error.current
         case errors.SequenceHole():
             reason, value = Reason.HOLE, error.expected

@@ -193,3 +193,10 @@ def test_cutting_chunks() -> None:
 def test_a_stream_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["publish", "", "[1]"]) == 2
     assert "expected the name of a stream" in capsys.readouterr().err
+
+
+def test_an_empty_transaction_id_protects_nothing_and_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["publish", "typing", "[1]", "--transaction-id", ""]) == 2
+    assert "expected 1 to 255 characters" in capsys.readouterr().err

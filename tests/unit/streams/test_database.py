@@ -27,6 +27,7 @@ from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.producers import ProducerState
 from tests.log_kit import DURABLE, SqliteStore, add, row
 
 
@@ -199,6 +200,15 @@ def test_a_database_that_another_program_holds_is_refused(database: Database) ->
         with pytest.raises(LogUnavailable, match="another program holds"):
             database.write(Commit(blocks=[(1, block(9))]))
     database.write(Commit(blocks=[(1, block(9))]))
+    database.close()
+
+
+def test_whatever_fails_in_a_commit_all_of_it_is_undone(database: Database) -> None:
+    """Also what is no fault of the database: the next commit is not to find a transaction open."""
+    with pytest.raises(OverflowError):
+        database.write(Commit(blocks=[(1, block(9))], producers={"p": ProducerState(2**63, 0, 1)}))
+    database.write(Commit(blocks=[(1, block(10))]))
+    assert tokens(database, 0, 10) == [1, 2, 3, 10]
     database.close()
 
 

@@ -6,10 +6,17 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tcprepl.errors import EpochFenced, SequenceHole, SequenceTooOld, TooManyProducers
+from tcprepl.errors import (
+    EpochFenced,
+    EpochTooHigh,
+    SequenceHole,
+    SequenceTooOld,
+    TooManyProducers,
+)
+from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams import producers as module
 from tcprepl.streams.log import Appended
-from tcprepl.streams.producers import Answer, Produced, Producers, ProducerState
+from tcprepl.streams.producers import MAX_EPOCH_ASKED, Answer, Produced, Producers, ProducerState
 
 
 def appended(token: int) -> Appended:
@@ -243,3 +250,16 @@ def test_what_is_under_way_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -
         take(producers, sequence, settle=False)
     assert producers.answers == 3
     assert producers.check(Produced("p", 1, 1)) == appended(10)
+
+
+def test_no_claim_uses_a_name_up(producers: Producers) -> None:
+    """An epoch out of the air has an end below which claims go on; one that is held may be kept."""
+    with pytest.raises(EpochTooHigh) as caught:
+        producers.claim("new", MAX_EPOCH_ASKED + 1, 1)
+    assert caught.value.current == 0
+    assert producers.state("new") is None
+    assert producers.claim("p", MAX_EPOCH_ASKED, 1).epoch == MAX_EPOCH_ASKED
+    assert producers.claim("p", None, 1).epoch == MAX_EPOCH_ASKED + 1
+    assert producers.claim("p", MAX_EPOCH_ASKED + 1, 1).epoch == MAX_EPOCH_ASKED + 1
+    producers.restore("old", ProducerState(MAX_TOKEN, 0, 1))  # as releases before gave it out
+    assert producers.claim("old", None, 1).epoch == MAX_TOKEN

@@ -426,3 +426,28 @@ def test_how_lines_fall_into_reads_changes_no_answer_and_no_row(
         found.append((caller.lines(), rows))
         assert made.stop().called
     assert found[0] == found[1]
+
+
+def test_nothing_is_appended_under_a_claim_that_was_refused(world: World) -> None:
+    """Neither alone nor in a run; a claim that is granted opens the way again."""
+    appends = [f"PUBLISH alpha #{number} [{number}]" for number in range(1, 9)]
+    caller = world.call("PRODUCER p 5", "PRODUCER p 3", *appends, "PUBLISH alpha [9]")
+    granted, fenced, *refused = caller.lines()[1:]
+    assert granted == "PRODUCER p 5 0"
+    assert fenced.startswith("REFUSED p fenced 5 ")
+    assert len(refused) == 9
+    for number, line in enumerate(refused[:8], 1):
+        assert line.startswith(f"REFUSED alpha #{number} unavailable 0 ")
+        assert line.endswith("the claim of p was refused: PRODUCER p again")
+    assert world.log.position("alpha", "master") == 0
+    caller.say("PRODUCER p", "PUBLISH alpha #1 [1]")
+    world.network.settle()
+    assert caller.lines() == ["PRODUCER p 6 0", "PUBLISHED alpha master 1 1 #1"]
+
+
+def test_an_epoch_that_nobody_was_given_is_refused(world: World) -> None:
+    caller = world.call(f"PRODUCER p {2**63 - 1}", "PRODUCER p")
+    refused, granted = caller.lines()[1:]
+    assert refused.startswith("REFUSED p fenced 0 ")
+    assert "expected at most 4611686018427387904" in refused
+    assert granted == "PRODUCER p 1 0"
