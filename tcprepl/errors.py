@@ -12,7 +12,7 @@
       StreamError
         UnknownStream  BadRow  TokenTooOld  TokenFromFuture  TokenOrder
         ProducerError
-          EpochFenced  SequenceHole  SequenceTooOld  TooManyProducers
+          EpochFenced  EpochTooHigh  SequenceHole  SequenceTooOld  TooManyProducers
         PublishRefused          .reason tells programs why a server did not take rows
         LogError
           LogUnavailable  LogLocked  LogHeld  LogCorrupt  LogTooNew
