@@ -69,6 +69,18 @@ class UrlType(click.ParamType[str]):
         return url.rstrip("/")
 
 
+class StreamType(click.ParamType[str]):
+    """STREAM: a name. Whether there is such a stream is for the server to say."""
+
+    name = "STREAM"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, which is not empty: no server has such a stream to say so."""
+        if not value.strip():
+            self.fail("expected the name of a stream", param, ctx)
+        return str(value)
+
+
 class DurationType(click.ParamType[float]):
     """SECONDS: a number above 0, with or without the unit s."""
 
@@ -142,6 +154,7 @@ ADDRESS = AddressType()
 DATA = DataType()
 URL = UrlType()
 SECONDS = DurationType()
+STREAM = StreamType()
 
 
 def _with_token_options(function: Any) -> Any:

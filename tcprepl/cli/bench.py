@@ -12,6 +12,7 @@ import click
 
 from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
+from tcprepl.cli.arguments import STREAM as STREAM_NAME
 from tcprepl.cli.benching import (
     STREAM,
     Follow,
@@ -210,7 +211,7 @@ def publish(
 
 
 @command.command("follow")
-@click.argument("stream", nargs=-1)
+@click.argument("stream", nargs=-1, type=STREAM_NAME)
 @from_option
 @click.option(
     "--clients", type=click.IntRange(1, 256), default=1, show_default=True, help="Connections."

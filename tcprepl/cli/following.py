@@ -345,11 +345,12 @@ class Follower:
                 timer.cancel()
             if self._on_end is not None:
                 self._on_end()
+            trouble = client.last_error
             await client.stopService()
             self._flush()
         if not self.connected:
             raise ConnectionFailed(
-                client.last_error or f"{self._address} does not answer",
+                trouble or f"{self._address} does not greet: is the line protocol on another port?",
                 reason=CloseReason.CONNECTION_LOST,
             )
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from tcprepl.cli import Group
+from tcprepl.cli.arguments import STREAM
 from tcprepl.cli.following import renderer
 from tcprepl.cli.formats import Format, key_of, output_options, writer_for
 from tcprepl.cli.progress import Progress
@@ -146,7 +147,7 @@ def ls(data: Path) -> None:
 
 
 @command.command("show")
-@click.argument("stream")
+@click.argument("stream", type=STREAM)
 @data_option
 @click.option("--writer", default="master", show_default=True, help="Whose rows.")
 @click.option("--after", type=click.IntRange(min=0), help="Begin after this token.")

@@ -19,8 +19,12 @@ def write_out(text: bytes) -> None:
 def write_as_is(text: bytes) -> None:
     """Write lines to stdout and push them out; what peers sent in them is displayable already."""
     out = sys.stdout.buffer
-    out.write(text)
-    out.flush()
+    try:
+        out.write(text)
+        out.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def say(text: str) -> None:

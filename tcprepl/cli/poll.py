@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tcprepl.cli.api import Api, ApiFailed
-from tcprepl.cli.arguments import SECONDS, token_options, url_option
+from tcprepl.cli.arguments import SECONDS, STREAM, token_options, url_option
 from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.errors import ConfigError, UnknownStream
 from tcprepl.protocol.display import displayable
@@ -97,7 +97,7 @@ def lines_of(
 
 
 @click.command("poll")
-@click.argument("stream", nargs=-1)
+@click.argument("stream", nargs=-1, type=STREAM)
 @url_option("--url", "The server to ask")
 @token_options
 @click.option(

@@ -7,7 +7,7 @@ import json
 import click
 
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import from_option
+from tcprepl.cli.arguments import STREAM, from_option
 from tcprepl.cli.following import positions_of
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
@@ -15,7 +15,7 @@ from tcprepl.values import Address
 
 
 @click.command("positions")
-@click.argument("stream", nargs=-1)
+@click.argument("stream", nargs=-1, type=STREAM)
 @from_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each position.")
 def command(stream: tuple[str, ...], source: Address, as_json: bool) -> int:

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from tcprepl.cli.api import Api
-from tcprepl.cli.arguments import SECONDS, rows_to_option
+from tcprepl.cli.arguments import SECONDS, STREAM, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import BOM, RecordedRows
@@ -130,7 +130,7 @@ def all_in_one(groups: Iterable[list[Given]]) -> Iterator[list[Given]]:
 
 
 @click.command("publish")
-@click.argument("stream")
+@click.argument("stream", type=STREAM)
 @click.argument("row", nargs=-1)
 @rows_to_option
 @click.option("--batch", is_flag=True, help="Give all rows one token; they travel together.")
@@ -170,8 +170,6 @@ def command(
       typing master 1
       $ tcprepl publish caches --batch < rows.jsonl
     """
-    if not stream.strip():
-        raise click.BadParameter("expected the name of a stream", param_hint="STREAM")
     if transaction_id == "":
         raise click.BadParameter(
             "expected 1 to 255 characters, others for each call", param_hint="--transaction-id"

@@ -11,7 +11,7 @@ import click
 from twisted.internet.defer import CancelledError
 
 from tcprepl.cli import logs, recording
-from tcprepl.cli.arguments import SECONDS, from_option, looking_up
+from tcprepl.cli.arguments import SECONDS, STREAM, from_option, looking_up
 from tcprepl.cli.following import Follower, row_lines
 from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedLine
@@ -115,7 +115,7 @@ class Recorder:
 
 @click.command("record")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("stream", nargs=-1)
+@click.argument("stream", nargs=-1, type=STREAM)
 @from_option
 @click.option(
     "--since",

@@ -15,7 +15,7 @@ import click
 
 from tcprepl.cli import recording
 from tcprepl.cli.api import Api
-from tcprepl.cli.arguments import SECONDS, rows_to_option
+from tcprepl.cli.arguments import SECONDS, STREAM, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedLine, RecordedRows
@@ -86,7 +86,11 @@ class SpeedType(click.ParamType[float | None]):
     help="Keep the recorded pace, go as fast as can be, or N times the recorded pace.",
 )
 @click.option(
-    "--stream", "streams", multiple=True, help="Only this stream; may be given several times."
+    "--stream",
+    "streams",
+    type=STREAM,
+    multiple=True,
+    help="Only this stream; may be given several times.",
 )
 @click.option(
     "--retry",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import SECONDS, from_option, looking_up
+from tcprepl.cli.arguments import SECONDS, STREAM, from_option, looking_up
 from tcprepl.cli.following import Follower, renderer
 from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.cli.running import run_until_done
@@ -36,7 +36,7 @@ SINCE = SinceType()
 
 
 @click.command("tail")
-@click.argument("stream", nargs=-1)
+@click.argument("stream", nargs=-1, type=STREAM)
 @from_option
 @click.option(
     "--since",

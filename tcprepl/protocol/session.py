@@ -316,7 +316,10 @@ class Session(ABC):
             events.append(Closing(CloseReason.PING_TIMEOUT, text))
         elif self._handshake_deadline is not None and now >= self._handshake_deadline:
             waited = self._handshake_timeout_s
-            text = f"handshake timeout: no {self._awaited()} in {waited:g} seconds"
+            awaited = self._awaited()
+            text = f"handshake timeout: no {awaited} in {waited:g} seconds"
+            if awaited == "SERVER":  # every server of ours, and every Synapse, says it at once
+                text += "; is this the port of the line protocol?"
             self.close(CloseReason.HANDSHAKE_TIMEOUT, text, now)
             events.append(Closing(CloseReason.HANDSHAKE_TIMEOUT, text))
         elif now >= self._last_sent + PING_INTERVAL_S:

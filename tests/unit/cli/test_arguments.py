@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tcprepl.cli.arguments import ADDRESS, DATA, SECONDS, URL, data_settings, to_options
+from tcprepl.cli.arguments import ADDRESS, DATA, SECONDS, STREAM, URL, data_settings, to_options
 from tcprepl.errors import ConfigError
 from tcprepl.values import parse_address
 
@@ -19,6 +19,13 @@ def test_addresses() -> None:
     assert ADDRESS.convert(parse_address("a:1"), None, None).port == 1
     with pytest.raises(click.BadParameter, match="'9092': expected HOST:PORT"):
         ADDRESS.convert("9092", None, None)
+
+
+def test_a_stream_has_a_name() -> None:
+    assert STREAM.convert("typing", None, None) == "typing"
+    for nothing in ("", " "):
+        with pytest.raises(click.BadParameter, match="expected the name of a stream"):
+            STREAM.convert(nothing, None, None)
 
 
 def test_data_is_a_directory_or_a_database(tmp_path: Path) -> None:

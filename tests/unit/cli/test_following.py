@@ -269,6 +269,15 @@ def test_a_time_without_any_connection_is_a_failure(world: CliWorld) -> None:
         follow(world, for_s=3.0)
 
 
+def test_a_port_where_nobody_greets_is_perhaps_another(world: CliWorld) -> None:
+    """Who listens for HTTP waits for us to say something, as we do for him."""
+    world.network.factory = Factory.forProtocol(Protocol)
+    with pytest.raises(ConnectionFailed, match="does not greet: is the line protocol on another"):
+        follow(world, for_s=3.0)
+    with pytest.raises(ConnectionFailed, match="no SERVER in 15 seconds; is this the port of"):
+        follow(world, for_s=15.5)
+
+
 def test_positions_for_who_is_turned_away(world: CliWorld) -> None:
     """What the server said is the failure; nothing printed would be taken for an answer."""
     world.server.max_connections = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from tcprepl.cli import output
 from tcprepl.cli.output import write_out
 
 
@@ -24,3 +27,12 @@ def test_what_a_terminal_would_obey_is_shown(capfdbinary: pytest.CaptureFixture[
     assert first == b"ERROR \\u001b]0;x\\u0007"
     assert second.isascii()
     assert json.loads(second.split(b" ", 4)[4]) == row
+
+
+def test_a_full_disk_is_said_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "wb") as full:
+        monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(buffer=full))
+        with pytest.raises(OSError, match="No space left on device: 'stdout'"):
+            write_out(b"a\n")
+        with contextlib.suppress(OSError):  # what is still in its buffer
+            full.close()
