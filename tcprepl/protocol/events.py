@@ -86,6 +86,13 @@ class DialectChosen(NamedTuple):
     dialect: Dialect
 
 
+class ClaimUnread(NamedTuple):
+    """A PRODUCER that is no command was answered with ERROR: what follows has no producer.
+
+    Server only.
+    """
+
+
 class LinesPassed(NamedTuple):
     """Lines that ask nothing of the adapter: blank, or answered with an ERROR. Servers only.
 
@@ -113,6 +120,7 @@ Event: TypeAlias = (
     | PublishRun
     | DialectChosen
     | LinesPassed
+    | ClaimUnread
     | Closing
 )
 

@@ -29,10 +29,16 @@ from tcprepl.errors import (
 )
 from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_BAD_LINES, PING_INTERVAL_S, PING_TIMEOUT_S
 from tcprepl.protocol.codec import parse_line, serialize, word_of
-from tcprepl.protocol.commands import COMMANDS, Command, ErrorCommand, PingCommand
+from tcprepl.protocol.commands import (
+    COMMANDS,
+    Command,
+    ErrorCommand,
+    PingCommand,
+    ProducerCommand,
+)
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.display import printable
-from tcprepl.protocol.events import Closing, CommandReceived, Event
+from tcprepl.protocol.events import ClaimUnread, Closing, CommandReceived, Event
 from tcprepl.protocol.foreign import Foreign, recognise_line, recognise_start
 from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
@@ -172,6 +178,8 @@ class Session(ABC):
             if error.close_reason is not None:
                 raise
             self._answer(error, now)
+            if self.role is Role.SERVER and word_of(line) == ProducerCommand.NAME:
+                events.append(ClaimUnread())
 
     def _answer(self, error: RemoteProtocolError, now: float) -> None:
         """Answer a bad line with ERROR; raise when there have been too many."""

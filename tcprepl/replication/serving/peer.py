@@ -38,7 +38,14 @@ from tcprepl.protocol.commands import (
     StatusCommand,
 )
 from tcprepl.protocol.dialects import NATIVE
-from tcprepl.protocol.events import Closing, CommandReceived, Event, LinesPassed, PublishRun
+from tcprepl.protocol.events import (
+    ClaimUnread,
+    Closing,
+    CommandReceived,
+    Event,
+    LinesPassed,
+    PublishRun,
+)
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.serving.help import help_lines
@@ -235,6 +242,8 @@ class Peer:
             return self._command(event.command)
         if isinstance(event, PublishRun):
             return self._publish_run(event)
+        if isinstance(event, ClaimUnread):
+            return self._in.unclaim()
         if isinstance(event, Closing):
             self._close_transport(event.reason, event.text)
         return event.lines if isinstance(event, LinesPassed) else 0

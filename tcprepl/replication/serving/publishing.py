@@ -155,8 +155,8 @@ class Publishing:
         self._waiting_lines = 0
         self._producer: tuple[ProducerName, int] | None = None
         self._claiming = False
-        #: The name whose claim was refused last, until one is granted.
-        self._unclaimed: ProducerName | None = None
+        #: Whether the last claim was refused.
+        self._unclaimed = False
         self._over = False
         self._warned: set[Pair] = set()
 
@@ -209,7 +209,7 @@ class Publishing:
     def publish_run(self, run: PublishRun) -> int:
         """Append the rows of *run*, as `publish` does each; return what that costs, in lines."""
         publisher = self._door.publisher
-        if publisher is None or self._producer is not None or self._unclaimed is not None:
+        if publisher is None or self._producer is not None or self._unclaimed:
             return sum(map(self.publish, run.commands()))
         stream, numbers, rows = run
         asked = self._ask(len(rows), len(numbers))
@@ -245,8 +245,8 @@ class Publishing:
         publisher = self._door.publisher
         if publisher is None:
             return refused(stream, Reason.READ_ONLY, 0, _READ_ONLY, number)
-        if self._unclaimed is not None:
-            text = f"the claim of {self._unclaimed} was refused: PRODUCER {self._unclaimed} again"
+        if self._unclaimed:
+            text = "the PRODUCER before it was refused: nothing is taken until one is granted"
             return refused(stream, Reason.UNAVAILABLE, 0, text, number)
         produced = None
         if self._producer is not None:
@@ -290,23 +290,28 @@ class Publishing:
 
         def claimed(state: ProducerState) -> None:
             self._claiming = False
-            self._unclaimed = None
+            self._unclaimed = False
             self._producer = name, state.epoch
             self._answer(asked, ProducerCommand(command.name, state.epoch, state.sequence))
 
         def failed(failure: Failure) -> None:
             self._claiming = False
-            self._unclaimed = command.name
+            self._unclaimed = True
             self._answer(asked, refusal(failure, command.name, None))
 
         self._claiming = True
         _ = self._door.claim(name, command.epoch).addCallbacks(claimed, failed)
         return _APPEND_LINES
 
+    def unclaim(self) -> int:
+        """Take nothing after a claim that was no command; return what that costs, in lines."""
+        self._unclaimed = True
+        return 1
+
     def deny(self, command: PublishCommand | ProducerCommand, why: str) -> int:
         """Refuse what is not allowed, in its turn; return what that costs, in lines."""
         if isinstance(command, ProducerCommand):
-            self._unclaimed = command.name
+            self._unclaimed = True
             answer = refused(command.name, Reason.DENIED, 0, why)
         else:
             answer = refused(command.stream, Reason.DENIED, 0, why, command.number)

@@ -438,7 +438,7 @@ def test_nothing_is_appended_under_a_claim_that_was_refused(world: World) -> Non
     assert len(refused) == 9
     for number, line in enumerate(refused[:8], 1):
         assert line.startswith(f"REFUSED alpha #{number} unavailable 0 ")
-        assert line.endswith("the claim of p was refused: PRODUCER p again")
+        assert line.endswith("was refused: nothing is taken until one is granted")
     assert world.log.position("alpha", "master") == 0
     caller.say("PRODUCER p", "PUBLISH alpha #1 [1]")
     world.network.settle()
@@ -451,3 +451,16 @@ def test_an_epoch_that_nobody_was_given_is_refused(world: World) -> None:
     assert refused.startswith("REFUSED p fenced 0 ")
     assert "expected at most 4611686018427387904" in refused
     assert granted == "PRODUCER p 1 0"
+
+
+@pytest.mark.parametrize(
+    "claim", ["PRODUCER", "PRODUCER p 0", "producer p one", "PRODUCER p 1 2 3"]
+)
+def test_nothing_is_appended_behind_a_claim_that_is_no_command(world: World, claim: str) -> None:
+    appends = [f"PUBLISH alpha #{number} [{number}]" for number in range(1, 9)]
+    caller = world.call(claim, *appends)
+    error, *refused = caller.lines()[1:]
+    assert error.startswith("ERROR line 1: PRODUCER: ")
+    assert len(refused) == 8
+    assert all(" unavailable 0 the PRODUCER before it was refused" in line for line in refused)
+    assert world.log.position("alpha", "master") == 0
