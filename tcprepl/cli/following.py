@@ -290,6 +290,8 @@ class Follower:
         self._goal: dict[Pair, Token] = {}
         self._pending: list[bytes] = []
         self._flushing = False
+        #: Why lines could not be written when the end had come.
+        self._unwritten: OSError | None = None
         self.connected = False
         self._checked = False
         self._answered = False
@@ -348,6 +350,8 @@ class Follower:
             trouble = client.last_error
             await client.stopService()
             self._flush()
+        if self._unwritten is not None:
+            raise self._unwritten
         if not self.connected:
             raise ConnectionFailed(
                 trouble or f"{self._address} does not greet: is the line protocol on another port?",
@@ -423,8 +427,9 @@ class Follower:
             self._write(b"\n".join(pending))
         except OSError as error:
             if self._done.called:
-                raise
-            self._done.errback(error)
+                self._unwritten = self._unwritten or error
+            else:
+                self._done.errback(error)
 
     def _end(self) -> None:
         if not self._done.called:

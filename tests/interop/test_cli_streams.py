@@ -62,6 +62,18 @@ def test_commands_without_them(tmp_path: Path) -> None:
             assert "Traceback" not in done.stderr, line
 
 
+def test_a_full_disk_behind_stdout_is_a_failure(tmp_path: Path) -> None:
+    """Also for the last lines, when there is no more to wait for; it is said what is full."""
+    with Server(tmp_path) as server:
+        server.publish("device_lists", ["@a:b"])
+        for until in ("--until-head", "--count 1", "--for 20"):
+            line = f"tail device_lists --since start {until} --from {server.address} > /dev/full"
+            done = shell(f"{shlex.join(TCPREPL)} {line}")
+            assert done.returncode == 1, (until, done.stderr)
+            assert done.stderr.endswith("No space left on device: 'stdout'\n")
+            assert "Traceback" not in done.stderr
+
+
 def test_bench_measures_a_running_server(tmp_path: Path) -> None:
     """And a second time only if that is meant."""
     with Server(tmp_path) as server:
