@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -55,7 +54,7 @@ class Bus(Relay):
     ) -> None:
         super().__init__(reactor, config, config.bus.listen[0], secret_file=secret_file)
 
-    def _make_upstream(self, intake: RelayIntake, registry: Any) -> Upstream:
+    def _make_upstream(self, intake: RelayIntake) -> Upstream:
         config = self.config
         directory, now = config.data_directory, self._reactor.seconds
         try:
@@ -66,9 +65,9 @@ class Bus(Relay):
             places = Places(None, now)
         self._bus = BusListener(
             self._reactor,
-            self._server,
+            self.replication,
             intake,
-            registry,
+            self.registry,
             server_name=config.server_name,
             patterns=told_of(config),
             catch_up=self._make_catch_up(),
@@ -118,9 +117,8 @@ class Bus(Relay):
         facts["upstream"] = f"redis {' '.join(self.bus_addresses)}"
         return facts
 
-    def status_line(self) -> str:
-        """Return how it goes, in a few words, for systemd."""
-        return peers_in_words(self._server)
+    def _in_words(self) -> str:
+        return peers_in_words(self.replication)
 
 
 def passwords_of(config: Config) -> Passwords:

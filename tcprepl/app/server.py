@@ -8,27 +8,19 @@ from the log outward (nobody is let in before positions are known), stopping goe
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
 from tcprepl import clocks
-from tcprepl.access import Guesses
-from tcprepl.app.lifecycle import Lifecycle, end
-from tcprepl.app.listening import Listeners, peers_in_words
-from tcprepl.app.opening import open_log_of, room_in_words, where_logs_are
+from tcprepl.app.opening import open_log_of, room_in_words
 from tcprepl.app.reload import ASKING, SERVING, all_of
+from tcprepl.app.serving import Serving
 from tcprepl.app.settings import (
-    anonymous_of,
     client_tokens,
-    grants_of,
-    http_secrets,
     placed_servers,
     policy_of,
     publishes,
     registry_of,
-    retention_of,
-    tokens_of,
     trust_of,
 )
 from tcprepl.clocks import Reactor
@@ -42,18 +34,13 @@ from tcprepl.ids import InstanceName, StreamName
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.redis.url import parse_redis_url, redis_endpoint
-from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.peer import Peer
-from tcprepl.replication.serving.server import ReplicationServer
-from tcprepl.streams.log import Log
-from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.publisher import Publisher
 from tcprepl.web.destinations import SenderDestinations
-from tcprepl.web.services import HttpLimits, WebServices
-from tcprepl.web.site import build_site
+from tcprepl.web.services import WebServices
 
 
-class Server:
+class Server(Serving):
     """A log, the streams in it, the line protocol and the HTTP API, as one thing.
 
     Example::
@@ -65,25 +52,15 @@ class Server:
         await server.stop()
 
     Attributes:
-        config: The settings.
-        registry: The streams.
-        log: Their rows; there once started, as is all below.
-        publisher: Appends rows as our instance.
-        notifier: Wakes who waits for a stream.
-        replication: The line protocol.
+        publisher: Appends rows as our instance; there once started, as is all below.
         typing: Who is typing.
         presence: Who is online.
         receipts: Takes receipts.
         federation: Queues EDUs for other servers, and takes theirs.
-        failed: Fires when it cannot go on: with the failure when the log can take no more, as
-            another server has taken the instance over; without one once it has been drained.
     """
 
     reloads = SERVING | ASKING | {"federation.senders"}
-    log: Log
     publisher: Publisher
-    notifier: Notifier
-    replication: ReplicationServer
     typing: TypingWriter
     presence: PresenceWriter
     receipts: ReceiptsWriter
@@ -92,92 +69,22 @@ class Server:
     def __init__(
         self, reactor: Reactor, config: Config, *, wall_ms: Callable[[], int] | None = None
     ) -> None:
-        self.config = config
+        super().__init__(reactor, config, "serve")
         self.registry = registry_of(config)
-        self.failed: Deferred[None] = Deferred()
-        self._reactor = reactor
         self._now_ms = wall_ms or clocks.steady_ms
         self._wall_ms = wall_ms or clocks.wall_ms
-        self._not_ready: str | None = "starting"
-        self._drain: Drain | None = None
         self._redis: RedisWriter | None = None
-        self._guesses = Guesses()
-        self._life = Lifecycle(reactor, "serve")
-        self._listeners = Listeners(reactor, config, self._life)
-
-    async def start(self) -> None:
-        """Open the log, build everything on it, and listen.
-
-        Raises:
-            TcpreplError: something is in the way; what was started has been stopped again.
-        """
-        await self._life.start(self._start)
-        self._not_ready = None
 
     async def _start(self) -> None:
         await self._open_log()
         self._build()
         await self._listeners.open_replication(self.replication)
-        self._web = self._services()
-        self._site = build_site(self._web)
-        await self._listeners.open_http(self._site)
+        await self._open_http(self._services())
         self._join_redis()
-
-    def drain(self, within_s: float, to: str = "") -> Drain:
-        """Take nothing new, let everybody go who has everything, and be done then (`failed`).
-
-        Returns:
-            The drain; the one that there is already, as it was asked for first.
-        """
-        if self._drain is None:
-            self._drain = Drain(self.replication, self._safe, within_s, to)
-            self._life.add("drain", self._drain.stop)
-            self._not_ready = self._drain.text
-            _ = self._drain.done.addCallback(lambda _: end(self.failed))
-        return self._drain
 
     def _safe(self) -> Deferred[None]:
         self.publisher.flush()
         return self.log.flush()
-
-    async def stop(self, reason: str = "server shutting down") -> None:
-        """Let nobody in, drain the peers, stop the writers, flush and close the log."""
-        self._not_ready = reason
-        await self._life.stop()
-
-    @property
-    def replication_addresses(self) -> list[str]:
-        """Where the line protocol listens."""
-        return self._listeners.replication
-
-    @property
-    def http_addresses(self) -> list[str]:
-        """Where the HTTP API listens."""
-        return self._listeners.http
-
-    def facts(self) -> dict[str, object]:
-        """Return what the log says of a server that is ready."""
-        return {
-            "server_name": self.config.server_name,
-            "instance": self.config.instance,
-            "replication": " ".join(self.replication_addresses),
-            "http": " ".join(self.http_addresses),
-            "data": where_logs_are(self.config),
-        }
-
-    @property
-    def directory(self) -> Path | None:
-        """Where it keeps its data; None for in memory."""
-        return self.config.data_directory
-
-    def progress(self) -> Deferred[None]:
-        """Fire once all that was handed to the disk before has been written, or refused."""
-        return self.log.flush()
-
-    def status_line(self) -> str:
-        """Return how it goes, in a few words, for systemd."""
-        words = peers_in_words(self.replication)
-        return words if self._drain is None else f"{self._drain.text}: {words}"
 
     def reload(self, config: Config) -> Callable[[], None]:
         """Return what takes up *config*, as far as a server can while it runs (`SERVING`).
@@ -194,35 +101,24 @@ class Server:
 
         def take_up() -> None:
             certificates()
-            self.config = config
-            self.log.retain(retention_of(config))
-            self.replication.max_connections = config.replication.max_connections
+            self._take_up(config)
             if self._drain is None:
                 self.replication.door.publisher = self.publisher if publishes(config) else None
-            self.replication.admit(tokens_of(config, self._guesses), anonymous_of(config))
             self.federation.send_queue.senders = federation.senders
             self.federation.transport.change(
                 trust=trust, policy=policy_of(config), overrides=placed
             )
-            self._web.secrets = http_secrets(config)
-            self._web.grants = grants_of(config)
             self._web.client_tokens = client_tokens(config)
-            self._web.hosts = self._hosts()
-            self._web.limits = HttpLimits(max_body_bytes=config.http.max_body_bytes)
-            self._site.changed()
 
         return take_up
 
     async def _open_log(self) -> None:
         config = self.config
-        self.log = await open_log_of(config, self.registry, self._reactor)
-        _ = self.log.failed.addErrback(lambda failure: end(self.failed, failure))
+        self._take_log(await open_log_of(config, self.registry, self._reactor))
         self.publisher = CanonicalPublisher(self.log, self.registry, config.instance, self._reactor)
         self._life.add("log", self._close_log)
         for stream in self.registry.offered():
             self.log.ensure(stream, config.instance)
-        self.notifier = Notifier()
-        self.notifier.attach(self.log)
 
     def _close_log(self) -> Deferred[None]:
         self.publisher.flush()
@@ -267,19 +163,7 @@ class Server:
             presence=self.presence.received_edu,
             receipts=self.receipts.received_edu,
         )
-        self.replication = ReplicationServer(
-            self._reactor,
-            self.log,
-            self.registry,
-            config.server_name,
-            config.instance,
-            dialect=config.replication.dialect,
-            max_connections=config.replication.max_connections,
-            publisher=self.publisher if publishes(config) else None,
-            tokens=tokens_of(config, self._guesses),
-            anonymous=anonymous_of(config),
-        )
-        self._life.add("replication", self.replication.stop)
+        self._make_replication(self.publisher if publishes(config) else None)
         self.replication.on(FederationAckCommand, self._acknowledged)
         syncs = SyncListener(self._reactor, self.replication, self.presence)
         syncs.start()
@@ -340,11 +224,10 @@ class Server:
 
     def _hosts(self) -> tuple[str, ...]:
         """Return the host names of requests; Synapse's workers name the instance they want."""
-        return (*self.config.http.hosts, self.config.instance)
+        return (*super()._hosts(), self.config.instance)
 
     def _services(self) -> WebServices:
         config = self.config
-        http = config.http
         destinations = SenderDestinations(self._reactor, config.federation.sender_data)
         destinations.start()
         self._life.add("destinations", destinations.stop)
@@ -369,11 +252,7 @@ class Server:
             ready=lambda: self._not_ready or self.log.trouble,
             drain=self.drain,
             shut=lambda: None if self._drain is None else self._drain.text,
-            secrets=http_secrets(self.config),
-            grants=grants_of(config),
             guesses=self._guesses,
             client_tokens=client_tokens(config),
-            hosts=self._hosts(),
-            limits=HttpLimits(max_body_bytes=http.max_body_bytes),
             wall_ms=self._now_ms,
         )

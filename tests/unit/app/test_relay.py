@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from tcprepl.app import relay
+from tcprepl.app import relay, serving
 from tcprepl.app.lifecycle import run
 from tcprepl.app.relay import Relay
 from tcprepl.config import build
@@ -62,13 +62,13 @@ def test_http_readers_are_told_of_the_gaps_of_the_line_protocol(
         states.append(RelayState(directory))
         return states[0]
 
-    monkeypatch.setattr(relay, "build_site", build_and_keep)
+    monkeypatch.setattr(serving, "build_site", build_and_keep)
     monkeypatch.setattr(relay, "RelayState", open_and_keep)
     reactor = MemoryReactorClock()
     made_relay = made(parse_address("127.0.0.1:9092"), reactor)
     settle(reactor, made_relay.start())
     (services,) = built
-    assert services.log.gaps is made_relay._server.hub._log.gaps is states[0].gaps
+    assert services.log.gaps is made_relay.replication.hub._log.gaps is states[0].gaps
     settle(reactor, made_relay.stop())
 
 
@@ -129,12 +129,12 @@ class Peer:
 
 def test_commands_pass_both_ways() -> None:
     made_relay: Any = made(parse_address("h:1"))
-    made_relay._server, made_relay._upstream = Server(), Upstream()
+    made_relay.replication, made_relay._upstream = Server(), Upstream()
     made_relay._say_upstream(FederationAckCommand(None, 3), Peer())
     assert made_relay._upstream.sent == [FederationAckCommand("fed1", 3)]
     made_relay._say_downstream(RemoteServerUpCommand("far.example.com"))
     made_relay._say_downstream(UserSyncCommand("w1", "@a:x", None, True, 1))
-    assert made_relay._server.told == [RemoteServerUpCommand("far.example.com")]
+    assert made_relay.replication.told == [RemoteServerUpCommand("far.example.com")]
 
 
 def test_nothing_is_published_at_a_relay() -> None:
@@ -185,25 +185,10 @@ def test_what_is_reloaded_holds(tmp_path: Path) -> None:
     ).config
     made_relay.reload(new)()
     assert made_relay._web.secrets == ["t"]
-    assert made_relay._server.max_connections == 3
+    assert made_relay.replication.max_connections == 3
     assert made_relay._catch_up is not None
     assert (made_relay._catch_up._urls, made_relay._catch_up._secret) == ({}, "new")
     secret.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         made_relay.reload(new)
     settle(reactor, made_relay.stop())
-
-
-def test_a_drained_relay_is_over() -> None:
-    """Once its readers have been sent elsewhere."""
-    reactor = MemoryReactorClock()
-    relaying = made(parse_address("127.0.0.1:1"), reactor)
-    settle(reactor, relaying.start())
-    drain = relaying.drain(30.0, "there:1")
-    assert relaying.drain(1.0) is drain
-    assert relaying.status_line().startswith("the server is being drained; go to there:1: ")
-    assert not relaying.failed.called
-    for _ in range(5):
-        reactor.advance(0.1)
-    assert relaying.failed.called
-    settle(reactor, relaying.stop())

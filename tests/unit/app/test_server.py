@@ -224,15 +224,3 @@ def test_a_drained_server_is_over_and_a_reload_opens_no_door() -> None:
     server.log.failed.errback(LogUnavailable("too late"))
     assert server.failed.result is None
     result_of(server.stop(), reactor)
-
-
-def test_a_server_whose_log_fails_while_it_is_drained_fails() -> None:
-    reactor = MemoryReactorClock()
-    server = made(reactor)
-    result_of(server.start())
-    server.drain(30.0)
-    server.log.failed.errback(LogUnavailable("taken over"))
-    failed: list[Any] = []
-    _ = server.failed.addErrback(failed.append)
-    assert str(failed[0].value) == "taken over"
-    result_of(server.stop(), reactor)
