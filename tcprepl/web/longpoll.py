@@ -128,7 +128,7 @@ class LongPoll:
         self._reactor = services.reactor
         self._own = services.instance
         self._registry = services.registry
-        self._take_up_streams()
+        self._streams = 0
         self._cache = Answers()
         self._waiting: set[Deferred[None]] = set()
         self._turns = Turns(services.reactor)
@@ -150,16 +150,17 @@ class LongPoll:
         )
         yield Route("GET", "/_synapse/replication", self.get_replication, gate.reading, about)
 
-    def _take_up_streams(self) -> None:
-        """Know every stream that the registry has by now: a relay meets some while it runs."""
-        self._feeds = feeds(self._registry)
-        self._slots = slots(self._registry)
-        self._streams = len(self._registry)
-
     @property
     def parameters(self) -> Mapping[str, Feed]:
         """Every query parameter that names rows."""
-        return self._feeds
+        return self._known()[0]
+
+    def _known(self) -> tuple[Mapping[str, Feed], Sequence[tuple[StreamName, ...]]]:
+        """Return feeds and slots of every stream by now: a relay meets some while it runs."""
+        if len(self._registry) != self._streams:
+            self._streams = len(self._registry)
+            self._made = feeds(self._registry), slots(self._registry)
+        return self._made
 
     def drain(self) -> None:
         """Answer everybody who waits, now and from now on."""
@@ -170,8 +171,6 @@ class LongPoll:
 
     async def get_replication(self, call: Call) -> Response:
         """Answer with rows, or after the timeout with what there is."""
-        if len(self._registry) != self._streams:
-            self._take_up_streams()
         ask = self._parse(call)
         wakers = ask.wakers
         deadline = self._reactor.seconds() + ask.timeout_s
@@ -204,15 +203,16 @@ class LongPoll:
                 'POST /_tcprepl/v1/federation_ack with {"instance": ..., "token": ...}',
             )
         asked: list[tuple[Feed, str, Vector | None]] = []
+        known = self.parameters
         for name, _ in call.query:
             if name in CONTROLS:
                 continue
-            feed = self._feeds.get(name)
+            feed = known.get(name)
             if feed is None and name != "state":
                 raise ApiError(
                     400,
                     "TCPREPL_UNKNOWN_STREAM",
-                    f"there is no stream or table {excerpt(name)}{did_you_mean(name, self._feeds)}",
+                    f"there is no stream or table {excerpt(name)}{did_you_mean(name, known)}",
                 )
             text = call.param(name) or ""
             try:
@@ -247,11 +247,12 @@ class LongPoll:
         if token == str(START):
             return ()
         parts = token.split("_")
-        if len(parts) > len(self._slots) or not all(
+        _, places = self._known()
+        if len(parts) > len(places) or not all(
             part.isascii() and part.isdigit() and len(part) < 20 for part in parts
         ):
             raise invalid(
-                "streams", token, f"-1, or at most {len(self._slots)} numbers joined by _"
+                "streams", token, f"-1, or at most {len(places)} numbers joined by _"
             )
         return tuple(map(int, parts))
 
@@ -289,17 +290,16 @@ class LongPoll:
         encoder: Encoder,
         grant: Grant,
     ) -> Fragment:
-        if len(self._registry) != self._streams:  # while this request waited
-            self._take_up_streams()
-        before_all = (*known, *[0] * (len(self._slots) - len(known))) if known else ()
+        _, places = self._known()
+        before_all = (*known, *[0] * (len(places) - len(known))) if known else ()
         # A place counts what all writers of its streams have written: it moves when any does.
         counts = [
-            sum(sum(heads.get(stream, {}).values()) for stream in slot) for slot in self._slots
+            sum(sum(heads.get(stream, {}).values()) for stream in slot) for slot in places
         ]
         token = "_".join(map(str, counts))
         rows = []
         for slot, count, before in zip(
-            self._slots, counts, before_all or [None] * len(counts), strict=True
+            places, counts, before_all or [None] * len(counts), strict=True
         ):
             if count == before:
                 continue
