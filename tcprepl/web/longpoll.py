@@ -38,6 +38,7 @@ from tcprepl.web.answers import Missing, Table
 from tcprepl.web.encoding import MSGPACK, Encoder, Fragment, choose_encoder
 from tcprepl.web.incarnations import forked, said_incarnation, void_above
 from tcprepl.web.kept_answers import Answers
+from tcprepl.web.refusals import from_future, rows_missing, too_old, where_to_go_on
 from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
 from tcprepl.web.vector import START, Vector, format_vector, parse_vector
@@ -251,9 +252,7 @@ class LongPoll:
         if len(parts) > len(places) or not all(
             part.isascii() and part.isdigit() and len(part) < 20 for part in parts
         ):
-            raise invalid(
-                "streams", token, f"-1, or at most {len(places)} numbers joined by _"
-            )
+            raise invalid("streams", token, f"-1, or at most {len(places)} numbers joined by _")
         return tuple(map(int, parts))
 
     async def _look(self, ask: Ask) -> list[Fragment]:
@@ -293,9 +292,7 @@ class LongPoll:
         _, places = self._known()
         before_all = (*known, *[0] * (len(places) - len(known))) if known else ()
         # A place counts what all writers of its streams have written: it moves when any does.
-        counts = [
-            sum(sum(heads.get(stream, {}).values()) for stream in slot) for slot in places
-        ]
+        counts = [sum(sum(heads.get(stream, {}).values()) for stream in slot) for slot in places]
         token = "_".join(map(str, counts))
         rows = []
         for slot, count, before in zip(
@@ -371,7 +368,7 @@ class LongPoll:
         token = vector[pair[1]]
         held = void_above(self._log, pair, token, incarnation)
         if held is not None:
-            raise forked(pair, token, held, _where_to_go_on(feed, vector, pair[1], held, self._own))
+            raise forked(pair, token, held, where_to_go_on(feed, vector, pair[1], held, self._own))
 
     def _cursor(
         self, feed: Feed, instance: InstanceName, vector: Vector | None, position: Token
@@ -443,57 +440,6 @@ class Turns:
         self._running = bool(self._queue)
         if self._running:
             self._reactor.callLater(0, self._run)
-
-
-def too_old(error: TokenTooOld, feed: Feed, vector: Vector | None, own: InstanceName) -> ApiError:
-    """Return the refusal of a position whose following rows are gone."""
-    return ApiError(
-        410,
-        "TCPREPL_TOKEN_TOO_OLD",
-        f"{error}; read on from {error.held}, or from -1",
-        extra=_where_to_go_on(feed, vector, error.instance, error.held, own),
-    )
-
-
-def rows_missing(
-    feed: Feed,
-    vector: Vector | None,
-    instance: InstanceName,
-    gaps: Sequence[Gap],
-    own: InstanceName,
-) -> ApiError:
-    """Return the refusal of a position that stands in a gap, and in those that adjoin it."""
-    held = gaps[-1].upto
-    return ApiError(
-        410,
-        "TCPREPL_ROWS_MISSING",
-        f"stream {feed.stream} of {instance}: {'; '.join(gap.words() for gap in gaps)}; "
-        f"go on from {held}, and forget what was built from earlier rows",
-        extra=_where_to_go_on(feed, vector, instance, held, own),
-    )
-
-
-def _where_to_go_on(
-    feed: Feed, vector: Vector | None, instance: InstanceName, held: Token, own: InstanceName
-) -> dict[str, object]:
-    """Return the members that say which position cannot be served, and what to ask instead."""
-    return {
-        "stream": feed.stream,
-        "instance": instance,
-        "held": held,
-        "parameter": feed.parameter,
-        "position": format_vector({**(vector or {}), instance: held}, own),
-    }
-
-
-def from_future(error: TokenFromFuture) -> ApiError:
-    """Return the refusal of a position that was never written."""
-    return ApiError(
-        409,
-        "TCPREPL_TOKEN_FROM_FUTURE",
-        f"{error}; this log is not the one the position came from: start anew from -1",
-        extra={"stream": error.stream, "instance": error.instance, "held": error.held},
-    )
 
 
 def _abandon(news: Deferred[None]) -> None:
