@@ -282,8 +282,6 @@ class Attempts:
             # What has one of its keys waits for it, on disk.
             destination.outdate()
             return True
-        if not destination.put_off and not (search is not None and search.set_aside):
-            destination.search = None
         return False
 
     # -- what became of it --------------------------------------------------------------------

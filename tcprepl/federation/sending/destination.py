@@ -88,7 +88,7 @@ class Destination:
         paused: Whether an operator paused it.
         max_edus: EDUs that it takes at once, as far as we have learnt.
         max_bytes: Bytes that it takes at once, as far as we have learnt.
-        search: The search for what it refuses, if there is one.
+        search: The search for what it refuses, if there is one; it ends when nothing waits.
         last_success_ms: When it accepted something last.
         purges: How often everything that waited was thrown away.
     """
@@ -151,9 +151,7 @@ class Destination:
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing to know of it."""
-        return not (
-            self.has_work or self.paused or self.backoff.failures or self.quarantined or self.search
-        )
+        return not (self.has_work or self.paused or self.backoff.failures or self.quarantined)
 
     @property
     def due_ms(self) -> int:

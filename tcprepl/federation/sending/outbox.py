@@ -481,6 +481,10 @@ class StoredOutbox(CommitQueue):
         """Return what is known of the EDUs in quarantine, the newest, without their contents."""
         return self._settled(destination, lambda cursor: in_quarantine(cursor, destination))
 
+    def all_quarantined(self) -> Deferred[dict[ServerName, int]]:
+        """Return how many EDUs of each destination are in quarantine, where there are any."""
+        return self._settled(None, _all_quarantined)
+
     def totals(self) -> Deferred[dict[str, Waiting]]:
         """Return what is on disk by lane."""
         return self._settled(None, by_lane)
@@ -515,12 +519,18 @@ def _destinations(cursor: Cursor) -> dict[ServerName, StoredDestination]:
         "SELECT destination, count(*) FROM put_off GROUP BY destination"
     ):
         found.setdefault(destination, StoredDestination()).put_off = count
-    for destination, count in execute(
-        "SELECT destination, count(*) FROM edus WHERE transaction_id = ? GROUP BY destination",
-        (QUARANTINED,),
-    ):
+    for destination, count in _all_quarantined(cursor).items():
         found.setdefault(destination, StoredDestination()).quarantined = count
     return found
+
+
+def _all_quarantined(cursor: Cursor) -> dict[ServerName, int]:
+    return dict(
+        cursor.execute(
+            "SELECT destination, count(*) FROM edus WHERE transaction_id = ? GROUP BY destination",
+            (QUARANTINED,),
+        ).fetchall()
+    )
 
 
 def _newest_ms(cursor: Cursor) -> int:

@@ -121,10 +121,3 @@ class Search:
         """Note that what was set aside waits again."""
         self.set_aside = self.rested = False
         self._denials = 0
-
-    def forget(self) -> None:
-        """Begin anew: what was known of suspects is void."""
-        self.suspects.clear()
-        self._first_refused.clear()
-        self.set_aside = self.rested = False
-        self.limit = None

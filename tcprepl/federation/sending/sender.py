@@ -236,7 +236,10 @@ class FederationSender:
             while await self.outbox.expire(self.now_ms(), _SWEEP_EDUS) == _SWEEP_EDUS:
                 pass
             self._totals = await self.outbox.totals()
+            quarantined = await self.outbox.all_quarantined()
             for destination in list(self.destinations.values()):
+                # What has expired there, or was replaced, is gone.
+                destination.quarantined = quarantined.get(destination.name, 0)
                 self._forget_if_plain(destination)
         except OutboxUnavailable as failed:
             logger.error("federation.outbox.unavailable", error=str(failed))
@@ -337,6 +340,8 @@ class FederationSender:
             run_in_background(fail, result)
         if destination.has_work:
             self._poke(destination)
+        else:
+            destination.search = None
         self._dispatch()
 
     def _forget_if_plain(self, destination: Destination) -> None:
@@ -362,8 +367,7 @@ class FederationSender:
         if quarantined:
             count += await self.outbox.release(name, QUARANTINED)
             destination.quarantined = 0
-        if destination.search is not None:
-            destination.search.forget()
+        destination.search = None
         if count:
             destination.outdate()
         self._poke(destination)

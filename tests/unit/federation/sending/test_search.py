@@ -88,16 +88,12 @@ def test_it_is_we_only_if_that_is_all_that_was_said() -> None:
     assert search.only_us
 
 
-def test_a_round_ends_and_a_search_can_be_forgotten() -> None:
+def test_a_round_ends() -> None:
     search = Search()
-    search.halve(8)
     search.suspect(1, 100)
     search.set_aside = search.rested = True
     search.round_ended()
-    assert (search.set_aside, search.rested) == (False, False)
-    search.set_aside = True
-    search.forget()
-    assert (search.limit, search.suspects, search.set_aside) == (None, set(), False)
+    assert (search.set_aside, search.rested, search.suspects) == (False, False, {1})
 
 
 def test_what_is_taken_and_what_is_found_let_more_be_tried_at_once() -> None:

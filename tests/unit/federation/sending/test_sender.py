@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
 from tcprepl.federation.sending import sender as module
+from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import Edu, build_edu, edu_row
 from tests.federation_world import World
 
@@ -237,6 +238,33 @@ def test_of_whom_there_is_nothing_to_know_nothing_is_kept(world: World) -> None:
     world.run(5)
     assert "remote1.example" in world.sender.destinations
     world.run(60)
+    assert world.sender.destinations == {}
+
+
+@pytest.mark.parametrize("how", ["taken in the end", "dropped", "purged", "replaced"])
+@pytest.mark.parametrize("status", [400, 500])
+def test_of_a_search_that_has_ended_nothing_is_kept(world: World, how: str, status: int) -> None:
+    """Nothing waits any more, so the next refusal is searched for anew."""
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.poison, remote.poison_answer = {3}, Answer(status, b'{"errcode":"M_X"}')
+    for number in range(8):
+        edu = build_edu("here.example", name, "m.x", {"n": number}, (str(number),))
+        world.rows.append((len(world.rows) + 1, edu_row(edu)))
+    world.deliver()
+    world.run(30)
+    assert result(world.sender.describe_one(name), world)["quarantined_edus"] == 1
+    if how == "taken in the end":
+        remote.poison = set()
+        assert result(world.sender.retry(name, quarantined=True), world) == 1
+    elif how == "replaced":
+        edu = build_edu("here.example", name, "m.x", {"n": 9}, ("3",))
+        world.rows.append((len(world.rows) + 1, edu_row(edu)))
+        world.deliver()
+    else:
+        result(world.sender.drop(name) if how == "dropped" else world.sender.purge(name), world)
+    world.run(70)
+    assert result(world.sender.describe_one(name), world)["state"] == "idle"
     assert world.sender.destinations == {}
 
 
