@@ -16,24 +16,19 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict
 
 import structlog
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
-from tcprepl.background import run_as_background_process, run_in_background
-from tcprepl.clocks import make_steady
-from tcprepl.errors import ConnectionFailed
+from tcprepl.background import run_in_background
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
-from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.replication.following.asyncio_bridge import bridged
 from tcprepl.replication.following.catchup import CatchUp
-from tcprepl.replication.following.connection import ClientConnection, connect
+from tcprepl.replication.following.connection import Ended
 from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.replication.following.delivery import (
     Delivery,
@@ -43,6 +38,7 @@ from tcprepl.replication.following.delivery import (
     RowHandler,
 )
 from tcprepl.replication.following.pulling import Puller
+from tcprepl.replication.following.reconnecting import Reconnecting
 from tcprepl.streams.position_store import MemoryPositionStore, PositionStore
 from tcprepl.streams.registry import Registry
 
@@ -95,7 +91,7 @@ class FollowOptions(TypedDict, total=False):
     join_batches: bool
 
 
-class ReplicationClient(Service):
+class ReplicationClient(Reconnecting):
     """Follows a server for as long as the service runs.
 
     Delivery, per (stream, instance): batches come in order, one at a time; a batch whose
@@ -135,8 +131,6 @@ class ReplicationClient(Service):
 
     Attributes:
         failed: Fires, with the failure, when a handler has failed for good.
-        reconnects: Connections made after the first.
-        last_error: Why the newest connection ended or could not be made; None at first.
     """
 
     def __init__(
@@ -164,23 +158,16 @@ class ReplicationClient(Service):
     ) -> None:
         if since not in ("now", "start"):
             raise ValueError(f"since is {since!r}, expected 'now' or 'start'")
-        make_steady(reactor)
-        self.reactor = reactor
+        if isinstance(endpoint, Sequence):
+            endpoint = AnyOf(endpoint)
+        super().__init__(
+            reactor, endpoint, "client", name=name, server_name=server_name, token=token
+        )
         self.failed: Deferred[None] = Deferred()
-        self.reconnects = 0
-        self.last_error: str | None = None
-        self._endpoint = AnyOf(endpoint) if isinstance(endpoint, Sequence) else endpoint
         self._streams = None if streams is None else tuple(streams)
-        self._worker_name = name
-        self._server_name = server_name
-        self._token = token
         self._since = since
         self._on_connected = None if on_connected is None else bridged(on_connected)
-        self._dialect = dialect
-        self._connection: ClientConnection | None = None
-        self._delay: Deferred[None] | None = None
-        self._attempt: Deferred[ClientConnection] | None = None
-        self._finished: Deferred[None] | None = None
+        self._said_dialect = dialect
         self._refused_streams: set[StreamName] = set()
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
         self._delivery = Delivery(
@@ -205,9 +192,9 @@ class ReplicationClient(Service):
         """Begin to follow (Twisted calls this)."""
         if self.running:
             return
-        self.running = True
         if self.failed.called:
             self.failed = Deferred()
+        self._dialect = self._said_dialect
         self._delivery.start()
         rows = self._delivery.received_rows
         self._sources = [
@@ -222,105 +209,34 @@ class ReplicationClient(Service):
                 metrics.COMMAND_QUEUE.add_source(lambda: [(("*",), float(self._delivery.waiting))]),
             ),
         ]
-        self._finished = Deferred()
-        run_as_background_process("replication_client", self._run)
+        super().startService()
 
     def stopService(self) -> Deferred[None]:
         """Stop: let the running handler end, save the positions, disconnect."""
-        return Deferred.fromCoroutine(self._stop())
+        self._delivery.stop()
+        return super().stopService()
 
-    async def _stop(self) -> None:
-        if self.running:
-            self.running = False
-            self._delivery.stop()
-            if self._delay is not None:
-                self._delay.cancel()
-            if self._attempt is not None:
-                self._attempt.cancel()
-            if self._connection is not None:
-                self._connection.close("client stopping")
-        if self._finished is not None:
-            await self._finished
+    def _take(self, events: Sequence[object]) -> None:
+        self._delivery.take(events)
 
-    async def _run(self) -> None:
-        """Connect, follow, connect again: until the service stops."""
-        failures = 0
-        learned: str | None = None
-        try:
-            while self.running:
-                try:
-                    connection = await self._connect(learned or self._dialect)
-                except ConnectionFailed as error:
-                    self.last_error = str(error)
-                    log.info("replication.client.unreachable", error=str(error), failures=failures)
-                    if not error.transient:
-                        log.error("replication.client.refused", error=str(error))
-                else:
-                    if connection is not None:
-                        ended = await connection.lost
-                        self._connection = None
-                        self.last_error = ended.text
-                        await self._delivery.end()
-                        if ended.established and not ended.unauthorized:
-                            failures = 0
-                        if ended.speaks_2017:
-                            learned = "2017"
-                        self._note_refused(ended.text)
-                        if self.running:
-                            log.info(
-                                "replication.client.disconnected",
-                                reason=ended.reason.value,
-                                text=ended.text,
-                            )
-                if not self.running:
-                    break
-                await self.wait(backoff_s(failures))
-                failures += 1
-                self.reconnects += 1
-        finally:
-            await self._delivery.end()
-            for live, source in self._sources:
-                live.remove_source(source)
-            finished, self._finished = self._finished, None
-            if finished is not None:
-                finished.callback(None)
+    async def _left(self, ended: Ended) -> None:
+        await self._delivery.end()
+        if ended.established and not ended.unauthorized:
+            self._failures = 0
+        if ended.speaks_2017:
+            self._dialect = "2017"
+        self._note_refused(ended.text)
 
-    async def _connect(self, dialect: str) -> ClientConnection | None:
-        self._attempt = Deferred.fromCoroutine(
-            connect(
-                self.reactor,
-                self._endpoint,
-                worker_name=self._worker_name,
-                server_name=self._server_name,
-                token=self._token,
-                dialect=dialect,
-                deliver=self._delivery.take,
-                ready=self._subscribe,
-            )
-        )
-        try:
-            connection = await self._attempt
-        finally:
-            self._attempt = None
-        if not self.running:
-            connection.close("client stopping")
-            await connection.lost
-            return None
-        self._connection = connection
-        return connection
+    async def _over(self) -> None:
+        await self._delivery.end()
+        for live, source in self._sources:
+            live.remove_source(source)
+
+    # -- what the delivery asks for ----------------------------------------------------
 
     async def wait(self, seconds: float) -> None:
         """Wait; stopping the service ends it early."""
-        self._delay = deferLater(self.reactor, seconds)
-        try:
-            await self._delay
-        except CancelledError:
-            if self.running:
-                raise
-        finally:
-            self._delay = None
-
-    # -- what the delivery asks for ----------------------------------------------------
+        await self._wait(seconds)
 
     def pause(self) -> None:
         """Read no more from the connection for now."""
@@ -383,12 +299,12 @@ class ReplicationClient(Service):
 
     # -- asking for streams ------------------------------------------------------------
 
-    def _subscribe(self, connection: ClientConnection, dialect: Dialect) -> None:
+    def _greeted(self, dialect: Dialect) -> None:
         """Ask for what we follow; the greeting is over and the dialect is known."""
-        self._connection = connection
-        self._delivery.begin(dialect, connection.incarnation)
-        for command in self._requests(dialect, names_incarnation=bool(connection.incarnation)):
-            connection.send(command)
+        incarnation = self.incarnation
+        self._delivery.begin(dialect, incarnation)
+        for command in self._requests(dialect, names_incarnation=bool(incarnation)):
+            self.send(command)
         if self._on_connected is not None:
             run_in_background(self._on_connected, self)
 

@@ -13,14 +13,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.task import deferLater
 
 from tcprepl import limits
-from tcprepl.background import run_as_background_process
-from tcprepl.clocks import make_steady
 from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable, PublishRefused
 from tcprepl.ids import InstanceName, ProducerName, ServerName, StreamName
 from tcprepl.protocol.commands import (
@@ -36,9 +32,9 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import NATIVE, Dialect
 from tcprepl.protocol.grammar import is_instance_name, is_name
-from tcprepl.replication.failures import backoff_s
-from tcprepl.replication.following.connection import ClientConnection, connect
+from tcprepl.replication.following.connection import Ended
 from tcprepl.replication.following.connection import Token as AccessToken
+from tcprepl.replication.following.reconnecting import Reconnecting
 from tcprepl.streams.log import Appended
 
 log = structlog.get_logger()
@@ -65,7 +61,7 @@ class _Append:
         self.number = 0
 
 
-class ReplicationWriter(Service):
+class ReplicationWriter(Reconnecting):
     """Publishes to a server for as long as the service runs.
 
     Invariant: an append whose Deferred has fired with tokens is in the log once; what has not fired
@@ -91,8 +87,6 @@ class ReplicationWriter(Service):
             server has told it for the first time.
         failed: Fires with the failure if the writer cannot go on: it was fenced, or the server
             takes no rows. All that is held fails with the same.
-        reconnects: Connections made after the first.
-        last_error: Why the newest connection ended or could not be made; None at first.
     """
 
     def __init__(
@@ -107,17 +101,12 @@ class ReplicationWriter(Service):
         max_held_appends: int = MAX_HELD_APPENDS,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
-        make_steady(reactor)
+        super().__init__(
+            reactor, endpoint, "writer", name=name, server_name=server_name, token=token
+        )
         self.claimed: Deferred[int] = Deferred()
         self.failed: Deferred[None] = Deferred()
-        self.reconnects = 0
-        self.last_error: str | None = None
-        self._reactor = reactor
-        self._endpoint = endpoint
         self._producer = producer or f"writer-{uuid.uuid4()}"
-        self._name = name
-        self._server_name = server_name
-        self._token = token
         self._max_held_appends = max_held_appends
         self._max_held_bytes = max_held_bytes
         self._epoch: int | None = None
@@ -131,12 +120,7 @@ class ReplicationWriter(Service):
         self._holes = 0
         self._room: list[Deferred[None]] = []
         self._ready = False
-        self._connection: ClientConnection | None = None
-        self._attempt: Deferred[ClientConnection] | None = None
-        self._delay: Deferred[None] | None = None
-        self._finished: Deferred[None] | None = None
         self._sending: IDelayedCall | None = None
-        self._failures = 0
         self._failure: Exception | None = None
 
     # -- what callers do -----------------------------------------------------------------------
@@ -214,87 +198,17 @@ class ReplicationWriter(Service):
 
     # -- life ----------------------------------------------------------------------------------
 
-    def startService(self) -> None:
-        """Begin to connect (Twisted calls this)."""
-        if not self.running:
-            self.running = True
-            self._finished = Deferred()
-            run_as_background_process("replication_writer", self._run)
-
-    def stopService(self) -> Deferred[None]:
-        """Stop; what is not answered yet fails. Wait for what `publish` returned before."""
-        return Deferred.fromCoroutine(self._stop())
+    def _goes_on(self) -> bool:
+        return super()._goes_on() and self._failure is None
 
     async def _stop(self) -> None:
-        if not self.running:
-            return
-        self.running = False
-        for waiting in (self._delay, self._attempt):
-            if waiting is not None:
-                waiting.cancel()
-        if self._connection is not None:
-            self._connection.close("writer stopping")
-        if self._finished is not None:
-            await self._finished
-        self._give_up(LogUnavailable("the writer was stopped before the server answered"))
+        ran = self.running
+        await super()._stop()
+        if ran:
+            self._give_up(LogUnavailable("the writer was stopped before the server answered"))
 
-    async def _run(self) -> None:
-        """Connect, write, connect again: until the service stops or the writer fails."""
-        try:
-            while self.running and self._failure is None:
-                try:
-                    connection = await self._connect()
-                except ConnectionFailed as error:
-                    self.last_error = str(error)
-                    log.info("replication.writer.unreachable", error=str(error))
-                else:
-                    ended = await connection.lost
-                    self._connection = None
-                    self._ready = False
-                    self.last_error = ended.text
-                    if self.running:
-                        log.info(
-                            "replication.writer.disconnected",
-                            reason=ended.reason.value,
-                            text=ended.text,
-                        )
-                if not self.running or self._failure is not None:
-                    break
-                self._delay = deferLater(self._reactor, backoff_s(self._failures))
-                try:
-                    await self._delay
-                except CancelledError:
-                    break
-                finally:
-                    self._delay = None
-                self._failures += 1
-                self.reconnects += 1
-        finally:
-            finished, self._finished = self._finished, None
-            if finished is not None:
-                finished.callback(None)
-
-    async def _connect(self) -> ClientConnection:
-        self._attempt = Deferred.fromCoroutine(
-            connect(
-                self._reactor,
-                self._endpoint,
-                worker_name=self._name,
-                server_name=self._server_name,
-                token=self._token,
-                dialect="auto",
-                deliver=self._take,
-                ready=self._claim,
-            )
-        )
-        try:
-            connection = await self._attempt
-        finally:
-            self._attempt = None
-        self._connection = connection
-        if not self.running:
-            connection.close("writer stopping")
-        return connection
+    async def _left(self, ended: Ended) -> None:
+        self._ready = False
 
     def _give_up(self, error: Exception) -> None:
         """Fail for good, with all that is held."""
@@ -320,9 +234,8 @@ class ReplicationWriter(Service):
 
     # -- what is said --------------------------------------------------------------------------
 
-    def _claim(self, connection: ClientConnection, dialect: Dialect) -> None:
+    def _greeted(self, dialect: Dialect) -> None:
         """Say who writes; the greeting is over."""
-        self._connection = connection
         self._holes = 0
         if dialect.name != NATIVE:
             self._fail(
@@ -332,7 +245,8 @@ class ReplicationWriter(Service):
                 )
             )
             return
-        connection.send(ProducerCommand(self._producer, self._epoch))
+        assert self._connection is not None
+        self._connection.send(ProducerCommand(self._producer, self._epoch))
 
     def _claimed(self, epoch: int, sequence: int) -> None:
         """Say again what was not answered, and go on."""
@@ -361,7 +275,7 @@ class ReplicationWriter(Service):
     def _send_soon(self) -> None:
         """Send what this turn brings, in one piece, when it ends."""
         if self._ready and not self._holes and self._sending is None:
-            self._sending = self._reactor.callLater(0, self._send)
+            self._sending = self.reactor.callLater(0, self._send)
 
     def _send(self) -> None:
         if self._sending is not None and self._sending.active():

@@ -1,0 +1,168 @@
+"""A service that is connected to a server, or tries to be (protocol.md section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import structlog
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import deferLater
+
+from tcprepl.background import run_as_background_process
+from tcprepl.clocks import make_steady
+from tcprepl.errors import ConnectionFailed
+from tcprepl.ids import ServerName
+from tcprepl.protocol.dialects import Dialect
+from tcprepl.replication.failures import backoff_s
+from tcprepl.replication.following.connection import ClientConnection, Ended, Token, connect
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class Reconnecting(Service):
+    """Connects, and connects again whenever the connection is gone, for as long as it runs.
+
+    Who inherits has `_take` called with the events of each read, `_greeted` once a connection is
+    past its greeting, `_left` once it is gone, and `_over` when no other follows.
+
+    Attributes:
+        reactor: The reactor; it measures time evenly from now on (`tcprepl.clocks`).
+        reconnects: Connections made after the first.
+        last_error: Why the newest connection ended or could not be made; None at first.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        what: str,
+        *,
+        name: str,
+        server_name: ServerName | None,
+        token: Token | None,
+    ) -> None:
+        """Begin with no connection; *what* this is, is said in the log."""
+        make_steady(reactor)
+        self.reactor = reactor
+        self.reconnects = 0
+        self.last_error: str | None = None
+        self._what = what
+        self._connect = partial(
+            connect, reactor, endpoint, worker_name=name, server_name=server_name, token=token
+        )
+        self._dialect = "auto"
+        self._connection: ClientConnection | None = None
+        #: Connections that could not be made, or did not come to anything, one after the other.
+        self._failures = 0
+        #: What a stop need not wait for.
+        self._pending: set[Deferred[Any]] = set()
+        self._finished: Deferred[None] | None = None
+
+    # -- for who inherits ----------------------------------------------------------------------
+
+    def _take(self, events: Sequence[object]) -> None:
+        raise NotImplementedError
+
+    def _greeted(self, dialect: Dialect) -> None:
+        raise NotImplementedError
+
+    async def _left(self, ended: Ended) -> None:
+        """Do nothing more about a connection that is gone."""
+
+    async def _over(self) -> None:
+        """Do nothing more when no other connection follows."""
+
+    def _goes_on(self) -> bool:
+        """Whether another connection follows."""
+        return bool(self.running)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Begin to connect (Twisted calls this)."""
+        if not self.running:
+            self.running = True
+            self._failures = 0
+            self._finished = Deferred()
+            run_as_background_process(f"replication_{self._what}", self._run)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop; fires once the connection is gone."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self.running:
+            self.running = False
+            for pending in tuple(self._pending):
+                pending.cancel()
+            if self._connection is not None:
+                self._connection.close(f"{self._what} stopping")
+        if self._finished is not None:
+            await self._finished
+
+    async def _run(self) -> None:
+        unreachable, refused, disconnected = (
+            f"replication.{self._what}.{how}" for how in ("unreachable", "refused", "disconnected")
+        )
+        try:
+            while self._goes_on():
+                try:
+                    connection = await self._attempt()
+                except ConnectionFailed as error:
+                    self.last_error = str(error)
+                    log.info(unreachable, error=str(error), failures=self._failures)
+                    if not error.transient:
+                        log.error(refused, error=str(error))
+                else:
+                    ended = await connection.lost
+                    self._connection = None
+                    self.last_error = ended.text
+                    await self._left(ended)
+                    if self.running:
+                        log.info(disconnected, reason=ended.reason.value, text=ended.text)
+                if not self._goes_on():
+                    break
+                await self._wait(backoff_s(self._failures))
+                self._failures += 1
+                self.reconnects += 1
+        finally:
+            await self._over()
+            finished, self._finished = self._finished, None
+            if finished is not None:
+                finished.callback(None)
+
+    async def _attempt(self) -> ClientConnection:
+        connection = await self._unless_stopped(
+            Deferred.fromCoroutine(
+                self._connect(dialect=self._dialect, deliver=self._take, ready=self._up)
+            )
+        )
+        self._connection = connection
+        if not self.running:
+            connection.close(f"{self._what} stopping")
+        return connection
+
+    def _up(self, connection: ClientConnection, dialect: Dialect) -> None:
+        self._connection = connection
+        self._greeted(dialect)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait; stopping the service ends it early."""
+        try:
+            await self._unless_stopped(deferLater(self.reactor, seconds))
+        except CancelledError:
+            if self.running:
+                raise
+
+    async def _unless_stopped(self, pending: Deferred[T]) -> T:
+        self._pending.add(pending)
+        try:
+            return await pending
+        finally:
+            self._pending.discard(pending)

@@ -1,0 +1,95 @@
+"""A service that is connected, or tries to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from structlog.testing import capture_logs
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+
+from tcprepl.limits import RECONNECT_MIN_S
+from tcprepl.protocol.dialects import Dialect
+from tcprepl.replication.following.connection import Ended
+from tcprepl.replication.following.reconnecting import Reconnecting
+
+
+class Service(Reconnecting):
+    """Keeps what happens to it."""
+
+    def __init__(self, reactor: Any) -> None:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
+        super().__init__(reactor, endpoint, "test", name="t", server_name=None, token=None)
+        self.happened: list[str] = []
+
+    def _take(self, events: Sequence[object]) -> None:
+        self.happened.append("rows")
+
+    def _greeted(self, dialect: Dialect) -> None:
+        assert self._connection is not None
+        self.happened.append(dialect.name)
+
+    async def _left(self, ended: Ended) -> None:
+        self.happened.append("left")
+
+    async def _over(self) -> None:
+        self.happened.append("over")
+
+
+def connected(reactor: MemoryReactorClock) -> Any:
+    """Let the newest attempt succeed; return the protocol."""
+    protocol = reactor.tcpClients[-1][2].buildProtocol(None)
+    protocol.makeConnection(StringTransport())
+    return protocol
+
+
+def test_what_is_lost_is_made_again_until_it_stops() -> None:
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+    with capture_logs() as logs:
+        service.startService()
+        service.startService()
+        reactor.tcpClients[0][2].clientConnectionFailed(None, Failure(OSError("nobody")))
+        reactor.advance(RECONNECT_MIN_S)
+        protocol = connected(reactor)
+        protocol.dataReceived(b"SERVER x\nPING 1\n")
+        protocol.connectionLost(Failure(ConnectionDone()))
+        assert service.happened[-1] == "left"
+        reactor.advance(2 * RECONNECT_MIN_S)
+    assert len(reactor.tcpClients) == 3
+    assert service.reconnects == 2
+    assert [line["event"] for line in logs] == [
+        "replication.test.unreachable",
+        "replication.test.disconnected",
+    ]
+
+
+def test_a_stop_waits_for_nothing_but_the_connection() -> None:
+    """Neither for an attempt nor for the time until the next one."""
+    for attempt_fails in (False, True):
+        reactor = MemoryReactorClock()
+        service = Service(reactor)
+        service.startService()
+        if attempt_fails:
+            reactor.tcpClients[0][2].clientConnectionFailed(None, Failure(OSError("nobody")))
+        assert service.stopService().called
+        assert service.stopService().called
+        assert service.happened == ["over"]
+        assert not reactor.getDelayedCalls()
+
+
+def test_a_connection_that_is_there_is_closed_by_the_stop() -> None:
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+    service.startService()
+    protocol = connected(reactor)
+    stopped = service.stopService()
+    assert protocol.transport.disconnecting
+    assert not stopped.called
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert stopped.called
+    assert service.last_error == "test stopping"
+    assert service.happened == ["left", "over"]
