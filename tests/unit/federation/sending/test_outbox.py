@@ -20,6 +20,7 @@ from tcprepl.federation.sending.stored import (
     StoredTransaction,
 )
 from tcprepl.federation.wire.edu import build_edu
+from tcprepl.streams.lineage import Lineage
 
 T = TypeVar("T")
 
@@ -82,6 +83,34 @@ def test_it_survives_a_restart_whole(outbox: Outbox, tmp_path: Path) -> None:
     now(again.close())
 
 
+def test_a_start_is_told_who_waits_up_to_where_was_read_and_when(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    """The newest stamp is that of an EDU or of a failure, whichever is later."""
+    assert (outbox.newest_ms(), outbox.lineages(), outbox.positions()) == (0, {}, {})
+    pair, lineage = ("federation", "master"), Lineage()
+    for incarnation, token in (("a", 4), ("b", 6)):
+        lineage.enter(incarnation, token - 1, token)
+        entry = (outbox.take_ids(1)[0], 9_000, build_edu("x", "y", "m.test", {"n": token}))
+        now(outbox.add([entry], 1_000 + token, {pair: token}, {pair: lineage.stored()}))
+    now(outbox.begin("z", StoredTransaction("t1", 77, [put(outbox, "z", 7)])))
+    for last_ms, newest_ms in ((5, 1_007), (2_000, 2_000)):
+        now(outbox.set_backoff("v", Backoff(2, 5, last_ms, 7, "why")))
+        now(outbox.close())
+        outbox = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
+        assert outbox.newest_ms() == newest_ms
+    assert outbox.positions() == {pair: 7}
+    assert outbox.lineages()[pair].places(6) == lineage.places(6)
+    found = outbox.destinations()
+    assert {name: (one.waiting, one.in_flight) for name, one in found.items()} == {
+        "y": (True, False),
+        "z": (False, True),
+        "v": (False, False),
+    }
+    assert [entry[1] for entry in now(outbox.load("y", 0, 9))] == [9_000, 9_000]
+    now(outbox.close())
+
+
 def test_the_newest_of_a_key_takes_the_place_of_the_older(outbox: Outbox) -> None:
     put(outbox, "y", 1, "a")
     put(outbox, "y", 2, "b")
@@ -113,6 +142,29 @@ def test_an_edu_that_was_replaced_while_it_was_taken_goes_nevertheless(outbox: O
     found = now(outbox.load_transaction("y"))
     assert found is not None
     assert numbers(found.entries) == [1]
+
+
+def test_what_was_replaced_goes_also_where_the_rest_is_in_the_tables(outbox: Outbox) -> None:
+    old, other = put(outbox, "y", 1, "a"), put(outbox, "y", 2)
+    now(outbox.load("y", 0, 9))
+    put(outbox, "y", 3, "a")
+    now(outbox.begin("y", StoredTransaction("t1", 77, [other, old])))
+    found = now(outbox.load_transaction("y"))
+    assert found is not None
+    assert numbers(found.entries) == [2, 1]
+    assert numbers(now(outbox.load("y", 0, 9))) == [3]
+    now(outbox.finish([("y", "t1")]))
+    assert now(outbox.totals())["other"].edus == 1
+
+
+@pytest.mark.parametrize("how", ["finish", "purge"])
+def test_once_all_of_a_destination_has_left_it_is_as_new(outbox: Outbox, how: str) -> None:
+    """What comes for it then gets rows of its own only if it stays."""
+    now(outbox.begin("y", StoredTransaction("t1", 77, [put(outbox, "y", 1)])))
+    now(outbox.load_transaction("y"))
+    now(outbox.finish([("y", "t1")]) if how == "finish" else outbox.purge("y"))
+    put(outbox, "y", 2)
+    assert outbox._connection.execute("SELECT count(*) FROM edus").fetchone() == (0,)
 
 
 def test_a_dissolved_transaction_waits_again_without_what_was_replaced(outbox: Outbox) -> None:
@@ -184,6 +236,22 @@ def test_what_was_set_aside_for_a_while_waits_again_after_a_restart(
     put(again, "y", 2)
     assert now(again.set_aside_again("y")) == 1
     assert numbers(now(again.load("y", 0, 9))) == [2]
+    now(again.close())
+
+
+def test_what_was_refused_before_a_restart_is_replaced_as_ever(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    """Or it would arrive after the newer one of its key."""
+    set_aside(outbox, [put(outbox, "y", 1, "a")], SET_ASIDE)
+    now(outbox.close())
+    again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
+    assert now(again.set_aside_again("y")) == 1
+    newer = put(again, "y", 2, "a")
+    now(again.begin("y", StoredTransaction("t2", 78, [newer])))
+    now(again.finish([("y", "t2")]))
+    assert now(again.release("y", SET_ASIDE)) == 0
+    assert now(again.totals()) == {}
     now(again.close())
 
 
@@ -259,4 +327,7 @@ def test_a_destination_that_is_plain_again_is_forgotten(outbox: Outbox) -> None:
     now(outbox.set_backoff("y", Backoff()))
     assert outbox.destinations()["y"].paused
     now(outbox.set_paused("y", False))
+    assert outbox.destinations() == {}
+    for backoff in (Backoff(1, 1, 1, 1, ""), Backoff()):
+        now(outbox.set_backoff("y", backoff))
     assert outbox.destinations() == {}
