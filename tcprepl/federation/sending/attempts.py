@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import structlog
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
@@ -170,15 +169,13 @@ class Attempts:
         if destination in self._ended:
             self.write_ended()
         while True:
-            purges = destination.purges
             if destination.held is Held.OUTDATED:
                 self.forget_queue(destination)
             if destination.stored:
                 stored = await self._stored(destination)
-                if destination.purges != purges:
-                    return None
                 if stored is not None:
                     return stored
+            purges = destination.purges
             if destination.held is not Held.ALL:
                 await self._fill(destination)
                 if destination.purges != purges:
@@ -197,8 +194,8 @@ class Attempts:
                 return transaction
             if destination.held is not Held.ALL:
                 continue  # all that was read back has expired
-            if not await self._next_round(destination):
-                return None
+            await self._next_round(destination)
+            return None
 
     async def _stored(self, destination: Destination) -> StoredTransaction | None:
         """Return the transaction that was begun, unless it need not be sent as it was."""
@@ -250,8 +247,8 @@ class Attempts:
             self._writes.persist(destination, self._outbox.remove, destination.name, ids)
         return entries
 
-    async def _next_round(self, destination: Destination) -> bool:
-        """Let what was set aside or put off have its turn; returns whether there may be some.
+    async def _next_round(self, destination: Destination) -> None:
+        """Let what was set aside or put off be what is sent next, if it is time.
 
         What was refused without being certainly to blame is tried again when the remote has
         taken something since, or after a while.
@@ -267,22 +264,17 @@ class Attempts:
                     f"it takes none of {count} EDUs" if count > 1 else "it refuses the EDU",
                     refusing=not search.only_us,
                 )
-                return False
+                return
             if search.has_new_evidence or now_ms >= destination.backoff.next_ms:
                 await self._outbox.release(destination.name, SET_ASIDE)
                 search.round_ended()
                 destination.outdate()
-                return True
+                return
         if destination.put_off and now_ms >= destination.backoff.next_ms:
-            purges = destination.purges
             taken, left = await self._outbox.take_back(destination.name)
-            if destination.purges != purges:
-                return False
             destination.stored, destination.put_off = taken, left
             # What has one of its keys waits for it, on disk.
             destination.outdate()
-            return True
-        return False
 
     # -- what became of it --------------------------------------------------------------------
 
@@ -397,34 +389,21 @@ class Attempts:
         self, destination: Destination, transaction: StoredTransaction, answer: Answer, mark: str
     ) -> None:
         destination.in_flight = None
-
-        def marked() -> Deferred[None]:
-            return self._outbox.set_aside(
-                destination.name,
-                transaction.transaction_id,
-                mark,
-                Refusal(self._now_ms(), answer.describe()),
-            ).addCallback(count)
-
-        def count(found: int) -> None:
-            if mark == QUARANTINED:
-                destination.quarantined = found
-
-        self._writes.persist(destination, marked)
+        self._writes.persist(
+            destination,
+            self._outbox.set_aside,
+            destination.name,
+            transaction.transaction_id,
+            mark,
+            Refusal(self._now_ms(), answer.describe()),
+        )
 
     def _put_off(self, destination: Destination, transaction: StoredTransaction) -> None:
         """Keep *transaction*, which may have arrived, as it is; others go meanwhile."""
         destination.put_off += 1
-
-        def write() -> Deferred[None]:
-            return self._outbox.put_off(destination.name, transaction.transaction_id).addCallback(
-                count
-            )
-
-        def count(found: int) -> None:
-            destination.put_off = found
-
-        self._writes.persist(destination, write)
+        self._writes.persist(
+            destination, self._outbox.put_off, destination.name, transaction.transaction_id
+        )
 
     def _dissolve(self, destination: Destination, transaction: StoredTransaction) -> None:
         """Let the EDUs of a transaction wait again, from the disk, in their old order."""

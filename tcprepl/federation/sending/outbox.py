@@ -29,7 +29,6 @@ from tcprepl.federation.sending.stored import (
     StoredDestination,
     StoredTransaction,
     Waiting,
-    count_marked,
     end_transaction,
     forget_plain,
     forget_replaced,
@@ -317,7 +316,7 @@ class StoredOutbox(CommitQueue):
 
     def set_aside(
         self, destination: ServerName, transaction_id: str, mark: str, refusal: Refusal
-    ) -> Deferred[int]:
+    ) -> Deferred[None]:
         """Keep the EDUs of a transaction without sending them, until `release`.
 
         Those that a newer one with the same key has replaced meanwhile are forgotten.
@@ -327,13 +326,10 @@ class StoredOutbox(CommitQueue):
             transaction_id: The transaction.
             mark: `QUARANTINED`, or `SET_ASIDE`, which does not outlive a restart.
             refusal: Why.
-
-        Returns:
-            How many EDUs of the destination have that mark now.
         """
         self._any_aside = True
 
-        def op(cursor: Cursor) -> int:
+        def op(cursor: Cursor) -> None:
             forget_replaced(cursor, destination, transaction_id)
             cursor.execute(
                 "UPDATE edus SET transaction_id=?, refused_ms=?, refusal=?"
@@ -341,7 +337,6 @@ class StoredOutbox(CommitQueue):
                 (mark, refusal.refused_ms, refusal.reason, destination, transaction_id),
             )
             end_transaction(cursor, destination, transaction_id)
-            return count_marked(cursor, destination, mark)
 
         return self._settled(destination, op)
 
@@ -375,20 +370,16 @@ class StoredOutbox(CommitQueue):
 
         return self._settled(destination, op)
 
-    def put_off(self, destination: ServerName, transaction_id: str) -> Deferred[int]:
-        """Keep a transaction as it is, and let another one begin meanwhile.
+    def put_off(self, destination: ServerName, transaction_id: str) -> Deferred[None]:
+        """Keep a transaction as it is, and let another one begin meanwhile."""
 
-        Answers how many are put off.
-        """
-
-        def op(cursor: Cursor) -> int:
+        def op(cursor: Cursor) -> None:
             cursor.execute(
                 "INSERT INTO put_off SELECT * FROM transactions"
                 " WHERE destination=? AND transaction_id=?",
                 (destination, transaction_id),
             )
             end_transaction(cursor, destination, transaction_id)
-            return _count_put_off(cursor, destination)
 
         return self._settled(destination, op)
 
@@ -410,7 +401,11 @@ class StoredOutbox(CommitQueue):
                 " (SELECT transaction_id FROM transactions WHERE destination=?)",
                 (destination, destination),
             )
-            return cursor.rowcount > 0, _count_put_off(cursor, destination)
+            taken = cursor.rowcount > 0
+            (left,) = cursor.execute(
+                "SELECT count(*) FROM put_off WHERE destination=?", (destination,)
+            ).fetchone()
+            return taken, left
 
         return self._settled(destination, op)
 
@@ -492,13 +487,6 @@ class StoredOutbox(CommitQueue):
 
 class Outbox(StoredOutbox, OutboxFile):
     """The EDUs of one sender in a file."""
-
-
-def _count_put_off(cursor: Cursor, destination: ServerName) -> int:
-    found: int = cursor.execute(
-        "SELECT count(*) FROM put_off WHERE destination=?", (destination,)
-    ).fetchone()[0]
-    return found
 
 
 def _destinations(cursor: Cursor) -> dict[ServerName, StoredDestination]:

@@ -221,14 +221,6 @@ def free_orphans(cursor: Cursor) -> None:
         free(cursor, destination, transaction_id)
 
 
-def count_marked(cursor: Cursor, destination: ServerName, mark: str) -> int:
-    """Return how many EDUs of *destination* have *mark*."""
-    found: int = cursor.execute(
-        "SELECT count(*) FROM edus WHERE destination=? AND transaction_id=?", (destination, mark)
-    ).fetchone()[0]
-    return found
-
-
 def end_transaction(cursor: Cursor, destination: ServerName, transaction_id: str) -> None:
     """Forget that a transaction was begun."""
     cursor.execute(

@@ -78,6 +78,7 @@ ALIKE = [
     test_outbox.test_the_newest_of_a_key_takes_the_place_of_the_older,
     test_outbox.test_a_transaction_is_kept_just_as_it_was,
     test_outbox.test_an_edu_that_was_replaced_while_it_was_taken_goes_nevertheless,
+    test_outbox.test_what_was_replaced_goes_also_where_the_rest_is_in_the_tables,
     test_outbox.test_a_dissolved_transaction_waits_again_without_what_was_replaced,
     test_outbox.test_what_is_in_quarantine_can_be_dropped_or_expires,
     test_outbox.test_a_newer_edu_takes_the_place_of_the_one_of_its_key_that_was_refused,
@@ -115,7 +116,8 @@ def test_it_is_whole_for_the_next(place: Place) -> None:
     assert again.lineages() == {}
     assert again.positions() == {("federation", "master"): 3}
     assert again.take_ids(1)[0] == 4
-    assert now(again.put_off("v", "t1")) == 1
+    now(again.put_off("v", "t1"))
+    assert again.destinations()["v"].put_off == 1
     assert now(again.take_back("v")) == (True, 0)
     now(again.begin("u", StoredTransaction("t2", 78, [put(again, "u", 5)])))
     now(again.finish([("u", "t2")]))
