@@ -21,8 +21,10 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time span in its two largest units."""
+    if seconds < 0.0005:
+        return "0\u202fs"
     if seconds < 1:
-        return f"{seconds * 1000:.0f}\u202fms" if seconds else "0\u202fs"
+        return f"{seconds * 1000:.0f}\u202fms"
     if seconds < 60:
         return f"{seconds:.1f}\u202fs" if seconds < 10 else f"{seconds:.0f}\u202fs"
     whole = int(seconds)

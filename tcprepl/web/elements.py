@@ -59,10 +59,21 @@ def paragraph(*children: Node) -> Tag:
 
 
 def table(
-    titles: Sequence[str], rows: Iterable[Sequence[Node]], numeric: Sequence[int] = ()
+    titles: Sequence[str],
+    rows: Iterable[Sequence[Node]],
+    numeric: Sequence[int] = (),
+    raw: Sequence[int] = (),
 ) -> Tag:
-    """Return a table; *numeric* says which columns hold numbers."""
-    kinds = [{"class_": "n"} if index in numeric else {} for index in range(len(titles))]
+    """Return a table.
+
+    Args:
+        titles: Of the columns.
+        rows: What is in them.
+        numeric: Which columns hold numbers.
+        raw: Which hold text that may be broken anywhere.
+    """
+    classes = {**dict.fromkeys(numeric, "n"), **dict.fromkeys(raw, "row")}
+    kinds = [{"class_": classes[index]} if index in classes else {} for index in range(len(titles))]
     head = (element("th", title, **kind) for title, kind in zip(titles, kinds, strict=True))
     body = (
         element(

@@ -41,8 +41,12 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   point();
 });
-const events = new EventSource("/_tcprepl/v1/events");
-events.onmessage = (event) => {
+const follow = () => {
+  const events = new EventSource("/_tcprepl/v1/events");
+  events.onmessage = show;
+  events.onerror = () => say("connection lost, trying again", "off");
+};
+const show = (event) => {
   say("live", "on");
   const focused = plots().indexOf(document.activeElement);
   for (const [id, html] of Object.entries(JSON.parse(event.data))) {
@@ -53,4 +57,22 @@ events.onmessage = (event) => {
   if (focused >= 0) plots()[focused].focus();
   point();
 };
-events.onerror = () => say("connection lost, trying again", "off");
+// A page that is not live is fetched again, as long as nobody types or selects on it.
+const busy = () => document.activeElement.closest("form") || String(document.getSelection());
+const again = async () => {
+  try {
+    const answer = !busy() && !document.hidden && (await fetch(location));
+    const page = answer && new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (page && page.querySelector("main") && !busy()) {
+      const link = document.activeElement.getAttribute("href");
+      for (const place of ["header", "main"]) {
+        document.querySelector(place).innerHTML = page.querySelector(place).innerHTML;
+      }
+      const same = link && document.querySelector(`a[href="${CSS.escape(link)}"]`);
+      if (same) same.focus();
+    }
+  } catch { /* nobody answers: what was last said stays */ }
+  setTimeout(again, 10000);
+};
+if (live) follow();
+else setTimeout(again, 10000);

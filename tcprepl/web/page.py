@@ -110,10 +110,10 @@ def document(server_name: str, content: Mapping[str, str]) -> bytes:
 def framed(server_name: str, below: str, main: str, *, live: bool = False) -> bytes:
     """Return a page: *below* its title, then *main*, both of them HTML.
 
-    A page that is not live loads itself again every ten seconds.
+    A page that is not live is fetched again every ten seconds, but not under somebody's typing.
     """
-    again = "<noscript>{}</noscript>" if live else "{}"
-    refresh = again.format(f'<meta http-equiv="refresh" content="{5 if live else 10}">')
+    seconds = 5 if live else 10
+    refresh = f'<noscript><meta http-equiv="refresh" content="{seconds}"></noscript>'
     shown = '<p id="live" class="quiet" role="status">still picture</p>' if live else ""
     # The frame is ours to the last character, and the policy has the digests of its script and
     # its style: it is no place for a template, which would escape them.
@@ -129,7 +129,7 @@ def framed(server_name: str, below: str, main: str, *, live: bool = False) -> by
         '<footer><a href="/peers">peers</a><a href="/_tcprepl/v1/status">status as JSON</a>'
         '<a href="/metrics">metrics</a><a href="/openapi.json">OpenAPI</a>'
         f"<span>tcprepl {html(__version__)}</span></footer>"
-        f"<script>{_SCRIPT if live else ''}</script></body></html>"
+        f"<script>{_SCRIPT}</script></body></html>"
     ).encode()
 
 
@@ -256,14 +256,17 @@ def _streams(view: View) -> Nodes:
         yield paragraph("Not written yet:", *names)
 
 
+def stream_link(stream: StreamName) -> Tag:
+    """Return the name of a stream, which leads to its page."""
+    return element(
+        "a", element("code", stream), href=f"/streams/{quote(stream, '', errors='replace')}"
+    )
+
+
 def _stream_row(stream: StreamStatus, view: View) -> Sequence[Node]:
     rates = view.rates.get((stream.stream, stream.instance), ())
     return (
-        element(
-            "a",
-            element("code", stream.stream),
-            href=f"/streams/{quote(stream.stream, '', errors='replace')}",
-        ),
+        stream_link(stream.stream),
         stream.instance,
         number(stream.position),
         number(stream.floor),
@@ -298,11 +301,11 @@ ORDERS: Mapping[str, Callable[[PeerStatus], Any]] = {
 
 def peer_table(peers: Sequence[PeerStatus], lags: Mapping[int, Sequence[float]]) -> Tag:
     """Return a table of *peers*, in that order."""
-    return table(
-        ("Peer", "Dialect", "State", "Rows", "Bytes", "Lag", "Last two minutes", "Paused", "Since"),
-        (_peer_row(peer, lags.get(peer.conn_id, ())) for peer in peers),
-        numeric=(3, 4, 5, 7, 8),
-    )
+    titles = (
+        "Peer", "Dialect", "State", "Rows", "Bytes", "Lag", "Last two minutes", "Paused", "Since"
+    )  # fmt: skip
+    rows = (_peer_row(peer, lags.get(peer.conn_id, ())) for peer in peers)
+    return element("div", table(titles, rows, numeric=(3, 4, 5, 7, 8)), class_="peers")
 
 
 def _processes(peers: Sequence[PeerStatus]) -> Nodes:

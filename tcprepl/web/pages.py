@@ -13,14 +13,15 @@ from tcprepl.errors import TcpreplError
 from tcprepl.http.calls import ApiError, Call, Response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
-from tcprepl.replication.status import PeerStatus, StreamStatus
+from tcprepl.ids import Pair, StreamName, Token
+from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 from tcprepl.streams.log import Page
 from tcprepl.streams.masking import masked
 from tcprepl.streams.registry import BUILT_IN
 from tcprepl.web import page
 from tcprepl.web.amounts import duration, number, size
 from tcprepl.web.elements import Node, Nodes, element, html, paragraph, table
-from tcprepl.web.page import LATE_S, ORDERS, framed, peer_table
+from tcprepl.web.page import LATE_S, ORDERS, framed, peer_table, stream_link
 from tcprepl.web.services import WebServices
 from tcprepl.web.status import Board
 
@@ -29,6 +30,8 @@ PEERS_A_PAGE = 50
 #: Newest rows of a stream and an instance that are shown, and bytes of each.
 NEWEST_ROWS = 20
 ROW_CHARS = 400
+#: Streams of one peer, and readers of one stream, that are shown.
+CURSORS, READERS = 50, 12
 _BUILT_IN = frozenset(stream.name for stream in BUILT_IN)
 
 _HTML = "text/html; charset=utf-8"
@@ -94,9 +97,14 @@ class Pages:
                 lags = {peer.conn_id: list(series.values) if series is not None else []}
                 return self._answer(
                     peer.name or "a peer without a name",
-                    [peer_table([peer], lags), *map(paragraph, _why(peer)), _facts(peer)],
+                    [
+                        peer_table([peer], lags),
+                        *map(paragraph, _why(peer)),
+                        _facts(peer),
+                        *self._cursors(peer),
+                    ],
                 )
-        raise ApiError(404, "M_NOT_FOUND", "no such peer: its connection may have ended")
+        return self._missing(call, "no such peer: its connection may have ended")
 
     def get_stream(self, call: Call) -> Response:
         """Answer who writes a stream, and its newest rows."""
@@ -104,7 +112,7 @@ class Pages:
         status = self._board.server_status()
         written = [found for found in status.streams if found.stream == stream]
         if not written:
-            raise ApiError(404, "M_NOT_FOUND", f"no stream of that name: {stream[:80]!r}")
+            return self._missing(call, f"no stream of that name: {stream[:80]!r}")
         behind = [peer for peer in status.peers if peer.behind_stream == stream]
         inside: list[Node] = [
             table(
@@ -123,7 +131,8 @@ class Pages:
             )
         ]
         if behind:
-            inside += [element("h2", "Behind in it"), peer_table(behind, {})]
+            inside += [element("h2", "Behind in it"), peer_table(behind[:PEERS_A_PAGE], {})]
+        inside += self._readers(stream, status)
         for found in written:
             inside.append(element("h2", f"Newest rows of {found.instance}"))
             if stream in call.grant.sees:
@@ -149,15 +158,74 @@ class Pages:
             (number(token), element("code", _cut(masked(stream, row) if mask else row)))
             for token, row in read.rows()
         )
-        return [table(("Token", "Row"), rows, numeric=(0,))]
+        return [table(("Token", "Row"), rows, numeric=(0,), raw=(1,))]
 
-    def _answer(self, title: str, inside: Sequence[Node]) -> Response:
+    def _cursors(self, peer: PeerStatus) -> Nodes:
+        """Yield where a peer stands in each stream that it reads, the farthest behind first."""
+        server = self._services.replication_server
+        if server is None:
+            return
+        stands: dict[Pair, Token] = {}
+        for conn_id, reader in server.readers():
+            if conn_id == peer.conn_id:
+                for pair, token in server.hub.standing(reader).items():
+                    stands[pair] = min(token, stands.get(pair, token))
+        if not stands:
+            return
+        heads = {pair: head.token for pair, head in server.hub.heads.items()}
+        ordered = sorted(stands, key=lambda pair: (stands[pair] - heads[pair], pair))
+        yield element("h2", "Where it stands")
+        yield table(
+            ("Stream", "Instance", "Has up to", "Position", "To go"),
+            (
+                (
+                    stream_link(pair[0]),
+                    pair[1],
+                    number(stands[pair]),
+                    number(heads[pair]),
+                    number(max(0, heads[pair] - stands[pair])),
+                )
+                for pair in ordered[:CURSORS]
+            ),
+            numeric=(2, 3, 4),
+        )
+        if len(ordered) > CURSORS:
+            yield paragraph(f"{number(len(ordered) - CURSORS)} more have less to go.")
+
+    def _readers(self, stream: StreamName, status: ServerStatus) -> Nodes:
+        """Yield who reads a stream, the slowest first."""
+        server = self._services.replication_server
+        if server is None:
+            return
+        pairs = [(found.stream, found.instance) for found in status.streams]
+        pairs = [pair for pair in pairs if pair[0] == stream]
+        reading = {
+            conn_id
+            for conn_id, reader in server.readers()
+            if any(map(reader.subscription.wants, pairs))
+        }
+        found = sorted((p for p in status.peers if p.conn_id in reading), key=ORDERS["lag"])
+        yield element("h2", "Readers")
+        if found:
+            yield peer_table(found[:READERS], {})
+        else:
+            yield paragraph("Nobody reads it at the moment.")
+        if len(found) > READERS:
+            yield paragraph(f"{number(len(found) - READERS)} more read it.")
+
+    def _missing(self, call: Call, why: str) -> Response:
+        """Answer that something is not there: to browsers as a page, to programs as ever."""
+        if not any("text/html" in value for value in call.header_values("accept")):
+            raise ApiError(404, "M_NOT_FOUND", why)
+        return self._answer("not found", [paragraph(why)], 404)
+
+    def _answer(self, title: str, inside: Sequence[Node], status: int = 200) -> Response:
         body = framed(
             self._services.server_name,
             f'<p><a href="/">status</a> · {html(element("b", title))}</p>',
             html(*inside),
         )
-        return Response(200, body, _HTML, page.HEADERS)
+        return Response(status, body, _HTML, page.HEADERS)
 
 
 def _matches(peer: PeerStatus, part: str) -> bool:
@@ -213,6 +281,8 @@ def _why(peer: PeerStatus) -> Iterator[str]:
 
 def _facts(peer: PeerStatus) -> Tag:
     said: Mapping[str, str] = {
+        "Dialect": peer.dialect,
+        "Not sent": size(peer.behind_bytes),
         "Sent": size(peer.sent_bytes),
         "In our buffer": size(peer.buffered_bytes),
         "Gaps told": number(peer.gaps),

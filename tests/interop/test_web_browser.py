@@ -303,6 +303,74 @@ def test_sixty_peers_are_found_and_turned_over(server: Server, shots: Path, tmp_
         assert browser.console() == []
 
 
+def test_a_thousand_peers_are_no_slow_page(server: Server, tmp_path: Path) -> None:
+    """Each page under 60 kB, there within a second, and live."""
+    with contextlib.ExitStack() as stack:
+        for number in range(1_000):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            peer.sendall(b"NAME worker-%04d\nREPLICATE typing * NOW\n" % number)
+        wait_until(
+            lambda: len(server.request("GET", "/_tcprepl/v1/status")["peers"]) >= 1_000, "they came"
+        )
+        browser = stack.enter_context(Browser(tmp_path))
+        for path in ("/", "/peers", "/streams/typing"):
+            browser.open(server.url + path)
+            loaded, size = browser.run(
+                "const [entry] = performance.getEntriesByType('navigation');"
+                "return [entry.domContentLoadedEventEnd, entry.decodedBodySize]"
+            )
+            assert size < 60_000
+            assert loaded < 1_000
+        browser.open(server.url)
+        browser.wait_for("return document.getElementById('live').className.includes('on')", "live")
+        assert "1000" in browser.text("#summary")
+
+
+def test_long_names_and_rows_break_within_their_columns(
+    server: Server, shots: Path, tmp_path: Path
+) -> None:
+    """No page is wider than its window, whatever peers and writers say."""
+    long = "x" * 250
+    server.publish("receipts", ["!r:example.com", "m.read", "@a:example.com", f"${long}", {}])
+    with Lines(server.port) as lines, contextlib.ExitStack() as stack:
+        lines.send(f"NAME {long}\nREPLICATE * * NOW\n")
+        lines.expect("POSITION")
+        lines.send(f"NAME {long}\n")
+        ours = [
+            p["conn_id"]
+            for p in server.request("GET", "/_tcprepl/v1/status")["peers"]
+            if p["name"] == long
+        ]
+        for width in (1280, 768, 390):
+            browser = stack.enter_context(Browser(tmp_path / str(width), width, 900))
+            for path in ("", "/peers", f"/peers/{ours[0]}", "/streams/receipts"):
+                browser.open(server.url + path)
+                wide, room = browser.run(WIDTHS)
+                assert wide <= room, path
+                name = path.strip("/").partition("/")[0] or "status"
+                (shots / f"long-{name}-{width}.png").write_bytes(browser.screenshot())
+
+
+def test_what_is_typed_outlives_the_next_picture(server: Server, tmp_path: Path) -> None:
+    """The list of peers goes on by itself, but not under somebody's typing."""
+    with Browser(tmp_path) as browser:
+        browser.open(f"{server.url}/peers")
+        browser.run("const box = document.querySelector('input'); box.focus(); box.value = 'wor'")
+        with Lines(server.port) as lines:
+            lines.send("NAME worker-new\nREPLICATE\n")
+            lines.expect("POSITION")
+            browser.run("return again()")
+            assert browser.run("return document.querySelector('input').value") == "wor"
+            assert "worker-new" not in browser.text("main")
+            browser.run("document.activeElement.blur()")
+            browser.run("return again()")
+            assert "worker-new" in browser.text("main")
+            browser.run("document.querySelector('td a').focus()")
+            browser.run("return again()")
+            assert browser.run("return document.activeElement.tagName") == "A"
+        assert browser.console() == []
+
+
 def test_the_first_view_needs_no_script(server: Server) -> None:
     """What comes with the first answer says it all."""
     server.publish("typing", ["!first:example.com", []])

@@ -46,7 +46,7 @@ from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.relaying.intake import RelayIntake
 from tcprepl.replication.relaying.lines import Followers
 from tcprepl.replication.serving.measuring import OTHERS, CommandCounts
-from tcprepl.replication.serving.readers import EVERYTHING
+from tcprepl.replication.serving.readers import EVERYTHING, Reader
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.replication.status import LinkStatus, PeerStatus, ProcessStatus, process_status
 from tcprepl.streams.registry import Registry
@@ -207,6 +207,7 @@ class BusListener:
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
         server.others.append(self.peers)
         server.closers.append(self._close)
+        server.other_readers.append(self.readers)
 
     # -- life --------------------------------------------------------------------------
 
@@ -535,6 +536,14 @@ class BusListener:
         now = self.reactor.seconds()
         found = (connection.status(now) for connection in self._connections.values())
         return [status for status in found if status is not None]
+
+    def readers(self) -> list[tuple[int, Reader]]:
+        """Return what reads for each connection, with its number."""
+        return [
+            (connection.conn_id, one.reader)
+            for connection in self._connections.values()
+            for one in connection.subscribers
+        ]
 
     def status(self) -> LinkStatus:
         """Return how it goes with those who publish."""

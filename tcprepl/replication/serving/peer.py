@@ -151,6 +151,11 @@ class Peer:
         return self._session.pinged and self._session.dialect.name != NATIVE
 
     @property
+    def reader(self) -> Reader | None:
+        """What reads for it; None as long as it has asked for nothing."""
+        return self._reader
+
+    @property
     def is_behind(self) -> bool:
         """Whether it has not been sent everything that it asked for."""
         return self._reader is not None and self._reader.backlog is not None

@@ -42,6 +42,7 @@ from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.measuring import CommandCounts, Sources
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.publishing import Door, PublisherPort
+from tcprepl.replication.serving.readers import Reader
 from tcprepl.replication.serving.turns import Turns
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.streams.gaps import Cause
@@ -89,6 +90,7 @@ class ReplicationServer:
         links: Asked for what the status says of upstreams and Redis.
         others: Asked for connections that get the same streams in another way.
         closers: Asked to close one of those, by number, and why; return whether they have it.
+        other_readers: Asked for what reads for those, each with the connection's number.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class ReplicationServer:
         self.links: list[Callable[[], LinkStatus]] = []
         self.others: list[Callable[[], list[PeerStatus]]] = []
         self.closers: list[Callable[[int, CloseReason, str], bool]] = []
+        self.other_readers: list[Callable[[], list[tuple[int, Reader]]]] = []
         self.reactor = reactor
         self.server_name = server_name
         self.instance = instance
@@ -380,6 +383,11 @@ class ReplicationServer:
 
     def _others(self) -> list[PeerStatus]:
         return [status for others in self.others for status in others()]
+
+    def readers(self) -> list[tuple[int, Reader]]:
+        """Return what reads, each with its connection's number; on a bus one may have several."""
+        found = [(p.conn_id, p.reader) for p in self._peers.values() if p.reader is not None]
+        return found + [reader for others in self.other_readers for reader in others()]
 
     def streams(self) -> list[StreamStatus]:
         """Return every (stream, instance) that is served."""

@@ -27,6 +27,7 @@ def test_numbers(value: float, expected: str) -> None:
     ("value", "expected"),
     [
         (0, "0 s"),
+        (0.0004, "0 s"),
         (0.25, "250 ms"),
         (7.25, "7.2 s"),
         (59.4, "59 s"),

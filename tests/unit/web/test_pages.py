@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tcprepl.access import ALL, Grant
+from tcprepl.ids import Pair
+from tcprepl.replication.serving.readers import Reader
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
-from tcprepl.web.pages import NEWEST_ROWS, PEERS_A_PAGE, ROW_CHARS
+from tcprepl.web.pages import CURSORS, NEWEST_ROWS, PEERS_A_PAGE, READERS, ROW_CHARS
 from tests.unit.web.test_elements import Balanced, text
 from tests.unit.web.test_page import HEAD, PEER
 from tests.web_site import Stage
@@ -21,6 +25,25 @@ class Server:
     def __init__(self) -> None:
         self.peers: list[PeerStatus] = []
         self.streams: list[StreamStatus] = []
+        self.hub = self
+        self.heads: dict[Pair, Any] = {}
+        self.stands: dict[Reader, dict[Pair, int]] = {}
+        self.reading: list[tuple[int, Reader]] = []
+
+    def readers(self) -> list[tuple[int, Reader]]:
+        """Return what reads."""
+        return self.reading
+
+    def standing(self, reader: Reader) -> dict[Pair, int]:
+        """Return where *reader* is, as the hub would say."""
+        return self.stands[reader]
+
+    def reads(self, conn_id: int, pattern: Pair, stands: dict[Pair, int]) -> None:
+        """Let a connection read, and stand somewhere."""
+        reader = Reader(None, "somebody")  # type: ignore[arg-type]
+        reader.subscription.patterns.add(pattern)
+        self.reading.append((conn_id, reader))
+        self.stands[reader] = stands
 
     def status(self) -> ServerStatus:
         """Return it."""
@@ -90,6 +113,46 @@ def test_a_peer_says_why_it_is_behind(stage: Stage, server: Server) -> None:
     server.peers[1] = replace(PEER, conn_id=4, behind_seconds=1.0)
     assert "catches up" not in shown(stage, "/peers/4")
     assert "its connection may have ended" in shown(stage, "/peers/6", 404)
+
+
+def test_a_peer_shows_where_it_stands(stage: Stage, server: Server) -> None:
+    """In each stream that it reads, the farthest behind first; on a bus by its slowest part."""
+    server.heads = {("audit", f"w{n:02}"): SimpleNamespace(token=100) for n in range(CURSORS + 5)}
+    server.peers = [HEAD, replace(PEER, conn_id=7)]
+    assert "Where it stands" not in shown(stage, f"/peers/{HEAD.conn_id}")
+    server.reads(7, ("*", "*"), dict.fromkeys(server.heads, 100))
+    server.reads(7, ("audit", "w03"), {("audit", "w03"): 60})
+    server.reads(8, ("*", "*"), {("audit", "w04"): 1})
+    told = shown(stage, "/peers/7").partition("Where it stands")[2]
+    assert "To go audit w03 60 100 40 audit w00 100 100 0" in told
+    assert "5 more have less to go." in told
+
+
+def test_a_stream_shows_who_reads_it(stage: Stage, server: Server) -> None:
+    """The slowest first, and no more than fit on a page."""
+    server.streams = [StreamStatus("audit", "master", 1, 0, 1, 9)]
+    assert "Nobody reads it at the moment." in shown(stage, "/streams/audit")
+    server.peers = [replace(HEAD, conn_id=n, name=f"r{n}.") for n in range(READERS + 4)]
+    server.peers[5] = replace(PEER, conn_id=5, name="slow.", behind_stream="other")
+    for n in range(READERS + 3):
+        server.reads(n, ("audit", "*"), {})
+    server.reads(READERS + 3, ("other", "*"), {})
+    told = shown(stage, "/streams/audit").partition("Readers")[2]
+    assert told.index("slow.") < told.index("r0.")
+    assert f"r{READERS + 3}." not in told
+    assert "3 more read it." in told
+
+
+def test_a_browser_is_told_on_a_page_that_something_is_not_there(
+    stage: Stage, server: Server
+) -> None:
+    """Programs get what they get everywhere."""
+    for path in ("/peers/6", "/streams/nonsense"):
+        answer = stage.ask("GET", path, headers={"Accept": "text/html,*/*;q=0.8"})
+        assert answer.status == 404
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert "no s" in text(answer.body.decode().partition("<main>")[2])
+        assert stage.get(path).json["errcode"] == "M_NOT_FOUND"
 
 
 def test_a_peer_that_came_this_moment(stage: Stage, server: Server) -> None:

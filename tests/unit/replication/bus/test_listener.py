@@ -79,6 +79,7 @@ def test_a_client_is_kicked_by_the_number_that_is_shown() -> None:
     world = BusWorld()
     one = world.subscriber()
     (shown,) = world.server.peers()
+    assert [conn_id for conn_id, _ in world.server.readers()] == [shown.conn_id]
     one.transport.clear()
     assert [peer.conn_id for peer in kick(world.server, str(shown.conn_id), "go")]
     assert one.transport.value() == b"-ERR disconnected by an operator: go\r\n"

@@ -57,6 +57,10 @@ def test_name_and_status(world: World) -> None:
     assert world.server.lags([]) == {}
     assert world.server.lags([1, 99]) == {1: 0.0}
     assert "w2" in repr(next(iter(world.server._peers.values())))
+    world.call("NAME w3")
+    (read,) = world.server.readers()
+    assert read[0] == 1
+    assert world.server.hub.standing(read[1]) == {("alpha", "master"): 0}
 
 
 def test_commands_reach_who_asked_for_them_and_failures_are_logged(world: World) -> None:
