@@ -8,10 +8,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
 from tests.wire import Network, Wire
+
+
+def make_registry() -> Registry:
+    """Return the streams of a world."""
+    return Registry([StreamDef("alpha")])
 
 
 class Caller(Protocol):
@@ -43,10 +49,12 @@ class Caller(Protocol):
 class World:
     """A server on a network in memory."""
 
-    def __init__(self, network: Network | None = None, **options: Any) -> None:
+    def __init__(
+        self, network: Network | None = None, log: Log | None = None, **options: Any
+    ) -> None:
         self.network = network or Network()
-        self.registry = Registry([StreamDef("alpha")])
-        self.log = MemoryLog(self.registry, lambda: 0)
+        self.registry = make_registry()
+        self.log = log or MemoryLog(self.registry, lambda: 0)
         self.log.ensure("alpha", "master")
         self.publisher = Publisher(self.log, self.registry, "master")
         self.server = ReplicationServer(

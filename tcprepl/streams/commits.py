@@ -194,9 +194,9 @@ def gather(items: list[Item], now_ms: int) -> Batch:
         if item.transaction_id is not None:
             commit.transactions.append((stored.stream, item.transaction_id, item.answer, now_ms))
         if item.produced is not None:
-            name, epoch, sequence = item.produced
-            commit.note(name, ProducerState(epoch, sequence, now_ms))
-            commit.answers.setdefault(name, []).append(Answer(sequence, item.answer))
+            name, epoch, sequence, count = item.produced
+            commit.note(name, ProducerState(epoch, item.produced.last, now_ms))
+            commit.answers.setdefault(name, []).append(Answer(sequence, item.answer, count))
     for pair in groups:
         _close(batch, groups, pair, now_ms)
     for pair, step in batch.steps:

@@ -207,7 +207,7 @@ class Log(Protocol):
                 answered with the first call's tokens, after a restart too.
             produced: Which append of which producer this is (`tcprepl.streams.producers`): it
                 is taken once, in order, and committed together with the rows. Not together
-                with a transaction id.
+                with a transaction id. For a run `may_begin` must have been true just now.
 
         Raises:
             TokenOrder: *tokens* go backwards.
@@ -229,6 +229,13 @@ class Log(Protocol):
             EpochFenced: (in the Deferred) *epoch* is below the present one.
             TooManyProducers: (in the Deferred) there is no room for another name.
             LogUnavailable: (in the Deferred) the disk refused.
+        """
+        ...
+
+    def may_begin(self, stream: StreamName, produced: Produced) -> bool:
+        """Return whether a run of appends may be made as one: each would be taken, and none wait.
+
+        If not, they are to be made one by one.
         """
         ...
 

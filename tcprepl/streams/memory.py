@@ -233,6 +233,10 @@ class MemoryLog(BaseLog):
         except ProducerError:
             return fail()
 
+    def may_begin(self, stream: StreamName, produced: Produced) -> bool:
+        """Return whether a run of appends may be made as one."""
+        return self._producers.is_next(produced)
+
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows."""
         if self._closed:

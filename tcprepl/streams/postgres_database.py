@@ -439,7 +439,7 @@ class PostgresDatabase(FencedDatabase):
             connection.execute(UPSERT_PRODUCERS, (mine, *_columns(rows)))
         if commit.answers:
             names = list(commit.answers)
-            lasts = [given[-1].sequence for given in commit.answers.values()]
+            lasts = [given[-1].last for given in commit.answers.values()]
             bodies = [encode_answers(given) for given in commit.answers.values()]
             connection.execute(UPSERT_ANSWERS, (mine, names, lasts, bodies))
             kept = [last - ANSWERS_KEPT for last in lasts]

@@ -45,26 +45,26 @@ def encode_answers(answers: Sequence[Answer]) -> bytes:
     Nearly all of them follow one another in one stream, too, and have as many tokens each.
     """
     runs: list[list[Any]] = []
-    for _, appended in answers:
+    for _, appended, count in answers:
         stream, instance, first = appended.stream, appended.instance, appended.first
-        width = appended.last - first
+        width = (appended.last - first + 1) // count - 1
         if runs and runs[-1][:3] == [stream, instance, width]:
             run = runs[-1]
             if first == run[3] + run[4] * (width + 1):
-                run[4] += 1
+                run[4] += count
                 continue
-        runs.append([stream, instance, width, first, 1])
+        runs.append([stream, instance, width, first, count])
     body: bytes = msgpack.packb((answers[0].sequence, runs))
     return body
 
 
 def decode_answers(body: bytes) -> Iterator[Answer]:
-    """Yield the answers that *body* was made of."""
+    """Yield the answers that *body* was made of, as few as they can be."""
     sequence, runs = msgpack.unpackb(body)
     for stream, instance, width, first, count in runs:
-        for token in range(first, first + count * (width + 1), width + 1):
-            yield Answer(sequence, Appended(stream, instance, token, token + width))
-            sequence += 1
+        last = first + count * (width + 1) - 1
+        yield Answer(sequence, Appended(stream, instance, first, last), count)
+        sequence += count
 
 
 def read_producers(
@@ -94,7 +94,7 @@ def write_producers(
         connection.execute("DELETE FROM producers WHERE name = ?", (name,))
     connection.executemany(_UPSERT_PRODUCER, [(name, *state) for name, state in states.items()])
     for name, given in answers.items():
-        last = given[-1].sequence
+        last = given[-1].last
         connection.execute(
             "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (name, last, encode_answers(given))
         )

@@ -18,9 +18,11 @@ nothing passes it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from itertools import islice
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from tcprepl.errors import (
@@ -34,35 +36,65 @@ from tcprepl.ids import ProducerName
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.log import Appended
 
-#: Answers that are remembered of each producer: as many appends as one may have unanswered.
+#: Appends of each producer whose answer is remembered at least.
 ANSWERS_KEPT: Final = 4_096
 #: Producers that are remembered.
 MAX_PRODUCERS: Final = 10_000
 #: The highest epoch that can be asked for: claims beyond it get the next one, and never run out.
 MAX_EPOCH_ASKED: Final = 2**62
-#: Answers that are remembered of all; those of who was not used for longest go.
+#: Such appends of all; those of who was not used for longest go.
 MAX_ANSWERS: Final = 262_144
+
+_SEQUENCE: Final = attrgetter("sequence")
 
 
 class Produced(NamedTuple):
-    """Which append of which producer this is.
+    """Which append of which producer this is, or which appends of one row each.
 
     Attributes:
         producer: The producer's name.
         epoch: The epoch that it claimed.
-        sequence: The number of the append, from 1.
+        sequence: The number of the append, from 1; of the first of many.
+        appends: How many these are, each with the next number and one row: a run.
     """
 
     producer: ProducerName
     epoch: int
     sequence: int
+    appends: int = 1
+
+    @property
+    def last(self) -> int:
+        """The number of the last append."""
+        return self.sequence + self.appends - 1
 
 
 class Answer(NamedTuple):
-    """What was answered to an append."""
+    """What was answered to an append, or to a run of them.
+
+    Attributes:
+        sequence: The number of the first append.
+        appended: The tokens of all.
+        appends: How many these are; each has as many tokens as the others.
+    """
 
     sequence: int
     appended: Appended
+    appends: int = 1
+
+    @property
+    def last(self) -> int:
+        """The number of the last append."""
+        return self.sequence + self.appends - 1
+
+    def of(self, sequence: int) -> Appended:
+        """Return what one of the appends was answered."""
+        if self.appends == 1:
+            return self.appended
+        every = self.appended
+        width = (every.last - every.first + 1) // self.appends
+        first = every.first + (sequence - self.sequence) * width
+        return Appended(every.stream, every.instance, first, first + width - 1)
 
 
 class ProducerState(NamedTuple):
@@ -96,7 +128,7 @@ class _Producer:
         self.epoch = state.epoch
         self.sequence = self.begun = state.sequence
         self.used_ms = state.used_ms
-        self.answers: deque[Answer] = deque(maxlen=ANSWERS_KEPT)
+        self.answers: deque[Answer] = deque()
 
     @property
     def state(self) -> ProducerState:
@@ -115,7 +147,7 @@ class Producers:
 
     @property
     def answers(self) -> int:
-        """How many answers are remembered."""
+        """To how many appends the answer is remembered."""
         return self._answers
 
     def restore(
@@ -127,8 +159,11 @@ class Producers:
             self._remember(producer, answer)
 
     def _remember(self, producer: _Producer, answer: Answer) -> None:
-        self._answers += len(producer.answers) < ANSWERS_KEPT
-        producer.answers.append(answer)
+        answers = producer.answers
+        answers.append(answer)
+        self._answers += answer.appends
+        while answers[0].last <= min(answer.last - ANSWERS_KEPT, producer.sequence):
+            self._answers -= answers.popleft().appends
         if self._answers > MAX_ANSWERS:
             self._forget_answers(MAX_ANSWERS // 2)
 
@@ -141,8 +176,7 @@ class Producers:
             while self._answers > most and producer.answers:
                 if producer.answers[0].sequence > producer.sequence:
                     break  # under way
-                producer.answers.popleft()
-                self._answers -= 1
+                self._answers -= producer.answers.popleft().appends
 
     def state(self, name: ProducerName) -> ProducerState | None:
         """Return what is known of a producer, None for one that never claimed its name."""
@@ -198,12 +232,15 @@ class Producers:
     def check(self, produced: Produced) -> Appended | None:
         """Return what this number was answered, or will be; None if it is the next to be taken.
 
+        A run has to be next: ask `is_next` before.
+
         Raises:
             EpochFenced: somebody else has claimed the name since, or nobody has.
             SequenceHole: numbers before this one were not taken.
             SequenceTooOld: it was taken, so long ago that the answer is forgotten.
         """
-        name, epoch, sequence = produced
+        name, epoch, sequence, appends = produced
+        assert appends == 1 or self.is_next(produced), "a run is not next"
         producer = self._producers.get(name)
         if producer is None:
             raise EpochFenced(name, epoch, 0)
@@ -214,10 +251,16 @@ class Producers:
             return None
         if sequence > expected:
             raise SequenceHole(name, sequence, expected)
-        index = sequence - expected + len(producer.answers)
-        if index < 0 or producer.answers[index].sequence != sequence:
+        answers = producer.answers
+        index = bisect_right(answers, sequence, key=_SEQUENCE) - 1
+        if index < 0 or sequence > answers[index].last:
             raise SequenceTooOld(name, sequence, expected)
-        return producer.answers[index].appended
+        return answers[index].of(sequence)
+
+    def is_next(self, produced: Produced) -> bool:
+        """Return whether these numbers are the next to be taken, each of them, as `check` says."""
+        producer = self._producers.get(produced.producer)
+        return producer is not None and produced[1:3] == (producer.epoch, producer.begun + 1)
 
     def under_way(self, produced: Produced) -> bool:
         """Return whether a number that `check` knows is not settled yet."""
@@ -229,24 +272,24 @@ class Producers:
         return producer.begun > producer.sequence
 
     def begun(self, produced: Produced, appended: Appended, now_ms: int) -> None:
-        """Note that the next number, which `check` let pass, has been given these tokens."""
+        """Note that the next numbers, which `check` let pass, have been given these tokens."""
         producer = self._producers[produced.producer]
-        producer.begun = produced.sequence
+        producer.begun = produced.last
         self._use(produced.producer, producer, now_ms)
-        self._remember(producer, Answer(produced.sequence, appended))
+        self._remember(producer, Answer(produced.sequence, appended, produced.appends))
 
     def settled(self, produced: Produced) -> None:
         """Note that a number under way was taken for good: its rows are as safe as they will be."""
         producer = self._producers[produced.producer]
-        producer.sequence = max(producer.sequence, produced.sequence)
+        producer.sequence = max(producer.sequence, produced.last)
 
     def refused(self, produced: Produced) -> None:
         """Note that a number under way was not taken, and so none behind it; all may come again."""
         producer = self._producers[produced.producer]
         while producer.begun >= produced.sequence and producer.begun > producer.sequence:
-            producer.answers.pop()
-            producer.begun -= 1
-            self._answers -= 1
+            answer = producer.answers.pop()
+            producer.begun = answer.sequence - 1
+            self._answers -= answer.appends
 
     # -- forgetting --------------------------------------------------------------------------
 
@@ -258,5 +301,5 @@ class Producers:
             if producer.used_ms < before_ms and producer.begun == producer.sequence
         ]
         for name in gone:
-            self._answers -= len(self._producers.pop(name).answers)
+            self._answers -= sum(answer.appends for answer in self._producers.pop(name).answers)
         return gone

@@ -50,6 +50,10 @@ class Producing:
 
     # -- before the commit ---------------------------------------------------------------------
 
+    def may_begin(self, produced: Produced) -> bool:
+        """Return whether a run that is to be written would begin now."""
+        return produced.producer not in self._queues and self._producers.is_next(produced)
+
     def ask(self, produced: Produced, again: Again, *, at_once: bool) -> Deferred[Appended] | None:
         """Return what an append is answered; None when it is to begin now.
 
@@ -69,9 +73,9 @@ class Producing:
         if known is not None:
             if not self._producers.under_way(produced):
                 return succeed(known)
-            answered: Deferred[Appended] = Deferred()
-            self._repeats.setdefault((name, produced.sequence), []).append(answered)
-            return answered
+            repeated: Deferred[Appended] = Deferred()
+            self._repeats.setdefault((name, produced.sequence), []).append(repeated)
+            return repeated.addCallback(lambda _: known)  # it may be one of a run
         if at_once and self._producers.waits(name):
             queue = self._queues[name] = deque()
             return self._wait(queue, produced, again)
@@ -90,7 +94,7 @@ class Producing:
     def taken_at_once(self, produced: Produced, appended: Appended) -> None:
         """Note that an append that has begun is published; the disk hears of it soon."""
         self._producers.settled(produced)
-        answer = Answer(produced.sequence, appended)
+        answer = Answer(produced.sequence, appended, produced.appends)
         self._at_once.setdefault(produced.producer, []).append(answer)
 
     def forget(self, names: Iterable[ProducerName]) -> None:
@@ -105,7 +109,7 @@ class Producing:
         for name, answers in commit.at_once.items():
             state = self._producers.state(name)
             assert state is not None, "what is forgotten is not written"
-            commit.note(name, state._replace(sequence=answers[-1].sequence))
+            commit.note(name, state._replace(sequence=answers[-1].last))
             commit.answers[name] = answers + commit.answers.get(name, [])
         commit.forgotten, self._forgotten = self._forgotten, set()
 
@@ -131,7 +135,9 @@ class Producing:
                 self._producers.settled(produced)
             else:
                 self._producers.refused(produced)
-            append.waiting += self._repeats.pop((produced.producer, produced.sequence), ())
+            if self._repeats:
+                for sequence in range(produced.sequence, produced.last + 1):
+                    append.waiting += self._repeats.pop((produced.producer, sequence), ())
         return {append.produced.producer for append in appends if append.produced}
 
     def _refused(self, batch: Batch, appends: list[Append], waiting: list[Item]) -> list[Append]:

@@ -145,21 +145,27 @@ class Publisher:
             (stream, instance or self.instance), checked, batch, tokens, transaction_id, produced
         )
 
-    def publish_each(self, stream: StreamName, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+    def publish_each(
+        self, stream: StreamName, rows: bytes, count: int, produced: Produced | None = None
+    ) -> Deferred[list[Outcome]] | None:
         """Publish rows that are JSON already, as if each came in a call of its own.
 
         Args:
             stream: Name of the stream.
             rows: The rows, each ended by the only LF in it.
             count: How many rows these are.
+            produced: Which appends of which producer these are: a run of as many.
 
         Returns:
-            What became of them, in order; never a failure.
+            What became of them, in order; never a failure. None where those of a producer really
+            have to come one by one, by `publish_json`.
         """
         try:
             codec = self._registry.get(stream).codec
         except TcpreplError:
             return succeed([(count, Failure())])
+        if produced is not None:
+            return self._publish_run(stream, codec, rows, produced)
         at_once = self._begins_turn()
         gathering = self._gathered.get(stream)
         if gathering is None:
@@ -168,6 +174,20 @@ class Publisher:
         if at_once or gathering.room_rows <= 0 or gathering.room_bytes <= 0:
             self._append_gathered(stream)
         return answered
+
+    def _publish_run(
+        self, stream: StreamName, codec: RowCodec, rows: bytes, produced: Produced
+    ) -> Deferred[list[Outcome]] | None:
+        checked = codec.checked(rows, produced.appends)
+        if checked is None or not self._log.may_begin(stream, produced):
+            return None
+        try:
+            prepared = self._prepared(stream, checked)
+        except TcpreplError:
+            return None
+        self._append_gathered(stream)
+        appended: Deferred[Any] = self._append((stream, self.instance), prepared, produced=produced)
+        return appended.addBoth(lambda outcome: [(produced.appends, outcome)])
 
     def flush(self) -> None:
         """Append what this turn has brought so far."""

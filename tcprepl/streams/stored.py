@@ -303,6 +303,10 @@ class StoredLog(GroupCommit):
         self._enqueue(Claim(producer, state.epoch, now, [answered]))
         return answered
 
+    def may_begin(self, stream: StreamName, produced: Produced) -> bool:
+        """Return whether a run of appends may be made as one: only to a durable stream."""
+        return self._registry.get(stream).durable and self._producing.may_begin(produced)
+
     def advance(self, stream: StreamName, instance: InstanceName, token: Token) -> Deferred[None]:
         """Move the position to *token* without rows."""
         if self._closed:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from msgspec import Struct
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
@@ -87,11 +87,11 @@ class Shut:
         """Refuse."""
         return fail(LogUnavailable(self._why))
 
-    def publish_each(self, stream: str, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+    def publish_each(
+        self, stream: str, rows: bytes, count: int, *_: Any
+    ) -> Deferred[list[Outcome]]:
         """Refuse all of them."""
-        refused: Deferred[list[Outcome]] = Deferred()
-        refused.callback([(count, Failure(LogUnavailable(self._why)))])
-        return refused
+        return succeed([(count, Failure(LogUnavailable(self._why)))])
 
 
 class Drain:

@@ -63,8 +63,13 @@ class PublisherPort(Protocol):
         """Check and append rows that are JSON already."""
         ...
 
-    def publish_each(self, stream: StreamName, rows: bytes, count: int) -> Deferred[list[Outcome]]:
-        """Check and append rows, each ended by LF, as if each came in a call of its own."""
+    def publish_each(
+        self, stream: StreamName, rows: bytes, count: int, produced: Produced | None = None
+    ) -> Deferred[list[Outcome]] | None:
+        """Check and append rows, each ended by LF, as if each came in a call of its own.
+
+        Returns None if they really have to.
+        """
         ...
 
 
@@ -208,10 +213,10 @@ class Publishing:
 
     def publish_run(self, run: PublishRun) -> int:
         """Append the rows of *run*, as `publish` does each; return what that costs, in lines."""
-        publisher = self._door.publisher
-        if publisher is None or self._producer is not None or self._unclaimed:
-            return sum(map(self.publish, run.commands()))
         stream, numbers, rows = run
+        appending = self._append_run(run)
+        if appending is None:
+            return sum(map(self.publish, run.commands()))
         asked = self._ask(len(rows), len(numbers))
 
         def settled(outcomes: list[Outcome]) -> None:
@@ -227,8 +232,21 @@ class Publishing:
                     answers.append(published_lines(stream, outcome.instance, outcome.first, some))
             self._answer(asked, *answers)
 
-        _ = publisher.publish_each(stream, rows, len(numbers)).addCallback(settled)
+        _ = appending.addCallback(settled)
         return _APPEND_LINES + len(numbers) // _RUN_ROWS_PER_LINE
+
+    def _append_run(self, run: PublishRun) -> Deferred[list[Outcome]] | None:
+        """Append rows together; None if each has to be looked at."""
+        publisher = self._door.publisher
+        if publisher is None or self._unclaimed:
+            return None
+        stream, numbers, rows = run
+        produced = None
+        if self._producer is not None:
+            produced = Produced(*self._producer, int(numbers[0]), len(numbers))
+            if list(map(int, numbers)) != list(range(produced.sequence, produced.last + 1)):
+                return None
+        return publisher.publish_each(stream, rows, len(numbers), produced)
 
     def _warning(self, stream: StreamName, instance: InstanceName) -> list[Command | bytes]:
         """Return what is to be said, once, to who publishes to such a pair."""

@@ -147,6 +147,7 @@ class Machine(RuleBasedStateMachine):
         self.epoch = 0
         self.taken: list[int] = []  # the token of each number
         self.pending: list[int] = []
+        self.runs: list[int] = []  # how many appends each of those pending has
         self.token = 0
 
     @rule()
@@ -154,6 +155,19 @@ class Machine(RuleBasedStateMachine):
         state = self.producers.claim("p", None, 0)
         self.epoch += 1
         assert (state.epoch, state.sequence) == (self.epoch, len(self.taken))
+
+    @precondition(lambda self: self.epoch)
+    @rule(appends=st.integers(2, 4), behind=st.integers(0, 1), ahead=st.integers(-2, 2))
+    def somebody_appends_a_run(self, appends: int, behind: int, ahead: int) -> None:
+        known = len(self.taken) + len(self.pending)
+        produced = Produced("p", self.epoch - behind, known + 1 + ahead, appends)
+        may = not (behind or ahead)
+        assert self.producers.is_next(produced) == may
+        if may:
+            first, self.token = self.token + 1, self.token + appends
+            self.producers.begun(produced, Appended("s", "i", first, self.token), 0)
+            self.pending += range(first, self.token + 1)
+            self.runs.append(appends)
 
     @precondition(lambda self: self.epoch)
     @rule(behind=st.integers(0, 2), ahead=st.integers(-3, 3))
@@ -172,6 +186,7 @@ class Machine(RuleBasedStateMachine):
             self.token += 1
             self.producers.begun(produced, appended(self.token), 0)
             self.pending.append(self.token)
+            self.runs.append(1)
         elif sequence > 0:
             answer = self.producers.check(produced)
             assert answer == appended(known[sequence - 1])
@@ -180,15 +195,21 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.pending)
     @rule()
     def the_oldest_is_on_disk(self) -> None:
-        self.taken.append(self.pending.pop(0))
-        self.producers.settled(Produced("p", self.epoch, len(self.taken)))
+        appends = self.runs.pop(0)
+        first = len(self.taken) + 1
+        self.taken += self.pending[:appends]
+        del self.pending[:appends]
+        self.producers.settled(Produced("p", self.epoch, first, appends))
 
     @precondition(lambda self: self.pending)
     @rule(which=st.integers(0, 5))
     def the_disk_refuses(self, which: int) -> None:
-        which %= len(self.pending)
-        del self.pending[which:]
-        self.producers.refused(Produced("p", self.epoch, len(self.taken) + which + 1))
+        which %= len(self.runs)
+        before, appends = sum(self.runs[:which]), self.runs[which]
+        del self.runs[which:]
+        del self.pending[before:]
+        first = len(self.taken) + before + 1
+        self.producers.refused(Produced("p", self.epoch, first, appends))
 
     @precondition(lambda self: self.epoch)
     @rule()
@@ -199,6 +220,7 @@ class Machine(RuleBasedStateMachine):
         self.producers = Producers()
         self.producers.restore("p", state, answers)
         self.pending = []
+        self.runs = []
 
     @invariant()
     def the_state_is_what_was_taken(self) -> None:
@@ -236,7 +258,8 @@ def test_an_answer_is_never_that_of_another_number() -> None:
     """Numbers of which the answers were lost are taken all the same."""
     producers = Producers()
     producers.restore("p", ProducerState(1, 3, 0), [Answer(1, appended(1))])
-    for sequence in (1, 2, 3):
+    assert producers.check(Produced("p", 1, 1)) == appended(1)
+    for sequence in (0, 2, 3):
         with pytest.raises(SequenceTooOld):
             producers.check(Produced("p", 1, sequence))
 

@@ -41,6 +41,55 @@ def begin(log: Any, worker: SlowWorker) -> None:
     assert result(claimed).epoch == 1
 
 
+def produce_run(log: Any, first: int, last: int) -> Deferred[Appended]:
+    """Append rows as a run of producer ``p``, if it may begin."""
+    produced = Produced("p", 1, first, last - first + 1)
+    assert log.may_begin(DURABLE, produced)
+    rows = [row(str(number)) for number in range(first, last + 1)]
+    appended: Deferred[Appended] = log.append(DURABLE, "w", rows, produced=produced)
+    return appended
+
+
+def test_each_number_of_a_run_has_its_own_answer(tmp_path: Path) -> None:
+    """Under way, settled, and in the next process; no number is taken twice."""
+    log, worker = slow_log(tmp_path)
+    begin(log, worker)
+    assert not log.may_begin(DURABLE, Produced("p", 1, 2, 3))
+    assert not log.may_begin(DURABLE, Produced("p", 2, 1, 3))
+    assert not log.may_begin(EPHEMERAL, Produced("p", 1, 1, 3))
+    run = quiet(produce_run(log, 1, 4))
+    assert not log.may_begin(DURABLE, Produced("p", 1, 4, 2))
+    repeats = [quiet(produce(log, number)) for number in (3, 1, 4)]
+    behind = quiet(produce(log, 5))
+    worker.run()
+    worker.run()
+    assert [run, *repeats, behind] == [[4], [3], [1], [4], [5]]
+    assert quiet(produce(log, 2)) == [2]
+    log.close()
+    again = SqliteStore(tmp_path / "slow")
+    assert [quiet(produce(again.log, number)) for number in (2, 5)] == [[2], [5]]
+    assert [r for _, r in read_all(again.log, DURABLE, 0)] == [*map(row, "12345")]
+    again.close()
+
+
+def test_a_run_that_is_refused_may_come_again_in_other_pieces(tmp_path: Path) -> None:
+    """With all behind it, and who has repeated one of its numbers."""
+    log, worker = slow_log(tmp_path)
+    begin(log, worker)
+    answers = [quiet(produce_run(log, 1, 3)), quiet(produce_run(log, 4, 6))]
+    answers += [quiet(produce(log, number)) for number in (2, 5, 7)]
+    with refuse(SqliteStoreLike(log)):
+        worker.run()
+    assert answers == [[LogUnavailable]] * 5
+    assert quiet(produce(log, 2)) == [SequenceHole]
+    again = [quiet(produce(log, 1)), quiet(produce_run(log, 2, 5)), quiet(produce(log, 6))]
+    worker.run()
+    worker.run()
+    assert again == [[8], [12], [13]]
+    assert [r for _, r in read_all(log, DURABLE, 0)] == [*map(row, "123456")]
+    log.close()
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_restart_changes_nothing_for_a_producer(tmp_path: Path, killed: bool) -> None:
     """Epoch, sequence and answers are on disk with the rows."""

@@ -17,8 +17,10 @@ from tcprepl.protocol.commands import PublishCommand, Reason
 from tcprepl.replication.serving import publishing
 from tcprepl.streams.gathering import Outcome
 from tcprepl.streams.log import Appended
-from tests.serving_world import World
+from tests.log_kit import SqliteStore
+from tests.serving_world import World, make_registry
 from tests.strategies import cuts
+from tests.wire import Network
 
 
 @pytest.fixture
@@ -42,7 +44,9 @@ class Slow:
         self.waiting.append((stream, len(rows), answered))
         return answered
 
-    def publish_each(self, stream: str, rows: bytes, count: int) -> Deferred[list[Outcome]]:
+    def publish_each(
+        self, stream: str, rows: bytes, count: int, produced: object = None
+    ) -> Deferred[list[Outcome]]:
         """Wait."""
         each = [b""] * count
         return self.publish_json(stream, each).addCallback(lambda taken: [(count, taken)])
@@ -372,6 +376,32 @@ def test_who_cannot_be_told_costs_nobody_else_an_answer(
     assert [len(caller.lines()) for caller in callers] == [1, 2, 2]
 
 
+def test_the_next_lines_of_a_producer_go_in_as_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One append for all that one read has brought; each line has its own answer and number."""
+    appends = []
+    append = world.log.append
+
+    def counting(*args: Any, **options: Any) -> Any:
+        appends.append(options["produced"])
+        return append(*args, **options)
+
+    monkeypatch.setattr(world.log, "append", counting)
+    lines = [f"PUBLISH alpha #{number} [{number}]" for number in range(1, 9)]
+    caller = world.call("PRODUCER p")
+    assert caller.lines()[1:] == ["PRODUCER p 1 0"]
+    for some in (lines, ["PUBLISH alpha #4 [0]"]):
+        caller.say(*some)
+        world.network.settle()
+    assert caller.lines() == [
+        *(f"PUBLISHED alpha master {number} {number} #{number}" for number in range(1, 9)),
+        "PUBLISHED alpha master 4 4 #4",
+    ]
+    assert appends[0] == ("p", 1, 1, 8)
+    assert [*world.log.read("alpha", "master", 0, 8).rows()][3] == (4, b"[4]")
+
+
 @st.composite
 def conversations(draw: st.DrawFn) -> list[str]:
     """Return lines that publish: consecutive numbers, with all that may break a run among them."""
@@ -399,14 +429,24 @@ def conversations(draw: st.DrawFn) -> list[str]:
 
 
 @settings(max_examples=settings.default.max_examples // 2)
-@given(st.data(), conversations(), conversations(), st.booleans())
+@given(st.data(), conversations(), conversations(), st.booleans(), st.booleans())
 def test_how_lines_fall_into_reads_changes_no_answer_and_no_row(
-    data: st.DataObject, first: list[str], second: list[str], produces: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    first: list[str],
+    second: list[str],
+    produces: bool,
+    on_disk: bool,
 ) -> None:
     """Line by line, or in any pieces: the same answers, the same log; with a fence between."""
     found = []
     for whole in (False, True):
-        made = World()
+        network = Network()
+        store = None
+        if on_disk:
+            where = tmp_path_factory.mktemp("log")
+            store = SqliteStore(where, clock=network.clock, registry=make_registry())
+        made = World(network, store and store.log)
         made.log.ensure("typing", "master")
         caller = made.call(*["PRODUCER p"] * produces)
         for lines in (first, second):
@@ -425,6 +465,8 @@ def test_how_lines_fall_into_reads_changes_no_answer_and_no_row(
         ]
         found.append((caller.lines(), rows))
         assert made.stop().called
+        if store is not None:
+            store.close()
     assert found[0] == found[1]
 
 
