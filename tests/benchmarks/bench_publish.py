@@ -2,12 +2,14 @@
 
 16 connections, each of which asks for more once it has half of its answers, so that what is in
 flight stays between half of the depth and the depth. Friendly: 2,048 rows in flight on each.
-Unfriendly: 32. What is measured is the CPU of the server process, all its threads, and rows by the
-clock; a row is safe on the disk before it is answered, everywhere.
+Unfriendly: 32. Ours is measured with PRODUCER, too: each row is taken once. What is measured is the
+CPU of the server process, all its threads, and rows by the clock; a row is safe on the disk before
+it is answered, everywhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import select
 import socket
@@ -39,6 +41,7 @@ from tests.interop.servers import Redis, Valkey
 from tests.ports import free_port
 
 CPU = Line("durable publish", "server CPU, a row each", "us/row")
+ONCE = Line("durable publish", "server CPU, a row each, PRODUCER", "us/row")
 RATE = Line("durable publish", "a row each", "rows/s")
 #: The reciprocal of the rate: 50 us are 20,000 rows/s.
 GAP = Line("durable publish", "time between answers, a row each", "us/row")
@@ -46,6 +49,8 @@ BATCHES = Line("durable publish", "server CPU, batches of 100", "us/row")
 CONNECTIONS = 16
 ROWS = 200_000
 REPETITIONS = 5
+#: Numbers of the names that connections claim.
+_PRODUCERS = itertools.count()
 #: Rows in flight on each connection.
 DEPTHS = {FRIENDLY: 2_048, UNFRIENDLY: 32}
 BATCH_ROWS = 100
@@ -181,9 +186,12 @@ class Load:
         greeting: What it says first; empty when it waits to be asked.
         requests: What each connection asks for, in order.
         depth: How many of these are in flight on each, at most.
+        produces: Whether each claims a name first.
     """
 
-    def __init__(self, taker: Taker, requests: list[list[bytes]], depth: int) -> None:
+    def __init__(
+        self, taker: Taker, requests: list[list[bytes]], depth: int, produces: bool = False
+    ) -> None:
         self._answer = taker.answer
         self._step = max(1, depth // 2)
         self._poll = select.epoll()
@@ -197,6 +205,8 @@ class Load:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             fd = connection.fileno()
             self._sockets[fd] = connection
+            if produces:
+                connection.sendall(b"PRODUCER p%d\n" % next(_PRODUCERS))
             starts = range(0, len(mine), self._step)
             chunks = [mine[start : start + self._step] for start in starts]
             self._waiting[fd] = iter([(b"".join(chunk), len(chunk)) for chunk in chunks])
@@ -251,8 +261,10 @@ def _rows(many: int) -> list[bytes]:
     ]
 
 
-def _measure(taker: Taker, requests: list[list[bytes]], depth: int, many: int) -> dict[str, float]:
-    load = Load(taker, requests, depth)
+def _measure(
+    taker: Taker, requests: list[list[bytes]], depth: int, many: int, produces: bool = False
+) -> dict[str, float]:
+    load = Load(taker, requests, depth, produces)
     try:
         before = cpu_ns(taker.pid)
         seconds = load.run()
@@ -262,11 +274,11 @@ def _measure(taker: Taker, requests: list[list[bytes]], depth: int, many: int) -
     return {"cpu": used / 1_000 / many, "rate": many / seconds}
 
 
-def _single(taker: Taker, many: int, depth: int) -> dict[str, float]:
+def _single(taker: Taker, many: int, depth: int, produces: bool = False) -> dict[str, float]:
     each = many // CONNECTIONS
     some = _rows(each)
     requests = [[taker.append(number, row) for number, row in enumerate(some, 1)]] * CONNECTIONS
-    return _measure(taker, requests, depth, each * CONNECTIONS)
+    return _measure(taker, requests, depth, each * CONNECTIONS, produces)
 
 
 def _batches(taker: TcpreplTaker, many: int, depth: int) -> dict[str, float]:
@@ -300,6 +312,9 @@ def run(rows_in_all: int = ROWS, repetitions: int = REPETITIONS) -> Iterator[Res
                 _single(taker, CONNECTIONS * 200, depth)  # whatever is made once is made now
         ours = takers[OURS]
         assert isinstance(ours, TcpreplTaker)
+        for workload, depth in DEPTHS.items():
+            many = rows_in_all if workload == FRIENDLY else rows_in_all // 4
+            measurements[OURS, "once", workload] = partial(_single, ours, many, depth, True)
         for workload, depth in {FRIENDLY: 16, UNFRIENDLY: 1}.items():
             many = rows_in_all * 2 if workload == FRIENDLY else rows_in_all
             measurements[OURS, "batches", workload] = partial(_batches, ours, many, depth)
@@ -314,6 +329,9 @@ def run(rows_in_all: int = ROWS, repetitions: int = REPETITIONS) -> Iterator[Res
             yield BATCHES.result(name, workload, costs, f"{words} on each of {CONNECTIONS}")
             continue
         words = f"{DEPTHS[workload]} on each of {CONNECTIONS} connections"
+        if what == "once":
+            yield ONCE.result(name, workload, costs, words)
+            continue
         note = "SQLite, synchronous=FULL" if name == OURS else "XADD, appendfsync always"
         yield CPU.result(name, workload, costs, words, note)
         yield GAP.result(name, workload, [1e6 / rate for rate in rates], words, note)

@@ -15,6 +15,7 @@ from tcprepl.limits import MAX_ROW_BYTES
 from tcprepl.streams.gathering import GATHERED_ROWS, LARGE_CALL_ROWS
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.producers import Produced
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
@@ -352,6 +353,31 @@ def test_independent_rows_that_the_disk_refuses_are_refused_all(
     ((count, why),) = result(publisher.publish_each("typing", lines_of(b'["!a",[]]'), 1))
     assert count == 1
     assert isinstance(why.value, LogUnavailable)
+
+
+@pytest.mark.parametrize("bad", [b"[5]", b'["!refused",[]]'])
+def test_rows_of_a_producer_are_taken_together_if_they_all_fit(log: MemoryLog, bad: bytes) -> None:
+    """Else they have to come one by one, so that each has its own answer."""
+
+    class Choosy(Publisher):
+        def _prepared(self, stream: str, rows: Sequence[bytes]) -> Sequence[bytes]:
+            if any(b"refused" in row for row in rows):
+                raise BadRow(stream, "user_id", "refused", "another one")
+            return rows
+
+    publisher = Choosy(log, Registry(), "w")
+    result(log.claim("p"))
+    good = b'["!a",[]]'
+    taken = publisher.publish_each("typing", lines_of(good, good), 2, Produced("p", 1, 1, 2))
+    assert result(taken) == [(2, Appended("typing", "w", 1, 2))]
+    for rows, produced in (
+        ((good, bad), Produced("p", 1, 3, 2)),
+        ((good, good), Produced("p", 1, 2, 2)),
+        ((good, good), Produced("p", 2, 3, 2)),
+    ):
+        assert publisher.publish_each("typing", lines_of(*rows), 2, produced) is None
+    assert log.position("typing", "w") == 2
+    assert log.may_begin("typing", Produced("p", 1, 3, 2))
 
 
 def test_many_independent_rows_do_not_wait_for_the_end_of_the_turn(log: MemoryLog) -> None:
