@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Collection, Iterator
-from types import TracebackType
 from typing import Self, Unpack
 
 from tcprepl import aio
@@ -51,12 +50,7 @@ class BlockingFollower:
         self._runner.run(self._follower.__aenter__())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Stop; the batch in hand counts, unless something was raised.
 
         Raises:

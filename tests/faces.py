@@ -228,7 +228,7 @@ class AsyncioClient:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.outer, name, None)
-        return getattr(self.outer._client, name) if found is None else found
+        return getattr(self.outer._service, name) if found is None else found
 
     def startService(self) -> None:
         self.outer.start()
@@ -250,7 +250,7 @@ class AsyncioWriter:
         self.outer = aio.ReplicationWriter(endpoint, **options)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.outer._writer, name)
+        return getattr(self.outer._service, name)
 
     def startService(self) -> None:
         self.outer.start()
@@ -285,7 +285,7 @@ class AsyncForClient:
         self.failed: Deferred[None] = Deferred()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._follower.client._client, name)
+        return getattr(self._follower.client._service, name)
 
     def startService(self) -> None:
         if not self.running:

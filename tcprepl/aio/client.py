@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Collection
-from types import TracebackType
 from typing import Self, Unpack
 
 from twisted.python.failure import Failure
 
 from tcprepl.aio.connecting import Places, any_endpoint
+from tcprepl.aio.running import Running
 from tcprepl.clocks import LoopClock
 from tcprepl.ids import IncarnationId, Pair, StreamName, Token
 from tcprepl.protocol.commands import Command
@@ -21,7 +21,7 @@ from tcprepl.replication.following.delivery import RowHandler
 from tcprepl.replication.following.pulling import Puller
 
 
-class ReplicationClient:
+class ReplicationClient(Running):
     """Follows a server for as long as it is started, and calls a handler with each batch.
 
     It promises what `tcprepl.replication.following.client.ReplicationClient` promises, and takes
@@ -54,6 +54,7 @@ class ReplicationClient:
     """
 
     ended: asyncio.Future[None]
+    _service: following.ReplicationClient
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class ReplicationClient:
         on_connected: Callable[[Self], object] | None = None,
         **options: Unpack[FollowOptions],
     ) -> None:
-        self._client = following.ReplicationClient(
+        self._service = following.ReplicationClient(
             LoopClock(),
             any_endpoint(where, tls),
             streams,
@@ -76,10 +77,10 @@ class ReplicationClient:
 
     def start(self) -> None:
         """Begin to follow, from the saved positions; does nothing if it follows already."""
-        if not self._client.running:
-            self._client.startService()
+        if not self._service.running:
+            self._service.startService()
             self.ended = asyncio.get_running_loop().create_future()
-            _ = self._client.failed.addErrback(self._fail)
+            _ = self._service.failed.addErrback(self._fail)
 
     def stop(self) -> asyncio.Future[None]:
         """Stop now; await what is returned to know that it has.
@@ -87,7 +88,7 @@ class ReplicationClient:
         The handler that runs may end and counts; one that failed is not called again. A handler
         must not wait for this.
         """
-        stopped = future_of(self._client.stopService())
+        stopped = future_of(self._service.stopService())
         stopped.add_done_callback(lambda _: self._end())
         return stopped
 
@@ -114,61 +115,32 @@ class ReplicationClient:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    async def __aenter__(self) -> Self:
-        """Start."""
-        self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop."""
-        await self.stop()
-
     # -- what callers may ask ----------------------------------------------------------------
 
     @property
     def running(self) -> bool:
         """Whether it was started, and has neither been stopped nor failed."""
-        return bool(self._client.running)
-
-    @property
-    def connected(self) -> bool:
-        """Whether a connection is up and past its greeting."""
-        return self._client.connected
+        return bool(self._service.running)
 
     @property
     def dialect(self) -> str | None:
         """Name of the dialect of the present connection; None without one."""
-        return self._client.dialect
+        return self._service.dialect
 
     @property
     def incarnation(self) -> IncarnationId | None:
         """The incarnation of its log that the server of the present connection named."""
-        return self._client.incarnation
-
-    @property
-    def reconnects(self) -> int:
-        """Connections made after the first."""
-        return self._client.reconnects
-
-    @property
-    def last_error(self) -> str | None:
-        """Why the newest connection ended or could not be made; None at first."""
-        return self._client.last_error
+        return self._service.incarnation
 
     @property
     def quarantined_rows(self) -> int:
         """Rows left out because they do not fit their stream."""
-        return self._client.quarantined_rows
+        return self._service.quarantined_rows
 
     def positions(self) -> dict[Pair, Token]:
         """Return what is known of each (stream, instance)."""
-        return self._client.positions()
+        return self._service.positions()
 
     def send(self, command: Command) -> bool:
         """Send *command*; return whether there was a connection to send it on."""
-        return self._client.send(command)
+        return self._service.send(command)

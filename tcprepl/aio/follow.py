@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Collection, Iterator
-from types import TracebackType
 from typing import Self, Unpack
 
 from tcprepl.aio.client import ReplicationClient
@@ -39,12 +38,7 @@ class Follower:
         self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Stop; the batch in hand counts, unless something was raised.
 
         Raises:

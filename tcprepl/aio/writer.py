@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from twisted.python.failure import Failure
 
 from tcprepl.aio.connecting import Where, client_endpoint
+from tcprepl.aio.running import Running
 from tcprepl.clocks import LoopClock
 from tcprepl.errors import LogUnavailable
 from tcprepl.ids import InstanceName, ProducerName, ServerName, StreamName
@@ -21,7 +20,7 @@ from tcprepl.replication.following.writer import MAX_HELD_APPENDS, MAX_HELD_BYTE
 from tcprepl.streams.log import Appended
 
 
-class ReplicationWriter:
+class ReplicationWriter(Running):
     """Publishes to a server for as long as it is started.
 
     It promises what `tcprepl.replication.following.writer.ReplicationWriter` promises: an append
@@ -50,6 +49,8 @@ class ReplicationWriter:
         ValueError: *where* is no address.
     """
 
+    _service: following.ReplicationWriter
+
     def __init__(
         self,
         where: Where,
@@ -62,7 +63,7 @@ class ReplicationWriter:
         max_held_appends: int = MAX_HELD_APPENDS,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
-        self._writer = following.ReplicationWriter(
+        self._service = following.ReplicationWriter(
             LoopClock(),
             client_endpoint(where, tls),
             producer=producer,
@@ -79,28 +80,14 @@ class ReplicationWriter:
     def start(self) -> None:
         """Begin to connect; does nothing if it was started before."""
         if self._claimed is None:
-            self._claimed = future_of(self._writer.claimed)
-            _ = self._writer.failed.addErrback(self._fail)
-            self._writer.startService()
+            self._claimed = future_of(self._service.claimed)
+            _ = self._service.failed.addErrback(self._fail)
+            self._service.startService()
 
     async def stop(self) -> None:
         """Stop for good; what is not answered yet fails with `LogUnavailable`."""
-        await future_of(self._writer.stopService())
+        await future_of(self._service.stopService())
         self._not_claimed(LogUnavailable("the writer was stopped before the server answered"))
-
-    async def __aenter__(self) -> Self:
-        """Start."""
-        self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop."""
-        await self.stop()
 
     def _fail(self, failure: Failure) -> None:
         self._not_claimed(failure.value or RuntimeError(str(failure)))
@@ -139,12 +126,12 @@ class ReplicationWriter:
                 or the writer was stopped before the server answered.
             ConnectionFailed: (from the future) The server takes no rows at all.
         """
-        return future_of(self._writer.publish(stream, rows, batch=batch, instance=instance))
+        return future_of(self._service.publish(stream, rows, batch=batch, instance=instance))
 
     async def when_room(self) -> None:
         """Wait until `publish` takes more, or never will."""
-        if self._writer.full:
-            await future_of(self._writer.when_room())
+        if self._service.full:
+            await future_of(self._service.when_room())
 
     async def claimed(self) -> int:
         """Wait for the server, and return the number of the last append taken under our name.
@@ -162,26 +149,11 @@ class ReplicationWriter:
     # -- what callers may ask -------------------------------------------------------------------
 
     @property
-    def connected(self) -> bool:
-        """Whether a connection is up on which the server has answered."""
-        return self._writer.connected
-
-    @property
     def held(self) -> int:
         """How many appends are held until they are answered."""
-        return self._writer.held
+        return self._service.held
 
     @property
     def full(self) -> bool:
         """Whether so much is held that `publish` takes no more."""
-        return self._writer.full
-
-    @property
-    def reconnects(self) -> int:
-        """Connections made after the first."""
-        return self._writer.reconnects
-
-    @property
-    def last_error(self) -> str | None:
-        """Why the newest connection ended or could not be made; None at first."""
-        return self._writer.last_error
+        return self._service.full

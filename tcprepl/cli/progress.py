@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from types import TracebackType
 from typing import Final, TextIO
 
 from tcprepl.web.amounts import duration, size
@@ -60,12 +59,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._shown:
             self._write(_CLEAR)
 

@@ -17,7 +17,7 @@ import tty
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, NamedTuple, NoReturn
 
 #: The other screen, without a cursor, and lines that end where the terminal does.
@@ -176,12 +176,7 @@ class Screen:
         self._take()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(-1)
         self._give_back()
         for number, handler in self._handlers.items():

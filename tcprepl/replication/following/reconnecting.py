@@ -126,11 +126,11 @@ class Reconnecting(Service):
                     await self._left(ended)
                     if self.running:
                         log.info(disconnected, reason=ended.reason.value, text=ended.text)
-                if not self._goes_on():
-                    break
-                await self._wait(backoff_s(self._failures))
-                self._failures += 1
-                self.reconnects += 1
+                if self._goes_on():
+                    await self._wait(backoff_s(self._failures))
+                    self._failures += 1
+                if self._goes_on():
+                    self.reconnects += 1
         finally:
             await self._over()
             finished, self._finished = self._finished, None
