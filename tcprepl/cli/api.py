@@ -25,6 +25,8 @@ TIMEOUT_S = 60.0
 #: The pauses between two tries of a request grow from the first to the second.
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
+#: Names the incarnation of a log (protocol.md section 13).
+INCARNATION_HEADER = "Tcprepl-Incarnation"
 
 
 class ApiFailed(TcpreplError):
@@ -67,11 +69,18 @@ class Api:
         url: Its base, without a slash at the end.
         token: The bearer token, where it wants one.
         retry_s: For how long a request is repeated while the server is away or busy.
+
+    Attributes:
+        incarnation: In which incarnation of its log the positions were got that are asked with;
+            None where that is not known.
+        heard: The incarnation that the last answer named.
     """
 
     def __init__(self, url: str, token: str | None = None, retry_s: float = 0.0) -> None:
         self.url = url
         self.retry_s = retry_s
+        self.incarnation: str | None = None
+        self.heard: str | None = None
         parts = urlsplit(url)
         self._base = "" if url.startswith(UNIX_URL) else parts.path
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -145,18 +154,22 @@ class Api:
             ConfigError: it has no such stream.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
+        headers = self._headers
+        if self.incarnation is not None:
+            headers = {**headers, INCARNATION_HEADER: self.incarnation}
         deadline = time.monotonic() + self.retry_s
         pause = FIRST_PAUSE_S
         while True:
             wait = pause
             try:
-                self._connection.request(method, target, body, self._headers)
+                self._connection.request(method, target, body, headers)
                 response = self._connection.getresponse()
                 text = response.read()
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 failure = ApiFailed(f"{self.url} does not answer: {_reason(error)}")
             else:
+                self.heard = response.getheader(INCARNATION_HEADER)
                 if response.status == 200:
                     return json.loads(text)
                 refusal = _refusal(text)

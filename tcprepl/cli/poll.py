@@ -39,8 +39,8 @@ class Poller:
     def ask(self, timeout_s: float) -> list[tuple[str, dict[str, Any]]]:
         """Return the tables of one answer, by name, and go on from their positions.
 
-        Where rows are missing the server says so, and this to stderr; there are no tables
-        then, and it goes on behind them.
+        Where rows are missing, or the server's log was put back to before them, the server says
+        so, and this to stderr; there are no tables then, and it goes on from where it can.
 
         Raises:
             ApiFailed: refused for another reason, or not answered.
@@ -54,7 +54,10 @@ class Poller:
             answer = self._api.get("/_synapse/replication", query)
         except ApiFailed as error:
             self._pass_over(error)
+            if error.refusal.get("errcode") != "TCPREPL_FORKED":
+                self._api.incarnation = self._api.heard
             return []
+        self._api.incarnation = self._api.heard
         for name, table in answer.items():
             if name in self.positions:
                 self.positions[name] = str(table["position"])
@@ -128,8 +131,8 @@ def command(
 
     Each row is a line: TABLE POSITION [CELL, ...]. A position is a number, or names several
     writers, as in master~12,persister1~40. A server that is away is waited for. Where rows are
-    gone or may be missing, a line on stderr says which, and poll goes on behind them. Ctrl-C
-    ends.
+    gone or may be missing, a line on stderr says which, and poll goes on behind them; so it does
+    where the server was put back to an older copy, from what both have. Ctrl-C ends.
 
     \b
     Example:
@@ -148,6 +151,8 @@ def command(
                 raise ConfigError(f"{url}: {UnknownStream(name, present)}")
         asked = stream or tuple(present)
         begin = {"now": present, "start": {}}.get(since)
+        if since == "now":
+            api.incarnation = api.heard
         # -1 would begin behind the last gap, and say nothing of what is before it.
         default = {"now": "-1", "start": "0"}.get(since, since)
         positions = {name: (begin or {}).get(name, default) for name in asked}

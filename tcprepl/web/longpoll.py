@@ -28,7 +28,7 @@ from tcprepl.errors import TokenFromFuture, TokenTooOld, did_you_mean
 from tcprepl.http.calls import JSON, ApiError, Call, Response, excerpt, invalid
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
-from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
+from tcprepl.ids import IncarnationId, InstanceName, StreamName, Token
 from tcprepl.metrics import Live
 from tcprepl.streams.cursor import Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
@@ -256,16 +256,22 @@ class LongPoll:
         return tuple(map(int, parts))
 
     async def _look(self, ask: Ask) -> list[Fragment]:
-        """Return what there is for *ask* now."""
+        """Return what there is for *ask* now.
+
+        Where its positions are of another history is said first, and of every one of them: with
+        any other answer the reader may say that all of them are of this incarnation.
+        """
         fragments = []
+        if ask.incarnation is not None:
+            self._check_history(ask, ask.incarnation)
         heads = self._heads(ask.grant)
         if ask.streams is not None:
-            fragments.append(self._look_at_streams(ask.streams, heads, ask.encoder, ask.grant))
+            fragments.append(self._look_at_streams(ask, ask.streams, heads))
         for feed, text, vector in ask.feeds:
             positions = heads.get(feed.stream, {})
             state = tuple(positions.items())
             masks = ask.grant.masks(feed.stream)
-            key = (text, ask.limit, ask.encoder, ask.incarnation, masks)
+            key = (text, ask.limit, ask.encoder, masks)
             fragment = self._cache.find(feed.parameter, state, key)
             if fragment is None:
                 fragment = await self._read(feed, vector, positions, ask)
@@ -284,11 +290,12 @@ class LongPoll:
 
     def _look_at_streams(
         self,
+        ask: Ask,
         known: tuple[int, ...],
         heads: Mapping[StreamName, Mapping[InstanceName, Token]],
-        encoder: Encoder,
-        grant: Grant,
     ) -> Fragment:
+        if ask.incarnation not in (None, self._log.history.current):
+            known = ()  # another history may have come to the same sums
         _, places = self._known()
         before_all = (*known, *[0] * (len(places) - len(known))) if known else ()
         # A place counts what all writers of its streams have written: it moves when any does.
@@ -303,9 +310,9 @@ class LongPoll:
             rows += [
                 [parameter, format_vector(heads.get(stream, {}), self._own)]
                 for parameter, stream in listed_as(slot)
-                if stream in grant.sees
+                if stream in ask.grant.sees
             ]
-        return encoder.meta("streams", token, ("name", "position"), rows)
+        return ask.encoder.meta("streams", token, ("name", "position"), rows)
 
     async def _read(
         self,
@@ -317,7 +324,6 @@ class LongPoll:
         """Read what *feed* has beyond *vector* (None: from the start), in whole tokens."""
         if vector is not None:
             for instance, token in vector.items():
-                self._check_history(feed, vector, (feed.stream, instance), ask.incarnation)
                 if token and instance not in positions:
                     raise from_future(TokenFromFuture(feed.stream, instance, token, 0))
         masks = ask.grant.masks(feed.stream)
@@ -361,14 +367,15 @@ class LongPoll:
             limited=limited,
         )
 
-    def _check_history(
-        self, feed: Feed, vector: Vector, pair: Pair, incarnation: IncarnationId | None
-    ) -> None:
+    def _check_history(self, ask: Ask, incarnation: IncarnationId) -> None:
         """Refuse a position in a history that the log does not have."""
-        token = vector[pair[1]]
-        held = void_above(self._log, pair, token, incarnation)
-        if held is not None:
-            raise forked(pair, token, held, where_to_go_on(feed, vector, pair[1], held, self._own))
+        for feed, _, vector in ask.feeds:
+            for instance, token in (vector or {}).items():
+                pair = (feed.stream, instance)
+                held = void_above(self._log, pair, token, incarnation)
+                if held is not None:
+                    further = where_to_go_on(feed, vector, instance, held, self._own)
+                    raise forked(pair, token, held, further)
 
     def _cursor(
         self, feed: Feed, instance: InstanceName, vector: Vector | None, position: Token

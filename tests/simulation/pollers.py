@@ -142,7 +142,6 @@ class Poller(Machine):
         if status == 200:
             for stream, table in answer.items():
                 self._take(stream, table)
-            self.incarnation = headers[INCARNATION]
         elif status in (409, 410):
             self.world.saw(f"poll refused: {answer['errcode']}", self.source.kind)
             stream, held = answer["stream"], answer["held"]
@@ -155,6 +154,8 @@ class Poller(Machine):
             return
         else:
             raise Broken(self.name, [f"answered {status}: {body.decode()[:200]}"])
+        if answer.get("errcode") != "TCPREPL_FORKED":
+            self.incarnation = headers[INCARNATION]
         self._ask()
 
     def _take(self, stream: str, table: dict[str, Any]) -> None:

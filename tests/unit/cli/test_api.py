@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from tcprepl.cli import api as api_module
 from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.web.incarnations import INCARNATION_HEADER
 from tests.ports import free_port
 
 
@@ -101,6 +103,23 @@ def test_rows_are_posted_and_get_their_tokens() -> None:
         )
         assert headers["Authorization"] == "Bearer s3cret"
         assert server.asked[1][1].endswith("?txn_id=t+1&batch=1&instance=w1")
+
+
+def test_the_incarnation_is_heard_and_said() -> None:
+    """Under the name that the server's own module gives the header; said only when it is known."""
+    assert api_module.INCARNATION_HEADER == INCARNATION_HEADER
+    answers = [(status, {INCARNATION_HEADER: "abc"}, b"{}") for status in (200, 410)]
+    with scripted(*answers) as server, contextlib.closing(Api(server.url)) as api:
+        api.get("/x")
+        assert (api.incarnation, api.heard) == (None, "abc")
+        api.incarnation, api.heard = "def", None
+        with pytest.raises(ApiFailed):
+            api.get("/x")
+        assert (api.incarnation, api.heard) == ("def", "abc")
+        assert [headers.get(INCARNATION_HEADER) for _, _, headers, _ in server.asked] == [
+            None,
+            "def",
+        ]
 
 
 def test_who_will_not_hear_of_rows_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tcprepl.cli import poll, run
-from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.cli.api import INCARNATION_HEADER, Api, ApiFailed
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry, StreamDef
@@ -26,19 +26,25 @@ class World(Stage):
         super().__init__(**services)
         self.asked: list[Mapping[str, str]] = []
         self.meanwhile: list[Callable[[], object]] = []
-        monkeypatch.setattr(Api, "get", lambda _, path, query: self.answer(path, query))
+
+        def get(api: Api, path: str, query: Mapping[str, str]) -> Any:
+            return self.answer(api, path, query)
+
+        monkeypatch.setattr(Api, "get", get)
         monkeypatch.setattr(poll.time, "monotonic", self.clock.seconds)
 
-    def answer(self, path: str, query: Mapping[str, str]) -> Any:
+    def answer(self, api: Api, path: str, query: Mapping[str, str]) -> Any:
         """Ask the site, as `Api` does."""
         self.asked.append(dict(query))
-        exchange = self.open("GET", path, query)
+        headers = {INCARNATION_HEADER: api.incarnation} if api.incarnation else {}
+        exchange = self.open("GET", path, query, headers=headers)
         if not exchange.answered:
             if self.meanwhile:
                 self.meanwhile.pop(0)()
             self.clock.advance(int(query["timeout"]) / 1000)
         answer = exchange.answer
         exchange.leave()
+        api.heard = answer.headers[INCARNATION_HEADER.lower()]
         if answer.status != 200:
             refusal = answer.json
             raise ApiFailed(f"answered {answer.status}: {refusal['error']}", answer.status, refusal)
@@ -150,6 +156,29 @@ def test_rows_that_are_missing_are_told_and_passed_over(
         "tcprepl: stream audit of master: the stream began anew upstream after 8; go on from 9, "
         "and forget what was built from earlier rows; poll goes on from 9",
     ]
+
+
+def test_a_server_that_was_put_back_is_noticed(
+    world: World, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """What came in its place under the same positions is told, and printed, of each stream."""
+    restored = Stage()
+    restored.publish("push_rules", ["@other:x"])
+    restored.publish("audit", "other")
+    restored.lose("audit", 4)
+    world.publish("push_rules", ["@a:x"])
+    world.publish("audit", "old", "lost")
+    world.meanwhile.append(lambda: setattr(world, "site", restored.site))
+    assert run(["poll", "audit", "push_rules", "--count", "2"]) == 0
+    said = capsysbinary.readouterr()
+    assert sorted(said.out.decode().splitlines()) == [
+        'audit 1 ["other"]',
+        'push_rules 1 ["@other:x"]',
+    ]
+    told = complaints(said.err.decode())
+    assert [line.rpartition("; ")[2] for line in told] == ["poll goes on from 0"] * 2
+    assert all("are not all of this log" in line for line in told)
+    restored.close()
 
 
 def test_a_gap_that_arises_while_it_waits_is_told(
