@@ -395,8 +395,10 @@ class FederationSender:
         self._poke(destination)
         return self.outbox.set_paused(name, False)
 
-    def purge(self, name: ServerName) -> Deferred[int]:
+    async def purge(self, name: ServerName) -> int:
         """Forget every EDU for *name*; answers how many."""
+        # What is being stored would be in memory later, and leave.
+        await self.outbox.flush()
         destination = self._destination(name)
         destination.purges += 1
         destination.in_flight = None
@@ -405,7 +407,7 @@ class FederationSender:
         destination.held = Held.ALL
         destination.put_off = destination.quarantined = 0
         destination.search = None
-        return self.outbox.purge(name)
+        return await self.outbox.purge(name)
 
     async def describe(self) -> list[dict[str, Any]]:
         """Return what waits for each destination, and why it waits; the oldest first."""

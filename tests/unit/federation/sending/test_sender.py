@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
 from tcprepl import metrics
 from tcprepl.federation.sending import sender as module
+from tcprepl.federation.sending.backoff import BackoffPolicy
+from tcprepl.federation.sending.commit_queue import run_inline
+from tcprepl.federation.sending.destination import Held
+from tcprepl.federation.sending.outbox import Outbox
+from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import Edu, build_edu, edu_row
+from tcprepl.federation.wire.failures import NotReached
+from tcprepl.federation.wire.transaction import TransactionLimits
 from tests.federation_world import World
 
 
@@ -155,12 +164,14 @@ def test_purge_forgets_everything_also_what_is_under_way(world: World) -> None:
 
 
 def test_describe_lists_the_oldest_first(world: World) -> None:
-    for number in (1, 2):
-        world.remote(f"remote{number}.example").mode = "dead"
-        send(world, f"remote{number}.example", {"n": number})
-        world.run(30)
+    names = ["b.example", "a.example", "d.example", "c.example", "e.example", "f.example"]
+    for name in names:
+        world.remote(name).mode = "dead"
+        send(world, name, {"n": 1})
+        if name != "e.example":
+            world.run(30)
     lines = result(world.sender.describe(), world)
-    assert [line["destination"] for line in lines] == ["remote1.example", "remote2.example"]
+    assert [line["destination"] for line in lines] == names
     assert lines[0]["failures"] > 0
     assert lines[0]["next_try_ms"]
 
@@ -349,3 +360,375 @@ def test_a_clock_that_was_set_ahead_before_a_restart_loses_no_message(world: Wor
     remote.mode = "ok"
     world.run(60)
     assert remote.deliveries == [("m.direct_to_device", {"n": 1})]
+
+
+# -- what a purge has to undo ------------------------------------------------------------------
+
+#: How a remote fails: each leaves something else in memory and on disk.
+IN_THE_WAY = ["hang", "dead", "reset", "401", "500", "page", "413"]
+
+
+@pytest.mark.parametrize("mode", IN_THE_WAY)
+def test_after_a_purge_there_is_nothing_to_do_whatever_there_was(world: World, mode: str) -> None:
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode, remote.max_edus = mode, 0
+    for number in range(700):
+        send(world, name, {"n": number})
+    world.run(100)
+    assert world.sender.pending() == 1 or mode == "413"
+    assert result(world.sender.purge(name), world) == 700
+    destination = world.sender.destinations[name]
+    assert world.sender.pending() == 0
+    assert (destination.has_work, destination.quarantined, destination.search) == (False, 0, None)
+    assert world.sender._attempts.held == 0
+    requests = remote.requests
+    remote.mode = "ok"
+    world.run(HOUR_S)
+    assert remote.requests - requests <= (mode == "hang")
+    assert remote.deliveries == []
+    send(world, name, {"n": 1_000})
+    world.run(10)
+    assert [content["n"] for _, content in remote.deliveries] == [1_000]
+
+
+@pytest.mark.parametrize("where", ["memory", "disk", "a transaction on disk"])
+def test_what_has_not_left_when_it_was_purged_never_leaves(world: World, where: str) -> None:
+    """At whatever moment of an attempt, which reads and writes the disk in between."""
+    left = 0
+    for step in range(1, 40):
+        name = f"remote{step}.example"
+        remote = world.remote(name)
+        remote.mode = {"memory": "ok", "disk": "dead"}.get(where, "reset")
+        send(world, name, {"n": 1})
+        purged: list[int] = []
+        if where != "memory":
+            world.run(2)
+            remote.mode = "ok"
+            remote.requests = 0
+            if step % 2:
+                world.sender.remote_server_up(name)
+        if step % 2 or where == "memory":
+            world.run(step * 0.003)
+        Deferred.fromCoroutine(world.sender.purge(name)).addCallback(purged.append)
+        if not step % 2:
+            world.run(step * 0.0005)
+            world.sender.remote_server_up(name)
+        while not purged:
+            world.run(0.001)
+        leaves = remote.requests + remote.under_way
+        world.run(20)
+        assert world.sender.pending() == 0
+        assert len(remote.deliveries) == remote.requests == leaves, step
+        assert purged == [1] or leaves
+        left += leaves
+    assert 0 < left < 39
+
+
+# -- turns and the timer -----------------------------------------------------------------------
+
+
+def wakes(world: World) -> list[float]:
+    """Return when the sender is woken, in s."""
+    calls = world.clock.getDelayedCalls()
+    return [call.getTime() for call in calls if call.func == world.sender._wake]
+
+
+def test_one_timer_is_set_to_the_first_who_waits(world: World) -> None:
+    for number in range(6):
+        world.remote(f"remote{number}.example").mode = "dead"
+        for _ in range(5 - number):
+            send(world, f"remote{number}.example", {"n": number})
+            world.run(1)
+        send(world, f"remote{number}.example", {"n": number})
+        world.run(7)
+        due_ms = [found.due_ms for found in world.sender.destinations.values()]
+        (wake_s,) = wakes(world)
+        assert 0 <= wake_s * 1_000 - min(due_ms) < 1
+    result(world.sender.stop(), world)
+    assert wakes(world) == []
+    assert result(world.sender.stop(), world) is None
+
+
+def test_who_is_due_sooner_is_tried_sooner(world: World) -> None:
+    world.remote("remote1.example").mode = "dead"
+    send(world, "remote1.example", {"n": 1})
+    world.run(200)
+    world.remote("remote2.example").mode = "dead"
+    send(world, "remote2.example", {"n": 1})
+    world.run(0.5)
+    assert world.remote("remote2.example").requests == 1
+    world.remote("remote2.example").mode = "ok"
+    world.run(1.5)
+    assert world.remote("remote2.example").deliveries
+
+
+class Here:
+    """A sender whose disk and whose network answer at once, or as a test wants."""
+
+    def __init__(self, path: Path, **given: Any) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000)
+        self.outbox = Outbox(path, run_inline)
+        self.chance = mock.Mock(getrandbits=lambda bits: 7, uniform=lambda least, most: most)
+        self.bodies: dict[str, list[list[int]]] = {}
+        self.transport = mock.Mock(send_transaction=self.send)
+        given = {"chance": self.chance, **given}
+        self.sender = FederationSender(
+            self.clock, self.outbox, self.transport, "here.example", **given
+        )
+
+    async def send(self, destination: str, transaction_id: str, body: bytes) -> Answer:
+        edus = json.loads(body)["edus"]
+        self.bodies.setdefault(destination, []).append([edu["content"]["n"] for edu in edus])
+        return Answer(200, b"{}")
+
+    def put(self, *names: str, kind: str = "m.x") -> None:
+        """Have an EDU for each of *names* in the outbox."""
+        edus = [build_edu("here.example", name, kind, {"n": n}) for n, name in enumerate(names)]
+        ids = self.outbox.take_ids(len(edus))
+        self.outbox.add([(number, 0, edu) for number, edu in zip(ids, edus, strict=True)], 1, {})
+        self.outbox.totals()  # as at a start, all of it is in the tables
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Callable[..., Here]]:
+    """Return what makes such a sender; its outbox is closed in the end."""
+    made: list[Here] = []
+
+    def make(**given: Any) -> Here:
+        made.append(Here(tmp_path / "here.sqlite", **given))
+        return made[-1]
+
+    with structlog.testing.capture_logs():
+        yield make
+    for one in made:
+        Deferred.fromCoroutine(one.sender.stop())
+        one.outbox.close()
+
+
+def test_any_number_of_answers_that_are_there_at_once_is_taken(here: Callable[..., Here]) -> None:
+    """One after the other, not one within the other."""
+    it = here(max_concurrent=1)
+    names = [f"s{number}.example" for number in range(2_000)]
+    it.put(*names)
+    it.chance.uniform = lambda least, most: 0
+    it.sender.start()
+    it.clock.advance(0)
+    assert list(it.bodies) == sorted(names)
+    assert it.sender.pending() == 0
+
+
+@pytest.mark.parametrize(("edus", "most"), [(None, 50), (7, 7)])
+def test_a_transaction_holds_as_many_as_it_may(
+    here: Callable[..., Here], edus: int | None, most: int
+) -> None:
+    it = here(limits=None if edus is None else TransactionLimits(edus=edus))
+    assert (edus or TransactionLimits().edus) == most or edus is None
+    it.put(*["y.example"] * 120)
+    it.sender.start()
+    it.clock.pump([1] * 40)
+    sizes = [len(numbers) for numbers in it.bodies["y.example"]]
+    assert sum(sizes) == 120
+    assert max(sizes) == (edus or TransactionLimits().edus)
+
+
+@pytest.mark.parametrize("policy", [None, BackoffPolicy(quick_ms=(), first_ms=77_000)])
+def test_failures_wait_as_the_policy_says(
+    here: Callable[..., Here], policy: BackoffPolicy | None
+) -> None:
+    it = here(backoff=policy)
+    it.transport.send_transaction = mock.Mock(side_effect=NotReached("no"))
+    it.chance.uniform = lambda least, most: 1.0 if least else 0.0
+    it.put("y.example")
+    it.sender.start()
+    it.clock.advance(0)
+    backoff = it.sender.destinations["y.example"].backoff
+    assert (backoff.failures, backoff.reason) == (1, "no")
+    assert backoff.interval_ms == (77_000 if policy else BackoffPolicy().quick_ms[0])
+
+
+def test_a_start_and_presence_are_spread_by_how_many_there_are(
+    here: Callable[..., Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a bound, and from at once."""
+    spread: list[tuple[float, float]] = []
+    it = here()
+    it.chance.uniform = lambda least, most: spread.append((least, most)) or most
+    names = [f"s{number}.example" for number in range(40)]
+    it.put(*names)
+    it.sender.start()
+    assert set(spread) == {(0, 40 * module._START_SPREAD_MS)}
+    spread.clear()
+    kept = build_edu("here.example", "y.example", "m.presence", {"n": 1})
+    edus = [build_edu("here.example", name, "m.presence", {"n": 1}) for name in names]
+    ids = it.outbox.take_ids(len(edus))
+    it.sender.deliver([(number, 0, edu) for number, edu in zip(ids, edus, strict=True)])
+    assert set(spread) == {(0, 40 * module._PRESENCE_SPREAD_MS)}
+    monkeypatch.setattr(module, "_PRESENCE_SPREAD_MAX_MS", 10)
+    spread.clear()
+    it.sender.deliver([(it.outbox.take_ids(1)[0], 0, kept)])
+    assert spread == [(0, 10)]
+
+
+# -- what a start takes up, and what an end leaves ----------------------------------------------
+
+
+def test_a_start_knows_what_was_known(world: World) -> None:
+    """Who waits, what may have arrived, what is put off or refused, who failed or is paused."""
+    names = {mode: f"{mode.lower()}.example" for mode in ("dead", "reset", "401", "poison", "ok")}
+    for mode, name in names.items():
+        world.remote(name).mode = "reset" if mode == "401" else mode
+    world.remote(names["poison"]).mode, world.remote(names["poison"]).poison = "ok", {1}
+    for name in names.values():
+        send(world, name, {"n": 1})
+    world.run(0.5)
+    world.remote(names["401"]).mode = "401"
+    result(world.sender.pause(names["reset"]), world)
+    result(world.sender.pause(names["ok"]), world)
+    result(world.sender.resume(names["ok"]), world)
+    world.run(5)
+    world.kill()
+    world.boot()
+
+    def known(mode: str) -> Any:
+        found = world.sender.destinations[names[mode]]
+        waits = found.held is not Held.ALL
+        return waits, found.stored, found.put_off, found.quarantined, found.paused
+
+    assert known("dead") == (True, False, 0, 0, False)
+    assert known("reset") == (False, True, 0, 0, True)
+    assert known("401") == (False, False, 1, 0, False)
+    assert known("poison") == (False, False, 0, 1, False)
+    assert names["ok"] not in world.sender.destinations
+    assert world.sender.destinations[names["dead"]].backoff.reason == "connection refused"
+    assert world.sender.pending() == 3
+
+
+def test_to_retry_is_kept(world: World) -> None:
+    """Also when the process dies before the one that is under way is answered."""
+    remote = world.remote("remote1.example")
+    remote.mode = "dead"
+    send(world, "remote1.example", {"n": 1})
+    world.run(1_000)
+    remote.mode = "hang"
+    result(world.sender.retry("remote1.example"), world)
+    assert remote.under_way == 1
+    world.kill()
+    world.boot()
+    world.run(0.5)
+    assert remote.under_way == 1
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_what_was_accepted_and_asked_for_is_on_disk_when_it_has_stopped(
+    world: World, started: bool
+) -> None:
+    """Whatever of it had not been written in this turn."""
+    remote = world.remote("remote1.example")
+    send(world, "remote1.example", {"n": 1})
+    while not remote.accepted:
+        due = min(call.getTime() for call in world.clock.getDelayedCalls())
+        world.clock.rightNow = max(due, world.clock.rightNow)
+        world.clock.advance(0)
+    world.sender.pause("remote2.example")
+    stopped = Deferred.fromCoroutine(world.sender.stop())
+    while not stopped.called:
+        world.run(0.001)
+    world.kill()
+    world.boot()
+    world.run(60)
+    assert remote.requests == 1
+    assert world.sender.destinations["remote2.example"].paused
+
+
+def test_it_has_stopped_when_what_was_given_up_has_ended(here: Callable[..., Here]) -> None:
+    it = here()
+    ended: Deferred[None] = Deferred()
+
+    async def send(*_: object) -> Answer:
+        try:
+            await Deferred()
+        finally:
+            await ended
+        raise AssertionError
+
+    it.transport.send_transaction = send
+    it.put("y.example")
+    it.sender.start()
+    it.clock.advance(1)
+    stopped = Deferred.fromCoroutine(it.sender.stop())
+    assert not stopped.called
+    ended.callback(None)
+    assert stopped.called
+
+
+@pytest.mark.parametrize("error", [CancelledError(), ZeroDivisionError("a bug")])
+@pytest.mark.parametrize("stops", [True, False])
+def test_only_what_is_given_up_at_the_end_goes_unsaid(
+    here: Callable[..., Here], error: Exception, stops: bool
+) -> None:
+    """All else that ends an attempt is a failure, is said, and is tried again."""
+    it = here()
+    waiting: Deferred[Answer] = Deferred(lambda given: given.errback(error))
+    it.transport.send_transaction = lambda *_: waiting
+    it.put("y.example")
+    it.sender.start()
+    it.clock.advance(1)
+    with structlog.testing.capture_logs() as logs:
+        if stops:
+            Deferred.fromCoroutine(it.sender.stop())
+        else:
+            waiting.cancel()
+    gone = stops and isinstance(error, CancelledError)
+    assert any(log["event"] == "background.failed" for log in logs) is not gone
+    assert it.sender.destinations["y.example"].backoff.failures == (not gone)
+    if not stops:
+        it.transport.send_transaction = it.send
+        it.clock.pump([1] * 100)
+        assert it.bodies == {"y.example": [[0]]}
+
+
+def test_without_a_start_the_handles_work_and_nothing_is_sent(here: Callable[..., Here]) -> None:
+    it = here()
+    it.put("y.example")
+    it.sender.take_up()
+    sender, name = it.sender, "y.example"
+    for work in (sender.retry(name), sender.drop(name), sender.purge("z.example")):
+        Deferred.fromCoroutine(work)
+    sender.pause(name)
+    sender.resume(name)
+    it.clock.pump([1] * 10)
+    assert it.bodies == {}
+    assert it.sender.pending() == 1
+
+
+def test_metrics_end_with_it_and_tell_how_old_what_waits_is(world: World) -> None:
+    gauges = (metrics.PENDING_DESTINATIONS, metrics.PENDING_EDUS, metrics.OUTBOX_OLDEST_SECONDS)
+    world.remote("remote1.example").mode = "dead"
+    send(world, "remote1.example", {"n": 1})
+    world.run(5_000)
+    found = [sum(one.samples().values()) for one in gauges]
+    assert found[:2] == [1.0, 1.0]
+    assert found[2] == pytest.approx(5_000, abs=1)
+    result(world.sender.stop(), world)
+    assert [sum(one.samples().values()) for one in gauges] == [0, 0, 0]
+
+
+def test_memory_holds_so_many_in_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_HELD_EDUS_IN_ALL", 50)
+    for name in world.names:
+        world.remote(name).mode = "hang"
+    for number in range(40):
+        for name in world.names:
+            send(world, name, {"n": number})
+            assert world.sender._attempts.held <= 50
+        if not number % 10:
+            world.run(0.1)
+    assert world.sender._attempts.held == 50
+    for name in world.names:
+        world.remote(name).mode = "ok"
+    world.run(200)
+    for name in world.names:
+        sent = [content["n"] for _, content in world.remote(name).deliveries]
+        assert sent == list(range(40))
