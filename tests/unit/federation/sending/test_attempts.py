@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import structlog
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
+from tcprepl import metrics
 from tcprepl.federation.sending import attempts
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.destination import Destination
+from tcprepl.federation.sending.stored import StoredTransaction
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu, edu_row
-from tests.federation_world import World
+from tests.federation_world import Remote, World
 from tests.unit.federation.sending.test_sender import result, send
 
 
@@ -366,3 +369,256 @@ def test_what_expires_in_memory_counts_no_more(world: World) -> None:
     assert counted.held == 3
     assert [entry[0] for entry in counted._take(made)] == [2]
     assert counted.held == 0
+
+
+def keyed(world: World, name: str, number: int, kind: str = "m.x") -> None:
+    """Publish an EDU with the key "a"."""
+    row = edu_row(build_edu("here.example", name, kind, {"n": number, "key": "a"}, ("a",)))
+    world.rows.append((len(world.rows) + 1, row))
+    world.deliver()
+
+
+def numbers(remote: Remote) -> list[int]:
+    return [content["n"] for _, content in remote.deliveries]
+
+
+def test_a_recovery_is_kept(world: World) -> None:
+    name = "remote1.example"
+    world.remote(name).mode = "dead"
+    send(world, name, {"n": 1})
+    world.run(100)
+    world.remote(name).mode = "ok"
+    world.run(600)
+    assert numbers(world.remote(name)) == [1]
+    world.kill()
+    world.boot()
+    assert world.sender.destinations == {}
+
+
+def test_a_remote_that_answers_again_is_well_whatever_it_says_of_an_edu(world: World) -> None:
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode = "dead"
+    send(world, name, {"n": 1})
+    world.run(100)
+    assert world.sender.destinations[name].backoff.failures > 2
+    remote.mode, remote.poison = "ok", {1}
+    world.sender.destinations[name].backoff.due_now()
+    world.run(100)
+    found = world.sender.destinations[name]
+    assert (found.backoff.failures, found.quarantined) == (0, 1)
+    send(world, name, {"n": 2})
+    world.run(1)
+    assert numbers(remote) == [2]
+    world.kill()
+    world.boot()
+    assert world.sender.destinations[name].backoff.failures == 0
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "it refuses the EDU"), (3, "none of 3 EDUs")])
+def test_who_takes_nothing_is_left_alone_and_it_is_said_why(
+    world: World, count: int, said: str
+) -> None:
+    name = "remote1.example"
+    world.remote(name).refuse_all = REFUSALS["403"]
+    for number in range(count):
+        send(world, name, {"n": number})
+    world.run(0.1)
+    found = world.sender.destinations[name]
+    while not found.backoff.failures:
+        world.run(0.01)
+    assert said in found.backoff.reason
+    assert found.quarantined == 0
+    requests = world.remote(name).requests
+    world.run((found.backoff.next_ms - world.sender.now_ms()) / 1_000 - 0.1)
+    assert world.remote(name).requests == requests
+    world.run(2)
+    assert world.remote(name).requests > requests
+
+
+def test_what_was_not_taken_while_the_remote_was_busy_goes_without_what_expired(
+    world: World,
+) -> None:
+    """After ten minutes; before, it goes just as it was."""
+    for name, busy_s in (("remote1.example", 400), ("remote2.example", 700)):
+        remote = world.remote(name)
+        remote.refuse_all = Answer(429, b"{}", 1_000)
+        send(world, name, {"n": 1}, "m.typing")
+        send(world, name, {"n": 2})
+        world.run(busy_s)
+        ids = list(remote.ids)
+        remote.refuse_all = None
+        world.sender.remote_server_up(name)
+        world.run(5)
+        stale = busy_s > 600
+        assert sorted(numbers(remote)) == ([2] if stale else [1, 2])
+        assert (remote.accepted == ids[:1]) is not stale
+        assert result(world.sender.describe_one(name), world)["queued_edus"] == 0
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "age_ms", "expires_ms", "stale"),
+    [
+        (False, 600_001, -1, True),
+        (False, 600_001, 0, True),
+        (False, 600_001, 1, False),
+        (False, 600_000, -1, False),
+        (True, 600_001, -1, False),
+        (False, 600_001, None, False),
+    ],
+)
+def test_a_transaction_is_stale_that_never_arrived_and_holds_what_expired_long_ago(
+    world: World, uncertain: bool, age_ms: int, expires_ms: int | None, stale: bool
+) -> None:
+    """An expiry is relative to now; None is never."""
+    now_ms = world.sender.now_ms()
+    edu = build_edu("here.example", "y.example", "m.x", {"n": 1})
+    entries = [(1, 0, edu), (2, 0 if expires_ms is None else now_ms + expires_ms, edu)]
+    made_ms = world.sender._wall_ms() - age_ms
+    transaction = StoredTransaction("t", made_ms, entries, uncertain=uncertain)
+    assert world.sender._attempts._is_stale(transaction) is stale
+
+
+def test_a_transaction_of_which_nothing_is_left_is_given_up(world: World) -> None:
+    """Somebody was at the file; what waits behind it goes."""
+    name = "remote1.example"
+    world.remote(name).mode = "reset"
+    send(world, name, {"n": 1})
+    world.run(1)
+    send(world, name, {"n": 2})
+    world.run(0.1)
+    result(world.outbox.totals(), world)  # all of it is in the tables now
+    world.outbox._connection.execute("DELETE FROM edus WHERE transaction_id IS NOT NULL")
+    world.remote(name).mode = "ok"
+    world.run(15)
+    assert numbers(world.remote(name)) == [2]
+    world.sender.destinations[name].stored = True  # which is not so
+    send(world, name, {"n": 3})
+    world.run(1)
+    assert numbers(world.remote(name)) == [2, 3]
+    assert not world.sender.destinations[name].backoff.failures
+
+
+def test_what_has_expired_in_memory_leaves_the_disk(world: World) -> None:
+    name = "remote1.example"
+    world.remote(name).mode = "hang"
+    send(world, name, {"n": 1})
+    world.run(0.5)
+    send(world, name, {"n": 2}, "m.typing")
+    send(world, name, {"n": 3})
+    expired = metrics.DROPPED.labels("edu", "expired")
+    before = expired._value.get()
+    world.sender._moved_ms += 60_001
+    world.remote(name).mode = "ok"
+    world.run(59)
+    world.sender._sweeper.stop()  # which would remove it as well
+    world.run(30)
+    assert numbers(world.remote(name)) == [1, 3]
+    assert result(world.outbox.totals(), world) == {}
+    assert expired._value.get() == before + 1
+
+
+def test_a_newer_edu_in_memory_waits_for_the_older_one_that_may_have_arrived(
+    world: World,
+) -> None:
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode = "reset"
+    keyed(world, name, 1)
+    world.run(0.5)
+    remote.mode, remote.refuse_all = "ok", Answer(401, b'{"errcode":"M_X"}')
+    world.sender.destinations[name].backoff.due_now()
+    world.sender.remote_server_up(name)
+    while not remote.under_way:
+        world.run(0.001)
+    keyed(world, name, 2)
+    send(world, name, {"n": 3})
+    while world.sender.destinations[name].put_off == 0:
+        world.run(0.001)
+    assert world.sender.destinations[name].put_off == 1
+    assert world.sender._attempts.held == 0
+    remote.refuse_only, remote.refuse_all = dict.fromkeys(remote.ids, remote.refuse_all), None
+    world.run(10)
+    assert numbers(remote) == [3]
+    remote.refuse_only.clear()
+    world.run(700)
+    assert numbers(remote) == [3, 1, 2]
+
+
+def test_the_end_of_a_transaction_is_written_when_the_disk_takes_it_again(world: World) -> None:
+    """Each by itself; nothing has to start anew for that."""
+    for name in world.names[:3]:
+        send(world, name, {"n": 1})
+    while len([name for name in world.names if world.remote(name).accepted]) < 3:
+        world.run(0.001)
+        world.refuse_disk = any(world.remote(name).accepted for name in world.names)
+    world.run(20)
+    world.refuse_disk = False
+    world.run(20)
+    assert result(world.outbox.totals(), world) == {}
+    for name in world.names[:3]:
+        send(world, name, {"n": 2})
+    world.run(5)
+    assert [numbers(world.remote(name)) for name in world.names[:3]] == [[1, 2]] * 3
+    assert [world.remote(name).requests for name in world.names[:3]] == [2] * 3
+
+
+@pytest.mark.parametrize("error", [OutboxUnavailable("full"), ZeroDivisionError("a bug")])
+@pytest.mark.parametrize("which", ["load", "load_transaction", "begin", "take_back", "release"])
+def test_an_attempt_that_the_disk_ends_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, which: str, error: Exception
+) -> None:
+    """What it had taken is read back; it is tried again after a while, and the failure told."""
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode = {"load": "dead", "load_transaction": "reset", "take_back": "reset"}.get(
+        which, "ok"
+    )
+    if which == "release":
+        remote.refuse_all = REFUSALS["403"]
+    refused: list[str] = []
+
+    def refuse(*_: object, **__: object) -> Deferred[Any]:
+        monkeypatch.undo()
+        refused.append(which)
+        return fail(error)
+
+    send(world, name, {"n": 1})
+    send(world, name, {"n": 2})
+    if which == "take_back":
+        world.run(0.5)
+        remote.refuse_all = Answer(401, b'{"errcode":"M_X"}')
+        world.run(3)
+        assert world.sender.destinations[name].put_off == 1
+    monkeypatch.setattr(world.outbox, which, refuse)
+    if which != "take_back":
+        world.run(1)
+    remote.mode, remote.refuse_all = "ok", None
+    while not refused:
+        world.run(0.01)
+    failed = world.sender.destinations[name].backoff
+    assert failed.reason == str(error)
+    assert failed.next_ms > world.sender.now_ms()
+    assert numbers(remote) == []
+    world.run(1_300)
+    assert sorted(numbers(remote)) == [1, 2]
+    assert not world.wrong
+
+
+def test_a_remote_that_goes_away_in_a_search_has_nothing_set_aside(world: World) -> None:
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.poison = {3}
+    for number in range(8):
+        send(world, name, {"n": number})
+    while not remote.requests:
+        world.run(0.01)
+    search = world.sender.destinations[name].search
+    remote.mode, remote.poison = "dead", set()
+    world.run(5)
+    assert search is not None
+    assert not search.set_aside
+    assert world.sender.destinations[name].search is search
+    remote.mode = "ok"
+    world.run(60)
+    assert sorted(numbers(remote)) == list(range(8))
