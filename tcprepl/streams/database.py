@@ -23,7 +23,6 @@ from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
-from tcprepl.streams.blocks import merge
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -31,13 +30,12 @@ from tcprepl.streams.engine import (
     Commit,
     Freed,
     StoredPair,
-    decode_block,
     encode_block,
 )
-from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.paging import PageBuilder
 from tcprepl.streams.producer_store import CREATE_PRODUCERS, read_producers, write_producers
 from tcprepl.streams.producers import Answer, ProducerState
 
@@ -181,6 +179,15 @@ _SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
 def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
     """Return whether *last* is a token in ``(after, upto]``."""
     return isinstance(last, int) and after < last <= upto
+
+
+def _block_before(connection: sqlite3.Connection, pair: StoredPair, after: Token) -> Token:
+    """Return the last token of a block up to *after*, or *after* if the file does not tell."""
+    try:
+        found = connection.execute(_SELECT_BEFORE, (pair.id, after)).fetchone()
+    except sqlite3.DatabaseError:  # a broken page of the file may hold that, too
+        return after
+    return found[0] or 0
 
 
 class Database:
@@ -336,93 +343,54 @@ class Database:
         most: int = -1,
     ) -> DiskPage:
         """Return a page of at most *most* blocks; of as many as fit if that is negative."""
-        blocks: list[Block] = []
-        rows = size = 0
-        reached = after
+        page = PageBuilder(
+            pair, after, lambda: _block_before(connection, pair, after), self._damage_in_words
+        )
         with closing(connection.cursor()) as cursor:
             try:
                 cursor.execute(_SELECT_BLOCKS, (pair.id, after, upto, most))
                 for last, written_ms, crc, body in cursor:
-                    if not _is_between(reached, last, upto):
+                    if not _is_between(page.reached, last, upto):
                         # the index of the file is not that of its rows
-                        if blocks:
-                            return DiskPage(after, reached, merge(blocks))
+                        if page.blocks:
+                            return page.so_far()
                         end = self._end_of_damage(connection, pair, after, upto)
-                        what = f"a block ends at {last!r}, which it cannot"
-                        return self._before_damage(connection, pair, blocks, after, end, what)
-                    if crc32(body) != crc:
-                        what = f"the checksum of its block, at token {last}, does not match"
-                        return self._before_damage(connection, pair, blocks, after, last, what)
-                    block, before = decode_block(pair.stream, pair.instance, body, written_ms)
-                    if before is not None and before > max(reached, pair.floor):
-                        what = f"no block has the rows up to token {before}"
-                        return self._before_damage(connection, pair, blocks, after, before, what)
-                    rows += len(block.tokens)
-                    size += len(block.lines)
-                    if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
-                        return DiskPage(after, reached, merge(blocks))
-                    blocks.append(block)
-                    reached = last
+                        return page.damaged(end, f"a block ends at {last!r}, which it cannot")
+                    done = page.put(last, written_ms, crc, body)
+                    if done is not None:
+                        return done
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
                 # SQLite looks one row ahead: what is there may be well, if looked at alone.
-                if blocks:
-                    return DiskPage(after, reached, merge(blocks))
+                if page.blocks:
+                    return page.so_far()
                 if most != 1:
                     return self._page(connection, pair, after, upto, most=1)
-                last = self._end_of_damage(connection, pair, after, upto)
-                return self._before_damage(connection, pair, blocks, after, last, str(error))
-        if blocks and most == 1:
-            return DiskPage(after, reached, merge(blocks))
-        missing = self._missing(connection, pair, reached, upto)
-        if missing is not None:
-            what = f"no block has the rows up to token {missing}"
-            return self._before_damage(connection, pair, blocks, after, missing, what)
-        return DiskPage(after, upto, merge(blocks))
+                end = self._end_of_damage(connection, pair, after, upto)
+                return page.damaged(end, str(error))
+        if page.blocks and most == 1:
+            return page.so_far()
+        return self._ended(connection, pair, page, upto)
 
-    def _missing(
-        self, connection: sqlite3.Connection, pair: StoredPair, reached: Token, upto: Token
-    ) -> Token | None:
-        """Return up to where rows are missing in ``(reached, upto]``, which has no block; or None.
-
-        What comes behind says so: the newest block, or the next one.
-        """
+    def _ended(
+        self, connection: sqlite3.Connection, pair: StoredPair, page: PageBuilder, upto: Token
+    ) -> DiskPage:
+        """Return *page* up to *upto*, unless what comes behind says that rows are missing."""
         try:
             (newest,) = connection.execute(_SELECT_NEWEST, (pair.id,)).fetchone() or (0,)
-            if newest > upto:
-                newest = 0
-                behind = (pair.id, upto, limits.MAX_TOKEN, 1)
-                for _, written_ms, crc, body in connection.execute(_SELECT_BLOCKS, behind):
-                    if crc32(body) == crc:
-                        _, before = decode_block(pair.stream, pair.instance, body, written_ms)
-                        newest = min(before or 0, upto)
+            behind = (pair.id, upto, limits.MAX_TOKEN, 1)
+            return page.ended(upto, newest, lambda: connection.execute(_SELECT_BLOCKS, behind))
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            return None  # what is there is damaged itself
-        return newest if newest > max(reached, pair.floor) else None
+            return page.ended(upto, 0, tuple)  # what comes behind is damaged itself
 
-    def _before_damage(
-        self,
-        connection: sqlite3.Connection,
-        pair: StoredPair,
-        blocks: list[Block],
-        after: Token,
-        last: Token,
-        what: str,
-    ) -> DiskPage:
-        """Return the page of *blocks*, before damage that ends with token *last*."""
-        reached = blocks[-1].last if blocks else after
-        if not blocks:
-            with suppress(sqlite3.DatabaseError):  # a broken page of the file may hold that, too
-                (reached,) = connection.execute(_SELECT_BEFORE, (pair.id, after)).fetchone()
-        text = (
+    def _damage_in_words(self, what: str) -> str:
+        return (
             f"{self.path}, table blocks: {what}; put a good copy of the directory in its "
             "place (`tcprepl restore`), or leave it: the damage goes when retention reaches it"
         )
-        damage = Gap(reached or 0, last, Cause.DAMAGE, text)
-        return DiskPage(after, max(after, damage.after), merge(blocks), damage)
 
     def _end_of_damage(
         self, connection: sqlite3.Connection, pair: StoredPair, after: Token, upto: Token

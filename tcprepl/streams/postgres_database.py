@@ -20,7 +20,6 @@ from tcprepl.errors import LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.fenced import GATE, LEASE_S, FencedDatabase
 from tcprepl.storage.postgresql import Connection, Link
-from tcprepl.streams.blocks import merge
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -29,13 +28,12 @@ from tcprepl.streams.engine import (
     Freed,
     KnownTransactions,
     StoredPair,
-    decode_block,
     encode_block,
 )
-from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.paging import PageBuilder
 from tcprepl.streams.postgres_news import Listener, NewsReader
 from tcprepl.streams.postgres_schema import (
     CHANNEL,
@@ -223,32 +221,24 @@ class PostgresDatabase(FencedDatabase):
 
     def page(self, pair: StoredPair, after: Token, upto: Token) -> DiskPage:
         """Return the blocks that hold rows after *after*, as `Engine.page` says."""
-        blocks: list[Block] = []
-        rows = size = 0
-        reached = after
-        while True:
-            found, is_end = self._blocks_after(pair, reached, upto)
+        page = PageBuilder(
+            pair, after, lambda: self._block_before(pair, after), self._damage_in_words
+        )
+        is_end = False
+        while not is_end:
+            found, is_end = self._blocks_after(pair, page.reached, upto)
             for place, (last, written_ms, crc, body, _) in enumerate(found):
-                if crc32(body) != crc:
-                    what = f"the checksum of its block, at token {last}, does not match"
-                    return self._before_damage(pair, blocks, after, last, what)
-                block, before = decode_block(pair.stream, pair.instance, body, written_ms)
-                if before is not None and before > max(reached, pair.floor):
-                    what = f"no block has the rows up to token {before}"
-                    return self._before_damage(pair, blocks, after, before, what)
-                rows += len(block.tokens)
-                size += len(block.lines)
-                if blocks and (rows > limits.PAGE_ROWS or size > limits.PAGE_BYTES):
-                    self._keep(pair, reached, found[place:])
-                    return DiskPage(after, reached, merge(blocks))
-                blocks.append(block)
-                reached = last
-            if is_end:
-                missing = self._missing(pair, reached, upto)
-                if missing is not None:
-                    what = f"no block has the rows up to token {missing}"
-                    return self._before_damage(pair, blocks, after, missing, what)
-                return DiskPage(after, upto, merge(blocks))
+                done = page.put(last, written_ms, crc, body)
+                if done is not None:
+                    if done.damage is None:
+                        self._keep(pair, page.reached, found[place:])
+                    return done
+        with self._reading.using() as connection:
+            (newest,) = connection.execute(
+                "SELECT newest FROM pairs WHERE id = %s", (pair.id,)
+            ).fetchone() or (0,)
+            behind = (pair.id, upto, limits.MAX_TOKEN, 1)
+            return page.ended(upto, newest, lambda: connection.execute(SELECT_BLOCKS, behind))
 
     def _blocks_after(
         self, pair: StoredPair, reached: Token, upto: Token
@@ -268,41 +258,19 @@ class PostgresDatabase(FencedDatabase):
         if len(self._kept) > _KEPT:
             del self._kept[next(iter(self._kept))]
 
-    def _missing(self, pair: StoredPair, reached: Token, upto: Token) -> Token | None:
-        """Return up to where rows are missing in ``(reached, upto]``, which has no block; or None.
-
-        What comes behind says so: the newest block, or the next one.
-        """
+    def _block_before(self, pair: StoredPair, after: Token) -> Token:
         with self._reading.using() as connection:
-            (newest,) = connection.execute(
-                "SELECT newest FROM pairs WHERE id = %s", (pair.id,)
+            (last,) = connection.execute(
+                "SELECT coalesce(max(last), 0) FROM blocks WHERE pair = %s AND last <= %s",
+                (pair.id, after),
             ).fetchone() or (0,)
-            if newest > upto:
-                newest = 0
-                behind = (pair.id, upto, limits.MAX_TOKEN, 1)
-                for _, written_ms, crc, body in connection.execute(SELECT_BLOCKS, behind):
-                    if crc32(body) == crc:
-                        _, before = decode_block(pair.stream, pair.instance, body, written_ms)
-                        newest = min(before or 0, upto)
-        return newest if newest > max(reached, pair.floor) else None
+        return int(last)
 
-    def _before_damage(
-        self, pair: StoredPair, blocks: list[Block], after: Token, last: Token, what: str
-    ) -> DiskPage:
-        """Return the page of *blocks*, before damage that ends with token *last*."""
-        reached = blocks[-1].last if blocks else after
-        if not blocks:
-            with self._reading.using() as connection:
-                (reached,) = connection.execute(
-                    "SELECT coalesce(max(last), 0) FROM blocks WHERE pair = %s AND last <= %s",
-                    (pair.id, after),
-                ).fetchone() or (0,)
-        text = (
+    def _damage_in_words(self, what: str) -> str:
+        return (
             f"{self.where}, table blocks: {what}; restore the database, or leave it: the damage "
             "goes when retention reaches it"
         )
-        damage = Gap(reached, last, Cause.DAMAGE, text)
-        return DiskPage(after, max(after, damage.after), merge(blocks), damage)
 
     # --- in the writing thread ----------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.paging import PageBuilder
 from tcprepl.streams.producers import ProducerState
 from tests.log_kit import DURABLE, SqliteStore, add, row
 
@@ -96,19 +97,20 @@ def test_what_is_read_no_further_still_misses_a_block(database: Database, token:
     with closing(sqlite3.connect(database.path)) as connection, connection:
         connection.execute("DELETE FROM blocks WHERE last = ?", (token,))
         connection.commit()
-        page = database.page(stored(), 0, 7)
-        assert (page.damage is not None) is (token == 5)
-        assert page.upto == (3 if token == 5 else 7)
+        read = database.page(stored(), 0, 7)
+        assert (read.damage is not None) is (token == 5)
+        assert read.upto == (3 if token == 5 else 7)
         connection.execute("UPDATE blocks SET crc = crc + 1")
         connection.commit()
-        assert database._missing(connection, stored(), 3, 7) is None
+        page = PageBuilder(stored(), 3, lambda: 3, str)
+        assert database._ended(connection, stored(), page, 7) == DiskPage(3, 7)
         connection.execute("DROP TABLE pairs")
         with pytest.raises(sqlite3.OperationalError):
-            database._missing(connection, stored(), 3, 7)
+            database._ended(connection, stored(), page, 7)
         connection.rollback()
     broken = mock.Mock()
     broken.execute.side_effect = sqlite3.DatabaseError
-    assert database._missing(broken, stored(), 3, 7) is None
+    assert database._ended(broken, stored(), page, 7) == DiskPage(3, 7)
     database.close()
 
 
