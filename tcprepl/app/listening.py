@@ -23,7 +23,6 @@ from twisted.web.server import Site
 from tcprepl import metrics
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import all_of
-from tcprepl.app.systemd import sockets_passed
 from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.background import looping_background_process
 from tcprepl.clocks import Reactor
@@ -230,15 +229,19 @@ def _context_of(reactor: Reactor, address: Address) -> Any:
 
 
 def _from_string(reactor: Reactor, address: Address, text: str) -> IStreamServerEndpoint:
-    if text.startswith("systemd:") and not sockets_passed():
-        raise ConfigError(
-            f"{address}: systemd has passed no socket to this process (LISTEN_FDS is not set for "
-            "it); expected to be started by a .socket unit"
-        )
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except OSError as error:
         raise ConfigError(f"{address}: {error.filename}: {error.strerror}") from None
+    except LookupError as error:
+        if not text.startswith("systemd:"):
+            raise ConfigError(f"{address}: not an endpoint to listen on: {error!r}") from None
+        # Twisted alone knows what was passed: it takes LISTEN_FDS from the environment.
+        raise ConfigError(
+            f"{address}: not an endpoint to listen on: systemd has passed no socket "
+            f"{text.rpartition(':')[2]} to this process; expected to be started by a .socket unit "
+            "that has it"
+        ) from None
     except Exception as error:  # noqa: BLE001  # parsers are plugins, and raise whatever comes up
         reason = f"{type(error).__name__}: {error}" if not str(error).strip() else str(error)
         raise ConfigError(f"{address}: not an endpoint to listen on: {reason}") from None

@@ -1,7 +1,4 @@
-"""What systemd is told, and what it hands over.
-
-sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
-"""
+"""What systemd is told: sd_notify(3), sd_watchdog_enabled(3)."""
 
 from __future__ import annotations
 
@@ -35,14 +32,6 @@ def sd_notify(*states: str) -> bool:
             log.warning("systemd.unreachable", error=str(error))
             return False
     return True
-
-
-def sockets_passed() -> int:
-    """Return how many sockets a ``.socket`` unit has handed to this process."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return 0
-    count = os.environ.get("LISTEN_FDS", "")
-    return int(count) if count.isascii() and count.isdigit() else 0
 
 
 def watchdog_interval_s() -> float | None:

@@ -122,6 +122,8 @@ def welcome(server: Server) -> str:
     if "/" in command and Path(command).is_absolute():
         try:
             command = str(Path(command).relative_to(Path.cwd()))
+            if Path.cwd() == Path("/"):  # where services begin
+                command = "tcprepl"
         except ValueError:
             command = "tcprepl"
     if replication and not replication.startswith("unix:") and config.replication.tls is None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Server, tcprepl
+from tests.harness import TCPREPL, Lines, Running, Server, program, tcprepl
+from tests.ports import free_port
 
 pytestmark = pytest.mark.interop
 
@@ -39,6 +40,28 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
             )
             (exposure,) = re.findall(r"Overall exposure level .*: ([0-9.]+)", rated.stdout)
             assert float(exposure) < 2.5, rated.stdout
+
+
+def test_a_socket_unit_starts_the_server(tmp_path: Path) -> None:
+    """As the units say it: with the first connection, on the sockets that it is handed."""
+    lines, http = free_port(), free_port()
+    config = tmp_path / "tcprepl.yaml"
+    config.write_text(
+        "server_name: example.com\n"
+        f"data_directory: {tmp_path / 'data'}\n"
+        'replication: {listen: "systemd:domain=INET:index=0"}\n'
+        'http: {listen: "systemd:domain=INET:index=1"}\n'
+    )
+    activate = [program("systemd-socket-activate"), "--setenv=PYTHONPATH", "--fdname=lines:http"]
+    listen = [f"--listen=127.0.0.1:{port}" for port in (lines, http)]
+    argv = [*activate, *listen, *TCPREPL, "serve", "--config", str(config)]
+    with Running(argv, tmp_path) as systemd:
+        systemd.wait_for_output("Listening on .*:" + str(http))
+        with Lines(lines) as reader:
+            assert reader.readline() == "SERVER example.com"
+        with urllib.request.urlopen(f"http://127.0.0.1:{http}/health") as answer:
+            assert answer.status == 200
+        assert systemd.stop() == 0
 
 
 def test_prometheus_takes_the_alerts(tmp_path: Path) -> None:

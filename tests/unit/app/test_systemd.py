@@ -1,4 +1,4 @@
-"""What systemd is told, and what it hands over."""
+"""What systemd is told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from tcprepl.app.systemd import Watchdog, sd_notify, sockets_passed, watchdog_interval_s
+from tcprepl.app.systemd import Watchdog, sd_notify, watchdog_interval_s
 
 
 def test_sd_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,19 +25,6 @@ def test_sd_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NOTIFY_SOCKET", "@tcprepl-test-notify-" + tmp_path.name)
         assert sd_notify("READY=1", "STATUS=fine")
         assert systemd.recv(100) == b"READY=1\nSTATUS=fine"
-
-
-def test_sockets_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only those that were meant for this process count."""
-    monkeypatch.delenv("LISTEN_PID", raising=False)
-    assert sockets_passed() == 0
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    for value, count in (("2", 2), ("", 0), ("x", 0)):
-        monkeypatch.setenv("LISTEN_FDS", value)
-        assert sockets_passed() == count
-    monkeypatch.setenv("LISTEN_PID", "1")
-    monkeypatch.setenv("LISTEN_FDS", "2")
-    assert sockets_passed() == 0
 
 
 def test_the_watchdog_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

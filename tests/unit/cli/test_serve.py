@@ -62,6 +62,15 @@ def test_welcome_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "A page" not in text
 
 
+def test_welcome_in_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins in the root directory, from where nobody types anything."""
+    monkeypatch.setattr("sys.argv", ["/opt/tcprepl/bin/tcprepl"])
+    monkeypatch.chdir("/")
+    text = welcomed({"replication": ["127.0.0.1:9092"], "http": ["127.0.0.1:9093"]})
+    assert "  tcprepl tail" in text
+    assert "opt/" not in text
+
+
 def test_welcome_where_a_token_is_asked_for() -> None:
     """What is shown to type says one, over TLS where there is."""
     tls = {"certificate": "c", "private_key": "k"}
