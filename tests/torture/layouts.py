@@ -21,14 +21,7 @@ from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
 from tests.interop.servers import Postgres
 from tests.invariants import History, Row
 from tests.ports import free_port
-from tests.torture.publishing import (
-    BusPublisher,
-    EduPublisher,
-    RowPublisher,
-    Subscriber,
-    answers_in,
-    merged,
-)
+from tests.torture.publishing import BusPublisher, EduPublisher, RowPublisher, Subscriber
 from tests.torture.world import LEVEL_S, NAME, TRIMMED, WHOLE, World
 
 REMOTES = ("r1.example", "r2.example")
@@ -105,10 +98,6 @@ class ServeWorld(World):
     def sources(self) -> list[tuple[int, str]]:
         """Return the server."""
         return [(self.port, self.url)]
-
-    def answered(self) -> dict[str, dict[str, int]]:
-        """Return the token of each row that anybody was answered, by stream."""
-        return merged(self.rows.answered, answers_in(self.answers))
 
     # -- what an operator does ---------------------------------------------------------------
 
@@ -362,10 +351,6 @@ class BusWorld(World):
         """Return the bus."""
         return [(self.port, self.url)]
 
-    def answered(self) -> dict[str, dict[str, int]]:
-        """Return what the bus has answered."""
-        return merged(self.rows.answered)
-
     def check_readers(self, histories: Mapping[str, History]) -> None:
         """Compare what subscribers have as well, who may have to ask their database."""
         super().check_readers(histories)
@@ -431,10 +416,6 @@ class PostgresqlWorld(World):
     def close(self) -> None:
         """End the database."""
         self.postgres.stop()
-
-    def answered(self) -> dict[str, dict[str, int]]:
-        """Return the token of each row that anybody was answered, by stream."""
-        return merged(self.rows.answered, answers_in(self.answers))
 
     def operations(self) -> list[tuple[str, Callable[[], None]]]:
         """Return what happens to a database."""

@@ -21,7 +21,7 @@ from tests.harness import TCPREPL, environment, pause, wait_until
 from tests.invariants import Diary, History, Row, Told
 from tests.ports import free_port
 from tests.torture.actors import Actor
-from tests.torture.publishing import Publisher, RowPublisher
+from tests.torture.publishing import BusPublisher, Publisher, RowPublisher, answers_in, merged
 from tests.torture.reading import read_stream, worker_diary
 from tests.torture.shim import Shim
 from tests.torture.wires import Wires
@@ -61,6 +61,7 @@ class World:
         actors: Every process of ours, by name.
         wires: What the driver can cut.
         publishers: Who publishes.
+        rows: Who of them publishes rows of all streams.
         listeners: Who listens within the driver.
         tally: How often what was done.
         failures: What was found to be wrong.
@@ -78,6 +79,7 @@ class World:
     answers_bind: ClassVar[bool] = True
     #: Whether a relay begins where its upstream is when it comes, and says so.
     relays_begin_late: ClassVar[bool] = False
+    rows: RowPublisher | BusPublisher
 
     def __init__(self, where: Path, library: Path, seed: int) -> None:
         self.where = where
@@ -225,7 +227,7 @@ class World:
 
     def answered(self) -> dict[str, dict[str, int]]:
         """Return the token of each row that anybody was answered, by stream."""
-        raise NotImplementedError
+        return merged(self.rows.answered, answers_in(self.answers))
 
     def histories(self) -> dict[str, History]:
         """Return what is held, as a reader from the start is told."""
