@@ -203,6 +203,11 @@ class Actor:
             self._noted = True
         self.ended()
 
+    def logged(self, words: str) -> int:
+        """Return in how many lines its logs say *words*."""
+        texts = (path.read_text(encoding="utf-8", errors="replace") for path in self._outputs)
+        return sum(words in line for text in texts for line in text.splitlines())
+
     def log_faults(self) -> list[str]:
         """Return what its logs show and nothing explains."""
         wrong = []

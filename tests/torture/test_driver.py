@@ -88,6 +88,16 @@ def test_a_remote() -> None:
     ]
 
 
+def test_what_is_parked() -> None:
+    refused = {1: 2, 2: 1, 3: 2}
+    assert not invariants.parked_faults(1, 1, refused, {2, 3})
+    assert not invariants.parked_faults(0, 1, {}, {1})
+    assert invariants.parked_faults(2, 1, refused, {2, 3}) == [
+        "EDUs in quarantine: 2; refused alone and again: 1",
+        "EDUs in quarantine: 2; told of in the log: 1",
+    ]
+
+
 def test_a_stack_in_a_log() -> None:
     text = (
         "2026 event=x\nTraceback (most recent call last):\n  File 'x', line 1\n    f()\n"
