@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests import invariants
+from tcprepl.app.migrating import migrate_data
+from tcprepl.errors import LogUnavailable
+from tests import invariants, postgres_world
 from tests.harness import wait_until
 from tests.invariants import History, Row, Told
+from tests.log_kit import SqliteStore
 from tests.torture import shim
 from tests.torture.actors import EXCEPTION, TRACEBACK, last_line
-from tests.torture.layouts import ServeWorld
+from tests.torture.layouts import ServeWorld, was_done
 from tests.torture.world import position
 
 HELD = History([Row(1, "a"), Row(2, "b"), Row(2, "c"), Row(3, "d")])
@@ -96,6 +99,20 @@ def test_what_is_parked() -> None:
         "EDUs in quarantine: 2; refused alone and again: 1",
         "EDUs in quarantine: 2; told of in the log: 1",
     ]
+
+
+@pytest.mark.postgresql
+def test_a_migration_that_was_done_is_told_from_one_that_failed(tmp_path: Path) -> None:
+    log, database, back = tmp_path / "log", postgres_world.fresh_url(), tmp_path / "back"
+    SqliteStore(log).close()
+    for source, target in ((log, database), (database, back)):
+        migrate_data(source, target, "master", lambda _: None)
+        with pytest.raises(LogUnavailable) as caught:
+            migrate_data(source, target, "master", lambda _: None)
+        assert was_done(str(caught.value))
+    with pytest.raises(LogUnavailable) as caught:
+        migrate_data(tmp_path / "nothing", database, "master", lambda _: None)
+    assert not was_done(str(caught.value))
 
 
 def test_a_stack_in_a_log() -> None:
