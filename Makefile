@@ -89,8 +89,12 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 bench: $(VENV)/.bench  ## how fast, beside what others do; JSON in build/bench.json
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-fuzz: $(VENV)/.dev  ## throw bytes at every parser that a stranger reaches; SECONDS_EACH=600 make fuzz
-	$(BIN)/python -m tests.fuzz $(ARGS)
+$(VENV)/.fuzz: pyproject.toml | $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $(VENV)/.dev $(VENV)/.run $@
+
+fuzz: $(VENV)/.dev $(if $(ATHERIS),$(VENV)/.fuzz)  ## throw bytes at every parser that a stranger reaches; SECONDS_EACH=600, ATHERIS=1
+	$(BIN)/python -m tests.fuzz $(if $(ATHERIS),--atheris) $(ARGS)
 
 torture: $(VENV)/.dev  ## real processes under every fault; MINUTES=60 SEED=... make torture
 	MINUTES=$(or $(MINUTES),60) SEED=$(or $(SEED),0) $(BIN)/python -m tests.torture $(ARGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ import traceback
 import structlog
 from twisted.python import log
 
+from tests.fuzz import leading
 from tests.fuzz.driving import run
 from tests.fuzz.targets import TARGETS
 
@@ -19,18 +19,34 @@ from tests.fuzz.targets import TARGETS
 def main() -> int:
     """Print a line for each target; return 1 if an input broke one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--atheris", metavar="TARGET", choices=TARGETS, help="let atheris lead")
+    parser.add_argument("--atheris", action="store_true", help="let atheris lead")
+    parser.add_argument("--atheris-one", metavar="TARGET", choices=TARGETS, help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="; ".join(TARGETS))
     asked, rest = parser.parse_known_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)
     log.startLogging(open(os.devnull, "w"), setStdout=False)  # noqa: SIM115 - to the end
-    if asked.atheris:
-        return _atheris(asked.atheris, rest + asked.targets)
+    if asked.atheris_one:
+        leading.run_one(TARGETS[asked.atheris_one], rest + asked.targets)
+    elif rest or any(name not in TARGETS for name in asked.targets):
+        parser.error(f"not known: {' '.join(rest or asked.targets)}")
     seconds, seed = float(os.environ.get("SECONDS_EACH", "60")), int(os.environ.get("SEED", "0"))
+    names = asked.targets or list(TARGETS)
+    if asked.atheris:
+        if not leading.there():
+            parser.error("atheris is not installed: pip install atheris")
+        broken = _led(names, seconds, seed)
+    else:
+        broken = _mutated(names, seconds, seed)
+    print(f"{seconds:g} s each, seed {seed}: {broken or 'nothing'} found")
+    return 1 if broken else 0
+
+
+def _mutated(names: list[str], seconds: float, seed: int) -> int:
+    """Mutate; return how many targets were broken."""
     inputs_each = int(os.environ.get("INPUTS_EACH", "0")) or None
     broken = 0
-    for name in asked.targets or TARGETS:
+    for name in names:
         outcome = run(TARGETS[name], seconds, seed, inputs_each)
         print(f"{name:<12} {outcome.count:>9,} inputs, {outcome.lines} reached", flush=True)
         if outcome.failed is not None:
@@ -38,16 +54,23 @@ def main() -> int:
             raw, error = outcome.failed
             traceback.print_exception(error)
             print(f"{name}, seed {seed}: {raw!r}", file=sys.stderr, flush=True)
-    print(f"{seconds:g} s each, seed {seed}: {broken or 'nothing'} found")
-    return 1 if broken else 0
+    return broken
 
 
-def _atheris(name: str, arguments: list[str]) -> int:
-    atheris = importlib.import_module("atheris")
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], *arguments, str(TARGETS[name].corpus)], TARGETS[name].check)
-    atheris.Fuzz()
-    return 0
+def _led(names: list[str], seconds: float, seed: int) -> int:
+    """Let atheris lead; return how many targets were broken."""
+    broken = 0
+    for name in names:
+        led = leading.lead(TARGETS[name], seconds, seed)
+        print(
+            f"{name:<12} {led.count:>9,} inputs, {led.kept} kept, {led.edges} edges, "
+            f"{led.lines} reached",
+            flush=True,
+        )
+        if led.failed:
+            broken += 1
+            print(led.failed, *(f"{name}: {raw!r}" for raw in led.inputs), sep="\n", flush=True)
+    return broken
 
 
 if __name__ == "__main__":

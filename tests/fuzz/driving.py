@@ -4,10 +4,8 @@ A target is a function that takes bytes and raises if an invariant is broken, wi
 directory) to begin from and the modules that it is to reach. ``make fuzz`` runs all of them (
 ``python -m tests.fuzz NAME ...`` some) for SECONDS_EACH seconds, and at most INPUTS_EACH inputs,
 from SEED, and prints how many lines of these modules were reached. One input in a few is traced,
-and stays in the pool if it reaches a new line. With atheris (in an environment of its own: ``pip
-install atheris``) its coverage leads the way in one target::
-
-    python -m tests.fuzz --atheris x-matrix -max_total_time=600
+and stays in the pool if it reaches a new line. ``make fuzz ATHERIS=1`` lets the coverage that
+atheris measures lead the way instead (`tests.fuzz.leading`).
 """
 
 from __future__ import annotations
