@@ -368,3 +368,119 @@ def test_a_token_that_does_not_hold_is_tried_again_and_nothing_is_lost() -> None
     desk.network.run(30)
     assert desk.results[1].last == 1
     desk.end()
+
+
+def hear(desk: Desk, line: bytes) -> None:
+    """Let the writer hear a line that the server has not said."""
+    desk.network.wires["w"].client.protocol.dataReceived(line)
+
+
+def test_a_connection_that_is_cut_amid_refusals_owes_no_answers(desk: Desk) -> None:
+    """What was behind a refused append is said on the next one, and so is what comes later."""
+    desk.publish(1, rows=[b"{"])
+    for number in (2, 3):
+        desk.publish(number)
+    desk.network.turn()
+    hear(desk, b"REFUSED alpha #1 row 0 this is no JSON\n")
+    assert desk.results[1].reason == "row"
+    desk.cut()
+    desk.network.run(2)
+    desk.publish(4)
+    desk.network.run(2)
+    assert [desk.results[n].last for n in (2, 3, 4)] == [1, 2, 3]
+    assert desk.rows() == [b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("most", ["MAX_UNANSWERED_APPENDS", "MAX_UNANSWERED_BYTES"])
+def test_what_is_unanswered_is_bounded(
+    desk: Desk, most: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time; refusals and cuts in between leave as much room as there was."""
+    monkeypatch.setattr(limits, most, 1)
+    for number, rows in enumerate([[b"1"], [b"{"], [b"2"], [b"3"], [b"{"], [b"4"]]):
+        desk.publish(number, rows=rows)
+    desk.network.turn()
+    assert desk.network.wires["w"].client.outgoing.count(b"\n") == 1
+    desk.cut()
+    desk.network.run(5)
+    assert desk.rows() == [b"1", b"2", b"3", b"4"]
+    assert len(desk.results) == 6
+    desk.publish(6)
+    desk.network.run(1)
+    assert desk.results[6].last == 5
+
+
+def test_a_refusal_that_passes_ends_the_connection(desk: Desk) -> None:
+    desk.publish(1)
+    desk.network.turn()
+    assert desk.writer.connected
+    hear(desk, b"REFUSED alpha #1 unavailable 0 the disk is full\n")
+    assert not desk.writer.connected
+    assert desk.results == {}
+    desk.network.run(5)
+    assert desk.writer.connected
+    assert desk.results[1].last == 1
+
+
+def test_who_was_answered_is_back_soon_when_it_is_cut_again(desk: Desk) -> None:
+    """However long the server was away before."""
+    factory, desk.network.factory = desk.network.factory, None
+    desk.cut()
+    desk.network.run(60)
+    desk.network.factory = factory
+    desk.network.run(10)
+    desk.publish(1)
+    desk.network.run(1)
+    assert desk.results[1].last == 1
+    desk.cut()
+    desk.network.run(limits.RECONNECT_MIN_S, step=limits.RECONNECT_MIN_S)
+    assert desk.writer.connected
+
+
+def test_stopping_waits_for_the_end_of_the_connection_and_for_nothing_else() -> None:
+    """Neither for the next attempt to connect, nor for one that is being made."""
+    desk = Desk()
+    desk.start()
+    stopped = desk.writer.stopService()
+    assert not stopped.called
+    desk.network.settle()
+    assert stopped.called
+    factory, desk.network.factory = desk.network.factory, None
+    desk.writer.startService()
+    desk.network.run(60)
+    stopped = desk.writer.stopService()
+    desk.network.settle()
+    assert stopped.called
+    desk.network.factory = factory
+    assert desk.world.stop().called
+    assert not desk.network.clock.getDelayedCalls()
+
+
+def test_stopping_does_not_wait_for_a_connection_that_is_being_made() -> None:
+    class Never:
+        def connect(self, factory: Any) -> Deferred[Any]:
+            return Deferred()
+
+    network = make_network()
+    writer = make_writer(network.clock, Never(), producer="p")
+    writer.startService()
+    network.settle()
+    stopped = writer.stopService()
+    network.settle()
+    assert stopped.called
+    assert not network.clock.getDelayedCalls()
+
+
+def test_who_has_failed_does_not_come_back(desk: Desk) -> None:
+    hear(desk, b"ERROR unknown command PRODUCER\n")
+    assert desk.writer.failed.called
+    desk.writer.failed.addErrback(lambda _: None)
+    desk.network.run(60)
+    assert desk.writer.reconnects == 0
+    assert not desk.writer.connected
+
+
+def test_what_no_server_would_take_is_refused_here_in_the_same_way(desk: Desk) -> None:
+    for number, (stream, rows) in enumerate([("alpha", [b"[\n]"]), ("a b", [b"1"])]):
+        desk.publish(number, stream, rows=rows)
+        assert (desk.results[number].subject, desk.results[number].value) == (stream, 0)

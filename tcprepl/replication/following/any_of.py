@@ -17,7 +17,7 @@ class AnyOf:
     Whoever connects anew has lost the connection before, so that the server of that comes last.
 
     Args:
-        endpoints: The places; the first connection tries the first one first.
+        endpoints: The places, one at least; the first connection tries the first one first.
     """
 
     def __init__(self, endpoints: Sequence[IStreamClientEndpoint]) -> None:
@@ -28,9 +28,11 @@ class AnyOf:
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        for left in reversed(range(len(self._endpoints))):
+        left = len(self._endpoints)
+        while True:
             endpoint = self._endpoints[0]
             self._endpoints.rotate(-1)
+            left -= 1
             try:
                 return await endpoint.connect(factory)
             except CancelledError:
@@ -38,4 +40,3 @@ class AnyOf:
             except Exception:
                 if not left:
                     raise
-        raise AssertionError("there is one at least")

@@ -271,10 +271,8 @@ class ClientConnection:
         if self._paused:
             # We do not read, so the silence is ours; the server must still hear us.
             self._session.not_reading(now)
-        deadline = self._session.next_deadline()
-        if deadline is not None and now >= deadline:
-            self._take(self._session.tick(now))
-            self._pump()
+        self._take(self._session.tick(now))
+        self._pump()
 
 
 class _Factory(Factory):

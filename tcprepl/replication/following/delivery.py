@@ -506,23 +506,17 @@ class Delivery:
     def _position_2017(self, command: PositionCommand) -> Deferred[None] | None:
         """Follow a position: rows came in band before it, whatever their tokens were."""
         pair = (command.stream, command.instance)
-        asked = self.resumption.end(pair)
+        self.resumption.end(pair)
         kept = self.resumption.take_kept(pair)
-        return _started(self._resume_2017(pair, asked, kept, command.token))
+        return _started(self._resume_2017(pair, kept, command.token))
 
     async def _resume_2017(
-        self,
-        pair: Pair,
-        asked: Token | None,
-        kept: Sequence[tuple[Token, bytes]],
-        token: Token,
+        self, pair: Pair, kept: Sequence[tuple[Token, bytes]], token: Token
     ) -> None:
         for reached, rows in _by_token(kept):
             await _done(self._hand_over(pair, reached, rows, reached))
             token = max(token, reached)
         known = self.known.get(pair)
-        if known is None and asked == 0:
-            known = 0
         prev = token if known is None else min(known, token)
         await _done(self._follow(pair, known, prev, token))
 

@@ -74,9 +74,9 @@ class Resumption:
         self._kept_bytes += size
         return Verdict.KEPT
 
-    def end(self, pair: Pair) -> Token | None:
-        """Note that POSITION came; return the token that was asked for, if one was."""
-        return self.asked.pop(pair, None)
+    def end(self, pair: Pair) -> None:
+        """Note that POSITION came: what was asked for, if anything was, is there."""
+        self.asked.pop(pair, None)
 
     def take_kept(self, pair: Pair) -> list[tuple[Token, bytes]]:
         """Return the rows that were kept of *pair*, in the order of their tokens."""

@@ -260,7 +260,6 @@ class ReplicationWriter(Reconnecting):
             self._take_back()
         elif self._connection is not None:
             self._connection.send_all([self._numbered(append) for append in self._sent])
-        self._send()
 
     def _take_back(self) -> None:
         """Let what was sent be sent anew, under numbers that are given then."""
@@ -278,8 +277,6 @@ class ReplicationWriter(Reconnecting):
             self._sending = self.reactor.callLater(0, self._send)
 
     def _send(self) -> None:
-        if self._sending is not None and self._sending.active():
-            self._sending.cancel()
         self._sending = None
         if not self._ready or self._holes or self._connection is None:
             return

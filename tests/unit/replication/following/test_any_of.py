@@ -45,10 +45,13 @@ def test_the_next_is_taken_when_one_is_gone() -> None:
     assert sorted(tried) == ["a", "b", "c"]
     cancelled = Deferred[Any]()
     places[0].connect = lambda _: cancelled  # type: ignore[method-assign]
-    endpoint = AnyOf(places[:1])  # type: ignore[arg-type]
+    places[1].there = True
+    tried.clear()
+    endpoint = AnyOf(places[:2])  # type: ignore[arg-type]
     waiting = endpoint.connect(None)
     waiting.cancel()
     assert waiting.addErrback(lambda failure: failure.trap(CancelledError)).called
+    assert tried == [], "who stops goes nowhere else"
 
 
 def test_an_endpoint_of_your_own_may_fail_as_it_likes() -> None:

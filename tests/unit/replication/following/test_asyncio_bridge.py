@@ -115,6 +115,8 @@ def test_what_nobody_waits_for_may_await_both() -> None:
         work: Any = bridge("later")
         assert await future_of(Deferred.fromCoroutine(work)) == "later"
         assert bridged(returns)("at once") == "at once"
+        waiting: Any = bridged(both)()
+        assert len(await future_of(Deferred.fromCoroutine(waiting))) == 4
         deferred: Deferred[str] = Deferred()
         assert bridged(lambda: deferred)() is deferred
 
@@ -133,8 +135,9 @@ def test_who_stops_waiting_for_a_deferred_changes_nothing() -> None:
                 assert await waiting == outcome
             else:
                 deferred.errback(outcome)
-                with pytest.raises(RuntimeError, match="told"):
+                with pytest.raises(RuntimeError, match="told") as raised:
                     await waiting
+                assert raised.value is outcome
         deferred = Deferred()
         future_of(deferred).cancel()
         deferred.callback("whom it would have told is gone")

@@ -62,3 +62,11 @@ def test_an_answer_that_will_not_do(
     with pytest.raises(ConnectionFailed, match=words) as raised:
         question.page(status, body)
     assert raised.value.transient is transient
+
+
+def test_an_answer_may_be_as_long_as_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", len(PAGE))
+    question = Archive({"*": "http://main"}).question("typing", "master", 1, 9)
+    assert question.page(200, PAGE).upto == 3
+    with pytest.raises(ConnectionFailed, match="more than"):
+        question.page(200, PAGE + b" ")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
+from tcprepl.replication.following.client import ReplicationClient
 from tests.client_kit import *  # noqa: F403
+from tests.client_kit import World
 from tests.faces import TWISTED, using
 
 
@@ -15,3 +19,54 @@ def face() -> Iterator[None]:
     """Use it."""
     with using(TWISTED):
         yield
+
+
+def test_nothing_is_said_of_a_connection_that_is_gone(world: World) -> None:
+    client = world.client()
+    assert client.dialect == "tcprepl"
+    assert client.incarnation == world.log.history.current
+    world.crash()
+    assert (client.connected, client.dialect, client.incarnation) == (False, None, None)
+    world.start()
+
+
+def test_what_fires_when_it_fails_is_the_same_until_it_has_failed(world: World) -> None:
+    def handler(*_: Any) -> None:
+        raise RuntimeError("never")
+
+    client = world.client(handler, max_attempts=1)
+    failed = client.failed
+    assert client.stopService() is not None
+    world.network.run(1)
+    client.startService()
+    world.network.settle()
+    assert client.failed is failed
+    failed.addErrback(lambda _: None)
+    world.publish("alpha", [1])
+    world.network.run(1)
+    assert failed.called
+    client.startService()
+    assert client.failed is not failed
+    client.failed.addErrback(lambda _: None)
+    assert not client.failed.called
+
+
+def test_a_connection_that_comes_after_the_stop_is_closed(world: World) -> None:
+    """By who makes it at least: an endpoint may not know how to give up."""
+    made: list[Any] = []
+
+    class Late:
+        def connect(self, factory: Any) -> Deferred[Any]:
+            def stop_first(protocol: Any) -> Any:
+                made.append(client.stopService())
+                return protocol
+
+            return world.network.connect(factory, "late").addCallback(stop_first)
+
+    client = ReplicationClient(world.network.clock, Late(), ["alpha"], world.handle)  # type: ignore[arg-type]
+    client.startService()
+    world.network.settle()
+    (stopped,) = made
+    assert stopped.called
+    assert not world.network.wires["late"].alive
+    assert not client.connected

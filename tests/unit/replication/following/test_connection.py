@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tcprepl import limits
-from tcprepl.errors import CloseReason
+from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import ErrorCommand, PositionCommand, ReplicateCommand
 from tcprepl.protocol.events import Closing, RowsReceived
-from tcprepl.replication.following.connection import ClientConnection
+from tcprepl.replication.following.connection import ClientConnection, Token, connect
 
 
 class Transport(StringTransport):
-    """A memory transport that can be aborted."""
+    """A memory transport that can be aborted, and takes nothing once it is to close."""
 
     aborted = False
+
+    def write(self, data: bytes) -> None:
+        """Keep *data*, as a socket does that is not being closed."""
+        if not self.disconnecting:
+            super().write(data)
 
     def abortConnection(self) -> None:
         """Note it."""
@@ -143,3 +151,138 @@ def test_words_of_a_newer_server_are_passed_over_and_counted() -> None:
     assert not world.transport.disconnecting
     assert world.connection._session.unknown_lines == limits.MAX_BAD_LINES + 1
     world.lose()
+
+
+def test_rows_and_commands_of_one_read_are_handed_on_together_and_in_order() -> None:
+    world = World()
+    world.hear("SERVER x", "PING 1 tcprepl/1", "POSITION typing master 1 1")
+    world.handed.clear()
+    world.hear("RDATA typing master 2 [1]", "PING 2", "ERROR so", "RDATA typing master 3 [1]")
+    assert world.handed == [
+        RowsReceived("typing", "master", 2, [b"[1]"]),
+        ErrorCommand("so"),
+        RowsReceived("typing", "master", 3, [b"[1]"]),
+    ]
+    world.lose()
+
+
+def test_reading_stops_and_goes_on_as_often_as_it_is_asked_for() -> None:
+    world = World()
+    for _ in range(3):
+        world.connection.pause()
+        assert world.transport.producerState == "paused"
+        world.connection.resume()
+        assert world.transport.producerState == "producing"
+    world.lose()
+
+
+def test_why_a_connection_is_left_is_said_before_it_closes() -> None:
+    world = World()
+    world.hear("SERVER x", "PING 1 tcprepl/1", "POSITION typing master 1 1")
+    world.transport.clear()
+    world.hear("RDATA typing master nonsense [1]")
+    assert world.transport.disconnecting
+    assert world.transport.value().startswith(b"ERROR ")
+    assert world.lose().reason is not CloseReason.CONNECTION_LOST
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_silence_is_the_server_s_fault_only_if_we_read(paused: bool) -> None:
+    """The server hears us all the while, with the time of day."""
+    world = World()
+    world.hear("SERVER x", "PING 1 tcprepl/1")
+    if paused:
+        world.connection.pause()
+    world.transport.clear()
+    for _ in range(round(limits.PING_TIMEOUT_S) + 2):
+        world.clock.advance(1)
+    pings = [line for line in world.transport.value().splitlines() if line.startswith(b"PING ")]
+    assert pings[:4] == [b"PING 5000", b"PING 10000", b"PING 15000", b"PING 20000"]
+    assert world.transport.disconnecting is not paused
+    assert world.lose().reason is (
+        CloseReason.CONNECTION_LOST if paused else CloseReason.PING_TIMEOUT
+    )
+
+
+def test_keep_alives_follow_the_time_of_day_when_it_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.transport.clear()
+    monkeypatch.setattr("tcprepl.replication.following.connection.epoch_s", lambda reactor: 1_000.0)
+    for _ in range(5):
+        world.clock.advance(1)
+    assert world.transport.value() == b"PING 1005000\n"
+    world.lose()
+
+
+# --- connecting -------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """A place that answers as told."""
+
+    def __init__(self, way: Callable[[Any], Deferred[Any]]) -> None:
+        self.connect = way
+
+
+def connected(
+    way: Callable[[Any], Deferred[Any]], token: Token | None = None, clock: Clock | None = None
+) -> list[Any]:
+    """Connect; return a list of the connection, or of the exception, once there is one."""
+    result: list[Any] = []
+    connecting = Deferred.fromCoroutine(
+        connect(
+            clock or Clock(),
+            Endpoint(way),  # type: ignore[arg-type]
+            worker_name="w",
+            server_name="example.com",
+            dialect="auto",
+            deliver=lambda events: None,
+            ready=lambda connection, dialect: None,
+            token=token,
+        )
+    )
+    connecting.addCallbacks(result.append, lambda failure: result.append(failure.value))
+    return result
+
+
+@pytest.mark.parametrize("token", ["secret", lambda: "secret", "", lambda: "", None])
+def test_a_token_is_said_to_a_server_of_ours(token: Token | None) -> None:
+    """Whether it is given or read anew; an empty one is none."""
+    transport: Any = Transport()
+
+    def way(factory: Any) -> Deferred[Any]:
+        protocol = factory.buildProtocol(None)
+        protocol.makeConnection(transport)
+        return succeed(protocol)
+
+    (connection,) = connected(way, token)
+    connection.dataReceived(b"SERVER example.com\nPING 1 tcprepl/1\n")
+    said = token() if callable(token) else token
+    assert (b"AUTH secret\n" in transport.value()) is bool(said)
+    assert (b"AUTH" in transport.value()) is bool(said)
+    connection.connectionLost(Failure(ConnectionLost()))
+
+
+def test_a_token_that_cannot_be_read_is_no_reason_to_try_without() -> None:
+    asked: list[Any] = []
+
+    def unreadable() -> str:
+        raise ConfigError("no such file")
+
+    (error,) = connected(lambda factory: asked.append(factory) or Deferred(), unreadable)
+    assert isinstance(error, ConnectionFailed)
+    assert error.reason is CloseReason.NOT_AUTHORIZED
+    assert asked == []
+
+
+def test_who_does_not_answer_is_left() -> None:
+    clock = Clock()
+    attempt = connected(lambda _: Deferred(), clock=clock)
+    clock.advance(limits.HANDSHAKE_TIMEOUT_S - 1)
+    assert attempt == []
+    clock.advance(1)
+    assert attempt[0].reason is CloseReason.HANDSHAKE_TIMEOUT
+    (refused,) = connected(lambda _: fail(OSError("refused")))
+    assert (refused.reason, str(refused)) == (CloseReason.CONNECTION_LOST, "refused")

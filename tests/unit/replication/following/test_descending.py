@@ -123,3 +123,18 @@ def test_every_row_goes_on_once_and_in_order(data: st.DataObject) -> None:
                 progress.advance(PAIR, event.token)
         del wire[:count]
     assert got == list(range(2, top + 1))
+
+
+def test_what_went_on_over_a_lost_connection_is_not_what_is_applied() -> None:
+    """It was not handed over before the end, say: the rows come again, and wait again."""
+    descending, _ = made()
+    assert descending.sort([position(1, 9)]) == [position(1, 9)]
+    descending.clear()
+    assert descending.sort(rows(4)) == []
+    assert descending.sort(rows(3, 2)) == rows(2, 3, 4)
+
+
+def test_nothing_is_missing_below_the_first_rows_of_a_reader_that_knows_nothing() -> None:
+    descending, _ = made(None)
+    descending.sort(rows(9, 8))
+    assert descending.release() == rows(8, 9)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
 from tcprepl.errors import ConnectionFailed
@@ -135,3 +137,56 @@ def test_the_socket_of_an_instance_is_connected_to() -> None:
     failures: list[Any] = []
     fetching.addErrback(failures.append)
     fetching.cancel()
+
+
+class Wire:
+    """A catch-up client on a reactor in memory, and the connection that it makes."""
+
+    def __init__(self) -> None:
+        self.reactor = MemoryReactorClock()
+        self.catch_up = HttpCatchUp(self.reactor, {"*": "http://127.0.0.1:9093"})
+        self.result: list[Any] = []
+        fetching = Deferred.fromCoroutine(self.catch_up.fetch("typing", "master", 1, 9))
+        fetching.addBoth(self.result.append)
+        ((host, port, factory, *_),) = self.reactor.tcpClients
+        assert (host, port) == ("127.0.0.1", 9093)
+        self.protocol = factory.buildProtocol(None)
+        self.transport: Any = StringTransport()
+        self.protocol.makeConnection(self.transport)
+        assert self.transport.value().startswith(b"GET /_synapse/replication/")
+
+    def hear(self, length: int, *parts: bytes) -> None:
+        """Let an answer come."""
+        self.protocol.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
+        for part in parts:
+            self.protocol.dataReceived(part)
+
+
+def test_a_connection_is_kept_for_the_next_question_and_closed_in_the_end() -> None:
+    wire, body = Wire(), Updates().body
+    wire.hear(len(body), body)
+    assert wire.result[0].upto == 3
+    assert not wire.transport.disconnecting
+    closing = Deferred.fromCoroutine(wire.catch_up.close())
+    assert wire.transport.disconnecting
+    assert not closing.called
+    wire.protocol.connectionLost(Failure(ConnectionDone()))
+    assert closing.called
+
+
+def test_an_answer_that_does_not_end_in_time_is_waited_for_no_longer() -> None:
+    wire = Wire()
+    wire.hear(100, b"{")
+    wire.reactor.advance(catchup.REQUEST_TIMEOUT_S - 1)
+    assert wire.result == []
+    wire.reactor.advance(1)
+    assert wire.result[0].check(TimeoutError)
+
+
+def test_an_answer_that_goes_on_behind_what_is_read_is_not_taken_for_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire, body = Wire(), Updates().body
+    monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", len(body))
+    wire.hear(len(body) + 2, body, b" ", b" ")
+    assert "more than" in str(wire.result[0].value)

@@ -114,6 +114,15 @@ def test_the_incarnation_is_saved_with_the_position(atomic: bool) -> None:
     assert progress.places(ALPHA) == ((4, "alpha"),)
 
 
+def test_what_does_not_go_back_waits_to_be_saved() -> None:
+    progress, store = made(atomic=False)
+    for pair, token in ((ALPHA, 4), (ALPHA, 4), (BETA, 0), (ALPHA, 5)):
+        progress.advance(pair, token)
+    assert store.calls == []
+    progress.save()
+    assert store.calls == [{ALPHA: 5, BETA: 0}]
+
+
 def test_a_position_that_goes_back_is_saved_at_once() -> None:
     progress, store = made(atomic=False)
     progress.advance(ALPHA, 1)

@@ -318,3 +318,52 @@ def test_positions_pass_by() -> None:
     assert stage.known == 5
     stage.run(6)
     assert stage.tokens() == [6]
+
+
+def test_a_loop_that_is_begun_anew_gets_nothing_of_a_delivery_that_stops() -> None:
+    stage = Stage()
+    stage.run(1, 2, 3)
+    next(stage.puller.batches())
+    stage.delivery.stop()
+    assert stage.tokens() == []
+    assert stage.tokens() == []
+    assert stage.known == 1
+
+
+def test_what_comes_after_a_stop_is_not_mixed_with_what_was_in_hand_before() -> None:
+    stage = Stage()
+    stage.run(1, 2, 3)
+    next(stage.puller.batches())
+    stage.delivery.stop()
+    assert stage.tokens() == []
+    stage.puller.settle()
+    assert Deferred.fromCoroutine(stage.delivery.end()).called
+    stage.delivery.start()
+    stage.delivery.begin(DIALECTS["tcprepl"])
+    stage.run(9)
+    assert stage.tokens() == [9]
+
+
+def test_a_batch_that_could_not_be_saved_is_not_passed_over() -> None:
+    """Not even by who asks for the next one without waiting."""
+    stage, connection, _ = worker()
+    stage.run(1, 2)
+    batches = stage.puller.batches()
+    assert next(batches).token == 1
+    connection.refusals = 1
+    assert list(batches) == []
+    assert next(stage.puller.batches()).token == 1
+    stage.puller.abandon()
+    connection.close()
+
+
+def test_what_was_abandoned_does_not_count_afterwards() -> None:
+    stage, connection, committed = worker()
+    stage.run(1)
+    next(stage.puller.batches())
+    stage.delivery.stop()
+    stage.puller.abandon()
+    stage.puller.finish()
+    assert stage.store.load() == {}
+    assert committed() == []
+    connection.close()

@@ -101,6 +101,12 @@ def test_what_follows_a_handler_that_takes_its_time_is_left() -> None:
     assert left is None
 
 
+def test_what_a_handler_returns_that_nobody_can_wait_for_counts_as_nothing() -> None:
+    stage = Stage(lambda token: True)
+    assert stage.runs.run(RunReceived(*A, [3, 4], [b"3", b"4"])) == (None, None)
+    assert stage.progress.known == {A: 4}
+
+
 def test_nothing_follows_once_the_client_stops() -> None:
     stage = Stage()
 

@@ -332,6 +332,7 @@ def test_a_keyed_stream_restarts_with_the_newest_row_of_each_key() -> None:
 
 
 def test_a_full_socket_costs_cursors_and_gets_everything_later(world: World) -> None:
+    world.clock.advance(7.0)
     reader, outlet = world.reader()
     _, other = world.reader()
     outlet.lines()
