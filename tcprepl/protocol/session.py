@@ -96,7 +96,8 @@ class Session(ABC):
         self._handshake_deadline = (
             None if handshake_timeout_s is None else now + handshake_timeout_s
         )
-        self._close_deadline = now
+        #: There is one once it closes.
+        self._close_deadline: float
 
     # -- in ------------------------------------------------------------------------------
 

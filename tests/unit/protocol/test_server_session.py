@@ -15,6 +15,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import (
+    ClaimUnread,
     Closing,
     CommandReceived,
     DialectChosen,
@@ -349,3 +350,14 @@ def test_a_run_is_bounded_and_the_next_goes_on_behind_it() -> None:
     assert b"".join(one.rows for one in runs) == run(numbers).rows
     sizes = [len(published(range(int(one.numbers[0]), int(one.numbers[-1]) + 1))) for one in runs]
     assert 65_500 < max(sizes) <= 65_536
+
+
+@pytest.mark.parametrize(
+    ("line", "unread"), [(b"PRODUCER a b c d", 1), (b"PRODUCER", 1), (b"PUBLISH a", 0)]
+)
+def test_a_claim_that_is_no_command_is_answered_and_told(line: bytes, unread: int) -> None:
+    """What follows it has no producer; other bad lines concern nobody."""
+    session = server()
+    events = receive(session, line + b"\n", 1.0)
+    assert [type(event) for event in events].count(ClaimUnread) == unread
+    assert session.data_to_send().startswith(b"ERROR ")
