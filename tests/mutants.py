@@ -40,8 +40,14 @@ MOST_BYTES = 4 << 30
 #: What pytest says of the libraries that are imported once for all mutants.
 _PRELOADED = "ignore::pytest.PytestAssertRewriteWarning"
 
+#: What every log promises, of the one in memory.
+_KIT = "tests/unit/streams/test_log.py::test_the_kit_runs_all_checks_in_one_call"
 #: Tests beside the mirrored one, where a module's promise is kept by others.
 MORE = {
+    "tcprepl/streams/base.py": [_KIT],
+    "tcprepl/streams/blocks.py": [_KIT],
+    "tcprepl/streams/memory.py": [_KIT],
+    "tcprepl/streams/durable.py": ["tests/unit/streams/test_stored.py"],
     "tcprepl/streams/ring.py": ["tests/unit/streams/test_memory.py"],
     "tcprepl/streams/history.py": ["tests/unit/streams/test_cursor.py"],
     "tcprepl/protocol/codec.py": ["tests/property/test_protocol_codec.py"],
@@ -54,6 +60,9 @@ MORE = {
         "tests/unit/replication/following/test_client.py",
         "tests/unit/replication/following/test_pulling.py",
         "tests/unit/replication/following/test_runs.py",
+    ],
+    "tcprepl/replication/following/connection.py": [
+        "tests/unit/replication/following/test_client.py"
     ],
     "tcprepl/federation/sending/stored.py": ["tests/unit/federation/sending/test_outbox.py"],
     "tcprepl/federation/sending/writes.py": ["tests/unit/federation/sending/test_sender.py"],
@@ -211,7 +220,7 @@ class Module(NamedTuple):
 
     Attributes:
         name: Its path.
-        tests: The paths of its tests.
+        tests: Its tests: paths, or single ones in them.
         code: The digest of its text.
         digest: That of its text and those of its tests.
     """
@@ -235,7 +244,7 @@ def module_of(path: Path) -> Module | None:
     if test is None:
         return None
     tests = (str(test.relative_to(ROOT)), *MORE.get(name, ()))
-    code, *others = ((ROOT / one).read_bytes() for one in (name, *tests))
+    code, *others = ((ROOT / one.partition("::")[0]).read_bytes() for one in (name, *tests))
     return Module(name, tests, _digest(code), _digest(b"".join([code, *others])))
 
 
