@@ -445,15 +445,15 @@ def test_stopping_waits_for_the_end_of_the_connection_and_for_nothing_else() -> 
     assert not stopped.called
     desk.network.settle()
     assert stopped.called
-    factory, desk.network.factory = desk.network.factory, None
-    desk.writer.startService()
+    desk.end()
+    desk = Desk()
+    desk.network.factory = None
+    desk.start()
     desk.network.run(60)
     stopped = desk.writer.stopService()
     desk.network.settle()
     assert stopped.called
-    desk.network.factory = factory
-    assert desk.world.stop().called
-    assert not desk.network.clock.getDelayedCalls()
+    desk.end()
 
 
 def test_stopping_does_not_wait_for_a_connection_that_is_being_made() -> None:

@@ -107,9 +107,8 @@ class Reconnecting(Service):
             await self._finished
 
     async def _run(self) -> None:
-        unreachable, refused, disconnected = (
-            f"replication.{self._what}.{how}" for how in ("unreachable", "refused", "disconnected")
-        )
+        unreachable = f"replication.{self._what}.unreachable"
+        disconnected = f"replication.{self._what}.disconnected"
         try:
             while self._goes_on():
                 try:
@@ -117,8 +116,6 @@ class Reconnecting(Service):
                 except ConnectionFailed as error:
                     self.last_error = str(error)
                     log.info(unreachable, error=str(error), failures=self._failures)
-                    if not error.transient:
-                        log.error(refused, error=str(error))
                 else:
                     ended = await connection.lost
                     self._connection = None
