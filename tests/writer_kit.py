@@ -382,6 +382,7 @@ def test_a_connection_that_is_cut_amid_refusals_owes_no_answers(desk: Desk) -> N
         desk.publish(number)
     desk.network.turn()
     hear(desk, b"REFUSED alpha #1 row 0 this is no JSON\n")
+    desk.network.turn()
     assert desk.results[1].reason == "row"
     desk.cut()
     desk.network.run(2)
