@@ -309,6 +309,18 @@ def parked_faults(
     return wrong
 
 
+def lane_faults(taken: Sequence[int], overtaken: Collection[int]) -> list[str]:
+    """A remote takes the EDUs of one lane in the order in which they were queued.
+
+    Args:
+        taken: Numbers of the EDUs that it took.
+        overtaken: Those that may come late: it refused them alone, or answered so that nobody
+            knew whether it had them, and the others went meanwhile.
+    """
+    orderly = [number for number in taken if number not in overtaken]
+    return _few("EDUs out of order", [f"{b} behind {a}" for a, b in pairwise(orderly) if b < a])
+
+
 def _within(token: int, ranges: Iterable[tuple[int, int]]) -> bool:
     return any(after < token <= upto for after, upto in ranges)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from contextlib import suppress
@@ -13,7 +14,7 @@ from twisted.python.failure import Failure
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.sending.sharding import Shard
-from tcprepl.federation.wire.answer import Answer
+from tcprepl.federation.wire.answer import Answer, Meaning
 from tcprepl.federation.wire.failures import RequestFailed
 from tcprepl.federation.wire.transaction import MIN_TRANSACTION_BYTES, TransactionLimits
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
@@ -26,9 +27,11 @@ from tests.simulation.machines import SENDERS, Machine, Server, kept
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: How remote servers may behave; in those of the first line EDUs keep their order.
-ORDERLY = ("ok", "ok", "500", "502", "429", "hang", "reset", "lost", "dead")
-MODES = (*ORDERLY, "413", "flaky", "401", "404", "page")
+#: How remote servers may behave.
+MODES = (
+    *("ok", "ok", "500", "502", "429", "hang", "reset", "lost", "dead"),
+    *("413", "flaky", "401", "404", "page"),
+)
 #: Types of which only the newest of each key counts, and which never grow too old.
 KEYED = ("m.receipt", "m.device_list_update")
 KEYS = ("k0", "k1")
@@ -42,7 +45,8 @@ class Remotes:
         said: EDUs that somebody tried to queue: number -> where it goes.
         wanted: Those without a key that were answered: destination -> number -> token.
         newest: The newest that was answered: (destination, type, key) -> number, token.
-        disorderly: Destinations that have refused single EDUs, which may then come late.
+        doubted: Transactions of which nobody knew at some time whether they had arrived.
+        overtaken: EDUs that others may have passed: destination -> numbers.
     """
 
     limits = TransactionLimits(edus=20, max_bytes=MIN_TRANSACTION_BYTES)
@@ -55,7 +59,8 @@ class Remotes:
         self.said: dict[int, str] = {}
         self.wanted: dict[str, dict[int, int]] = {name: {} for name in self.names}
         self.newest: dict[tuple[str, str, str], tuple[int, int]] = {}
-        self.disorderly: set[str] = set()
+        self.doubted: set[str] = set()
+        self.overtaken: dict[str, set[int]] = {name: set() for name in self.names}
 
     @property
     def chance(self) -> random.Random:
@@ -85,6 +90,22 @@ class Remotes:
                 self.wanted[destination][number] = answer.last
 
         _ = answered.addCallbacks(note, lambda _: None)
+
+    def note_answer(
+        self, destination: str, transaction_id: str, body: bytes, answer: Answer
+    ) -> None:
+        """Note whom others may pass after this answer (protocol.md section 14.4)."""
+        edus = json.loads(body)["edus"]
+        meaning = answer.meaning()
+        refused = meaning in (Meaning.REFUSED, Meaning.DENIED)
+        if meaning is Meaning.UNCLEAR:
+            self.doubted.add(transaction_id)
+        if (
+            meaning is Meaning.UNCLEAR
+            or (refused and len(edus) == 1)
+            or (meaning is Meaning.DENIED and transaction_id in self.doubted)
+        ):
+            self.overtaken[destination].update(edu["content"]["n"] for edu in edus)
 
     def voided(self, upto: int) -> None:
         """The writer's log was put back to *upto*: what was queued above may be lost."""
@@ -118,8 +139,8 @@ class Remotes:
             said = [number for number, destination in self.said.items() if destination == name]
             taken = [content["n"] for _, content in remote.deliveries]
             kept(name, invariants.remote_faults((), taken, said, self.wanted[name], once=once))
-            if once and name not in self.disorderly and loose != sorted(loose):
-                kept(name, ["out of order: to-device messages"])
+            if once:
+                kept(name, invariants.lane_faults(loose, self.overtaken[name]))
         stale = [
             f"{key} {last.get(key)}, {number} was queued"
             for key, (number, _) in self.newest.items()
@@ -142,13 +163,20 @@ class Transport:
         if destination in self.under_way or len(self.under_way) >= MAX_CONCURRENT:
             world.remotes.wrong.append(f"{len(self.under_way)} at once, one to {destination}")
         self.under_way.add(destination)
+        if not transaction_id.startswith(self.machine.sender._attempts._prefix):
+            world.remotes.doubted.add(transaction_id)  # it was begun before a crash
         world.saw(f"transaction, remote {remote.mode}", self.machine.kind)
         try:
             if remote.mode == "hang":
                 await self._pass(60.0)
                 raise RequestFailed("no answer within 60 s")
             await self._pass(world.universe.chance.uniform(0.001, 0.3))
-            return remote.answer(transaction_id, body)
+            answer = remote.answer(transaction_id, body)
+            world.remotes.note_answer(destination, transaction_id, body, answer)
+            return answer
+        except RequestFailed:
+            world.remotes.doubted.add(transaction_id)
+            raise
         finally:
             self.under_way.discard(destination)
 

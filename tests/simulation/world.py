@@ -38,7 +38,7 @@ from tcprepl.streams.retention import Bounds
 from tests import invariants
 from tests.simulation.buses import STREAMS, WRITERS, Bus, Database, Synapse
 from tests.simulation.disk import REFUSALS, Disks, turn_a_bit
-from tests.simulation.federation import MODES, ORDERLY, Remotes, Sender
+from tests.simulation.federation import MODES, Remotes, Sender
 from tests.simulation.machines import (
     OFTEN,
     ROOMS,
@@ -542,8 +542,6 @@ class World:
             number = len(self.remotes.said)
             remote.poison = set(range(number, number + chance.randrange(30)))
             remote.poison_answer = Answer(chance.choice([400, 403, 413, 500]), b"{}")
-        if remote.poison or remote.mode not in ORDERLY:
-            self.remotes.disorderly.add(name)
 
     def do_operate(self, chance: random.Random) -> None:
         """An operator pauses, resumes, retries or purges at a sender."""
