@@ -21,8 +21,8 @@ def responsible_sender(
     destination: ServerName, senders: Sequence[InstanceName]
 ) -> InstanceName | None:
     """Return the name of the sender responsible for *destination*, None without senders."""
-    if len(senders) <= 1:
-        return senders[0] if senders else None
+    if not senders:
+        return None
     digest = sha256(destination.encode("utf-8")).digest()
     return senders[int.from_bytes(digest, "little") % len(senders)]
 

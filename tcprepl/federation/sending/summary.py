@@ -42,7 +42,7 @@ def in_quarantine(cursor: Cursor, destination: ServerName) -> list[dict[str, Any
     return [
         {
             "id": edu_id,
-            "edu_type": msgpack.unpackb(packed, use_list=False)[0],
+            "edu_type": msgpack.unpackb(packed)[0],
             "bytes": len(packed),
             "queued_ms": queued_ms,
             "refused_ms": refused_ms,

@@ -28,7 +28,8 @@ def test_failures_are_counted_and_cleared() -> None:
     assert backoff.next_ms == 0
     assert not backoff.cleared()
     backoff.failed(1_000, BackoffPolicy(), middle, "first")
-    backoff.failed(9_000, BackoffPolicy(), middle, "second")
+    backoff.failed(9_000, BackoffPolicy(), middle, "second", refusing=True)
+    assert backoff.refusing
     assert (backoff.failures, backoff.failure_ms, backoff.last_ms) == (2, 1_000, 9_000)
     assert backoff.next_ms == 25_000
     assert backoff.reason == "second"
@@ -47,6 +48,40 @@ def test_what_the_remote_asks_for_is_honoured_within_the_cap() -> None:
         backoff.failed(0, policy, chance.uniform, "429", asked)
         assert min(asked, policy.cap_ms) <= backoff.interval_ms <= policy.cap_ms
         assert backoff.interval_ms >= 100
+
+
+def test_a_wait_that_was_asked_for_is_spread_above_it() -> None:
+    backoff = Backoff()
+    for asked, least, waits in ((30_000, 30_000, 36_000), (0, 1_000, 1_200)):
+        for uniform, expected in ((min, least), (max, waits)):
+            backoff.failed(0, BackoffPolicy(), uniform, "429", asked)
+            assert backoff.interval_ms == expected
+
+
+@pytest.mark.parametrize(
+    ("refusing", "interval_ms", "new_ms"),
+    [
+        (False, 800_000, 801_000),
+        (True, 800_000, 31_000),
+        (True, 80_000, 11_000),
+        (True, 8_000, 3_000),
+        (True, 500, 1_500),
+        (True, 0, 0),
+        (False, 0, 0),
+    ],
+)
+def test_what_is_new_waits_an_eighth_where_the_remote_answers(
+    refusing: bool, interval_ms: int, new_ms: int
+) -> None:
+    """Within bounds, and never longer than what was refused."""
+    backoff = Backoff(1, 1_000, 1_000, interval_ms, "no", refusing)
+    assert backoff.next_new_ms == new_ms
+    assert backoff.next_ms == (interval_ms and 1_000 + interval_ms)
+
+
+def test_the_shortest_policy_there_can_be_waits_a_millisecond() -> None:
+    policy = BackoffPolicy(quick_ms=(0,), first_ms=1, factor=1, cap_ms=1)
+    assert [policy.wait_ms(failures, middle) for failures in (1, 2, 99)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("wrong", [{"first_ms": 0}, {"cap_ms": 0}, {"factor": 0.5}])

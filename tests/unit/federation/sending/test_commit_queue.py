@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred
 
-from tcprepl.federation.sending.commit_queue import OutboxUnavailable
+from tcprepl.federation.sending.commit_queue import CommitQueue, OutboxUnavailable, run_inline
 from tcprepl.federation.sending.outbox import Outbox
 
 
@@ -76,3 +77,114 @@ def test_one_failing_operation_does_not_fail_its_neighbours(tmp_path: Path) -> N
     assert results[1] == 5
     outbox.close()
     run.do()
+
+
+class Noted(CommitQueue):
+    """A database that is a list of what was done; an operation may fail the commit that it is in.
+
+    Attributes:
+        done: What was done, each commit in a list; one that failed ends with "undone".
+        goes_on: Whether one operation can succeed after another has failed.
+    """
+
+    _failures = (OSError,)
+    where = "here"
+
+    def __init__(self, run: Any = run_inline) -> None:
+        super().__init__(run)
+        self.done: list[list[Any]] = []
+        self.goes_on = True
+
+    def _in_one(self, ops: Any) -> list[Any]:
+        self.done.append([])
+        try:
+            return self._all(self.done[-1], ops)  # type: ignore[arg-type]
+        except BaseException:
+            self._outdated = True
+            self.done[-1].append("undone")
+            raise
+
+    def _recall(self, cursor: Any) -> None:
+        cursor.append("recalled")
+
+    def _conclude(self, cursor: Any) -> None:
+        cursor.append("concluded")
+
+    def _prepare(self, cursor: Any) -> None:
+        raise NotImplementedError
+
+    def _read(self, work: Any) -> Any:
+        raise NotImplementedError
+
+    def _go_on(self, error: Exception) -> bool:
+        return self.goes_on
+
+    def _shut(self) -> None:
+        self.done.append(["shut"])
+
+
+def note(word: str) -> Any:
+    """Return an operation that notes a word, and fails if that is "fail"."""
+
+    def op(cursor: Any) -> str:
+        cursor.append(word)
+        if word == "fail":
+            raise OSError("full")
+        return word.upper()
+
+    return op
+
+
+def test_memory_is_read_at_the_start_and_after_a_failure_and_each_commit_is_concluded() -> None:
+    queue = Noted()
+    found: list[Any] = []
+    for word in ("a", "b", "fail", "c", "d"):
+        queue.submit(note(word)).addBoth(found.append)
+    assert queue.done == [
+        ["recalled", "a", "concluded"],
+        ["b", "concluded"],
+        ["fail", "undone"],
+        ["recalled", "c", "concluded"],
+        ["d", "concluded"],
+    ]
+    assert found[:2] + found[3:] == ["A", "B", "C", "D"]
+    assert str(found[2].value) == "here: full"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_after_a_failure_each_is_tried_by_itself_where_that_may_help(goes_on: bool) -> None:
+    run = Later()
+    queue = Noted(run)
+    queue.goes_on = goes_on
+    found: list[Any] = []
+    for word in ("a", "fail", "b"):
+        queue.submit(note(word)).addBoth(found.append)
+    run.do()
+    failed = [not isinstance(one, str) for one in found]
+    assert failed == ([False, True, False] if goes_on else [True, True, True])
+    assert len(queue.done) == (4 if goes_on else 1)
+
+
+def test_what_is_asked_for_in_an_answer_is_done_behind_it_not_within_it() -> None:
+    queue = Noted()
+    answered: list[int] = []
+
+    def ask(number: int) -> None:
+        answered.append(number)
+        if number < 3_000:
+            queue.flush().addCallback(lambda _: ask(number + 1))
+
+    queue.submit(lambda _: queue.flush().addCallback(lambda _: ask(0)))
+    assert answered == list(range(3_001))
+
+
+def test_it_is_closed_once_behind_all_that_was_asked_for() -> None:
+    run = Later()
+    queue = Noted(run)
+    queue.submit(note("a"))
+    closing = queue.close()
+    assert queue.close() is closing
+    assert not closing.called
+    run.do()
+    assert closing.called
+    assert queue.done == [["recalled", "a", "concluded"], ["shut"]]

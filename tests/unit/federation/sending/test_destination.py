@@ -230,6 +230,13 @@ def test_too_large_means_less_next_time_and_success_lets_it_grow_again() -> None
     assert (made.max_edus, made.max_bytes) == (LIMITS.edus, LIMITS.max_bytes)
 
 
+@pytest.mark.parametrize(("edus", "most"), [(2, 1), (3, 1), (4, 2), (50, 25)])
+def test_what_is_too_large_together_is_tried_by_halves(edus: int, most: int) -> None:
+    made = make(edus)
+    assert made.judge(Answer(413, b"")) is Verdict.HALVE
+    assert made.max_edus == most
+
+
 @pytest.mark.parametrize(("pad", "least"), [(0, True), (20_000, False)])
 def test_what_is_too_large_is_halved_down_to_what_makes_sense(pad: int, least: bool) -> None:
     made = Destination("y", LIMITS)
@@ -273,6 +280,28 @@ def test_who_is_refused_again_after_others_were_taken_is_to_blame() -> None:
     made.accepted(0, LIMITS)
     made.in_flight = StoredTransaction("t3", 0, [entry(1)])
     assert made.judge(Answer(500, MATRIX)) is Verdict.QUARANTINE
+    assert made.search is not None
+    assert made.search.suspects == set()
+
+
+def test_who_is_taken_after_all_is_not_to_blame() -> None:
+    made = make(1)
+    assert made.judge(Answer(500, MATRIX)) is Verdict.SET_ASIDE
+    assert made.search is not None
+    assert made.search.suspects == {1}
+    made.accepted(0, LIMITS)
+    assert made.search.suspects == set()
+
+
+def test_what_was_refused_with_others_is_new_evidence_when_one_of_the_others_is_taken() -> None:
+    made = make(2)
+    assert made.judge(Answer(500, MATRIX)) is Verdict.HALVE
+    made.in_flight = StoredTransaction("t2", 0, [entry(2)])
+    made.accepted(0, LIMITS)
+    made.in_flight = StoredTransaction("t3", 0, [entry(1)])
+    assert made.judge(Answer(500, MATRIX)) is Verdict.SET_ASIDE
+    assert made.search is not None
+    assert made.search.has_new_evidence
 
 
 def test_a_remote_that_takes_nothing_is_left_alone_in_the_end() -> None:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from tcprepl.federation.sending.lanes import Entry, Lane, LaneQueue, lane_of
-from tcprepl.federation.wire.edu import Edu, build_edu
+import pytest
+
+from tcprepl.federation.sending.lanes import SHARES, Entry, Lane, LaneQueue, lane_of
+from tcprepl.federation.wire.edu import (
+    DEVICE_LIST,
+    PRESENCE,
+    RECEIPT,
+    TO_DEVICE,
+    TYPING,
+    Edu,
+    build_edu,
+)
 from tcprepl.federation.wire.transaction import edu_bytes
 
 
@@ -58,6 +68,34 @@ def test_no_lane_starves_another() -> None:
     assert types.count("m.typing") == 5
     assert types.count("m.strange") == 5
     assert types[0] == "m.direct_to_device"
+
+
+@pytest.mark.parametrize("pad", [10, 10_000])
+@pytest.mark.parametrize("kinds", [2, 3, 6])
+def test_each_lane_has_its_share_of_every_transaction(pad: int, kinds: int) -> None:
+    """Of the places, and of the bytes where those are what is short."""
+    queue = LaneQueue()
+    types = [TO_DEVICE, DEVICE_LIST, RECEIPT, TYPING, PRESENCE, "m.strange"]
+    chosen = types[:1] + types[7 - kinds :]
+    for number in range(900):
+        for kind in chosen:
+            queue.add((number, 0, edu(kind, number, f"{number}", pad)))
+    size = max(edu_bytes(edu(kind, 899, "899", pad)) for kind in types)
+    for _ in range(kinds):
+        places, room = (100, 10**8) if pad < 100 else (10**6, 100 * size)
+        taken = [entry[2].edu_type for entry in queue.take(places, room, 0, [])]
+        assert 100 <= len(taken) <= 105
+        for kind in chosen:
+            assert taken.count(kind) >= SHARES[lane_of(kind)], (kind, taken.count(kind))
+
+
+def test_what_fits_exactly_is_taken() -> None:
+    queue = LaneQueue()
+    one = edu("m.direct_to_device", 1)
+    for number in range(3):
+        queue.add((number, 0, one))
+    assert len(queue.take(100, 2 * edu_bytes(one), 0, [])) == 2
+    assert len(queue) == 1
 
 
 def test_a_lane_of_large_edus_leaves_bytes_for_the_others() -> None:

@@ -88,12 +88,35 @@ def test_it_is_we_only_if_that_is_all_that_was_said() -> None:
     assert search.only_us
 
 
+def test_a_search_begins_with_nothing() -> None:
+    search = Search()
+    assert (search.limit, search.suspects, search.only_us) == (None, set(), True)
+    assert (search.set_aside, search.rested, search.has_new_evidence) == (False, False, False)
+
+
 def test_a_round_ends() -> None:
     search = Search()
     search.suspect(1, 100)
+    assert search.denied([1], 500, was_well=False)
     search.set_aside = search.rested = True
     search.round_ended()
     assert (search.set_aside, search.rested, search.suspects) == (False, False, {1})
+    went_on = [search.denied([1], 500, was_well=False) for _ in range(LATER_DENIALS)]
+    assert went_on == [True] * (LATER_DENIALS - 1) + [False]
+
+
+def test_what_was_taken_is_no_suspect_any_more() -> None:
+    """Also if one of its number comes again: nothing is known of it."""
+    search = Search()
+    for edu_id in (1, 2):
+        search.suspect(edu_id, 100)
+    search.accepted([1], 100)
+    assert search.suspects == {2}
+    assert search.has_new_evidence
+    search.accepted([2], 100)
+    assert search.suspects == set()
+    assert search.suspect(2, 100) is False
+    assert not search.has_new_evidence
 
 
 def test_what_is_taken_and_what_is_found_let_more_be_tried_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,4 +43,24 @@ def test_what_belongs_to_no_transaction_waits_again(tmp_path: Path) -> None:
     now(outbox.close())
     again = Outbox(tmp_path / "outbox.sqlite", run_inline)
     assert numbers(now(again.load("y", 0, 9))) == [1]
+    now(again.close())
+
+
+@pytest.mark.parametrize("orphan_is_newer", [True, False])
+def test_of_a_leftover_and_what_waits_the_newer_stays(
+    tmp_path: Path, orphan_is_newer: bool
+) -> None:
+    """There is one place for each key; a sender that could not start would send nothing."""
+    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    put(outbox, "y", 1, "a")
+    now(outbox.load("y", 0, 9))
+    outbox._connection.execute("UPDATE edus SET transaction_id='gone'")
+    put(outbox, "y", 2, "a")
+    now(outbox.totals())
+    if orphan_is_newer:
+        outbox._connection.execute("UPDATE edus SET id=9 WHERE transaction_id='gone'")
+    now(outbox.close())
+    again = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    assert numbers(now(again.load("y", 0, 9))) == [1 if orphan_is_newer else 2]
+    assert now(again.totals())["other"].edus == 1
     now(again.close())

@@ -9,7 +9,14 @@ import pytest
 from tcprepl.federation.sending import summary as module
 from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.outbox import Outbox
-from tcprepl.federation.sending.stored import QUARANTINED, Refusal, StoredTransaction
+from tcprepl.federation.sending.stored import (
+    QUARANTINED,
+    Refusal,
+    StoredTransaction,
+    Waiting,
+    pack,
+)
+from tcprepl.federation.wire.edu import build_edu
 from tests.unit.federation.sending.test_outbox import now, put
 
 
@@ -30,4 +37,25 @@ def test_it_counts_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (shown,) = now(outbox.quarantined("y"))
     assert shown["edu_type"] == "m.test"
     assert shown["queued_ms"] == 1_001
+    now(outbox.close())
+
+
+def test_quarantine_is_one_lane_whatever_kinds_are_in_it(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    sizes = []
+    for number, kind in ((3, "m.test"), (1, "m.typing"), (2, "m.presence")):
+        edu = build_edu("x", "y", kind, {"n": number, "pad": "x" * number})
+        entry = outbox.take_ids(1)[0], 0, edu
+        now(outbox.add([entry], number, {}))
+        now(outbox.begin("y", StoredTransaction(kind, 77, [entry])))
+        now(outbox.set_aside("y", kind, QUARANTINED, Refusal(5, "no")))
+        sizes.append(len(pack(edu)))
+    lanes = {"quarantined": Waiting(3, sum(sizes), 1)}
+    assert now(outbox.summary()) == {"y": lanes}
+    shown = [(one["edu_type"], one["bytes"], one["id"]) for one in now(outbox.quarantined("y"))]
+    assert shown == [
+        ("m.presence", sizes[2], 3),
+        ("m.typing", sizes[1], 2),
+        ("m.test", sizes[0], 1),
+    ]
     now(outbox.close())

@@ -41,6 +41,15 @@ def test_the_earliest_time_asked_for_counts() -> None:
     assert turns.next_due_ms() is None
 
 
+def test_those_who_are_due_together_have_their_turns_in_the_order_of_asking() -> None:
+    """Whoever they are: nobody compares them."""
+    turns: Turns[object] = Turns(9)
+    everybody = [object() for _ in range(9)]
+    for one in everybody:
+        turns.ask(one, 50, 0)
+    assert [turns.begin(50) for _ in everybody] == everybody
+
+
 def test_who_withdraws_gets_no_turn() -> None:
     turns: Turns[str] = Turns(1)
     turns.ask("a", 0, 0)
@@ -56,6 +65,10 @@ def test_void_entries_do_not_pile_up() -> None:
     for number in range(10_000):
         turns.ask(1, 1_000_000 - number, 0)
     assert len(turns._heap) <= 2 + module._SLACK
+    crowd: Turns[int] = Turns(1)
+    for number in range(10_000):
+        crowd.ask(number % 500, 1_000_000 - number, 0)
+        assert len(crowd._heap) <= 2 * 500 + module._SLACK
 
 
 def test_who_waits_keeps_the_place_when_void_entries_go() -> None:

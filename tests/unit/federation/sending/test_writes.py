@@ -35,10 +35,14 @@ def test_it_is_written_in_the_end(refusals: int) -> None:
     destination = Destination("y", TransactionLimits())
     writes = Writes(clock, written.append)
     writes.persist(destination, disk, 7)
-    for _ in range(refusals):
-        assert disk.written == []
-        clock.advance(DISK_RETRY_MS / 1000)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(refusals):
+            clock.advance(DISK_RETRY_MS / 1000 - 0.002)
+            assert disk.written == []
+            clock.advance(0.01)
+    assert not [line for line in logs if line["event"] == "background.failed"]
     assert disk.written == [7]
+    assert not writes._again
     assert written == [destination] * bool(refusals)
     assert destination.held is (Held.OUTDATED if refusals else Held.ALL)
     assert clock.getDelayedCalls() == []
@@ -47,8 +51,10 @@ def test_it_is_written_in_the_end(refusals: int) -> None:
 def test_what_is_refused_is_given_up_at_the_end() -> None:
     clock, disk = Clock(), Disk(99)
     writes = Writes(clock, lambda _: None)
-    writes.persist(Destination("y", TransactionLimits()), disk, 7)
-    writes.stop()
+    with structlog.testing.capture_logs() as logs:
+        writes.persist(Destination("y", TransactionLimits()), disk, 7)
+        writes.stop()
+    assert [line["event"] for line in logs] == ["federation.outbox.unavailable"]
     assert clock.getDelayedCalls() == []
 
 
