@@ -100,7 +100,7 @@ class EduIntake:
         #: Counts connections and resets: what was taken before either says nothing to the writer.
         self._epoch = 0
         #: In which the newest position was noted.
-        self._noted_in = 0
+        self._noted_in: int
 
     # -- the position store of the client -----------------------------------------------------
 

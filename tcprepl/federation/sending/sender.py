@@ -116,7 +116,7 @@ class FederationSender:
         self._chance = chance or random.Random()  # noqa: S311  # spreading, not a secret
         self._turns: Turns[Destination] = Turns(max_concurrent)
         self._timer: IDelayedCall | None = None
-        self._timer_ms = 0
+        self._timer_ms: int
         self._running: dict[Destination, Deferred[None]] = {}
         self._dispatching = False
         self._started = False
@@ -214,7 +214,6 @@ class FederationSender:
         self.intake.stop()
         for live, source in self._sources:
             live.remove_source(source)
-        self._sources = []
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tcprepl.federation.sending import intake as module
@@ -134,17 +136,25 @@ def test_a_reset_moves_the_position_and_a_gap_is_told(world: World) -> None:
     assert world.intake.load() == {("federation", "master"): 2}
 
 
-@pytest.mark.parametrize(("bound", "value"), [("ROWS", 2), ("BYTES", 200)])
+@pytest.mark.parametrize(("bound", "value"), [("ROWS", 0), ("BYTES", 2)])
 def test_reading_waits_while_too_much_waits_for_the_disk(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(module, f"MAX_UNSTORED_{bound}", value)
-    world.row(1)
-    world.row(2)
-    waiting = world.row(3)
-    assert waiting is not None
-    assert not waiting.called
-    world.clock.advance(0)
+    row = edu_row(build_edu("x.example", "y.example", "m.test", {"n": 1}))
+    monkeypatch.setattr(module, f"MAX_UNSTORED_{bound}", (value and value * len(row)) or 2)
+    for start in (1, 4, 7):
+        assert world.row(start) is None
+        assert world.row(start + 1) is None
+        waiting = world.row(start + 2)
+        assert waiting is not None
+        assert not waiting.called
+        world.clock.advance(0)
+        assert waiting.called
+    for token in range(10, 20):
+        assert world.row(token) is None
+        world.clock.advance(0)
+    waiting = [world.row(token) for token in (20, 21, 22)][-1]
+    world.intake.stop()
     assert waiting.called
 
 
@@ -175,3 +185,70 @@ def test_after_the_end_nothing_more_is_taken(world: World) -> None:
     world.clock.advance(60)
     assert world.acked == []
     assert world.intake.load() == {}
+
+
+def test_a_disk_that_refuses_is_asked_less_and_less_often(world: World) -> None:
+    """Until it has taken something."""
+    asked: list[float] = []
+    full = [True]
+    real = world.outbox._in_one
+
+    def refusing(ops: Any) -> Any:
+        asked.append(world.clock.seconds())
+        if full[0]:
+            raise sqlite3.OperationalError("database or disk is full")
+        return real(ops)
+
+    world.outbox._in_one = refusing  # type: ignore[method-assign]
+    for token in (1, 2):
+        asked.clear()
+        full[0] = True
+        begin = world.clock.seconds()
+        world.row(token)
+        world.clock.pump([0.5] * 200)
+        waits = [after - before for before, after in pairwise([begin, *asked])]
+        assert waits[:8] == [0.5, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 30.0]
+        full[0] = False
+        world.clock.pump([0.5] * 61)
+        assert world.acked[-1] == ("master", token)
+
+
+@pytest.mark.parametrize("what", ["connection", "reset", "reset of another stream"])
+def test_what_is_being_stored_when_the_writer_changes_is_not_acknowledged_to_it(
+    tmp_path: Path, what: str
+) -> None:
+    world = World(tmp_path / "outbox.sqlite")
+    waiting: list[tuple[Any, Deferred[Any]]] = []
+
+    def later(work: Any) -> Deferred[Any]:
+        waiting.append((work, Deferred()))
+        return waiting[-1][1]
+
+    world.outbox._run = later
+    world.row(9)
+    world.clock.advance(0)
+    if what == "connection":
+        world.intake.connected("x")
+    else:
+        stream = "federation" if what == "reset" else "typing"
+        world.intake.handle_reset(stream, "master", 9, 5)
+    work, done = waiting.pop()
+    done.callback(work())
+    assert len(world.delivered) == 1
+    assert world.acked == ([("master", 9)] if "another" in what else [])
+    world.outbox._run = run_inline
+    world.outbox.close()
+
+
+def test_rows_are_made_canonical_unless_the_writer_promises_that_they_are(world: World) -> None:
+    """Their contents are signed as they are."""
+    row = edu_row(build_edu("x.example", "y.example", "m.test", {"a": 1, "b": 2}))
+    turned = row.replace(b'{"a":1,"b":2}', b'{"b":2, "a":1}')
+    assert turned != row
+    for token, canonical in ((1, False), (2, True)):
+        assert token == 2 or world.intake.canonical is canonical
+        world.intake.canonical = canonical
+        world.intake.handle_rows("federation", "master", token, RawRows(turned))
+        world.clock.advance(0)
+    contents = [entry[2].content_bytes for entry in world.delivered]
+    assert contents == [b'{"a":1,"b":2}', b'{"b":2, "a":1}']

@@ -14,6 +14,7 @@ from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inlin
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.stored import StoredTransaction
+from tcprepl.federation.wire.edu import build_edu
 from tests.unit.federation.sending.test_outbox import now, numbers, outbox, put
 
 __all__ = ["outbox"]
@@ -164,3 +165,56 @@ def test_a_disk_that_refuses_for_a_while_is_asked_again_and_nothing_is_lost(
     assert [failure.type for failure in refused] == [OutboxUnavailable] * 2
     outbox._recall = real  # type: ignore[method-assign]
     assert numbers(now(outbox.load("y", 0, 9))) == [1]
+
+
+def test_the_newest_of_a_key_is_all_that_is_left_of_it(outbox: Outbox, tmp_path: Path) -> None:
+    """Also when it has left: or the older one would arrive behind it."""
+    put(outbox, "y", 1, "key")
+    newest = put(outbox, "y", 2, "key")
+    begin(outbox, "t1", newest)
+    now(outbox.finish([("y", "t1")]))
+    again = after_a_kill(outbox, tmp_path)
+    assert now(again.load("y", 0, 9)) == []
+    now(again.close())
+    assert now(outbox.load("y", 0, 9)) == []
+
+
+def test_after_a_kill_what_had_ended_has_ended(outbox: Outbox, tmp_path: Path) -> None:
+    first, second = put(outbox, "y", 1), put(outbox, "y", 2)
+    put(outbox, "z", 3)
+    begin(outbox, "t1", first)
+    now(outbox.finish([("y", "t1")]))
+    again = after_a_kill(outbox, tmp_path)
+    assert now(again.load_transaction("y")) is None
+    assert numbers(now(again.load("y", 0, 9))) == [2]
+    now(again.close())
+    begin(outbox, "t2", second)
+    now(outbox.finish([("y", "t2")]))
+    again = after_a_kill(outbox, tmp_path)
+    assert list(again.destinations()) == ["z"]
+    now(again.close())
+
+
+def test_a_journal_that_is_empty_again_begins_anew(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much has gone through it, what comes and goes gets no rows."""
+    monkeypatch.setattr(journal, "MAX_JOURNAL_BYTES", 400)
+    for number in range(20):
+        begin(outbox, f"t{number}", put(outbox, "y", number))
+        assert rows(outbox, "edus") == 0
+        now(outbox.finish([("y", f"t{number}")]))
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_what_did_not_wait_any_more_is_as_old_as_the_newest_or_as_its_transaction(
+    outbox: Outbox, came: bool
+) -> None:
+    old = put(outbox, "z", 1, "key")
+    if came:
+        old = put(outbox, "y", 3, "key")
+        put(outbox, "y", 7, "key")
+    edu = build_edu("x", "y", "m.test", {"n": 1}, ("key",))
+    begin(outbox, "t1", (old[0], 0, edu))
+    waiting = now(outbox.summary("y"))["y"]["other"]
+    assert (waiting.edus, waiting.oldest_ms) == ((2, 1_007) if came else (1, 77))

@@ -20,11 +20,12 @@ from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.federation.sending.destination import Held
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
+from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import Edu, build_edu, edu_row
 from tcprepl.federation.wire.failures import NotReached
 from tcprepl.federation.wire.transaction import TransactionLimits
-from tests.federation_world import World
+from tests.federation_world import RawRows, World
 
 
 @pytest.fixture
@@ -47,6 +48,15 @@ def result(work: Any, world: World) -> Any:
     done.addBoth(found.append)
     world.run(1)
     return found[0]
+
+
+def until(world: World, done: Callable[[], object], step_s: float = 0.001) -> None:
+    """Let time pass until *done* says so."""
+    for _ in range(20_000):
+        if done():
+            return
+        world.run(step_s)
+    raise AssertionError("it does not come to that")
 
 
 def test_the_object_parsed_off_the_socket_is_the_object_in_the_transaction(
@@ -294,6 +304,13 @@ def test_presence_by_itself_waits_for_more_of_it(
     assert len(world.remote("remote2.example").deliveries) == 2
     world.run(8)
     assert len(world.remote("remote1.example").deliveries) == 1
+    # also in one turn with it, whichever came first
+    for kinds in (("m.presence", "m.direct_to_device"), ("m.direct_to_device", "m.presence")):
+        before = len(world.remote("remote3.example").deliveries)
+        for kind in kinds:
+            send(world, "remote3.example", {"push": []}, kind)
+        world.run(1)
+        assert len(world.remote("remote3.example").deliveries) == before + 2
 
 
 def test_stopping_gives_up_what_is_under_way_and_keeps_it(world: World) -> None:
@@ -414,8 +431,7 @@ def test_what_has_not_left_when_it_was_purged_never_leaves(world: World, where: 
         if not step % 2:
             world.run(step * 0.0005)
             world.sender.remote_server_up(name)
-        while not purged:
-            world.run(0.001)
+        until(world, lambda purged=purged: purged)
         leaves = remote.requests + remote.under_way
         world.run(20)
         assert world.sender.pending() == 0
@@ -445,8 +461,9 @@ def test_one_timer_is_set_to_the_first_who_waits(world: World) -> None:
         due_ms = [found.due_ms for found in world.sender.destinations.values()]
         (wake_s,) = wakes(world)
         assert 0 <= wake_s * 1_000 - min(due_ms) < 1
-    result(world.sender.stop(), world)
+    stopped = Deferred.fromCoroutine(world.sender.stop())
     assert wakes(world) == []
+    assert result(stopped, world) is None
     assert result(world.sender.stop(), world) is None
 
 
@@ -510,7 +527,7 @@ def here(tmp_path: Path) -> Iterator[Callable[..., Here]]:
 def test_any_number_of_answers_that_are_there_at_once_is_taken(here: Callable[..., Here]) -> None:
     """One after the other, not one within the other."""
     it = here(max_concurrent=1)
-    names = [f"s{number}.example" for number in range(2_000)]
+    names = [f"s{number}.example" for number in range(500)]
     it.put(*names)
     it.chance.uniform = lambda least, most: 0
     it.sender.start()
@@ -627,19 +644,33 @@ def test_what_was_accepted_and_asked_for_is_on_disk_when_it_has_stopped(
     """Whatever of it had not been written in this turn."""
     remote = world.remote("remote1.example")
     send(world, "remote1.example", {"n": 1})
-    while not remote.accepted:
-        due = min(call.getTime() for call in world.clock.getDelayedCalls())
-        world.clock.rightNow = max(due, world.clock.rightNow)
-        world.clock.advance(0)
+    until(world, lambda: remote.accepted)
     world.sender.pause("remote2.example")
     stopped = Deferred.fromCoroutine(world.sender.stop())
-    while not stopped.called:
-        world.run(0.001)
+    until(world, lambda: stopped.called)
     world.kill()
     world.boot()
     world.run(60)
     assert remote.requests == 1
     assert world.sender.destinations["remote2.example"].paused
+
+
+def test_what_was_accepted_is_written_at_the_end_of_the_turn_or_before_it_has_stopped(
+    here: Callable[..., Here],
+) -> None:
+    it = here()
+    answers: list[Deferred[Answer]] = []
+    it.transport.send_transaction = lambda *_: answers.append(Deferred()) or answers[-1]
+    it.put("y.example", "z.example")
+    it.sender.start()
+    it.clock.advance(1)
+    answers[0].callback(Answer(200, b"{}"))
+    it.clock.advance(0)
+    assert set(it.outbox.destinations()) == {"z.example"}
+    answers[1].callback(Answer(200, b"{}"))
+    stopped = Deferred.fromCoroutine(it.sender.stop())
+    assert stopped.called
+    assert it.outbox.destinations() == {}
 
 
 def test_it_has_stopped_when_what_was_given_up_has_ended(here: Callable[..., Here]) -> None:
@@ -687,6 +718,43 @@ def test_only_what_is_given_up_at_the_end_goes_unsaid(
         it.transport.send_transaction = it.send
         it.clock.pump([1] * 100)
         assert it.bodies == {"y.example": [[0]]}
+
+
+def test_it_takes_its_share_and_acknowledges_all(here: Callable[..., Here]) -> None:
+    acknowledged: list[tuple[str, int]] = []
+    names = [f"s{number}.example" for number in range(20)]
+    mine = Shard("a", ("a", "b"))
+    it = here(shard=mine, acknowledge=lambda *given: acknowledged.append(given))
+    it.sender.start()
+    for token, name in enumerate(names):
+        row = edu_row(build_edu("here.example", name, "m.x", {"n": 1}))
+        it.sender.intake.handle_rows("federation", "master", token, RawRows(row))
+    it.clock.advance(1)
+    assert list(it.bodies) == [name for name in names if mine.owns(name)]
+    assert acknowledged == [("master", 19)]
+
+
+def test_by_itself_it_takes_all_and_acknowledges_to_nobody(here: Callable[..., Here]) -> None:
+    it = here()
+    it.sender.start()
+    row = edu_row(build_edu("here.example", "y.example", "m.x", {"n": 1}))
+    it.sender.intake.handle_rows("federation", "master", 1, RawRows(row))
+    it.clock.advance(1)
+    assert list(it.bodies) == ["y.example"]
+
+
+def test_a_transaction_tells_the_time_of_day(
+    here: Callable[..., Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the reactor, which may begin anywhere."""
+    monkeypatch.setattr(module, "epoch_s", lambda clock: 5_000_000)
+    it = here()
+    bodies: list[bytes] = []
+    it.transport.send_transaction = lambda name, number, body: bodies.append(body) or Deferred()
+    it.put("y.example")
+    it.sender.start()
+    it.clock.advance(1)
+    assert json.loads(bodies[0])["origin_server_ts"] == 5_001_001_000
 
 
 def test_without_a_start_the_handles_work_and_nothing_is_sent(here: Callable[..., Here]) -> None:
