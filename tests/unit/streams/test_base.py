@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.streams.base import EXPIRE_INTERVAL_S, BaseLog, Transactions
-from tcprepl.streams.log import Appended
+from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Bounds, Retention
@@ -67,3 +67,51 @@ def test_a_store_says_what_to_let_go_of() -> None:
         log.expire()
     with pytest.raises(NotImplementedError):
         log._rebound()
+
+
+def test_a_log_has_not_failed_before_it_fails() -> None:
+    log = MemoryLog(Registry(), lambda: 0)
+    assert not log.failed.called
+    assert (log.trouble, log.database, log.look(), log.elsewhere(("events", "w"))) == (None,) * 4
+
+
+def test_producers_are_forgotten_as_transactions_are() -> None:
+    now = 5_000
+    log = MemoryLog(Registry(), lambda: now, Retention(transaction_age_s=100))
+    log.claim("p")
+    now += 100_000
+    log.expire()
+    assert log.producers() == 1
+    now += 1
+    log.expire()
+    assert log.producers() == 0
+
+
+def test_other_bounds_hold_at_once_and_nothing_else_changes() -> None:
+    log = MemoryLog(Registry(), lambda: 0, Retention(transaction_age_s=100))
+    for _ in range(3):
+        log.append("events", "w", [b"[]"])
+    log.retain(Retention(durable=Bounds(max_rows=1), transaction_age_s=7))
+    assert log.floor("events", "w") == 2
+    assert log._retention.transaction_age_s == 100
+
+
+def test_what_is_said_while_others_hear_comes_after_it() -> None:
+    """To every listener in the same order, rows and positions alike."""
+    log = MemoryLog(Registry(), lambda: 0)
+    heard: list[tuple[str, int]] = []
+
+    def first(block: Block) -> None:
+        heard.append(("first", block.last))
+        if block.last == 1:
+            log.append("events", "w", [b"[]"])
+            log.advance("events", "w", 7)
+
+    log.add_listener(first)
+    log.add_listener(lambda block: heard.append(("second", block.last)))
+    log.add_position_listener(lambda *moved: heard.append(("moved", moved[3])))
+    answered = log.append("events", "w", [b"[]"])
+    assert answered.called
+    assert heard == [("first", 1), ("second", 1), ("first", 2), ("second", 2), ("moved", 7)]
+    log.append("events", "w", [b"[]"])
+    assert heard[-1] == ("second", 8)

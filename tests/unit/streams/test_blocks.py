@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tcprepl.errors import TokenOrder
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.streams.blocks import assign_tokens, cut_page, render, rows_of
+from tcprepl.streams.blocks import assign_tokens, cut_page, merge, render, rows_of
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block, Page
 from tests.log_kit import rows_in
@@ -124,3 +124,27 @@ def test_blocks_out_of_range_give_nothing() -> None:
     assert cut_page(blocks, 3, 7, 9, 9_999) == Page((), b"", 7, False)
     assert cut_page(blocks, 9, 12, 9, 9_999) == Page((), b"", 12, False)
     assert cut_page([], 0, 7, 9, 9_999) == Page((), b"", 7, False)
+
+
+def test_blocks_become_one() -> None:
+    assert merge([]) is None
+    whole = block(range(1, 4))
+    assert merge([whole]) is whole
+    following = merge([whole, block(range(4, 6), 3)])
+    assert following is not None
+    assert following.tokens == range(1, 6)
+    assert list(rows_of(following)) == [b"[0]", b"[1]", b"[2]", b"[3]", b"[4]"]
+    for other in (block(range(9, 11)), block([4, 4]), block([4, 6])):
+        parted = merge([whole, other])
+        assert parted is not None
+        assert parted.tokens == [1, 2, 3, *other.tokens]
+        assert parted.lines == whole.lines + other.lines
+
+
+def test_a_page_from_within_a_block_has_as_much_as_one_from_its_beginning() -> None:
+    whole = block(range(11, 19))
+    bytes_of_two = len(whole.lines) // 4
+    for after in range(10, 17):
+        page = cut_page([whole], after, 18, 100, bytes_of_two)
+        assert list(page.tokens) == [after + 1, after + 2]
+        assert page.limited is (after < 16)

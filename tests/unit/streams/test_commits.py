@@ -9,7 +9,8 @@ from tcprepl.streams.commits import Advance, Append, Barrier, Item, gather, take
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.json_rows import JsonRows
-from tcprepl.streams.log import Block
+from tcprepl.streams.log import Appended, Block
+from tcprepl.streams.producers import Answer, Produced, ProducerState
 from tcprepl.streams.retention import Bounds
 
 DATABASE: Any = None
@@ -94,3 +95,36 @@ def test_a_commit_takes_no_more_than_it_should() -> None:
     assert len(take(waiting)) == 3
     assert len(take(waiting)) == 1
     assert take(waiting) == []
+
+
+def test_an_append_is_answered_with_its_first_and_last_token() -> None:
+    appended = append(pair(), [3, 4, 9])
+    assert appended.last == 9
+    assert appended.answer == Appended("s1", "i", 3, 9)
+
+
+def test_a_block_may_be_filled_to_the_last_row_and_byte() -> None:
+    of = pair()
+    size = commits.BLOCK_BYTES // 2
+    rows: list[Item] = [append(of, range(n, n + 1), size - 1) for n in (1, 2)]
+    assert sum(item.rows.size_bytes for item in rows if isinstance(item, Append)) in (
+        commits.BLOCK_BYTES - 2,
+        commits.BLOCK_BYTES,
+    )
+    assert [len(block.tokens) for block in blocks(rows)] == [2]
+    halves: list[Item] = [append(of, range(n, n + 500)) for n in (1, 501)]
+    assert [len(block.tokens) for block in blocks(halves)] == [1_000]
+
+
+def test_a_commit_says_how_far_producers_are() -> None:
+    of = pair()
+    items: list[Item] = []
+    for first, count in ((4, 2), (6, 1)):
+        made = append(of, range(first, first + count))
+        made.produced = Produced("p", 2, first, count)
+        items.append(made)
+    commit = gather(items, 5).commit
+    assert commit.producers == {"p": ProducerState(2, 6, 5)}
+    assert commit.answers == {
+        "p": [Answer(4, Appended("s1", "i", 4, 5), 2), Answer(6, Appended("s1", "i", 6, 6))]
+    }

@@ -9,9 +9,14 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.errors import LogUnavailable
+from tcprepl.streams.engine import KnownTransactions
 from tcprepl.streams.group_commit import GroupCommit
+from tcprepl.streams.log import Appended
+from tcprepl.streams.producers import Produced
+from tcprepl.streams.retention import Retention
 from tests.log_kit import (
     DURABLE,
+    EPHEMERAL,
     SqliteStore,
     add,
     read_all,
@@ -170,3 +175,60 @@ def test_trims_during_a_commit_go_with_the_next_one(tmp_path: Path) -> None:
 def test_whose_log_it_is_says_what_is_beyond_retention() -> None:
     with pytest.raises(NotImplementedError):
         GroupCommit._expire_pairs(mock.Mock(), ())
+
+
+def test_ids_of_transactions_are_kept_for_as_long_as_is_said(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path, Retention(transaction_age_s=100))
+    first = add(store, DURABLE, row("a"), transaction_id="t")
+    store.now_ms += 99_000
+    store.log.expire()
+    assert add(store, DURABLE, row("a"), transaction_id="t") == first
+    store.now_ms += 2_000
+    store.log.expire()
+    assert add(store, DURABLE, row("a"), transaction_id="t") != first
+    store.close()
+
+
+def test_who_waits_is_held_up_by_cleaning_now_and_then_only(tmp_path: Path) -> None:
+    """Whichever way the clock goes."""
+    store = SqliteStore(tmp_path, clock=Clock())
+    store.log._cleaned_ms = 1_000_000
+    for now_ms, may in ((1_000_000, False), (1_000_249, False), (1_000_250, True), (999_750, True)):
+        assert store.log._may_clean(now_ms, others_wait=True) is may
+        assert store.log._may_clean(now_ms, others_wait=False)
+    store.close()
+    store = SqliteStore(tmp_path / "other")
+    assert store.log._may_clean(0, others_wait=True), "there is no other time for it"
+    store.close()
+
+
+def test_what_meets_what_another_has_taken_is_written_before_what_comes_later(
+    tmp_path: Path,
+) -> None:
+    log, worker = slow_log(tmp_path)
+    claimed = log.claim("p")
+    worker.run()
+    assert result(claimed).epoch == 1
+    log.append(EPHEMERAL, "w", [row("x")])
+    worker.run()
+    first = log.append(DURABLE, "w", [row("a")])
+    log.append(EPHEMERAL, "w", [row("y")], produced=Produced("p", 1, 1))
+    meets = log.append(DURABLE, "w", [row("b")], transaction_id="t")
+    others = [log.append(DURABLE, "w", [row("c")])]
+    worker.run()
+    assert result(first).last == 1
+    others.append(log.append(DURABLE, "w", [row("d")]))
+    theirs = Appended(DURABLE, "v", 70, 70)
+    known = KnownTransactions({(DURABLE, "t"): theirs})
+    with mock.patch.object(log._database, "write", side_effect=known):
+        worker.run()
+    assert result(meets) == theirs
+    worker.run()
+    worker.run()
+    assert [result(each).last for each in others] == [3, 4]
+    assert [r for _, r in read_all(log, DURABLE, 0)] == [row("a"), row("c"), row("d")]
+    result(log.close())
+    again = SqliteStore(tmp_path / "slow")
+    repeated = result(again.log.append(EPHEMERAL, "w", [row("y")], produced=Produced("p", 1, 1)))
+    assert repeated.last == 2
+    again.close()

@@ -48,6 +48,7 @@ def test_only_what_moved_is_noted() -> None:
     assert incarnation == Incarnation(3, "3", 99)
     assert noted == [Beginning(B, 3, 2)]
     assert history.incarnations[-1] == incarnation
+    assert history.number == 3
 
 
 def test_a_copy_and_the_lost_future_know_each_other_up_to_the_copy() -> None:
@@ -66,6 +67,7 @@ def test_the_oldest_incarnations_are_forgotten(monkeypatch: pytest.MonkeyPatch) 
     history = begun({A: 1}, {A: 2}, {A: 2}, {A: 2}, {A: 5})
     assert [known.id for known in history.incarnations] == ["3", "4", "5"]
     assert [history.shared(A, 9, str(n)) for n in range(1, 6)] == [None, None, 2, 5, 9]
+    assert history._ends.keys() == {3, 4}, "nothing is left of the others"
 
 
 def test_beginnings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +78,13 @@ def test_beginnings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     history.begin({A: 5, B: 9}, 0, "5")
     assert history.shared(A, 7, "4") == 5
     assert history.shared(B, 12, "4") == 9
+
+
+def test_no_more_is_forgotten_than_has_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BEGINNINGS", 3)
+    history = begun({A: 1}, {A: 2}, {A: 3}, {A: 4})
+    assert [known.id for known in history.incarnations] == ["3", "4"]
+    assert history.shared(A, 9, "3") == 4
 
 
 def test_more_pairs_than_beginnings_leave_the_current_incarnation(

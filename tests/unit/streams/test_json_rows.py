@@ -42,3 +42,9 @@ def test_what_is_no_array_has_no_rows(array: bytes) -> None:
 def test_the_rows_of_an_array_are_as_they_came() -> None:
     assert list(map(bytes, rows_in(b'[ 1, {"a":  2}]'))) == [b"1", b'{"a":  2}']
     assert list(map(bytes, rows_in(rb'["\ud800", 1]'))) == [rb'"\ud800"', b"1"]
+
+
+def test_an_object_or_a_word_is_said_to_be_no_array() -> None:
+    for text in (b"5", b"{}", b'"\\ud800"'):
+        with pytest.raises(ValueError, match="it is not an array"):
+            rows_in(text)

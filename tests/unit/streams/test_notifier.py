@@ -97,3 +97,15 @@ def test_a_waiter_that_another_cancels_while_all_are_woken_is_left_alone() -> No
     assert first.called
     assert second.called
     assert notifier.waiting == 0
+
+
+def test_nothing_is_left_of_those_who_wait_no_longer() -> None:
+    """However many streams each asked for, and whoever else waits for the same."""
+    notifier = Notifier()
+    first, second = notifier.wait(["typing", "events"]), notifier.wait(["typing"])
+    first.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    first.cancel()
+    assert notifier._waiters == {"typing": {second: None}}
+    notifier.notify("typing")
+    assert second.called
+    assert (notifier._waiters, notifier._wanted, notifier._any) == ({}, {}, {})

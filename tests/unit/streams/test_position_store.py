@@ -35,6 +35,47 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     shared.close()
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_nothing_was_read_before_the_first_row(kind: str, tmp_path: Path) -> None:
+    """0 is a position; what comes after it was read in the incarnation that it is said in."""
+    store: PositionStore = (
+        MemoryPositionStore() if kind == "memory" else SqlitePositionStore(tmp_path / "p.db")
+    )
+    store.save({A: 0})
+    store.save({A: 5}, "x")
+    assert store.places(A, 5) == ((5, "x"),)
+    store.save({B: 3}, "x")
+    store.save({B: 0}, "y")
+    assert store.load() == {A: 5, B: 0}
+    assert store.places(B, 0) == ((0, "y"),)
+    store.close()
+
+
+def test_positions_are_saved_all_or_none(tmp_path: Path) -> None:
+    store = SqlitePositionStore(tmp_path / "p.db")
+    store.save({A: 1})
+    with closing(sqlite3.connect(tmp_path / "p.db")) as other:
+        other.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON tcprepl_positions WHEN NEW.stream = 'events'"
+            " BEGIN SELECT RAISE(FAIL, 'no'); END"
+        )
+    with pytest.raises(LogUnavailable, match="no"):
+        store.save({A: 2, B: 3})
+    assert store.load() == {A: 1}
+    store.close()
+    with closing(SqlitePositionStore(tmp_path / "p.db")) as again:
+        assert again.load() == {A: 1}
+
+
+def test_what_the_caller_began_does_not_hold_the_tables_back(tmp_path: Path) -> None:
+    path = tmp_path / "worker.db"
+    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(path)) as other:
+        connection.execute("CREATE TABLE seen (user TEXT)")
+        connection.execute("INSERT INTO seen VALUES ('@a:x')")
+        SqlitePositionStore(connection)
+        assert other.execute("SELECT count(*) FROM tcprepl_positions").fetchone() == (0,)
+
+
 def test_a_saved_position_is_there_for_the_next_process(tmp_path: Path) -> None:
     SqlitePositionStore(tmp_path / "p.db").save({A: 7})  # not closed: as if killed
     with closing(SqlitePositionStore(str(tmp_path / "p.db"))) as store:
@@ -110,6 +151,10 @@ def test_a_constraint_of_the_caller_is_no_damage(tmp_path: Path) -> None:
             store.save({A: 1})
         assert connection.execute("SELECT count(*) FROM seen").fetchone() == (0,)
         assert store.load() == {}
+        connection.execute("INSERT INTO seen VALUES ('@nobody:x')")
+        with pytest.raises(LogUnavailable, match="FOREIGN KEY"):
+            store.save({A: 1}, "x")
+        assert store.places(A, 1) == (), "it was not read in there"
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:

@@ -86,3 +86,14 @@ def test_what_is_old_changes_nothing_and_what_is_forgotten_goes() -> None:
         late = 3 + ANSWERS_KEPT
         write_producers(connection, {"p": ProducerState(2, late, 9)}, {"p": [answer(late)]}, ("q",))
         assert known() == {"p": (ProducerState(2, late, 9), [answer(late)])}
+
+
+def test_of_who_is_forgotten_no_answer_is_left() -> None:
+    """Nor for who takes the name anew."""
+    state, answers = ProducerState(1, 1, 5), [Answer(1, Appended("a", "i", 1, 1))]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(CREATE_PRODUCERS)
+        write_producers(connection, {"p": state, "q": state}, {"p": answers, "q": answers}, ())
+        write_producers(connection, {"p": state}, {}, ["p"])
+        found = {name: (was, list(given)) for name, was, given in read_producers(connection)}
+    assert found == {"p": (state, []), "q": (state, answers)}

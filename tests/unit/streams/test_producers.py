@@ -124,6 +124,7 @@ def test_names_are_bounded_and_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     producers.claim("c", None, 30)
     produced = Produced("a", 2, 1)
     producers.begun(produced, appended(1), 30)
+    assert producers.expire(30) == [], "it was used at that moment"
     assert producers.expire(100) == ["c"]
 
 
@@ -286,3 +287,24 @@ def test_no_claim_uses_a_name_up(producers: Producers) -> None:
     assert producers.claim("p", MAX_EPOCH_ASKED + 1, 1).epoch == MAX_EPOCH_ASKED + 1
     producers.restore("old", ProducerState(MAX_TOKEN, 0, 1))  # as releases before gave it out
     assert producers.claim("old", None, 1).epoch == MAX_TOKEN
+
+
+def test_who_appends_is_not_forgotten_however_long_ago_it_claimed() -> None:
+    producers = Producers()
+    for name, used_ms in (("a", 10), ("b", 20)):
+        producers.claim(name, None, used_ms)
+    producers.begun(Produced("a", 1, 1), appended(1), 30)
+    producers.settled(Produced("a", 1, 1))
+    assert producers.names() == ["b", "a"]
+    assert producers.expire(25) == ["b"]
+    assert producers.answers == 1
+    assert producers.expire(31) == ["a"]
+    assert producers.answers == 0
+
+
+def test_what_is_settled_cannot_be_refused(producers: Producers) -> None:
+    take(producers, 1)
+    producers.refused(Produced("p", 1, 1))
+    assert producers.state("p") == ProducerState(1, 1, 0)
+    assert producers.check(Produced("p", 1, 1)) == appended(10)
+    assert producers.answers == 1

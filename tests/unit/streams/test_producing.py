@@ -9,8 +9,11 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tcprepl.errors import EpochFenced, LogUnavailable, SequenceHole
+from tcprepl.streams.commits import Claim
+from tcprepl.streams.engine import Commit
 from tcprepl.streams.log import Appended
-from tcprepl.streams.producers import Produced
+from tcprepl.streams.producers import Produced, Producers, ProducerState
+from tcprepl.streams.producing import Producing
 from tcprepl.streams.retention import Retention
 from tests.log_kit import DURABLE, EPHEMERAL, SqliteStore, add, claim, read_all, result, row
 from tests.unit.streams.test_stored import SlowWorker, crashed, refuse, slow_log
@@ -272,3 +275,24 @@ def test_a_number_that_the_disk_has_not_heard_of_is_forgotten_with_its_producer(
     store.reopen()
     assert claim(store)[:2] == (1, 0)
     store.close()
+
+
+def test_what_nobody_waits_for_is_owed_until_it_is_gathered() -> None:
+    producers = Producers()
+    producing = Producing(producers)
+    assert not producing.owes_disk
+    producers.claim("p", None, 0)
+    producers.begun(Produced("p", 1, 1), Appended("s", "i", 1, 1), 0)
+    producing.taken_at_once(Produced("p", 1, 1), Appended("s", "i", 1, 1))
+    assert producing.owes_disk
+    producing.gather(Commit())
+    assert not producing.owes_disk
+    producing.forget(["p"])
+    assert producing.owes_disk
+    producing.gather(Commit())
+    assert not producing.owes_disk
+
+
+def test_a_claim_of_who_was_forgotten_meanwhile_begins_anew() -> None:
+    claimed = Producing(Producers()).claimed(Claim("p", 3, 5, []))
+    assert claimed == ProducerState(3, 0, 5)

@@ -97,3 +97,46 @@ def test_a_name_has_to_be_a_word(name: str) -> None:
 def test_names_beyond_ascii_are_words() -> None:
     assert StreamDef("ströme").name == "ströme"
     check_name("instance", "x" * 255)
+
+
+def test_a_name_of_digits_is_a_stream_s_and_no_instance_s() -> None:
+    """Before a token an instance of digits would be one."""
+    check_name("stream", "7")
+    with pytest.raises(ValueError, match="instance name '7'"):
+        check_name("instance", "7")
+
+
+def test_streams_are_counted() -> None:
+    assert len(Registry()) == len(BUILT_IN)
+    assert len(Registry([StreamDef("more")])) == len(BUILT_IN) + 1
+
+
+@pytest.mark.parametrize("row", [b'["$e",["x"]]', b'["ev",["x"]]', b"[1,2,3,4,5,6]", b'["x"]'])
+def test_what_is_no_event_of_any_age_is_opaque_or_none(row: bytes) -> None:
+    """A word that is known has its fields; one that is not may have any."""
+    registry = Registry()
+    if row.startswith(b'["$e"'):
+        found = registry.decode_row("events", row)
+        assert (found.type, bytes(found.data)) == ("$e", b'["x"]')
+    else:
+        with pytest.raises(BadRow):
+            registry.decode_row("events", row)
+
+
+def test_a_definition_says_what_it_was_made_with() -> None:
+    presence = Registry().get("presence")
+    made = StreamDef(
+        "more",
+        presence.row_type,
+        durable=False,
+        key=presence.key,
+        key_is_first_field=True,
+        blank=presence.blank,
+        offered_by_default=True,
+    )
+    assert (made.name, made.row_type, made.durable) == ("more", presence.row_type, False)
+    assert (made.key, made.blank) == (presence.key, presence.blank)
+    assert (made.key_is_first_field, made.keyed, made.offered_by_default) == (True, True, True)
+    plain = StreamDef("plain")
+    assert (plain.row_type, plain.durable, plain.key) == (None, True, None)
+    assert (plain.key_is_first_field, plain.keyed, plain.offered_by_default) == (False,) * 3

@@ -49,3 +49,12 @@ def test_names_of_releases(text: str) -> None:
 def test_what_names_no_release(text: str) -> None:
     with pytest.raises(ValueError, match="not a release of Synapse"):
         parse_release(text)
+
+
+def test_a_stream_is_there_from_its_first_to_its_last_release() -> None:
+    for stream, (first, last) in SYNAPSE_STREAMS.items():
+        assert stream in streams_of(first)
+        assert stream not in streams_of((first[0], first[1] - 1))
+        if last is not None:
+            assert stream in streams_of(last)
+            assert stream not in streams_of((last[0], last[1] + 1))

@@ -6,6 +6,7 @@ import pytest
 
 from tcprepl.streams import ring as ring_module
 from tcprepl.streams.blocks import render, rows_of
+from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.ring import BLANKS_KEPT, Kept, Ring, drain_until
@@ -26,6 +27,7 @@ def test_a_ring_counts_what_it_holds() -> None:
             assert ring.evict().last == token - 10
             assert ring.oldest.last == token - 9
         assert len(ring) == ring.rows == min(token, 10)
+        assert len(ring._blocks) < 100, "the places of those that went go, too"
         assert ring.size_bytes == sum(len(found.lines) for found in ring.after(0))
     assert [found.last for found in ring.after(995)] == [996, 997, 998, 999, 1000]
     assert list(ring.after(1_000)) == []
@@ -36,7 +38,7 @@ def test_what_is_drained_is_whole_blocks() -> None:
     for tokens in ((1, 2), (3, 4), (5, 6)):
         ring.append(block(*tokens))
     assert [found.last for found in drain_until(ring, 5)] == [2, 4]
-    assert [found.last for found in drain_until(ring, 9)] == [6]
+    assert [found.last for found in drain_until(ring, 6)] == [6]
     assert drain_until(ring, 9) == []
 
 
@@ -58,6 +60,14 @@ def test_rows_that_are_not_of_the_stream_are_left_out() -> None:
     assert _state(kept) == [(3, typing("!a", "@1"))]
     _fold(kept, 4, typing("!b", "@1"))
     assert len(kept) == 2
+
+
+def test_keys_that_come_with_rows_are_taken_as_they_are() -> None:
+    kept = Kept(Registry().get("typing"))
+    rows = [typing("!a", "@1"), typing("!b", "@1"), typing("!a", "@2")]
+    joined = JsonRows(b"".join(row + b"\n" for row in rows), 3, ("a", "b", "a"))
+    kept.fold(render("typing", "i", range(1, 4), joined, 0))
+    assert _state(kept) == [(2, rows[1]), (3, rows[2])]
 
 
 def test_a_newest_row_that_says_nothing_leaves_the_one_before() -> None:
