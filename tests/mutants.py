@@ -48,6 +48,8 @@ MORE = {
     "tcprepl/streams/blocks.py": [_KIT],
     "tcprepl/streams/memory.py": [_KIT],
     "tcprepl/streams/durable.py": ["tests/unit/streams/test_stored.py"],
+    "tcprepl/streams/group_commit.py": ["tests/unit/streams/test_stored.py"],
+    "tcprepl/streams/registry.py": ["tests/unit/streams/test_rows.py"],
     "tcprepl/streams/ring.py": ["tests/unit/streams/test_memory.py"],
     "tcprepl/streams/history.py": ["tests/unit/streams/test_cursor.py"],
     "tcprepl/protocol/codec.py": ["tests/property/test_protocol_codec.py"],
