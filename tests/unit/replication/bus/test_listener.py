@@ -15,7 +15,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.replication.bus.listener import BusListener, Passwords
-from tcprepl.replication.relaying import intake
+from tcprepl.replication.relaying import log_queue
 from tcprepl.replication.serving.draining import kick
 from tests.bus_world import BusWorld
 
@@ -142,7 +142,7 @@ def test_status_and_metrics() -> None:
 
 def test_who_publishes_waits_while_the_log_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has been said is kept, the rest is not read; all of it comes once the log takes it."""
-    monkeypatch.setattr(intake, "MAX_WAITING_BYTES", 8)
+    monkeypatch.setattr(log_queue, "MAX_WAITING_BYTES", 8)
     world = BusWorld()
     one, writer = world.subscriber(), world.client()
     append = world.log.append
@@ -158,7 +158,7 @@ def test_who_publishes_waits_while_the_log_takes_nothing(monkeypatch: pytest.Mon
     assert not any(line.startswith("RDATA") for line in one.heard())
     monkeypatch.setattr(world.log, "append", append)
     for _ in rows:
-        world.clock.advance(intake.RETRY_S)
+        world.clock.advance(log_queue.RETRY_S)
         world.settle()
     assert not world.bus.full
     assert not writer.connection._paused
