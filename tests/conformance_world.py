@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred
 from tcprepl.background import run_in_background
 from tcprepl.conformance.client import Caller, LocalPlayer
 from tcprepl.conformance.document import Block, conversations, specification
-from tcprepl.conformance.server import RemotePlayer, Target
+from tcprepl.conformance.server import RemotePlayer
+from tcprepl.conformance.target import Target
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.serving.server import ReplicationServer

@@ -21,7 +21,8 @@ from tcprepl.clocks import Reactor
 from tcprepl.conformance.client import Caller, LocalPlayer
 from tcprepl.conformance.document import Block, conversations, specification
 from tcprepl.conformance.notation import ConversationFailed, parse
-from tcprepl.conformance.server import CannotPlay, RemotePlayer, Target, writes
+from tcprepl.conformance.server import RemotePlayer
+from tcprepl.conformance.target import CannotPlay, Target, writes
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.values import Address, parse_address
 
