@@ -24,7 +24,7 @@ from zope.interface import implementer
 from tcprepl.access import NOTHING, Grant, Streams, Tokens
 from tcprepl.conformance.notation import Talker
 from tcprepl.conformance.stage import ServerPlayer
-from tcprepl.protocol.commands import COMMANDS
+from tcprepl.protocol.specs import COMMANDS
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log

@@ -27,9 +27,9 @@ from tcprepl.federation.sending.sharding import responsible_sender
 from tcprepl.federation.wire.edu import edu_from_bytes
 from tcprepl.federation.wire.signing import Signer, request_bytes
 from tcprepl.federation.wire.transaction import MAX_PRESENCE_USERS, TransactionLimits, build_body
-from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.grammar import ABNF
+from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.rows import PresenceRow

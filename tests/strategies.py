@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tcprepl.limits import MAX_TOKEN
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
-    COMMANDS,
     AuthCommand,
     AuthorizedCommand,
     CancelTaskCommand,
@@ -46,6 +45,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, DIALECTS, Dialect
 from tcprepl.protocol.grammar import PATTERNS, is_instance_name
+from tcprepl.protocol.specs import COMMANDS
 
 #: Characters of a name: the grammar's name-char, surrogates apart.
 NAME_CHARS = st.one_of(

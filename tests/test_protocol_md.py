@@ -27,10 +27,11 @@ from tcprepl.ephemeral.presence_states import NOTIFIES
 from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import parse_line, serialize
-from tcprepl.protocol.commands import COMMANDS, RdataCommand, Reason
+from tcprepl.protocol.commands import RdataCommand, Reason
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.events import Closing
 from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import Role, State
 from tcprepl.replication.bus.commands import COMMANDS as BUS_COMMANDS
 from tcprepl.streams.registry import BUILT_IN, Registry

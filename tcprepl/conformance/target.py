@@ -14,8 +14,8 @@ from tcprepl.clocks import Reactor
 from tcprepl.conformance.document import Block
 from tcprepl.conformance.notation import Step, Talker, parse
 from tcprepl.ids import Pair
-from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.dialects import NATIVE_TAG
+from tcprepl.protocol.specs import COMMANDS
 
 #: How long nothing has to come until nothing comes.
 QUIET_S: Final = 0.3

@@ -19,7 +19,7 @@ from tcprepl.errors import ConfigError, TokenRefused
 from tcprepl.http.calls import ApiError, Call, excerpt
 from tcprepl.ids import StreamName
 from tcprepl.metrics import REFUSED_ACCESS
-from tcprepl.protocol.commands import Right
+from tcprepl.protocol.specs import Right
 
 #: Hosts of requests that are remembered; a program or browser names one.
 _MAX_JUDGED = 64

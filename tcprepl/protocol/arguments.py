@@ -7,7 +7,6 @@ from typing import Final
 
 from tcprepl.errors import MalformedCommand
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.display import snippet
 from tcprepl.protocol.grammar import (
     INSTANCE_SHAPE,
@@ -16,6 +15,7 @@ from tcprepl.protocol.grammar import (
     TOKEN_RANGE,
     is_instance_name,
 )
+from tcprepl.protocol.specs import COMMANDS
 
 _is_name: Final = PATTERNS["name"].fullmatch
 _is_token: Final = PATTERNS["token"].fullmatch

@@ -17,7 +17,6 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.limits import MAX_SAID_INCARNATIONS, MAX_TOKEN
 from tcprepl.protocol.arguments import Arguments
 from tcprepl.protocol.commands import (
-    COMMANDS,
     AuthCommand,
     AuthorizedCommand,
     CacheKey,
@@ -60,6 +59,7 @@ from tcprepl.protocol.grammar import (
     TOKEN_RANGE,
     is_instance_name,
 )
+from tcprepl.protocol.specs import COMMANDS
 
 _LF: Final = b"\n"
 _SP: Final = b" "

@@ -31,13 +31,8 @@ from tcprepl.federation.receiving.faces import FederationServices, federation_ro
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.http.routing import Route
-from tcprepl.protocol.commands import (
-    COMMANDS,
-    Command,
-    PublishCommand,
-    RemoteServerUpCommand,
-    Right,
-)
+from tcprepl.protocol.commands import Command, PublishCommand, RemoteServerUpCommand
+from tcprepl.protocol.specs import COMMANDS, Right
 from tcprepl.protocol.state import Role
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Block

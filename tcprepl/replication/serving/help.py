@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Final
 
-from tcprepl.protocol.commands import COMMANDS
+from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import Role
 
 #: Columns of a terminal.

@@ -21,7 +21,6 @@ from tcprepl.errors import CloseReason, TokenRefused, UnknownStream
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.protocol.commands import (
-    COMMANDS,
     AuthCommand,
     AuthorizedCommand,
     Command,
@@ -34,7 +33,6 @@ from tcprepl.protocol.commands import (
     PublishCommand,
     RemoteServerUpCommand,
     ReplicateCommand,
-    Right,
     StatusCommand,
 )
 from tcprepl.protocol.dialects import NATIVE
@@ -47,6 +45,7 @@ from tcprepl.protocol.events import (
     PublishRun,
 )
 from tcprepl.protocol.server_session import ServerSession
+from tcprepl.protocol.specs import COMMANDS, Right
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.serving.help import help_lines
 from tcprepl.replication.serving.publishing import Publishing

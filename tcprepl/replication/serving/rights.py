@@ -7,13 +7,8 @@ needs the right to operate: a command that is added is guarded before anybody th
 from __future__ import annotations
 
 from tcprepl.access import Grant
-from tcprepl.protocol.commands import (
-    COMMANDS,
-    Command,
-    PublishCommand,
-    ReplicateCommand,
-    Right,
-)
+from tcprepl.protocol.commands import Command, PublishCommand, ReplicateCommand
+from tcprepl.protocol.specs import COMMANDS, Right
 from tcprepl.replication.serving.readers import ANY
 
 #: How the ERROR of a command begins for which a right is lacking.

@@ -14,7 +14,6 @@ from tcprepl.errors import (
 from tcprepl.limits import MAX_LINE_BYTES, MAX_NATIVE_LINE_BYTES, MAX_TOKEN, SNIPPET_BYTES
 from tcprepl.protocol.codec import parse_line, published_line, serialize, word_of
 from tcprepl.protocol.commands import (
-    COMMANDS,
     AuthCommand,
     AuthorizedCommand,
     CancelTaskCommand,
@@ -47,6 +46,7 @@ from tcprepl.protocol.commands import (
     UserSyncCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.protocol.specs import COMMANDS
 
 TCP = ("2017", "1.13", "1.14", "1.18", "1.22", "tcprepl")
 ALL = (*TCP[:5], "redis", "tcprepl")

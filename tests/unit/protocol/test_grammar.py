@@ -7,7 +7,6 @@ import re
 import pytest
 
 from tcprepl.limits import MAX_NAME_CHARS, MAX_TOKEN
-from tcprepl.protocol.commands import COMMANDS
 from tcprepl.protocol.grammar import (
     ABNF,
     LABEL_SHAPE,
@@ -17,6 +16,7 @@ from tcprepl.protocol.grammar import (
     is_instance_name,
     is_name,
 )
+from tcprepl.protocol.specs import COMMANDS
 
 
 @pytest.mark.parametrize(

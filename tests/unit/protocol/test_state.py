@@ -8,7 +8,6 @@ from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
-    COMMANDS,
     AuthCommand,
     AuthorizedCommand,
     CancelTaskCommand,
@@ -44,6 +43,7 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import Closing, CommandReceived, RowsReceived, RunReceived
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
+from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 from tests.sessions import receive
 

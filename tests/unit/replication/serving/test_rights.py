@@ -6,15 +6,13 @@ import pytest
 
 from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Streams
 from tcprepl.protocol.commands import (
-    COMMANDS,
     Command,
-    CommandSpec,
     ProducerCommand,
     PublishCommand,
     ReplicateCommand,
-    Right,
     StatusCommand,
 )
+from tcprepl.protocol.specs import COMMANDS, CommandSpec, Right
 from tcprepl.protocol.state import Role
 from tcprepl.replication.serving.rights import lacking
 from tests.unit.protocol.test_state import EXAMPLES
