@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from tcprepl.errors import FederationError
@@ -200,4 +200,4 @@ class CommitQueue(ABC):
 
 def run_inline(work: Callable[[], T]) -> Deferred[T]:
     """Run *work* here and now: a `Runner` for tests and for tools without a reactor."""
-    return succeed(work())
+    return maybeDeferred(work)

@@ -146,7 +146,6 @@ class ControlSocket:
         with suppress(FileNotFoundError):
             path.unlink()
         factory: Any = Factory.forProtocol(lambda: _Connection(handles))
-        self._name = ExitStack()
         # The name is kept while the socket is there: Twisted removes the file by it at the end.
         with ExitStack() as stack:
             name = stack.enter_context(socket_name(path))
@@ -176,7 +175,7 @@ def socket_name(path: Path) -> Iterator[str]:
         if len(os.fsencode(name)) <= _MAX_PATH_BYTES:
             yield name
             return
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         name = f"{_DESCRIPTORS}/{descriptor}/{path.name}"
         if not os.path.isdir(_DESCRIPTORS) or len(os.fsencode(name)) > _MAX_PATH_BYTES:

@@ -299,6 +299,31 @@ def test_no_transaction_begins_before_the_end_of_the_one_before_is_on_disk(
     now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
 
 
+def test_of_what_fails_nothing_is_left_and_its_neighbours_are_done(outbox: Outbox) -> None:
+    """In one commit with it; memory is what is on disk then."""
+    first = put(outbox, "y", 1)
+
+    def fail(cursor: Any) -> None:
+        outbox._journal.settle(cursor)
+        cursor.execute("nonsense")
+
+    found: list[Any] = []
+    outbox._pumping = True
+    outbox.begin("y", StoredTransaction("t1", 77, [first])).addBoth(found.append)
+    outbox.submit(fail).addBoth(found.append)
+    outbox.take_back("y").addBoth(found.append)
+    outbox._pumping = False
+    outbox._pump()
+    assert found[::2] == [None, (False, 0)]
+    assert isinstance(found[1].value, OutboxUnavailable)
+    now(outbox.finish([("y", "t1")]))
+    assert now(outbox.totals()) == {}
+    with pytest.raises(OutboxUnavailable):
+        now(outbox.submit(fail))
+    put(outbox, "y", 2)
+    assert numbers(now(outbox.load("y", 0, 9))) == [2]
+
+
 def test_what_has_expired_is_removed_unless_it_is_in_flight(outbox: Outbox) -> None:
     put(outbox, "y", 1, expires=500)
     flying = put(outbox, "y", 2, expires=500)

@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from tcprepl.federation.sending import outbox_file
 from tcprepl.federation.sending.backoff import Backoff
 from tcprepl.federation.sending.commit_queue import OutboxError, OutboxUnavailable, run_inline
 from tcprepl.federation.sending.outbox import Outbox
@@ -154,3 +155,42 @@ def test_a_file_that_holds_something_else_says_so_and_is_let_go(tmp_path: Path) 
     for _ in range(2):
         with pytest.raises(OutboxError, match="put_off"):
             Outbox(path, run_inline)
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("full"), ZeroDivisionError("a bug")])
+def test_of_a_commit_that_fails_nothing_is_left(outbox: Outbox, error: Exception) -> None:
+    """Neither in the file nor in memory; the next one is as any other."""
+    put(outbox, "y", 1)
+
+    def fail(cursor: Any) -> None:
+        outbox._journal.settle(cursor)
+        cursor.execute("DELETE FROM edus")
+        raise error
+
+    with pytest.raises((OutboxUnavailable, ZeroDivisionError)):
+        now(outbox.submit(fail))
+    put(outbox, "y", 2)
+    assert numbers(now(outbox.load("y", 0, 9))) == [1, 2]
+
+
+def test_what_is_closed_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the outbox could not be opened."""
+    opened: list[sqlite3.Connection] = []
+    real = outbox_file.open_database
+
+    def noted(*given: Any) -> sqlite3.Connection:
+        opened.append(real(*given))
+        return opened[-1]
+
+    monkeypatch.setattr(outbox_file, "open_database", noted)
+    path = tmp_path / "outbox.sqlite"
+    Outbox(path, run_inline).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE put_off")
+        connection.commit()
+    with pytest.raises(OutboxError):
+        Outbox(path, run_inline)
+    assert len(opened) == 2
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")

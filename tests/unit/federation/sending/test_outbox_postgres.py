@@ -12,6 +12,7 @@ from tcprepl.errors import ConfigError, LogFenced, LogUnavailable
 from tcprepl.federation.sending.backoff import Backoff
 from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.outbox_postgres import (
+    PostgresCursor,
     PostgresOutbox,
     outbox_database,
     schema_of,
@@ -83,6 +84,7 @@ ALIKE = [
     test_outbox.test_what_is_in_quarantine_can_be_dropped_or_expires,
     test_outbox.test_a_newer_edu_takes_the_place_of_the_one_of_its_key_that_was_refused,
     test_outbox.test_no_transaction_begins_before_the_end_of_the_one_before_is_on_disk,
+    test_outbox.test_of_what_fails_nothing_is_left_and_its_neighbours_are_done,
     test_outbox.test_what_has_expired_is_removed_unless_it_is_in_flight,
     test_outbox.test_purge_and_summaries,
     test_outbox.test_a_destination_that_is_plain_again_is_forgotten,
@@ -198,3 +200,26 @@ def test_a_name_that_is_too_long_is_refused() -> None:
     assert schema_of("x" * 48) == "tcprepl_sender_" + "x" * 48
     with pytest.raises(ConfigError, match="at most 48 bytes"):
         schema_of("x" * 49)
+
+
+def test_a_cursor_counts_as_that_of_a_file_does() -> None:
+    """Of several values all that were changed; of none, none."""
+    inner = mock.Mock(rowcount=7)
+    cursor = PostgresCursor(mock.Mock(cursor=lambda: inner))
+    assert cursor.rowcount == 0
+    assert cursor.execute("SELECT ?", ("a\0b",)) is cursor
+    inner.execute.assert_called_once_with(b"SELECT %s", ["a\ufffdb"])
+    assert cursor.rowcount == 7
+    assert cursor.executemany("DELETE ?", iter([])) is cursor
+    assert cursor.rowcount == 0
+    inner.executemany.assert_not_called()
+    cursor.executemany("DELETE ?", iter([(1,), (2,)]))
+    inner.executemany.assert_called_once_with(b"DELETE %s", [[1], [2]])
+    assert cursor.rowcount == 7
+
+
+def test_an_end_does_not_wait_for_a_database_that_is_away(place: Place) -> None:
+    outbox = place.outbox(lapsed=True)
+    with mock.patch.object(outbox._database, "stop", wraps=outbox._database.stop) as stop:
+        assert now(outbox.close()) is None
+    stop.assert_called_once_with()
