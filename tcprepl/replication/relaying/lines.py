@@ -31,7 +31,7 @@ from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.codec import parse_line, word_of
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.protocol.events import RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in_batches
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING
@@ -259,7 +259,7 @@ class LineReader:
         self.intake = followers.intake
         self.bad_lines = 0
         self._on_other = on_other
-        self._assembler = BatchAssembler(_REDIS)
+        self._assembler = BatchAssembler(_REDIS, mixes=True)
         self._passing: set[bytes] = set()
         #: Where each stream was, as far as we had heard, when this connection began.
         self._newest = self.intake.newest()
@@ -384,7 +384,7 @@ class LineReader:
 
     def _split(self, events: Iterable[Any]) -> Iterator[Any]:
         """Yield *events*; of a run each batch, but where none of them proves anything special."""
-        for event in events:
+        for event in _by_pair(events):
             if type(event) is not RunReceived:
                 yield event
                 continue
@@ -461,3 +461,19 @@ class LineReader:
         if not good:
             return PositionCommand(event.stream, event.instance, 0, event.token)
         return RowsReceived(event.stream, event.instance, event.token, good)
+
+
+def _by_pair(events: Iterable[Any]) -> Iterator[Any]:
+    """Yield *events*, those of several pairs as a run of each: pairs have no order among them."""
+    for event in events:
+        if type(event) is not MixedReceived:
+            yield event
+            continue
+        runs: dict[Pair, RunReceived] = {}
+        for pair, token, row in zip(*event, strict=True):
+            run = runs.get(pair)
+            if run is None:
+                run = runs[pair] = RunReceived(*pair, [], [])
+            run.tokens.append(token)
+            run.rows.append(row)
+        yield from runs.values()

@@ -149,3 +149,39 @@ def test_rows_said_twice_in_one_piece_are_passed_on_and_kept_once() -> None:
     writer.publish(*said)
     assert sorted(one.heard()) == sorted(said)
     assert [token for token, _ in world.rows("receipts", "w1")] == [5, 6, 9, 10]
+
+
+def test_what_streams_in_turns_have_of_a_pair_is_one_block() -> None:
+    world = BusWorld()
+    one, writer = world.subscriber(), world.client()
+    streams = ("events", "receipts", "typing")
+    writer.publish(*(f"RDATA {stream} w1 1 [0]" for stream in streams))
+    one.heard()
+    blocks: list[tuple[str, list[int]]] = []
+    world.log.add_listener(lambda block: blocks.append((block.stream, list(block.tokens))))
+    lines = [f"RDATA {stream} w1 {token} [{token}]" for token in (2, 3, 4) for stream in streams]
+    writer.publish(*lines)
+    assert blocks == [(stream, [2, 3, 4]) for stream in streams]
+    assert sorted(one.heard()) == sorted(lines)
+
+
+def test_one_row_that_is_special_costs_no_other_pair_anything() -> None:
+    world = BusWorld()
+    one, writer = world.subscriber(), world.client()
+    writer.publish("RDATA events w1 5 [5]", "RDATA typing w1 1 [1]")
+    one.heard()
+    writer.publish(
+        "RDATA typing w1 2 [2]",
+        "RDATA events w1 5 [5]",  # again
+        "RDATA typing w1 3 [3]",
+        "RDATA events w1 6 no JSON",
+        "RDATA typing w1 4 [4]",
+        "RDATA events w1 7 [7]",
+    )
+    assert [row for _, row in world.rows("typing", "w1")] == [b"[1]", b"[2]", b"[3]", b"[4]"]
+    assert [row for _, row in world.rows("events", "w1")] == [b"[5]", b"[7]"]
+    heard = one.heard()
+    assert heard.count("RDATA events w1 5 [5]") == 1
+    assert [line for line in heard if line.startswith("RDATA typing")] == [
+        f"RDATA typing w1 {token} [{token}]" for token in (2, 3, 4)
+    ]
