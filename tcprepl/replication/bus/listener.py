@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
@@ -365,6 +366,7 @@ class BusListener:
     def published(self, connection: BusConnection, payloads: list[bytes]) -> int:
         """Take what a connection publishes on the homeserver's channel; return to how many."""
         lines = connection.lines
+        met = lines is not None
         if lines is None:
             lines = PublishedLines(
                 self._followers,
@@ -382,7 +384,9 @@ class BusListener:
         self.commands["publish"] += len(payloads)
         connection.counts["rows_in"] += sum([one.startswith(b"RDATA ") for one in payloads])
         self._published_lines += len(payloads)
-        lines.take(payloads)
+        # What comes first waits for a turn: everybody is asked where they are before it.
+        with self._intake.gathering() if met else nullcontext():
+            lines.take(payloads)
         return len(self.subscribers)
 
     def publish(self, channel: bytes, payload: bytes) -> int:

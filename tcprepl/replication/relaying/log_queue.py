@@ -10,11 +10,12 @@ point is in it, and the next start goes on from there.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from tcprepl.background import run_in_background
@@ -82,6 +83,7 @@ class LogQueue:
         self._busy = False
         self._broken = False
         self._ending = False
+        self._gathers = False
         self._retry: Deferred[None] | None = None
         self._call: Any = None
         self._drained: list[Deferred[None]] = []
@@ -155,8 +157,19 @@ class LogQueue:
             await waiter
 
     def _kick(self) -> None:
-        if not self._busy and self._call is None and not self._broken:
+        if self._call is None and not (self._gathers or self._busy or self._broken):
             self._call = self._reactor.callLater(0, self._begin)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Take what comes within as one group, and begin with it at the end, not a turn later."""
+        self._gathers = True
+        try:
+            yield
+        finally:
+            self._gathers = False
+            if self._queue and self._call is None and not (self._busy or self._broken):
+                self._begin()
 
     def _begin(self) -> None:
         self._call = None
@@ -218,19 +231,22 @@ class LogQueue:
             under_way.append(maybeDeferred(self._apply, item))
             if isinstance(getattr(under_way[-1], "result", None), Failure):
                 break  # nothing passes it
-        results = await DeferredList(under_way, consumeErrors=True)
         refused: list[_Item] = []
         failure: Failure | None = None
-        for item, (done, result) in zip(items, results, strict=True):
-            if not done:
-                failure = failure or result
+        # The last one first: when it is answered, nearly always all of them are.
+        for item, answered in zip(reversed(items), reversed(under_way), strict=True):
+            try:
+                await answered
+            except Exception:  # noqa: BLE001 - whatever it is, it was refused
+                failure = Failure()
                 refused.append(item)
-                continue
-            self._waiting_bytes -= item.size
-            if item.trims:
+            else:
+                self._waiting_bytes -= item.size
+        for item in items:
+            if item.trims and item not in refused:
                 self._log.trim(*item.pair, item.tokens[0], "from before this relay listened")
         if failure is not None:
-            self._queue.extendleft(reversed(refused))
+            self._queue.extendleft(refused)
             return failure
         if self.trouble is not None:
             self.trouble = None

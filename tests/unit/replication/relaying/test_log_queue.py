@@ -148,3 +148,60 @@ def test_when_the_log_takes_no_more_the_relay_stops(slow: World, error: Exceptio
     assert slow.intake.take(PAIR, 3, [b"[another long row]"]) is None
     slow.clock.advance(1)
     assert len(log.waiting) == 1
+
+
+def test_what_is_gathered_begins_at_the_end_and_as_one_group() -> None:
+    world = World()
+    world.take(1)
+    groups: list[int] = []
+    world.log.add_listener(lambda block: groups.append(len(block.tokens)))
+    with world.intake.gathering():
+        for token in (2, 3):
+            assert world.intake.take(PAIR, token, [b"[]"]) is None
+        assert groups == []
+    assert groups == [2]
+    assert world.log.position(*PAIR) == 3
+    with world.intake.gathering():
+        pass  # nothing came
+
+
+def test_what_is_gathered_while_others_wait_goes_with_them() -> None:
+    world = World()
+    world.take(1)
+    groups: list[int] = []
+    world.log.add_listener(lambda block: groups.append(len(block.tokens)))
+    world.intake.take(PAIR, 2, [b"[]"])
+    with world.intake.gathering():
+        world.intake.take(PAIR, 3, [b"[]"])
+    assert groups == []
+    world.clock.advance(0)
+    assert groups == [2]
+
+
+def test_several_that_are_refused_wait_in_order_for_the_first_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    pairs = [("typing", name) for name in ("a", "b", "c")]
+    for pair in pairs:
+        world.position(0, pair=pair)
+    asked: list[tuple[str, Deferred[Any]]] = []
+
+    def append(stream: str, instance: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        asked.append((instance, Deferred()))
+        return asked[-1][1]
+
+    monkeypatch.setattr(world.log, "append", append)
+    for pair in pairs:
+        world.intake.take(pair, 1, [b"[]"])
+    world.clock.advance(0)
+    assert [name for name, _ in asked] == ["a", "b", "c"]
+    asked[2][1].errback(LogUnavailable("the second reason"))
+    asked[0][1].errback(LogUnavailable("the first reason"))
+    asked[1][1].callback(None)
+    assert world.intake.trouble == "the first reason"
+    world.clock.advance(log_queue.RETRY_S)
+    assert [name for name, _ in asked[3:]] == ["a", "c"]
+    for _, answered in asked[3:]:
+        answered.callback(None)
+    assert world.intake.trouble is None
