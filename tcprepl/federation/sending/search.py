@@ -8,8 +8,9 @@ finds something, or halves, so the search ends, and n refused EDUs among m cost 
 Some refusals say that the content is at fault (400, 413). Others may as well be about us or about
 trouble at the remote (401, 403, 404, 500). An EDU that was refused alone in such a way is set aside
 until the others were tried. If the remote has taken something since it refused the EDU first, and
-refuses it alone once more, the EDU is to blame. If the remote takes nothing at all, nothing is to
-blame, and the remote is left alone for a while.
+refuses it alone a few times more, the EDU is to blame; once more is not enough, as a remote in
+trouble refuses one request in a few, whatever it holds. If the remote takes nothing at all, nothing
+is to blame, and the remote is left alone for a while.
 
 Pure: no clock, no disk, no network.
 """
@@ -21,6 +22,8 @@ from __future__ import annotations
 FIRST_DENIALS = 256
 #: The same if it was not.
 LATER_DENIALS = 8
+#: Refusals of an EDU alone, after the remote has taken something, that put the blame on it.
+REPEATED = 3
 #: EDUs of one destination that may be set aside in the course of a search.
 MAX_SUSPECTS = 1_000
 
@@ -40,6 +43,7 @@ class Search:
         "_acceptances",
         "_denials",
         "_first_refused",
+        "_repeated",
         "limit",
         "only_us",
         "rested",
@@ -57,6 +61,8 @@ class Search:
         self._denials = 0
         #: How much had been taken when an EDU was refused first, alone or with others.
         self._first_refused: dict[int, int] = {}
+        #: How often a suspect was refused again since something was taken.
+        self._repeated: dict[int, int] = {}
 
     @property
     def has_new_evidence(self) -> bool:
@@ -96,6 +102,7 @@ class Search:
     def _forget(self, edu_id: int) -> None:
         self.suspects.discard(edu_id)
         self._first_refused.pop(edu_id, None)
+        self._repeated.pop(edu_id, None)
 
     def denied(self, ids: list[int], status: int, *, was_well: bool) -> bool:
         """Note a refusal that may not be the content's; returns whether to go on searching."""
@@ -112,7 +119,8 @@ class Search:
         """Note that one EDU was refused alone; returns whether it is to blame for certain."""
         before = self._first_refused.setdefault(edu_id, self._acceptances)
         if edu_id in self.suspects and before < self._acceptances:
-            return True
+            self._repeated[edu_id] = self._repeated.get(edu_id, 0) + 1
+            return self._repeated[edu_id] >= REPEATED
         self.suspects.add(edu_id)
         self._grow(most)
         return False

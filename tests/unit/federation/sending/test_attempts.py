@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,29 @@ def test_a_remote_whose_database_is_away_loses_nobody_into_quarantine(world: Wor
     assert [c["n"] for _, c in remote.deliveries] == list(range(300))
     assert result(world.sender.describe_one(name), world)["quarantined_edus"] == 0
     assert requests < 1_000
+
+
+@pytest.mark.parametrize("status", [500, 502])
+def test_a_remote_that_fails_by_chance_gets_nobody_into_quarantine(
+    world: World, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """It refuses one request in six, whatever it holds: all of it comes, and nobody is asked."""
+    name = "remote1.example"
+    remote, chance = world.remote(name), random.Random(1)
+    well = remote.answer
+
+    def answer(transaction_id: str, body: bytes) -> Answer:
+        if chance.random() < 1 / 6:
+            return Answer(status, b'{"errcode":"M_X"}')
+        return well(transaction_id, body)
+
+    monkeypatch.setattr(remote, "answer", answer)
+    for number in range(200):
+        send(world, name, {"n": number})
+        world.run(1)
+    world.run(100)
+    assert {c["n"] for _, c in remote.deliveries} == set(range(200))
+    assert result(world.sender.describe_one(name), world)["quarantined_edus"] == 0
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 502, 500])

@@ -13,7 +13,7 @@ from tcprepl.federation.sending import destination as module
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.destination import Destination, Held, Verdict
 from tcprepl.federation.sending.lanes import Entry
-from tcprepl.federation.sending.search import FIRST_DENIALS
+from tcprepl.federation.sending.search import FIRST_DENIALS, REPEATED
 from tcprepl.federation.sending.stored import StoredTransaction
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu
@@ -278,8 +278,11 @@ def test_who_is_refused_again_after_others_were_taken_is_to_blame() -> None:
     assert made.judge(Answer(500, MATRIX)) is Verdict.SET_ASIDE
     made.in_flight = StoredTransaction("t2", 0, [entry(2)])
     made.accepted(0, LIMITS)
-    made.in_flight = StoredTransaction("t3", 0, [entry(1)])
-    assert made.judge(Answer(500, MATRIX)) is Verdict.QUARANTINE
+    verdicts = []
+    for number in range(REPEATED):
+        made.in_flight = StoredTransaction(f"t{3 + number}", 0, [entry(1)])
+        verdicts.append(made.judge(Answer(500, MATRIX)))
+    assert verdicts == [*[Verdict.SET_ASIDE] * (REPEATED - 1), Verdict.QUARANTINE]
     assert made.search is not None
     assert made.search.suspects == set()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.federation.sending.search import FIRST_DENIALS, LATER_DENIALS, Search
+from tcprepl.federation.sending.search import FIRST_DENIALS, LATER_DENIALS, REPEATED, Search
 
 
 @given(st.integers(1, 60), st.data())
@@ -47,9 +47,25 @@ def test_an_edu_is_to_blame_when_others_were_taken_and_it_is_refused_again() -> 
     search.accepted([2], 100)
     assert search.suspect(1, 100) is False
     assert search.has_new_evidence
-    assert search.suspect(1, 100) is True
+    again = [search.suspect(1, 100) for _ in range(REPEATED)]
+    assert again == [*[False] * (REPEATED - 1), True]
+    assert search.has_new_evidence
     search.found(1, 100)
     assert not search.suspects
+    # It is taken from quarantine, and nothing is held against it.
+    search.accepted([2], 100)
+    assert search.suspect(1, 100) is False
+    assert not search.has_new_evidence
+
+
+def test_what_is_taken_after_all_was_not_to_blame() -> None:
+    search = Search()
+    search.suspect(1, 100)
+    for _ in range(2):
+        search.accepted([2], 100)
+        assert not any(search.suspect(1, 100) for _ in range(REPEATED - 1))
+        search.accepted([1], 100)
+        search.suspect(1, 100)
 
 
 def test_nothing_is_to_blame_while_nothing_is_taken() -> None:
