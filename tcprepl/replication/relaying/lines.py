@@ -10,13 +10,11 @@ Each pair has a `Delivery` of its own. One that waits for a page over HTTP holds
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from operator import lt
 from typing import Any, Final
 
-import msgspec
 import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -36,6 +34,7 @@ from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING
 from tcprepl.replication.relaying.intake import IN_MEMORY, RelayCatchUp, RelayIntake
+from tcprepl.replication.relaying.payloads import as_line, is_json
 from tcprepl.streams.position_store import MemoryPositionStore
 from tcprepl.streams.registry import Registry
 
@@ -58,32 +57,6 @@ TOLD_BAD_LINES: Final = 100
 _REDIS: Final = DIALECTS["redis"]
 _RDATA: Final = b"RDATA "
 _POSITION: Final = b"POSITION "
-_valid_json = msgspec.json.Decoder(msgspec.Raw).decode
-
-
-def as_line(payload: bytes) -> bytes | None:
-    """Return *payload* as one line that can be relayed; None when it cannot."""
-    if b"\n" in payload or payload.endswith(b"\r"):
-        # Outside of strings, where JSON has no raw line ends, they are only space.
-        payload = payload.replace(b"\n", b" ").rstrip()
-    if not payload.isascii():
-        try:
-            payload.decode()
-        except UnicodeDecodeError:
-            return None
-    return payload
-
-
-def is_json(row: bytes) -> bool:
-    """Return whether *row* is JSON, as Synapse reads it."""
-    try:
-        _valid_json(row)
-    except msgspec.DecodeError:
-        try:
-            json.loads(row)
-        except (ValueError, RecursionError):
-            return False
-    return True
 
 
 class Follower:

@@ -1,14 +1,63 @@
-"""Lines of a channel: what can be read; that they are followed is tested with the sources."""
+"""Lines of a channel are put together by pair; the rest is tested with the sources."""
 
 from __future__ import annotations
 
-from tcprepl.replication.relaying.lines import as_line, is_json
+from twisted.internet.task import Clock
+
+from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
+from tcprepl.replication.relaying.lines import Followers, LineReader
+from tcprepl.replication.relaying.state import RelayState
+from tcprepl.streams.memory import MemoryLog
 
 
-def test_lines_and_json() -> None:
-    assert as_line(b"REPLICATE ") == b"REPLICATE "
-    assert as_line(b"RDATA s i 1 [1,\n 2]\r\n") == b"RDATA s i 1 [1,  2]"
-    assert as_line("caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode()) is not None
-    assert as_line(b"\xff") is None
-    assert is_json(b'["\\ud800"]')
-    assert not is_json(b"[")
+class Channel:
+    """What is read of a channel, into a log in memory."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.registry = relay_registry()
+        self.log = MemoryLog(self.registry, lambda: 0)
+        self.intake = RelayIntake(self.clock, self.log, self.registry, RelayState(None))
+        self.followers = Followers(
+            self.clock, self.intake, self.registry, None, on_free=lambda: None
+        )
+        self.others: list[bytes] = []
+        self.reader = LineReader(self.followers, self.others.append)
+        self.blocks: list[tuple[str, list[int]]] = []
+        self.log.add_listener(lambda one: self.blocks.append((one.stream, list(one.tokens))))
+
+    def say(self, *lines: str) -> None:
+        """Have lines read in one go."""
+        self.reader.take([line.encode() for line in lines])
+        self.clock.advance(0)
+
+
+def test_rows_of_streams_in_turns_are_taken_by_pair() -> None:
+    channel = Channel()
+    channel.say("POSITION events w1 0 0", "POSITION caches w2 0 0")
+    turns = [f"RDATA {pair} {token} []" for token in (1, 2) for pair in ("events w1", "caches w2")]
+    channel.say(*turns)
+    channel.blocks.clear()
+    channel.say(*[line.replace(" 1 [", " 3 [").replace(" 2 [", " 4 [") for line in turns])
+    assert channel.blocks == [("events", [3, 4]), ("caches", [3, 4])]
+    assert channel.intake.positions() == {("events", "w1"): 4, ("caches", "w2"): 4}
+
+
+def test_a_line_beside_rows_and_one_that_is_no_text_are_no_rows() -> None:
+    channel = Channel()
+    channel.say("POSITION events w1 0 0", "POSITION caches w2 0 0")
+    channel.say("RDATA events w1 1 []", "RDATA caches w2 1 []")
+    channel.say("RDATA events w1 2 []", "REPLICATE ", "RDATA caches w2 2 []\r\n")
+    channel.reader.take([b"RDATA events w1 3 []", b"\xff", b"RDATA caches w2 3 []"])
+    channel.clock.advance(0)
+    assert channel.others == [b"REPLICATE "]
+    assert channel.reader.bad_lines == 1
+    assert channel.intake.positions() == {("events", "w1"): 3, ("caches", "w2"): 3}
+
+
+def test_what_follows_a_pair_goes_on_where_the_log_is() -> None:
+    channel = Channel()
+    channel.say("POSITION events w1 0 7", "RDATA events w1 8 []")
+    again = Followers(channel.clock, channel.intake, channel.registry, None, lambda: None)
+    assert again.of(("events", "w1")).delivery.known == {("events", "w1"): 8}
+    assert again.of(("caches", "w2")).delivery.known == {}
