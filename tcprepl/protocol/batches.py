@@ -85,7 +85,7 @@ class BatchAssembler:
         self.max_bytes = max_bytes
         self.max_pairs = max_pairs
         self._pairs: dict[bytes, _Pair] = {}
-        #: What `_read_mixed` finds them by: both names as they stand in a line.
+        #: What `read_mixed` finds them by: both names as they stand in a line.
         self._names: dict[tuple[bytes, bytes], Pair] = {}
         #: Streams that had a POSITION since they were last asked for.
         self._live: set[StreamName] = set()
@@ -141,7 +141,7 @@ class BatchAssembler:
         """
         index = start
         end = len(lines)
-        if self.mixes and end - start > 1 and self._read_mixed(lines, start, events):
+        if self.mixes and end - start > 1 and self.read_mixed(lines, start, events):
             return end
         while index < end and lines[index].startswith(_WORD):
             pair = self._pair_of(lines[index], line_number + index)
@@ -155,11 +155,11 @@ class BatchAssembler:
                 index += 1
         return index
 
-    def _read_mixed(self, lines: list[bytes], start: int, events: list[Event]) -> bool:
+    def read_mixed(self, lines: list[bytes], start: int, events: list[Event]) -> bool:
         """Read *lines* from *start* on in one go, if each is a batch of one row of a known pair.
 
-        Nothing is done for a single line but in C. Whatever is not as it nearly always is, is
-        left to be read line by line.
+        They are two or more, and valid UTF-8. Nothing is done for a single line but in C. Whatever
+        is not as it nearly always is, is left to be read line by line.
 
         Returns:
             Whether they have been read.

@@ -33,9 +33,13 @@ from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING
-from tcprepl.replication.relaying.intake import IN_MEMORY, RelayCatchUp, RelayIntake
-from tcprepl.replication.relaying.payloads import as_line, is_json
-from tcprepl.streams.position_store import MemoryPositionStore
+from tcprepl.replication.relaying.intake import (
+    IN_MEMORY,
+    LogPositions,
+    RelayCatchUp,
+    RelayIntake,
+)
+from tcprepl.replication.relaying.payloads import are_json, are_lines, as_line, is_json
 from tcprepl.streams.registry import Registry
 
 log = structlog.get_logger()
@@ -113,6 +117,19 @@ class Follower:
         await self.delivery.end()
 
 
+class _PositionOf(LogPositions):
+    """The position store of what follows one pair: the log, as that of a relay is."""
+
+    def __init__(self, intake: RelayIntake, pair: Pair) -> None:
+        super().__init__(intake)
+        self._pair = pair
+
+    def load(self) -> dict[Pair, Token]:
+        """Return what the log holds of the pair, in the writer's tokens."""
+        known = self._intake.known(self._pair)
+        return {} if known is None else {self._pair: known}
+
+
 class Followers:
     """What follows each (stream, instance) of a channel, whoever says it, into a `RelayIntake`.
 
@@ -175,11 +192,10 @@ class Followers:
 
     def make_delivery(self, follower: Follower) -> Delivery:
         """Return what delivers the rows of one pair, from where the log is."""
-        known = self.intake.known(follower.pair)
         delivery = Delivery(
             follower,
             self.intake.rows,
-            MemoryPositionStore({} if known is None else {follower.pair: known}),
+            _PositionOf(self.intake, follower.pair),
             self.registry,
             streams=None,
             since="now",
@@ -246,6 +262,10 @@ class LineReader:
     def take(self, payloads: list[bytes]) -> None:
         """Work through what one read brought, in order."""
         events: list[Any] = []
+        plain = len(payloads) > 1 and are_lines(payloads)
+        if plain and self._assembler.read_mixed(payloads, 0, events):
+            self._deliver(events)  # rows of pairs that take turns, as nearly always
+            return
         rows: list[bytes] = []
         passing = self._passing
         for payload in payloads:
@@ -370,7 +390,7 @@ class LineReader:
                 and tokens[0] > follower.top
                 and all(map(lt, tokens, tokens[1:]))
                 and self.intake.believes(follower.pair, tokens[-1])
-                and all(map(is_json, rows))
+                and are_json(rows)
             ):
                 yield event
             else:

@@ -22,6 +22,22 @@ def as_line(payload: bytes) -> bytes | None:
     return payload
 
 
+def are_lines(payloads: list[bytes]) -> bool:
+    """Return whether each of *payloads* can be relayed as it is; what is odd may be false."""
+    together = b"\n".join(payloads)
+    return together.isascii() and b"\r" not in together and together.count(b"\n") < len(payloads)
+
+
+def are_json(rows: list[bytes]) -> bool:
+    """Return whether all of *rows* are JSON, as Synapse reads it."""
+    try:
+        for row in rows:
+            _valid_json(row)
+    except msgspec.DecodeError:
+        return all(map(is_json, rows))
+    return True
+
+
 def is_json(row: bytes) -> bool:
     """Return whether *row* is JSON, as Synapse reads it."""
     try:
