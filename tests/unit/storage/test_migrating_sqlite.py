@@ -102,3 +102,9 @@ def test_reads_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert [row[0] for row in source.read(WORDS, None)] == ["a", "b", "c"]
         assert [row[0] for row in source.read(WORDS, ("c",))] == ["d", "e", "f"]
         assert source.read(WORDS, ("f",)) == []
+
+
+def test_what_is_migrated_survives_a_power_cut(tmp_path: Path) -> None:
+    """What was copied is forgotten where it came from."""
+    with closing(SqliteTarget(tmp_path, KIND)) as target:
+        assert target._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL

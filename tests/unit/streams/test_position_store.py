@@ -276,3 +276,9 @@ def test_damage_that_shows_later_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogCorrupt, match=r"p\.db.*move the file away"):
         store.load()
     store.close()
+
+
+def test_positions_survive_the_death_of_the_process(tmp_path: Path) -> None:
+    """A power cut may bring an earlier one back: then rows come twice."""
+    with closing(SqlitePositionStore(tmp_path / "p.db")) as store:
+        assert store._connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL

@@ -356,3 +356,9 @@ def test_only_so_many_wait_for_keys_at_once(world: World, monkeypatch: pytest.Mo
     for one in waiting:
         one.addErrback(lambda failure: failure.trap(ApiError))
     assert len(asked) == 2
+
+
+def test_what_was_seen_survives_the_death_of_the_process(tmp_path: Path) -> None:
+    seen = SeenTransactions(tmp_path / "seen.sqlite")
+    assert seen._connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+    seen.close()

@@ -194,3 +194,8 @@ def test_what_is_closed_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for connection in opened:
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             connection.execute("SELECT 1")
+
+
+def test_what_is_written_survives_a_power_cut(outbox: Outbox) -> None:
+    """A remote is not sent twice what it took, nor never what was acknowledged upstream."""
+    assert outbox._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL

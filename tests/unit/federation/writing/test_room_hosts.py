@@ -131,3 +131,9 @@ def test_nothing_goes_to_whom_the_room_keeps_out() -> None:
     assert hosts("!r:x") == frozenset()
     hosts.put("!r:x", [])
     assert hosts.all_of("!r:x") == frozenset()
+
+
+def test_what_was_said_survives_the_death_of_the_process(tmp_path: Path) -> None:
+    with closing(RoomHosts(tmp_path / "rooms.sqlite")) as hosts:
+        assert hosts._connection is not None
+        assert hosts._connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL

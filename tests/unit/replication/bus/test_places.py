@@ -76,3 +76,10 @@ def test_a_disk_that_refuses_costs_no_more_than_a_fetch(tmp_path: Path) -> None:
     assert [line["event"] for line in logs] == ["bus.place.not_written"]
     assert places.take("gw") is not None
     places._database.close()
+
+
+def test_places_survive_the_death_of_the_process(tmp_path: Path) -> None:
+    places = Places(tmp_path, lambda: 1.0)
+    assert places._database.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+    places.load({})
+    places.close()

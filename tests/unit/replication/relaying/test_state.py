@@ -88,3 +88,9 @@ def test_streams_keep_the_order_in_which_they_were_met(tmp_path: Path) -> None:
         met.add_stream(name)
         met.close()
     assert RelayState(tmp_path).streams() == ["m", "n", "b", "a"]
+
+
+def test_it_survives_a_power_cut(tmp_path: Path) -> None:
+    """As its log does, which it must not fall behind."""
+    with closing(RelayState(tmp_path)) as state:
+        assert state._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
