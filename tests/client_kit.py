@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from tcprepl import limits
+from tcprepl import limits, metrics
 from tcprepl.access import ALL, NOTHING, Grant, Tokens
 from tcprepl.errors import ConfigError
 from tcprepl.protocol.commands import (
@@ -368,7 +368,10 @@ def test_commands_go_out_only_when_connected(world: World) -> None:
     world.network.settle()
     assert got == [FederationAckCommand("fed1", 5)]
     world.crash()
+    dropped = metrics.DROPPED.labels("command", "not_connected")
+    before = dropped._value.get()
     assert not client.send(FederationAckCommand("fed1", 6))
+    assert dropped._value.get() == before + 1
     world.start()
 
 

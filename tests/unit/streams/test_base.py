@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.streams.base import EXPIRE_INTERVAL_S, BaseLog, Transactions
+from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
@@ -115,3 +116,13 @@ def test_what_is_said_while_others_hear_comes_after_it() -> None:
     assert heard == [("first", 1), ("second", 1), ("first", 2), ("second", 2), ("moved", 7)]
     log.append("events", "w", [b"[]"])
     assert heard[-1] == ("second", 8)
+
+
+def test_a_log_knows_where_rows_are_missing_and_where_readers_are() -> None:
+    gaps = Gaps()
+    assert MemoryLog(Registry(), lambda: 0, gaps=gaps).gaps is gaps
+    log = MemoryLog(Registry(), lambda: 0)
+    assert log.gaps.at(("events", "w"), 0) is None
+    log.append("events", "w", [b"[]", b"[]"])
+    cursor = log.cursor(("events", "w"), 1)
+    assert cursor.token == 1

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from tcprepl.streams import commits
-from tcprepl.streams.commits import Advance, Append, Barrier, Item, gather, take
+from tcprepl.streams.commits import (
+    Advance,
+    Append,
+    Barrier,
+    Claim,
+    Item,
+    gather,
+    names_tokens,
+    take,
+)
 from tcprepl.streams.durable import DurableStream
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.json_rows import JsonRows
@@ -128,3 +137,15 @@ def test_a_commit_says_how_far_producers_are() -> None:
     assert commit.answers == {
         "p": [Answer(4, Appended("s1", "i", 4, 5), 2), Answer(6, Appended("s1", "i", 6, 6))]
     }
+
+
+def test_tokens_that_a_caller_has_named_may_be_named_again() -> None:
+    """But those of a producer: its number is what comes again."""
+    of = pair()
+    plain, named, produced = (append(of, [3]) for _ in range(3))
+    named.named = produced.named = True
+    produced.produced = Produced("p", 1, 1)
+    others: list[Item] = [plain, produced, Barrier([]), Claim("p", 1, 0, [])]
+    assert [names_tokens(item) for item in (named, Advance(of, 4, []), *others)] == (
+        [True, True] + [False] * 4
+    )

@@ -723,3 +723,15 @@ def test_what_is_held_for_want_of_a_position_goes_on_after_a_while(
     stage.delivery.begin(DIALECTS["1.22"])
     stage.position(3, 3)
     assert stage.tokens == [3]
+
+
+def test_joined_rows_that_are_known_are_counted_as_such() -> None:
+    stage = Stage("tcprepl", alpha=2)
+    stage.delivery._join_batches = True
+    known = metrics.DROPPED.labels("row", "already_known")
+    before = known._value.get()
+    stage.delivery.take([RunReceived(*ALPHA, [1, 2, 3], [b"[1]", b"[2]", b"[3]"])])
+    stage.delivery.take([RunReceived(*ALPHA, [2, 3], [b"[2]", b"[3]"])])
+    stage.delivery.take([RunReceived(*ALPHA, [4, 5], [b"[4]", b"[5]"])])
+    assert stage.seen == [(3, [[3]]), (5, [[4], [5]])]
+    assert known._value.get() == before + 4
