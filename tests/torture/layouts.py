@@ -25,7 +25,7 @@ from tests.interop.servers import Postgres
 from tests.invariants import History, Row
 from tests.ports import free_port
 from tests.torture.publishing import BusPublisher, EduPublisher, RowPublisher, Subscriber
-from tests.torture.world import LEVEL_S, NAME, READY_S, TRIMMED, WHOLE, World
+from tests.torture.world import LEVEL_S, NAME, READY_S, TRIMMED, WHOLE, World, position
 
 REMOTES = ("r1.example", "r2.example")
 #: Rows of `TRIMMED` that are kept.
@@ -398,6 +398,21 @@ class BusWorld(World):
     def sources(self) -> list[tuple[int, str]]:
         """Return the bus."""
         return [(self.port, self.url)]
+
+    def settle(self) -> None:
+        """End every fault; what was answered last is on disk a little later."""
+        super().settle()
+        newest = {stream: max(rows.values(), default=0) for stream, rows in self.answered().items()}
+
+        def faults() -> list[str]:
+            there = {stream: position(self.url, stream, self.instance) for stream in newest}
+            return [
+                f"{stream} at {there[stream]}, answered up to {token}"
+                for stream, token in newest.items()
+                if there[stream] < token
+            ]
+
+        self.level("the bus", faults)
 
     def check_readers(self, histories: Mapping[str, History]) -> None:
         """Compare what subscribers have as well, who may have to ask their database."""
