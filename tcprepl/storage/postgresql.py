@@ -277,6 +277,7 @@ def bring_up_to_date(link: Link, name: str, wanted: PostgresSchema) -> None:
     """Make the schema *name*, or one of an older version into today's, all or nothing.
 
     Raises:
+        LogCorrupt: Its table ``meta`` is damaged, or another program's.
         LogTooNew: A newer version of tcprepl wrote it.
         LogUnavailable: It cannot be made.
     """
@@ -296,6 +297,11 @@ def bring_up_to_date(link: Link, name: str, wanted: PostgresSchema) -> None:
         (version,) = connection.execute("SELECT version FROM meta").fetchone() or (0,)
         if version > wanted.version:
             raise LogTooNew(f"{link.where}, schema {name},", version, wanted.version)
+        if version < wanted.version and version not in wanted.upgrades:
+            raise LogCorrupt(
+                f"{link.where}, schema {name}: its table meta names version {version}, which "
+                "tcprepl never wrote; restore a good dump, or name another database"
+            )
         for number in range(version, wanted.version):
             connection.execute(wanted.upgrades[number].encode())
         if version < wanted.version:

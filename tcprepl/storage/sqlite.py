@@ -191,7 +191,7 @@ def _checked_version(
     """Return the version of what the file holds, None for nothing; nothing is written before that.
 
     Raises:
-        LogCorrupt: it holds what another program wrote.
+        LogCorrupt: it holds what another program wrote, or is damaged.
         LogTooNew: it holds what a newer version of tcprepl wrote.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -206,6 +206,10 @@ def _checked_version(
         )
     if version > schema.version:
         raise LogTooNew(str(path), version, schema.version)
+    if version < schema.version and version not in schema.upgrades:
+        raise LogCorrupt(
+            f"{path} has schema version {version}, which tcprepl never wrote; {schema.if_damaged}"
+        )
     return int(version)
 
 

@@ -243,6 +243,16 @@ def test_tables_are_made_once_and_brought_up_to_date(link: Any) -> None:
         bring_up_to_date(it, name(), TABLES)
 
 
+@pytest.mark.parametrize("change", ["DELETE FROM meta", "UPDATE meta SET version = -5"])
+def test_a_version_that_nobody_wrote_is_damage(link: Any, change: str) -> None:
+    it, name = link
+    bring_up_to_date(it, name(), TABLES)
+    one(it, f"{change} RETURNING 1")
+    with pytest.raises(LogCorrupt, match=r"names version (0|-5), which tcprepl never wrote"):
+        bring_up_to_date(it, name(), TABLES)
+    assert one(it, "SELECT count(*) FROM meta WHERE version = 1") == (0,)
+
+
 def test_an_upgrade_that_fails_changes_nothing(link: Any) -> None:
     it, name = link
     bring_up_to_date(it, name(), TABLES)

@@ -157,6 +157,14 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
         open_database(tmp_path / "db", SCHEMA)
 
 
+@pytest.mark.parametrize("version", [0, -5])
+def test_a_version_that_nobody_wrote_is_damage(tmp_path: Path, version: int) -> None:
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        connection.execute(f"PRAGMA user_version={version}")
+    with pytest.raises(LogCorrupt, match=rf"schema version {version}, .* put a good copy"):
+        open_database(tmp_path / "db", SCHEMA)
+
+
 def test_the_file_of_another_program_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "db")) as connection:
         connection.execute("CREATE TABLE other (x)")
