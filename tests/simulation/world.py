@@ -25,7 +25,7 @@ from unittest import mock
 from zlib import crc32
 
 import structlog
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from tcprepl import metrics
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
@@ -554,7 +554,7 @@ class World:
         if what == "retry":
             done = Deferred.fromCoroutine(sender.sender.retry(name, quarantined=True))
         else:
-            done = getattr(sender.sender, what)(name)
+            done = maybeDeferred(getattr(sender.sender, what), name)
         if what == "purge":
             self.remotes.purged(name)
         _ = done.addErrback(lambda _: None)
