@@ -24,6 +24,7 @@ TOP = {
     "clocks.py",
     "config.py",
     "conformance",
+    "settings.py",
     "synapse_names.py",
     "values.py",
     "ephemeral",

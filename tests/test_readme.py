@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from tcprepl import metrics
 from tcprepl.cli import COMMANDS
 from tcprepl.cli.help import SUMMARIES
-from tcprepl.config import Config, build
+from tcprepl.config import build
+from tcprepl.settings import Config
 from tests.pages import PAGES, PATHS, ROOT, TEXT, anchors, blocks, section
 
 

@@ -11,7 +11,7 @@ from tcprepl.app.listening import peers_in_words
 from tcprepl.app.relay import Relay
 from tcprepl.app.reload import all_of
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config, read_secret
+from tcprepl.config import read_secret
 from tcprepl.errors import LogError
 from tcprepl.ids import Pair
 from tcprepl.replication.bus.listener import BusListener, Passwords
@@ -19,6 +19,7 @@ from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import Bounds
 from tcprepl.replication.relaying.intake import RelayIntake, Upstream
 from tcprepl.replication.serving.readers import ANY, EVERYTHING
+from tcprepl.settings import Config
 from tcprepl.streams.releases import SYNAPSE_STREAMS, streams_of
 
 log = structlog.get_logger()

@@ -31,10 +31,10 @@ from cryptography import x509
 
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import registry_of, retention_of
-from tcprepl.config import Config, TlsSettings
 from tcprepl.errors import LogError, TcpreplError
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
+from tcprepl.settings import Config, TlsSettings
 from tcprepl.storage.lock import holder_of
 from tcprepl.streams.opening import holders_of
 from tcprepl.values import Address

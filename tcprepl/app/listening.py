@@ -26,11 +26,11 @@ from tcprepl.app.reload import all_of
 from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.background import looping_background_process
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config, TlsSettings, is_vouched
 from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.replication.bus.listener import BusListener
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.settings import Config, TlsSettings, is_vouched
 from tcprepl.values import Address
 
 log = structlog.get_logger()

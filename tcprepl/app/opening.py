@@ -7,7 +7,7 @@ import shutil
 from tcprepl.app.measuring import sizes
 from tcprepl.app.settings import retention_of
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config
+from tcprepl.settings import Config
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Log
 from tcprepl.streams.opening import open_log, open_shared_log

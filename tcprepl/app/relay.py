@@ -19,7 +19,7 @@ from tcprepl.app.opening import open_log_of, room_in_words
 from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.serving import Serving
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config, read_secret
+from tcprepl.config import read_secret
 from tcprepl.ephemeral.presence_peers import SyncsBelow
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
@@ -37,6 +37,7 @@ from tcprepl.replication.relaying.intake import RelayIntake, Upstream, relay_reg
 from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.settings import Config
 from tcprepl.values import Address
 from tcprepl.web.services import WebServices
 

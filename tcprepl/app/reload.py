@@ -15,8 +15,9 @@ import structlog
 from pydantic import BaseModel, SecretStr
 
 from tcprepl.app.systemd import sd_notify
-from tcprepl.config import BadConfig, Config, Loaded, revalidated
+from tcprepl.config import BadConfig, Loaded, revalidated
 from tcprepl.errors import ConfigError
+from tcprepl.settings import Config
 
 log = structlog.get_logger()
 

@@ -18,7 +18,6 @@ from tcprepl.app.reload import ASKING, all_of
 from tcprepl.app.settings import placed_servers, policy_of, trust_of
 from tcprepl.background import looping_background_process, run_in_background
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config
 from tcprepl.errors import ConfigError
 from tcprepl.federation.sending import control
 from tcprepl.federation.sending.backoff import BackoffPolicy
@@ -39,6 +38,7 @@ from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServe
 from tcprepl.protocol.dialects import NATIVE
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import Token as AccessToken
+from tcprepl.settings import Config
 from tcprepl.storage.sqlite import private_directory
 
 logger = structlog.get_logger()

@@ -24,7 +24,6 @@ from tcprepl.app.settings import (
     trust_of,
 )
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config
 from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.presence_peers import SyncListener
 from tcprepl.ephemeral.receipts import ReceiptsWriter
@@ -35,6 +34,7 @@ from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpComman
 from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.redis.url import parse_redis_url, redis_endpoint
 from tcprepl.replication.serving.peer import Peer
+from tcprepl.settings import Config
 from tcprepl.streams.publisher import Publisher
 from tcprepl.web.destinations import SenderDestinations
 from tcprepl.web.services import WebServices

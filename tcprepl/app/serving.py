@@ -18,10 +18,10 @@ from tcprepl.app.settings import (
     tokens_of,
 )
 from tcprepl.clocks import Reactor
-from tcprepl.config import Config
 from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.publishing import PublisherPort
 from tcprepl.replication.serving.server import ReplicationServer
+from tcprepl.settings import Config
 from tcprepl.streams.log import Log
 from tcprepl.streams.notifier import Notifier
 from tcprepl.streams.registry import Registry

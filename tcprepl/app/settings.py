@@ -9,12 +9,12 @@ from pathlib import Path
 from OpenSSL import crypto
 
 from tcprepl.access import EVERYTHING, NOTHING, Grant, Guesses, Tokens
-from tcprepl.config import Config, RetentionSettings, Rights
 from tcprepl.errors import ConfigError
 from tcprepl.federation.service import OWN_STREAMS
 from tcprepl.federation.wire.addresses import AddressPolicy
 from tcprepl.federation.wire.connections import SystemAndFile
 from tcprepl.federation.wire.edu import is_server_name
+from tcprepl.settings import Config, RetentionSettings, Rights
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.values import parse_address

@@ -10,8 +10,8 @@ from OpenSSL import SSL, crypto
 from twisted.internet import ssl
 from twisted.internet.error import VerifyError
 
-from tcprepl.config import TlsSettings
 from tcprepl.errors import ConfigError
+from tcprepl.settings import TlsSettings
 
 #: How each certificate of a PEM file begins.
 BEGIN = b"-----BEGIN CERTIFICATE-----"

@@ -13,9 +13,10 @@ import click
 
 from tcprepl.cli import contexts
 from tcprepl.cli.contexts import Context
-from tcprepl.config import DEFAULT_HTTP, DEFAULT_REPLICATION, is_database_url, read_secret
+from tcprepl.config import read_secret
 from tcprepl.errors import ConfigError
 from tcprepl.replication.failures import UNIX_URL
+from tcprepl.settings import DEFAULT_HTTP, DEFAULT_REPLICATION, is_database_url
 from tcprepl.values import NO_USER, Address, parse_address
 
 #: How an address of the line protocol begins, and endpoint strings of it.

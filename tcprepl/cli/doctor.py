@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from tcprepl.app.doctor import Finding, Verdict, examine
-from tcprepl.config import BadConfig, Config, build, load
+from tcprepl.config import BadConfig, build, load
 from tcprepl.protocol.display import displayable
+from tcprepl.settings import Config
 
 _WORDS = {Verdict.GOOD: "ok", Verdict.WARNING: "WARNING", Verdict.FAULT: "FAULT"}
 _COLOURS = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.FAULT: "red"}

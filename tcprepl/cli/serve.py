@@ -14,7 +14,8 @@ from tcprepl.app.server import Server
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS, DATA, data_settings
 from tcprepl.cli.serving import run_process
-from tcprepl.config import DEFAULT_HTTP, Loaded, loader
+from tcprepl.config import Loaded, loader
+from tcprepl.settings import DEFAULT_HTTP
 from tcprepl.values import Address
 
 

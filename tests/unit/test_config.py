@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from tcprepl.access import ALL, Streams
-from tcprepl.config import (
-    BadConfig,
-    Config,
-    build,
-    load,
-    parse,
-)
+from tcprepl.config import BadConfig, build, load, parse
+from tcprepl.settings import Config
 from tcprepl.values import parse_address
 
 TOKEN = {"name": "w1", "token": "a-token-of-sixteen", "read": "all"}
@@ -28,25 +23,6 @@ def faults(raw: dict[str, Any]) -> list[str]:
     with pytest.raises(BadConfig) as caught:
         build(raw, "test.yaml")
     return caught.value.faults
-
-
-def test_a_database_is_a_url_and_its_password_is_not_shown() -> None:
-    config = build({"data": "postgres://u:hunter2@h/d", "standby": True}, "x").config
-    assert config.data is not None
-    assert "hunter2" not in repr(config)
-    with pytest.raises(BadConfig, match="data: found a value that is not shown; expected null, or"):
-        build({"data": "mysql://h"}, "x")
-    with pytest.raises(BadConfig, match="standby: found true; expected data to be the URL"):
-        build({"standby": True}, "x")
-
-
-def test_defaults_are_loopback_and_embedded() -> None:
-    """Without a file everything stays on this machine."""
-    config = build({}, "none").config
-    assert [str(a) for a in config.replication.listen] == ["127.0.0.1:9092"]
-    assert [str(a) for a in config.http.listen] == ["127.0.0.1:9093"]
-    assert config.data_directory == Path("tcprepl-data")
-    assert config == Config()
 
 
 def test_a_full_file_is_read() -> None:
@@ -186,62 +162,6 @@ def test_overrides_are_stronger_than_the_file(tmp_path: Path) -> None:
     assert str(config.replication.listen[0]) == "127.0.0.1:1"
 
 
-@pytest.mark.parametrize("section", ["replication", "http"])
-@pytest.mark.parametrize(
-    ("address", "exposed"),
-    [
-        ("127.0.0.1:1", False),
-        ("localhost:1", False),
-        ("[::1]:1", False),
-        ("0.0.0.0:1", True),
-        ("[::]:1", True),
-        ("example.com:1", True),
-        ("tcp:1", True),
-        ("tcp:1:interface=127.0.0.1", False),
-        (r"tcp6:1:interface=\:\:1", False),
-        ("tcp:1:interface=10.0.0.1", True),
-        ("haproxy:tcp:1", True),
-        ("unix:/tmp/x:mode=600", False),
-        ("systemd:domain=INET:index=0", False),
-    ],
-)
-def test_listeners_others_can_reach_are_refused(section: str, address: str, exposed: bool) -> None:
-    """Off loopback there has to be TLS, or for HTTP a token."""
-    raw: dict[str, Any] = {section: {"listen": address}}
-    if not exposed:
-        build(raw, "x")
-        return
-    (fault,) = faults(raw)
-    assert fault.startswith(f"{section}.listen: found '{address}'; other machines can reach it")
-    if section == "http":
-        build({section: {"listen": address, "token": "secret"}}, "x")
-    if parse_address(address).host is None:  # which has TLS of its own, or none
-        assert faults({section: {"listen": address, "tls": TLS, **TOKENS[section]}})
-    else:
-        build({section: {"listen": address, "tls": TLS, **TOKENS[section]}}, "x")
-
-
-def test_encryption_alone_does_not_guard_the_line() -> None:
-    """Beside TLS there has to be a token, or a certificate that clients show."""
-    certified = {**TLS, "client_ca": "ca.pem"}
-    string = "ssl:1:privateKey=key.pem"
-    for listen, tls, tokens, good in (
-        ("0.0.0.0:1", TLS, {}, False),
-        ("0.0.0.0:1", TLS, TOKENS["replication"], True),
-        ("0.0.0.0:1", None, TOKENS["replication"], False),
-        ("0.0.0.0:1", certified, {}, True),
-        (string, None, {}, False),
-        (string, None, TOKENS["replication"], True),
-        (string, certified, {}, False),
-        (f"{string}:interface=127.0.0.1", None, {}, True),
-    ):
-        raw = {"replication": {"listen": listen, "tls": tls, **tokens}}
-        if good:
-            build(raw, "x")
-        else:
-            assert "replication.tokens or replication.tls.client_ca" in faults(raw)[0]
-
-
 def test_tokens_and_their_rights(tmp_path: Path) -> None:
     """From files, by name; streams are a list, or all."""
     (tmp_path / "t").write_text("aaaabbbbccccdddd\n")
@@ -321,13 +241,6 @@ def test_what_is_no_address(text: str) -> None:
         return
     with pytest.raises(ValueError, match="expected HOST:PORT"):
         parse_address(text)
-
-
-def test_any_instance_may_stand_for_the_others() -> None:
-    """``*`` is every instance that is not named."""
-    assert build({"instances": {"*": "http://h:1"}}, "x").config.instances == {"*": "http://h:1"}
-    with pytest.raises(BadConfig, match="instances"):
-        build({"instances": {"a b": "http://h:1"}}, "x")
 
 
 def test_a_key_that_stands_twice_is_a_fault() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tcprepl.config import BadConfig, Config, build
+from tcprepl.config import BadConfig, build
+from tcprepl.settings import Config
 from tcprepl.synapse_names import IGNORED_OF_SYNAPSE, excerpt, put
 
 

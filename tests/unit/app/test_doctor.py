@@ -20,7 +20,8 @@ import trustme
 
 from tcprepl.app import doctor
 from tcprepl.app.doctor import Finding, Verdict, examine
-from tcprepl.config import Config, build
+from tcprepl.config import build
+from tcprepl.settings import Config
 from tests import postgres_world
 from tests.log_kit import PostgresStore
 from tests.unit.app.test_tls import issue

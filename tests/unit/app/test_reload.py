@@ -10,8 +10,9 @@ import pytest
 import structlog
 
 from tcprepl.app.reload import Reloader, all_of, changed, is_in, merged, shown
-from tcprepl.config import BadConfig, Config, Loaded, build, revalidated
+from tcprepl.config import BadConfig, Loaded, build, revalidated
 from tcprepl.errors import ConfigError
+from tcprepl.settings import Config
 
 
 def config(**raw: Any) -> Config:

@@ -10,8 +10,8 @@ from OpenSSL import SSL
 from twisted.internet.ssl import CertificateOptions
 
 from tcprepl.app.tls import Certificates, tls_context
-from tcprepl.config import TlsSettings
 from tcprepl.errors import ConfigError
+from tcprepl.settings import TlsSettings
 
 # Twisted hands its certificates to pyOpenSSL in the form of old.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")

@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred, succeed
 
 from tcprepl.cli import running
 from tcprepl.cli.serving import run_process
-from tcprepl.config import Config, build
+from tcprepl.config import build
+from tcprepl.settings import Config
 from tests.unit.cli.test_running import FakeReactor, press
 
 
