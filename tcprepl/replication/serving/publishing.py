@@ -141,6 +141,7 @@ class Publishing:
 
     __slots__ = (
         "_asked",
+        "_claim",
         "_claiming",
         "_door",
         "_over",
@@ -160,6 +161,8 @@ class Publishing:
         self._waiting_lines = 0
         self._producer: tuple[ProducerName, int] | None = None
         self._claiming = False
+        #: Makes the claim that waits for what was asked before it.
+        self._claim: Callable[[], object] | None = None
         #: Whether the last claim was refused.
         self._unclaimed = False
         self._over = False
@@ -295,6 +298,9 @@ class Publishing:
     def claim(self, command: ProducerCommand, owner: str = "") -> int:
         """Take the name of a producer; nothing more is read until that is answered.
 
+        It is taken once all before it is answered: what waits for the disk is not to be fenced by
+        its own sender.
+
         Args:
             command: The claim.
             owner: Who claims: the names of each are their own, lest one fences another's.
@@ -318,8 +324,15 @@ class Publishing:
             self._answer(asked, refusal(failure, command.name, None))
 
         self._claiming = True
-        _ = self._door.claim(name, command.epoch).addCallbacks(claimed, failed)
+        self._claim = lambda: self._door.claim(name, command.epoch).addCallbacks(claimed, failed)
+        self._claim_next()
         return _APPEND_LINES
+
+    def _claim_next(self) -> None:
+        """Make the claim that waits, if it is next to be answered."""
+        if self._claim is not None and len(self._asked) == 1:
+            claim, self._claim = self._claim, None
+            _ = claim()
 
     def unclaim(self) -> int:
         """Take nothing after a claim that was no command; return what that costs, in lines."""
@@ -364,6 +377,7 @@ class Publishing:
             self._waiting_lines -= asked.lines
             answers += asked.answers
         self._tell(answers)
+        self._claim_next()
 
 
 _READ_ONLY: Final = "rows are not published here"

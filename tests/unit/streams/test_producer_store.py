@@ -86,6 +86,7 @@ def test_what_is_old_changes_nothing_and_what_is_forgotten_goes() -> None:
         late = 3 + ANSWERS_KEPT
         write_producers(connection, {"p": ProducerState(2, late, 9)}, {"p": [answer(late)]}, ("q",))
         assert known() == {"p": (ProducerState(2, late, 9), [answer(late)])}
+        assert connection.execute("SELECT producer, last FROM answers").fetchall() == [("p", late)]
 
 
 def test_of_who_is_forgotten_no_answer_is_left() -> None:

@@ -376,6 +376,20 @@ def test_who_cannot_be_told_costs_nobody_else_an_answer(
     assert [len(caller.lines()) for caller in callers] == [1, 2, 2]
 
 
+def test_a_claim_waits_for_what_was_asked_before_it(world: World, slow: Slow) -> None:
+    """So that nobody fences what waits for the disk of the same connection."""
+    caller = world.call("PRODUCER p", "PUBLISH alpha #1 [1]", "PRODUCER p", "PUBLISH alpha #2 [2]")
+    other = world.call("PRODUCER q")
+    assert caller.lines()[1:] == ["PRODUCER p 1 0"]
+    assert other.lines()[1:] == ["PRODUCER q 1 0"]
+    slow.settle()
+    world.network.settle()
+    assert caller.lines() == ["PUBLISHED alpha master 1 1 #1", "PRODUCER p 2 0"]
+    slow.settle()
+    world.network.settle()
+    assert caller.lines() == ["PUBLISHED alpha master 1 1 #2"]
+
+
 def test_the_next_lines_of_a_producer_go_in_as_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
