@@ -454,6 +454,10 @@ def test_stopping_waits_for_the_end_of_the_connection_and_for_nothing_else() -> 
     stopped = desk.writer.stopService()
     desk.network.settle()
     assert stopped.called
+    desk.publish(1)
+    desk.network.turn()
+    assert isinstance(desk.results[1], LogUnavailable)
+    assert desk.writer.held == 0
     desk.end()
 
 

@@ -75,3 +75,45 @@ def test_everything_may_go_and_the_position_stays(tmp_path: Path) -> None:
         store.log.read(DURABLE, "w", 0, 2)
     assert add(store, DURABLE, row("c")).first == 3
     store.close()
+
+
+def test_what_is_held_is_counted_and_goes_by_bytes(tmp_path: Path) -> None:
+    """As many of the oldest blocks go as have to, and none more."""
+    store = SqliteStore(tmp_path)
+    for index in range(9):
+        add(store, DURABLE, row(str(index)))
+    found = stream(store)
+    lines = [f"RDATA {DURABLE} w {index + 1} ".encode() + row(str(index)) for index in range(9)]
+    size = len(lines[0]) + 1
+    assert (found.stored.rows, found.stored.size_bytes) == (9, 9 * size)
+    for held in (1, 4, 8):
+        found.bounds = Bounds(max_bytes=held * size)
+        found._oldest = None
+        assert found.beyond_retention(store.now_ms) == 9 - held
+    store.close()
+
+
+def test_the_disk_is_asked_only_for_what_is_not_in_memory(store: SqliteStore) -> None:
+    for index in range(9):
+        add(store, DURABLE, row(str(index)))
+    database = store.log._database
+    recent = stream(store)._recent.oldest.first
+    with mock.patch.object(database, "page", wraps=database.page) as fetch:
+        page = store.log.read(DURABLE, "w", 0, 5)
+    assert fetch.call_args.args[1:] == (0, recent - 1)
+    assert list(page.tokens) == [1, 2, 3, 4, 5]
+    assert (page.upto, page.limited) == (5, False)
+    page = store.log.read(DURABLE, "w", 0, 9)
+    assert list(page.tokens) == list(range(1, recent))
+    assert (page.upto, page.limited) == (recent - 1, True)
+    store.close()
+
+
+def test_what_is_let_go_of_is_not_kept_in_memory(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    for index in range(3):
+        add(store, DURABLE, row(str(index)))
+    for upto in (1, 2, 3):
+        store.log.trim(DURABLE, "w", upto)
+        assert len(stream(store)._recent) == 3 - upto
+    store.close()

@@ -29,6 +29,14 @@ TYPING = ["!r:x", ["@a:x"]]
 APPENDED = Appended("typing", "w", 7, 9)
 
 
+def test_few_rows_are_taken_and_none_or_many_are_not() -> None:
+    row = TypingRow("!r:x", ["@a:x"])
+    assert gathering().take([row]) is not None
+    assert gathering().take([row] * (LARGE_CALL_ROWS - 1)) is not None
+    assert gathering().take([]) is None
+    assert gathering().take([row] * LARGE_CALL_ROWS) is None
+
+
 def gathering(stream: str = "typing") -> Gathering:
     """Return one to which no call has come yet."""
     return Gathering((stream, "w"), REGISTRY.get(stream).codec)

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.errors import LogUnavailable
-from tcprepl.streams.engine import KnownTransactions
+from tcprepl.streams.engine import Freed, KnownTransactions
 from tcprepl.streams.group_commit import GroupCommit
 from tcprepl.streams.log import Appended
 from tcprepl.streams.producers import Produced
@@ -232,3 +232,38 @@ def test_what_meets_what_another_has_taken_is_written_before_what_comes_later(
     repeated = result(again.log.append(EPHEMERAL, "w", [row("y")], produced=Produced("p", 1, 1)))
     assert repeated.last == 2
     again.close()
+
+
+def test_what_a_file_could_give_back_it_gives_back_with_the_next_commit(tmp_path: Path) -> None:
+    log, worker = slow_log(tmp_path)
+    commits = []
+    for spare in (False, True, False, False):
+        log.append(DURABLE, "w", [row("a")])
+        freed = Freed(spare=spare)
+        with mock.patch.object(log._database, "write", return_value=freed) as write:
+            worker.run()
+        commits.append(write.call_args.args[0].shrink)
+    assert commits == [False, False, True, False]
+    closed = log.close()
+    for _ in range(3):
+        worker.run()
+    result(closed)
+
+
+def test_old_ids_are_looked_for_once_for_each_time_that_it_is_said(tmp_path: Path) -> None:
+    log, worker = slow_log(tmp_path)
+    log.append(DURABLE, "w", [row("a")])
+    worker.run()
+    log.expire()
+    asked = []
+    for _ in range(3):
+        log.append(DURABLE, "w", [row("b")])
+        database = log._database
+        with mock.patch.object(database, "write", wraps=database.write) as write:
+            worker.run()
+        asked.append([call.args[0].expire_before_ms is not None for call in write.call_args_list])
+    assert sum(map(sum, asked)) == 1
+    closed = log.close()
+    for _ in range(3):
+        worker.run()
+    result(closed)

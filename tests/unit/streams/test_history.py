@@ -154,3 +154,11 @@ def test_a_reader_that_tells_its_lineage_is_met_where_it_is_known() -> None:
     assert history.common(A, [(70, "lost"), (60, "1"), (40, "0")]) == 50
     assert history.common(A, [(80, "2"), (60, "1")]) == 80
     assert history.common(A, [(80, "lost"), (60, "too")]) is None
+
+
+def test_what_was_noted_is_taken_over() -> None:
+    """An incarnation that has ended did so when the next one began, whatever begins later."""
+    history = History([Incarnation(n, str(n), 0) for n in (1, 2)], [Beginning(A, 2, 50)])
+    history.begin({A: 80}, 0, "3")
+    assert [history.shared(A, 90, name) for name in "123"] == [50, 80, 90]
+    assert history.number == 3

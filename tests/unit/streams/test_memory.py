@@ -69,3 +69,21 @@ def test_expiry_takes_the_ids_of_old_transactions() -> None:
     log.expire()
     log.append("events", "w", [b"[]"], transaction_id="t")
     assert log.position("events", "w") == 2
+
+
+def test_states_that_are_trimmed_are_kept_for_who_begins() -> None:
+    stream = MemoryStream(Registry().get("typing"), "w", Bounds())
+    stream.add(range(1, 4), [typing("!a", "@1"), typing("!b", "@1"), typing("!a", "@2")], 0)
+    stream.trim(3, "read by all")
+    assert (stream.floor, stream.bound, stream.held) == (3, "read by all", (0, 0))
+    assert tokens(stream, 0) == [2, 3]
+
+
+def test_expiry_takes_old_rows_of_every_stream() -> None:
+    now = 0
+    log = MemoryLog(Registry(), lambda: now, Retention(durable=Bounds(max_age_s=1)))
+    for instance in ("v", "w"):
+        log.append("events", instance, [b"[]"])
+    now = 5_000
+    log.expire()
+    assert [log.floor("events", instance) for instance in ("v", "w")] == [1, 1]

@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from tcprepl.errors import ConfigError, LogHeld, LogLocked
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.opening import open_log, open_shared_log
+from tcprepl.streams.opening import holders_of, open_log, open_shared_log
 from tcprepl.streams.postgres_database import PostgresDatabase
 from tcprepl.streams.postgresql import PostgresLog
 from tcprepl.streams.registry import Registry
@@ -74,10 +74,13 @@ def test_a_database_is_opened_and_written_by_threads(monkeypatch: pytest.MonkeyP
     def opening(instance: str, **kwargs: Any) -> Deferred[Log]:
         return Deferred.fromCoroutine(open_shared_log(url, instance, Registry(), clock, **kwargs))
 
+    assert holders_of(url) == []
     first = opening("one")
     clock.turn_until(first)
     log = result(first)
     assert isinstance(log, PostgresLog)
+    (holder,) = holders_of(url)
+    assert (holder.instance, holder.epoch) == ("one", 1)
     waiting = log.append("push_rules", "w", [b'["@a:x"]'], transaction_id="t")
     clock.turn_until(waiting)
     assert result(waiting).first == 1
@@ -103,3 +106,9 @@ def test_a_database_is_opened_and_written_by_threads(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "tcprepl.streams.postgres_database", None)
     with pytest.raises(ConfigError, match=r"pip install 'tcprepl\[postgresql\]'"):
         result(opening("one"))
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tcprepl.storage.postgresql", None)
+    with pytest.raises(ConfigError, match=r"and tcprepl\.storage\.postgresql is not there: pip"):
+        holders_of("postgresql://nowhere/")

@@ -11,6 +11,7 @@ import pytest
 from tcprepl import limits
 from tcprepl.errors import LogUnavailable
 from tcprepl.storage.worker import Done, InlineWorker
+from tcprepl.streams import pages as module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.pages import DiskPage, PageCache, Reading
@@ -243,3 +244,10 @@ def test_a_page_that_was_read_goes_without_a_collector_of_garbage(late: bool) ->
         assert how_many() == before
     finally:
         gc.enable()
+
+
+def test_a_page_takes_what_its_rows_take_and_a_little_more() -> None:
+    block = render("s", "i", range(1, 3), [b"[]"] * 2, 0)
+    empty, full = DiskPage(0, 2, None), DiskPage(0, 2, block)
+    assert module._size(empty) > 0
+    assert module._size(full) == module._size(empty) + len(block.lines)

@@ -296,3 +296,15 @@ def test_what_nobody_waits_for_is_owed_until_it_is_gathered() -> None:
 def test_a_claim_of_who_was_forgotten_meanwhile_begins_anew() -> None:
     claimed = Producing(Producers()).claimed(Claim("p", 3, 5, []))
     assert claimed == ProducerState(3, 0, 5)
+
+
+def test_a_repeat_is_not_answered_before_its_append_is_on_disk(tmp_path: Path) -> None:
+    """Although the one before it is."""
+    log, worker = slow_log(tmp_path)
+    begin(log, worker)
+    one, two, repeat = (quiet(produce(log, number)) for number in (1, 2, 2))
+    worker.run()
+    assert [one, two, repeat] == [[1], [], []]
+    worker.run()
+    assert [one, two, repeat] == [[1], [2], [2]]
+    log.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tcprepl.errors import BadRow, UnknownStream
+from tcprepl.protocol.grammar import INSTANCE_SHAPE, NAME_SHAPE
 from tcprepl.streams.registry import BUILT_IN, Registry, StreamDef, check_name
 
 
@@ -102,8 +105,12 @@ def test_names_beyond_ascii_are_words() -> None:
 def test_a_name_of_digits_is_a_stream_s_and_no_instance_s() -> None:
     """Before a token an instance of digits would be one."""
     check_name("stream", "7")
-    with pytest.raises(ValueError, match="instance name '7'"):
+    with pytest.raises(ValueError, match="instance name '7'") as of_instance:
         check_name("instance", "7")
+    assert str(of_instance.value).endswith(INSTANCE_SHAPE)
+    with pytest.raises(ValueError, match="stream name") as of_stream:
+        check_name("stream", "a b")
+    assert str(of_stream.value).endswith(NAME_SHAPE)
 
 
 def test_streams_are_counted() -> None:
@@ -140,3 +147,22 @@ def test_a_definition_says_what_it_was_made_with() -> None:
     plain = StreamDef("plain")
     assert (plain.row_type, plain.durable, plain.key) == (None, True, None)
     assert (plain.key_is_first_field, plain.keyed, plain.offered_by_default) == (False,) * 3
+
+
+def test_events_of_every_length_are_read() -> None:
+    registry = Registry()
+    for length in (3, 4, 5):
+        words = ["$e:x", "!r:x", "m.room.member", "@a:x", "$f:x"][:length]
+        found = registry.decode_row("events", json.dumps(words).encode())
+        assert (found.data.event_id, found.data.type) == ("$e:x", "m.room.member")
+    with pytest.raises(BadRow):
+        registry.decode_row("events", b'["$e:x","!r:x"]')
+
+
+def test_federation_rows_of_unknown_words_are_opaque_and_of_known_ones_are_not() -> None:
+    registry = Registry()
+    found = registry.decode_row("federation", b'["new",{"a":1}]')
+    assert (found.type, bytes(found.data)) == ("new", b'{"a":1}')
+    for word in ("p", "pd", "k", "e", "d", "f"):
+        with pytest.raises(BadRow):
+            registry.decode_row("federation", json.dumps([word, {"a": []}]).encode())

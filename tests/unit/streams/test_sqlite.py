@@ -9,7 +9,8 @@ import pytest
 from tcprepl.errors import LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams.database import DATABASE_NAME
-from tests.log_kit import SqliteStore
+from tcprepl.streams.sqlite import SqliteLog
+from tests.log_kit import SqliteStore, make_registry
 
 
 def test_the_directory_is_for_one_log(tmp_path: Path) -> None:
@@ -30,3 +31,29 @@ def test_a_file_that_is_no_database_keeps_nothing(tmp_path: Path) -> None:
             SqliteStore(tmp_path, reading_worker=worker)
     (tmp_path / DATABASE_NAME).unlink()
     SqliteStore(tmp_path).close()
+
+
+class Stopping(InlineWorker):
+    """A worker that notes that it is stopped."""
+
+    stopped = False
+
+    def stop(self) -> None:
+        """Note it."""
+        self.stopped = True
+
+
+def test_what_cannot_be_opened_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / DATABASE_NAME).write_bytes(b"x" * 4_096)
+    writing, reading = Stopping(), Stopping()
+    with pytest.raises(LogCorrupt):
+        SqliteLog(tmp_path, make_registry(), lambda: 0, writing, reading_worker=reading)
+    assert (writing.stopped, reading.stopped) == (True, True)
+
+
+def test_what_is_closed_has_no_file_open(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    database = store.log._database
+    store.close()
+    with pytest.raises(LogUnavailable, match="closed"):
+        database.pairs()

@@ -489,3 +489,20 @@ class TestTrimmingInParts:
         closed = log.close()
         worker.run()
         result(closed)
+
+
+def test_rows_in_memory_are_trimmed_at_once(store: SqliteStore) -> None:
+    for text in "abc":
+        add(store, EPHEMERAL, row(text))
+    store.log.trim(EPHEMERAL, "w", 2)
+    assert store.log.floor(EPHEMERAL, "w") == 2
+    assert read_all(store.log, EPHEMERAL, 2) == [(3, row("c"))]
+    store.close()
+
+
+def test_a_position_may_move_to_the_last_token_and_no_further(store: SqliteStore) -> None:
+    result(store.log.advance(DURABLE, "w", MAX_TOKEN))
+    assert store.log.position(DURABLE, "w") == MAX_TOKEN
+    with pytest.raises(TokenOrder):
+        store.log.advance(DURABLE, "w", MAX_TOKEN + 1)
+    store.close()

@@ -66,6 +66,7 @@ def test_rows_without_a_hole_need_no_position() -> None:
     assert progress.known == {PAIR: 1}
     # what was applied long ago is dropped by others
     assert descending.sort(rows(2)) == rows(2)
+    assert descending.sort(rows(5)) == rows(5)
 
 
 def test_nothing_goes_on_before_anything_is_known() -> None:

@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
+from tcprepl import metrics
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived
@@ -367,3 +368,21 @@ def test_what_was_abandoned_does_not_count_afterwards() -> None:
     assert stage.store.load() == {}
     assert committed() == []
     connection.close()
+
+
+def test_before_anything_came_there_is_nothing() -> None:
+    stage = Stage()
+    assert stage.tokens() == []
+    assert not stage.puller.holds
+    stage.puller.settle()
+
+
+def test_rows_that_are_known_are_counted_as_such() -> None:
+    stage = Stage()
+    known = metrics.DROPPED.labels("row", "already_known")
+    before = known._value.get()
+    for tokens in ((1, 2), (1, 2, 3)):
+        stage.run(*tokens)
+        stage.tokens()
+        stage.puller.settle()
+    assert known._value.get() == before + 2

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
 from tcprepl.limits import RECONNECT_MIN_S
-from tcprepl.protocol.dialects import Dialect
+from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.replication.following.connection import Ended
 from tcprepl.replication.following.reconnecting import Reconnecting
 
@@ -93,3 +95,52 @@ def test_a_connection_that_is_there_is_closed_by_the_stop() -> None:
     assert stopped.called
     assert service.last_error == "test stopping"
     assert service.happened == ["left", "over"]
+
+
+def test_waits_double_while_nobody_is_there_and_begin_anew_with_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tcprepl.replication.failures.random.uniform", lambda low, high: high)
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+
+    def waits(attempts: int) -> list[float]:
+        found = []
+        for _ in range(attempts):
+            reactor.tcpClients[-1][2].clientConnectionFailed(None, Failure(OSError("nobody")))
+            (call,) = reactor.getDelayedCalls()
+            found.append(round((call.getTime() - reactor.seconds()) / RECONNECT_MIN_S))
+            reactor.advance(call.getTime() - reactor.seconds())
+        return found
+
+    service.startService()
+    assert waits(4) == [1, 2, 4, 8]
+    assert service.stopService().called
+    service.startService()
+    assert waits(2) == [1, 2]
+    assert service.stopService().called
+
+
+def test_who_stops_waiting_while_the_service_goes_on_hears_of_it() -> None:
+    service = Service(MemoryReactorClock())
+    service.running = True
+    waiting = Deferred.fromCoroutine(service._wait(5))
+    waiting.cancel()
+    failures: list[Failure] = []
+    waiting.addErrback(failures.append)
+    assert failures[0].check(CancelledError)
+
+
+def test_who_inherits_says_what_is_done() -> None:
+    bare = Reconnecting(
+        MemoryReactorClock(),
+        None,
+        "test",
+        name="t",
+        server_name=None,
+        token=None,  # type: ignore[arg-type]
+    )
+    with pytest.raises(NotImplementedError):
+        bare._take([])
+    with pytest.raises(NotImplementedError):
+        bare._greeted(DIALECTS["tcprepl"])

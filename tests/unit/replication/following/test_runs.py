@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from tcprepl import metrics
 from tcprepl.ids import Pair, Token
 from tcprepl.protocol.events import MixedReceived, RunReceived
 from tcprepl.replication.following.progress import Progress
@@ -125,3 +126,12 @@ def test_a_token_that_was_told_falsely_is_gone_back_from() -> None:
     assert left == mixed((A, 1), (B, 6)), "the row is looked at again"
     assert stage.went_back == [(A, 2, 0)]
     assert stage.progress.known == {A: 2, B: 5}
+
+
+def test_rows_that_are_known_are_counted_as_such() -> None:
+    stage = Stage()
+    known = metrics.DROPPED.labels("row", "already_known")
+    before = known._value.get()
+    stage.runs.mixed(mixed((A, 1), (A, 2), (B, 1), (B, 1), (A, 3)))
+    assert known._value.get() == before + 3
+    assert stage.received == {"alpha": 1, "beta": 1}
