@@ -48,7 +48,14 @@ MORE = {
     "tcprepl/streams/blocks.py": [_KIT],
     "tcprepl/streams/memory.py": [_KIT],
     "tcprepl/streams/durable.py": ["tests/unit/streams/test_stored.py"],
-    "tcprepl/streams/group_commit.py": ["tests/unit/streams/test_stored.py"],
+    "tcprepl/streams/group_commit.py": [
+        "tests/unit/streams/test_stored.py",
+        "tests/unit/streams/test_producing.py",
+    ],
+    "tcprepl/streams/stored.py": [
+        "tests/unit/streams/test_group_commit.py",
+        "tests/unit/streams/test_producing.py",
+    ],
     "tcprepl/streams/registry.py": ["tests/unit/streams/test_rows.py"],
     "tcprepl/streams/ring.py": ["tests/unit/streams/test_memory.py"],
     "tcprepl/streams/history.py": ["tests/unit/streams/test_cursor.py"],
