@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import structlog
-from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
@@ -76,7 +75,7 @@ class Attempts:
         now_ms: Callable[[], int],
         wall_ms: Callable[[], int],
         writes: Writes,
-        later: Callable[[Callable[[], None]], IDelayedCall],
+        later: Callable[[Callable[[], None]], object],
     ) -> None:
         """Make the attempts of one sender.
 
@@ -107,7 +106,6 @@ class Attempts:
         self._later = later
         #: Transactions that were accepted in this turn, which is not written yet.
         self._ended: dict[Destination, str] = {}
-        self._turn_end: IDelayedCall | None = None
         # Two starts never share an id, whatever the clock says.
         self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
         self._transactions = 0
@@ -322,9 +320,9 @@ class Attempts:
     def _accepted(self, destination: Destination, transaction: StoredTransaction) -> None:
         destination.accepted(self._now_ms(), self._limits)
         name = destination.name
+        if not self._ended:
+            self._later(self.write_ended)
         self._ended[destination] = transaction.transaction_id
-        if self._turn_end is None:
-            self._turn_end = self._later(self.write_ended)
         if destination.backoff.failures and destination.backoff.cleared():
             self._writes.persist(destination, self._outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.recovered", destination=name)
@@ -338,9 +336,6 @@ class Attempts:
 
     def write_ended(self) -> None:
         """Have it written which transactions were accepted in this turn."""
-        if self._turn_end is not None and self._turn_end.active():
-            self._turn_end.cancel()
-        self._turn_end = None
         ended, self._ended = self._ended, {}
         if not ended:
             return

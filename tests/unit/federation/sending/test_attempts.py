@@ -554,7 +554,8 @@ def test_a_newer_edu_in_memory_waits_for_the_older_one_that_may_have_arrived(
     keyed(world, name, 2)
     send(world, name, {"n": 3})
     until(world, lambda: world.sender.destinations[name].put_off)
-    assert world.sender.destinations[name].put_off == 1
+    found = world.sender.destinations[name]
+    assert (found.put_off, found.in_flight, found.stored) == (1, None, False)
     assert world.sender._attempts.held == 0
     remote.refuse_only, remote.refuse_all = dict.fromkeys(remote.ids, remote.refuse_all), None
     world.run(10)
@@ -626,6 +627,57 @@ def test_an_attempt_that_the_disk_ends_loses_nothing(
     world.run(1_300)
     assert sorted(numbers(remote)) == list(range(count))
     assert not world.wrong
+
+
+def test_what_is_in_quarantine_is_counted_as_it_is_refused(world: World) -> None:
+    refused = metrics.DROPPED.labels("edu", "quarantined")
+    before = refused._value.get()
+    world.remote("remote1.example").poison = {1, 2}
+    for number in range(4):
+        send(world, "remote1.example", {"n": number})
+    world.run(5)
+    assert refused._value.get() == before + 2
+    assert world.sender.destinations["remote1.example"].quarantined == 2
+
+
+def test_a_bug_in_the_middle_loses_nothing_that_was_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that waited was taken, and was not begun."""
+    name = "remote1.example"
+
+    def broken(*_: object) -> Deferred[Any]:
+        monkeypatch.undo()
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(world.outbox, "begin", broken)
+    for number in range(3):
+        send(world, name, {"n": number})
+    world.run(60)
+    assert numbers(world.remote(name)) == [0, 1, 2]
+
+
+def test_what_was_sent_when_something_unexpected_happened_may_have_arrived(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its id, also if the remote is not reached then."""
+    name = "remote1.example"
+    remote = world.remote(name)
+
+    async def taken(_: str, transaction_id: str, body: bytes) -> Answer:
+        monkeypatch.undo()
+        remote.take(transaction_id, body)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(world.network, "send_transaction", taken)
+    remote.mode = "dead"
+    send(world, name, {"n": 1})
+    world.run(100)
+    remote.mode = "ok"
+    world.run(600)
+    assert numbers(remote) == [1]
+    assert not world.wrong
+    assert world.sender.pending() == 0
 
 
 def test_a_remote_that_goes_away_in_a_search_has_nothing_set_aside(world: World) -> None:

@@ -185,6 +185,11 @@ def test_describe_lists_the_oldest_first(world: World) -> None:
     assert [line["destination"] for line in lines] == names
     assert lines[0]["failures"] > 0
     assert lines[0]["next_try_ms"]
+    result(world.sender.pause("g.example"), world)
+    send(world, "h.example", {"n": 1})
+    world.run(5)
+    (line,) = [one for one in result(world.sender.describe(), world) if one not in lines[:-1]][-1:]
+    assert (line["destination"], line["state"]) == ("g.example", "paused")
 
 
 def test_one_destination_does_not_keep_the_others_from_their_turn(world: World) -> None:
@@ -621,6 +626,25 @@ def test_a_start_knows_what_was_known(world: World) -> None:
     assert names["ok"] not in world.sender.destinations
     assert world.sender.destinations[names["dead"]].backoff.reason == "connection refused"
     assert world.sender.pending() == 3
+
+
+def test_to_retry_is_to_search_anew(world: World) -> None:
+    """What was known of what was set aside is void: all of it leaves at once, together."""
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.poison, remote.poison_answer = set(range(8)), Answer(403, b'{"errcode":"M_X"}')
+    for number in range(8):
+        send(world, name, {"n": number})
+    world.run(0.1)
+    until(world, lambda: world.sender.destinations[name].backoff.failures, 0.01)
+    remote.poison = set()
+    requests = remote.requests
+    world.remote(name).mode = "ok"
+    assert result(world.sender.retry(name), world) == 8
+    assert world.sender.destinations[name].search is None
+    world.run(5)
+    assert sorted(content["n"] for _, content in remote.deliveries) == list(range(8))
+    assert remote.requests - requests == 1
 
 
 def test_to_retry_is_kept(world: World) -> None:
