@@ -189,6 +189,11 @@ def test_unclear_answers_are_counted_for_each_transaction_by_itself() -> None:
     made.begin(StoredTransaction("t2", 0, [entry(9)]))
     assert made.judge(unclear) is Verdict.RETRY
     assert made.judge(unclear) is Verdict.PUT_OFF
+    assert made.judge(unclear) is Verdict.RETRY
+    made.accepted(0, LIMITS)
+    made.loaded(StoredTransaction("t3", 0, [entry(8)]))
+    assert made.judge(unclear) is Verdict.RETRY
+    assert made.judge(unclear) is Verdict.PUT_OFF
 
 
 def test_what_a_server_says_of_the_content_ends_the_doubt() -> None:

@@ -89,6 +89,17 @@ def test_each_lane_has_its_share_of_every_transaction(pad: int, kinds: int) -> N
             assert taken.count(kind) >= SHARES[lane_of(kind)], (kind, taken.count(kind))
 
 
+def test_the_lanes_take_turns_where_there_is_room_for_one() -> None:
+    queue = LaneQueue()
+    kinds = (TO_DEVICE, TYPING, PRESENCE)
+    for number in range(4):
+        for kind in kinds:
+            assert queue.add((number, 0, edu(kind, number))) == 1
+    for _ in range(3):
+        taken = [queue.take(1, 10**6, 0, [])[0][2].edu_type for _ in kinds]
+        assert sorted(taken) == sorted(kinds)
+
+
 def test_what_fits_exactly_is_taken() -> None:
     queue = LaneQueue()
     one = edu("m.direct_to_device", 1)
