@@ -59,7 +59,7 @@ class Reconnecting(Service):
         self._dialect = "auto"
         self._connection: ClientConnection | None = None
         #: Connections that could not be made, or did not come to anything, one after the other.
-        self._failures = 0
+        self._failures: int
         #: What a stop need not wait for.
         self._pending: set[Deferred[Any]] = set()
         self._finished: Deferred[None] | None = None

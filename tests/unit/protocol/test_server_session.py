@@ -361,3 +361,17 @@ def test_a_claim_that_is_no_command_is_answered_and_told(line: bytes, unread: in
     events = receive(session, line + b"\n", 1.0)
     assert [type(event) for event in events].count(ClaimUnread) == unread
     assert session.data_to_send().startswith(b"ERROR ")
+
+
+def test_what_is_left_may_be_pulled_in_one_piece_and_only_once() -> None:
+    session = server()
+    session.receive_data(b"NAME w\nPING 1\nREPLICATE typing master 5\nPING 2\n", 1.0)
+    found: list[Event] = []
+    while not any(isinstance(event, DialectChosen) for event in found):
+        event = session.next_event(1.0)
+        assert event is not None
+        found.append(event)
+    found += session.events(1.0)
+    assert [command.NAME for command in commands(found)] == ["NAME", "PING", "REPLICATE", "PING"]
+    assert session.events(1.0) == []
+    assert session.next_event(1.0) is None

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest import mock
+
 import pytest
 from twisted.internet.task import Clock
 
+from tcprepl.errors import LogCorrupt
 from tcprepl.streams.base import EXPIRE_INTERVAL_S, BaseLog, Transactions
-from tcprepl.streams.gaps import Gaps
+from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
+from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Bounds, Retention
+from tests.log_kit import DURABLE, SqliteStore, add, row
 
 ANSWER = Appended("s", "i", 1, 1)
 
@@ -68,6 +74,20 @@ def test_a_store_says_what_to_let_go_of() -> None:
         log.expire()
     with pytest.raises(NotImplementedError):
         log._rebound()
+
+
+def test_where_damage_begins_nothing_can_be_read(tmp_path: Path) -> None:
+    """It is said at once, instead of an empty page for ever."""
+    store = SqliteStore(tmp_path, Retention(recent_bytes=0))
+    add(store, DURABLE, row("a"))
+    page = DiskPage(0, 0, None, Gap(0, 1, Cause.DAMAGE, "broken"))
+    with (
+        mock.patch.object(store.log._database, "page", return_value=page),
+        pytest.raises(LogCorrupt, match="broken") as raised,
+    ):
+        store.log.read(DURABLE, "w", 0, 1)
+    assert raised.value.token == 1
+    store.close()
 
 
 def test_a_log_has_not_failed_before_it_fails() -> None:
