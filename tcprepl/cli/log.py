@@ -22,7 +22,7 @@ from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError, LogCorrupt, LogUnavailable
 from tcprepl.ids import StreamName, Token
 from tcprepl.protocol.display import displayable
-from tcprepl.storage.backup import LIST_NAME
+from tcprepl.storage.backup import LIST_NAME, backup_faults
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.blocks import rows_of
 from tcprepl.streams.database import DATABASE_NAME, Database
@@ -193,7 +193,8 @@ def show(
 def verify(data: Path) -> int:
     """Read every row, compare every checksum, and name what cannot be read.
 
-    The exit code is 1 if anything is damaged.
+    Of a backup every file is compared with what was backed up, too. The exit code is 1 if
+    anything is damaged.
 
     \b
     Example:
@@ -201,6 +202,14 @@ def verify(data: Path) -> int:
       3000 rows of 2 streams: whole
     """
     code = streams = 0
+    if (data / LIST_NAME).exists():
+        with Progress("bytes") as progress:
+            for fault in backup_faults(data, progress.of):
+                click.echo(displayable(fault), err=True)
+                code = 1
+        if not (data / DATABASE_NAME).exists():  # a federation sender's
+            click.echo(f"a backup without a log: {'damaged' if code else 'whole'}")
+            return code
     with opened(data) as database, Progress("rows") as progress:
         whole = database.pairs()
         progress.begin("reading", sum(found.rows for found in whole))

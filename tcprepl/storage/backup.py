@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -245,7 +245,26 @@ def check_backup(backup: Path) -> Backup:
     return _checked(backup, lambda done, total: None)[0]
 
 
+def backup_faults(backup: Path, told: Told = lambda done, total: None) -> Iterator[str]:
+    """Yield what is wrong with each file of a copy, after a look at every byte of it.
+
+    Raises:
+        LogUnavailable: It is no copy, or cannot be read.
+        LogCorrupt: Its list is damaged.
+    """
+    made = _listed(backup)
+    yield from _faults(backup, made, _Far(told, made.size_bytes))
+
+
 def _checked(backup: Path, told: Told) -> tuple[Backup, _Far]:
+    made = _listed(backup)
+    far = _Far(told, 2 * made.size_bytes)
+    for fault in _faults(backup, made, far):
+        raise LogCorrupt(fault)
+    return made, far
+
+
+def _listed(backup: Path) -> Backup:
     try:
         made = msgspec.json.decode((backup / LIST_NAME).read_bytes(), type=Backup)
     except FileNotFoundError:
@@ -256,30 +275,34 @@ def _checked(backup: Path, told: Told) -> tuple[Backup, _Far]:
         raise LogUnavailable(f"cannot read {backup}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise LogCorrupt(f"{backup / LIST_NAME}: {error}; use another backup") from error
-    far = _Far(told, 2 * made.size_bytes)
     for file in made.files:
-        path = backup / file.name
         if Path(file.name).name != file.name:
             raise LogCorrupt(f"{backup / LIST_NAME}: {file.name!r} is no name of a file")
+    return made
+
+
+def _faults(backup: Path, made: Backup, far: _Far) -> Iterator[str]:
+    for file in made.files:
+        path = backup / file.name
         try:
             sound = path.stat().st_size == file.size_bytes and _digest(path, far) == file.sha256
         except OSError as error:
-            raise LogCorrupt(f"{path}: {error.strerror}; use another backup") from error
+            yield f"{path}: {error.strerror}; use another backup"
+            continue
         if not sound:
-            raise LogCorrupt(f"{path} is not what was backed up; use another backup")
-        if _is_database(path):
-            _check_database(path)
-    return made, far
+            yield f"{path} is not what was backed up; use another backup"
+        elif _is_database(path):
+            yield from _database_faults(path)
 
 
-def _check_database(path: Path) -> None:
+def _database_faults(path: Path) -> Iterator[str]:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as reader:
             ((found,), *_) = reader.execute("PRAGMA quick_check(1)").fetchall()
     except sqlite3.Error as error:
         found = str(error)
     if found != "ok":
-        raise LogCorrupt(f"{path}: {found}; it was damaged when it was backed up: use another")
+        yield f"{path}: {found}; it was damaged when it was backed up: use another"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tcprepl import cli
 from tcprepl.cli import log, progress
 from tcprepl.errors import ConfigError, LogCorrupt, LogLocked, LogUnavailable
+from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.database import DATABASE_NAME
 from tests.log_kit import SqliteStore, add, row
@@ -94,6 +95,26 @@ def test_a_backup_that_was_looked_at_can_be_restored(
 
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(LogUnavailable, match="No space left on device; TMPDIR says"):
+        run("verify", "--data", str(copy))
+
+
+def test_a_backup_is_compared_with_its_list(data: Path, tmp_path: Path) -> None:
+    """Each file that is not as it was is named, though every row can be read."""
+    (data / "presence.json").write_text("{}")
+    (data / "other.json").write_text("{}")
+    copy = tmp_path / "copy"
+    assert cli.run(["backup", "--data", str(data), str(copy)]) == 0
+    (copy / "presence.json").write_text("[]")
+    (copy / "other.json").unlink()
+    out, err = run("verify", "--data", str(copy), code=1)
+    assert out == "6 rows of 2 streams: damaged\n"
+    assert "presence.json is not what was backed up" in err
+    assert "other.json: No such file" in err
+    assert cli.run(["restore", str(copy), str(tmp_path / "back")]) == 1
+    (copy / DATABASE_NAME).unlink()
+    assert run("verify", "--data", str(copy), code=1)[0] == "a backup without a log: damaged\n"
+    (copy / LIST_NAME).write_text("{")
+    with pytest.raises(LogCorrupt, match="use another backup"):
         run("verify", "--data", str(copy))
 
 
