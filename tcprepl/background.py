@@ -27,7 +27,6 @@ from time import perf_counter
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVarTuple
 
-import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -35,8 +34,9 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: For how long `spread` works in one turn of the reactor. What the work causes comes on top:
 #: rows that it published are encoded and sent when the turn ends.

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
-import structlog
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -31,7 +30,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-logger = structlog.get_logger()
+from tcprepl.logger import get_logger
+
+logger = get_logger(__name__)
 
 #: Every metric of this process.
 REGISTRY = CollectorRegistry()

@@ -35,6 +35,7 @@ TOP = {
     "http",
     "ids.py",
     "limits.py",
+    "logger.py",
     "metrics.py",
     "protocol",
     "py.typed",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from tcprepl.app.listening import peers_in_words
 from tcprepl.app.relay import Relay
 from tcprepl.app.reload import all_of
@@ -14,6 +12,7 @@ from tcprepl.clocks import Reactor
 from tcprepl.config import read_secret
 from tcprepl.errors import LogError
 from tcprepl.ids import Pair
+from tcprepl.logger import get_logger
 from tcprepl.replication.bus.listener import BusListener, Passwords
 from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import Bounds
@@ -22,7 +21,7 @@ from tcprepl.replication.serving.readers import ANY, EVERYTHING
 from tcprepl.settings import Config
 from tcprepl.streams.releases import SYNAPSE_STREAMS, streams_of
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What a bus takes up while it runs, besides what a relay does.
 TAKEN_UP = frozenset(

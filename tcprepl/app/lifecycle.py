@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
@@ -21,8 +20,9 @@ from tcprepl.app.measuring import ProcessMeasures
 from tcprepl.app.systemd import Watchdog, sd_notify, watchdog_interval_s
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.clocks import Reactor, make_steady
+from tcprepl.logger import get_logger
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What the parts of a process may take together to stop; the process ends within 10 s.
 STOP_WITHIN_S = 8.0

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
-import structlog
 from twisted.internet.endpoints import (
     SSL4ServerEndpoint,
     TCP4ServerEndpoint,
@@ -27,13 +26,14 @@ from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.background import looping_background_process
 from tcprepl.clocks import Reactor
 from tcprepl.errors import ConfigError, TcpreplError
+from tcprepl.logger import get_logger
 from tcprepl.replication.bus.listener import BusListener
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.settings import Config, TlsSettings, is_vouched
 from tcprepl.values import Address
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Connections that may wait to be accepted: after a restart everybody comes at once.
 BACKLOG = 1_024

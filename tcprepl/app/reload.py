@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
-import structlog
 from pydantic import BaseModel, SecretStr
 
 from tcprepl.app.systemd import sd_notify
 from tcprepl.config import BadConfig, Loaded, revalidated
 from tcprepl.errors import ConfigError
+from tcprepl.logger import get_logger
 from tcprepl.settings import Config
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What a process that serves takes up while it runs; a section stands for all in it.
 SERVING: frozenset[str] = frozenset(

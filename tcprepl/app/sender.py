@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.threads import deferToThreadPool
@@ -34,6 +33,7 @@ from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.wire.transaction import TransactionLimits
 from tcprepl.federation.wire.transport import FederationTransport
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
 from tcprepl.protocol.dialects import NATIVE
 from tcprepl.replication.following.client import ReplicationClient
@@ -41,7 +41,7 @@ from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.settings import Config
 from tcprepl.storage.sqlite import private_directory
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: Where the name of the homeserver is remembered in the data directory.
 NAME_FILE = "server_name"

@@ -6,13 +6,13 @@ import os
 import socket
 from collections.abc import Callable
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.logger import get_logger
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 
 def sd_notify(*states: str) -> bool:

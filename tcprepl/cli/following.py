@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from zope.interface import implementer
@@ -16,6 +15,7 @@ from tcprepl.cli.formats import Format
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, UnknownStream
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     Command,
@@ -45,7 +45,7 @@ Pair = tuple[StreamName, InstanceName]
 #: Makes lines of rows that share a token, without LF.
 Render = Callable[[StreamName, InstanceName, Token, Sequence[bytes]], list[bytes]]
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: A server that does not know STATUS has told all positions when it was silent for this long.
 QUIET_S = 0.5

@@ -17,6 +17,7 @@ from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import provider
 
+from tcprepl.logger import get_logger
 from tcprepl.protocol.display import displayable
 
 #: Twisted is told once where its events go.
@@ -76,7 +77,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
 def warn_of_spelling(warnings: Iterable[str]) -> None:
     """Log what should be written differently in a configuration."""
     for warning in warnings:
-        structlog.get_logger().warning("config.spelling", text=warning)
+        get_logger(__name__).warning("config.spelling", text=warning)
 
 
 def only_warnings() -> None:
@@ -107,7 +108,7 @@ def _make_displayable(logger: object, method: str, event: Any) -> Any:
 @provider(ILogObserver)
 def forward_twisted_event(event: dict[str, Any]) -> None:
     """Log a Twisted event with structlog: failures as errors, chatter as debug."""
-    log = structlog.get_logger("twisted")
+    log = get_logger("twisted")
     failure = event.get("log_failure")
     if isinstance(failure, Failure):
         log.error(

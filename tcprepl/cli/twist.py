@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import structlog
 from twisted.application.service import IService, Service
 from twisted.internet import reactor as installed
 from twisted.internet.defer import Deferred
@@ -21,8 +20,9 @@ from tcprepl.cli import logs
 from tcprepl.cli.serve import command, settings_of
 from tcprepl.clocks import Reactor
 from tcprepl.errors import ConfigError
+from tcprepl.logger import get_logger
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 
 def _parameters() -> list[list[Any]]:

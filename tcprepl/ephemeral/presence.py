@@ -14,7 +14,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -43,9 +42,10 @@ from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.ephemeral.presence_syncs import OpenSyncs
 from tcprepl.ephemeral.wheel_timer import WheelTimer
 from tcprepl.ids import ServerName, Token
+from tcprepl.logger import get_logger
 from tcprepl.streams.rows import PresenceRow
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 STREAM = "presence"
 FEDERATION_STREAM = "presence_federation"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
@@ -24,9 +23,10 @@ from tcprepl.ephemeral.ports import (
     server_of,
 )
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 from tcprepl.streams.log import Appended
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 STREAM = "receipts"
 EDU_TYPE = "m.receipt"

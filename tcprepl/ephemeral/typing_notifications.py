@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import structlog
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 
@@ -41,9 +40,10 @@ from tcprepl.ephemeral.ports import (
 )
 from tcprepl.ephemeral.wheel_timer import WheelTimer
 from tcprepl.ids import ServerName, Token
+from tcprepl.logger import get_logger
 from tcprepl.streams.rows import TypingRow
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 STREAM = "typing"
 EDU_TYPE = "m.typing"

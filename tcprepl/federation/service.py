@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
-import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
@@ -40,10 +39,11 @@ from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
 from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, idempotency_key
+from tcprepl.logger import get_logger
 from tcprepl.streams.log import Log
 from tcprepl.streams.publisher import Publisher
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: The stream of EDUs that came from other servers and have no stream of their own: rows are
 #: ``{"content", "edu_type", "origin"}``.

@@ -13,7 +13,6 @@ from typing import IO, Annotated, Any, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.server import Request
@@ -22,8 +21,9 @@ from tcprepl import limits
 from tcprepl.access import NOTHING
 from tcprepl.http.parameters import Unfit, parameters_of
 from tcprepl.ids import idempotency_key
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 JSON = "application/json"
 

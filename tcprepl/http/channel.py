@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-import structlog
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection
@@ -27,10 +26,11 @@ from twisted.web.server import Request, Site
 
 from tcprepl import limits
 from tcprepl.clocks import wall_seconds
+from tcprepl.logger import get_logger
 from tcprepl.metrics import Live
 from tcprepl.replication import lingering
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any, TypeAlias
 
-import structlog
 from msgspec import Struct
 from prometheus_client import Counter
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,9 +23,10 @@ from twisted.web.server import NOT_DONE_YET, Request
 from tcprepl.background import run_in_background
 from tcprepl.errors import LogError
 from tcprepl.http.calls import ApiError, Call, Response, busy, excerpt
+from tcprepl.logger import get_logger
 from tcprepl.metrics import REGISTRY
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 REQUESTS = Counter(
     "tcprepl_http_requests",

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
 import psycopg
-import structlog
 
 from tcprepl.errors import LogCorrupt, LogFenced, LogHeld, LogUnavailable
+from tcprepl.logger import get_logger
 from tcprepl.storage.postgresql import (
     Connection,
     Link,
@@ -33,7 +33,7 @@ from tcprepl.storage.postgresql import (
     is_lost,
 )
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

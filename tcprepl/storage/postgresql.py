@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psycopg
-import structlog
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: How long one host may take to let us in.
 CONNECT_WITHIN_S: Final = 5

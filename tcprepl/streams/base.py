@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-import structlog
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.errors import LogCorrupt, TokenFromFuture, TokenTooOld
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_VOLATILE_TRANSACTIONS
+from tcprepl.logger import get_logger
 from tcprepl.streams.blocks import empty_page
 from tcprepl.streams.cursor import Cursor, Source
 from tcprepl.streams.gaps import Gaps
@@ -26,7 +26,7 @@ from tcprepl.streams.producers import Producers
 from tcprepl.streams.registry import Registry, StreamDef, check_name
 from tcprepl.streams.retention import Retention
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: How often old rows are looked for when nothing is appended.
 EXPIRE_INTERVAL_S = 60.0

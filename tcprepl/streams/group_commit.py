@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import structlog
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tcprepl.errors import LogError
 from tcprepl.ids import StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.metrics import COMMIT_SECONDS
 from tcprepl.storage.worker import Worker
 from tcprepl.streams.base import BaseLog
@@ -39,7 +39,7 @@ from tcprepl.streams.producing import Producing
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: What is appended without a pause shares a commit with what goes this often.
 CLEANING_INTERVAL_MS = 250

@@ -13,16 +13,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-import structlog
-
 from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import Token
+from tcprepl.logger import get_logger
 from tcprepl.storage.worker import Worker
 from tcprepl.streams.gaps import Gap
 from tcprepl.streams.log import Block
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 
 class DiskPage(NamedTuple):

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import structlog
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 
 from tcprepl.errors import LogFenced, LogUnavailable, TokenOrder
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.logger import get_logger
 from tcprepl.storage.worker import Worker
 from tcprepl.streams.blocks import assign_tokens
 from tcprepl.streams.durable import DurableStream
@@ -28,7 +28,7 @@ from tcprepl.streams.postgres_database import PostgresDatabase
 from tcprepl.streams.producers import Produced
 from tcprepl.streams.stored import StoredLog
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 
 class Call(NamedTuple):

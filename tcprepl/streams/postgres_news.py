@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from zlib import crc32
 
-import structlog
-
 from tcprepl.errors import LogError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.storage.postgresql import Link
 from tcprepl.streams.engine import StoredPair, decode_block
 from tcprepl.streams.gaps import Cause, Gap
@@ -27,7 +26,7 @@ from tcprepl.streams.holding import Holder
 from tcprepl.streams.log import Block
 from tcprepl.streams.postgres_schema import CHANNEL, HOLDERS, STAGED
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: How long to wait for a notification before looking all the same.
 POLL_S: Final = 1.0

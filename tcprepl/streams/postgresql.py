@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
-import structlog
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -26,6 +25,7 @@ from tcprepl.errors import (
 )
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.logger import get_logger
 from tcprepl.metrics import DATABASE_AWAY, INSTANCE_EPOCH, INSTANCE_LEASE, Live, Source
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.blocks import assign_tokens
@@ -44,7 +44,7 @@ from tcprepl.streams.postgres_news import Listener, News, Staged
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 Samples: TypeAlias = list[tuple[Sequence[str], float]]
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import ClassVar
 
-import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
@@ -23,6 +22,7 @@ from tcprepl.clocks import resumed_ms
 from tcprepl.errors import LogError, LogUnavailable, ProducerError, TokenOrder
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.logger import get_logger
 from tcprepl.storage.worker import InlineWorker, Worker
 from tcprepl.streams.base import CLOSED
 from tcprepl.streams.blocks import assign_tokens
@@ -43,7 +43,7 @@ from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 
 class StoredLog(GroupCommit):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
-import structlog
 from msgspec import UNSET, Meta, Raw, Struct
 
 from tcprepl import limits
@@ -18,6 +17,7 @@ from tcprepl.http.calls import Call, Response, invalid, json_response, missing
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.metrics import DROPPED
 from tcprepl.streams.cursor import AtHead, Limits
 from tcprepl.streams.gaps import Cause, Gap
@@ -28,7 +28,7 @@ from tcprepl.web.incarnations import forked, said_incarnation, void_above
 from tcprepl.web.ingest import unknown_stream
 from tcprepl.web.services import WebServices
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 _EXPECTED = "an integer from 0 to 2^63-1"
 

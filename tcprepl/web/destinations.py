@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectingCancelledError
@@ -24,8 +23,9 @@ from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.clocks import Reactor
 from tcprepl.errors import FederationError
 from tcprepl.federation.sending.control import SOCKET_FILE, ControlError, socket_name
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: Time between two questions to a sender.
 ASK_INTERVAL_S = 2.0

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import structlog
 from msgspec import Meta, Struct
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
@@ -29,6 +28,7 @@ from tcprepl.http.calls import JSON, ApiError, Call, Response, excerpt, invalid
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import IncarnationId, InstanceName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.metrics import Live
 from tcprepl.streams.cursor import Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
@@ -43,7 +43,7 @@ from tcprepl.web.services import WebServices
 from tcprepl.web.tables import Cell, Feed, feeds, listed_as, slots
 from tcprepl.web.vector import START, Vector, format_vector, parse_vector
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 WAITING = Live("tcprepl_http_polls_waiting", "Long polls that wait for a row")
 

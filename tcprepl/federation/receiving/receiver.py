@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import structlog
 from msgspec import Raw, Struct
 from nacl.exceptions import CryptoError
 from prometheus_client import Counter
@@ -32,6 +31,7 @@ from tcprepl.federation.wire.transaction import MAX_EDUS, MAX_PDUS
 from tcprepl.http.calls import ApiError, busy
 from tcprepl.ids import ServerName, idempotency_key
 from tcprepl.limits import MAX_EDU_BYTES, MAX_TRANSACTION_ID_CHARS, TRANSACTION_AGE_S
+from tcprepl.logger import get_logger
 from tcprepl.storage.sqlite import (
     Durability,
     Schema,
@@ -40,7 +40,7 @@ from tcprepl.storage.sqlite import (
     private_directory,
 )
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: How long a transaction is remembered. Senders repeat for days.
 REMEMBER_MS = int(TRANSACTION_AGE_S * 1000)

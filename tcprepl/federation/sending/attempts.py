@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import structlog
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
@@ -32,8 +31,9 @@ from tcprepl.federation.wire.answer import Answer, Meaning
 from tcprepl.federation.wire.failures import NotReached, RequestFailed
 from tcprepl.federation.wire.transaction import TransactionLimits, build_body
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: EDUs read back from disk at once.
 LOAD_EDUS = 200

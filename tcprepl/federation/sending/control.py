@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
@@ -25,8 +24,9 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import FederationError
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.wire.edu import is_server_name
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: The name of the socket in the data directory.
 SOCKET_FILE = "control.sock"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -20,9 +19,10 @@ from tcprepl.federation.sending.outbox import StoredOutbox
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import parse_rows
 from tcprepl.ids import IncarnationId, InstanceName, Pair, ServerName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.streams.lineage import Lineage, Places
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 FEDERATION = "federation"
 

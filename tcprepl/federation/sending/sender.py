@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -43,8 +42,9 @@ from tcprepl.federation.sending.writes import Writes
 from tcprepl.federation.wire.edu import PRESENCE
 from tcprepl.federation.wire.transaction import TransactionLimits
 from tcprepl.ids import InstanceName, ServerName, Token
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: Requests that are under way at once.
 MAX_CONCURRENT_REQUESTS = 50

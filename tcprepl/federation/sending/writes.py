@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ParamSpec
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -15,8 +14,9 @@ from twisted.python.failure import Failure
 from tcprepl.background import run_in_background
 from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.destination import Destination
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 P = ParamSpec("P")
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import msgspec
-import structlog
 from canonicaljson import encode_canonical_json
 from msgspec import Raw, Struct
 
 from tcprepl import metrics
 from tcprepl.errors import FederationError
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: What makes one EDU replace another: equal type and equal key.
 EduKey: TypeAlias = tuple[str | int | None, ...]

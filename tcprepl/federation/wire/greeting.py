@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import connectProtocol
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -15,8 +14,9 @@ from twisted.python.failure import Failure
 from tcprepl import limits
 from tcprepl.clocks import Reactor
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import structlog
 from signedjson.key import decode_verify_key_bytes
 from signedjson.sign import SignatureVerifyException, verify_signed_json
 from unpaddedbase64 import decode_base64
@@ -22,11 +21,12 @@ from tcprepl.errors import FederationError
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.shared import Shared
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 
 if TYPE_CHECKING:
     from signedjson.types import VerifyKey
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: Longest time for which keys are used without being fetched again.
 MAX_VALIDITY_MS = 7 * 24 * 3600 * 1000

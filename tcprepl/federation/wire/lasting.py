@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import structlog
 from twisted.internet.defer import CancelledError
 
-logger = structlog.get_logger()
+from tcprepl.logger import get_logger
+
+logger = get_logger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

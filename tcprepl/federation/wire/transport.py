@@ -14,7 +14,6 @@ from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -54,10 +53,11 @@ from tcprepl.federation.wire.failures import (
 from tcprepl.federation.wire.names import SrvResolver
 from tcprepl.federation.wire.signing import Signer
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 
 T = TypeVar("T")
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 #: How long a request may take from beginning to end.
 REQUEST_TIMEOUT_S = 60.0

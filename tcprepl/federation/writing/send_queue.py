@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
-import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tcprepl import metrics
@@ -27,10 +26,11 @@ from tcprepl.federation.wire.edu import (
     presence_row,
 )
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.rows import PresenceRow
 
-logger = structlog.get_logger()
+logger = get_logger(__name__)
 
 STREAM = "federation"
 #: Acknowledgements that have no effect are logged this often; all are counted.

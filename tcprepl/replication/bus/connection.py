@@ -11,13 +11,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl.errors import CloseReason
 from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.logger import get_logger
 from tcprepl.replication.bus.commands import run
 from tcprepl.replication.bus.patterns import Pattern
 from tcprepl.replication.bus.processes import Visit
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tcprepl.replication.bus.listener import BusListener
     from tcprepl.replication.relaying.lines import LineReader
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Bytes of messages of other channels than the homeserver's that may wait for a socket before
 #: it is cut off (what Redis allows by default).

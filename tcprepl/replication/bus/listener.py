@@ -13,7 +13,6 @@ from functools import partial
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
@@ -23,6 +22,7 @@ from tcprepl.background import LoopingProcess, looping_background_process, run_i
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, LocalProtocolError, ProtocolError
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     Command,
@@ -52,7 +52,7 @@ from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.replication.status import LinkStatus, PeerStatus, ProcessStatus, process_status
 from tcprepl.streams.registry import Registry
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Shortest time between two REPLICATEs of ours, by which writers say where they are.
 ASK_INTERVAL_S: Final = 0.25

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
-import structlog
 
 from tcprepl.errors import LogError
 from tcprepl.ids import InstanceName, Pair, Token
+from tcprepl.logger import get_logger
 from tcprepl.replication.bus.delivered import Stand
 from tcprepl.storage.sqlite import Durability, Schema, explaining, open_database, private_directory
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: The file in the data directory.
 FILE_NAME: Final = "bus.sqlite3"

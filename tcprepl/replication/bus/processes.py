@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Any, Final, NamedTuple
 
-import structlog
-
 from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LogError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.replication.bus.delivered import Delivered, Stand
 from tcprepl.replication.bus.places import Place, Places, Replayed
 from tcprepl.replication.bus.replay import (
@@ -37,7 +36,7 @@ from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.transport import Outlet
 from tcprepl.streams.log import Block, Log
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Whoever leaves within this time of being given what it missed may have left because of it.
 AT_ONCE_S: Final = 2.0

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-import structlog
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl import metrics
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, ProtocolError
 from tcprepl.ids import InstanceName, ServerName, StreamName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     Command,
@@ -37,7 +37,7 @@ from tcprepl.replication.status import LinkStatus
 from tcprepl.replication.transport import Outlet
 from tcprepl.streams.releases import Release, assumed_streams, streams_of
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Shortest time between two announcements of all positions: many REPLICATEs get one.
 ANNOUNCE_INTERVAL_S: Final = 0.25

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-import structlog
-
 from tcprepl import metrics
 from tcprepl.ids import Pair, Token
+from tcprepl.logger import get_logger
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Streams of Synapse whose writers publish a row for every token that they take, if all is well.
 #: In others tokens are taken for nothing: a receipt that is older than the one there, for instance.

@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final, cast
 
-import structlog
-
 from tcprepl import metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import Pair
+from tcprepl.logger import get_logger
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.bus.delivered import Delivered
 from tcprepl.replication.bus.replay import UNCOUNTED, Start, Unsaid, in_order
@@ -27,7 +26,7 @@ from tcprepl.replication.serving.readers import Reader
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.transport import Outlet
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Payloads, and bytes of them, that wait for subscribers who are not at the head.
 MAX_RING: Final = 100_000

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
@@ -23,6 +22,7 @@ from twisted.python.failure import Failure
 from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command, ReplicateCommand
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.following.any_of import AnyOf
@@ -42,7 +42,7 @@ from tcprepl.replication.following.reconnecting import Reconnecting
 from tcprepl.streams.position_store import MemoryPositionStore, PositionStore
 from tcprepl.streams.registry import Registry
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 
 class FollowOptions(TypedDict, total=False):

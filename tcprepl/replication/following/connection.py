@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import (
@@ -24,6 +23,7 @@ from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.ids import IncarnationId, ServerName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import (
     AuthCommand,
@@ -44,7 +44,7 @@ from tcprepl.protocol.events import (
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.transport import Outlet, make_outlet
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: A token, or what reads it anew for each connection.
 Token: TypeAlias = str | Callable[[], str]

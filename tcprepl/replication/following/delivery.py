@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
@@ -21,6 +20,7 @@ from tcprepl import metrics
 from tcprepl.background import run_in_background
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import (
@@ -44,7 +44,7 @@ from tcprepl.streams.lineage import Places
 from tcprepl.streams.position_store import PositionStore
 from tcprepl.streams.registry import Registry
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Called with (stream, instance, token, rows) for each batch, in order; may be async.
 RowHandler: TypeAlias = Callable[[StreamName, InstanceName, Token, Rows], object]

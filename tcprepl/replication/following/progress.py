@@ -8,13 +8,12 @@ call of a handler.
 
 from __future__ import annotations
 
-import structlog
-
 from tcprepl.ids import IncarnationId, Pair, Token
+from tcprepl.logger import get_logger
 from tcprepl.streams.lineage import Places
 from tcprepl.streams.position_store import PositionStore
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 
 class Progress:

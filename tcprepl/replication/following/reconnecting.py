@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import structlog
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -16,13 +15,14 @@ from tcprepl.background import run_as_background_process
 from tcprepl.clocks import make_steady
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.connection import ClientConnection, Ended, Token, connect
 
 T = TypeVar("T")
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 
 class Reconnecting(Service):

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any
 
-import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import limits, metrics
 from tcprepl.errors import BadRow, LogError
 from tcprepl.ids import Pair, Token
+from tcprepl.logger import get_logger
 from tcprepl.replication.following.asyncio_bridge import settled
 from tcprepl.replication.following.progress import Progress
 from tcprepl.streams.codec import Rows
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What a handler returns when it takes its time; the first two are what is common.
 AWAITABLE = (Deferred, CoroutineType, Awaitable)

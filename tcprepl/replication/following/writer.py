@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-import structlog
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 
 from tcprepl import limits
 from tcprepl.errors import CloseReason, ConnectionFailed, LogUnavailable, PublishRefused
 from tcprepl.ids import InstanceName, ProducerName, ServerName, StreamName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import (
     Command,
     ErrorCommand,
@@ -37,7 +37,7 @@ from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.replication.following.reconnecting import Reconnecting
 from tcprepl.streams.log import Appended
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Appends, and bytes of rows, that a writer holds until they are answered, by default.
 MAX_HELD_APPENDS: Final = 2 * limits.MAX_UNANSWERED_APPENDS

@@ -6,19 +6,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-import structlog
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.logger import get_logger
 from tcprepl.protocol.display import snippet
 from tcprepl.replication.failures import close_reason_of
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, Message, RespReader, encode
 from tcprepl.replication.transport import Outlet, make_outlet
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: A connection is asked for a sign of life after this long without one.
 PING_AFTER_S: Final = 10.0

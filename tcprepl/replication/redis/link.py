@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError
@@ -33,12 +32,13 @@ from tcprepl.background import (
 )
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.logger import get_logger
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.redis.connection import DEAD_AFTER_S, RedisConnection
 from tcprepl.replication.redis.resp import encode_publish
 from tcprepl.replication.transport import Outlet
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: How often the connections are looked at.
 SWEEP_INTERVAL_S: Final = 2.0

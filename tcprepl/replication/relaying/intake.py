@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
-import structlog
 from twisted.internet.defer import Deferred
 
 from tcprepl import metrics
@@ -23,6 +22,7 @@ from tcprepl.errors import (
 )
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_AHEAD_RATE_TOKENS, MAX_AHEAD_TOKENS, MAX_FIRST_TOKEN
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.following.catchup import CatchUp, CatchUpPage
 from tcprepl.replication.following.descending import DESCENDING
@@ -35,7 +35,7 @@ from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry, StreamDef
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: How often a pair may begin anew before its oldest tokens are not known by their old names.
 MAX_EPOCHS: Final = 16

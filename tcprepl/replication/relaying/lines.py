@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import lt
 from typing import Any, Final
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
@@ -25,6 +24,7 @@ from tcprepl import metrics
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LostRow, ProtocolError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.codec import parse_line, word_of
 from tcprepl.protocol.commands import PositionCommand
@@ -42,7 +42,7 @@ from tcprepl.replication.relaying.intake import (
 from tcprepl.replication.relaying.payloads import are_json, are_lines, as_line, is_json
 from tcprepl.streams.registry import Registry
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Batches that may wait for pages over HTTP before no more is read.
 MAX_WAITING: Final = 100_000

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import structlog
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
@@ -26,9 +25,10 @@ from tcprepl.errors import (
     WrittenElsewhere,
 )
 from tcprepl.ids import Pair, Token
+from tcprepl.logger import get_logger
 from tcprepl.streams.log import Log
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Bytes of rows that one group of appends carries at most.
 GROUP_BYTES: Final = 1_048_576

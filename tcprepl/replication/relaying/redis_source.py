@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from tcprepl import metrics
@@ -17,6 +16,7 @@ from tcprepl.background import run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, ProtocolError
 from tcprepl.ids import ServerName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import Command, ReplicateCommand, UserIpCommand
 from tcprepl.protocol.dialects import DIALECTS
@@ -27,7 +27,7 @@ from tcprepl.replication.relaying.lines import Followers, LineReader
 from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.registry import Registry
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Commands of our readers that are kept for Redis while it is away.
 MAX_UNSENT: Final = 1_000

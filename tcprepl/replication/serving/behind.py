@@ -14,12 +14,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import structlog
-
 from tcprepl import limits, metrics
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LogUnavailable
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.replication.serving.heads import Head, Heads
 from tcprepl.replication.serving.readers import EVERYTHING, Backlog, Reader, Track
 from tcprepl.replication.serving.rendering import (
@@ -33,7 +32,7 @@ from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Log, Page
 from tcprepl.streams.pages import Reading
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What a turn is charged for a reader at least, in bytes: to look at one takes time, too.
 _LEAST_CHARGE = 4_096

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from msgspec import Struct
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, LogUnavailable
+from tcprepl.logger import get_logger
 from tcprepl.protocol.display import printable
 from tcprepl.replication.status import PeerStatus
 from tcprepl.streams.gathering import Outcome
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tcprepl.replication.serving.peer import Peer
     from tcprepl.replication.serving.server import ReplicationServer
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: How often it is looked who has everything.
 LOOK_S: Final = 0.1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -20,6 +19,7 @@ from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, TokenRefused, UnknownStream
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import (
     AuthCommand,
     AuthorizedCommand,
@@ -59,7 +59,7 @@ from tcprepl.replication.transport import Outlet, make_outlet
 if TYPE_CHECKING:
     from tcprepl.replication.serving.server import ReplicationServer
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What a command costs that is handed to others, in lines.
 _DISPATCH_LINES: Final = 4

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-import structlog
 from msgspec import Raw
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -19,6 +18,7 @@ from twisted.python.failure import Failure
 from tcprepl import errors, limits, metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.codec import published_line, published_lines
 from tcprepl.protocol.commands import (
     Command,
@@ -36,7 +36,7 @@ from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.log import Appended, Log
 from tcprepl.streams.producers import Produced, ProducerState
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: Characters of a reason.
 _TEXT_CHARS: Final = 1_000

@@ -12,7 +12,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-import structlog
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
@@ -28,6 +27,7 @@ from tcprepl.background import (
 from tcprepl.clocks import Reactor, epoch_s
 from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName
+from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import (
     Command,
     FederationAckCommand,
@@ -50,7 +50,7 @@ from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.releases import assumed_streams
 
-log = structlog.get_logger()
+log = get_logger(__name__)
 
 #: What `ReplicationServer.on` takes: called with the command and the peer that sent it.
 CommandHandler = Callable[[Any, Peer], object]
