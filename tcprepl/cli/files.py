@@ -63,12 +63,13 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
         for name, text in found.items():
             (out / name).write_text(text, encoding="utf-8")
-            click.echo(str(out / name))
     except OSError as error:
         raise TcpreplError(
             f"--out {out}: cannot write {error.filename or out}: {error.strerror}; expected a "
             "directory, there or to be made"
         ) from None
+    for name in found:
+        click.echo(str(out / name))
 
 
 def _this_command() -> Path:

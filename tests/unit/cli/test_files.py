@@ -53,6 +53,19 @@ def test_where_the_command_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert files._this_command() == tmp_path / "tcprepl"
 
 
+def test_who_does_not_read_the_names_is_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(files.click, "echo", closed)
+    done = CliRunner().invoke(files.command, ["systemd", "--out", str(tmp_path / "units")])
+    assert isinstance(done.exception, SystemExit)
+    assert "cannot write" not in done.output
+    assert len(list((tmp_path / "units").iterdir())) == 5
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for out in ("/dev/null", "/dev/null/x"):
         with pytest.raises(TcpreplError, match=rf"--out {out}: cannot write /dev/null.*: .*direct"):
