@@ -71,7 +71,6 @@ class Recorder:
     def begin(self) -> BinaryIO:
         """Make the file, if that has not happened yet."""
         if self._file is None:
-            self.lines = self.lines or 0
             started = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             if self._continues:
                 self._file = self._path.open("r+b")
@@ -80,6 +79,7 @@ class Recorder:
             else:
                 self._file = self._path.open("wb" if self._force or self._moved_away else "xb")
                 self._file.write(recording.header(self._source, started))
+            self.lines = self.lines or 0
         return self._file
 
     def write(self, text: bytes) -> None:

@@ -94,6 +94,15 @@ def test_a_connection_that_never_was_leaves_no_file(
     assert " lines" not in told
 
 
+def test_a_file_that_cannot_be_made_has_no_lines(
+    world: CliWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["record", str(tmp_path / "absent" / "x.rec"), "--until-head"]) == 1
+    told = capsys.readouterr().err
+    assert "No such file or directory" in told
+    assert " lines" not in told
+
+
 def test_a_head_without_rows_is_recorded(world: CliWorld, tmp_path: Path) -> None:
     assert run(["record", str(tmp_path / "y.rec"), "--until-head"]) == 0
     assert list(recording.read(tmp_path / "y.rec")) == []
