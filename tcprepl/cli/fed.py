@@ -236,8 +236,8 @@ def ask(data: Path, operation: str, destination: str | None = None) -> Any:
     path = data / OUTBOX_FILE
     if not path.exists():
         raise ConfigError(
-            f"--data {data}: no federation sender has run there, or one that does not run now has "
-            "its outbox in a database"
+            f"--data {data}: no federation sender has run there; or its outbox is in a database, "
+            "and it does not run now, or waits as a standby: ask the one that sends"
         )
     named = data / NAME_FILE
     outbox = Outbox(path, run_inline)

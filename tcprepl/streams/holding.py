@@ -38,7 +38,7 @@ class Holder:
         """Return it in words."""
         held = f"held by {self.holder} for {self.held_seconds:.0f} s"
         if self.left_seconds <= 0:
-            held = f"free for {-self.left_seconds:.0f} s, last held by {self.holder}"
+            held = f"free for {abs(self.left_seconds):.0f} s, last held by {self.holder}"
         lease = f", its lease ends in {self.left_seconds:.1f} s" if self.left_seconds > 0 else ""
         return f"instance {self.instance}: epoch {self.epoch}, {held}{lease}"
 

@@ -106,7 +106,9 @@ def test_nothing_waits(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_where_no_sender_ran_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fed(tmp_path, "ls") == 2
-    assert "no federation sender has run there" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no federation sender has run there" in told
+    assert "waits as a standby: ask the one that sends" in told
     with pytest.raises(ConfigError):
         ask(tmp_path, "ls")
 

@@ -16,7 +16,7 @@ def test_it_is_said_who_holds_what_and_for_how_long() -> None:
         "instance a: epoch 3, free for 2 s, last held by host:12",
     ]
     assert HELD.later(7).words().endswith("held by host:12 for 67 s, its lease ends in 1.0 s")
-    assert HELD.later(8).words().endswith("last held by host:12")
+    assert HELD.later(8).words().endswith("epoch 3, free for 0 s, last held by host:12")
 
 
 def test_it_is_said_what_another_server_alone_serves() -> None:
