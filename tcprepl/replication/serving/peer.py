@@ -302,6 +302,7 @@ class Peer:
             text = "AUTH comes once, before anything that needs a right: connect again"
             self._session.refuse(text, now)
         elif not server.tokens:
+            self._used = True
             text = f"no token is asked for here: whoever connects {self.grant}"
             self._session.send(AuthorizedCommand("anonymous", text), now)
         else:

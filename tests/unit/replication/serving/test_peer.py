@@ -416,7 +416,9 @@ def test_a_wrong_token_ends_the_connection_and_then_the_address_waits(guarded: W
 
 
 def test_where_no_token_is_asked_for_any_is_welcome(world: World) -> None:
-    """So that clients may get theirs before the server asks for it."""
+    """So that clients may get theirs before the server asks for it; once, as everywhere."""
+    twice = world.call("AUTH any", "AUTH other", "NAME x").lines()[2:]
+    assert twice == ["ERROR AUTH comes once, before anything that needs a right: connect again"]
     caller = world.call("AUTH any", "STATUS")
     assert caller.lines()[1] == (
         "AUTHORIZED anonymous no token is asked for here: whoever connects "
