@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from tests.benchmarks.driver import PEERS, percentile
 from tests.benchmarks.measure import FRIENDLY, Line, Result, raise_open_files
 from tests.interop.processes import Child
@@ -31,6 +33,7 @@ READERS = 100
 RATE = 500
 SECONDS = 10.0
 REPETITIONS = 3
+_PARTS = {"p50": 0.5, "p99": 0.99}
 _STAMP = re.compile(rb'"ts":(\d{9,})\}')
 
 
@@ -108,6 +111,23 @@ def read_all(port: int, count: int, seconds: float) -> dict[str, float]:
     return {"rows_per_s": sum(rows.values()) / took, "least": min(rows.values()) / took * count}
 
 
+def commits_ms(url: str, seconds: float) -> list[float]:
+    """Commit one row after the other, at most `RATE` a second; return, sorted, how long each took.
+
+    What a reader at the head waits for its rows has such a commit in it, or two: that of its
+    own rows begins when the one before is over.
+    """
+    took: list[float] = []
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS beside (stamp bigint, row text)")
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            connection.execute("INSERT INTO beside VALUES (1, repeat('x', 150))")
+            took.append((time.perf_counter() - began) * 1e3)
+            time.sleep(max(0.0, began + 1 / RATE - time.perf_counter()))
+    return sorted(took)
+
+
 def _in_process(*arguments: object) -> subprocess.Popen[bytes]:
     module = ["-m", "tests.benchmarks.bench_catchup_fairness"]
     command = [sys.executable, *module, *map(str, arguments)]
@@ -135,9 +155,17 @@ def measure(
             time.sleep(0.5)
             beside = latencies_ms(server, seconds)
             output, _ = process.communicate(timeout=seconds + 60)
+            commits: dict[str, float] = {}
+            if log != "sqlite":  # what the database and the machine take of it
+                process = _in_process("readers", server.port, readers, seconds + 1)
+                time.sleep(0.5)
+                took = commits_ms(log, seconds)
+                process.communicate(timeout=seconds + 60)
+                commits = {f"commit {p}": percentile(took, x) for p, x in _PARTS.items()}
         finally:
             server.stop()
     return {
+        **commits,
         "alone p50": percentile(alone, 0.5),
         "alone p99": percentile(alone, 0.99),
         "beside p50": percentile(beside, 0.5),

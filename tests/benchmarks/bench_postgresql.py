@@ -141,9 +141,12 @@ def _delays(server: Postgres, repetitions: int, seconds: float) -> Iterator[Resu
 
 def _heads(server: Postgres, rows: int, seconds: float) -> Iterator[Result]:
     """Measure what readers at the head wait while others catch up from the database."""
-    readers = 20
+    readers, rows = fairness.READERS, 5 * rows
     found = fairness.measure(seconds, rows, readers, fresh_url(server))
     words = f"{readers} readers of {rows:,} rows, {fairness.RATE} rows/s at the head"
     for case in ("alone p50", "beside p50", "alone p99", "beside p99"):
         line = Line(BENCH, f"head, {case}", "ms")
         yield line.result(OURS, FRIENDLY, [found[case]], words)
+    words = f"one row each, beside {readers} readers of {rows:,} rows"
+    for case in ("commit p50", "commit p99"):
+        yield Line(BENCH, f"head, {case}", "ms").result(ALONE, FRIENDLY, [found[case]], words)
