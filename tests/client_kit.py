@@ -392,6 +392,19 @@ def test_a_server_that_is_away_is_tried_again_and_again(world: World) -> None:
     run_until(world.network, lambda: client.connected)
 
 
+def test_who_was_greeted_is_back_soon_when_it_is_cut_again(world: World) -> None:
+    """However long the server was away before."""
+    world.crash()
+    client = world.client()
+    world.network.run(60.0)
+    world.start()
+    run_until(world.network, lambda: client.connected)
+    world.network.wires["w0"].cut()
+    assert not client.connected
+    world.network.run(limits.RECONNECT_MIN_S, step=limits.RECONNECT_MIN_S)
+    assert client.connected
+
+
 def test_the_wrong_homeserver_is_refused(world: World) -> None:
     client = world.client(server_name="other.org")
     assert not client.connected

@@ -112,6 +112,15 @@ def test_an_append_is_answered_with_its_first_and_last_token() -> None:
     assert appended.answer == Appended("s1", "i", 3, 9)
 
 
+def test_a_position_moves_to_where_it_is_to_be() -> None:
+    of = pair()
+    moved = Advance(of, 7, [])
+    assert moved.last == 7
+    batch = gather([moved], 5)
+    assert batch.steps == [(of, moved)]
+    assert [row.position for row in batch.commit.pairs] == [7]
+
+
 def test_a_block_may_be_filled_to_the_last_row_and_byte() -> None:
     of = pair()
     size = commits.BLOCK_BYTES // 2

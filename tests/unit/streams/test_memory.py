@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tcprepl.errors import TokenOrder
+from tcprepl.limits import MAX_TOKEN
 from tcprepl.streams.memory import RESTARTED, MemoryLog, MemoryStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -87,3 +91,11 @@ def test_expiry_takes_old_rows_of_every_stream() -> None:
     now = 5_000
     log.expire()
     assert [log.floor("events", instance) for instance in ("v", "w")] == [1, 1]
+
+
+def test_a_position_may_move_to_the_last_token_and_no_further() -> None:
+    log = MemoryLog(Registry(), lambda: 0)
+    log.advance("events", "w", MAX_TOKEN)
+    assert log.position("events", "w") == MAX_TOKEN
+    with pytest.raises(TokenOrder):
+        log.advance("events", "w", MAX_TOKEN + 1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from zlib import crc32
 
+import pytest
+
+from tcprepl import limits
 from tcprepl.limits import PAGE_ROWS
 from tcprepl.streams.blocks import render
 from tcprepl.streams.engine import StoredPair, encode_block
@@ -74,3 +77,18 @@ def test_the_newest_block_is_missed_by_what_comes_behind() -> None:
     last, written_ms, crc, body = stored(8, 9, 3)
     assert begun().ended(5, 9, lambda: [(last, written_ms, crc ^ 1, body)]).damage is None
     assert begun().ended(5, 9, list).damage is None
+
+
+@pytest.mark.parametrize("limit", ["PAGE_ROWS", "PAGE_BYTES"])
+def test_a_page_is_filled_to_its_limit_and_no_further(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By rows and by bytes, the last one included."""
+    row = len(b"RDATA typing m 1 []\n")
+    monkeypatch.setattr(limits, limit, 6 if limit == "PAGE_ROWS" else 6 * row)
+    page = begun()
+    for first in (1, 3, 5):
+        assert page.put(*stored(first, first + 1, first - 1)) is None
+    made = page.put(*stored(7, 7, 6))
+    assert made is not None
+    assert (made.upto, made.damage) == (6, None)

@@ -141,6 +141,20 @@ def test_nothing_is_sent_once_it_closes() -> None:
     world.lose()
 
 
+def test_what_is_sent_together_goes_out_at_once_until_it_closes() -> None:
+    world = World()
+    world.hear("SERVER x", "PING 1 tcprepl/1")
+    world.transport.clear()
+    world.connection.send_all([ErrorCommand("a"), ErrorCommand("b")])
+    assert world.transport.value() == b"ERROR a\nERROR b\n"
+    world.connection.close("enough")
+    world.transport.clear()
+    world.connection.send_all([ErrorCommand("c")])
+    assert world.connection._session.data_to_send() == b""
+    assert world.transport.value() == b""
+    world.lose()
+
+
 def test_words_of_a_newer_server_are_passed_over_and_counted() -> None:
     world = World()
     world.hear("SERVER x", "PING 1 tcprepl/1")

@@ -73,3 +73,11 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resumption.take_kept(ALPHA) == [], "it is asked for again, and comes again"
     resumption.ask(ALPHA, 0)
     assert resumption.judge(batch(1, b"1234567890"), None) is Verdict.KEPT
+
+
+def test_the_order_is_that_of_tokens_and_not_of_rows() -> None:
+    resumption = Resumption(keep=True)
+    resumption.ask(ALPHA, 0)
+    for token, row in ((2, b"a"), (1, b"z"), (1, b"b"), (3, b"c")):
+        assert resumption.judge(batch(token, row), None) is Verdict.KEPT
+    assert resumption.take_kept(ALPHA) == [(1, b"z"), (1, b"b"), (2, b"a"), (3, b"c")]
