@@ -44,25 +44,26 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="as many as that takes")
     parser.add_argument("--seed", type=int, help="this one, and say what happens")
     parser.add_argument("--steps", help="of the one seed only these steps")
+    parser.add_argument("--only", default="", help="of one round, with no other kinds of steps")
     options = parser.parse_args()
     if options.seed is not None:
-        return one(options.seed, options.steps)
+        return one(options.seed, options.steps, options.only)
     first, _, last = options.seeds.rpartition("-")
     begin = int(first or 0)
     end = int(last) + bool(first) if last else begin + 1_000_000_000 * bool(options.minutes) + 20
     return many(begin, end, options.minutes)
 
 
-def one(seed: int, chosen: str | None) -> int:
+def one(seed: int, chosen: str | None, only: str) -> int:
     """Run one seed."""
-    steps = schedule(seed)
+    steps = schedule(seed, 1, only=only.split(",")) if only else schedule(seed)
     if chosen is not None:
         numbers = {int(number) for number in chosen.split(",")}
         steps = [step for step in steps if step.number in numbers]
     try:
         played = play(seed, steps)
     except Failed as failed:
-        fail(failed, seed, [step.number for step in steps] if chosen else None)
+        fail(failed, seed, [step.number for step in steps] if chosen or only else None)
         raise
     report(played.coverage)
     print(f"seed {seed}: all is well; trace {played.trace:08x}")

@@ -28,9 +28,12 @@ REFUSALS = {
     "no fsync": "disk I/O error",
     "failing": "disk I/O error",
 }
+#: What it may do as well: take its time.
+SLOW = "slow"
 _WRITES = ("INSERT", "UPDATE", "DELETE", "CREATE", "REPLACE")
-#: How long a job takes on a disk.
+#: How long a job takes on a disk, and on one that is slow.
 JOB_S = 0.004
+SLOW_JOB_S = 2.0
 
 
 class Disk:
@@ -38,7 +41,7 @@ class Disk:
 
     Attributes:
         directory: Where its files are.
-        mood: ``ok``, or what it does instead (`REFUSALS`).
+        mood: ``ok``, or what it does instead (`REFUSALS`, `SLOW`).
         refused: How often it has refused.
     """
 
@@ -53,7 +56,7 @@ class Disk:
     def ask(self, statement: str) -> None:
         """Refuse *statement*, if that is what it does now."""
         mood = self.mood
-        if mood == "ok":
+        if mood in ("ok", SLOW):
             return
         word = statement.lstrip()[:7].upper()
         if mood == "full":
@@ -186,15 +189,18 @@ class Thread:
     def submit(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
         """Run *job* later, then *done*."""
         self.jobs.append((job, done))
-        if self._call is None:
-            self._call = self.process.callLater(self.disk.chance.random() * JOB_S, self._next)
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.jobs and self._call is None:
+            most_s = SLOW_JOB_S if self.disk.mood == SLOW else JOB_S
+            self._call = self.process.callLater(self.disk.chance.random() * most_s, self._next)
 
     def _next(self) -> None:
         self._call = None
         if self.jobs:  # else `call` has done them
             self._do(*self.jobs.popleft())
-        if self.jobs and self._call is None:
-            self._call = self.process.callLater(self.disk.chance.random() * JOB_S, self._next)
+        self._begin()
 
     def _do(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
         try:

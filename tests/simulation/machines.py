@@ -222,6 +222,9 @@ class LogMachine(Machine):
         truth: For each pair of the streams of rows what its log has had since the last copy
             that was put back, trimmed rows too.
         reasons: Why rows may be gone.
+        states: The newest token of each pair of the streams of states, as above.
+        wrong: Tokens of theirs that did not grow.
+        moved_s: When anything was published last.
     """
 
     retention = retention(Bounds(max_rows=300))
@@ -231,6 +234,9 @@ class LogMachine(Machine):
         self.truth: dict[Pair, list[tuple[int, int]]] = {}
         self.damaged: dict[Pair, set[int]] = {}
         self.reasons: set[str] = set()
+        self.states: dict[Pair, int] = {}
+        self.wrong: list[str] = []
+        self.moved_s = 0.0
         self.forks = 0
         self.backups: list[tuple[Any, dict[Pair, int]]] = []
         self.log: Any = None
@@ -284,10 +290,16 @@ class LogMachine(Machine):
         super().end_process(silent=silent)
 
     def _published(self, block: Block) -> None:
+        self.moved_s = self.world.universe.now
         if block.stream in ROWS:
             rows = [number_in(row_of(line)) for line in block.lines.split(b"\n")[:-1]]
             held = self.truth.setdefault((block.stream, block.instance), [])
             held += zip(block.tokens, rows, strict=True)
+        elif block.stream in STATES:
+            pair = (block.stream, block.instance)
+            tokens = [self.states.get(pair, 0), *dict.fromkeys(block.tokens)]
+            self.wrong += [f"{pair}: {fault}" for fault in invariants.growing_faults(tokens)]
+            self.states[pair] = tokens[-1]
 
     def held(self, pair: Pair) -> list[tuple[int, int]]:
         """Return what can be read in the log; what is damaged is left out."""
@@ -341,6 +353,7 @@ class LogMachine(Machine):
     def check_log(self) -> None:
         """What is true of a log by itself."""
         answers, said = self.world.answered(self), self.world.said
+        kept(self.name, self.wrong)
         for pair, rows in self.truth.items():
             where = f"{self.name} {pair}"
             history = self.history(pair)
@@ -407,6 +420,7 @@ class LogMachine(Machine):
         for pair in self.truth:
             upto = positions.get(pair, 0)
             self.truth[pair] = [row for row in self.truth[pair] if row[0] <= upto]
+        self.states.clear()
         self.floors.clear()
 
     def corrupt(self, error: LogCorrupt) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.retention import Bounds
 from tests import invariants
 from tests.simulation.buses import STREAMS, WRITERS, Bus, Database, Synapse
-from tests.simulation.disk import REFUSALS, Disks, turn_a_bit
+from tests.simulation.disk import REFUSALS, SLOW, Disks, turn_a_bit
 from tests.simulation.federation import MODES, Remotes, Sender
 from tests.simulation.machines import (
     OFTEN,
@@ -69,6 +69,8 @@ ALL_GONE_S = 360.0
 MAX_CALLS = 60
 #: How long it takes until all that was delayed, retried or missed has come.
 QUIET_S = 150.0
+#: How long nothing may have been published when all is compared.
+SETTLED_S = 2.0
 
 
 class Step(NamedTuple):
@@ -123,10 +125,13 @@ HAPPENINGS = {
 }
 
 
-def schedule(seed: int, rounds: int = ROUNDS, steps: int = STEPS) -> list[Step]:
-    """Return the schedule of *seed*."""
+def schedule(
+    seed: int, rounds: int = ROUNDS, steps: int = STEPS, only: Collection[str] = ()
+) -> list[Step]:
+    """Return the schedule of *seed*, of all that may happen or of a part of it."""
     chance = random.Random(seed)
-    names, weights = list(HAPPENINGS), list(HAPPENINGS.values())
+    names = [name for name in HAPPENINGS if not only or name in only]
+    weights = [HAPPENINGS[name] for name in names]
     made: list[Step] = []
     for _ in range(rounds):
         for what in chance.choices(names, weights, k=steps):
@@ -357,15 +362,26 @@ class World:
 
     def _kill(self, chance: random.Random, what: str, *, silent: bool) -> None:
         victim = chance.choice(self.machines)
-        if chance.random() < 0.4:
+        if (toss := chance.random()) < 0.4:
             victim = self.server
+        elif toss < 0.5:
+            victim = chance.choice(self.senders)
         # between any two steps: something is under way more often than not
-        if isinstance(victim, LogMachine) and victim.up and chance.random() < 0.7:
-            (self.do_write if victim is self.bus else self.do_publish)(chance)
+        if victim.threads and victim.up and chance.random() < 0.7:
+            slow = victim.disk.mood == "ok" and chance.random() < 0.3
+            if slow:
+                victim.disk.mood = SLOW
+            if isinstance(victim, Sender):
+                self.do_queue(chance)
+            else:
+                (self.do_write if victim is self.bus else self.do_publish)(chance)
             for _ in range(2_000):
                 if victim.threads and victim.threads[0].jobs:
                     break
                 self.universe.run(0.001)
+            if slow:  # long enough for others to hear what was said before it was on disk
+                self.universe.run(chance.random() * 0.2)
+                victim.disk.mood = "ok"
         self.saw(what, f"{victim.kind}, {victim.state()}")
         victim.kill(silent=silent, restart_s=chance.choice([0.0, 1.0, 30.0, 200.0]))
 
@@ -446,7 +462,7 @@ class World:
     def do_refuse(self, chance: random.Random) -> None:
         """A disk refuses for a while."""
         victim = chance.choice([self.server, *self.logs, *self.workers, *self.senders])
-        mood = chance.choice(list(REFUSALS))
+        mood = chance.choice([*REFUSALS, SLOW])
         self.saw(f"disk {mood}", f"{victim.kind}, {victim.state()}")
         victim.disk.mood = mood
         self.universe.later(chance.choice([0.5, 5.0, 60.0]), self._consent, victim)
@@ -599,6 +615,10 @@ class World:
             self.universe.run(60)
             if not any(sender.sender.pending() for sender in self.senders if sender.up):
                 break
+        for _ in range(20):  # a state that changes by itself at this moment is under way
+            if self.universe.now - max(machine.moved_s for machine in self.logs) > SETTLED_S:
+                break
+            self.universe.run(SETTLED_S)
         self.check()
 
     def check(self) -> None:
