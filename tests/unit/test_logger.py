@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
+import tcprepl
 from tcprepl.logger import get_logger
 from tests.harness import environment
 
@@ -56,6 +58,15 @@ def test_who_has_configured_it_gets_everything_as_he_says() -> None:
         ("info", {"event": "event"})
     ]
     assert names == ["tcprepl.here"]
+
+
+def test_every_module_takes_its_logger_from_here() -> None:
+    asking = [
+        str(path)
+        for path in Path(tcprepl.__file__).parent.rglob("*.py")
+        if "structlog.get_logger" in path.read_text(encoding="utf-8")
+    ]
+    assert asking == []
 
 
 def test_a_program_that_uses_the_library_keeps_its_stdout() -> None:
