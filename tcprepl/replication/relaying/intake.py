@@ -46,8 +46,9 @@ GAPS_SHOWN: Final = 20
 IN_MEMORY: Final = frozenset({"federation", "presence_federation", "typing"})
 #: Ranges of tokens without rows that are remembered of a pair, the widest.
 MAX_HOLES: Final = 8
-#: How often a page is asked for before its rows are given up as a gap.
-CATCH_UP_ATTEMPTS: Final = 6
+#: How often a page is asked for before its rows are given up as a gap: for about half a minute, in
+#: which a writer that restarts is back. Until then what comes of the pair waits.
+CATCH_UP_ATTEMPTS: Final = 13
 
 
 def relay_registry(met: Iterable[StreamName] = ()) -> Registry:

@@ -219,6 +219,20 @@ def test_pages_that_cannot_be_had_are_a_gap_in_the_end() -> None:
     assert world.rows() == [(9, b"[9]")]
 
 
+def test_a_writer_that_restarts_leaves_no_gap() -> None:
+    archive = Archive()
+    world = World(archive=archive)
+    world.say("POSITION receipts w1 4 4")
+    world.reconnect()
+    archive.error = ConnectionFailed("away", reason=CloseReason.CONNECTION_LOST)
+    world.say("POSITION receipts w1 8 8")
+    world.network.run(20)
+    archive.error, archive.rows = None, {token: b"[%d]" % token for token in (5, 6, 7, 8)}
+    world.network.run(6)
+    assert world.upstream.status().gaps == 0
+    assert [token for token, _ in world.rows()] == [5, 6, 7, 8]
+
+
 def test_stopping_while_a_page_is_waited_for() -> None:
     archive = Archive()
     world = World(archive=archive)
