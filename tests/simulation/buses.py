@@ -211,7 +211,7 @@ class Synapse(Machine):
 
     def heard(self, line: str) -> None:
         """Take a line."""
-        if line == "REPLICATE":
+        if line.strip() == "REPLICATE":  # it says it with a space behind
             self._say_where()
             return
         before = len(self.model.fetches)

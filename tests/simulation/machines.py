@@ -238,7 +238,8 @@ class LogMachine(Machine):
         self.wrong: list[str] = []
         self.moved_s = 0.0
         self.forks = 0
-        self.backups: list[tuple[Any, dict[Pair, int]]] = []
+        #: Each copy, where its pairs are, and what was damaged in the log when it was made.
+        self.backups: list[tuple[Any, dict[Pair, int], dict[Pair, set[int]]]] = []
         self.log: Any = None
         self.notifier = Notifier()
         self.floors: dict[Pair, int] = {}
@@ -384,7 +385,8 @@ class LogMachine(Machine):
         # what is on disk, heard of or not
         with closing(sqlite3.connect(target / DATABASE_NAME)) as connection:
             found = connection.execute("SELECT stream, instance, position FROM pairs").fetchall()
-        self.backups.append((target, {(s, i): token for s, i, token in found}))
+        damaged = {pair: set(tokens) for pair, tokens in self.damaged.items()}
+        self.backups.append((target, {(s, i): token for s, i, token in found}, damaged))
         self.world.saw("back up", "done")
 
     def restore(self, which: int) -> None:
@@ -394,13 +396,14 @@ class LogMachine(Machine):
         if not self.backups:
             self.wipe()
             return
-        copy, positions = self.backups[which % len(self.backups)]
+        copy, positions, damaged = self.backups[which % len(self.backups)]
         self.kill(restart_s=None)
         self.world.goes_back(self)
         aside = self.world.where / f"{self.name}-aside-{self.lives}-{self.world.universe.steps}"
         self.disk.directory.rename(aside)
         restore_backup(copy, self.disk.directory)
         self._goes_back(positions)
+        self.damaged = {pair: set(tokens) for pair, tokens in damaged.items()}
         self.world.universe.later(1.0, self._boot_if_wanted)
 
     def wipe(self) -> None:
