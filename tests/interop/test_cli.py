@@ -11,7 +11,7 @@ import pytest
 
 from tcprepl.cli import recording
 from tcprepl.streams.masking import without_access_tokens
-from tests.harness import CAPTURE, ROOT, Lines, Server, start, tcprepl
+from tests.harness import CAPTURE, ROOT, Lines, Server, start, tcprepl, wait_until
 from tests.ports import free_port
 
 ROW = '["!r:example.com",["@a:example.com"]]'
@@ -59,7 +59,10 @@ def by_stream(rows: list[tuple[str, object]]) -> dict[str, list[object]]:
 
 def test_serve_says_what_to_type_next_and_it_works(untouched: Server) -> None:
     """Each command that the welcome shows runs as it stands."""
-    text = untouched.process.stdout
+    text = wait_until(
+        lambda: untouched.process.stdout if " tail " in untouched.process.stdout else None,
+        "the welcome, which comes once it listens",
+    )
     assert f"nc 127.0.0.1 {untouched.port}" in text
     publish = next(line for line in text.splitlines() if " publish " in line).strip()
     assert publish.endswith("""typing '["!room:example.com", ["@alice:example.com"]]'""")

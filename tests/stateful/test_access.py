@@ -395,6 +395,7 @@ class AccessMachine(RuleBasedStateMachine):
             assert "comes once" in answer[-1]
         elif not self.tokens:
             assert answer[-1].startswith("AUTHORIZED anonymous ")
+            connection.used = True
         elif token in self.tokens and not connection.caller.over:
             assert answer[-1].startswith(f"AUTHORIZED {self.tokens[token].name} ")
             connection.token, connection.grant = token, self.tokens[token]

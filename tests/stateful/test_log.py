@@ -151,7 +151,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(pair=pairs, what=changes, steps=st.lists(st.integers(0, 3), min_size=6, max_size=6))
     def append_with_tokens(self, pair: Pair, what: list[tuple[str, str]], steps: list[int]) -> None:
         """Append rows with tokens of their own."""
-        token = self.store.log.position(*pair) + 20
+        token = max(self.store.log.position(*pair), self.given) + 20
         tokens = []
         for index, _ in enumerate(what):
             token += steps[index] if index else 1
