@@ -107,32 +107,42 @@ class Reconnecting(Service):
             await self._finished
 
     async def _run(self) -> None:
+        try:
+            await self._follow()
+        except GeneratorExit:
+            raise  # thrown away with the program: nothing can be awaited
+        except BaseException:
+            await self._end()
+            raise
+        await self._end()
+
+    async def _end(self) -> None:
+        await self._over()
+        finished, self._finished = self._finished, None
+        if finished is not None:
+            finished.callback(None)
+
+    async def _follow(self) -> None:
         unreachable = f"replication.{self._what}.unreachable"
         disconnected = f"replication.{self._what}.disconnected"
-        try:
-            while self._goes_on():
-                try:
-                    connection = await self._attempt()
-                except ConnectionFailed as error:
-                    self.last_error = str(error)
-                    log.info(unreachable, error=str(error), failures=self._failures)
-                else:
-                    ended = await connection.lost
-                    self._connection = None
-                    self.last_error = ended.text
-                    await self._left(ended)
-                    if self.running:
-                        log.info(disconnected, reason=ended.reason.value, text=ended.text)
-                if self._goes_on():
-                    await self._wait(backoff_s(self._failures))
-                    self._failures += 1
-                if self._goes_on():
-                    self.reconnects += 1
-        finally:
-            await self._over()
-            finished, self._finished = self._finished, None
-            if finished is not None:
-                finished.callback(None)
+        while self._goes_on():
+            try:
+                connection = await self._attempt()
+            except ConnectionFailed as error:
+                self.last_error = str(error)
+                log.info(unreachable, error=str(error), failures=self._failures)
+            else:
+                ended = await connection.lost
+                self._connection = None
+                self.last_error = ended.text
+                await self._left(ended)
+                if self.running:
+                    log.info(disconnected, reason=ended.reason.value, text=ended.text)
+            if self._goes_on():
+                await self._wait(backoff_s(self._failures))
+                self._failures += 1
+            if self._goes_on():
+                self.reconnects += 1
 
     async def _attempt(self) -> ClientConnection:
         connection = await self._unless_stopped(

@@ -144,3 +144,20 @@ def test_who_inherits_says_what_is_done() -> None:
         bare._take([])
     with pytest.raises(NotImplementedError):
         bare._greeted(DIALECTS["tcprepl"])
+
+
+def test_what_is_thrown_away_waits_for_nothing() -> None:
+    """A program that ends need not stop its services: nothing is awaited that cannot come."""
+
+    class Lingering(Service):
+        async def _over(self) -> None:
+            self.happened.append("over")
+            await Deferred()
+
+    service = Lingering(MemoryReactorClock())
+    service.running = True
+    service._failures = 0
+    running = service._run()
+    running.send(None)
+    running.close()
+    assert service.happened == []
