@@ -25,10 +25,11 @@ from tcprepl.protocol.display import displayable
 from tcprepl.storage.backup import LIST_NAME, backup_faults
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.blocks import rows_of
-from tcprepl.streams.database import DATABASE_NAME, Database
+from tcprepl.streams.database import Database
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.masking import without_access_tokens
 from tcprepl.streams.pages import DiskPage
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tcprepl.web.amounts import duration, number, size
 
 #: Most different keys that `top` counts at a time; the rarest are forgotten.

@@ -22,7 +22,7 @@ from zlib import crc32
 from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
-from tcprepl.storage.sqlite import Schema, explained, open_database, open_reader
+from tcprepl.storage.sqlite import explained, open_database, open_reader
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -36,144 +36,34 @@ from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.paging import PageBuilder
-from tcprepl.streams.producer_store import CREATE_PRODUCERS, read_producers, write_producers
+from tcprepl.streams.producer_store import read_producers, write_producers
 from tcprepl.streams.producers import Answer, ProducerState
+from tcprepl.streams.sqlite_schema import (
+    DATABASE_NAME,
+    DELETE_BEGINNINGS,
+    DELETE_TRANSACTIONS,
+    ENDED,
+    INSERT_BEGINNING,
+    INSERT_BLOCK,
+    INSERT_TRANSACTION,
+    NEWEST,
+    SCHEMA,
+    SELECT_BEFORE,
+    SELECT_BLOCKS,
+    SELECT_NEWEST,
+    SELECT_NEXT,
+    UPSERT_PAIR,
+)
 
-#: Name of the database in the data directory.
-DATABASE_NAME = "log.sqlite3"
 #: Of a row of ``pairs``: what a damaged file gives back may be of others.
 _PAIR_TYPES = [int, str, str, int, int, int, int]
-#: "tcrp": marks the file as ours.
-APPLICATION_ID = 0x74637270
-#: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
-SCHEMA_VERSION = 5
 
-_CREATE = """
-CREATE TABLE pairs (
-    id INTEGER PRIMARY KEY,
-    stream TEXT NOT NULL,
-    instance TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    floor INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    UNIQUE (stream, instance)
-);
-CREATE TABLE blocks (
-    pair INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    written_ms INTEGER NOT NULL,
-    crc INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    PRIMARY KEY (pair, last)
-) WITHOUT ROWID;
-CREATE TABLE transactions (
-    stream TEXT NOT NULL,
-    id TEXT NOT NULL,
-    instance TEXT NOT NULL,
-    first INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    written_ms INTEGER NOT NULL,
-    PRIMARY KEY (stream, id)
-) WITHOUT ROWID;
-CREATE INDEX transactions_by_age ON transactions (written_ms);
-"""
-_CREATE_INCARNATIONS = """
-CREATE TABLE incarnations (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    began_ms INTEGER NOT NULL
-);
-CREATE TABLE beginnings (
-    pair INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    token INTEGER NOT NULL,
-    PRIMARY KEY (pair, number)
-) WITHOUT ROWID;
-"""
-#: The last token of the newest block; 0 is none, or not known: older files say nothing of it.
-_ADD_NEWEST = "ALTER TABLE pairs ADD COLUMN newest INTEGER NOT NULL DEFAULT 0;"
-#: Of an incarnation that ran beside others in PostgreSQL, the one at whose beginning it was over;
-#: all others were over when the next one began.
-_ADD_ENDED = "ALTER TABLE incarnations ADD COLUMN ended INTEGER;"
-#: What the file holds. A page has room for a few blocks of one row.
-SCHEMA = Schema(
-    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST + _ADD_ENDED,
-    version=SCHEMA_VERSION,
-    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS, 3: _ADD_NEWEST, 4: _ADD_ENDED},
-    application_id=APPLICATION_ID,
-    page_size=16_384,
-    shrinks=True,
-    if_damaged=(
-        "stop the process, keep a copy of the directory, then either put a good copy in its "
-        f"place, or rescue what is readable with `sqlite3 {DATABASE_NAME} .recover`, or move it "
-        "away to begin empty"
-    ),
-)
-
-#: The number of the incarnation at whose beginning one was over; none of the newest.
-ENDED = (
-    "coalesce(ended, (SELECT min(number) FROM incarnations AS later"
-    " WHERE later.number > incarnations.number))"
-)
 
 #: Pages that one commit gives back, and pages without use that a file may have.
 _SHRUNK_PAGES = 32
 _SPARE_PAGES = 256
 #: What ``PRAGMA auto_vacuum`` says of a file that can shrink.
 _INCREMENTAL = 2
-
-_INSERT_BLOCK = (
-    "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
-_UPSERT_PAIR = (
-    "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes, newest)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT (id) DO UPDATE SET position = excluded.position,"
-    " newest = max(newest, excluded.newest),"
-    " floor = max(floor, excluded.floor),"
-    " rows = rows + excluded.rows, bytes = bytes + excluded.bytes"
-)
-_INSERT_TRANSACTION = (
-    "INSERT OR REPLACE INTO transactions (stream, id, instance, first, last, written_ms)"
-    " VALUES (?, ?, ?, ?, ?, ?)"
-)
-_DELETE_TRANSACTIONS = (
-    "DELETE FROM transactions WHERE (stream, id) IN"
-    " (SELECT stream, id FROM transactions WHERE written_ms < ? LIMIT ?)"
-)
-_NEWEST = (
-    "SELECT max(ms) FROM ("
-    "SELECT max(written_ms) AS ms FROM transactions"
-    " UNION ALL SELECT max(used_ms) FROM producers"
-    " UNION ALL SELECT max(began_ms) FROM incarnations"
-    " UNION ALL SELECT (SELECT written_ms FROM blocks WHERE pair = pairs.id"
-    " ORDER BY last DESC LIMIT 1) FROM pairs)"
-)
-_INSERT_BEGINNING = (
-    "INSERT INTO beginnings (pair, number, token)"
-    " SELECT id, ?, ? FROM pairs WHERE stream = ? AND instance = ?"
-)
-#: The newest beginning of each pair up to the oldest incarnation that is remembered stays.
-_DELETE_BEGINNINGS = (
-    "DELETE FROM beginnings WHERE number < (SELECT max(number) FROM beginnings AS newer"
-    " WHERE newer.pair = beginnings.pair AND newer.number <= ?)"
-)
-
-
-#: One bit that has turned makes a text or nothing of a blob, which are damage as any other.
-_SELECT_BLOCKS = (
-    "SELECT last, written_ms, crc, ifnull(CAST(body AS BLOB), x'') FROM blocks"
-    " WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT ?"
-)
-_SELECT_NEXT = (
-    "SELECT last FROM blocks WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT 1"
-)
-_SELECT_NEWEST = "SELECT newest FROM pairs WHERE id = ?"
-_SELECT_BEFORE = "SELECT max(last) FROM blocks WHERE pair = ? AND last <= ?"
 
 
 def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
@@ -184,7 +74,7 @@ def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
 def _block_before(connection: sqlite3.Connection, pair: StoredPair, after: Token) -> Token:
     """Return the last token of a block up to *after*, or *after* if the file does not tell."""
     try:
-        found = connection.execute(_SELECT_BEFORE, (pair.id, after)).fetchone()
+        found = connection.execute(SELECT_BEFORE, (pair.id, after)).fetchone()
     except sqlite3.DatabaseError:  # a broken page of the file may hold that, too
         return after
     return found[0] or 0
@@ -278,7 +168,7 @@ class Database:
     def newest_ms(self) -> int | None:
         """Return the newest stamp of anything; None if there is nothing."""
         try:
-            (newest,) = self._read_connection.execute(_NEWEST).fetchone()
+            (newest,) = self._read_connection.execute(NEWEST).fetchone()
         except sqlite3.Error as error:
             raise self.explained(error) from error
         return None if newest is None else int(newest)
@@ -348,7 +238,7 @@ class Database:
         )
         with closing(connection.cursor()) as cursor:
             try:
-                cursor.execute(_SELECT_BLOCKS, (pair.id, after, upto, most))
+                cursor.execute(SELECT_BLOCKS, (pair.id, after, upto, most))
                 for last, written_ms, crc, body in cursor:
                     if not _is_between(page.reached, last, upto):
                         # the index of the file is not that of its rows
@@ -378,9 +268,9 @@ class Database:
     ) -> DiskPage:
         """Return *page* up to *upto*, unless what comes behind says that rows are missing."""
         try:
-            (newest,) = connection.execute(_SELECT_NEWEST, (pair.id,)).fetchone() or (0,)
+            (newest,) = connection.execute(SELECT_NEWEST, (pair.id,)).fetchone() or (0,)
             behind = (pair.id, upto, limits.MAX_TOKEN, 1)
-            return page.ended(upto, newest, lambda: connection.execute(_SELECT_BLOCKS, behind))
+            return page.ended(upto, newest, lambda: connection.execute(SELECT_BLOCKS, behind))
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
@@ -417,7 +307,7 @@ class Database:
     ) -> Token | None:
         """Return the last token of the block after *after*; None if the file does not tell."""
         try:
-            found = connection.execute(_SELECT_NEXT, (pair.id, after, upto)).fetchone()
+            found = connection.execute(SELECT_NEXT, (pair.id, after, upto)).fetchone()
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
@@ -452,10 +342,10 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             freed = self._trim_some(connection, commit.trims)
             if commit.expire_before_ms is not None:
-                connection.execute(_DELETE_TRANSACTIONS, (commit.expire_before_ms, EXPIRED_AT_ONCE))
+                connection.execute(DELETE_TRANSACTIONS, (commit.expire_before_ms, EXPIRED_AT_ONCE))
             write_producers(connection, commit.producers, commit.answers, commit.forgotten)
             connection.executemany(
-                _UPSERT_PAIR,
+                UPSERT_PAIR,
                 [
                     (
                         p.id,
@@ -470,9 +360,9 @@ class Database:
                     for p in commit.pairs
                 ],
             )
-            connection.executemany(_INSERT_BLOCK, rows)
+            connection.executemany(INSERT_BLOCK, rows)
             connection.executemany(
-                _INSERT_TRANSACTION,
+                INSERT_TRANSACTION,
                 [
                     (stream, id_, answer.instance, answer.first, answer.last, now_ms)
                     for stream, id_, answer, now_ms in commit.transactions
@@ -501,7 +391,7 @@ class Database:
         """Return what is inserted for *block*, which is the newest of its pair then."""
         before = newest.get(pair) or self._newest.get(pair)
         if before is None:
-            (before,) = connection.execute(_SELECT_NEWEST, (pair,)).fetchone() or (0,)
+            (before,) = connection.execute(SELECT_NEWEST, (pair,)).fetchone() or (0,)
         newest[pair] = block.last
         body = encode_block(block, before or None)
         size = len(block.lines)
@@ -518,10 +408,10 @@ class Database:
             "INSERT INTO incarnations (number, id, began_ms) VALUES (?, ?, ?)", begun
         )
         connection.executemany(
-            _INSERT_BEGINNING, [(number, token, *pair) for pair, number, token in noted]
+            INSERT_BEGINNING, [(number, token, *pair) for pair, number, token in noted]
         )
         connection.execute("DELETE FROM incarnations WHERE number < ?", (oldest,))
-        connection.execute(_DELETE_BEGINNINGS, (oldest,))
+        connection.execute(DELETE_BEGINNINGS, (oldest,))
 
     def _trim_some(self, connection: sqlite3.Connection, trims: dict[int, Token]) -> Freed:
         """Raise the floors, and remove blocks below them, as many as one commit should."""

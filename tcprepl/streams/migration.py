@@ -11,9 +11,9 @@ from typing import Final
 
 from tcprepl.storage.lock import LOCK_NAME
 from tcprepl.storage.migration import Kind, Table
-from tcprepl.streams.database import DATABASE_NAME, ENDED
-from tcprepl.streams.database import SCHEMA as SQLITE_SCHEMA
 from tcprepl.streams.postgres_schema import SCHEMA as POSTGRES_SCHEMA
+from tcprepl.streams.sqlite_schema import DATABASE_NAME, ENDED
+from tcprepl.streams.sqlite_schema import SCHEMA as SQLITE_SCHEMA
 
 #: Those whose servers were there to the end are over when the next incarnation begins.
 _ENDED_BY_THE_NEXT: Final = (

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tcprepl.errors import LogCorrupt, LogTooNew, LogUnavailable
-from tcprepl.streams.database import DATABASE_NAME, SCHEMA_VERSION
 from tcprepl.streams.retention import Retention
+from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA_VERSION
 from tests.harness import Running
 from tests.log_kit import DURABLE, SqliteStore, add, read_all, result, row
 

@@ -31,10 +31,10 @@ from tcprepl.federation.wire import answer, discovery, edu, keyring, signing
 from tcprepl.http.calls import ApiError
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader
 from tcprepl.replication.redis.url import parse_redis_url
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.registry import Registry
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tcprepl.values import parse_address
 from tests.fuzz import fuzz_bus, fuzz_session, others
 from tests.fuzz.driving import Target

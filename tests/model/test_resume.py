@@ -20,10 +20,10 @@ from hypothesis import settings
 
 from tcprepl.limits import MAX_SAID_INCARNATIONS
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.lineage import Lineage
 from tcprepl.streams.pages import Reading
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests.harness import FULL
 from tests.log_kit import DURABLE, SqliteStore, result, row
 from tests.model import spin

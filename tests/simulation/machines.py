@@ -27,7 +27,6 @@ from tcprepl.replication.bus.redis_writer import RedisWriter
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.writer import ReplicationWriter
 from tcprepl.replication.serving.server import ReplicationServer
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Block, row_of
 from tcprepl.streams.notifier import Notifier
@@ -36,6 +35,7 @@ from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
 from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tcprepl.web.services import PublisherPort, WebServices
 from tcprepl.web.site import build_site
 from tests import invariants

@@ -33,8 +33,8 @@ from tcprepl.federation.wire.answer import Answer
 from tcprepl.ids import Pair
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.streams import history
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.retention import Bounds
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests import invariants
 from tests.simulation.buses import STREAMS, WRITERS, Bus, Database, Synapse
 from tests.simulation.disk import REFUSALS, SLOW, Disks, turn_a_bit

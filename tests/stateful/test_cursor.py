@@ -27,12 +27,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tcprepl import limits
 from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.lineage import Lineage
 from tcprepl.streams.log import Page
 from tcprepl.streams.pages import Reading
 from tcprepl.streams.retention import Bounds, Retention
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests import postgres_world
 from tests.log_kit import (
     DURABLE,

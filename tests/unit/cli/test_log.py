@@ -15,7 +15,7 @@ from tcprepl.cli import log, progress
 from tcprepl.errors import ConfigError, LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
-from tcprepl.streams.database import DATABASE_NAME
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests.log_kit import SqliteStore, add, row
 
 

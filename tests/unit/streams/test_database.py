@@ -18,17 +18,14 @@ from tcprepl.storage import sqlite as storage
 from tcprepl.streams import database as database_module
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
-from tcprepl.streams.database import (
-    DATABASE_NAME,
-    SCHEMA_VERSION,
-    Database,
-)
+from tcprepl.streams.database import Database
 from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.paging import PageBuilder
 from tcprepl.streams.producers import ProducerState
+from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA_VERSION
 from tests.log_kit import DURABLE, SqliteStore, add, row
 
 
@@ -415,7 +412,7 @@ def test_a_block_whose_token_is_none_it_can_have_is_damaged(
     """The index of a damaged file can name rows that say something else themselves."""
     database.write(Commit(blocks=[(1, block(7, 8)), (1, block(10))]))
     spoilt = f"SELECT iif(last = 8, {last}, last), "
-    for name in ("_SELECT_BLOCKS", "_SELECT_NEXT"):
+    for name in ("SELECT_BLOCKS", "SELECT_NEXT"):
         statement = getattr(database_module, name)
         monkeypatch.setattr(database_module, name, statement.replace("SELECT last", spoilt[:-2]))
     page = database.page(stored(), 0, 20)

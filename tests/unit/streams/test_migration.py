@@ -16,10 +16,10 @@ from tcprepl.storage.migrating_postgres import PostgresSource, PostgresTarget
 from tcprepl.storage.migrating_sqlite import SqliteSource, SqliteTarget
 from tcprepl.storage.migration import Kind, Migrated, migrate
 from tcprepl.storage.postgresql import Link, bring_up_to_date
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.log import Appended
 from tcprepl.streams.migration import LOG
 from tcprepl.streams.producers import Produced
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests import postgres_world
 from tests.log_kit import (
     DURABLE,

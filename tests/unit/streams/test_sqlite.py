@@ -8,8 +8,8 @@ import pytest
 
 from tcprepl.errors import LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.storage.worker import InlineWorker
-from tcprepl.streams.database import DATABASE_NAME
 from tcprepl.streams.sqlite import SqliteLog
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests.log_kit import SqliteStore, make_registry
 
 
