@@ -59,7 +59,11 @@ MORE = {
     "tcprepl/streams/registry.py": ["tests/unit/streams/test_rows.py"],
     "tcprepl/streams/ring.py": ["tests/unit/streams/test_memory.py"],
     "tcprepl/streams/history.py": ["tests/unit/streams/test_cursor.py"],
-    "tcprepl/protocol/codec.py": ["tests/property/test_protocol_codec.py"],
+    "tcprepl/protocol/parsing.py": [
+        "tests/unit/protocol/test_serializing.py",
+        "tests/property/test_protocol_codec.py",
+    ],
+    "tcprepl/protocol/serializing.py": ["tests/property/test_protocol_codec.py"],
     "tcprepl/protocol/session.py": [
         "tests/unit/protocol/test_server_session.py",
         "tests/unit/protocol/test_client_session.py",

@@ -9,7 +9,6 @@ import json
 from hypothesis import strategies as st
 
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     AuthCommand,
     AuthorizedCommand,
@@ -45,6 +44,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, DIALECTS, Dialect
 from tcprepl.protocol.grammar import PATTERNS, is_instance_name
+from tcprepl.protocol.serializing import serialize
 from tcprepl.protocol.specs import COMMANDS
 
 #: Characters of a name: the grammar's name-char, surrogates apart.

@@ -26,10 +26,11 @@ from tcprepl.conformance.notation import ConversationFailed, parse
 from tcprepl.ephemeral.presence_states import NOTIFIES
 from tcprepl.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from tcprepl.protocol.client_session import ClientSession
-from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import RdataCommand, Reason
 from tcprepl.protocol.dialects import DIALECTS, Dialect
 from tcprepl.protocol.events import Closing
+from tcprepl.protocol.parsing import parse_line
+from tcprepl.protocol.serializing import serialize
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import Role, State

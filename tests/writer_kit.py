@@ -209,9 +209,9 @@ def test_a_server_that_takes_no_rows_is_an_end(what: str, monkeypatch: pytest.Mo
     if what == "relay":
         desk.world.server.door.publisher = None
     elif what == "old":
-        from tcprepl.protocol import codec
+        from tcprepl.protocol import parsing
 
-        monkeypatch.delitem(codec._PARSERS, "PRODUCER")
+        monkeypatch.delitem(parsing._PARSERS, "PRODUCER")
     else:
         make = desk.world.server.make_session
 

@@ -16,7 +16,6 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, UnknownStream
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.logger import get_logger
-from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     Command,
     ErrorCommand,
@@ -28,6 +27,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS, NATIVE, Dialect
 from tcprepl.protocol.display import displayable
+from tcprepl.protocol.serializing import serialize
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import (
     AUTH_REFUSED,

@@ -8,7 +8,6 @@ from tcprepl.errors import LostRow, MalformedCommand, WrongProtocol, WrongServer
 from tcprepl.ids import IncarnationId, ServerName
 from tcprepl.limits import HANDSHAKE_TIMEOUT_S, MAX_NATIVE_LINE_BYTES
 from tcprepl.protocol.batches import BatchAssembler
-from tcprepl.protocol.codec import word_of
 from tcprepl.protocol.commands import (
     Command,
     ErrorCommand,
@@ -23,6 +22,7 @@ from tcprepl.protocol.display import snippet
 from tcprepl.protocol.events import DialectChosen, Event
 from tcprepl.protocol.foreign import recognise_line
 from tcprepl.protocol.grammar import PATTERNS
+from tcprepl.protocol.parsing import word_of
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.state import Role, State
 

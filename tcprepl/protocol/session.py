@@ -28,13 +28,14 @@ from tcprepl.errors import (
     WrongProtocol,
 )
 from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_BAD_LINES, PING_INTERVAL_S, PING_TIMEOUT_S
-from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import Command, ErrorCommand, PingCommand, ProducerCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.display import printable
 from tcprepl.protocol.events import ClaimUnread, Closing, CommandReceived, Event
 from tcprepl.protocol.foreign import Foreign, recognise_line, recognise_start
 from tcprepl.protocol.framing import LineBuffer
+from tcprepl.protocol.parsing import parse_line, word_of
+from tcprepl.protocol.serializing import serialize
 from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from tcprepl.errors import LocalProtocolError
 from tcprepl.protocol.client_session import ClientSession
-from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import ReplicateCommand
 from tcprepl.protocol.events import Closing, CommandReceived, Event, RowsReceived, in_batches
+from tcprepl.protocol.parsing import parse_line
+from tcprepl.protocol.serializing import serialize
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.specs import COMMANDS

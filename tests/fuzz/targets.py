@@ -75,8 +75,8 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 
 target(
     "session",
-    *("protocol.codec", "protocol.session", "protocol.server_session", "protocol.client_session"),
-    "protocol.commands",
+    *("protocol.parsing", "protocol.serializing", "protocol.session", "protocol.commands"),
+    *("protocol.server_session", "protocol.client_session"),
 )(fuzz_session.check)
 target(
     "bus",

@@ -61,7 +61,7 @@ def test_only_what_is_ours_is_instrumented() -> None:
     def other() -> None:
         """Stand for one of another."""
 
-    one.__module__, other.__module__ = "tcprepl.protocol.codec", "tcpreplay"
+    one.__module__, other.__module__ = "tcprepl.protocol.parsing", "tcpreplay"
     found = leading.ours()
     assert one in found
     assert other not in found

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.protocol.client_session import ClientSession
-from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import Command, PositionCommand, RdataCommand, ReplicateCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import CommandReceived, Event, RowsReceived, in_batches
+from tcprepl.protocol.parsing import parse_line
+from tcprepl.protocol.serializing import serialize
 from tcprepl.streams.registry import Registry
 from tests.harness import DATA
 from tests.sessions import receive

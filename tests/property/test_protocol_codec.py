@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tcprepl.errors import ProtocolError, RemoteProtocolError
 from tcprepl.limits import SNIPPET_BYTES
-from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.display import snippet
 from tcprepl.protocol.grammar import ABNF, PATTERNS
+from tcprepl.protocol.parsing import parse_line
+from tcprepl.protocol.serializing import serialize
 from tests.strategies import commands, junk_lines
 
 

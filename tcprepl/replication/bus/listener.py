@@ -23,7 +23,6 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, LocalProtocolError, ProtocolError
 from tcprepl.ids import InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.logger import get_logger
-from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     Command,
     FederationAckCommand,
@@ -31,6 +30,8 @@ from tcprepl.protocol.commands import (
     UserIpCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.protocol.parsing import parse_line, word_of
+from tcprepl.protocol.serializing import serialize
 from tcprepl.replication.bus.cache import Cache
 from tcprepl.replication.bus.commands import COMMANDS
 from tcprepl.replication.bus.connection import BusConnection

@@ -18,7 +18,6 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, ProtocolError
 from tcprepl.ids import InstanceName, ServerName, StreamName
 from tcprepl.logger import get_logger
-from tcprepl.protocol.codec import parse_line, serialize, word_of
 from tcprepl.protocol.commands import (
     Command,
     LockReleasedCommand,
@@ -27,6 +26,8 @@ from tcprepl.protocol.commands import (
     ReplicateCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.protocol.parsing import parse_line, word_of
+from tcprepl.protocol.serializing import serialize
 from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.redis.resp import encode_publish
 from tcprepl.replication.serving.hub import Hub

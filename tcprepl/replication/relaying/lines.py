@@ -26,10 +26,10 @@ from tcprepl.errors import LostRow, ProtocolError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.protocol.batches import BatchAssembler
-from tcprepl.protocol.codec import parse_line, word_of
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import MixedReceived, RowsReceived, RunReceived, in_batches
+from tcprepl.protocol.parsing import parse_line, word_of
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.following.descending import DESCENDING

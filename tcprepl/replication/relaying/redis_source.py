@@ -17,9 +17,10 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import LocalProtocolError, ProtocolError
 from tcprepl.ids import ServerName
 from tcprepl.logger import get_logger
-from tcprepl.protocol.codec import parse_line, serialize
 from tcprepl.protocol.commands import Command, ReplicateCommand, UserIpCommand
 from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.protocol.parsing import parse_line
+from tcprepl.protocol.serializing import serialize
 from tcprepl.replication.following.catchup import CatchUp
 from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.relaying.intake import RelayIntake

@@ -19,7 +19,6 @@ from tcprepl import errors, limits, metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName
 from tcprepl.logger import get_logger
-from tcprepl.protocol.codec import published_line, published_lines
 from tcprepl.protocol.commands import (
     Command,
     InfoCommand,
@@ -31,6 +30,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.display import printable
 from tcprepl.protocol.events import PublishRun
+from tcprepl.protocol.serializing import published_line, published_lines
 from tcprepl.streams.gathering import Outcome
 from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.log import Appended, Log

@@ -6,7 +6,6 @@ import pytest
 
 from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.protocol.client_session import ClientSession
-from tcprepl.protocol.codec import serialize
 from tcprepl.protocol.commands import (
     AuthCommand,
     AuthorizedCommand,
@@ -41,6 +40,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.events import Closing, CommandReceived, RowsReceived, RunReceived
+from tcprepl.protocol.serializing import serialize
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.session import Session
 from tcprepl.protocol.specs import COMMANDS
