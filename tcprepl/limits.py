@@ -137,6 +137,12 @@ MAX_GUESSES = 100
 MAX_GUESSERS = 10_000
 #: Streams, and connections, that STATUS tells of.
 MAX_STATUS_LINES = 100
+#: Characters of what an operator says to those who are kicked.
+MAX_WHY_CHARS = 200
+#: How long peers have when a server is drained, unless the operator says it.
+DRAIN_WITHIN_S = 30.0
+#: The longest that an operator may say.
+MAX_DRAIN_WITHIN_S = 86_400
 #: First delay before a client connects again; doubled for each failure, and jittered.
 RECONNECT_MIN_S = 0.1
 #: Longest delay before a client connects again.

@@ -25,6 +25,7 @@ from tcprepl.access import NOTHING, Grant, Streams, Tokens
 from tcprepl.conformance.notation import Talker
 from tcprepl.conformance.stage import ServerPlayer
 from tcprepl.protocol.specs import COMMANDS
+from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.log import Log
@@ -80,6 +81,14 @@ class Stage(ServerPlayer):
             dialect=self.dialect,
             publisher=Publisher(self.log, self.registry, INSTANCE),
         )
+        drain: list[Drain] = []
+
+        def begin_to_drain(within_s: float, to: str) -> Drain:
+            if not drain:
+                drain.append(Drain(server, self.log.flush, within_s, to))
+            return drain[0]
+
+        server.drain = begin_to_drain
         for spec in COMMANDS.values():
             server.on(spec.command, lambda command, peer: self.heard.append(command.NAME))
         return server

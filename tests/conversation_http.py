@@ -139,6 +139,7 @@ class HttpStage:
             send_edu=self.queue.send_to,
         )
         self.server = ReplicationServer(self.clock, self.log, registry, SERVER_NAME, INSTANCE)
+        self.server.drain = self._begin_to_drain
         self._drain: Drain | None = None
         services = FederationServices(now_ms=self._now_ms, send_queue=self.queue, hosts=hosts)
         self.site = build_site(
@@ -154,7 +155,6 @@ class HttpStage:
                 typing=self.typing,
                 edus=self.queue,
                 acknowledge=self.queue.acknowledge,
-                drain=self._begin_to_drain,
                 shut=lambda: None if self._drain is None else self._drain.text,
                 further=lambda gate: federation_routes(services, gate),
                 secrets=(SECRET,) if guarded else (),

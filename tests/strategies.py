@@ -8,18 +8,20 @@ import json
 
 from hypothesis import strategies as st
 
-from tcprepl.limits import MAX_TOKEN
+from tcprepl.limits import MAX_DRAIN_WITHIN_S, MAX_TOKEN
 from tcprepl.protocol.commands import (
     AuthCommand,
     AuthorizedCommand,
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
+    DrainCommand,
     ErrorCommand,
     FederationAckCommand,
     HelpCommand,
     InfoCommand,
     InvalidateCacheCommand,
+    KickCommand,
     LockReleasedCommand,
     NameCommand,
     NewActiveTaskCommand,
@@ -234,6 +236,9 @@ def _builders(dialect: Dialect) -> dict[type[Command], st.SearchStrategy[Command
         AuthorizedCommand: st.builds(AuthorizedCommand, names(), texts()),
         HelpCommand: st.builds(HelpCommand, st.just("") | names()),
         StatusCommand: st.just(StatusCommand()),
+        KickCommand: st.builds(KickCommand, names(), texts().map(lambda why: why.rstrip(" "))),
+        DrainCommand: st.just(DrainCommand())
+        | st.builds(DrainCommand, st.integers(0, MAX_DRAIN_WITHIN_S), st.just("") | names()),
         InfoCommand: st.builds(InfoCommand, texts()),
     }
 

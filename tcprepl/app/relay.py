@@ -76,11 +76,8 @@ class Relay(Serving):
     """Client, log and server in one, started and stopped in order.
 
     Attributes:
-        drainable: Whether its readers may be sent elsewhere.
         upstream_name: Where the rows come from, without secrets.
     """
-
-    drainable = True
 
     def __init__(
         self,
@@ -134,7 +131,6 @@ class Relay(Serving):
                 instance=config.instance,
                 replication_server=self.replication,
                 acknowledge=self._acknowledge,
-                drain=self.drain if self.drainable else None,
                 room=lambda: room_in_words(self.config),
                 ready=lambda: self._not_ready or self.log.trouble or intake.trouble,
                 guesses=self._guesses,

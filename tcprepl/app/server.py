@@ -250,7 +250,6 @@ class Server(Serving):
             further=self.federation.routes,
             room=lambda: room_in_words(self.config),
             ready=lambda: self._not_ready or self.log.trouble,
-            drain=self.drain,
             shut=lambda: None if self._drain is None else self._drain.text,
             guesses=self._guesses,
             client_tokens=client_tokens(config),

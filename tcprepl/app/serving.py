@@ -34,6 +34,7 @@ class Serving:
 
     Attributes:
         config: The settings.
+        drainable: Whether its readers may be sent elsewhere.
         failed: Fires when it cannot go on: with the failure when the log can take no more, as
             another server has taken the instance over; without one once it has been drained.
         registry: The streams.
@@ -42,6 +43,7 @@ class Serving:
         replication: The line protocol.
     """
 
+    drainable = True
     registry: Registry
     log: Log
     notifier: Notifier
@@ -93,6 +95,8 @@ class Serving:
             tokens=tokens_of(config, self._guesses),
             anonymous=anonymous_of(config),
         )
+        if self.drainable:
+            self.replication.drain = self.drain
         self._life.add("replication", self.replication.stop)
 
     async def _open_http(self, services: WebServices) -> None:

@@ -11,6 +11,7 @@ from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import SECONDS, token_options, url_option
 from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import displayable
+from tcprepl.replication.serving.draining import DrainState
 
 
 def _one_word(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -62,27 +63,23 @@ def command(
             if not state or error.status is not None:
                 raise
             raise TcpreplError(
-                f"the server ended before it said that it was drained: {_left(state)}"
+                "the server ended before it said that it was drained; the last was: "
+                f"{_words(state)}"
             ) from None
         state = found
         if as_json:
             click.echo(json.dumps(state))
         elif no_wait or not state["over"]:
-            click.echo(f"draining: {_left(state)}", err=not no_wait)
+            click.echo(_words(state), err=not no_wait)
         if no_wait:
             return 0
     if state["unserved"]:
-        who = "1 peer was" if state["unserved"] == 1 else f"{state['unserved']} peers were"
-        raise TcpreplError(f"drained: {who} closed without everything, as the time was over")
+        raise TcpreplError(_words(state))
     if not as_json:
-        click.echo("drained: everybody has everything")
+        click.echo(_words(state))
     return 0
 
 
-def _left(state: dict[str, Any]) -> str:
+def _words(state: dict[str, Any]) -> str:
     """Return how far it is, in words."""
-    peers = "1 peer" if state["peers"] == 1 else f"{state['peers']} peers"
-    return displayable(
-        f"{peers} left, {state['behind']} of them behind by {state['rows']} rows, "
-        f"{state['seconds_left']:.0f} s to go"
-    )
+    return displayable(DrainState(**state).words)

@@ -50,7 +50,7 @@ class RemotePlayer(ServerPlayer):
         self._streams = block.streams
         mark = secrets.token_hex(3)
         #: What names of the document are called here: nobody else has them.
-        self._names = {name: f"{name}-{mark}" for name in ("importer", "worker2")}
+        self._names = {name: f"{name}-{mark}" for name in ("importer", "worker2", "worker9")}
         self._names["master"] = target.instance
         #: For each pair the real token of each that is written.
         self._tokens: dict[Pair, dict[int, int]] = {
@@ -197,8 +197,8 @@ class RemotePlayer(ServerPlayer):
         """Return what a client says, by the names and tokens of this server."""
         words = text.split(" ")
         match words:
-            case ["PRODUCER", name, *rest]:
-                text = " ".join(("PRODUCER", self._names.get(name, name), *rest))
+            case ["PRODUCER" | "NAME" | "KICK" as word, name, *rest]:
+                text = " ".join((word, self._names.get(name, name), *rest))
             case ["REPLICATE", stream, token] if token.isdigit() and stream in self._streams:
                 text = f"REPLICATE {stream} {self._real(stream, 'master', token)}"
             case ["REPLICATE", stream, instance, *places] if stream in self._streams:

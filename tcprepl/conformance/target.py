@@ -187,6 +187,8 @@ class Target:
             if step.kind == "(" and "moves on to" in step.text:
                 return "a position would have to move without rows"
             said = step.text.split(" ") if step.kind == "C" else []
+            if said[:1] == ["DRAIN"]:
+                return "the server would have to be drained, and would end"
             if said[:1] == ["REPLICATE"] and len(said) > 4 and not probe.incarnation:
                 return "the server's first PING names no incarnation"
         return ""

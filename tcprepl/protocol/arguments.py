@@ -88,6 +88,14 @@ class Arguments:
             return 0
         return self.token(index)
 
+    def seconds(self, index: int, most: int) -> int:
+        """Return argument *index*, a whole number of seconds, at most *most*."""
+        value = self.values[index]
+        seconds = int(value) if _is_token(value) else most + 1
+        if seconds > most:
+            raise self.wrong(f"seconds{{}} is not a whole number from 0 to {most}", value)
+        return seconds
+
     def take_number(self, index: int) -> int | None:
         """Return the ``#number`` that argument *index* begins with, if it does, and cut it off."""
         word = self._take(index, "#")

@@ -233,6 +233,29 @@ class StatusCommand(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class KickCommand(Command):
+    """An operator ends the connections of a peer: a number, a name or an address; says why."""
+
+    NAME: ClassVar[str] = "KICK"
+    peer: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainCommand(Command):
+    """An operator ends a server, without taking anything from anybody.
+
+    Attributes:
+        within_s: How long peers have; None is the server's default.
+        to: Where they are told to go; empty for nowhere.
+    """
+
+    NAME: ClassVar[str] = "DRAIN"
+    within_s: int | None = None
+    to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class InfoCommand(Command):
     """One line of an answer to HELP or STATUS."""
 

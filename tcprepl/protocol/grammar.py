@@ -19,8 +19,8 @@ line              = [ command ] [ CR ] LF
 command           = server / rdata / position / error / ping / name-command / replicate
                   / user-sync / clear-user-sync / federation-ack / remove-pusher
                   / invalidate-cache / user-ip / remote-server-up / sync
-                  / lock-released / new-active-task / cancel-task / help / status / info
-                  / publish / published / refused / producer / auth / authorized
+                  / lock-released / new-active-task / cancel-task / help / status / kick / drain
+                  / info / publish / published / refused / producer / auth / authorized
 
 server            = "SERVER" SP name
 rdata             = "RDATA" SP stream SP [ instance SP ] ( token / batch ) SP row
@@ -45,6 +45,8 @@ new-active-task   = "NEW_ACTIVE_TASK" SP name
 cancel-task       = "CANCEL_TASK" SP name
 help              = "HELP" [ SP text ]
 status            = "STATUS" [ SP ]
+kick              = "KICK" SP name [ SP text ]
+drain             = "DRAIN" [ SP [ seconds [ SP name ] ] ]
 info              = "INFO" [ SP text ]
 publish           = "PUBLISH" SP stream [ SP "@" instance ] [ SP number ] SP row
                   / "PUBLISH_ROWS" SP stream [ SP "@" instance ] [ SP number ] SP json
@@ -65,6 +67,7 @@ number            = "#" 1*19DIGIT           ; at most 9223372036854775807
 epoch             = 1*19DIGIT               ; of a producer, from 1
 sequence          = 1*19DIGIT               ; the last number that was taken, 0 for none
 reason            = 1*( %x61-7A / "_" )     ; why, for programs
+seconds           = 1*19DIGIT               ; at most 86400
 value             = 1*19DIGIT               ; what goes with the reason
 secret            = 1*1024( %x21-7E )       ; a token of those that grant rights
 time              = [ "-" ] 1*19DIGIT       ; milliseconds since 1970

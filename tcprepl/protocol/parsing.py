@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from tcprepl.errors import BadEncoding, UnknownCommand
-from tcprepl.limits import MAX_SAID_INCARNATIONS
+from tcprepl.limits import MAX_DRAIN_WITHIN_S, MAX_SAID_INCARNATIONS, MAX_WHY_CHARS
 from tcprepl.protocol.arguments import Arguments
 from tcprepl.protocol.commands import (
     AuthCommand,
@@ -19,11 +19,13 @@ from tcprepl.protocol.commands import (
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
+    DrainCommand,
     ErrorCommand,
     FederationAckCommand,
     HelpCommand,
     InfoCommand,
     InvalidateCacheCommand,
+    KickCommand,
     LockReleasedCommand,
     NameCommand,
     NewActiveTaskCommand,
@@ -210,6 +212,22 @@ def _status(arguments: Arguments, dialect: Dialect) -> Command:
     return StatusCommand()
 
 
+def _kick(arguments: Arguments, dialect: Dialect) -> Command:
+    peer, _, why = arguments.rest.strip(" ").partition(" ")
+    arguments.values = [peer]
+    if len(why) > MAX_WHY_CHARS:
+        raise arguments.wrong(f"why is longer than {MAX_WHY_CHARS} characters")
+    return KickCommand(arguments.name(0, "peer"), why)
+
+
+def _drain(arguments: Arguments, dialect: Dialect) -> Command:
+    count = arguments.split(0, 1, 2)
+    return DrainCommand(
+        arguments.seconds(0, MAX_DRAIN_WITHIN_S) if count else None,
+        arguments.name(1, "place") if count > 1 else "",
+    )
+
+
 def _publish(make: type[PublishCommand]) -> Callable[[Arguments, Dialect], Command]:
     """Return what reads a command with rows."""
 
@@ -301,6 +319,8 @@ _PARSERS: Final[dict[str, Callable[[Arguments, Dialect], Command]]] = {
     "CANCEL_TASK": _one_name(CancelTaskCommand, "task id"),
     "HELP": _help,
     "STATUS": _status,
+    "KICK": _kick,
+    "DRAIN": _drain,
     "INFO": _info,
     "PUBLISH": _publish(PublishCommand),
     "PUBLISH_ROWS": _publish(PublishRowsCommand),

@@ -16,11 +16,13 @@ from tcprepl.protocol.commands import (
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
+    DrainCommand,
     ErrorCommand,
     FederationAckCommand,
     HelpCommand,
     InfoCommand,
     InvalidateCacheCommand,
+    KickCommand,
     LockReleasedCommand,
     NameCommand,
     NewActiveTaskCommand,
@@ -194,6 +196,14 @@ def _arguments(command: Command, dialect: Dialect) -> str:
             return topic
         case StatusCommand():
             return ""
+        case KickCommand(peer, why):
+            return f"{_word(peer)} {why}" if why else _word(peer)
+        case DrainCommand(within_s, to):
+            if within_s is None:
+                if to:
+                    raise LocalProtocolError("DRAIN: where to go needs how long peers have")
+                return ""
+            return f"{_number(within_s)} {_word(to)}" if to else str(_number(within_s))
     raise LocalProtocolError(f"{type(command).__name__} is no command of the wire")
 
 

@@ -14,11 +14,13 @@ from tcprepl.protocol.commands import (
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
+    DrainCommand,
     ErrorCommand,
     FederationAckCommand,
     HelpCommand,
     InfoCommand,
     InvalidateCacheCommand,
+    KickCommand,
     LockReleasedCommand,
     NameCommand,
     NewActiveTaskCommand,
@@ -188,6 +190,20 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = MappingProxyType(
             CommandSpec(HelpCommand, _C, _TCP, "[<command>]", "what there is", right=Right.NONE),
             CommandSpec(
                 StatusCommand, _C, _TCP, "", "positions, peers, who is behind", right=Right.LOOK
+            ),
+            CommandSpec(
+                KickCommand,
+                _C,
+                _TCP,
+                "<number|name|address> [<why>]",
+                "end the connections of a peer",
+            ),
+            CommandSpec(
+                DrainCommand,
+                _C,
+                _TCP,
+                "[<seconds> [<where to go>]]",
+                "let everybody go who has everything, then end the server",
             ),
             CommandSpec(InfoCommand, _S, _TCP, "<text>", "a line of an answer"),
             CommandSpec(

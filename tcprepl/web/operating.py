@@ -1,4 +1,4 @@
-"""What an operator does to connections: kick, and drain (protocol.md section 13.7)."""
+"""What an operator does to connections over HTTP: kick, and drain (protocol.md section 13.7)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from tcprepl import limits
-from tcprepl.errors import did_you_mean
 from tcprepl.http.calls import ApiError, Call, Response, json_response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
-from tcprepl.replication.serving.draining import DrainState, kick
+from tcprepl.replication.serving.draining import NOT_DRAINED, DrainState, kick, nobody_called
 from tcprepl.web.services import WebServices
 
 #: How long a question how far a drain is waits for its end.
 WAIT_S = 1.0
 #: What peers are told at most.
-_Words = Annotated[str, Meta(max_length=200)]
+_Words = Annotated[str, Meta(max_length=limits.MAX_WHY_CHARS)]
 
 
 class KickAsked(Struct, forbid_unknown_fields=True):
@@ -52,7 +51,9 @@ class KickAnswer(Struct, frozen=True):
 class DrainAsked(Struct, forbid_unknown_fields=True):
     """How long peers have, and where they are to go."""
 
-    within_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    within_seconds: Annotated[float, Meta(ge=0, le=limits.MAX_DRAIN_WITHIN_S)] = (
+        limits.DRAIN_WITHIN_S
+    )
     to: Annotated[_Words, Meta(description="Where peers are told to go.")] = ""
 
 
@@ -60,7 +61,7 @@ class Operating:
     """Ends connections for an operator: one of them, or one after the other all.
 
     Args:
-        services: The ports; uses *replication_server* and *drain*.
+        services: The ports; uses *replication_server*.
     """
 
     def __init__(self, services: WebServices) -> None:
@@ -96,23 +97,14 @@ class Operating:
             raise ApiError(404, "M_NOT_FOUND", "this process has no peers")
         kicked = kick(server, asked.peer, asked.why)
         if not kicked:
-            near = did_you_mean(asked.peer, {one.name for one in server.peers() if one.name})
-            raise ApiError(
-                404,
-                "M_NOT_FOUND",
-                f"no peer is called {asked.peer}: expected what it calls itself, its address with "
-                f"the port, or the number of its connection, as STATUS shows them{near}",
-            )
+            raise ApiError(404, "M_NOT_FOUND", nobody_called(server, asked.peer))
         return json_response(KickAnswer([Kicked(p.conn_id, p.name, p.address) for p in kicked]))
 
     async def post_drain(self, call: Call) -> Response:
         """Begin to drain, if that has not been done, and say how far it is."""
         asked = call.json(DrainAsked)
-        begin = self._services.drain
+        server = self._services.replication_server
+        begin = None if server is None else server.drain
         if begin is None:
-            raise ApiError(
-                404,
-                "M_NOT_FOUND",
-                "this process is not drained: those who talk to it know no other; stop it",
-            )
+            raise ApiError(404, "M_NOT_FOUND", NOT_DRAINED)
         return json_response(await begin(asked.within_seconds, asked.to).wait(WAIT_S))

@@ -18,7 +18,6 @@ from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.streams.log import Appended, Log
 
 if TYPE_CHECKING:
-    from tcprepl.replication.serving.draining import Drain
     from tcprepl.replication.serving.server import ReplicationServer
     from tcprepl.streams.notifier import Notifier
     from tcprepl.streams.registry import Registry
@@ -126,8 +125,6 @@ class WebServices:
         acknowledge: Takes what a federation sender acknowledges, (instance, token); returns
             why that has no effect, or None. Without it the path answers 404.
         ready: Returns why this process cannot serve yet, or None.
-        drain: Begins to drain this process, given seconds and where peers are to go, and returns
-            the drain that there is; None where that makes no sense.
         shut: Returns why nothing is written here any more, or None.
         room: Returns what there is to say of disk and retention, by title.
         further: Returns the routes of other rooms, guarded by the gate that it is given.
@@ -157,7 +154,6 @@ class WebServices:
     acknowledge: Callable[[InstanceName, Token], str | None] | None = None
     unpublished: Callable[[StreamName, InstanceName], str | None] | None = None
     ready: Callable[[], str | None] | None = None
-    drain: Callable[[float, str], Drain] | None = None
     shut: Callable[[], str | None] = lambda: None
     room: Callable[[], Mapping[str, str]] | None = None
     further: Callable[[Gate], Iterable[Route]] = lambda gate: ()

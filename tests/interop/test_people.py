@@ -96,3 +96,29 @@ def test_the_server_says_goodbye(tmp_path: Path) -> None:
         assert server.process.stop() == 0
         nc.expect(r"^ERROR server shutting down$")
         expect_hang_up(nc)
+
+
+def test_an_operator_kicks_and_drains(tmp_path: Path) -> None:
+    """By hand: a peer is ended, then everybody goes, and the process with them."""
+    with Server(tmp_path) as server:
+        address = ("127.0.0.1", str(server.port))
+        with Terminal([program("nc"), *address]) as nc, Terminal([program("nc"), *address]) as peer:
+            for who, name in ((nc, "ann"), (peer, "worker9")):
+                who.expect(r"^PING ")
+                who.type(f"name {name}\nreplicate typing * now\n")
+                who.expect(r"^POSITION typing master 0 0$")
+            nc.type("help kick\nhelp drain\n")
+            nc.expect(r"^INFO KICK <number\|name\|address> \[<why>\]: ")
+            nc.expect(r"^INFO DRAIN \[<seconds> \[<where to go>\]\]: ")
+            nc.type("kick worker8\n")
+            nc.expect(r"^ERROR no peer is called worker8: .*; did you mean worker9\?$")
+            nc.type("kick worker9 it reads nothing\n")
+            peer.expect(r"^ERROR disconnected by an operator: it reads nothing$")
+            nc.expect(r"^INFO worker9 \(127\.0\.0\.1:\d+\), connection \d+: ended$")
+            expect_hang_up(peer)
+            nc.type("drain 60 there:1\n")
+            nc.expect(r"^INFO draining: \d peers? left, 60 s to go$")
+            nc.expect(r"^INFO drained: everybody has everything$")
+            nc.expect(r"^ERROR the server is being drained; go to there:1$")
+            assert server.process.wait() == 0
+            expect_hang_up(nc)

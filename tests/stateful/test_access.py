@@ -31,7 +31,7 @@ from tcprepl.federation.receiving.faces import FederationServices, federation_ro
 from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.http.routing import Route
-from tcprepl.protocol.commands import Command, PublishCommand, RemoteServerUpCommand
+from tcprepl.protocol.commands import Command, InfoCommand, PublishCommand, RemoteServerUpCommand
 from tcprepl.protocol.specs import COMMANDS, Right
 from tcprepl.protocol.state import Role
 from tcprepl.replication.serving.server import ReplicationServer
@@ -88,6 +88,10 @@ OTHER_LINES = (
     'LOCK_RELEASED ["w1","name","key"]',
     "NEW_ACTIVE_TASK t1",
     "CANCEL_TASK t1",
+    "KICK nobody too slow",
+    "KICK somebody-c1 too slow",
+    "DRAIN",
+    "DRAIN 5 there:9092",
     "PRODUCER somebody",
     "PRODUCER somebody 1",
 )
@@ -125,6 +129,17 @@ def _publishing(word: str, stream: str, instance: str, count: int) -> Saying:
     row = f'"append to {stream} <allowed>"'
     rows = row if word == "PUBLISH" else f"[{row}]"
     return Saying(COMMAND_RIGHTS[word], (stream,), f"{word} {stream} {instance}#7 {rows}", count)
+
+
+class _Drained:
+    """A drain that ends nothing."""
+
+    def __init__(self, ended: list[object], asked: object) -> None:
+        ended.append(asked)
+
+    def watch(self, peer: Any) -> None:
+        """Answer."""
+        peer.send(InfoCommand("draining"))
 
 
 stream_sets = st.one_of(
@@ -245,6 +260,8 @@ class AccessMachine(RuleBasedStateMachine):
             listening = self.server.listen(self.network.server_endpoint(), vouched=vouched)
             self.port = Deferred.fromCoroutine(listening)
             self.factories[vouched] = self.network.factory
+        self.ended: list[object] = []
+        self.server.drain = lambda *asked: _Drained(self.ended, asked)  # type: ignore[assignment,return-value]
         self.acknowledged = 0
         self.queue = SendQueue(
             self.publisher.publish_json, self.log, "example.com", "master", ("fed1",)
@@ -368,11 +385,16 @@ class AccessMachine(RuleBasedStateMachine):
         for saying in said:
             allowed = has(connection.grant, saying.right, saying.streams)
             line = saying.line.replace("<allowed>", "allowed" if allowed else "denied")
-            dispatched = len(self.dispatched)
+            dispatched, ended = len(self.dispatched), self.operated()
             self.obeyed(connection, "\n".join([line] * saying.count), allowed)
             if not allowed:
                 assert len(self.dispatched) == dispatched
+                assert self.operated() == ended
         self.rows_are_published()
+
+    def operated(self) -> int:
+        """Return how often a connection, or the server, was ended by an operator."""
+        return len(self.ended) + self.server.status().closed.get("kicked", 0)
 
     def connect(self, vouched: bool) -> Connection:
         """Connect somebody new."""

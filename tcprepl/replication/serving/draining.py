@@ -1,6 +1,7 @@
 """An operator's two last words: to one connection (kick), and to all, one by one (drain).
 
-protocol.md sections 12.3 and 13.7.
+protocol.md sections 6.20, 12.3 and 13.7. What is said on a line and what is asked over HTTP
+come together here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.errors import CloseReason, LogUnavailable
+from tcprepl.errors import CloseReason, LogUnavailable, did_you_mean
 from tcprepl.logger import get_logger
+from tcprepl.protocol.commands import InfoCommand
 from tcprepl.protocol.display import printable
 from tcprepl.replication.status import PeerStatus
 from tcprepl.streams.gathering import Outcome
@@ -27,6 +29,10 @@ log = get_logger(__name__)
 
 #: How often it is looked who has everything.
 LOOK_S: Final = 0.1
+#: How often who asked for a drain on a line is told how far it is.
+TELL_S: Final = 1.0
+#: Why some processes are not drained.
+NOT_DRAINED: Final = "this process is not drained: those who talk to it know no other; stop it"
 #: The stream whose rows somebody says that they are safe elsewhere.
 _FEDERATION: Final = "federation"
 
@@ -55,6 +61,20 @@ def kick(server: ReplicationServer, who: str, why: str) -> list[PeerStatus]:
     return found
 
 
+def in_words(ended: PeerStatus) -> str:
+    """Return what an operator is told of a connection that was ended."""
+    return f"{ended.name or '-'} ({ended.address}), connection {ended.conn_id}: ended"
+
+
+def nobody_called(server: ReplicationServer, who: str) -> str:
+    """Return what an operator is told who kicks *who*, and there is nobody of that name."""
+    near = did_you_mean(who, {peer.name for peer in server.peers() if peer.name})
+    return (
+        f"no peer is called {who}: expected what it calls itself, its address with the port, or "
+        f"the number of its connection, as STATUS shows them{near}"
+    )
+
+
 class DrainState(Struct, frozen=True):
     """How far a drain is.
 
@@ -75,6 +95,22 @@ class DrainState(Struct, frozen=True):
     over: bool
     unserved: int
     to: str
+
+    @property
+    def words(self) -> str:
+        """How far it is, in words."""
+        if self.unserved:
+            who = "1 peer was" if self.unserved == 1 else f"{self.unserved} peers were"
+            return f"drained: {who} closed without everything, as the time was over"
+        if self.over:
+            return "drained: everybody has everything"
+        words = "1 peer left" if self.peers == 1 else f"{self.peers} peers left"
+        if self.rows:
+            rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+            words += f", {self.behind} of them behind by {rows}"
+        elif self.behind:  # for an answer to them, or an acknowledgement
+            words += f", {self.behind} of them waited for"
+        return f"draining: {words}, {self.seconds_left:.0f} s to go"
 
 
 class Shut:
@@ -127,6 +163,8 @@ class Drain:
         self._over = False
         self._unserved = 0
         self._waiters: list[Deferred[DrainState]] = []
+        self._watchers: set[Peer] = set()
+        self._told_at = server.reactor.seconds()
         log.info("drain.began", peers=server.connections, within_s=within_s, to=to)
         server.shut(self.text, Shut(self.text))
         _ = flush().addBoth(self._safe)
@@ -145,7 +183,7 @@ class Drain:
 
     def state(self) -> DrainState:
         """Return how far it is."""
-        peers = self._peers()
+        peers = [peer for peer in self._peers() if self._awaited(peer)]
         owed = [peer for peer in peers if self._owes(peer)]
         now = self._server.reactor.seconds()
         return DrainState(
@@ -157,6 +195,11 @@ class Drain:
             unserved=self._unserved,
             to=self._to,
         )
+
+    def watch(self, peer: Peer) -> None:
+        """Tell *peer* how far it is, now, each second and at the end; it is the last to go."""
+        self._watchers.add(peer)
+        peer.send(InfoCommand(self.state().words))
 
     def wait(self, seconds: float) -> Deferred[DrainState]:
         """Return the state when it is over, or after *seconds*."""
@@ -184,6 +227,10 @@ class Drain:
     def _peers(self) -> list[Peer]:
         return [peer for peer in self._server.connected() if peer.closing is None]
 
+    def _awaited(self, peer: Peer) -> bool:
+        """Whether *peer* is to go before it is over: all but those who watch and want no more."""
+        return peer not in self._watchers or self._owes(peer)
+
     def _owes(self, peer: Peer) -> bool:
         """Whether *peer* waits for something, or has not said that it is safe with it."""
         acked = peer.acked
@@ -196,18 +243,32 @@ class Drain:
     def _look(self) -> None:
         server = self._server
         server.hub.flush()
-        late = server.reactor.seconds() >= self._deadline
-        if not self._flushed and not late:
-            return
-        for peer in self._peers():
-            if not self._owes(peer):
-                peer.close(CloseReason.DRAINED, self.text)
-            elif late:
-                self._unserved += 1
-                peer.close(CloseReason.DRAINED, f"{self.text}; not everything was sent in time")
-        if late or not server.connections:
-            self._over = True
+        now = server.reactor.seconds()
+        late = now >= self._deadline
+        if self._flushed or late:
+            for peer in self._peers():
+                if not self._awaited(peer):
+                    continue
+                if not self._owes(peer):
+                    peer.close(CloseReason.DRAINED, self.text)
+                elif late:
+                    self._unserved += 1
+                    peer.close(CloseReason.DRAINED, f"{self.text}; not everything was sent in time")
+            self._over = late or not any(map(self._awaited, server.connected()))
+        if self._over or now >= self._told_at + TELL_S:
+            self._told_at = now
+            self._tell()
+        if self._over:
             log.info("drain.over", unserved=self._unserved)
             self.stop()
             # Who waits for the state is answered before the process begins to end.
             server.reactor.callLater(0, self.done.callback, None)
+
+    def _tell(self) -> None:
+        """Tell those who watch how far it is; the end is their end, too."""
+        words = InfoCommand(self.state().words) if self._watchers else None
+        for peer in self._peers():
+            if words is not None and peer in self._watchers:
+                peer.send(words)
+                if self._over:
+                    peer.close(CloseReason.DRAINED, self.text)

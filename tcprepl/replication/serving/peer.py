@@ -18,15 +18,17 @@ from tcprepl.access import NOTHING, Grant, digest
 from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, TokenRefused, UnknownStream
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
-from tcprepl.limits import MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.limits import DRAIN_WITHIN_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import (
     AuthCommand,
     AuthorizedCommand,
     Command,
+    DrainCommand,
     FederationAckCommand,
     HelpCommand,
     InfoCommand,
+    KickCommand,
     NameCommand,
     PingCommand,
     ProducerCommand,
@@ -47,6 +49,7 @@ from tcprepl.protocol.events import (
 from tcprepl.protocol.server_session import ServerSession
 from tcprepl.protocol.specs import COMMANDS, Right
 from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.serving.draining import NOT_DRAINED, in_words, kick, nobody_called
 from tcprepl.replication.serving.help import help_lines
 from tcprepl.replication.serving.publishing import Publishing
 from tcprepl.replication.serving.readers import ANY, Reader
@@ -267,6 +270,10 @@ class Peer:
             return self.tell(help_lines(command.topic))
         if isinstance(command, StatusCommand):
             return self.tell(self._server.status_lines(self.grant))
+        if isinstance(command, KickCommand):
+            return self._kick(command)
+        if isinstance(command, DrainCommand):
+            return self._drain(command)
         if isinstance(command, PingCommand):
             self._server.dispatch(command, self)
             return 1
@@ -329,6 +336,28 @@ class Peer:
             whose = self.grant.name or "who says no token"
             text = f"AUTH: what {whose} may do has changed: connect again"
             self.close(CloseReason.NOT_AUTHORIZED, text)
+
+    # -- what an operator asks for -----------------------------------------------------
+
+    def _kick(self, command: KickCommand) -> int:
+        """End connections; who is among them hears that alone."""
+        server = self._server
+        ended = kick(server, command.peer, command.why)
+        if not ended:
+            self._session.refuse(nobody_called(server, command.peer), server.reactor.seconds())
+        elif self.closing is None:
+            self.tell([in_words(one) for one in ended])
+        return _DISPATCH_LINES + server.connections  # each is looked at
+
+    def _drain(self, command: DrainCommand) -> int:
+        """Begin to drain, if that has not been done, and tell how far it is."""
+        server = self._server
+        if server.drain is None:
+            self._session.refuse(NOT_DRAINED, server.reactor.seconds())
+        else:
+            within_s = DRAIN_WITHIN_S if command.within_s is None else command.within_s
+            server.drain(within_s, command.to).watch(self)
+        return _DISPATCH_LINES + server.connections
 
     # -- rows in -----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
@@ -49,6 +49,9 @@ from tcprepl.streams.gaps import Cause
 from tcprepl.streams.log import Log
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.releases import assumed_streams
+
+if TYPE_CHECKING:
+    from tcprepl.replication.serving.draining import Drain
 
 log = get_logger(__name__)
 
@@ -90,6 +93,8 @@ class ReplicationServer:
         links: Asked for what the status says of upstreams and Redis.
         others: Asked for connections that get the same streams in another way.
         closers: Asked to close one of those, by number, and why; return whether they have it.
+        drain: Begins to drain the process, given seconds and where peers are to go, and returns
+            the drain that there is; None where that makes no sense.
         other_readers: Asked for what reads for those, each with the connection's number.
     """
 
@@ -112,6 +117,7 @@ class ReplicationServer:
         self.links: list[Callable[[], LinkStatus]] = []
         self.others: list[Callable[[], list[PeerStatus]]] = []
         self.closers: list[Callable[[int, CloseReason, str], bool]] = []
+        self.drain: Callable[[float, str], Drain] | None = None
         self.other_readers: list[Callable[[], list[tuple[int, Reader]]]] = []
         self.reactor = reactor
         self.server_name = server_name

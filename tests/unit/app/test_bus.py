@@ -94,5 +94,5 @@ def test_a_bus_is_not_drained() -> None:
     reactor = MemoryReactorClock()
     bus = made(reactor)
     settle(reactor, bus.start())
-    assert bus._web.drain is None
+    assert bus.replication.drain is None
     settle(reactor, bus.stop())

@@ -72,7 +72,10 @@ def test_the_server_goes_away_or_refuses(
 ) -> None:
     answers(monkeypatch, state(2), ApiFailed("gone"))
     assert run(["drain"]) == 1
-    assert "ended before it said that it was drained: 2 peers left" in capsys.readouterr().err
+    assert (
+        "ended before it said that it was drained; the last was: draining: 2 peers left"
+        in capsys.readouterr().err
+    )
     answers(monkeypatch, ApiFailed("gone"))
     assert run(["drain"]) == 1
     assert "gone" in capsys.readouterr().err

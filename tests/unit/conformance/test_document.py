@@ -16,7 +16,7 @@ def test_conversations_are_found_with_their_streams_and_options() -> None:
     found = conversations(specification())
     assert len(found) > 40
     assert all(block.streams or "client" in block.options for _, block in found)
-    assert {section.number for section, _ in found} == {f"8.{n}" for n in range(1, 9)}
+    assert {section.number for section, _ in found} == {f"8.{n}" for n in range(1, 10)}
     options = {key for _, block in found for key in block.options}
     assert options == {"restart", "reader", "dialect", "client", "other-protocol"}
 

@@ -32,6 +32,7 @@ def test_tcprepl_passes(block: Block) -> None:
         "moves on",
         "(the server restarts)",
         "(token ",
+        "> DRAIN ",
         "dialect=1.13",
         "=1.18",
     )

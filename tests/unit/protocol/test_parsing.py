@@ -13,9 +13,11 @@ from tcprepl.errors import (
 from tcprepl.limits import MAX_TOKEN, SNIPPET_BYTES
 from tcprepl.protocol.commands import (
     Command,
+    DrainCommand,
     ErrorCommand,
     FederationAckCommand,
     HelpCommand,
+    KickCommand,
     NameCommand,
     PingCommand,
     PositionCommand,
@@ -56,6 +58,10 @@ SEEN = UserIpCommand("@a:x", "tok", "10.0.0.1", "UA/1.0", "DEV", 1490197670000)
         ("ERROR", ErrorCommand("")),
         ("help  ping ", HelpCommand("ping")),
         ("status", StatusCommand()),
+        ("kick w1 ", KickCommand("w1")),
+        ("drain", DrainCommand()),
+        ("drain  ", DrainCommand()),
+        ("Drain 007 there ", DrainCommand(7, "there")),
         ("NAME  nc ", NameCommand("nc")),
     ],
 )
@@ -200,6 +206,33 @@ REPLICATE_SYNTAX = "expected REPLICATE [<stream> [<instance>] <token|NOW> [<inca
         ),
         ("AUTH two words", "AUTH: 2 arguments, not 1; expected AUTH <token>"),
         ("STATUS now", "STATUS: 1 argument, not 0; expected STATUS"),
+        (
+            "KICK",
+            f'KICK: peer "" is not {EXPECTED_NAME}; expected KICK <number|name|address> [<why>]',
+        ),
+        (
+            f"KICK w1 {'x' * 201}",
+            "KICK: why is longer than 200 characters; expected KICK <number|name|address> [<why>]",
+        ),
+        (
+            "DRAIN there:9092",
+            'DRAIN: seconds "there:9092" is not a whole number from 0 to 86400; '
+            "expected DRAIN [<seconds> [<where to go>]]",
+        ),
+        (
+            "DRAIN 86401",
+            'DRAIN: seconds "86401" is not a whole number from 0 to 86400; '
+            "expected DRAIN [<seconds> [<where to go>]]",
+        ),
+        (
+            "DRAIN 5 there now",
+            "DRAIN: 3 arguments, not 0 or 1 or 2; expected DRAIN [<seconds> [<where to go>]]",
+        ),
+        (
+            "DRAIN 5 a\x07",
+            f'DRAIN: place "a\\x07" is not {EXPECTED_NAME}; '
+            "expected DRAIN [<seconds> [<where to go>]]",
+        ),
         (
             "USER_IP @a:x [1,2,3,4,5]",
             "USER_IP: the array is not 3 strings, a string or null, and a whole number; "

@@ -14,11 +14,13 @@ from tcprepl.protocol.commands import (
     CancelTaskCommand,
     ClearUserSyncCommand,
     Command,
+    DrainCommand,
     ErrorCommand,
     FederationAckCommand,
     HelpCommand,
     InfoCommand,
     InvalidateCacheCommand,
+    KickCommand,
     LockReleasedCommand,
     NameCommand,
     NewActiveTaskCommand,
@@ -154,6 +156,11 @@ BOTH_WAYS: list[tuple[tuple[str, ...], str, Command]] = [
     (TCP, "HELP ", HelpCommand()),
     (TCP, "HELP PING", HelpCommand("PING")),
     (TCP, "STATUS ", StatusCommand()),
+    (TCP, "KICK w1", KickCommand("w1")),
+    (TCP, "KICK 127.0.0.1:5 it reads  nothing", KickCommand("127.0.0.1:5", "it reads  nothing")),
+    (TCP, "DRAIN ", DrainCommand()),
+    (TCP, "DRAIN 0", DrainCommand(0)),
+    (TCP, "DRAIN 86400 there:9092", DrainCommand(86_400, "there:9092")),
     (TCP, "INFO  aligned", InfoCommand(" aligned")),
 ]
 
@@ -208,6 +215,8 @@ def test_a_dialect_refuses_to_write_what_it_does_not_have(word: str) -> None:
         ("1.22", Command(), "Command is no command of the wire"),
         ("tcprepl", PublishCommand("s", b"1", "7"), '"7" is no name of an instance'),
         ("tcprepl", AuthCommand("two words"), "a token is not "),
+        ("tcprepl", KickCommand("two words"), '"two words" is not 1 to 255'),
+        ("tcprepl", DrainCommand(None, "there"), "where to go needs how long peers have"),
     ],
 )
 def test_what_cannot_be_written_is_our_own_error(dialect: str, command: Command, text: str) -> None:

@@ -21,10 +21,10 @@ class Both:
         self.world = World()
         self.stage = Stage(
             replication_server=self.world.server,
-            drain=self.begin,
             shut=lambda: None if self.drain is None else self.drain.text,
             **services,
         )
+        self.world.server.drain = self.begin
 
     def begin(self, within_s: float, to: str) -> Drain:
         """Begin to drain."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
+from tcprepl.access import ALL, NOTHING, Grant, Tokens
 from tcprepl.errors import LogUnavailable
-from tcprepl.replication.serving.draining import LOOK_S, Drain, kick
+from tcprepl.replication.serving.draining import LOOK_S, Drain, DrainState, kick
 from tcprepl.replication.status import PeerStatus
 from tests.serving_world import World
 
@@ -221,3 +223,166 @@ def test_a_reader_without_a_door_stays_so() -> None:
     assert not result_of(waiting).over
     assert not drain.done.called
     assert world.stop().called
+
+
+# -- on a line -------------------------------------------------------------------------
+
+
+class Line:
+    """An operator with a line, and a server that may be drained."""
+
+    def __init__(self, **options: Any) -> None:
+        self.world = World(**options)
+        self.drain: Drain | None = None
+        self.world.server.drain = self.begin
+        self.operator = self.world.call("NAME op")
+        self.operator.lines()
+
+    def begin(self, within_s: float, to: str) -> Drain:
+        """Begin to drain."""
+        if self.drain is None:
+            self.drain = Drain(self.world.server, lambda: succeed(None), within_s, to)
+        return self.drain
+
+    def asks(self, *lines: str) -> list[str]:
+        """Say lines; return what comes."""
+        self.operator.say(*lines)
+        self.world.network.settle()
+        return self.operator.lines()
+
+
+@pytest.fixture
+def line() -> Any:
+    """An operator, and the server stopped in the end."""
+    made = Line()
+    yield made
+    if made.drain is not None:
+        made.drain.stop()
+    assert made.world.stop().called
+
+
+def test_a_kick_on_a_line(line: Line) -> None:
+    evil = line.world.call("NAME evil")
+    assert line.asks("KICK evil it is  time") == [
+        "INFO evil (127.0.0.1:40002), connection 2: ended"
+    ]
+    assert evil.lines()[-1] == "ERROR disconnected by an operator: it is  time"
+    assert evil.over
+    assert line.asks("KICK evil") == [
+        "ERROR no peer is called evil: expected what it calls itself, its address with the "
+        "port, or the number of its connection, as STATUS shows them; there are op"
+    ]
+    assert line.asks("KICK opp")[0].endswith("; did you mean op?")
+    others = [line.world.call("NAME twin") for _ in range(2)]
+    assert line.asks("KICK twin") == [
+        "INFO twin (127.0.0.1:40003), connection 3: ended",
+        "INFO twin (127.0.0.1:40004), connection 4: ended",
+    ]
+    assert all(other.lines()[-1] == "ERROR disconnected by an operator" for other in others)
+    unnamed = line.world.call("PING 1")
+    assert line.asks("KICK 127.0.0.1:40005") == ["INFO - (127.0.0.1:40005), connection 5: ended"]
+    assert unnamed.over
+
+
+def test_who_kicks_itself_hears_that_alone(line: Line) -> None:
+    other = line.world.call("NAME op")
+    assert line.asks("KICK op why not", "STATUS") == ["ERROR disconnected by an operator: why not"]
+    assert line.operator.over
+    assert other.over
+
+
+def test_a_drain_on_a_line_is_told_of_until_it_is_over(line: Line) -> None:
+    """Who asked for it is the last to go, and knows whether everybody had everything."""
+    world = line.world
+    sender = world.call("NAME fed1", "REPLICATE", "FEDERATION_ACK fed1 0")
+    reader = world.call("REPLICATE")
+    world.log.ensure("federation", "master")
+    world.publisher.publish_json("federation", [EDU])
+    world.network.settle()
+    assert line.asks("DRAIN 60 there:1") == [
+        "INFO draining: 2 peers left, 1 of them waited for, 60 s to go"
+    ]
+    look(world, 9)
+    assert reader.over
+    assert line.operator.lines() == []
+    look(world, 2)
+    assert line.operator.lines() == ["INFO draining: 1 peer left, 1 of them waited for, 59 s to go"]
+    assert line.asks("DRAIN 5 elsewhere") == [
+        "INFO draining: 1 peer left, 1 of them waited for, 59 s to go"
+    ]
+    sender.say("FEDERATION_ACK fed1 1")
+    world.network.settle()
+    look(world, 2)
+    last = "ERROR the server is being drained; go to there:1"
+    assert line.operator.lines() == ["INFO drained: everybody has everything", last]
+    assert sender.lines()[-1] == last
+    assert line.drain is not None
+    assert line.drain.done.called
+
+
+def test_a_drain_on_a_line_whose_time_is_over(line: Line) -> None:
+    """Somebody is left: it is said, also to who has something to get itself."""
+    world = line.world
+    sender = world.call("NAME fed1", "REPLICATE", "FEDERATION_ACK fed1 0")
+    world.log.ensure("federation", "master")
+    world.publisher.publish_json("federation", [EDU])
+    second = world.call("FEDERATION_ACK fed2 0")
+    second.lines()
+    second.say("DRAIN 1")
+    world.network.settle()
+    assert line.asks("DRAIN") == ["INFO draining: 2 peers left, 2 of them waited for, 1 s to go"]
+    look(world, 11)
+    assert line.drain is not None
+    assert line.drain.done.called
+    assert line.operator.lines()[-2:] == [
+        "INFO drained: 2 peers were closed without everything, as the time was over",
+        "ERROR the server is being drained",
+    ]
+    late = "ERROR the server is being drained; not everything was sent in time"
+    assert (sender.lines()[-1], second.lines()[-1]) == (late, late)
+
+
+def test_who_asked_for_a_drain_may_leave(line: Line) -> None:
+    reader = line.world.call("REPLICATE")
+    assert line.asks("DRAIN") == ["INFO draining: 1 peer left, 30 s to go"]
+    assert line.operator.transport is not None
+    line.operator.transport.loseConnection()
+    look(line.world, 3)
+    assert reader.over
+    assert line.drain is not None
+    assert line.drain.done.called
+
+
+def test_not_every_process_is_drained(line: Line) -> None:
+    line.world.server.drain = None
+    (answer,) = line.asks("DRAIN 5")
+    assert answer.startswith("ERROR this process is not drained: ")
+
+
+def test_only_who_may_operate_kicks_and_drains() -> None:
+    """Without a token where the configuration lets operate without one, as in `line`."""
+    line = Line(anonymous=Grant(read=ALL, inspect=ALL, write=ALL))
+    for said in ("KICK op", "DRAIN 5"):
+        word = said.partition(" ")[0]
+        (answer,) = line.asks(said)
+        assert answer == (
+            f"ERROR not allowed: {word} needs a token that may operate; "
+            "say AUTH <token> first, on a new connection"
+        )
+    assert line.drain is None
+    assert not line.operator.over
+    line.world.server.admit(Tokens([("t" * 20, Grant("ops", operate=True))]), NOTHING)
+    operator = line.world.call(f"AUTH {'t' * 20}", "KICK nobody", "DRAIN 5")
+    assert [text.split(" ")[0] for text in operator.lines()] == [
+        "SERVER", "AUTHORIZED", "ERROR", "INFO",
+    ]  # fmt: skip
+    assert line.drain is not None
+    line.drain.stop()
+    assert line.world.stop().called
+
+
+def test_words_of_a_drain() -> None:
+    state = DrainState(1, 1, 1, 4.2, over=False, unserved=0, to="")
+    assert state.words == "draining: 1 peer left, 1 of them behind by 1 row, 4 s to go"
+    left = structs.replace(state, over=True, unserved=1)
+    assert left.words == ("drained: 1 peer was closed without everything, as the time was over")
