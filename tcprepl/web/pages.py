@@ -76,7 +76,7 @@ class Pages:
         found = [peer for peer in peers if _matches(peer, asked.find)]
         found.sort(key=ORDERS[asked.sort])
         begin = (asked.page - 1) * PEERS_A_PAGE
-        lags = {peer: list(series.values) for peer, series in self._board.lags.items()}
+        lags = self._board.drawn_lags()
         return self._answer(
             f"{number(len(found))} of {number(len(peers))} peers",
             [
@@ -93,12 +93,10 @@ class Pages:
         wanted = call.path_args["number"]
         for peer in self._board.server_status().peers:
             if str(peer.conn_id) == wanted:
-                series = self._board.lags.get(peer.conn_id)
-                lags = {peer.conn_id: list(series.values) if series is not None else []}
                 return self._answer(
                     peer.name or "a peer without a name",
                     [
-                        peer_table([peer], lags),
+                        peer_table([peer], self._board.drawn_lags()),
                         *map(paragraph, _why(peer)),
                         _facts(peer),
                         *self._cursors(peer),
@@ -114,6 +112,7 @@ class Pages:
         if not written:
             return self._missing(call, f"no stream of that name: {stream[:80]!r}")
         behind = [peer for peer in status.peers if peer.behind_stream == stream]
+        lags = self._board.drawn_lags()
         inside: list[Node] = [
             table(
                 ("Writer", "Position", "Held from", "Rows since start", "Bytes"),
@@ -131,8 +130,8 @@ class Pages:
             )
         ]
         if behind:
-            inside += [element("h2", "Behind in it"), peer_table(behind[:PEERS_A_PAGE], {})]
-        inside += self._readers(stream, status)
+            inside += [element("h2", "Behind in it"), peer_table(behind[:PEERS_A_PAGE], lags)]
+        inside += self._readers(stream, status, lags)
         for found in written:
             inside.append(element("h2", f"Newest rows of {found.instance}"))
             if stream in call.grant.sees:
@@ -192,7 +191,9 @@ class Pages:
         if len(ordered) > CURSORS:
             yield paragraph(f"{number(len(ordered) - CURSORS)} more have less to go.")
 
-    def _readers(self, stream: StreamName, status: ServerStatus) -> Nodes:
+    def _readers(
+        self, stream: StreamName, status: ServerStatus, lags: Mapping[int, Sequence[float]]
+    ) -> Nodes:
         """Yield who reads a stream, the slowest first."""
         server = self._services.replication_server
         if server is None:
@@ -207,7 +208,7 @@ class Pages:
         found = sorted((p for p in status.peers if p.conn_id in reading), key=ORDERS["lag"])
         yield element("h2", "Readers")
         if found:
-            yield peer_table(found[:READERS], {})
+            yield peer_table(found[:READERS], lags)
         else:
             yield paragraph("Nobody reads it at the moment.")
         if len(found) > READERS:

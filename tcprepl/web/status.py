@@ -206,6 +206,10 @@ class Board:
         series = self.row_rates.get((stream, instance))
         return series.last if series is not None else 0.0
 
+    def drawn_lags(self) -> dict[int, list[float]]:
+        """Return the lags of those who are, or were, behind, as the tables of peers draw them."""
+        return {peer: list(series.values) for peer, series in self.lags.items()}
+
     def parts(self, status: ServerStatus) -> dict[str, str]:
         """Return the changing parts of the page, by the id of their element."""
         return page.parts(
@@ -216,7 +220,7 @@ class Board:
                 rates={pair: list(series.values) for pair, series in self.row_rates.items()},
                 trends=self.trends.all,
                 log=self._of_log(),
-                lags={peer: list(series.values) for peer, series in self.lags.items()},
+                lags=self.drawn_lags(),
                 now_ms=self._services.now_ms(),
             )
         )

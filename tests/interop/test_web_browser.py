@@ -351,6 +351,42 @@ def test_long_names_and_rows_break_within_their_columns(
                 (shots / f"long-{name}-{width}.png").write_bytes(browser.screenshot())
 
 
+#: Each cell of a table of peers in which an address is broken, or words of one line lie apart.
+TORN = """
+const lines = node => {
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  return [...range.getClientRects()];
+};
+return [...document.querySelectorAll("#peers td")].filter(cell => {
+  const inside = [...cell.querySelectorAll(":scope > *")].filter(e => e.innerText);
+  const boxes = inside.map(e => e.getBoundingClientRect());
+  const apart = boxes.some((box, n) => n && box.top < boxes[n - 1].bottom
+    && box.left - boxes[n - 1].right > 24);
+  return apart || inside.some(e => e.className === "quiet" && lines(e).length > 1);
+}).map(cell => cell.innerText);
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_what_belongs_together_stays_together(
+    server: Server, shots: Path, tmp_path: Path, width: int
+) -> None:
+    """The address of a peer with its number, a state with the stream that it is of."""
+    with (
+        slow_reader(server),
+        Lines(server.port) as lines,
+        Browser(tmp_path, width, 900) as browser,
+    ):
+        lines.send("NAME federation_sender-01\nREPLICATE typing * NOW\n")
+        lines.expect("POSITION typing")
+        flood(server)
+        browser.open(server.url)
+        wait_until(lambda: int(lag_rows(browser) or 0) > 1_000, "it is behind")
+        (shots / f"status-names-{width}.png").write_bytes(browser.screenshot())
+        assert browser.run(TORN) == []
+
+
 def test_what_is_typed_outlives_the_next_picture(server: Server, tmp_path: Path) -> None:
     """The list of peers goes on by itself, but not under somebody's typing."""
     with Browser(tmp_path) as browser:

@@ -143,6 +143,19 @@ def test_a_stream_shows_who_reads_it(stage: Stage, server: Server) -> None:
     assert "3 more read it." in told
 
 
+def test_lag_is_drawn_alike_wherever_a_peer_is_shown(stage: Stage, server: Server) -> None:
+    """On each page with a table of peers stands the line of the last two minutes."""
+    server.streams = [StreamStatus("federation", "master", 1, 0, 1, 9)]
+    server.peers = [PEER]
+    server.reads(PEER.conn_id, ("federation", "*"), {})
+    stage.clock.pump([1.0] * 3)
+    for path, times in (("/peers", 1), ("/peers/3", 1), ("/streams/federation", 2)):
+        drawn = stage.get(path).body.decode()
+        assert drawn.count('class="spark bad"') == times
+        assert drawn.count(", at most 7.5\u202fs") == times, path
+        assert drawn.count("<polyline") == times, path
+
+
 def test_a_browser_is_told_on_a_page_that_something_is_not_there(
     stage: Stage, server: Server
 ) -> None:
