@@ -76,7 +76,7 @@ class OutboxMachine(RuleBasedStateMachine):
         Of one that is under way, the disk refuses another.
         """
         if name in self.flying:
-            refused = now(self.outbox.begin(name, StoredTransaction("again", 1, [])))
+            refused = now(self.outbox.begin([(name, StoredTransaction("again", 1, []))]))
             assert isinstance(refused.value, OutboxUnavailable)
             return
         if not self.waiting.get(name):
@@ -86,7 +86,7 @@ class OutboxMachine(RuleBasedStateMachine):
             entries = now(self.outbox.load(name, 0, count))
         self.number += 1
         self.ids[name] = f"t{self.number}"
-        now(self.outbox.begin(name, StoredTransaction(self.ids[name], self.number, entries)))
+        now(self.outbox.begin([(name, StoredTransaction(self.ids[name], self.number, entries))]))
         self.flying[name] = self.waiting[name][:count]
         self.waiting[name] = self.waiting[name][count:]
 

@@ -9,9 +9,10 @@ disk before the request leaves, and after each verdict.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeAlias
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
@@ -39,6 +40,9 @@ logger = get_logger(__name__)
 LOAD_EDUS = 200
 #: Age from which a transaction with expired EDUs that never left is not sent as it was.
 STALE_TRANSACTION_MS = 600_000
+
+#: A new transaction, of whom it is for, and how often what waited for it had been thrown away.
+Prepared: TypeAlias = tuple[Destination, StoredTransaction, int]
 
 #: Types of EDUs that metrics tell apart; others, which a foreign writer may invent, are "other".
 _MAX_TYPES = 64
@@ -110,19 +114,69 @@ class Attempts:
         self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
         self._transactions = 0
 
+    def prepare(
+        self, destinations: Iterable[Destination], prepared: list[Prepared]
+    ) -> list[Destination]:
+        """Make a new transaction for each of whom all that waits is in memory: the usual case.
+
+        Args:
+            destinations: Those that have their turn.
+            prepared: Takes what `begin` and `send` are called with.
+
+        Returns:
+            The others, of whom `attempt` has to find out.
+        """
+        others: list[Destination] = []
+        now_ms = self._now_ms()
+        wall_ms = self._wall_ms()
+        written = not self._ended
+        for destination in destinations:
+            if destination.stored or destination.held is not Held.ALL:
+                others.append(destination)
+                continue
+            if not written and destination in self._ended:
+                self.write_ended()
+                written = True
+            entries = self._take(destination, now_ms)
+            if entries:
+                transaction = self._new(wall_ms, entries)
+                prepared.append((destination, transaction, destination.purges))
+            else:
+                others.append(destination)
+        return others
+
+    def begin(self, prepared: Sequence[Prepared]) -> Deferred[None]:
+        """Have it stored that what was prepared is about to be sent: all, or none."""
+        return maybeDeferred(self._outbox.begin, [(one[0].name, one[1]) for one in prepared])
+
+    async def not_begun(self, destination: Destination, failure: Failure, *, alone: bool) -> None:
+        """Act on it that `begin` failed: whom that was about shows when each tries *alone*."""
+        if not alone:
+            destination.outdate()
+            await self.attempt(destination)
+        elif failure.check(OutboxUnavailable):
+            self._refused(destination, failure.getErrorMessage())
+        else:
+            failure.raiseException()
+
     async def attempt(self, destination: Destination) -> None:
         """Send one transaction, new or begun earlier, and act on what comes of it."""
         try:
             transaction = await self._transaction(destination)
         except OutboxUnavailable as failed:
-            logger.error("federation.outbox.unavailable", error=str(failed))
-            # Not written down: the disk refuses.
-            self._note_failure(destination, str(failed), DISK_RETRY_MS)
-            self.forget_memory(destination)
-            destination.outdate()
+            self._refused(destination, str(failed))
             return
-        if transaction is None:
-            return
+        if transaction is not None:
+            await self._send(destination, transaction)
+
+    async def send(self, prepared: Prepared) -> None:
+        """Send what was prepared and is on disk, and act on what comes of it."""
+        destination, transaction, purges = prepared
+        if destination.purges == purges:
+            destination.begin(transaction)
+            await self._send(destination, transaction)
+
+    async def _send(self, destination: Destination, transaction: StoredTransaction) -> None:
         edus = [entry[2] for entry in transaction.entries]
         body = build_body(
             self._server_name, transaction.origin_server_ts, edus, limits=self._limits
@@ -143,6 +197,13 @@ class Attempts:
             # Otherwise it was purged meanwhile.
             if destination.in_flight is transaction:
                 self._answered(destination, transaction, answer)
+
+    def _refused(self, destination: Destination, reason: str) -> None:
+        """Note that the disk refuses; that is not written down."""
+        logger.error("federation.outbox.unavailable", error=reason)
+        self._note_failure(destination, reason, DISK_RETRY_MS)
+        self.forget_memory(destination)
+        destination.outdate()
 
     def gave_up(self, destination: Destination, reason: str) -> None:
         """Note that an attempt ended in a way that nobody expected: what was sent is unknown."""
@@ -179,13 +240,10 @@ class Attempts:
                 if destination.purges != purges:
                     self.forget_queue(destination)
                     return None
-            entries = self._take(destination)
+            entries = self._take(destination, self._now_ms())
             if entries:
-                self._transactions += 1
-                transaction = StoredTransaction(
-                    f"{self._prefix}-{self._transactions}", self._wall_ms(), entries
-                )
-                await self._outbox.begin(destination.name, transaction)
+                transaction = self._new(self._wall_ms(), entries)
+                await self._outbox.begin([(destination.name, transaction)])
                 if destination.purges != purges:
                     return None
                 destination.begin(transaction)
@@ -234,10 +292,14 @@ class Attempts:
             if destination.held is Held.OUTDATED:
                 break
 
-    def _take(self, destination: Destination) -> list[Entry]:
+    def _new(self, wall_ms: int, entries: list[Entry]) -> StoredTransaction:
+        self._transactions += 1
+        return StoredTransaction(f"{self._prefix}-{self._transactions}", wall_ms, entries)
+
+    def _take(self, destination: Destination, now_ms: int) -> list[Entry]:
         """Take out of the queue what goes next; what has expired is forgotten."""
         expired: list[Entry] = []
-        entries = destination.take(self._now_ms(), expired)
+        entries = destination.take(now_ms, expired)
         self.held -= len(entries) + len(expired)
         if expired:
             metrics.DROPPED.labels("edu", "expired").inc(len(expired))

@@ -227,37 +227,46 @@ class StoredOutbox(CommitQueue):
 
     # -- transactions -------------------------------------------------------------------------
 
-    def begin(self, destination: ServerName, transaction: StoredTransaction) -> Deferred[None]:
-        """Store that *transaction* is about to be sent.
+    def begin(self, begun: Sequence[tuple[ServerName, StoredTransaction]]) -> Deferred[None]:
+        """Store that transactions are about to be sent: all of them, or none.
 
-        It fails, as if the disk had refused, as long as the end of the one before is not on
-        disk: after a crash nobody would know that its EDUs had left under its id.
+        It fails, as if the disk had refused, as long as the end of the one before to the same
+        destination is not on disk: after a crash nobody would know that its EDUs had left under
+        its id.
+
+        Args:
+            begun: Destination and transaction of each, one for a destination.
         """
 
         def op(cursor: Cursor) -> None:
-            if self._journal.begin(destination, transaction):
-                return
-            self._journal.settle(cursor, destination)
-            insert_transaction(cursor, destination, transaction)
-            transaction_id = transaction.transaction_id
-            cursor.executemany(
-                "UPDATE edus SET transaction_id=? WHERE id=?",
-                [(transaction_id, entry[0]) for entry in transaction.entries],
-            )
-            if cursor.rowcount == len(transaction.entries):
-                return
-            # A newer EDU took the place of one of these after they were taken. They go
-            # nevertheless, as a retry has to be equal.
-            found = cursor.execute(
-                "SELECT id FROM edus WHERE destination=? AND transaction_id=?",
-                (destination, transaction_id),
-            )
-            there = {edu_id for (edu_id,) in found}
-            others = [entry for entry in transaction.entries if entry[0] not in there]
-            queued_ms = transaction.origin_server_ts
-            insert(cursor, ((entry, queued_ms) for entry in others), transaction_id)
+            for destination, transaction in begun:
+                if not self._journal.begin(destination, transaction):
+                    self._begin_in_tables(cursor, destination, transaction)
 
         return self.submit(op)
+
+    def _begin_in_tables(
+        self, cursor: Cursor, destination: ServerName, transaction: StoredTransaction
+    ) -> None:
+        self._journal.settle(cursor, destination)
+        insert_transaction(cursor, destination, transaction)
+        transaction_id = transaction.transaction_id
+        cursor.executemany(
+            "UPDATE edus SET transaction_id=? WHERE id=?",
+            [(transaction_id, entry[0]) for entry in transaction.entries],
+        )
+        if cursor.rowcount == len(transaction.entries):
+            return
+        # A newer EDU took the place of one of these after they were taken. They go
+        # nevertheless, as a retry has to be equal.
+        found = cursor.execute(
+            "SELECT id FROM edus WHERE destination=? AND transaction_id=?",
+            (destination, transaction_id),
+        )
+        there = {edu_id for (edu_id,) in found}
+        others = [entry for entry in transaction.entries if entry[0] not in there]
+        queued_ms = transaction.origin_server_ts
+        insert(cursor, ((entry, queued_ms) for entry in others), transaction_id)
 
     def load_transaction(self, destination: ServerName) -> Deferred[StoredTransaction | None]:
         """Return the transaction to *destination* that was begun and not ended, if any."""

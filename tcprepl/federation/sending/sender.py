@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from tcprepl.background import (
     run_in_background,
 )
 from tcprepl.clocks import epoch_s, resumed_ms
-from tcprepl.federation.sending.attempts import Attempts, TransactionTransport
+from tcprepl.federation.sending.attempts import Attempts, Prepared, TransactionTransport
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.describe import describe_destination
@@ -118,6 +118,8 @@ class FederationSender:
         self._timer: IDelayedCall | None = None
         self._timer_ms: int
         self._running: dict[Destination, Deferred[None]] = {}
+        #: What was prepared and is not on disk yet.
+        self._beginning: dict[Deferred[None], None] = {}
         self._dispatching = False
         self._started = False
         self._writes = Writes(clock, self._poke)
@@ -218,7 +220,7 @@ class FederationSender:
             self._timer.cancel()
             self._timer = None
         self._writes.stop()
-        running = list(self._running.values())
+        running = [*self._beginning, *self._running.values()]
         for attempt in running:
             attempt.cancel()
         await DeferredList(running)
@@ -321,12 +323,46 @@ class FederationSender:
             return
         self._dispatching = True
         now_ms = self.now_ms()
-        while self._started and (destination := self._turns.begin(now_ms)) is not None:
-            attempt = Deferred.fromCoroutine(self._attempts.attempt(destination))
-            self._running[destination] = attempt
-            _ = attempt.addBoth(self._ended, destination)
+        while self._started:
+            turns: list[Destination] = []
+            while (destination := self._turns.begin(now_ms)) is not None:
+                turns.append(destination)
+            if not turns:
+                break
+            prepared: list[Prepared] = []
+            for destination in self._attempts.prepare(turns, prepared):
+                self._run(destination, self._attempts.attempt(destination))
+            if prepared:
+                beginning = self._attempts.begin(prepared)
+                self._beginning[beginning] = None
+                _ = beginning.addBoth(self._begun, beginning, prepared)
         self._dispatching = False
         self._arm()
+
+    def _begun(
+        self, result: object, beginning: Deferred[None], prepared: Sequence[Prepared]
+    ) -> None:
+        """Send what is on disk now."""
+        del self._beginning[beginning]
+        attempts = self._attempts
+        # Those whose turns end here begin the next ones together.
+        outermost = not self._dispatching
+        self._dispatching = True
+        for one in prepared:
+            if not isinstance(result, Failure):
+                self._run(one[0], attempts.send(one))
+            elif self._started:
+                alone = len(prepared) == 1
+                self._run(one[0], attempts.not_begun(one[0], result, alone=alone))
+            else:
+                self._turns.end(one[0])
+        if outermost:
+            self._dispatching = False
+            self._dispatch()
+
+    def _run(self, destination: Destination, attempt: Coroutine[Any, Any, None]) -> None:
+        running = self._running[destination] = Deferred.fromCoroutine(attempt)
+        _ = running.addBoth(self._ended, destination)
 
     def _ended(self, result: object, destination: Destination) -> None:
         """Let go of an attempt; a failure that nobody expected waits too, and is logged."""

@@ -389,7 +389,7 @@ def test_what_expires_in_memory_counts_no_more(world: World) -> None:
         edu = build_edu("here.example", made.name, "m.x", {"n": number})
         counted.held += made.hold((number, expires_ms, edu))
     assert counted.held == 3
-    assert [entry[0] for entry in counted._take(made)] == [2]
+    assert [entry[0] for entry in counted._take(made, world.sender.now_ms())] == [2]
     assert counted.held == 0
 
 
@@ -627,6 +627,82 @@ def test_an_attempt_that_the_disk_ends_loses_nothing(
     world.run(1_300)
     assert sorted(numbers(remote)) == list(range(count))
     assert not world.wrong
+
+
+def begin_together(world: World) -> list[str]:
+    """Publish an EDU for as many as may have a turn at once, in one read."""
+    names = world.names[: world.max_concurrent]
+    for name in names:
+        row = edu_row(build_edu("here.example", name, "m.direct_to_device", {"n": 1}))
+        world.rows.append((len(world.rows) + 1, row))
+    world.deliver()
+    return names
+
+
+def test_those_who_have_their_turns_together_begin_in_one_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And wait for the disk together, however many they are."""
+    asked: list[list[str]] = []
+    begin = world.outbox.begin
+
+    def noted(begun: Any) -> Deferred[None]:
+        asked.append([name for name, _ in begun])
+        return begin(begun)
+
+    monkeypatch.setattr(world.outbox, "begin", noted)
+    names = begin_together(world)
+    world.run(1)
+    assert asked == [names]
+    assert [numbers(world.remote(name)) for name in names] == [[1]] * 3
+
+
+@pytest.mark.parametrize("error", [OutboxUnavailable("full"), ZeroDivisionError("a bug")])
+def test_who_cannot_begin_holds_up_none_of_those_who_began_together(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each tries alone then; only the one that it was about waits, and loses nothing."""
+    begin = world.outbox.begin
+    culprit = world.names[1]
+
+    def refuse(begun: Any) -> Deferred[None]:
+        return fail(error) if culprit in dict(begun) else begin(begun)
+
+    monkeypatch.setattr(world.outbox, "begin", refuse)
+    names = begin_together(world)
+    world.run(1)
+    assert [numbers(world.remote(name)) for name in names] == [[1], [], [1]]
+    assert world.sender.destinations[culprit].backoff.reason == str(error)
+    assert world.sender._attempts.held == 0
+    monkeypatch.undo()
+    world.run(60)
+    assert [numbers(world.remote(name)) for name in names] == [[1]] * 3
+    assert not world.wrong
+
+
+def test_what_is_purged_while_it_begins_is_not_sent(world: World) -> None:
+    names = begin_together(world)
+    world.run(0)  # they are being stored, and begin before the purge does
+    purged = Deferred.fromCoroutine(world.sender.purge(names[0]))
+    until(world, lambda: world.sender._beginning)
+    assert world.sender.destinations[names[0]].purges == 1
+    result(purged, world)
+    world.run(5)
+    assert [numbers(world.remote(name)) for name in names] == [[], [1], [1]]
+    assert result(world.outbox.totals(), world) == {}
+
+
+def test_a_sender_that_stops_while_transactions_begin_sends_none_of_them(world: World) -> None:
+    names = begin_together(world)
+    until(world, lambda: world.sender._beginning)
+    result(world.sender.stop(), world)
+    assert not any(world.remote(name).requests for name in names)
+    assert not world.sender._beginning
+    assert not world.sender._turns.running
+    world.kill()
+    world.boot()
+    world.run(5)
+    assert [numbers(world.remote(name)) for name in names] == [[1]] * 3
 
 
 def test_what_is_in_quarantine_is_counted_as_it_is_refused(world: World) -> None:

@@ -26,7 +26,11 @@ def rows(outbox: Outbox, table: str) -> int:
 
 
 def begin(outbox: Outbox, transaction_id: str, *entries: Entry) -> None:
-    now(outbox.begin(entries[0][2].destination, StoredTransaction(transaction_id, 77, [*entries])))
+    now(
+        outbox.begin(
+            [(entries[0][2].destination, StoredTransaction(transaction_id, 77, [*entries]))]
+        )
+    )
 
 
 def after_a_kill(outbox: Outbox, tmp_path: Path) -> Outbox:

@@ -93,7 +93,7 @@ def test_a_start_is_told_who_waits_up_to_where_was_read_and_when(
         lineage.enter(incarnation, token - 1, token)
         entry = (outbox.take_ids(1)[0], 9_000, build_edu("x", "y", "m.test", {"n": token}))
         now(outbox.add([entry], 1_000 + token, {pair: token}, {pair: lineage.stored()}))
-    now(outbox.begin("z", StoredTransaction("t1", 77, [put(outbox, "z", 7)])))
+    now(outbox.begin([("z", StoredTransaction("t1", 77, [put(outbox, "z", 7)]))]))
     for last_ms, newest_ms in ((5, 1_007), (2_000, 2_000)):
         now(outbox.set_backoff("v", Backoff(2, 5, last_ms, 7, "why")))
         now(outbox.close())
@@ -122,7 +122,7 @@ def test_the_newest_of_a_key_takes_the_place_of_the_older(outbox: Outbox) -> Non
 
 def test_a_transaction_is_kept_just_as_it_was(outbox: Outbox) -> None:
     first, second = put(outbox, "y", 1, "a"), put(outbox, "y", 2)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [second, first])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [second, first]))]))
     put(outbox, "y", 3, "a")
     assert numbers(now(outbox.load("y", 0, 9))) == [3]
     found = now(outbox.load_transaction("y"))
@@ -138,7 +138,7 @@ def test_a_transaction_is_kept_just_as_it_was(outbox: Outbox) -> None:
 def test_an_edu_that_was_replaced_while_it_was_taken_goes_nevertheless(outbox: Outbox) -> None:
     old = put(outbox, "y", 1, "a")
     put(outbox, "y", 2, "a")
-    now(outbox.begin("y", StoredTransaction("t1", 77, [old])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [old]))]))
     found = now(outbox.load_transaction("y"))
     assert found is not None
     assert numbers(found.entries) == [1]
@@ -148,7 +148,7 @@ def test_what_was_replaced_goes_also_where_the_rest_is_in_the_tables(outbox: Out
     old, other = put(outbox, "y", 1, "a"), put(outbox, "y", 2)
     now(outbox.load("y", 0, 9))
     put(outbox, "y", 3, "a")
-    now(outbox.begin("y", StoredTransaction("t1", 77, [other, old])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [other, old]))]))
     found = now(outbox.load_transaction("y"))
     assert found is not None
     assert numbers(found.entries) == [2, 1]
@@ -160,7 +160,7 @@ def test_what_was_replaced_goes_also_where_the_rest_is_in_the_tables(outbox: Out
 @pytest.mark.parametrize("how", ["finish", "purge"])
 def test_once_all_of_a_destination_has_left_it_is_as_new(outbox: Outbox, how: str) -> None:
     """What comes for it then gets rows of its own only if it stays."""
-    now(outbox.begin("y", StoredTransaction("t1", 77, [put(outbox, "y", 1)])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [put(outbox, "y", 1)]))]))
     now(outbox.load_transaction("y"))
     now(outbox.finish([("y", "t1")]) if how == "finish" else outbox.purge("y"))
     put(outbox, "y", 2)
@@ -169,7 +169,7 @@ def test_once_all_of_a_destination_has_left_it_is_as_new(outbox: Outbox, how: st
 
 def test_a_dissolved_transaction_waits_again_without_what_was_replaced(outbox: Outbox) -> None:
     entries = [put(outbox, "y", 1, "a"), put(outbox, "y", 2), put(outbox, "y", 3, "b")]
-    now(outbox.begin("y", StoredTransaction("t1", 77, entries)))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, entries))]))
     put(outbox, "y", 4, "a")
     now(outbox.dissolve("y", "t1"))
     assert numbers(now(outbox.load("y", 0, 9))) == [2, 3, 4]
@@ -181,7 +181,7 @@ REFUSAL = Refusal(5_000, "HTTP 400 M_BAD_JSON")
 
 def set_aside(outbox: Outbox, entries: list[Entry], mark: str, transaction_id: str = "t1") -> int:
     """Have *entries* refused; returns how many are in quarantine then."""
-    now(outbox.begin("y", StoredTransaction(transaction_id, 77, entries)))
+    now(outbox.begin([("y", StoredTransaction(transaction_id, 77, entries))]))
     now(outbox.set_aside("y", transaction_id, mark, REFUSAL))
     return now(outbox.all_quarantined()).get("y", 0)
 
@@ -217,7 +217,7 @@ def test_a_newer_edu_takes_the_place_of_the_one_of_its_key_that_was_refused(
 ) -> None:
     """Before it was refused, and after."""
     old = put(outbox, "y", 1, "a")
-    now(outbox.begin("y", StoredTransaction("t1", 77, [old])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [old]))]))
     put(outbox, "y", 2, "a")
     now(outbox.set_aside("y", "t1", QUARANTINED, REFUSAL))
     assert now(outbox.all_quarantined()) == {}
@@ -251,7 +251,7 @@ def test_what_was_refused_before_a_restart_is_replaced_as_ever(
     again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
     assert now(again.set_aside_again("y")) == 1
     newer = put(again, "y", 2, "a")
-    now(again.begin("y", StoredTransaction("t2", 78, [newer])))
+    now(again.begin([("y", StoredTransaction("t2", 78, [newer]))]))
     now(again.finish([("y", "t2")]))
     assert now(again.release("y", SET_ASIDE)) == 0
     assert now(again.totals()) == {}
@@ -260,13 +260,13 @@ def test_what_was_refused_before_a_restart_is_replaced_as_ever(
 
 def test_a_transaction_that_is_put_off_is_kept_as_it_is(outbox: Outbox, tmp_path: Path) -> None:
     first = put(outbox, "y", 1, "a")
-    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [first]))]))
     now(outbox.put_off("y", "t1"))
     assert outbox.destinations()["y"].put_off == 1
     assert now(outbox.load_transaction("y")) is None
     second = put(outbox, "y", 2)
     put(outbox, "y", 3, "a")
-    now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
+    now(outbox.begin([("y", StoredTransaction("t2", 78, [second]))]))
     assert now(outbox.take_back("y")) == (False, 1)
     now(outbox.close())
     again = Outbox(tmp_path / "data" / "outbox.sqlite", run_inline)
@@ -280,7 +280,7 @@ def test_a_transaction_that_is_put_off_is_kept_as_it_is(outbox: Outbox, tmp_path
     assert (found.transaction_id, numbers(found.entries)) == ("t1", [1])
     now(again.finish([("y", "t1")]))
     assert numbers(now(again.load("y", 0, 9, any_put_off=True))) == [3]
-    now(again.begin("y", StoredTransaction("t3", 79, now(again.load("y", 0, 9)))))
+    now(again.begin([("y", StoredTransaction("t3", 79, now(again.load("y", 0, 9))))]))
     now(again.put_off("y", "t3"))
     assert now(again.purge("y")) == 1
     assert now(again.take_back("y")) == (False, 0)
@@ -292,11 +292,25 @@ def test_no_transaction_begins_before_the_end_of_the_one_before_is_on_disk(
 ) -> None:
     """After a crash its EDUs would be taken for waiting, and leave under another id."""
     first, second = put(outbox, "y", 1), put(outbox, "y", 2)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [first])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [first]))]))
     with pytest.raises(OutboxUnavailable):
-        now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
+        now(outbox.begin([("y", StoredTransaction("t2", 78, [second]))]))
     now(outbox.finish([("y", "t1")]))
-    now(outbox.begin("y", StoredTransaction("t2", 78, [second])))
+    now(outbox.begin([("y", StoredTransaction("t2", 78, [second]))]))
+
+
+def test_transactions_that_begin_together_begin_all_or_none(outbox: Outbox) -> None:
+    entries = {name: put(outbox, name, number) for number, name in enumerate("xyz")}
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [entries["y"]]))]))
+    together = [(name, StoredTransaction(f"t{name}", 78, [entries[name]])) for name in "xyz"]
+    with pytest.raises(OutboxUnavailable):
+        now(outbox.begin(together))
+    assert now(outbox.load_transaction("x")) is None
+    now(outbox.finish([("y", "t1")]))
+    now(outbox.begin(together[::2]))
+    for name in "xz":
+        begun = now(outbox.load_transaction(name))
+        assert (begun.transaction_id, begun.entries[0][0]) == (f"t{name}", entries[name][0])
 
 
 def test_of_what_fails_nothing_is_left_and_its_neighbours_are_done(outbox: Outbox) -> None:
@@ -309,7 +323,7 @@ def test_of_what_fails_nothing_is_left_and_its_neighbours_are_done(outbox: Outbo
 
     found: list[Any] = []
     outbox._pumping = True
-    outbox.begin("y", StoredTransaction("t1", 77, [first])).addBoth(found.append)
+    outbox.begin([("y", StoredTransaction("t1", 77, [first]))]).addBoth(found.append)
     outbox.submit(fail).addBoth(found.append)
     outbox.take_back("y").addBoth(found.append)
     outbox._pumping = False
@@ -329,7 +343,7 @@ def test_what_has_expired_is_removed_unless_it_is_in_flight(outbox: Outbox) -> N
     flying = put(outbox, "y", 2, expires=500)
     put(outbox, "y", 3, expires=5_000)
     put(outbox, "y", 4)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [flying])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [flying]))]))
     assert now(outbox.expire(1_000)) == 1
     assert numbers(now(outbox.load("y", 0, 9))) == [3, 4]
     now(outbox.remove("y", [3]))
@@ -340,7 +354,7 @@ def test_purge_and_summaries(outbox: Outbox) -> None:
     put(outbox, "y", 1)
     flying = put(outbox, "y", 2)
     put(outbox, "z", 3)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [flying])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [flying]))]))
     summary = now(outbox.summary())
     assert summary["y"]["other"].edus == 2
     assert summary["y"]["other"].oldest_ms == 1_001

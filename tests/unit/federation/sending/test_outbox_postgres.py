@@ -100,7 +100,7 @@ def test_it_is_whole_for_the_next(place: Place) -> None:
     outbox = place.outbox(lapsed=True)
     entry = put(outbox, "y", 1, "key")
     flying = put(outbox, "v", 2)
-    now(outbox.begin("v", StoredTransaction("t1", 77, [flying])))
+    now(outbox.begin([("v", StoredTransaction("t1", 77, [flying]))]))
     now(outbox.set_paused("z", True))
     now(outbox.set_backoff("z", Backoff(2, 5, 6, 7, "why")))
     set_aside(outbox, [put(outbox, "y", 3)], QUARANTINED)
@@ -121,7 +121,7 @@ def test_it_is_whole_for_the_next(place: Place) -> None:
     now(again.put_off("v", "t1"))
     assert again.destinations()["v"].put_off == 1
     assert now(again.take_back("v")) == (True, 0)
-    now(again.begin("u", StoredTransaction("t2", 78, [put(again, "u", 5)])))
+    now(again.begin([("u", StoredTransaction("t2", 78, [put(again, "u", 5)]))]))
     now(again.finish([("u", "t2")]))
     assert now(again.quarantined("y"))[0]["reason"] == REFUSAL.reason
 
@@ -133,7 +133,7 @@ def test_who_was_overtaken_begins_nothing_and_says_so_once(place: Place) -> None
     second = place.outbox(lapsed=True)
     for _ in range(2):
         with pytest.raises(OutboxUnavailable, match="had not been heard of for 10 s"):
-            now(first.begin("y", StoredTransaction("t1", 77, [entry])))
+            now(first.begin([("y", StoredTransaction("t1", 77, [entry]))]))
     assert [failure.type for failure in place.failed] == [LogFenced]
     assert now(second.load_transaction("y")) is None
     assert numbers(now(second.load("y", 0, 9))) == [1]
@@ -158,7 +158,7 @@ def test_what_was_committed_and_not_answered_is_known(place: Place) -> None:
         connection.execute = commit
 
     with mock.patch.object(outbox._database, "fence", breaking):
-        now(outbox.begin("y", StoredTransaction("t1", 77, [entry])))
+        now(outbox.begin([("y", StoredTransaction("t1", 77, [entry]))]))
     now(outbox.finish([("y", "t1")]))
     assert now(outbox.summary()) == {}
 
@@ -182,7 +182,7 @@ def test_while_the_database_is_away_all_is_refused_at_once(place: Place) -> None
 
 def test_what_a_remote_says_fits_a_text(place: Place) -> None:
     outbox = place.outbox(lapsed=True)
-    now(outbox.begin("y", StoredTransaction("t1", 77, [put(outbox, "y", 1)])))
+    now(outbox.begin([("y", StoredTransaction("t1", 77, [put(outbox, "y", 1)]))]))
     now(outbox.set_aside("y", "t1", QUARANTINED, Refusal(5, "no\0thing")))
     assert now(outbox.quarantined("y"))[0]["reason"] == "no\ufffdthing"
 

@@ -26,7 +26,7 @@ def test_it_counts_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for number in range(3):
         entry = put(outbox, "y", number)
         if number < 2:
-            now(outbox.begin("y", StoredTransaction(f"t{number}", 77, [entry])))
+            now(outbox.begin([("y", StoredTransaction(f"t{number}", 77, [entry]))]))
             now(outbox.set_aside("y", f"t{number}", QUARANTINED, Refusal(5, "no")))
     put(outbox, "z", 9)
     lanes = now(outbox.summary("y"))["y"]
@@ -47,7 +47,7 @@ def test_quarantine_is_one_lane_whatever_kinds_are_in_it(tmp_path: Path) -> None
         edu = build_edu("x", "y", kind, {"n": number, "pad": "x" * number})
         entry = outbox.take_ids(1)[0], 0, edu
         now(outbox.add([entry], number, {}))
-        now(outbox.begin("y", StoredTransaction(kind, 77, [entry])))
+        now(outbox.begin([("y", StoredTransaction(kind, 77, [entry]))]))
         now(outbox.set_aside("y", kind, QUARANTINED, Refusal(5, "no")))
         sizes.append(len(pack(edu)))
     lanes = {"quarantined": Waiting(3, sum(sizes), 1)}
