@@ -79,8 +79,8 @@ def render(
         ]
     if b"%" in joined:
         joined = joined.replace(b"%", b"%%")
-    template = prefix + joined.replace(b"\n", b"\n" + prefix)
-    lines = template[: -len(prefix)] % tuple(words)
+    template = prefix + joined.replace(b"\n", b"\n" + prefix, len(tokens) - 1)
+    lines = template % tuple(words)
     return Block(stream, instance, tokens, lines, now_ms, whole.keys)
 
 

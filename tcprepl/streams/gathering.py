@@ -7,7 +7,8 @@ row is encoded, checked and noted, and all else is done once for as many as ther
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
+from itertools import accumulate, repeat
+from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 from msgspec import MsgspecError, Raw, convert
@@ -31,6 +32,9 @@ Outcome: TypeAlias = "tuple[int, Appended | Failure]"
 
 #: What waits for a Deferred. Releases of Twisted differ in whether that is public.
 _callbacks = attrgetter("_callbacks" if hasattr(Deferred(), "_callbacks") else "callbacks")
+_called = attrgetter("called")
+_first = itemgetter(0)
+_next = (1).__add__
 
 
 class Gathering:
@@ -79,14 +83,14 @@ class Gathering:
         So it is if it has many rows, or rows that only `RowCodec.encode` can judge.
         They are encoded now: what becomes of the objects afterwards does not matter.
         """
-        lines: bytes | None
         count = len(rows)
+        lines: bytes | None = None
         if count == 1 and self._shape is not None and type(rows[0]) is list:
             try:
                 convert(rows, self._shape)
                 lines = encode(rows[0])
             except (MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
-                lines = None
+                pass
         elif 0 < count < LARGE_CALL_ROWS:
             lines = self.codec.sure_lines(rows)
         else:
@@ -97,7 +101,10 @@ class Gathering:
                 return None
             self._sure = False
         elif self._keys is not None:
-            self._keys += [row[0] for row in rows]
+            if count == 1:
+                self._keys.append(rows[0][0])
+            else:
+                self._keys += map(_first, rows)
         answered: Deferred[Any] = Deferred()
         self.lines.append(lines)
         self.counts.append(count)
@@ -129,30 +136,35 @@ class Gathering:
 
     def together(self) -> JsonRows | None:
         """Return the rows of all calls in one piece; None if one may not fit."""
-        lines = b"\n".join(self.lines) + b"\n"
+        lines = b"\n".join((*self.lines, b""))
         count = GATHERED_ROWS - self.room_rows
-        if self._sure and max(map(len, self.lines)) <= MAX_ROW_BYTES:
+        if self._sure and (
+            len(lines) <= MAX_ROW_BYTES or max(map(len, self.lines)) <= MAX_ROW_BYTES
+        ):
             keys = None if self._keys is None else self.codec.keys_of(self._keys)
             return JsonRows(lines, count, keys)
         return self.codec.checked(lines, count)
 
     def answer(self, appended: Appended) -> None:
         """Answer each call with its own tokens."""
-        stream, instance = self.pair
-        token = appended.first
-        for count, answered in zip(self.counts, self.waiting, strict=True):
-            if count < 0:
-                mine = Appended(stream, instance, token, token - count - 1)
-                token -= count
-                answered.callback([(-count, mine)])
-                continue
-            mine = Appended(stream, instance, token, token + count - 1)
-            token += count
-            if _callbacks(answered) or answered.called:
-                answered.callback(mine)
-            else:  # as nearly always; it costs a third of running no callbacks
-                answered.called = True
+        stream, instance, after = *self.pair, appended.first - 1
+        waiting = self.waiting
+        if min(self.counts) > 0 and not (
+            any(map(_callbacks, waiting)) or any(map(_called, waiting))
+        ):
+            # As nearly always nobody listens: to note the answers costs a third of running no
+            # callbacks.
+            upto = list(accumulate(self.counts, initial=after))
+            firsts = map(_next, upto)
+            made = map(Appended, repeat(stream), repeat(instance), firsts, upto[1:])
+            for answered, mine in zip(waiting, made, strict=True):
                 answered.result = mine
+                answered.called = True
+            return
+        for count, answered in zip(self.counts, waiting, strict=True):
+            first, after = after + 1, after + abs(count)
+            mine = Appended(stream, instance, first, after)
+            answered.callback([(-count, mine)] if count < 0 else mine)
 
     def refuse(self, failure: Failure) -> None:
         """Answer each call with *failure*."""

@@ -292,7 +292,8 @@ class Publisher:
             transaction_id = idempotency_key("instance", pair[1], transaction_id)
         try:
             return self._log.append(
-                *pair,
+                pair[0],
+                pair[1],
                 rows,
                 batch=batch,
                 tokens=tokens,
