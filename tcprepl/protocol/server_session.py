@@ -27,8 +27,10 @@ _PIECE_BYTES: Final = 4_096
 _LONG_WORD: Final = b"PUBLISH"
 #: How a numbered PUBLISH begins, as programs write it.
 _PUBLISH: Final = re.compile(rb"PUBLISH ([!-~]{1,255}) #(?=[0-9])")
-#: A run of such lines has at most so many bytes, and begins with so many lines in so few bytes.
-_RUN_BYTES: Final = 65_536
+#: A run of such lines has at most so many bytes and about so many rows (what fits a block of the
+#: log), and begins with so many lines in so few bytes.
+_RUN_BYTES: Final = 131_072
+_RUN_ROWS: Final = 900
 _RUN_LINES: Final = 4
 _PEEK_BYTES: Final = 16_384
 #: Lines without a command that one event may stand for.
@@ -145,9 +147,11 @@ class ServerSession(Session):
         begin = None if self._buffer.pending_bytes else _PUBLISH.match(unread)
         if begin is None:
             return None
-        if unread.count(b"\n" + begin[0], 0, _PEEK_BYTES) < _RUN_LINES:
+        lines = unread.count(b"\n" + begin[0], 0, _PEEK_BYTES)
+        if lines < _RUN_LINES:
             return None
-        end = unread.rfind(b"\n", 0, _RUN_BYTES)
+        # Lines are taken to be as long further on.
+        end = unread.rfind(b"\n", 0, min(_RUN_BYTES, _PEEK_BYTES * _RUN_ROWS // lines))
         # A pattern that begins with a literal is searched for with the speed of memory.
         parts = re.split(rb"%b([0-9]{1,18}) " % re.escape(b"\n" + begin[0]), b"\n" + unread[:end])
         before, numbers, rows = parts[0], parts[1::2], parts[2::2]

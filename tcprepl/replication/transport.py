@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.tcp import Connection
@@ -181,6 +181,9 @@ class TransportOutlet:
 
 Outlet = SocketOutlet | TransportOutlet
 
+#: Bytes that are read at a time where many follow one another; Twisted reads half of it.
+READ_BYTES: Final = 131_072
+
 #: What the kernel says of who connected to a Unix socket: process, user, group.
 _CREDENTIALS = struct.Struct("3i")
 
@@ -199,6 +202,12 @@ def process_of(transport: object) -> int:
     credentials = handle.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
     process: int = _CREDENTIALS.unpack(credentials)[0]
     return process
+
+
+def read_more(transport: object) -> None:
+    """Read up to `READ_BYTES` at a time from now on: what a read costs is then paid less often."""
+    if isinstance(transport, Connection):
+        transport.bufferSize = READ_BYTES
 
 
 def make_outlet(transport: object, on_drained: Callable[[], None]) -> Outlet:

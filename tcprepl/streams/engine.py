@@ -6,9 +6,10 @@ database below it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgpack
 
@@ -24,6 +25,11 @@ TRIMMED_BLOCKS = 1_000
 TRIMMED_BYTES = 524_288
 #: Expired transaction ids removed in one commit: more than a minute brings.
 EXPIRED_AT_ONCE = 50_000
+
+#: What msgpack writes before bytes, up to 4 GiB of them, and no bytes at all as it writes them.
+_BYTES: Final = struct.Struct(">BI")
+_BYTES_32: Final = 0xC6
+_NO_BYTES: Final = msgpack.packb(b"")
 
 
 class KnownTransactions(Exception):
@@ -139,8 +145,11 @@ def encode_block(block: Block, before: Token | None = None) -> bytes:
     tokens = block.tokens
     consecutive = type(tokens) is range
     given = (tokens[0], len(tokens)) if consecutive else list(tokens)
-    body: bytes = msgpack.packb((given, consecutive, before, block.lines))
-    return body
+    head: bytes = msgpack.packb((given, consecutive, before, b""))
+    # msgpack would copy the lines twice, through a buffer of its own.
+    return b"".join(
+        (head[: -len(_NO_BYTES)], _BYTES.pack(_BYTES_32, len(block.lines)), block.lines)
+    )
 
 
 def decode_block(

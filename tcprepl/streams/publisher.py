@@ -164,8 +164,10 @@ class Publisher:
             codec = self._registry.get(stream).codec
         except TcpreplError:
             return succeed([(count, Failure())])
-        if produced is not None:
-            return self._publish_run(stream, codec, rows, produced)
+        if produced is not None or count >= LARGE_CALL_ROWS:
+            taken = self._publish_run(stream, codec, rows, count, produced)
+            if taken is not None or produced is not None:
+                return taken
         at_once = self._begins_turn()
         gathering = self._gathered.get(stream)
         if gathering is None:
@@ -176,10 +178,16 @@ class Publisher:
         return answered
 
     def _publish_run(
-        self, stream: StreamName, codec: RowCodec, rows: bytes, produced: Produced
+        self,
+        stream: StreamName,
+        codec: RowCodec,
+        rows: bytes,
+        count: int,
+        produced: Produced | None,
     ) -> Deferred[list[Outcome]] | None:
-        checked = codec.checked(rows, produced.appends)
-        if checked is None or not self._log.may_begin(stream, produced):
+        """Append rows as one; None if it is not known that each would be taken."""
+        checked = codec.checked(rows, count)
+        if checked is None or not (produced is None or self._log.may_begin(stream, produced)):
             return None
         try:
             prepared = self._prepared(stream, checked)
@@ -187,7 +195,7 @@ class Publisher:
             return None
         self._append_gathered(stream)
         appended: Deferred[Any] = self._append((stream, self.instance), prepared, produced=produced)
-        return appended.addBoth(lambda outcome: [(produced.appends, outcome)])
+        return appended.addBoth(lambda outcome: [(count, outcome)])
 
     def flush(self) -> None:
         """Append what this turn has brought so far."""

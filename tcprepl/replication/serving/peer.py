@@ -57,7 +57,7 @@ from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.replication.serving.rights import lacking
 from tcprepl.replication.serving.turns import Worked
 from tcprepl.replication.status import PeerStatus
-from tcprepl.replication.transport import Outlet, make_outlet
+from tcprepl.replication.transport import Outlet, make_outlet, read_more
 
 if TYPE_CHECKING:
     from tcprepl.replication.serving.server import ReplicationServer
@@ -68,6 +68,8 @@ log = get_logger(__name__)
 _DISPATCH_LINES: Final = 4
 #: Pairs that are gone through at the cost of a line.
 _PER_LINE: Final = 16
+#: Rows of one run that show that more are on their way.
+_FLOOD_BYTES: Final = 32_768
 
 
 @implementer(IProtocol)
@@ -373,6 +375,8 @@ class Peer:
         ):
             return sum(map(self._command, run.commands()))
         self._used = True
+        if len(run.rows) >= _FLOOD_BYTES:
+            read_more(self.transport)
         self._server.count_received(PublishCommand.NAME, self, len(run.numbers))
         return self._in.publish_run(run)
 

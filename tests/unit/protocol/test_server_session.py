@@ -340,16 +340,26 @@ def test_a_run_begins_with_a_line_and_not_within_one() -> None:
     assert receive(session, b"0]\n" + published(range(1, 7)), 1.0) == [run(range(7))]
 
 
-def test_a_run_is_bounded_and_the_next_goes_on_behind_it() -> None:
+@pytest.mark.parametrize(
+    ("row_bytes", "least", "most", "most_bytes"),
+    [(8, 850, 950, 65_536), (1_000, 127, 131, 131_072)],
+)
+def test_a_run_is_bounded_and_the_next_goes_on_behind_it(
+    row_bytes: int, least: int, most: int, most_bytes: int
+) -> None:
+    """By bytes, and by rows: more of them than fit a block would have to be parted again."""
     session = server(publishing=True)
-    numbers = range(9_000)
-    events = receive(session, published(numbers), 1.0)
+    numbers = range(1_000, 4_000)
+    rows = [b'"%0*d"' % (row_bytes - 2, number) for number in numbers]
+    lines = [b"PUBLISH s #%d %b\n" % each for each in zip(numbers, rows, strict=True)]
+    events = receive(session, b"".join(lines), 1.0)
     runs = [event for event in events if isinstance(event, PublishRun)]
     assert runs == events
     assert [int(number) for one in runs for number in one.numbers] == list(numbers)
-    assert b"".join(one.rows for one in runs) == run(numbers).rows
-    sizes = [len(published(range(int(one.numbers[0]), int(one.numbers[-1]) + 1))) for one in runs]
-    assert 65_500 < max(sizes) <= 65_536
+    assert b"".join(one.rows for one in runs) == b"\n".join((*rows, b""))
+    longest = max(len(one.numbers) for one in runs)
+    assert least <= longest <= most
+    assert longest * len(lines[0]) <= most_bytes
 
 
 @pytest.mark.parametrize(

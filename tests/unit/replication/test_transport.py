@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
-from tcprepl.replication.transport import SocketOutlet, TransportOutlet, make_outlet
+from tcprepl.replication.transport import SocketOutlet, TransportOutlet, make_outlet, read_more
 
 
 class Sink:
@@ -166,3 +166,10 @@ def test_closing_lets_tls_say_goodbye() -> None:
     outlet.close()
     assert transport.producer is None
     assert transport.disconnecting
+
+
+def test_who_has_much_to_say_is_read_in_larger_pieces(pipe: Pipe) -> None:
+    half = pipe.connection.bufferSize
+    read_more(pipe.connection)
+    assert pipe.connection.bufferSize == 2 * half
+    read_more(StringTransport())  # one that reads nothing itself

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from tcprepl.errors import BadRow, LogUnavailable, TokenOrder, UnknownStream
 from tcprepl.limits import MAX_ROW_BYTES
@@ -378,6 +379,29 @@ def test_rows_of_a_producer_are_taken_together_if_they_all_fit(log: MemoryLog, b
         assert publisher.publish_each("typing", lines_of(*rows), 2, produced) is None
     assert log.position("typing", "w") == 2
     assert log.may_begin("typing", Produced("p", 1, 3, 2))
+
+
+@pytest.mark.parametrize("bad", [b"[5]", b'["!refused",[]]'])
+def test_of_many_independent_rows_one_that_does_not_fit_is_refused_alone(
+    log: MemoryLog, bad: bytes
+) -> None:
+    class Choosy(Publisher):
+        def _prepared(self, stream: str, rows: Sequence[bytes]) -> Sequence[bytes]:
+            if any(b"refused" in row for row in rows):
+                raise BadRow(stream, "user_id", "refused", "another one")
+            return rows
+
+    publisher = Choosy(log, Registry(), "w")
+    good = [b'["!a",[]]'] * LARGE_CALL_ROWS
+    answered = result(publisher.publish_each("typing", lines_of(*good), len(good)))
+    assert answered == [(len(good), Appended("typing", "w", 1, len(good)))]
+    rows = [*good[1:], bad, *good]
+    answered = result(publisher.publish_each("typing", lines_of(*rows), len(rows)))
+    assert [count for count, _ in answered] == [1] * len(rows)
+    refused = [index for index, (_, outcome) in enumerate(answered) if isinstance(outcome, Failure)]
+    assert refused == [len(good) - 1]
+    assert answered[refused[0]][1].check(BadRow)
+    assert log.position("typing", "w") == len(good) + len(rows) - 1
 
 
 def test_many_independent_rows_do_not_wait_for_the_end_of_the_turn(log: MemoryLog) -> None:

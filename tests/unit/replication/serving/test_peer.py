@@ -532,6 +532,18 @@ def test_lines_of_who_said_a_token_are_taken_together_and_those_of_strangers_den
     assert guarded.log.position("typing", "master") == 0
 
 
+def test_who_floods_is_read_in_larger_pieces(
+    guarded: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    monkeypatch.setattr("tcprepl.replication.serving.peer.read_more", read.append)
+    writer = guarded.call("AUTH writer-token")
+    for row, more in (("x" * 400, 0), ("x" * 4_000, 1)):
+        writer.say(*(f'PUBLISH alpha #{number} "{row}"' for number in range(1, 13)))
+        guarded.network.settle()
+        assert len(read) == more
+
+
 def test_producers_are_of_their_token(guarded: World) -> None:
     """One that claims the same name fences nobody else's."""
     tokens = [*TOKENS, ("other-token", Grant("other", write=ALL))]
