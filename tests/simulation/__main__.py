@@ -127,6 +127,7 @@ MUST_BE_MET = (
     "put back a worker",
     "put back a poller",
     "kill poller",
+    "end with a sync open",
     "a seldom row, the first",
     "poll refused: TCPREPL_FORKED",
     "poll refused: TCPREPL_ROWS_MISSING",
