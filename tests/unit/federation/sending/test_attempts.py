@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import structlog
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 
 from tcprepl import metrics
 from tcprepl.federation.sending import attempts
 from tcprepl.federation.sending.commit_queue import OutboxUnavailable
-from tcprepl.federation.sending.destination import Destination
+from tcprepl.federation.sending.destination import Destination, Held
 from tcprepl.federation.sending.stored import StoredTransaction
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import build_edu, edu_row
@@ -537,6 +537,22 @@ def test_what_has_expired_in_memory_leaves_the_disk(world: World) -> None:
     assert numbers(world.remote(name)) == [1, 3]
     assert result(world.outbox.totals(), world) == {}
     assert expired._value.get() == before + 1
+
+
+def test_behind_a_page_that_has_expired_is_read_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same attempt: what is left leaves now, not with the next."""
+    made = Destination("remote1.example", world.sender._limits)
+    made.held = Held.OLDEST
+    edu = build_edu("here.example", made.name, "m.x", {"n": 1})
+    page = [(number, 1, edu) for number in range(1, made.max_edus + 1)]
+    monkeypatch.setattr(attempts, "LOAD_EDUS", len(page))
+    pages = [page, [(len(page) + 1, 0, edu)]]
+    monkeypatch.setattr(world.outbox, "load", lambda *_, **__: succeed(pages.pop(0)))
+    found = result(Deferred.fromCoroutine(world.sender._attempts._transaction(made)), world)
+    assert [entry[0] for entry in found.entries] == [len(page) + 1]
+    assert world.sender._attempts.held == 0
 
 
 def test_a_newer_edu_in_memory_waits_for_the_older_one_that_may_have_arrived(
