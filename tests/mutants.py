@@ -4,9 +4,10 @@ Each mutant is a module with one small change: a comparison turned round, a numb
 statement left out. It runs with the unit test that mirrors the module (`tests.mirror`) and those
 that `MORE` names, in a copy of the checkout, up to the first failure; one that none of them notices
 survives. What came of each is kept in ``build/mutants.jsonl``, so that a run goes on where one
-ended: what a test noticed is not tried again until the module changes, what survived not until the
-module or its tests do. ``mutants_equivalent.txt`` names survivors that change nothing that anybody
-could see, each with the reason. ``--sample 40`` tries so many of each module, chosen by ``--seed``.
+ended: what a test noticed is not tried again until the module changes or something of ``tests``
+that its tests import, what survived not until the module, those or its tests do.
+``mutants_equivalent.txt`` names survivors that change nothing that anybody could see, each with the
+reason. ``--sample 40`` tries so many of each module, chosen by ``--seed``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.mirror import ROOT, test_of
 
 REPORT = ROOT / "build" / "mutants.jsonl"
+CONFTEST = ROOT / "tests" / "conftest.py"
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 #: A mutant that takes so much longer than the tests do hangs: that is noticed.
 TIMES, THEN_SOME_S = 4, 10
@@ -234,8 +237,8 @@ class Module(NamedTuple):
     Attributes:
         name: Its path.
         tests: Its tests: paths, or single ones in them.
-        code: The digest of its text.
-        digest: That of its text and those of its tests.
+        code: The digest of its text and of what its tests import from ``tests``.
+        digest: That of these and its tests.
     """
 
     name: str
@@ -257,8 +260,34 @@ def module_of(path: Path) -> Module | None:
     if test is None:
         return None
     tests = (str(test.relative_to(ROOT)), *MORE.get(name, ()))
-    code, *others = ((ROOT / one.partition("::")[0]).read_bytes() for one in (name, *tests))
-    return Module(name, tests, _digest(code), _digest(b"".join([code, *others])))
+    own = sorted({ROOT / one.partition("::")[0] for one in tests})
+    kits = [CONFTEST, *sorted(set().union(*map(imported_by, own)) - {CONFTEST, *own})]
+    code, every = (
+        _digest(b"".join(file.read_bytes() for file in files))
+        for files in ([path, *kits], [path, *kits, *own])
+    )
+    return Module(name, tests, code, every)
+
+
+@cache
+def imported_by(path: Path) -> frozenset[Path]:
+    """Return the files of ``tests`` that a test imports, and those that these import."""
+    found: set[Path] = set()
+    left = [path]
+    while left:
+        for node in ast.walk(ast.parse(left.pop().read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [one.name for one in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+            files = {
+                ROOT / f"{name.replace('.', '/')}.py" for name in names if name[:6] == "tests."
+            }
+            files = {file for file in files - found if file.exists()}
+            found |= files
+            left += files
+    return frozenset(found)
 
 
 def _digest(text: bytes) -> str:
@@ -346,7 +375,7 @@ def verdicts() -> dict[tuple[str, str], bool]:
     """Return whether each mutant that was tried survived.
 
     One that did is named by the digest of its module and its tests, one that was noticed by that of
-    its module alone: more tests do not notice less.
+    its module and of what its tests import: more tests do not notice less.
     """
     if not REPORT.exists():
         return {}

@@ -1,0 +1,61 @@
+"""What a verdict of ``make mutants`` holds for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import mutants
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with a module, its test and two kits, of which one imports the other."""
+    texts = {
+        "tcprepl/module.py": "x = 1\n",
+        "tests/unit/test_module.py": "from tests import kit\n",
+        "tests/kit.py": "import tests.below.other\n",
+        "tests/below/other.py": "import tests.kit\n",
+        "tests/conftest.py": "",
+        "tests/unrelated.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    monkeypatch.setattr(mutants, "CONFTEST", tmp_path / "tests" / "conftest.py")
+    monkeypatch.setattr(
+        mutants, "test_of", lambda _: tmp_path / "tests" / "unit" / "test_module.py"
+    )
+    return tmp_path
+
+
+def digests(checkout: Path) -> tuple[str, str]:
+    """Return by what what was noticed is named, and what survived."""
+    mutants.imported_by.cache_clear()
+    module = mutants.module_of(checkout / "tcprepl" / "module.py")
+    assert module is not None
+    return module.code, module.digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "noticed_again", "survived_again"),
+    [
+        ("tcprepl/module.py", True, True),
+        ("tests/unit/test_module.py", False, True),
+        ("tests/kit.py", True, True),
+        ("tests/below/other.py", True, True),
+        ("tests/conftest.py", True, True),
+        ("tests/unrelated.py", False, False),
+    ],
+)
+def test_what_is_tried_again_when_a_file_changes(
+    checkout: Path, changed: str, noticed_again: bool, survived_again: bool
+) -> None:
+    """A kit that tests less, or more, makes what was found with it worth nothing."""
+    before = digests(checkout)
+    with (checkout / changed).open("a") as file:
+        file.write("y = 2\n")
+    after = digests(checkout)
+    assert (after[0] != before[0], after[1] != before[1]) == (noticed_again, survived_again)
