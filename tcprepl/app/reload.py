@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, SecretStr
 
+from tcprepl.app.answering import Outcome
 from tcprepl.app.systemd import sd_notify
 from tcprepl.config import BadConfig, Loaded, revalidated
 from tcprepl.errors import ConfigError
@@ -93,6 +94,7 @@ class Reloader:
         load: Reads the configuration again; None where it was started without a file, and
             then only files that are named otherwise are read again.
         configure_log: Called with level and format.
+        tell: Called with what became of it.
     """
 
     def __init__(
@@ -100,10 +102,12 @@ class Reloader:
         process: Reloadable,
         load: Callable[[], Loaded] | None,
         configure_log: Callable[[str, str], object],
+        tell: Callable[[Outcome], object] = lambda outcome: None,
     ) -> None:
         self._process = process
         self._load = load
         self._configure_log = configure_log
+        self._tell_asker = tell
         self._ready = False
         self._asked = False
 
@@ -121,24 +125,25 @@ class Reloader:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
         sd_notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
         try:
-            self._reload()
+            outcome = self._reload()
         except ConfigError as error:
-            for fault in error.faults if isinstance(error, BadConfig) else [str(error)]:
+            faults = error.faults if isinstance(error, BadConfig) else [str(error)]
+            for fault in faults:
                 log.error("reload.fault", fault=fault)
             log.error("reload.refused", text="the old settings hold")
+            outcome = Outcome(faults=tuple(faults))
         finally:
             sd_notify("READY=1")
+        self._tell_asker(outcome)
 
-    def _reload(self) -> None:
+    def _reload(self) -> Outcome:
         process = self._process
         old = process.config
         if self._load is None:
             process.reload(old)()
-            log.info(
-                "reload.done",
-                text="started without --config: only certificates and secret files were read again",
-            )
-            return
+            text = "started without --config: only certificates and secret files were read again"
+            log.info("reload.done", text=text)
+            return Outcome(text=text)
         loaded = self._load()
         for warning in loaded.warnings:
             log.warning("config.spelling", text=warning)
@@ -146,9 +151,11 @@ class Reloader:
         taken = [path for path in paths if is_in(path, process.reloads)]
         config = revalidated(merged(old, loaded.config, taken))
         take_up = process.reload(config)
-        self._tell(old, config, taken, [path for path in paths if path not in taken])
+        left = [path for path in paths if path not in taken]
+        self._tell(old, config, taken, left)
         take_up()
         process.config = config
+        return Outcome(tuple(taken), tuple(left))
 
     def _tell(self, old: Config, new: Config, taken: list[str], left: list[str]) -> None:
         """Say what has changed, by the level that shows more of the two."""

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
+from tcprepl.app.answering import Answering, Outcome
 from tcprepl.app.lifecycle import Process, run
 from tcprepl.app.reload import Reloadable, Reloader
 from tcprepl.background import run_in_background
@@ -50,10 +51,17 @@ def run_process(
 
     async def main(reactor: Reactor) -> int:
         process = make(reactor)
-        reloader = Reloader(process, load, logs.configure)
+        answering: list[Answering] = []
+
+        def tell(outcome: Outcome) -> None:
+            for one in answering:
+                one.tell(outcome)
+
+        reloader = Reloader(process, load, logs.configure, tell)
         reloaders.append(reloader)
 
         def ready() -> None:
+            answering.append(Answering(process.directory))
             reloader.ready()
             # What is there by now stays: whole collections, which hold up everybody, pass it over.
             gc.collect()
@@ -63,6 +71,8 @@ def run_process(
             return await run(reactor, process, name, lambda: say(welcome(process)), ready)
         finally:
             gc.unfreeze()
+            for one in answering:
+                one.close()
 
     def hang_up() -> None:
         for reloader in reloaders:

@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
-from tcprepl.storage.lock import LOCK_NAME, DirectoryLock
+from tcprepl.storage.lock import LOCK_NAME, PROCESS_NAME, DirectoryLock
 from tcprepl.storage.sqlite import BUSY_TIMEOUT_S, PRIVATE_DIRECTORY, PRIVATE_FILE
 
 #: The list of what is in a copy.
@@ -130,7 +130,7 @@ def _names(data: Path) -> list[str]:
             entry.name
             for entry in os.scandir(data)
             if entry.is_file(follow_symlinks=False)
-            and entry.name not in (LOCK_NAME, LIST_NAME)
+            and entry.name not in (LOCK_NAME, PROCESS_NAME, LIST_NAME)
             and not entry.name.endswith(_COMPANIONS)
         ]
     except OSError as error:
@@ -214,7 +214,7 @@ def restore_backup(backup: Path, target: Path, told: Told = lambda done, total: 
         raise LogUnavailable(f"cannot make {target}: {error.strerror}") from error
     lock = DirectoryLock(target)  # held until all is there: nobody begins on half of it
     try:
-        if held := sorted(set(os.listdir(target)) - {LOCK_NAME}):
+        if held := sorted(set(os.listdir(target)) - {LOCK_NAME, PROCESS_NAME}):
             raise LogUnavailable(
                 f"{target} is not empty ({held[0]}): move it away, or name another directory"
             )

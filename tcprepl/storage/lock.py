@@ -10,6 +10,8 @@ from tcprepl.errors import LogLocked, LogUnavailable
 
 #: Name of the lock file in the data directory.
 LOCK_NAME = "lock"
+#: Name of the file in which a process says who it is (`tcprepl.app.answering`).
+PROCESS_NAME = "process.json"
 
 
 class DirectoryLock:

@@ -97,6 +97,31 @@ def test_a_faulty_file_changes_nothing(server: Server, file: Path) -> None:
     assert publish(server, "second") == 0
 
 
+def test_a_command_waits_for_the_answer(server: Server, file: Path) -> None:
+    """Its exit code says whether the file was taken: what `systemctl reload` shows."""
+
+    def reload() -> tuple[int, str]:
+        done = tcprepl("reload", "--data", str(server.where / "data"))
+        return done.returncode, done.stdout + done.stderr
+
+    pid = server.process.pid
+    file.write_text("http: {token: second}\ninstance: other\n", encoding="utf-8")
+    assert reload() == (
+        0,
+        f"process {pid} has reloaded\n  changed: http.token\n  needs a restart: instance\n",
+    )
+    file.write_text("http: {token: third}\nserver_nam: x\n", encoding="utf-8")
+    code, told = reload()
+    assert code == 1
+    assert f"process {pid} refuses, the old settings hold:\n  " in told
+    assert "did you mean server_name?" in told
+    assert publish(server, "second") == 0
+    assert server.process.stop() == 0
+    code, told = reload()
+    assert code == 1
+    assert "no process uses it" in told
+
+
 def test_two_at_once_and_one_in_the_start(tmp_path: Path, file: Path) -> None:
     """Whenever it comes it ends nothing."""
     server = Server(tmp_path, "--config", str(file))
@@ -205,6 +230,10 @@ def test_relay_and_sender(tmp_path: Path) -> None:
             told = hang_up(sender)
             assert "setting=federation.resolve" in told
             assert "event=reload.needs_restart setting=server_name" in told
+            asked = tcprepl("reload", "--data", str(tmp_path / "sender"))
+            assert asked.stdout == (
+                f"process {sender.pid} has reloaded\n  needs a restart: server_name\n"
+            )
             assert relay.stop() == 0
             assert sender.stop() == 0
 

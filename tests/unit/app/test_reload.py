@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tcprepl.app.answering import Outcome
 from tcprepl.app.reload import Reloader, all_of, changed, is_in, merged, shown
 from tcprepl.config import BadConfig, Loaded, build, revalidated
 from tcprepl.errors import ConfigError
@@ -47,6 +48,23 @@ def hang_up(process: Process, new: dict[str, Any] | None, levels: list[Any] | No
     with structlog.testing.capture_logs() as logs:
         reloader.hang_up()
     return logs
+
+
+def test_who_asked_is_told() -> None:
+    process, told = Process(config()), []
+    new: dict[str, Any] = {"http": {"token": "new", "listen": "127.0.0.1:1"}}
+    reloader = Reloader(process, lambda: build(new, "x"), lambda *_: None, told.append)
+    reloader.ready()
+    reloader.hang_up()
+    new["server_nam"] = new["htp"] = "x"
+    reloader.hang_up()
+    good, bad = told
+    assert good == Outcome(("http.token",), ("http.listen",))
+    assert len(bad.faults) == 2
+    without = Reloader(process, None, lambda *_: None, told.append)
+    without.ready()
+    without.hang_up()
+    assert told[-1].text.startswith("started without --config")
 
 
 def of(logs: Any, event: str, *keys: str) -> list[Any]:

@@ -43,8 +43,11 @@ def test_units_start_what_there_is() -> None:
         understood(words[1:])
         assert "\nType=notify\n" in text
         assert "\nWatchdogSec=" in text
-        assert "\nExecReload=" in text
         (state,) = re.findall(r"^StateDirectory=(.*)$", text, re.MULTILINE)
+        (line,) = re.findall(r"^ExecReload=(.*)$", text, re.MULTILINE)
+        words = shlex.split(line)
+        assert words == [str(WHERE), "reload", "--data", f"/var/lib/{state}"]
+        understood(words[1:])
         made = files_of("tmpfiles", WHERE)["tcprepl.conf"]
         assert f"d /var/lib/{state} " in made
 
