@@ -13,7 +13,8 @@ from tcprepl.config import read_secret
 from tcprepl.errors import LogError
 from tcprepl.ids import Pair
 from tcprepl.logger import get_logger
-from tcprepl.replication.bus.listener import BusListener, Passwords
+from tcprepl.replication.bus.listener import BusListener
+from tcprepl.replication.bus.passwords import Passwords
 from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import Bounds
 from tcprepl.replication.relaying.intake import RelayIntake, Upstream

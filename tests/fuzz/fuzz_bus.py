@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tcprepl.errors import CloseReason
 from tcprepl.limits import MAX_REPLY_BYTES
-from tcprepl.replication.bus.listener import Passwords
+from tcprepl.replication.bus.passwords import Passwords
 from tcprepl.replication.redis.requests import Request, RequestReader
 from tests.bus_world import SERVER_NAME, BusWorld
 

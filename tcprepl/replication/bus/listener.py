@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from hmac import compare_digest
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
@@ -37,6 +36,7 @@ from tcprepl.replication.bus.commands import COMMANDS
 from tcprepl.replication.bus.connection import BusConnection
 from tcprepl.replication.bus.info import Facts, info
 from tcprepl.replication.bus.measuring import sources
+from tcprepl.replication.bus.passwords import NO_PASSWORDS, Passwords
 from tcprepl.replication.bus.places import Places, Replayed
 from tcprepl.replication.bus.processes import Bounds, Processes
 from tcprepl.replication.bus.published import PublishedLines
@@ -66,47 +66,6 @@ USER_IP_CHANNEL: Final = "USER_IP"
 
 _REDIS: Final = DIALECTS["redis"]
 _REPLICATE: Final = b"REPLICATE"
-
-
-class Passwords(NamedTuple):
-    """Who may come in.
-
-    Attributes:
-        common: The password of everybody; None if there is none.
-        users: The password of each name.
-    """
-
-    common: str | None = None
-    users: dict[str, str] = {}  # noqa: RUF012  # nobody changes it
-
-    @property
-    def any(self) -> bool:
-        """Whether one is asked for at all."""
-        return self.common is not None or bool(self.users)
-
-    def name_of(self, user: str | None, password: str) -> str | None:
-        """Return the name of who says *password*; None if it is wrong.
-
-        Without passwords everybody is who they say. A password of somebody's own names them
-        also where they do not say who they are: Synapse could not before 2026.
-        """
-        if not self.any:
-            return user or ""
-        found: str | None = None
-        if self.common is not None and user in (None, "default") and _same(self.common, password):
-            found = ""
-        for name, own in self.users.items():
-            if _same(own, password) and user in (None, name) and found is None:
-                found = name
-        return found
-
-
-def _same(one: str, other: str) -> bool:
-    return compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
-
-
-#: Everybody may come in.
-NO_PASSWORDS: Final = Passwords()
 
 
 class _Clients(Factory):

@@ -151,7 +151,7 @@ def test_publish_waits_while_too_much_waits_for_pages(monkeypatch: pytest.Monkey
 
 
 def test_large_requests_wait_for_the_password() -> None:
-    from tcprepl.replication.bus.listener import Passwords
+    from tcprepl.replication.bus.passwords import Passwords
 
     client = BusWorld(passwords=Passwords("hush")).client()
     assert client.raw(encode(b"AUTH", b"hush") + encode(b"SET", b"k", b"x" * 20_000)) == (

@@ -1,4 +1,4 @@
-"""The bus: who may come in, who is asked and told, its life."""
+"""The bus: who is let in, who is asked and told, its life."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tcprepl.protocol.commands import (
     RemovePusherCommand,
     UserSyncCommand,
 )
-from tcprepl.replication.bus.listener import BusListener, Passwords
+from tcprepl.replication.bus.listener import BusListener
+from tcprepl.replication.bus.passwords import Passwords
 from tcprepl.replication.relaying import log_queue
 from tcprepl.replication.serving.draining import kick
 from tests.bus_world import BusWorld
@@ -25,30 +26,6 @@ def stop(world: BusWorld) -> Deferred[None]:
     done = Deferred.fromCoroutine(world.bus.stop())
     world.settle()
     return done
-
-
-def test_without_passwords_everybody_is_who_they_say() -> None:
-    passwords = Passwords()
-    assert not passwords.any
-    assert passwords.name_of("gw", "x") == "gw"
-    assert passwords.name_of(None, "x") == ""
-
-
-@pytest.mark.parametrize(
-    ("user", "password", "name"),
-    [
-        (None, "common", ""),
-        ("default", "common", ""),
-        ("gw", "own", "gw"),
-        (None, "own", "gw"),
-        ("gw", "common", None),
-        ("other", "own", None),
-        (None, "", None),
-        ("default", "own", None),
-    ],
-)
-def test_with_passwords(user: str | None, password: str, name: str | None) -> None:
-    assert Passwords("common", {"gw": "own"}).name_of(user, password) == name
 
 
 def test_nothing_is_done_before_the_password() -> None:
