@@ -23,7 +23,7 @@ from tcprepl.cli.output import write_as_is, write_out
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.ephemeral.follower import Follower
-from tcprepl.ephemeral.presence import PresenceFollower
+from tcprepl.ephemeral.presence_follower import PresenceFollower
 from tcprepl.ephemeral.presence_states import is_blank
 from tcprepl.ephemeral.typing_notifications import TypingFollower
 from tcprepl.protocol.commands import Command, ErrorCommand

@@ -28,7 +28,6 @@ from tcprepl.background import (
 )
 from tcprepl.ephemeral import presence_states as states
 from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
-from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.ports import (
     HostsOfUser,
     Milliseconds,
@@ -38,6 +37,7 @@ from tcprepl.ephemeral.ports import (
     no_hosts,
     server_of,
 )
+from tcprepl.ephemeral.presence_follower import STREAM, make_board
 from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.ephemeral.presence_syncs import OpenSyncs
 from tcprepl.ephemeral.wheel_timer import WheelTimer
@@ -47,7 +47,6 @@ from tcprepl.streams.rows import PresenceRow
 
 logger = get_logger(__name__)
 
-STREAM = "presence"
 FEDERATION_STREAM = "presence_federation"
 EDU_TYPE = "m.presence"
 
@@ -531,59 +530,11 @@ class PresenceWriter:
         yield from map(self._publish_users, in_steps(quiet))
 
 
-class PresenceFollower(Follower[PresenceRow]):
-    """Who is online, on a worker.
-
-    Not every row is news: some only bring times up to date. `on_change` hears of those that
-    are, by the rule that the writer goes by.
-
-    Args:
-        on_change: Called with (before, after) when others are to be told of a change.
-        timers: How long things last; the writer's.
-    """
-
-    def __init__(
-        self,
-        on_change: Callable[[PresenceRow, PresenceRow], object] | None = None,
-        timers: PresenceTimers | None = None,
-    ) -> None:
-        super().__init__()
-        self._on_change = on_change
-        self._timers = timers or PresenceTimers()
-
-    def get_state(self, user_id: str) -> PresenceRow:
-        """Return the present state of a user: offline when nothing is known."""
-        return self._state_of(user_id)
-
-    def _make_board(self) -> Board[PresenceRow]:
-        return make_board()
-
-    def _read(self, row: PresenceRow) -> tuple[str, PresenceRow]:
-        return row.user_id, row
-
-    def _blank(self, key: str) -> PresenceRow:
-        return states.offline(key)
-
-    def _merge(self, rows: Sequence[PresenceRow]) -> PresenceRow:
-        return max(rows, key=lambda row: row.last_federation_update_ts)
-
-    def _changed(self, key: str, before: PresenceRow) -> None:
-        if self._on_change is not None:
-            after = self._state_of(key)
-            if states.notifies(before, after, self._timers):
-                self._on_change(before, after)
-
-
 def in_steps(user_ids: Iterable[str]) -> Iterator[list[str]]:
     """Yield *user_ids* some at a time, each once: as many as one step may look at."""
     seen = iter(dict.fromkeys(user_ids)) if isinstance(user_ids, list) else iter(user_ids)
     while some := list(islice(seen, USERS_A_STEP)):
         yield some
-
-
-def make_board(lost: Token = -1) -> Board[PresenceRow]:
-    """Return a board of the presence of users."""
-    return Board(STREAM, states.is_blank, lost)
 
 
 def _nothing(_: object) -> None:

@@ -20,7 +20,8 @@ from twisted.internet.task import Clock
 
 from tcprepl.ephemeral.follower import Follower
 from tcprepl.ephemeral.ports import milliseconds
-from tcprepl.ephemeral.presence import PresenceFollower, PresenceWriter
+from tcprepl.ephemeral.presence import PresenceWriter
+from tcprepl.ephemeral.presence_follower import PresenceFollower
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE, PresenceTimers
 from tcprepl.ephemeral.typing_notifications import (
     FEDERATION_TIMEOUT_MS,

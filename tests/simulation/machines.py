@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from tcprepl.ephemeral.presence import PresenceFollower, PresenceWriter
+from tcprepl.ephemeral.presence import PresenceWriter
+from tcprepl.ephemeral.presence_follower import PresenceFollower
 from tcprepl.ephemeral.presence_peers import SyncListener, SyncReporter
 from tcprepl.ephemeral.typing_notifications import TypingFollower, TypingWriter
 from tcprepl.errors import LogCorrupt, LogError, TcpreplError

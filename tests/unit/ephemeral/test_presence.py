@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from tcprepl import metrics
 from tcprepl.background import TURN_BUDGET_S
 from tcprepl.ephemeral import presence
-from tcprepl.ephemeral.presence import PresenceFollower, PresenceWriter
+from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
 from tcprepl.ephemeral.wheel_timer import WheelTimer
 from tcprepl.errors import TokenTooOld
@@ -479,40 +479,6 @@ def test_metrics_follow_the_writer(world: World) -> None:
     assert 'tcprepl_presence_users{state="online"} 1.0' in text
     assert 'tcprepl_presence_users{state="busy"} 1.0' in text
     assert 'tcprepl_timers_pending{kind="presence"}' in text
-
-
-# -- The follower ---------------------------------------------------------------------------
-
-
-def row(user_id: str, state: str, **fields: Any) -> PresenceRow:
-    base = {"last_active_ts": 0, "last_federation_update_ts": 0, "last_user_sync_ts": 0}
-    rest = {"status_msg": None, "currently_active": False}
-    return PresenceRow(user_id, state, **(base | rest | fields))
-
-
-def test_follower_has_the_states_and_hears_of_news() -> None:
-    news: list[tuple[str, str, str]] = []
-    follower = PresenceFollower(
-        lambda before, after: news.append((after.user_id, before.state, after.state))
-    )
-    follower.handle_rows("presence", "master", 1, [row(ALICE, ONLINE), row(BOB, BUSY)])
-    follower.handle_rows("presence", "master", 2, [row(ALICE, ONLINE, last_user_sync_ts=7)])
-    assert follower.get_state(ALICE).last_user_sync_ts == 7
-    assert news == [(ALICE, OFFLINE, ONLINE), (BOB, OFFLINE, BUSY)]
-    follower.handle_rows("presence", "master", 3, [row(ALICE, OFFLINE)])
-    assert follower.states() == {BOB: row(BOB, BUSY)}
-    follower.on_reset("presence", "master", 3, 0)
-    assert follower.get_state(BOB).state == OFFLINE
-    assert news[2:] == [(ALICE, ONLINE, OFFLINE), (BOB, BUSY, OFFLINE)]
-
-
-def test_follower_of_several_instances_takes_the_newest() -> None:
-    follower = PresenceFollower()
-    follower.handle_rows("presence", "one", 9, [row(ALICE, ONLINE, last_federation_update_ts=5)])
-    follower.handle_rows("presence", "two", 1, [row(ALICE, BUSY, last_federation_update_ts=6)])
-    assert follower.get_state(ALICE).state == BUSY
-    assert follower.get_state(BOB).state == OFFLINE
-    assert list(follower.states()) == [ALICE]
 
 
 class TestManyAtOnce:
