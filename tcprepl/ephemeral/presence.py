@@ -37,6 +37,12 @@ from tcprepl.ephemeral.ports import (
     no_hosts,
     server_of,
 )
+from tcprepl.ephemeral.presence_edu import (
+    EDU_TYPE,
+    MAX_ID_CHARS,
+    MAX_STATUS_MSG_CHARS,
+    read_edu,
+)
 from tcprepl.ephemeral.presence_follower import STREAM, make_board
 from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.ephemeral.presence_syncs import OpenSyncs
@@ -48,7 +54,6 @@ from tcprepl.streams.rows import PresenceRow
 logger = get_logger(__name__)
 
 FEDERATION_STREAM = "presence_federation"
-EDU_TYPE = "m.presence"
 
 #: How often timers are looked at.
 TIMER_INTERVAL_S = 5.0
@@ -56,19 +61,13 @@ TIMER_INTERVAL_S = 5.0
 FLUSH_INTERVAL_S = 60.0
 #: A user who has been offline for this long is forgotten.
 FORGET_AFTER_MS = 86_400_000
-#: Longest status message, in characters.
-MAX_STATUS_MSG_CHARS = 4_096
 #: Most users held; a remote server may not add more.
 MAX_USERS = 1_000_000
-#: Most users in one EDU of a remote server.
-MAX_PUSHES = 1_000
 #: Most processes whose syncs are held, and most syncs of all of them together.
 MAX_PROCESSES = 10_000
 MAX_SYNCS = 1_000_000
 #: Users that are looked at, or published, in one step of what may be due for all of them.
 USERS_A_STEP = 50
-#: Longest user or process ID, in characters.
-MAX_ID_CHARS = 255
 
 
 class _User(Struct, gc=False):
@@ -301,49 +300,19 @@ class PresenceWriter:
         Raises:
             ValueError: the content is not what it should be.
         """
-        pushes = content.get("push")
-        if not isinstance(pushes, list):
-            raise ValueError(f"push: {type(pushes).__name__}; expected a list")
         now = self._now()
-        rows = [
-            row
-            for row in (self._row_of_push(origin, push, now) for push in pushes[:MAX_PUSHES])
-            if row is not None
-        ]
-        ignored = len(pushes) - len(rows)
+        rows, ignored = read_edu(origin, content, self._row_if_room, now)
         if ignored:
             metrics.DROPPED.labels(EDU_TYPE, "not a state of a user of the origin").inc(ignored)
             logger.info("presence.edu.ignored", origin=origin, pushes=ignored)
         self._update(rows, now)
         return len(rows)
 
-    def _row_of_push(
-        self, origin: ServerName, push: object, now: Milliseconds
-    ) -> PresenceRow | None:
-        if not isinstance(push, dict):
+    def _row_if_room(self, user_id: str) -> PresenceRow | None:
+        """Return the present state of a remote user; None if there is no room for another."""
+        if self._is_ours(user_id) or (user_id not in self._users and len(self._users) >= MAX_USERS):
             return None
-        user_id, state = push.get("user_id"), push.get("presence")
-        if not isinstance(user_id, str) or len(user_id) > MAX_ID_CHARS:
-            return None
-        if server_of(user_id) != origin or origin == self._server_name:
-            return None
-        if not isinstance(state, str) or state not in states.STATES:
-            return None
-        if user_id not in self._users and len(self._users) >= MAX_USERS:
-            return None
-        row = self._row(user_id)
-        ago, status_msg = push.get("last_active_ago"), push.get("status_msg")
-        if isinstance(ago, int) and ago >= 0:
-            row = replace(row, last_active_ts=max(now - ago, 0))
-        if not isinstance(status_msg, str) or len(status_msg) > MAX_STATUS_MSG_CHARS:
-            status_msg = None
-        return replace(
-            row,
-            state=state,
-            status_msg=status_msg,
-            currently_active=push.get("currently_active") is True,
-            last_federation_update_ts=now,
-        )
+        return self._row(user_id)
 
     # -- What others ask --------------------------------------------------------------------
 
