@@ -97,5 +97,5 @@ def _serve(world: BusWorld, pieces: list[bytes]) -> None:
         client.leave()
     other.leave()
     assert world.bus.peers() == [listener.connection.status(world.clock.seconds())]
-    assert len(world.bus.channels()) == 1
-    assert world.bus.patterns() == 0
+    assert len(world.bus.channels.by_name) == 1
+    assert not world.bus.channels.by_pattern

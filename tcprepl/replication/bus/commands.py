@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from tcprepl import __version__
 from tcprepl.replication.bus.cache import Cache
+from tcprepl.replication.bus.channels import Channels
 from tcprepl.replication.bus.patterns import Pattern
 from tcprepl.replication.bus.replies import (
     EMPTY,
@@ -49,9 +50,11 @@ class Desk(Protocol):
 
     Attributes:
         cache: The cache.
+        channels: Who subscribed which channel.
     """
 
     cache: Cache
+    channels: Channels
 
     def now(self) -> float:
         """Return seconds that only grow."""
@@ -67,18 +70,6 @@ class Desk(Protocol):
 
     def publish(self, channel: bytes, payload: bytes) -> int:
         """Publish on any channel but that of the homeserver; return to how many."""
-        ...
-
-    def channels(self) -> list[bytes]:
-        """Return the channels that somebody subscribed by name."""
-        ...
-
-    def listeners_of(self, channel: bytes) -> int:
-        """Return how many subscribed *channel* by name."""
-        ...
-
-    def patterns(self) -> int:
-        """Return how many patterns there are."""
         ...
 
     def clients(self) -> list[bytes]:
@@ -318,17 +309,18 @@ def _reset(client: Client, words: Words) -> bytes:
 
 
 def _pubsub(client: Client, words: Words) -> bytes:
-    word, rest, desk = words[1].upper(), words[2:], client.desk
+    word, rest, channels = words[1].upper(), words[2:], client.desk.channels
     if word == b"CHANNELS":
         if len(rest) > 1:
             return _unknown_part("PUBSUB", words[1])
         pattern = Pattern(rest[0] if rest else b"*")
-        return strings(name for name in desk.channels() if pattern.matches(name))
+        return strings(name for name in channels.by_name if pattern.matches(name))
     if word == b"NUMSUB":
-        parts = [part for name in rest for part in (bulk(name), integer(desk.listeners_of(name)))]
-        return array(parts)
+        return array(
+            [part for name in rest for part in (bulk(name), integer(channels.listeners_of(name)))]
+        )
     if word == b"NUMPAT" and not rest:
-        return integer(desk.patterns())
+        return integer(len(channels.by_pattern))
     return _unknown_part("PUBSUB", words[1])
 
 

@@ -258,7 +258,7 @@ class BusConnection:
         else:
             self.channels[name] = self._listen() if name == self.desk.channel else None
             self.counts["subscribed"] += name == self.desk.channel
-        self.desk.subscribed(self, name, by_pattern=by_pattern)
+        self.desk.channels.add(self, name, by_pattern=by_pattern)
 
     def _listen(self) -> Subscriber:
         """Subscribe the homeserver's channel."""
@@ -290,7 +290,7 @@ class BusConnection:
         if one is not None:
             self.counts["rows_out"] += one.rows
             self.desk.subscribers.remove(one)
-        self.desk.unsubscribed(self, name, by_pattern=by_pattern)
+        self.desk.channels.remove(self, name, by_pattern=by_pattern)
 
     def _unsubscribe_all(self) -> None:
         for by_pattern, names in ((False, tuple(self.channels)), (True, tuple(self.patterns))):

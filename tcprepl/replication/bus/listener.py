@@ -32,6 +32,7 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.parsing import parse_line, word_of
 from tcprepl.protocol.serializing import serialize
 from tcprepl.replication.bus.cache import Cache
+from tcprepl.replication.bus.channels import Channels
 from tcprepl.replication.bus.commands import COMMANDS
 from tcprepl.replication.bus.connection import BusConnection
 from tcprepl.replication.bus.info import Facts, info
@@ -40,7 +41,7 @@ from tcprepl.replication.bus.passwords import NO_PASSWORDS, Passwords
 from tcprepl.replication.bus.places import Places, Replayed
 from tcprepl.replication.bus.processes import Bounds, Processes
 from tcprepl.replication.bus.published import PublishedLines
-from tcprepl.replication.bus.replies import error, message_head, messages
+from tcprepl.replication.bus.replies import error
 from tcprepl.replication.bus.silent import SilentMoves
 from tcprepl.replication.bus.subscribers import Subscribers
 from tcprepl.replication.failures import describe_address, too_many
@@ -97,6 +98,7 @@ class BusListener:
 
     Attributes:
         cache: What SET keeps.
+        channels: Who subscribed which channel.
         commands: How often each command was used.
         processes: The known processes.
         passwords: As given; may be changed at any time.
@@ -137,6 +139,7 @@ class BusListener:
             bounds,
         )
         self.processes.on_given = self._given
+        self.channels = Channels()
         self._did = CommandCounts()
         self._user_ip = f"{server_name}/{USER_IP_CHANNEL}".encode()
         self._server = server
@@ -148,8 +151,6 @@ class BusListener:
         self._silent = SilentMoves()
         self._on_command = on_command
         self._connections: dict[int, BusConnection] = {}
-        self._by_channel: dict[bytes, dict[BusConnection, None]] = {}
-        self._by_pattern: dict[bytes, dict[BusConnection, None]] = {}
         self.commands: Counter[str] = Counter()
         self._ports: list[IListeningPort] = []
         self._addresses: list[str] = []
@@ -351,30 +352,14 @@ class BusListener:
 
     def publish(self, channel: bytes, payload: bytes) -> int:
         """Publish on another channel; return to how many."""
-        reached = self.listeners_of(channel) + len(self._matching(channel))
+        reached = self.channels.reached(channel)
         if channel == self._user_ip:
             # It carries an access token: it is counted, and goes to those who subscribed it.
             metrics.USER_IP_CACHE.inc()
-            self._intake.after(partial(self._push, channel, payload), len(payload))
+            self._intake.after(partial(self.channels.push, channel, payload), len(payload))
         else:
-            self._push(channel, payload)
+            self.channels.push(channel, payload)
         return reached
-
-    def _push(self, channel: bytes, payload: bytes) -> None:
-        for connection in tuple(self._by_channel.get(channel, ())):
-            head = message_head(channel, None, connection.proto)
-            connection.push(messages(head, (payload,)))
-        for connection, pattern in self._matching(channel):
-            head = message_head(channel, pattern, connection.proto)
-            connection.push(messages(head, (payload,)))
-
-    def _matching(self, channel: bytes) -> list[tuple[BusConnection, bytes]]:
-        return [
-            (connection, name)
-            for name, connections in self._by_pattern.items()
-            for connection in connections
-            if connection.patterns[name][0].matches(channel)
-        ]
 
     def _other(self, line: bytes) -> None:
         """Pass on what is neither a row nor a position: to everybody, and to our readers."""
@@ -446,30 +431,6 @@ class BusListener:
         """Return the name of who says *password*; None if it is wrong."""
         return self.passwords.name_of(user, password)
 
-    def subscribed(self, connection: BusConnection, name: bytes, *, by_pattern: bool) -> None:
-        """Note a subscription."""
-        index = self._by_pattern if by_pattern else self._by_channel
-        index.setdefault(name, {})[connection] = None
-
-    def unsubscribed(self, connection: BusConnection, name: bytes, *, by_pattern: bool) -> None:
-        """Forget a subscription."""
-        index = self._by_pattern if by_pattern else self._by_channel
-        index[name].pop(connection, None)
-        if not index[name]:
-            del index[name]
-
-    def channels(self) -> list[bytes]:
-        """Return the channels that somebody subscribed by name."""
-        return list(self._by_channel)
-
-    def listeners_of(self, channel: bytes) -> int:
-        """Return how many subscribed *channel* by name."""
-        return len(self._by_channel.get(channel, ()))
-
-    def patterns(self) -> int:
-        """Return how many patterns there are."""
-        return len(self._by_pattern)
-
     def clients(self) -> list[bytes]:
         """Return what CLIENT LIST says, a line each."""
         return [connection.line() for connection in self._connections.values()]
@@ -485,8 +446,8 @@ class BusListener:
             received=self._accepted,
             rejected=self._rejected,
             listening=sum(1 for one in connections if one.subscriptions),
-            channels=len(self._by_channel),
-            patterns=len(self._by_pattern),
+            channels=len(self.channels.by_name),
+            patterns=len(self.channels.by_pattern),
             commands=self.commands,
             cache=self.cache,
             trouble=self._server.log.trouble or self._intake.trouble,
