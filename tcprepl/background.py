@@ -15,7 +15,7 @@ function, an ``async def``, or a function that returns a Deferred. Whatever it i
 `run_in_background` is for an action; `run_as_background_process` for a piece of work with a
 name of its own: it gets a number, a log context that starts empty but for these two, and
 metrics; `looping_background_process` runs one again and again. `spread` parts work of which a
-lot is due at once. No global reactor is used.
+lot is due at once, `stop_all` ends several. No global reactor is used.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
-from typing import Any, ParamSpec, TypeVarTuple
+from typing import Any, ParamSpec, Protocol, TypeVarTuple
 
 from structlog.contextvars import bind_contextvars, clear_contextvars
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -218,6 +218,19 @@ class LoopingProcess:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(None)
+
+
+class Stoppable(Protocol):
+    """What can be stopped, as a `LoopingProcess` can."""
+
+    def stop(self) -> Deferred[None]:
+        """Stop; fires once nothing of it runs any more."""
+        ...
+
+
+def stop_all(running: Iterable[Stoppable]) -> Deferred[None]:
+    """Stop all that is *running*; fires once nothing of it does."""
+    return gatherResults([each.stop() for each in running]).addCallback(lambda _: None)
 
 
 class _Statistics:

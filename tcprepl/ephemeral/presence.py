@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
@@ -25,6 +25,7 @@ from tcprepl.background import (
     looping_background_process,
     run_in_background,
     spread,
+    stop_all,
 )
 from tcprepl.ephemeral import presence_states as states
 from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
@@ -37,12 +38,7 @@ from tcprepl.ephemeral.ports import (
     no_hosts,
     server_of,
 )
-from tcprepl.ephemeral.presence_edu import (
-    EDU_TYPE,
-    MAX_ID_CHARS,
-    MAX_STATUS_MSG_CHARS,
-    read_edu,
-)
+from tcprepl.ephemeral.presence_edu import EDU_TYPE, MAX_ID_CHARS, MAX_STATUS_MSG_CHARS, read_edu
 from tcprepl.ephemeral.presence_follower import STREAM, make_board
 from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.ephemeral.presence_syncs import OpenSyncs
@@ -163,9 +159,7 @@ class PresenceWriter:
         for live, source in self._sources:
             live.remove_source(source)
         loops, self._loops, self._sources = self._loops, [], []
-        if not loops:
-            return succeed(None)
-        return gatherResults([loop.stop() for loop in loops]).addCallback(_nothing)
+        return stop_all(loops)
 
     # -- What clients say -------------------------------------------------------------------
 
@@ -504,7 +498,3 @@ def in_steps(user_ids: Iterable[str]) -> Iterator[list[str]]:
     seen = iter(dict.fromkeys(user_ids)) if isinstance(user_ids, list) else iter(user_ids)
     while some := list(islice(seen, USERS_A_STEP)):
         yield some
-
-
-def _nothing(_: object) -> None:
-    return None

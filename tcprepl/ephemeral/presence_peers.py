@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from tcprepl.background import LoopingProcess, looping_background_process
+from tcprepl.background import LoopingProcess, looping_background_process, stop_all
 from tcprepl.ephemeral.ports import Milliseconds, milliseconds
 from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.protocol.commands import ClearUserSyncCommand, Command, UserSyncCommand
@@ -96,7 +96,7 @@ class SyncListener:
     def stop(self) -> Deferred[None]:
         """Stop; fires once nothing runs any more."""
         loop, self._loop = self._loop, None
-        return succeed(None) if loop is None else loop.stop()
+        return stop_all(() if loop is None else (loop,))
 
     def _user_sync(self, command: UserSyncCommand, peer: Any) -> None:
         process_id = command.instance_id
@@ -159,8 +159,7 @@ class SyncsBelow:
     def stop(self) -> Deferred[None]:
         """Stop; fires once nothing runs any more. Those below are missed upstream."""
         loop, self._loop = self._loop, None
-        stopped = [self._listener.stop()] + ([] if loop is None else [loop.stop()])
-        return gatherResults(stopped).addCallback(_nothing)
+        return stop_all((self._listener,) if loop is None else (self._listener, loop))
 
     def user_syncing(
         self,
@@ -247,9 +246,7 @@ class SyncReporter:
         self._open.clear()
         self._ended.clear()
         loops, self._loops = self._loops, []
-        if not loops:
-            return succeed(None)
-        return gatherResults([loop.stop() for loop in loops]).addCallback(_nothing)
+        return stop_all(loops)
 
     def sync_began(self, user_id: str) -> None:
         """Note that a client of *user_id* has opened a sync."""
@@ -286,7 +283,3 @@ class SyncReporter:
 
 def _connection_process(peer: Any) -> str:
     return f"connection {peer.conn_id}"
-
-
-def _nothing(_: object) -> None:
-    return None

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
@@ -26,6 +26,7 @@ from tcprepl.background import (
     looping_background_process,
     run_in_background,
     spread,
+    stop_all,
 )
 from tcprepl.ephemeral.board import UPDATES_LIMIT, Board, Updates
 from tcprepl.ephemeral.follower import Follower
@@ -156,9 +157,7 @@ class TypingWriter:
         for live, source in self._sources:
             live.remove_source(source)
         loops, self._loops, self._sources = self._loops, [], []
-        if not loops:
-            return succeed(None)
-        return gatherResults([loop.stop() for loop in loops]).addCallback(_nothing)
+        return stop_all(loops)
 
     # -- What clients and remote servers say ------------------------------------------------
 
@@ -458,7 +457,3 @@ def _field(content: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 255:
         raise ValueError(f"{name}: {value!r:.64}; expected a text of 1 to 255 characters")
     return value
-
-
-def _nothing(_: object) -> None:
-    return None

@@ -22,6 +22,7 @@ from tcprepl.background import (
     run_as_background_process,
     run_in_background,
     spread,
+    stop_all,
 )
 from tests.ephemeral_world import WorkingClock
 
@@ -471,3 +472,16 @@ class TestSpread:
 
         run_in_background(spread, Clock(), steps())
         assert logs.only_failure()["error"] == "no"
+
+
+def test_all_are_stopped_at_once_and_waited_for_together() -> None:
+    clock, working = Clock(), Deferred[None]()
+    idle = looping_background_process(clock, "idle", 1.0, lambda: None)
+    busy = looping_background_process(clock, "busy", 1.0, lambda: working)
+    clock.advance(1.0)
+    stopped = stop_all([busy, idle])
+    assert not clock.getDelayedCalls()
+    assert not stopped.called
+    working.callback(None)
+    assert stopped.called
+    assert stop_all(()).called
