@@ -149,11 +149,6 @@ CLOSE_REASON = Counter(
     ["reason_type"],
     registry=REGISTRY,
 )
-PENDING_COMMANDS = Live(
-    "synapse_replication_tcp_protocol_pending_commands",
-    "Commands that wait to be sent, by the name of the peer",
-    labels=("name",),
-)
 TRANSPORT_SEND_BUFFER = Live(
     "synapse_replication_tcp_protocol_transport_send_buffer",
     "Bytes that wait in the transport, by the name of the peer",
@@ -385,9 +380,6 @@ PENDING_DESTINATIONS = Live(
     "synapse_federation_transaction_queue_pending_destinations",
     "Destinations with something to send",
 )
-PENDING_PDUS = Live(
-    "synapse_federation_transaction_queue_pending_pdus", "PDUs that wait to be sent"
-)
 PENDING_EDUS = Live(
     "synapse_federation_transaction_queue_pending_edus", "EDUs that wait to be sent"
 )
@@ -405,11 +397,6 @@ SEND_QUEUE_SIZES = {
         "presence_destinations",
     )
 }
-EVENT_PROCESSING_POSITIONS = Live(
-    "synapse_event_processing_positions",
-    "The last token a consumer has dealt with",
-    labels=("name",),
-)
 EVENT_PROCESSING_LAG = Histogram(
     "synapse_event_processing_lag_by_event",
     "Seconds from a row's publication until it was dealt with",

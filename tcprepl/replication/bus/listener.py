@@ -156,7 +156,6 @@ class BusListener:
         self._addresses: list[str] = []
         self._ask_call: Any = None
         self._asked_at = float("-inf")
-        self._published_lines = 0
         self._changed_at: float = reactor.seconds()
         self._started_at: float = reactor.seconds()
         self._accepted = 0
@@ -344,7 +343,6 @@ class BusListener:
             self._ask()
         self.commands["publish"] += len(payloads)
         connection.counts["rows_in"] += sum([one.startswith(b"RDATA ") for one in payloads])
-        self._published_lines += len(payloads)
         # What comes first waits for a turn: everybody is asked where they are before it.
         with self._intake.gathering() if met else nullcontext():
             lines.take(payloads)
