@@ -38,9 +38,15 @@ from tcprepl.federation.sending.stored import (
     insert_transaction,
     supersedes_key,
     unpack_entry,
-    waiting_destinations,
 )
-from tcprepl.federation.sending.summary import by_destination, by_lane, in_quarantine
+from tcprepl.federation.sending.summary import (
+    all_destinations,
+    all_quarantined,
+    by_destination,
+    by_lane,
+    in_quarantine,
+    newest_ms,
+)
 from tcprepl.ids import Pair, ServerName, Token
 from tcprepl.streams.lineage import Lineage
 
@@ -91,11 +97,11 @@ class StoredOutbox(CommitQueue):
 
     def destinations(self) -> dict[ServerName, StoredDestination]:
         """Return every destination with something on disk; synchronous, for the start."""
-        return self._read(_destinations)
+        return self._read(all_destinations)
 
     def newest_ms(self) -> int:
         """Return the newest stamp of what waits; 0 if nothing does. Synchronous, for the start."""
-        return self._read(_newest_ms)
+        return self._read(newest_ms)
 
     def positions(self) -> dict[Pair, Token]:
         """Return the positions up to which rows are on disk; synchronous."""
@@ -487,7 +493,7 @@ class StoredOutbox(CommitQueue):
 
     def all_quarantined(self) -> Deferred[dict[ServerName, int]]:
         """Return how many EDUs of each destination are in quarantine, where there are any."""
-        return self._settled(None, _all_quarantined)
+        return self._settled(None, all_quarantined)
 
     def totals(self) -> Deferred[dict[str, Waiting]]:
         """Return what is on disk by lane."""
@@ -496,43 +502,3 @@ class StoredOutbox(CommitQueue):
 
 class Outbox(StoredOutbox, OutboxFile):
     """The EDUs of one sender in a file."""
-
-
-def _destinations(cursor: Cursor) -> dict[ServerName, StoredDestination]:
-    found: dict[ServerName, StoredDestination] = {}
-    execute = cursor.execute
-    for destination, paused, backoff in execute(
-        "SELECT destination, paused, backoff FROM destinations"
-    ).fetchall():
-        found[destination] = StoredDestination(
-            paused=bool(paused),
-            backoff=None if backoff is None else Backoff(*msgpack.unpackb(backoff)),
-        )
-    for destination in waiting_destinations(cursor):
-        found.setdefault(destination, StoredDestination()).waiting = True
-    for (destination,) in execute("SELECT destination FROM transactions"):
-        found.setdefault(destination, StoredDestination()).in_flight = True
-    for destination, count in execute(
-        "SELECT destination, count(*) FROM put_off GROUP BY destination"
-    ):
-        found.setdefault(destination, StoredDestination()).put_off = count
-    for destination, count in _all_quarantined(cursor).items():
-        found.setdefault(destination, StoredDestination()).quarantined = count
-    return found
-
-
-def _all_quarantined(cursor: Cursor) -> dict[ServerName, int]:
-    return dict(
-        cursor.execute(
-            "SELECT destination, count(*) FROM edus WHERE transaction_id = ? GROUP BY destination",
-            (QUARANTINED,),
-        ).fetchall()
-    )
-
-
-def _newest_ms(cursor: Cursor) -> int:
-    found = cursor.execute("SELECT queued_ms FROM edus ORDER BY id DESC LIMIT 1")
-    (newest,) = found.fetchone() or (0,)
-    rows = cursor.execute("SELECT backoff FROM destinations WHERE backoff IS NOT NULL").fetchall()
-    failed = (Backoff(*msgpack.unpackb(packed)).last_ms for (packed,) in rows)
-    return max(int(newest), *failed, 0)

@@ -1,4 +1,4 @@
-"""What is in an outbox, for people and metrics."""
+"""What is in an outbox: for people and metrics, and for a sender that starts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from typing import Any
 
 import msgpack
 
+from tcprepl.federation.sending.backoff import Backoff
 from tcprepl.federation.sending.commit_queue import Cursor
 from tcprepl.federation.sending.lanes import Lane
-from tcprepl.federation.sending.stored import QUARANTINED, Waiting
+from tcprepl.federation.sending.stored import (
+    QUARANTINED,
+    StoredDestination,
+    Waiting,
+    waiting_destinations,
+)
 from tcprepl.ids import ServerName
 
 #: EDUs in quarantine that are shown one by one.
@@ -64,3 +70,46 @@ def by_lane(cursor: Cursor) -> dict[str, Waiting]:
             "SELECT lane, count(*), sum(length(edu)), min(queued_ms) FROM edus GROUP BY 1"
         )
     }
+
+
+def all_destinations(cursor: Cursor) -> dict[ServerName, StoredDestination]:
+    """Return every destination with something on disk."""
+    found: dict[ServerName, StoredDestination] = {}
+    execute = cursor.execute
+    for destination, paused, backoff in execute(
+        "SELECT destination, paused, backoff FROM destinations"
+    ).fetchall():
+        found[destination] = StoredDestination(
+            paused=bool(paused),
+            backoff=None if backoff is None else Backoff(*msgpack.unpackb(backoff)),
+        )
+    for destination in waiting_destinations(cursor):
+        found.setdefault(destination, StoredDestination()).waiting = True
+    for (destination,) in execute("SELECT destination FROM transactions"):
+        found.setdefault(destination, StoredDestination()).in_flight = True
+    for destination, count in execute(
+        "SELECT destination, count(*) FROM put_off GROUP BY destination"
+    ):
+        found.setdefault(destination, StoredDestination()).put_off = count
+    for destination, count in all_quarantined(cursor).items():
+        found.setdefault(destination, StoredDestination()).quarantined = count
+    return found
+
+
+def all_quarantined(cursor: Cursor) -> dict[ServerName, int]:
+    """Return how many EDUs of each destination are in quarantine, where there are any."""
+    return dict(
+        cursor.execute(
+            "SELECT destination, count(*) FROM edus WHERE transaction_id = ? GROUP BY destination",
+            (QUARANTINED,),
+        ).fetchall()
+    )
+
+
+def newest_ms(cursor: Cursor) -> int:
+    """Return the newest stamp of what waits; 0 if nothing does."""
+    found = cursor.execute("SELECT queued_ms FROM edus ORDER BY id DESC LIMIT 1")
+    (newest,) = found.fetchone() or (0,)
+    rows = cursor.execute("SELECT backoff FROM destinations WHERE backoff IS NOT NULL").fetchall()
+    failed = (Backoff(*msgpack.unpackb(packed)).last_ms for (packed,) in rows)
+    return max(int(newest), *failed, 0)
