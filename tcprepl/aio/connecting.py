@@ -31,6 +31,9 @@ Where: TypeAlias = str | IStreamClientEndpoint
 #: Where the servers are of which any will do, since they are over one database; or the only one.
 Places: TypeAlias = Where | Sequence[Where]
 
+#: What is read at once, as under Twisted: more costs more, for the pages are new each time.
+READ_BYTES = 65_536
+
 _ADDRESS = re.compile(
     r"(?:(?P<kind>tcp|tls):)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]=@]+):(?P<port>[0-9]{1,5})"
     r"|unix:(?P<path>.+)"
@@ -155,7 +158,7 @@ class LoopEndpoint:
 
 
 @implementer(ITransport)
-class LoopTransport(asyncio.Protocol):
+class LoopTransport(asyncio.BufferedProtocol):
     """A connection of asyncio: its protocol on one side, a Twisted transport on the other.
 
     Attributes:
@@ -164,8 +167,7 @@ class LoopTransport(asyncio.Protocol):
 
     def __init__(self, protocol: IProtocol) -> None:
         self.protocol = protocol
-        # Each read goes straight there.
-        self.data_received = protocol.dataReceived  # type: ignore[method-assign]
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: Any = None
         self._producer: IPushProducer | None = None
 
@@ -175,6 +177,14 @@ class LoopTransport(asyncio.Protocol):
         """Begin (asyncio calls this)."""
         self._transport = transport
         self.protocol.makeConnection(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return what to read into (asyncio calls this)."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on what was read (asyncio calls this)."""
+        self.protocol.dataReceived(bytes(self._buffer[:nbytes]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Say that it is over (asyncio calls this)."""

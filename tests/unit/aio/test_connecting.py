@@ -14,7 +14,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 
-from tcprepl.aio.connecting import LoopEndpoint, LoopTransport, any_endpoint, client_endpoint
+from tcprepl.aio.connecting import (
+    READ_BYTES,
+    LoopEndpoint,
+    LoopTransport,
+    any_endpoint,
+    client_endpoint,
+)
 from tcprepl.errors import ConnectionFailed
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.following.any_of import AnyOf
@@ -195,6 +201,34 @@ def test_what_is_not_read_waits(socket_directory: Path) -> None:
         assert producer.told == ["stop"]
 
     converse(socket_directory, answer, talk)
+
+
+def test_much_is_read_in_parts(socket_directory: Path) -> None:
+    sent = b"".join(b"%d\n" % number for number in range(100_000))
+    parts: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(sent)
+        await reader.read()
+
+    async def talk(caller: Any) -> None:
+        receive = caller.dataReceived
+
+        def received(data: bytes) -> None:
+            parts.append(len(data))
+            receive(data)
+
+        caller.dataReceived = received
+        caller.transport.write(b"\n")
+        while len(caller.received) < len(sent):
+            await asyncio.sleep(0)
+        assert caller.received == sent
+        caller.transport.loseConnection()
+        await future_of(caller.lost)
+
+    converse(socket_directory, answer, talk)
+    assert max(parts) <= READ_BYTES == 65_536
 
 
 def test_a_connection_that_breaks(socket_directory: Path) -> None:
