@@ -161,6 +161,8 @@ class LoopEndpoint:
 class LoopTransport(asyncio.BufferedProtocol):
     """A connection of asyncio: its protocol on one side, a Twisted transport on the other.
 
+    Who pauses it and resumes it within one turn of the loop has asked the system for nothing.
+
     Attributes:
         protocol: Who is told what comes.
     """
@@ -169,6 +171,8 @@ class LoopTransport(asyncio.BufferedProtocol):
         self.protocol = protocol
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: Any = None
+        #: Will pause the reading.
+        self._pausing: asyncio.Handle | None = None
         self._producer: IPushProducer | None = None
 
     # -- what asyncio calls ----------------------------------------------------------------
@@ -184,10 +188,14 @@ class LoopTransport(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on what was read (asyncio calls this)."""
+        if self._pausing is not None:  # a loop that reads more than once in a turn
+            self._pausing.cancel()
+            self._pause()
         self.protocol.dataReceived(bytes(self._buffer[:nbytes]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Say that it is over (asyncio calls this)."""
+        self._stay()
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
@@ -231,12 +239,28 @@ class LoopTransport(asyncio.BufferedProtocol):
         self._producer = None
 
     def pauseProducing(self) -> None:  # noqa: N802
-        """Read no more for now."""
+        """Read no more for now.
+
+        What was handed over may be worked off before the loop would read again.
+        """
+        if self._pausing is None:
+            self._pausing = asyncio.get_running_loop().call_soon(self._pause)
+
+    def _pause(self) -> None:
+        self._pausing = None
         self._transport.pause_reading()
 
     def resumeProducing(self) -> None:  # noqa: N802
         """Read on."""
-        self._transport.resume_reading()
+        if self._pausing is None:
+            self._transport.resume_reading()
+        self._stay()
+
+    def _stay(self) -> None:
+        """Do not pause."""
+        pausing, self._pausing = self._pausing, None
+        if pausing is not None:
+            pausing.cancel()
 
     def getPeer(self) -> IAddress:  # noqa: N802
         """Return who is at the other end."""

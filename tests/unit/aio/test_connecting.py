@@ -231,6 +231,85 @@ def test_much_is_read_in_parts(socket_directory: Path) -> None:
     assert max(parts) <= READ_BYTES == 65_536
 
 
+class Socket:
+    """A transport of asyncio that notes what it is told, and reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pause_reading(self) -> None:
+        self.told.append("pause")
+
+    def resume_reading(self) -> None:
+        self.told.append("resume")
+
+
+def read(transport: LoopTransport, data: bytes) -> None:
+    """Let *transport* read *data*."""
+    transport.get_buffer(-1)[: len(data)] = data
+    transport.buffer_updated(len(data))
+
+
+def on_a_socket(talk: Callable[[LoopTransport, Any, Socket], Awaitable[None]]) -> None:
+    """Do *talk* with a connection on a `Socket`."""
+
+    async def main() -> None:
+        caller: Any = Caller()
+        transport, socket = LoopTransport(caller), Socket()
+        transport.connection_made(socket)  # type: ignore[arg-type]
+        await talk(transport, caller, socket)
+
+    asyncio.run(main())
+
+
+def test_who_pauses_only_for_a_moment_asks_the_system_for_nothing() -> None:
+    async def talk(transport: LoopTransport, caller: Any, socket: Socket) -> None:
+        for _ in range(2):
+            transport.pauseProducing()
+            transport.pauseProducing()
+            transport.resumeProducing()
+            await asyncio.sleep(0)
+            assert "pause" not in socket.told
+
+    on_a_socket(talk)
+
+
+def test_a_pause_holds_before_the_loop_reads_again() -> None:
+    async def talk(transport: LoopTransport, caller: Any, socket: Socket) -> None:
+        transport.pauseProducing()
+        asyncio.get_running_loop().call_soon(lambda: socket.told.append("would read"))
+        await asyncio.sleep(0)
+        assert socket.told == ["pause", "would read"]
+        transport.resumeProducing()
+        assert socket.told[2:] == ["resume"]
+
+    on_a_socket(talk)
+
+
+def test_a_loop_that_reads_twice_in_a_turn_is_paused_at_once() -> None:
+    async def talk(transport: LoopTransport, caller: Any, socket: Socket) -> None:
+        read(transport, b"1")
+        transport.pauseProducing()
+        read(transport, b"2")
+        assert socket.told == ["pause"]
+        assert caller.received == b"12"
+        await asyncio.sleep(0)
+        assert socket.told == ["pause"]
+
+    on_a_socket(talk)
+
+
+def test_what_is_lost_is_not_paused() -> None:
+    async def talk(transport: LoopTransport, caller: Any, socket: Socket) -> None:
+        transport.pauseProducing()
+        transport.connection_lost(None)
+        await asyncio.sleep(0)
+        assert socket.told == []
+        assert isinstance(await future_of(caller.lost), ConnectionDone)
+
+    on_a_socket(talk)
+
+
 def test_a_connection_that_breaks(socket_directory: Path) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()

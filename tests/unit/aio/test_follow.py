@@ -12,6 +12,7 @@ import pytest
 
 from tcprepl import aio
 from tcprepl.errors import LogUnavailable
+from tests.asyncio_servers import serving
 from tests.client_kit import World
 from tests.faces import ASYNCIO, using
 
@@ -207,3 +208,50 @@ def test_two_tasks_cannot_wait_at_once(room: Room) -> None:
         other.result()
     room.publish("alpha", [1])
     assert first.result() == [1]
+
+
+ROWS = 10_000
+
+
+def test_a_loop_that_takes_its_time_is_not_read_for(socket_directory: Path) -> None:
+    """Nor is anything lost when it goes on."""
+    head = "SERVER example.com\nPING 1 tcprepl\nPOSITION alpha master 0 0\n"
+    padding = '"' + "x" * 200 + '"'
+    lines = "".join(f"RDATA alpha master {token} [{padding}]\n" for token in range(1, ROWS + 1))
+    goes_on = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write((head + lines).encode())
+        await reader.read()
+        writer.close()
+
+    async def work(path: str) -> list[int]:
+        tokens = []
+        async with aio.follow(f"unix:{path}", ["alpha"], since="start") as batches:
+            async for batch in batches:
+                tokens.append(batch.token)
+                await goes_on.wait()
+                if batch.token == ROWS:
+                    break
+        return tokens
+
+    async def main() -> None:
+        path = str(socket_directory / "s")
+        async with serving(path, serve), asyncio.timeout(20):
+            task = asyncio.create_task(work(path))
+            while not writers:
+                await asyncio.sleep(0)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            (writer,) = writers
+            waits = writer.transport.get_write_buffer_size()
+            assert waits > len(lines) // 2
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert writer.transport.get_write_buffer_size() == waits
+            goes_on.set()
+            assert await task == list(range(1, ROWS + 1))
+
+    asyncio.run(main())
