@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
-from types import EllipsisType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -23,8 +22,8 @@ from tcprepl.replication.following.progress import Progress
 from tcprepl.replication.following.retry import Caller, Stopped
 from tcprepl.streams.codec import RowCodec, Rows
 
-#: A row of another than the newest shape, or not one row.
-_NOT_QUICK: Final = (ValueError, msgspec.MsgspecError, RecursionError)
+#: A row of another than the newest shape, or more rows than one.
+_NOT_QUICK: Final = (ValueError, msgspec.MsgspecError, RecursionError, TypeError)
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +68,24 @@ class Hand(deque[RunReceived | MixedReceived | RowsReceived | Judged]):
         return f"<from {' '.join(self.pair)} on>" if self else ""
 
 
+class _Place:
+    """Where one pair is in a hand.
+
+    Attributes:
+        reached: The token up to which it counts.
+        noted: Up to where that was noted.
+    """
+
+    __slots__ = ("codec", "instance", "noted", "pair", "quick", "reached", "stream")
+
+    def __init__(self, pair: Pair, codec: RowCodec | None, reached: Token) -> None:
+        self.pair = pair
+        self.stream, self.instance = pair
+        self.codec = codec  # None: it is among those of others, and nobody asked for it
+        self.quick: Any = None if codec is None else codec.quick_decode
+        self.reached = self.noted = reached
+
+
 class Puller:
     """Holds what a delivery hands over until it is taken, batch by batch.
 
@@ -87,13 +104,12 @@ class Puller:
         self._codecs: Mapping[StreamName, RowCodec]
         self._hand = Hand()
         #: What is left of the first event of the hand, once it has begun.
-        self._left: Iterator[tuple[Pair, Token, list[bytes]]] | None = None
-        #: A batch is with the caller; its pair, and the position that it brings.
-        self._with_caller = False
-        self._pair: Pair = ("", "")
-        self._reached: Token | None = None
-        #: Positions that count and have not been noted.
-        self._counted: dict[Pair, Token] = {}
+        self._left: Iterator[tuple[_Place, Token, bytes | list[bytes]]] | None = None
+        #: Where the pairs of the hand are.
+        self._places: dict[Pair, _Place] = {}
+        #: Whose batch is with the caller, and its token.
+        self._lent: _Place | None = None
+        self._token: Token = 0
         self._error: Exception | None = None
         self._waiting: Deferred[None] | None = None
 
@@ -115,6 +131,7 @@ class Puller:
         """
         self._hand = hand
         self._left = None
+        self._places = {}
         self._waiting = Deferred()
         self._on_batches()
         return self._waiting
@@ -132,87 +149,101 @@ class Puller:
         A loop that was left may be taken up by another: it begins with the next batch. Rows that
         do not fit their stream are left out.
         """
-        if self._with_caller and not self._count():
+        if self._lent is not None and not self._count():
             return
-        hand, caller, counted = self._hand, self._caller, self._counted
-        known_of, one_by_one = self._progress.known, self._progress.atomic
+        hand, caller = self._hand, self._caller
         while hand:
             event = hand[0]
-            brought: Token | EllipsisType | None = ...  # its token
-            if isinstance(event, Judged):
-                brought = event.reached
+            one_by_one = self._progress.atomic or type(event) is Judged
             if self._left is None:
-                self._left = _rows_of(event)
-            before: Pair | None = None
-            for pair, token, raw in self._left:
-                if pair is not before:
-                    found = self._codecs.get(pair[0])
-                    if found is None:
-                        continue  # it is among those of others, and nobody asked for it
-                    self._pair = before = pair
-                    stream, instance = pair
-                    codec = found
-                    quick = codec.quick_decode
-                    known = counted.get(pair) or known_of.get(pair, -1) if brought is ... else -1
-                if token <= known:
-                    metrics.DROPPED.labels("row", "already_known").inc(len(raw))
+                self._left = self._rows_of(event)
+            for place, token, raw in self._left:
+                codec = place.codec
+                if token <= place.reached or codec is None:
+                    if codec is not None:
+                        count = len(raw) if isinstance(raw, list) else 1
+                        metrics.DROPPED.labels("row", "already_known").inc(count)
                     continue
-                self._reached = reached = token if brought is ... else brought
+                self._lent = place
+                self._token = token
                 try:
-                    (row,) = raw
-                    rows = Rows(codec, raw, [quick(row)])
+                    rows = Rows(codec, [raw], [place.quick(raw)])  # type: ignore[list-item]
                 except _NOT_QUICK:
-                    rows = self._good(codec, instance, token, raw)
+                    rows = self._good(codec, place, token, raw if isinstance(raw, list) else [raw])
                     if not rows:
                         if not self._count():
                             return
-                        known = token
                         continue
-                self._with_caller = True
-                yield Batch(stream, instance, token, rows)
+                yield Batch(place.stream, place.instance, token, rows)
                 if one_by_one or not caller.running:
                     if not self._count():
                         return
                 else:
-                    self._with_caller = False
-                    if reached is not None:
-                        counted[pair] = reached
-                known = token
+                    self._lent = None
+                    place.reached = token
             self._left = None
             hand.popleft()
         self._note()
 
-    def _good(
-        self, codec: RowCodec, instance: InstanceName, token: Token, raw: Sequence[bytes]
-    ) -> Rows:
+    def _rows_of(
+        self, event: RunReceived | MixedReceived | RowsReceived | Judged
+    ) -> Iterator[tuple[_Place, Token, bytes | list[bytes]]]:
+        """Yield the batches of *event*: where each is, its token, and its row or rows."""
+        if isinstance(event, MixedReceived):
+            places = {pair: self._place(pair) for pair in set(event.pairs)}
+            return zip(map(places.__getitem__, event.pairs), event.tokens, event.rows, strict=True)
+        place = self._place((event.stream, event.instance))
+        if isinstance(event, RunReceived):
+            return zip(repeat(place), event.tokens, event.rows, strict=False)
+        if isinstance(event, Judged):
+            self._note()
+            del self._places[place.pair]
+            place = _Place(place.pair, place.codec, -1)
+        return iter(((place, event.token, event.rows),))
+
+    def _place(self, pair: Pair) -> _Place:
+        place = self._places.get(pair)
+        if place is None:
+            known = self._progress.known.get(pair, -1)
+            place = self._places[pair] = _Place(pair, self._codecs.get(pair[0]), known)
+        return place
+
+    def _good(self, codec: RowCodec, place: _Place, token: Token, raw: Sequence[bytes]) -> Rows:
         """Return the rows that fit their stream; log and count those that do not."""
         good, bad = Rows(codec, raw).sift()
         if bad:
-            self._caller.quarantine((codec.stream, instance), token, bad)
+            self._caller.quarantine(place.pair, token, bad)
         return good
 
     def _count(self) -> bool:
         """Save the position that a batch brought; return whether there may be more."""
-        self._with_caller = False
         try:
             self._save()
         except Exception as error:  # noqa: BLE001  # `settle` hands it to the caller
             self._error = error
             self._left = None
             return False
+        finally:
+            self._lent = None
         if not self._caller.running:
             self._hand.clear()
         return self._caller.running
 
     def _save(self) -> None:
+        """Save the position that the batch with the caller brought, and those before it."""
         self._note()
-        self._progress.advance(self._pair, self._reached)
+        assert self._lent is not None
+        event = self._hand[0]
+        reached = event.reached if isinstance(event, Judged) else self._token
+        self._progress.advance(self._lent.pair, reached)
+        self._lent.reached = self._lent.noted = self._token
 
     def _note(self) -> None:
         """Note what counts, where that is not saved for each batch."""
-        for pair, token in self._counted.items():
-            self._progress.advance(pair, token)
-        self._counted.clear()
+        for place in self._places.values():
+            if place.reached != place.noted:
+                self._progress.advance(place.pair, place.reached)
+                place.noted = place.reached
 
     def settle(self) -> None:
         """Ask for more, after the end of `batches`; what was not saved comes again a bit later."""
@@ -230,26 +261,14 @@ class Puller:
         Raises:
             Exception: Its position could not be saved. It does not count.
         """
-        if self._with_caller:
+        if self._lent is not None:
             self._save()
 
     def abandon(self) -> None:
         """Undo what was written since the last batch that counts; the delivery has stopped."""
         self._note()
-        self._with_caller = False
+        self._lent = None
         self._hand.clear()
         self._left = None
         self._error = Stopped()
         self.settle()
-
-
-def _rows_of(
-    event: RunReceived | MixedReceived | RowsReceived | Judged,
-) -> Iterator[tuple[Pair, Token, list[bytes]]]:
-    """Yield the batches of *event*."""
-    if isinstance(event, MixedReceived):
-        return zip(event.pairs, event.tokens, ([row] for row in event.rows), strict=True)
-    pair = (event.stream, event.instance)
-    if isinstance(event, RunReceived):
-        return zip(repeat(pair), event.tokens, ([row] for row in event.rows), strict=False)
-    return iter(((pair, event.token, event.rows),))

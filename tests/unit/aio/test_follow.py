@@ -255,3 +255,39 @@ def test_a_loop_that_takes_its_time_is_not_read_for(socket_directory: Path) -> N
             assert await task == list(range(1, ROWS + 1))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("taken", range(1, 7))
+def test_a_task_may_be_cancelled_between_any_two_batches(
+    room: Room, tmp_path: Path, taken: int
+) -> None:
+    """Streams take turns; whoever goes on sees the rest, and nothing twice."""
+    connection = sqlite3.connect(tmp_path / "worker.db")
+    connection.execute("CREATE TABLE seen (stream TEXT, token INTEGER)")
+    for number in range(1, 4):
+        room.publish("alpha", [number])
+        room.publish("beta", [number])
+
+    async def work(last: int) -> None:
+        count = 0
+        async with room.follow(positions=aio.SqlitePositionStore(connection)) as batches:
+            async for batch in batches:
+                values = (batch.stream, batch.token)
+                connection.execute("INSERT INTO seen VALUES (?, ?)", values)
+                count += 1
+                if count == last:
+                    await asyncio.Event().wait()
+
+    def seen() -> list[Any]:
+        return connection.execute("SELECT * FROM seen ORDER BY stream, token").fetchall()
+
+    for last in (taken, 0):
+        task = room.begin(work(last))
+        room.network.run(1.0)
+        task.cancel()
+        room.network.run(1.0)
+        assert task.cancelled()
+        if last:
+            assert len(seen()) == taken - 1
+    assert seen() == [(s, n) for s in ("alpha", "beta") for n in (1, 2, 3)]
+    connection.close()
