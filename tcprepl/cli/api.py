@@ -51,14 +51,14 @@ class ApiFailed(TcpreplError):
 class UnixConnection(http.client.HTTPConnection):
     """A connection to a Unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
         """Connect (http.client calls this)."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
@@ -69,6 +69,7 @@ class Api:
         url: Its base, without a slash at the end.
         token: The bearer token, where it wants one.
         retry_s: For how long a request is repeated while the server is away or busy.
+        timeout_s: How long one request may take.
 
     Attributes:
         incarnation: In which incarnation of its log the positions were got that are asked with;
@@ -76,8 +77,15 @@ class Api:
         heard: The incarnation that the last answer named.
     """
 
-    def __init__(self, url: str, token: str | None = None, retry_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        retry_s: float = 0.0,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         self.url = url
+        self._timeout_s = timeout_s
         self.retry_s = retry_s
         self.incarnation: str | None = None
         self.heard: str | None = None
@@ -88,13 +96,13 @@ class Api:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connection: http.client.HTTPConnection
         if url.startswith(UNIX_URL):
-            self._connection = UnixConnection("/" + url.removeprefix(UNIX_URL))
+            self._connection = UnixConnection("/" + url.removeprefix(UNIX_URL), timeout_s)
         elif parts.scheme == "https":
             self._connection = http.client.HTTPSConnection(
-                parts.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context()
+                parts.netloc, timeout=timeout_s, context=ssl.create_default_context()
             )
         else:
-            self._connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
+            self._connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
         self._pause = threading.Event()
         #: What was said already.
         self._warnings: set[str] = set()
@@ -166,8 +174,13 @@ class Api:
                 response = self._connection.getresponse()
                 text = response.read()
             except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, TimeoutError) and self._connection.sock is not None:
+                    within = f"within {self._timeout_s:g} s"
+                    why = f"does not answer {within}; it hangs, or has too much to do"
+                else:
+                    why = f"does not answer: {_reason(error)}"
                 self._connection.close()
-                failure = ApiFailed(f"{self.url} does not answer: {_reason(error)}")
+                failure = ApiFailed(f"{self.url} {why}")
             else:
                 self.heard = response.getheader(INCARNATION_HEADER)
                 if response.status == 200:

@@ -13,6 +13,17 @@ from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import displayable
 
 OK, WARNING, CRITICAL = 0, 1, 2
+#: How long a server may take to answer: less than those wait who ask, ten seconds with Nagios.
+TIMEOUT_S = 8.0
+
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=SECONDS,
+    default=TIMEOUT_S,
+    show_default=True,
+    help="How long the server may take to answer.",
+)
 
 
 @click.group("check", cls=Group)
@@ -32,7 +43,8 @@ def command() -> None:
 @to_options
 @click.option("--warn", type=SECONDS, default=5.0, show_default=True, help="Seconds behind.")
 @click.option("--crit", type=SECONDS, default=60.0, show_default=True, help="Seconds behind.")
-def lag(url: str, token: str | None, warn: float, crit: float) -> int:
+@timeout_option
+def lag(url: str, token: str | None, warn: float, crit: float, timeout_s: float) -> int:
     """Check how far the slowest reader of a server is behind.
 
     \b
@@ -43,7 +55,7 @@ def lag(url: str, token: str | None, warn: float, crit: float) -> int:
     if warn > crit:
         raise click.UsageError(f"--warn {warn:g} is above --crit {crit:g}: it would never be said")
     try:
-        status = Api(url, token).get("/_tcprepl/v1/status")
+        status = Api(url, token, timeout_s=timeout_s).get("/_tcprepl/v1/status")
     except TcpreplError as error:
         click.echo(f"CRITICAL: {displayable(str(error))}")
         return CRITICAL
@@ -70,7 +82,8 @@ def judge(peers: list[dict[str, Any]], warn: float, crit: float) -> tuple[int, s
 
 @command.command("health")
 @to_options
-def health(url: str, token: str | None) -> int:
+@timeout_option
+def health(url: str, token: str | None, timeout_s: float) -> int:
     """Check that a server can serve: positions known, log writable.
 
     \b
@@ -79,7 +92,7 @@ def health(url: str, token: str | None) -> int:
       OK: ready
     """
     try:
-        Api(url, token).get("/health")
+        Api(url, token, timeout_s=timeout_s).get("/health")
     except TcpreplError as error:
         click.echo(f"CRITICAL: {displayable(str(error))}")
         return CRITICAL

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,4 +184,27 @@ def test_nobody_there() -> None:
             contextlib.closing(Api(url)) as api,
             pytest.raises(ApiFailed, match="connection refused; is `tcprepl serve` running"),
         ):
+            api.get("/health")
+
+
+def test_a_server_that_hangs() -> None:
+    """It takes the connection and says nothing: that is no firewall, and not waited for long."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hanging,
+        contextlib.closing(
+            Api(f"http://127.0.0.1:{hanging.getsockname()[1]}", timeout_s=0.05)
+        ) as api,
+        pytest.raises(ApiFailed, match=r"within 0\.05 s; it hangs, or has too much to do$"),
+    ):
+        api.get("/health")
+
+
+def test_a_server_that_hangs_on_a_unix_socket(tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_UNIX) as hanging,
+        contextlib.closing(Api(f"http://unix:{tmp_path}/s", timeout_s=0.05)) as api,
+    ):
+        hanging.bind(f"{tmp_path}/s")
+        hanging.listen()
+        with pytest.raises(ApiFailed, match="it hangs, or has too much to do"):
             api.get("/health")

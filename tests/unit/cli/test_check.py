@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -67,3 +68,15 @@ def test_a_warning_above_the_alarm_is_a_fault(capsys: pytest.CaptureFixture[str]
     """It would never be given."""
     assert run(["check", "lag", "--warn", "60", "--crit", "5"]) == 2
     assert "--warn 60 is above --crit 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["lag", "health"])
+def test_an_answer_comes_before_the_monitor_gives_up(
+    what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nagios waits for ten seconds, the check of a container for fifteen."""
+    assert check.TIMEOUT_S < 10
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        to = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        assert run(["check", what, "--to", to, "--timeout", "0.05"]) == 2
+    assert "CRITICAL" in capsys.readouterr().out
