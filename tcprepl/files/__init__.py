@@ -46,7 +46,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "tmpfiles": Kind("the directories: /etc/tmpfiles.d/tcprepl.conf", ("tcprepl.conf",)),
     "sysusers": Kind("the user: /etc/sysusers.d/tcprepl.conf", ("tcprepl-user.conf",)),
-    "container": Kind("how an image is built: podman build -f Containerfile", ("Containerfile",)),
+    "container": Kind(
+        "how an image is built: podman build --format docker -f Containerfile", ("Containerfile",)
+    ),
     "grafana": Kind("a dashboard: Grafana, Dashboards, Import", ("tcprepl.json",), dashboard),
     "alerts": Kind("rules of Prometheus: rule_files in prometheus.yml", ("tcprepl.rules.yml",)),
 }

@@ -52,6 +52,20 @@ def test_units_start_what_there_is() -> None:
         assert f"d /var/lib/{state} " in made
 
 
+def lines_of_comments(text: str) -> list[str]:
+    """Return what is said beside the commands."""
+    return [line for line in text.splitlines() if line.startswith("#")]
+
+
+def options_of(group: str, name: str) -> list[click.Parameter]:
+    """Return the options of a command in a group."""
+    found = cli.cli.get_command(click.Context(cli.cli), group)
+    assert isinstance(found, click.Group)
+    command = found.get_command(click.Context(found), name)
+    assert command is not None
+    return command.params
+
+
 def test_the_image_is_run_by_nobody_of_importance() -> None:
     """Not root, one volume, a check of health, signals to the process itself."""
     text = files_of("container", WHERE)["Containerfile"].replace("\\\n", "")
@@ -67,6 +81,14 @@ def test_the_image_is_run_by_nobody_of_importance() -> None:
     check = yaml.safe_load(given["HEALTHCHECK"].partition("CMD ")[2])
     assert check == ["tcprepl", "check", "health"]
     assert "ADD" not in given
+    # podman leaves the check out of an image in its own format
+    told = [line for line in lines_of_comments(text) if "podman build" in line]
+    assert [
+        line for line in (*told, KINDS["container"].about) if "--format docker" not in line
+    ] == []
+    assert told
+    (asked,) = (found.envvar for found in options_of("check", "health") if "--to" in found.opts)
+    assert f"-e {asked}=" in text
 
 
 def test_alerts_name_metrics_that_there_are_and_say_what_to_do() -> None:
