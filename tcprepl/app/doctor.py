@@ -2,7 +2,8 @@
 
 `examine` asks every check about a configuration. A check looks and changes nothing, ends within
 `WAIT_S`, and speaks in findings; one that cannot look says why. It may be run while the
-process runs, and before it has ever been started.
+process runs, and before it has ever been started. It is one list of checks that have nothing to do
+with each other, and is read as one: so it may be longer than other modules.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import registry_of, retention_of
@@ -304,15 +306,13 @@ def _certificate(path: Path, tls: TlsSettings) -> Finding:
 
 def ports(config: Config) -> Iterator[Finding]:
     """Whether our addresses are free, or who answers there."""
-    for name, address in (
-        *(("replication", address) for address in config.replication.listen),
-        *(("http", address) for address in config.http.listen),
-    ):
-        if address.host is not None and address.port is not None:
-            yield _port(name, address, address.host, address.port)
+    for name, section in (("replication", config.replication), ("http", config.http)):
+        for address in section.listen:
+            if address.host is not None and address.port is not None:
+                yield _port(name, address, address.host, address.port, section.tls)
 
 
-def _port(name: str, address: Address, host: str, port: int) -> Finding:
+def _port(name: str, address: Address, host: str, port: int, tls: TlsSettings | None) -> Finding:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -335,7 +335,7 @@ def _port(name: str, address: Address, host: str, port: int) -> Finding:
                 )
         else:
             return Finding(Verdict.GOOD, "ports", f"{name}.listen {address} is free")
-    if _is_ours(host, port, name):
+    if _is_ours(host, port, name, tls):
         return Finding(Verdict.GOOD, "ports", f"{name}.listen {address}: tcprepl answers there")
     return Finding(
         Verdict.FAULT,
@@ -345,16 +345,35 @@ def _port(name: str, address: Address, host: str, port: int) -> Finding:
     )
 
 
-def _is_ours(host: str, port: int, name: str) -> bool:
-    """Return whether what listens there speaks as we do; TLS hides it, and counts as ours."""
+def _is_ours(host: str, port: int, name: str, tls: TlsSettings | None) -> bool:
+    """Return whether what listens there shows our certificate, or speaks as we do."""
     try:
-        with socket.create_connection((host, port), WAIT_S) as peer:
+        with _connected(host, port, tls) as peer:
+            if tls is not None and isinstance(peer, ssl.SSLSocket):
+                ours = x509.load_pem_x509_certificates(tls.certificate.read_bytes())[0]
+                if peer.getpeercert(binary_form=True) == ours.public_bytes(Encoding.DER):
+                    return True
             if name == "http":
                 peer.sendall(b"GET /health HTTP/1.0\r\n\r\n")
             said = peer.recv(4096)
-    except OSError:
+    except (OSError, ValueError):
         return False
-    return said.startswith((b"SERVER ", b"ERROR ")) or b'"live"' in said or said[:1] in b"\x15"
+    return said.startswith((b"SERVER ", b"ERROR ")) or b'"live"' in said
+
+
+def _connected(host: str, port: int, tls: TlsSettings | None) -> socket.socket:
+    peer = socket.create_connection((host, port), WAIT_S)
+    if tls is None:
+        return peer
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # who it is, is what is asked here; no secret is told
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        return context.wrap_socket(peer)
+    except OSError:
+        peer.close()
+        raise
 
 
 def redis(config: Config) -> Iterator[Finding]:

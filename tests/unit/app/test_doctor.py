@@ -6,11 +6,12 @@ import fcntl
 import os
 import resource
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def one(findings: Iterator[Finding]) -> Finding:
 
 
 @contextmanager
-def answering(text: bytes) -> Iterator[int]:
+def answering(text: bytes, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Say *text* to whoever connects, after hearing something if it is an answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -52,11 +53,14 @@ def answering(text: bytes) -> Iterator[int]:
                     peer, _ = listener.accept()
                 except OSError:
                     return
-                with peer:
-                    peer.settimeout(0.2)
+                with ExitStack() as stack, suppress(OSError):
+                    stack.enter_context(peer).settimeout(0.2)
+                    if tls is not None:
+                        peer = stack.enter_context(tls.wrap_socket(peer, server_side=True))
                     with suppress(TimeoutError):
                         peer.recv(4096)
                     peer.sendall(text)
+                    peer.shutdown(socket.SHUT_RDWR)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -201,6 +205,8 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "tcprepl answers" in look(f"127.0.0.1:{port}").text
     with answering(b'HTTP/1.1 200 OK\r\n\r\n{"live":true}') as port:
         assert "tcprepl answers" in look(f"127.0.0.1:{port}", "http").text
+    with answering(b"") as port:
+        assert "not by tcprepl" in look(f"127.0.0.1:{port}").text
     with answering(b"220 mail\n") as port:
         assert "not by tcprepl" in look(f"127.0.0.1:{port}").text
         silent = port
@@ -212,6 +218,32 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     assert "may not listen" in look("127.0.0.1:1").text
+
+
+@pytest.mark.parametrize(
+    ("section", "said"), [("replication", b"SERVER a.b\n"), ("http", b'{"live":true}')]
+)
+def test_ports_with_tls(section: str, said: bytes, tmp_path: Path) -> None:
+    """Known by our certificate, or by what is said behind another, as after a renewal."""
+    ours, other = (issue(tmp_path / name, trustme.CA()) for name in "ab")
+    tls = {"certificate": str(ours.certificate), "private_key": str(ours.private_key)}
+    rest = {"http" if section == "replication" else "replication": {"listen": "unix:/tmp/x"}}
+
+    def look(port: int) -> str:
+        listen = {"listen": f"127.0.0.1:{port}", "tls": tls}
+        return one(doctor.ports(config(**{section: listen}, **rest))).text
+
+    for shown, words, whose in (
+        (ours, b"", "tcprepl answers"),
+        (other, said, "tcprepl answers"),
+        (other, b"220 mail\n", "not by tcprepl"),
+    ):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(shown.certificate, shown.private_key)
+        with answering(words, context) as port:
+            assert whose in look(port)
+    with answering(said) as port:
+        assert "not by tcprepl" in look(port)
 
 
 def test_an_address_of_another_machine() -> None:
