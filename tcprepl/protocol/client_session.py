@@ -223,9 +223,11 @@ def _incarnation(text: str) -> IncarnationId | None:
 
 def _valid_lines(lines: list[bytes]) -> int:
     """Return how many of *lines*, from the first on, are UTF-8."""
-    joined = b"\n".join(lines)
+    # Few lines are not ASCII, and only those have to be decoded.
+    others = [line for line in lines if not line.isascii()]
     try:
-        joined.decode("utf-8")
+        b"\n".join(others).decode("utf-8")
     except UnicodeDecodeError as error:
-        return joined.count(b"\n", 0, error.start)
+        first = others[error.object.count(b"\n", 0, error.start)]
+        return next(index for index, line in enumerate(lines) if line is first)
     return len(lines)
