@@ -15,13 +15,14 @@ function, an ``async def``, or a function that returns a Deferred. Whatever it i
 `run_in_background` is for an action; `run_as_background_process` for a piece of work with a
 name of its own: it gets a number, a log context that starts empty but for these two, and
 metrics; `looping_background_process` runs one again and again. `spread` parts work of which a
-lot is due at once, `stop_all` ends several. No global reactor is used.
+lot is due at once, `stop_all` ends several; `started` is for a coroutine that seldom waits. No
+global reactor is used.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
@@ -64,6 +65,37 @@ def run_in_background(f: Callable[P, object], *args: P.args, **kwargs: P.kwargs)
         _ = result.addErrback(_log_failure, context, f)
     elif isinstance(result, (CoroutineType, Awaitable)):
         _ = context.run(Deferred.fromCoroutine, _supervise(result, f))
+
+
+def started(coroutine: Coroutine[Any, Any, None]) -> Deferred[None] | None:
+    """Start *coroutine*; a Deferred for its end, as `Deferred.fromCoroutine` makes it.
+
+    None if it has ended at once: what never waits costs no Deferred. Then it raises what
+    *coroutine* raises.
+    """
+    context = contextvars.copy_context()
+    try:
+        waiting = context.run(coroutine.send, None)
+    except StopIteration:
+        return None
+    return context.run(Deferred.fromCoroutine, _going_on(coroutine, waiting))
+
+
+def _going_on(coroutine: Coroutine[Any, Any, None], waiting: Any) -> Generator[Any, Any, None]:
+    """Stand for *coroutine*, which has been started and waits for *waiting*."""
+    while True:
+        try:
+            try:
+                result = yield waiting
+            except GeneratorExit:  # nobody will ever fire that; it may be closed already
+                coroutine.close()
+                raise
+            except BaseException as error:  # noqa: BLE001  # its own affair
+                waiting = coroutine.throw(error)
+            else:
+                waiting = coroutine.send(result)
+        except StopIteration:
+            return
 
 
 def run_as_background_process(

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 from structlog.typing import EventDict
-from twisted.internet.defer import Deferred, fail, inlineCallbacks, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 
@@ -22,6 +22,7 @@ from tcprepl.background import (
     run_as_background_process,
     run_in_background,
     spread,
+    started,
     stop_all,
 )
 from tests.ephemeral_world import WorkingClock
@@ -485,3 +486,107 @@ def test_all_are_stopped_at_once_and_waited_for_together() -> None:
     working.callback(None)
     assert stopped.called
     assert stop_all(()).called
+
+
+async def steps(found: list[object], *awaited: Deferred[object]) -> None:
+    """Note what is awaited, and what becomes of it."""
+    for one in awaited:
+        try:
+            found.append(await one)
+        except ValueError as error:
+            found.append(error)
+    if "raise" in found:
+        raise ValueError("raise")
+
+
+def test_a_coroutine_that_never_waits_needs_no_deferred() -> None:
+    found: list[object] = []
+    assert started(steps(found, succeed(1), succeed(2))) is None
+    assert found == [1, 2]
+    with pytest.raises(ValueError, match="raise"):
+        started(steps(found, succeed("raise")))
+
+
+def test_a_coroutine_that_waits_goes_on_as_any_other() -> None:
+    """Results and failures come to it, and its end, or its failure, to whoever waits for that."""
+    first, second, third = Deferred[object](), Deferred[object](), Deferred[object]()
+    found: list[object] = []
+    ended: list[object] = []
+    running = started(steps(found, succeed(0), first, second, third))
+    assert running is not None
+    running.addBoth(ended.append)
+    first.callback(1)
+    error = ValueError("it failed")
+    second.errback(error)
+    assert found == [0, 1, error]
+    assert ended == []
+    third.callback("raise")
+    assert str(ended[0].value) == "raise"  # type: ignore[attr-defined]
+    fine = Deferred[object]()
+    running = started(steps([], fine))
+    assert running is not None
+    running.addBoth(ended.append)
+    fine.callback(None)
+    assert ended[1] is None
+
+
+def test_a_coroutine_that_waits_can_be_cancelled() -> None:
+    cancelled: list[object] = []
+    ended: list[object] = []
+
+    async def waits() -> None:
+        try:
+            await Deferred()
+        except CancelledError as error:
+            cancelled.append(error)
+            raise
+
+    running = started(waits())
+    assert running is not None
+    running.addBoth(ended.append)
+    running.cancel()
+    assert len(cancelled) == 1
+    assert ended[0].check(CancelledError)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_coroutine_that_waits_for_ever_may_be_thrown_away(closed: bool) -> None:
+    """Whichever part of it the garbage collector comes by first."""
+    ended: list[int] = []
+
+    async def waits() -> None:
+        try:
+            await Deferred()
+        finally:
+            ended.append(1)
+
+    coroutine = waits()
+    running = started(coroutine)
+    assert running is not None
+    if closed:
+        coroutine.close()
+    del coroutine, running
+    gc.collect()
+    assert ended == [1]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_is_started_has_a_log_context_of_its_own(waits: bool) -> None:
+    clear_contextvars()
+    bind_contextvars(whose="ours")
+    found: list[object] = []
+    waiting: Deferred[None] = Deferred()
+
+    async def binds() -> None:
+        found.append(get_contextvars())
+        bind_contextvars(whose="its")
+        await (waiting if waits else succeed(None))
+        found.append(get_contextvars())
+
+    started(binds())
+    bind_contextvars(whose="others")
+    if waits:
+        waiting.callback(None)
+    assert found == [{"whose": "ours"}, {"whose": "its"}]
+    assert get_contextvars() == {"whose": "others"}
+    clear_contextvars()

@@ -25,6 +25,7 @@ from tcprepl.background import (
     LoopingProcess,
     looping_background_process,
     run_in_background,
+    started,
 )
 from tcprepl.clocks import epoch_s, resumed_ms
 from tcprepl.federation.sending.attempts import Attempts, Prepared, TransactionTransport
@@ -361,13 +362,21 @@ class FederationSender:
             self._dispatch()
 
     def _run(self, destination: Destination, attempt: Coroutine[Any, Any, None]) -> None:
-        running = self._running[destination] = Deferred.fromCoroutine(attempt)
-        _ = running.addBoth(self._ended, destination)
+        try:
+            running = started(attempt)
+        except Exception:  # noqa: BLE001  # it is told to whom it concerns
+            self._ended(Failure(), destination)
+            return
+        if running is None:
+            self._ended(None, destination)
+        else:
+            self._running[destination] = running
+            _ = running.addBoth(self._ended, destination)
 
     def _ended(self, result: object, destination: Destination) -> None:
         """Let go of an attempt; a failure that nobody expected waits too, and is logged."""
         self._turns.end(destination)
-        del self._running[destination]
+        self._running.pop(destination, None)
         if isinstance(result, Failure):
             if not self._started and result.check(CancelledError):
                 return
