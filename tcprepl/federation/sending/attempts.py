@@ -9,6 +9,7 @@ disk before the request leaves, and after each verdict.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
@@ -109,7 +110,7 @@ class Attempts:
         self._writes = writes
         self._later = later
         #: Transactions that were accepted in this turn, which is not written yet.
-        self._ended: dict[Destination, str] = {}
+        self._ended: dict[Destination, StoredTransaction] = {}
         # Two starts never share an id, whatever the clock says.
         self._prefix = f"{now_ms()}-{chance.getrandbits(32):08x}"
         self._transactions = 0
@@ -384,32 +385,33 @@ class Attempts:
         name = destination.name
         if not self._ended:
             self._later(self.write_ended)
-        self._ended[destination] = transaction.transaction_id
+        self._ended[destination] = transaction
         if destination.backoff.failures and destination.backoff.cleared():
             self._writes.persist(destination, self._outbox.set_backoff, name, destination.backoff)
             logger.info("federation.destination.recovered", destination=name)
         self.sent_transactions += 1
-        sent = self.sent_by_type
-        for entry in transaction.entries:
-            edu_type = entry[2].edu_type
-            if edu_type not in sent and len(sent) >= _MAX_TYPES:
-                edu_type = "other"
-            sent[edu_type] = sent.get(edu_type, 0) + 1
 
     def write_ended(self) -> None:
         """Have it written which transactions were accepted in this turn."""
         ended, self._ended = self._ended, {}
         if not ended:
             return
+        transactions = ended.values()
+        self._count([entry[2].edu_type for one in transactions for entry in one.entries])
+        written = [(one.name, ended[one].transaction_id) for one in ended]
 
         def one_by_one(_: Failure) -> None:
-            for destination, transaction_id in ended.items():
-                one = [(destination.name, transaction_id)]
-                self._writes.persist(destination, self._outbox.finish, one)
+            for destination, transaction in zip(ended, written, strict=True):
+                self._writes.persist(destination, self._outbox.finish, [transaction])
 
-        _ = self._outbox.finish(
-            [(destination.name, transaction_id) for destination, transaction_id in ended.items()]
-        ).addErrback(one_by_one)
+        _ = self._outbox.finish(written).addErrback(one_by_one)
+
+    def _count(self, edu_types: list[str]) -> None:
+        """Count EDUs that were accepted."""
+        sent = self.sent_by_type
+        for edu_type, count in Counter(edu_types).items():
+            counted = edu_type if edu_type in sent or len(sent) < _MAX_TYPES else "other"
+            sent[counted] = sent.get(counted, 0) + count
 
     def sent_edus(self) -> Iterator[tuple[tuple[str], float]]:
         """Return how many EDUs of each type were accepted, for metrics."""

@@ -156,6 +156,8 @@ class Destination:
     @property
     def due_ms(self) -> int:
         """When it may be tried next; 0 for at once."""
+        if not self.backoff.interval_ms:
+            return 0
         return self.backoff.next_new_ms if self.has_new_work else self.backoff.next_ms
 
     # -- what waits ---------------------------------------------------------------------------
@@ -280,8 +282,10 @@ class Destination:
         self.in_flight = None
         self._unclear = 0
         self.last_success_ms = now_ms
-        self.max_edus = min(limits.edus, self.max_edus + REGROW_EDUS)
-        self.max_bytes = min(limits.max_bytes, self.max_bytes + REGROW_BYTES)
+        if self.max_edus != limits.edus:
+            self.max_edus = min(limits.edus, self.max_edus + REGROW_EDUS)
+        if self.max_bytes != limits.max_bytes:
+            self.max_bytes = min(limits.max_bytes, self.max_bytes + REGROW_BYTES)
 
     def judge(self, answer: Answer) -> Verdict:
         """Return what *answer* means for the transaction in flight; learns from it.

@@ -63,6 +63,9 @@ def lane_of(edu_type: str) -> Lane:
     return LANES.get(edu_type, Lane.OTHER)
 
 
+#: Later than anything expires.
+_NEVER_MS = 1 << 62
+
 #: The lane of a type, and what is around the content of such an EDU in a body.
 _kinds: dict[str, tuple[int, int]] = {}
 #: Types that are remembered.
@@ -85,11 +88,13 @@ class LaneQueue:
         size_bytes: An upper bound of what all of it takes in a body.
     """
 
-    __slots__ = ("_lanes", "_turn", "length", "size_bytes")
+    __slots__ = ("_first_expiry_ms", "_lanes", "_turn", "length", "size_bytes")
 
     def __init__(self) -> None:
         self._lanes: tuple[dict[_Ident, Entry], ...] = ({}, {}, {}, {}, {}, {})  # as `Lane` has
         self._turn = 0
+        #: Before then nothing expires.
+        self._first_expiry_ms = _NEVER_MS
         self.length = 0
         self.size_bytes = 0
 
@@ -113,9 +118,12 @@ class LaneQueue:
         """Add *entries* in their order, as `add` does each; returns how many more wait."""
         lanes = self._lanes
         size_bytes = self.size_bytes
+        first_expiry_ms = self._first_expiry_ms
         more = 0
         for entry in entries:
-            edu = entry[2]
+            _, expires_ms, edu = entry
+            if 0 < expires_ms < first_expiry_ms:
+                first_expiry_ms = expires_ms
             edu_type = edu.edu_type
             number, around_bytes = _kinds.get(edu_type) or _kind_of(edu_type)
             lane = lanes[number]
@@ -129,6 +137,7 @@ class LaneQueue:
                 lane[edu_type, key] = entry
                 more += len(lane) - before
         self.size_bytes = size_bytes
+        self._first_expiry_ms = first_expiry_ms
         self.length += more
         return more
 
@@ -177,14 +186,13 @@ class LaneQueue:
         """Take everything: the usual case, without looking at the size of each."""
         found: list[Entry] = []
         for lane in self._lanes:
-            if not lane:
-                continue
-            for entry in lane.values():
-                if 0 < entry[1] <= now_ms:
-                    expired.append(entry)
-                else:
-                    found.append(entry)
-            lane.clear()
+            if lane:
+                found += lane.values()
+                lane.clear()
+        if self._first_expiry_ms <= now_ms:
+            expired += [entry for entry in found if 0 < entry[1] <= now_ms]
+            found = [entry for entry in found if not 0 < entry[1] <= now_ms]
+        self._first_expiry_ms = _NEVER_MS
         self.length = 0
         self.size_bytes = 0
         return found

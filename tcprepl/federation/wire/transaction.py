@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 from msgspec import Raw, Struct
@@ -86,6 +87,12 @@ def _tail(edu_type: str) -> bytes:
     return tail
 
 
+@lru_cache(maxsize=16)
+def _origin(origin: ServerName) -> bytes:
+    """Return what follows the EDUs of a body from *origin*, up to the time."""
+    return b'"origin":%b,"origin_server_ts":' % msgspec.json.encode(origin)
+
+
 def edu_bytes(edu: Edu) -> int:
     """Return how many bytes *edu* takes in a body, its comma included."""
     return len(edu.content) + len(_tail(edu.edu_type)) + _AROUND_CONTENT_BYTES
@@ -134,10 +141,7 @@ def build_body(
         parts.append(b"],")
     else:
         parts.append(b"{")
-    parts.append(
-        b'"origin":%b,"origin_server_ts":%d,"pdus":[%b]}'
-        % (msgspec.json.encode(origin), origin_server_ts, b",".join(pdus))
-    )
+    parts += (_origin(origin), b'%d,"pdus":[' % origin_server_ts, b",".join(pdus), b"]}")
     body = b"".join(parts)
     if len(body) > limits.max_bytes:
         raise TransactionTooLarge(f"{len(body)} bytes in one transaction")
