@@ -7,6 +7,7 @@ that died together are not tried together. Pure: time and chance are arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class BackoffPolicy:
     Attributes:
         quick_ms: The waits after the first failures.
         first_ms: The wait after those.
-        factor: What each further wait is longer by.
+        factor: What each further wait is longer by, until it is the longest.
         cap_ms: The longest wait.
         jitter: Least and most of the random factor on each wait.
     """
@@ -39,17 +40,23 @@ class BackoffPolicy:
     jitter: tuple[float, float] = (0.8, 1.4)
 
     def __post_init__(self) -> None:
-        if self.first_ms <= 0 or self.cap_ms <= 0 or self.factor < 1:
-            raise ValueError("expected waits above 0 and a factor of at least 1")
+        if self.first_ms <= 0 or self.cap_ms <= 0 or not 1 <= self.factor < math.inf:
+            raise ValueError(
+                "expected waits above 0 and a finite factor of at least 1"
+            )
 
     def wait_ms(self, failures: int, uniform: Callable[[float, float], float]) -> int:
         """Return how long to wait after *failures* failures in a row (at least 1)."""
         quick = len(self.quick_ms)
+        wait: float
         if failures <= quick:
-            wait: float = self.quick_ms[failures - 1]
+            wait = self.quick_ms[failures - 1]
         else:
-            exponent = min(failures - quick - 1, 64)
-            wait = min(self.first_ms * self.factor**exponent, self.cap_ms)
+            doublings = (failures - quick - 1) * math.log2(self.factor)
+            if doublings >= math.log2(self.cap_ms) - math.log2(self.first_ms):
+                wait = self.cap_ms
+            else:
+                wait = self.first_ms * 2.0**doublings
         return max(1, min(int(wait * uniform(*self.jitter)), self.cap_ms))
 
 

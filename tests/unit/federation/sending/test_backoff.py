@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tcprepl.federation.sending.backoff import DAY_MS, MINUTE_MS, Backoff, BackoffPolicy
 
@@ -21,6 +24,34 @@ def test_the_default_schedule() -> None:
     assert waits[9:13] == [MINUTE_MS, 10 * MINUTE_MS, 20 * MINUTE_MS, 40 * MINUTE_MS]
     assert waits[-1] == 7 * DAY_MS
     assert policy.wait_ms(10_000, middle) == 7 * DAY_MS
+
+
+@given(
+    first_ms=st.integers(1, 10 * DAY_MS),
+    factor=st.one_of(st.floats(1, 1.1), st.floats(1, allow_infinity=False)),
+    cap_ms=st.integers(1, 10 * DAY_MS),
+    failures=st.integers(1, 10**9),
+)
+@example(first_ms=600_000, factor=1.01, cap_ms=7 * DAY_MS, failures=66)
+@example(first_ms=1, factor=1 + 2**-52, cap_ms=DAY_MS, failures=10**18)
+@example(first_ms=1, factor=1e300, cap_ms=DAY_MS, failures=10**18)
+def test_each_wait_is_a_factor_longer_up_to_the_cap(
+    first_ms: int, factor: float, cap_ms: int, failures: int
+) -> None:
+    """Whatever the factor is: only one of 1 lets the waits stay below the cap for ever."""
+    policy = BackoffPolicy(quick_ms=(), first_ms=first_ms, factor=factor, cap_ms=cap_ms)
+    wait, longer = policy.wait_ms(failures, middle), policy.wait_ms(failures + 1, middle)
+    assert 1 <= wait <= longer <= cap_ms
+    if longer < cap_ms:
+        assert longer == pytest.approx(wait * factor, rel=1e-6, abs=1 + factor)
+    last = cap_ms if factor > 1 else min(first_ms, cap_ms)
+    assert policy.wait_ms(10**30, middle) == last
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0, -2.0, math.nan, math.inf])
+def test_a_factor_that_makes_no_wait_longer_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="factor of at least 1"):
+        BackoffPolicy(factor=factor)
 
 
 def test_failures_are_counted_and_cleared() -> None:
