@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import ASKING, all_of
@@ -40,6 +38,9 @@ from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.settings import Config
 from tcprepl.storage.sqlite import private_directory
+from tcprepl.storage.worker import ThreadWorker, answer_of
+
+T = TypeVar("T")
 
 logger = get_logger(__name__)
 
@@ -117,7 +118,6 @@ class FederationWorker:
         self._max_concurrent = max_concurrent
         self._dialect = dialect
         self._token = token
-        self._pool = ThreadPool(0, 1, name="outbox")
         self._life = Lifecycle(reactor, "federation")
 
     async def start(self) -> None:
@@ -175,8 +175,8 @@ class FederationWorker:
         key = load_or_create_signing_key(settings.signing_key or self._data / SIGNING_KEY_FILE)
         given = self.config.server_name if "server_name" in self.config.model_fields_set else None
         self.server_name = await find_server_name(self._reactor, self._endpoint, self._data, given)
-        self._pool.start()
-        self._life.add("outbox_thread", self._pool.stop)
+        self._worker = ThreadWorker(self._reactor.callFromThread, "outbox")
+        self._life.add("outbox_thread", self._worker.stop)
         self.transport = FederationTransport(
             self._reactor,
             Signer(self.server_name, key),
@@ -272,9 +272,9 @@ class FederationWorker:
         if not self.failed.called:
             self.failed.errback(failure)
 
-    def _run(self, work: Any) -> Deferred[Any]:
+    def _run(self, work: Callable[[], T]) -> Deferred[T]:
         """Do the outbox's work in its thread."""
-        return deferToThreadPool(self._reactor, self._pool, work)
+        return answer_of(self._worker, work)
 
     def _acknowledge(self, instance: InstanceName, token: Token) -> None:
         if self.client.connected:

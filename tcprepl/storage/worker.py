@@ -7,6 +7,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
+from twisted.internet.defer import Deferred
+
 T = TypeVar("T")
 
 #: Called with the answer of a job, or with the exception that it raised.
@@ -109,3 +111,17 @@ class ThreadWorker:
         """End the thread after the jobs that were given, and wait for that."""
         self._jobs.put(None)
         self._thread.join()
+
+
+def answer_of(worker: Worker, job: Callable[[], T]) -> Deferred[T]:
+    """Run *job* in *worker*; fires with what it does, also where nobody waits any more."""
+    answer: Deferred[T] = Deferred()
+
+    def done(result: T | None, error: BaseException | None) -> None:
+        if error is None:
+            answer.callback(result)  # type: ignore[arg-type]  # it is what the job returned
+        else:
+            answer.errback(error)
+
+    worker.submit(job, done)
+    return answer

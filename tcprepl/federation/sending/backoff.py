@@ -41,9 +41,7 @@ class BackoffPolicy:
 
     def __post_init__(self) -> None:
         if self.first_ms <= 0 or self.cap_ms <= 0 or not 1 <= self.factor < math.inf:
-            raise ValueError(
-                "expected waits above 0 and a finite factor of at least 1"
-            )
+            raise ValueError("expected waits above 0 and a finite factor of at least 1")
 
     def wait_ms(self, failures: int, uniform: Callable[[float, float], float]) -> int:
         """Return how long to wait after *failures* failures in a row (at least 1)."""

@@ -22,6 +22,13 @@ from tcprepl.storage.fenced import FencedDatabase
 from tests import postgres_world
 
 
+class Reactor(MemoryReactorClock):
+    """In memory, and called by threads, too."""
+
+    def callFromThread(self, f: Any, *args: Any) -> None:
+        self.callLater(0, f, *args)
+
+
 class Client:
     """Stands for the replication client: notes what it is told to send."""
 
@@ -47,7 +54,7 @@ def result(work: Any) -> Any:
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FederationWorker]:
     monkeypatch.setattr(FederationWorker, "_run", lambda self, work: run_inline(work))
-    reactor: Any = MemoryReactorClock()
+    reactor: Any = Reactor()
     made = FederationWorker(
         reactor,
         TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
@@ -168,7 +175,7 @@ class Shared:
 
     def worker(self, **options: Any) -> FederationWorker:
         """Return one that has not started."""
-        reactor: Any = MemoryReactorClock()
+        reactor: Any = Reactor()
         made = FederationWorker(
             reactor,
             TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
@@ -235,7 +242,7 @@ def test_who_is_stopped_while_it_waits_stops_waiting(
 
 def test_a_database_needs_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tcprepl.federation.sending.outbox_postgres", None)
-    reactor: Any = MemoryReactorClock()
+    reactor: Any = Reactor()
     made = FederationWorker(
         reactor,
         TCP4ClientEndpoint(reactor, "127.0.0.1", 1),

@@ -8,8 +8,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError
 
-from tcprepl.storage.worker import InlineWorker, ThreadWorker, Worker
+from tcprepl.storage.worker import InlineWorker, ThreadWorker, Worker, answer_of
 
 
 class Reactor:
@@ -49,3 +50,29 @@ def test_jobs_run_in_order_and_answer(threaded: bool) -> None:
     worker.submit(lambda: order.append(3), lambda *_: None)
     worker.stop()
     assert order == [1, 2, 3]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_what_a_job_does_is_answered_in_the_thread_that_asked(threaded: bool) -> None:
+    reactor = Reactor()
+    worker: Worker = ThreadWorker(reactor.call_from_thread, "test") if threaded else InlineWorker()
+    answers: list[object] = []
+    for job in (lambda: 7, lambda: 1 // 0, lambda: 8):
+        waiting = answer_of(worker, job)
+        waiting.addCallback(answers.append).addErrback(lambda why: answers.append(why.type))
+        if threaded:
+            assert len(answers) < 3
+            reactor.turn()
+    assert answers == [7, ZeroDivisionError, 8]
+    worker.stop()
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_done_all_the_same() -> None:
+    reactor, done = Reactor(), list[int]()
+    worker = ThreadWorker(reactor.call_from_thread, "test")
+    waiting = answer_of(worker, lambda: done.append(1))
+    waiting.addErrback(lambda why: why.trap(CancelledError))
+    waiting.cancel()
+    reactor.turn()
+    assert done == [1]
+    worker.stop()
