@@ -84,6 +84,8 @@ def test_what_cannot_go_into_quarantine_is_no_new_evidence() -> None:
     search.keep(1)
     assert search.suspects == {1}
     assert not search.has_new_evidence
+    search.keep(2)  # which was never suspected
+    assert search.suspects == {1, 2}
 
 
 def test_a_remote_that_takes_nothing_is_left_alone_after_a_bounded_number() -> None:

@@ -54,7 +54,9 @@ def test_what_is_lost_is_made_again_until_it_stops() -> None:
     with capture_logs() as logs:
         service.startService()
         service.startService()
+        assert service.last_error is None
         reactor.tcpClients[0][2].clientConnectionFailed(None, Failure(OSError("nobody")))
+        assert service.last_error == "nobody"
         reactor.advance(RECONNECT_MIN_S)
         protocol = connected(reactor)
         protocol.dataReceived(b"SERVER x\nPING 1\n")

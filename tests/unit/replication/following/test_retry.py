@@ -223,6 +223,7 @@ def test_rows_that_do_not_fit_are_left_out_and_what_was_written_for_them_is_undo
     assert stage.store.calls == (["rollback"] if atomic else []) + [{ALPHA: 4}]
     assert stage.caller.quarantined_rows == 2
     assert [entry["event"] for entry in logs] == ["replication.row.quarantined"] * 2
+    assert {(entry["stream"], entry["instance"], entry["token"]) for entry in logs} == {(*ALPHA, 4)}
 
 
 @pytest.mark.parametrize("atomic", [False, True])
@@ -292,3 +293,20 @@ def test_a_log_that_refuses_says_it_in_words() -> None:
     stage.caller.running = False
     stage.clock.advance(60)
     assert isinstance(outcome(waiting), Stopped)
+
+
+def test_who_is_called_may_say_itself_that_the_client_stops() -> None:
+    """It is undone like any failure, not logged, and not called again."""
+    stage = Stage()
+    calls: list[int] = []
+
+    def handler(*_: object) -> None:
+        calls.append(1)
+        raise Stopped
+
+    with structlog.testing.capture_logs() as logs:
+        done = stage.call(handler, GOOD)
+        stage.clock.advance(60)
+    assert isinstance(outcome(done), Stopped)
+    assert (calls, logs, stage.waits) == ([1], [], [])
+    assert stage.store.calls == ["rollback"]
