@@ -60,6 +60,9 @@ MORE = {
         "tests/unit/streams/test_producing.py",
     ],
     "tcprepl/streams/registry.py": ["tests/unit/streams/test_rows.py"],
+    "tcprepl/streams/postgres_database.py": ["tests/unit/streams/test_postgresql.py"],
+    "tcprepl/streams/postgres_gate.py": ["tests/unit/streams/test_postgresql.py"],
+    "tcprepl/streams/postgres_news.py": ["tests/unit/streams/test_postgresql.py"],
     "tcprepl/streams/ring.py": ["tests/unit/streams/test_memory.py"],
     "tcprepl/streams/history.py": ["tests/unit/streams/test_cursor.py"],
     "tcprepl/protocol/parsing.py": [
