@@ -9,6 +9,11 @@ Being connected is not being heard. A Redis that was made a replica keeps its co
 takes what is published, and passes it on to nobody; one behind a proxy may be another one than
 the one that is subscribed. So who publishes asks the server for its role, and waits for its
 own lines to come back.
+
+`tcprepl.replication.following.reconnecting` has another loop, and stays apart: a connection there
+is one, with a greeting and a dialect, of a service that counts each attempt; a link is a pair that
+is up or down, and stands below it (this room knows nothing of who follows). What both have to agree
+on, how long to wait after so many failures, is `backoff_s`.
 """
 
 from __future__ import annotations
