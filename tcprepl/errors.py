@@ -20,6 +20,9 @@
       FederationError
       TokenRefused              .wait_s before another is looked at
       ConfigError               the command line exits with 2
+
+A tree is looked through as a whole, and an exception that is added has to find its place in it: so
+this may be longer than other modules.
 """
 
 from __future__ import annotations

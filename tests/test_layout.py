@@ -46,7 +46,9 @@ TOP = {
 }
 #: Modules that hold nothing to test on their own.
 PLAIN = {"__init__.py", "__main__.py", "ids.py"}
-MAX_LINES = 700
+MAX_LINES = 500
+#: What the docstring of a longer module says, after the reason.
+LONGER = "longer than other modules"
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -84,5 +86,8 @@ def test_top_level_stays_small() -> None:
 def test_module_is_described_and_short(module: Path) -> None:
     """Each module says what it is and stays readable in one sitting."""
     text = module.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), f"{module} has no docstring"
-    assert text.count("\n") <= MAX_LINES
+    described = ast.get_docstring(ast.parse(text))
+    assert described, f"{module} has no docstring"
+    assert text.count("\n") <= MAX_LINES or LONGER in " ".join(described.split()), (
+        f"part it where a reader would, or say in its docstring why it may be {LONGER}"
+    )

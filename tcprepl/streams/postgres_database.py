@@ -3,6 +3,8 @@
 Everything that a commit writes goes to the server in one piece, and one answer comes back. The
 first thing in it is the fence (`tcprepl.storage.fenced`): a server that was asleep for
 longer than its lease, and whose name another has taken, writes nothing.
+
+What is written and what reads it back change together: so this may be longer than other modules.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
 transaction that was begun earlier, or makes a new one, sends it, and acts on the answer as
 `tcprepl.federation.sending.destination` judges it. Everything that has to survive a crash is on
 disk before the request leaves, and after each verdict.
+
+What is done before, during and after a request shares what is in flight, and each step is about
+what the one before has left: so this may be longer than other modules.
 """
 
 from __future__ import annotations

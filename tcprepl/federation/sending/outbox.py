@@ -6,6 +6,9 @@ neither loses a row nor reads one twice. `tcprepl.federation.sending.outbox_file
 
 A keyed EDU takes the place of the waiting one with the same destination, type and key. EDUs that
 are in a transaction in flight are never replaced: the transaction is sent again just as it was.
+
+It is one list of operations, a few statements each, that rely on what the others leave in the
+tables: so it may be longer than other modules.
 """
 
 from __future__ import annotations

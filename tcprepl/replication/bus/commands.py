@@ -2,6 +2,8 @@
 
 Each is a function of the connection and the words, and returns the reply. What needs more
 than words is asked of the connection (`Client`) and of what it belongs to (`Desk`).
+
+It is one table of small functions, looked up by name: so it may be longer than other modules.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
 through what a connection brought, tells gaps from resets, and fetches over HTTP what the wire
 cannot bring. Calling a handler until it succeeds is `retry.Caller`'s, the positions are
 `progress.Progress`'s, and what only servers of 2017 do is in `dialect_2017`.
+
+Whatever comes, rows, runs, positions or pages, passes one inbox, and each may have to wait in the
+middle of it: so this may be longer than other modules.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 What a peer asks for is done in turns (`tcprepl.replication.serving.turns`), and not at all
 while it does not take the answers: input waits then, read or not (protocol.md 10.3).
+
+There is one object for each of thousands of connections, and all of it works on the same session,
+outlet and reader: so this may be longer than other modules.
 """
 
 from __future__ import annotations
