@@ -11,6 +11,9 @@ Two kinds of metric are used:
   holds the number registers a *source*, and the number is asked for when somebody scrapes.
   So a hot path only adds to an integer that it owns, and several servers in one process
   (as in the tests) add up instead of overwriting each other.
+
+It is one table of names and what to think of them, and is read as one: so it may be longer than
+other modules.
 """
 
 from __future__ import annotations
@@ -185,12 +188,15 @@ CURRENT_POSITION = Live(
 )
 STREAM_POSITION = Live(
     "tcprepl_stream_position",
-    "The newest token, by stream and instance",
+    "The newest token, by stream and instance: one that stands still while its writer works, "
+    "is one that no row reaches; look at the writer",
     labels=("stream", "instance"),
 )
 STREAM_IN_ROWS = Live(
     "tcprepl_stream_received_rows",
-    "Rows that came in, by stream and instance: published here, or had from an upstream",
+    "Rows that came in, by stream and instance: published here, or had from an upstream. "
+    "What grows much faster than it did is a writer gone wild; `tcprepl log top` shows by "
+    "which keys",
     kind="counter",
     labels=("stream", "instance"),
 )
@@ -203,7 +209,8 @@ STREAM_IN_BYTES = Live(
 )
 STREAM_OUT_ROWS = Live(
     "tcprepl_stream_sent_rows",
-    "Rows written to readers of the line protocol and the bus, once for each of them",
+    "Rows written to readers of the line protocol and the bus: once for each of them, so "
+    "that it grows with readers; a relay takes some away",
     kind="counter",
     labels=("stream", "instance"),
 )
@@ -222,7 +229,9 @@ PEERS = Live(
 )
 CATCH_UP_BYTES = Live(
     "tcprepl_catchup_bytes",
-    "Bytes of which readers who are behind were served from the log",
+    "Bytes of which readers who are behind were served from the log: none in quiet times. "
+    "Where it grows all the time, somebody comes back again and again, or never catches up; "
+    "`tcprepl top` says who",
     kind="counter",
 )
 CATCH_UP_TURNS = Live(
@@ -245,33 +254,38 @@ PRODUCERS = Live(
 )
 DAMAGED_RANGES = Live(
     "tcprepl_log_damaged_ranges",
-    "Ranges of rows that cannot be read from the disk, as far as somebody has tried",
+    "Ranges of rows that cannot be read from the disk, as far as somebody has tried: above "
+    "0, check the disk; `tcprepl log verify` names the rows, a backup may have them",
     labels=("stream", "instance"),
 )
 PEER_BEHIND_ROWS = Live(
     "tcprepl_peer_behind_rows",
-    "Rows that a peer has not been sent yet",
+    "Rows that a peer has not been sent yet: for how long counts, see tcprepl_peer_behind_seconds",
     labels=("peer", "stream"),
 )
 PEER_BEHIND_BYTES = Live(
     "tcprepl_peer_behind_bytes",
-    "Bytes that a peer has not been sent yet",
+    "Bytes that a peer has not been sent yet: they cost disk, not memory; beyond "
+    "streams.retention they are lost to it",
     labels=("peer", "stream"),
 )
 PEER_BEHIND_SECONDS = Live(
     "tcprepl_peer_behind_seconds",
-    "Age of the oldest row that a peer has not been sent yet",
+    "Age of the oldest row that a peer has not been sent yet: above a minute, look with "
+    "`tcprepl top` whether its socket is paused; if so at that process, if not at this one",
     labels=("peer", "stream"),
 )
 PEER_PAUSED_SECONDS = Live(
     "tcprepl_peer_paused_seconds",
-    "Time for which a peer's socket took no more",
+    "Time for which a peer's socket took no more: a peer for which it grows by a second a "
+    "second does not read; look at that process, nobody else waits for it",
     kind="counter",
     labels=("peer",),
 )
 LINK_UP = Live(
     "tcprepl_link_up",
-    "Whether an upstream, or the Redis that is published to, is there (1) or away (0)",
+    "Whether an upstream, or the Redis that is published to, is there (1) or away (0): the "
+    "status page says why; what was missed is fetched when it is back",
     labels=("link", "kind"),
 )
 LINK_ROWS = Live(
@@ -288,54 +302,69 @@ LINK_RECONNECTS = Live(
 )
 LINK_GAPS = Live(
     "tcprepl_link_gaps",
-    "Gaps held beside the log: rows lost on the way from an upstream",
+    "Gaps held beside the log: rows lost on the way from an upstream. Name the HTTP address "
+    "of the writer in `instances`, so that what a connection loses is fetched",
     labels=("link", "kind"),
 )
 LINK_IDLE_SECONDS = Live(
     "tcprepl_link_idle_seconds",
-    "Time since the last row came from an upstream",
+    "Time since the last row came from an upstream: where it grows beyond what is usual "
+    "while the link is up, look at the writers",
     labels=("link", "kind"),
 )
 DROPPED = Counter(
     "tcprepl_dropped",
-    "What was thrown away: rows, EDUs, lines; and why",
+    "What was thrown away: rows, EDUs, lines; and why. What expired, or was known already, is "
+    "as it should be; look into the log for the rest",
     ["what", "why"],
     registry=REGISTRY,
 )
 REFUSED_ACCESS = Counter(
     "tcprepl_access_refused",
-    "What was refused for want of a token or a right, by side (line, http) and why",
+    "What was refused for want of a token or a right, by side (line, http) and why: where it "
+    "grows, a peer has an old token or lacks a right, or somebody guesses; `why` says which",
     ["side", "why"],
     registry=REGISTRY,
 )
 GAPS = Counter(
     "tcprepl_gaps",
-    "Times a reader could not be resumed from the log and had to start anew",
+    "Times a reader could not be resumed from the log and had to start anew: raise "
+    "streams.retention_of for that stream, or let the reader run more often",
     ["stream"],
     registry=REGISTRY,
 )
 
 # -- The bus --------------------------------------------------------------------------------
 
-BUS_CONNECTIONS = Live("tcprepl_bus_connections", "Clients of the bus connected now")
+BUS_CONNECTIONS = Live(
+    "tcprepl_bus_connections",
+    "Clients of the bus connected now: fewer than processes of the homeserver means that one "
+    "is away",
+)
 BUS_COMMANDS = Live(
-    "tcprepl_bus_commands", "Commands of Redis received", kind="counter", labels=("command",)
+    "tcprepl_bus_commands",
+    "Commands of Redis received, by name: what Synapse never sends comes from somebody else",
+    kind="counter",
+    labels=("command",),
 )
 BUS_CACHE_REQUESTS = Live(
     "tcprepl_bus_cache_requests",
-    "Keys asked for in the cache of the bus, by whether they were there",
+    "Keys asked for in the cache of the bus, by whether they were there: each miss is work for the "
+    "database of the homeserver; see tcprepl_bus_cache_removed_total for why there are many",
     kind="counter",
     labels=("result",),
 )
 BUS_PROCESS_CACHE = Live(
     "tcprepl_bus_process_cache_requests",
-    "Keys that each process asked the cache of the bus for, by whether they were there",
+    "Keys that each process asked the cache of the bus for, by whether they were there: "
+    "each miss is work for the database of the homeserver; one that has just begun has many",
     kind="counter",
     labels=("process", "result"),
 )
 BUS_RECONNECTS = Live(
     "tcprepl_bus_process_reconnects",
-    "How often each process began again to listen to the bus",
+    "How often each process began again to listen to the bus: more often than it was "
+    "restarted, look into its log and at the network",
     kind="counter",
     labels=("process",),
 )
@@ -347,17 +376,22 @@ BUS_CACHE_REMOVED = Live(
 )
 BUS_REPLAYS = Counter(
     "tcprepl_bus_replays",
-    "Processes that began to listen to the bus, by what they were given of what they missed",
+    "Processes that began to listen to the bus, by what they were given of what they missed: "
+    "those who were given too little should be restarted, or bus.replay_seconds raised",
     ("outcome",),
     registry=REGISTRY,
 )
 BUS_SILENT_MOVES = Counter(
     "tcprepl_bus_silent_moves",
-    "Positions that moved without a row in streams in which every token is that of a row",
+    "Positions that moved without a row in streams in which every token is that of a row: "
+    "some may have been lost before they were published; restart who depends on them",
     ("stream", "instance"),
     registry=REGISTRY,
 )
-BUS_CACHE_BYTES = Live("tcprepl_bus_cache_bytes", "Bytes in the cache of the bus")
+BUS_CACHE_BYTES = Live(
+    "tcprepl_bus_cache_bytes",
+    "Bytes in the cache of the bus: at its bound, what was used least goes first",
+)
 BUS_CACHE_ENTRIES = Live("tcprepl_bus_cache_entries", "Keys in the cache of the bus")
 
 # -- Federation -----------------------------------------------------------------------------
@@ -404,10 +438,15 @@ EVENT_PROCESSING_LAG = Histogram(
     registry=REGISTRY,
 )
 OUTBOX_ROWS = Live(
-    "tcprepl_outbox_rows", "EDUs on disk that wait to be sent, by lane", labels=("lane",)
+    "tcprepl_outbox_rows",
+    "EDUs on disk that wait to be sent, by lane: `tcprepl fed ls` says for whom",
+    labels=("lane",),
 )
 OUTBOX_OLDEST_SECONDS = Live(
-    "tcprepl_outbox_oldest_seconds", "Age of the oldest EDU on disk, by lane", labels=("lane",)
+    "tcprepl_outbox_oldest_seconds",
+    "Age of the oldest EDU on disk, by lane: above some hours, `tcprepl fed ls` says which server "
+    "it is for, and why it waits",
+    labels=("lane",),
 )
 
 # -- State in memory ------------------------------------------------------------------------
@@ -448,7 +487,7 @@ BACKGROUND_SECONDS = Live(
 )
 BACKGROUND_FAILED = Counter(
     "tcprepl_background_failed",
-    "Background work that failed, by name",
+    "Background work that failed, by name: the log has the reason of each (background.failed)",
     ["name"],
     registry=REGISTRY,
 )
@@ -462,7 +501,11 @@ REACTOR_LATENESS = Live(
     "How late the latest turn of the last minute was: above 0.5, something holds the one thread, "
     "or the machine is out of CPU",
 )
-DATA_BYTES = Live("tcprepl_data_bytes", "Bytes of the files in the data directory")
+DATA_BYTES = Live(
+    "tcprepl_data_bytes",
+    "Bytes of the files in the data directory: streams.retention bounds them, for each "
+    "stream and instance",
+)
 DATA_FREE_BYTES = Live(
     "tcprepl_data_free_bytes",
     "Bytes left on the disk of the data directory: at 0, appends are refused with 503",
@@ -473,16 +516,20 @@ CERTIFICATE_END = Live(
     labels=("listener",),
 )
 DATABASE_AWAY = Live(
-    "tcprepl_database_away_seconds", "How long the database has been away; 0 while it is there"
+    "tcprepl_database_away_seconds",
+    "How long the database has been away, 0 while it is there: meanwhile appends are refused "
+    "with 503, and go on by themselves when it is back",
 )
 INSTANCE_EPOCH = Live(
     "tcprepl_instance_epoch",
-    "How often each instance of the database was taken, and by which process last",
+    "How often each instance of the database was taken, and by which process last: where it "
+    "grows all the time, two processes have the same name",
     labels=("instance", "holder"),
 )
 INSTANCE_LEASE = Live(
     "tcprepl_instance_lease_seconds",
-    "For how long each instance is kept without being heard of; below 0, it is free",
+    "For how long each instance is kept without being heard of: below 0 it is free, and "
+    "nobody writes it; start its process, or a standby",
     labels=("instance",),
 )
 COMMIT_SECONDS = Histogram(

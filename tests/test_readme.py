@@ -115,6 +115,25 @@ def test_metrics_exist() -> None:
     assert missing == set()
 
 
+def told_of_metrics() -> dict[str, str]:
+    """Return the help text of each metric of ours that is in the table, by its exposed name."""
+    importlib.import_module("tcprepl.app.server")
+    helps = re.findall(r"^# HELP (\S+) (.+)$", metrics.render().decode(), re.MULTILINE)
+    cells = re.findall(r"^\| (`.+?) \|", section("operation", "Metrics"), re.MULTILINE)
+    named = re.findall(r"`([a-z_]+)`", " ".join(cells))
+    assert len(named) > 30
+    assert set(named) - {name for name, _ in helps} == set(), "not the names to ask for"
+    return {name: text for name, text in helps if name in named and name.startswith("tcprepl_")}
+
+
+@pytest.mark.parametrize(("name", "text"), told_of_metrics().items())
+def test_the_help_of_a_metric_says_what_to_think_of_it(name: str, text: str) -> None:
+    """Not only what is counted: also what is good, what is bad, or what to do."""
+    what, _, more = re.sub("; |: |[.] ", "\0", text).partition("\0")
+    assert len(what) > 10, name
+    assert len(more) > 10, name
+
+
 #: Words of the same form that are settings of Synapse.
 OTHER_NAMES: set[str] = set()
 
