@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
+from operator import eq
 
 from tcprepl.errors import TokenOrder
 from tcprepl.ids import InstanceName, StreamName, Token
@@ -43,13 +44,16 @@ def assign_tokens(
         raise ValueError("give either batch or tokens: equal neighbours are a batch already")
     if len(tokens) != count:
         raise ValueError(f"{count} rows and {len(tokens)} tokens")
+    first, last = tokens[0], tokens[-1]
+    if position < first and last <= MAX_TOKEN and last - first == count - 1:
+        consecutive = range(first, last + 1)
+        if all(map(eq, tokens, consecutive)):  # as nearly always
+            return consecutive
     before = position
     for index, token in enumerate(tokens):
         if token > MAX_TOKEN or (token <= before if not index else token < before):
             raise TokenOrder(stream, instance, token, before)
         before = token
-    if tokens[-1] - tokens[0] == count - 1 and len(set(tokens)) == count:
-        return range(tokens[0], tokens[-1] + 1)
     return list(tokens)
 
 
