@@ -7,6 +7,8 @@ Per row nothing is made but the row; neighbours of one pair are read as a run.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import partial
 from typing import Final, cast
 
 from tcprepl.errors import LostRow
@@ -143,6 +145,8 @@ class BatchAssembler:
         end = len(lines)
         if self.mixes and end - start > 1 and self.read_mixed(lines, start, events):
             return end
+        if self.mixes and end - start > 1:
+            index = self.read_runs(lines, start, events)
         while index < end and lines[index].startswith(_WORD):
             pair = self._pair_of(lines[index], line_number + index)
             if pair is None:
@@ -190,6 +194,38 @@ class BatchAssembler:
             return False
         events.append(MixedReceived(cast("list[Pair]", pairs), tokens, rows))
         return True
+
+    def read_runs(self, lines: list[bytes], start: int, events: list[Event]) -> int:
+        """Read *lines* from *start* on, run by run of a known pair, each line a batch of one row.
+
+        They are valid UTF-8. As `read_mixed` it does little for a single line but in C, and leaves
+        what is not as it nearly always is, and all behind it, to be read line by line.
+
+        Returns:
+            The index of the first line that has not been read.
+        """
+        end = len(lines)
+        while start < end:
+            line = lines[start]
+            cut = line.find(b" ", line.find(b" ", len(_WORD)) + 1) + 1
+            prefix = line[:cut]
+            pair = self._pairs.get(prefix)
+            if pair is None or pair.pending or pair.stream not in self._live:
+                break
+            other = partial(_is_of_other, prefix)
+            stop = bisect_left(lines, True, start, end, key=other)
+            parts = b"\n".join(lines[start:stop])[cut:].split(b"\n" + prefix)
+            digits, _, rows = zip(*[part.partition(b" ") for part in parts], strict=True)
+            if (
+                len(parts) != stop - start  # there are others between them
+                or not (all(digits) and all(rows) and b"".join(digits).isdigit())
+                or max(map(len, digits)) > _TOKEN_DIGITS
+                or max(tokens := list(map(int, digits))) > MAX_TOKEN
+            ):
+                break
+            events.append(_run(pair, tokens, list(rows)))
+            start = stop
+        return start
 
     def _read_run(
         self, pair: _Pair, lines: list[bytes], index: int, line_number: int, events: list[Event]
@@ -348,6 +384,11 @@ def _run(pair: _Pair, tokens: list[Token], rows: list[bytes]) -> RowsReceived | 
     if len(tokens) == 1:
         return RowsReceived(pair.stream, pair.instance, tokens[0], rows)
     return RunReceived(pair.stream, pair.instance, tokens, rows)
+
+
+def _is_of_other(prefix: bytes, line: bytes) -> bool:
+    """Return whether *line* begins otherwise than with *prefix*."""
+    return not line.startswith(prefix)
 
 
 def _samples(start: int, end: int) -> tuple[int, int, int]:

@@ -266,6 +266,8 @@ class LineReader:
         if plain and self._assembler.read_mixed(payloads, 0, events):
             self._deliver(events)  # rows of pairs that take turns, as nearly always
             return
+        if plain and (read := self._assembler.read_runs(payloads, 0, events)):
+            payloads = payloads[read:]  # nearly always nothing
         rows: list[bytes] = []
         passing = self._passing
         for payload in payloads:

@@ -330,6 +330,61 @@ def test_rows_of_known_pairs_come_mixed() -> None:
     assert events == [RunReceived("a", "m", [1, 2], [b"[1]", b"[3]"])]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"PING 1",
+        b"RDATA a",
+        b"RDATA a m",
+        b"RDATA b m 3 [3]",
+        b"RDATA c m 3 [3]",
+        b"RDATA a m batch [3]",
+        b"RDATA a m  [3]",
+        b"RDATA a m 3 ",
+        b"RDATA a m %b [3]" % (b"0" * 30),
+        b"RDATA a m %d [3]" % (MAX_TOKEN + 1),
+    ],
+)
+def test_runs_are_read_up_to_what_is_none(odd: bytes) -> None:
+    batches = assembler("a", "b")
+    lines = [b"RDATA a m 1 [1]", b"RDATA a m 2 [2]"]
+    events: list[Event] = []
+    assert batches.read_runs(lines, 0, events) == 0, "nobody had met the pair"
+    read(batches, *lines)
+    batches.position(PositionCommand("b", "m", None, 0), events, 1)
+    assert batches.read_runs([odd, *lines], 0, events) == 0
+    assert batches.read_runs([lines[0], odd, *lines], 0, events) == 0
+    assert events == []
+    assert batches.read_runs([odd, *lines, *lines], 1, events) == 5
+    assert events == [RunReceived("a", "m", [1, 2, 1, 2], [b"[1]", b"[2]"] * 2)]
+
+
+def test_a_run_waits_for_the_batch_before_it() -> None:
+    batches = assembler("a")
+    read(batches, b"RDATA a m batch [1]")
+    events: list[Event] = []
+    lines = [b"RDATA a m 2 [2]", b"RDATA a m 3 [3]"]
+    assert batches.read_runs(lines, 0, events) == 0
+    batches.mixes = True
+    assert batches.read(lines, 0, 1, events) == 2
+    assert events == [
+        RowsReceived("a", "m", 2, [b"[1]", b"[2]"]),
+        RowsReceived("a", "m", 3, [b"[3]"]),
+    ]
+
+
+def test_runs_of_several_pairs_follow_each_other() -> None:
+    batches = assembler("a", "b")
+    read(batches, b"RDATA a m 1 [1]", b"RDATA b m 1 [1]")
+    events: list[Event] = []
+    lines = [b"RDATA a m %d []" % token for token in range(2, 9)]
+    assert batches.read_runs([*lines, b"RDATA b m 2 [2]"], 0, events) == 8
+    assert events == [
+        RunReceived("a", "m", list(range(2, 9)), [b"[]"] * 7),
+        RowsReceived("b", "m", 2, [b"[2]"]),
+    ]
+
+
 def test_2017_rows_do_not_mix() -> None:
     batches = assembler("a", "b", dialect="2017")
     batches.mixes = True

@@ -43,6 +43,19 @@ def test_rows_of_streams_in_turns_are_taken_by_pair() -> None:
     assert channel.intake.positions() == {("events", "w1"): 4, ("caches", "w2"): 4}
 
 
+def test_runs_are_taken_with_what_is_beside_them() -> None:
+    channel = Channel()
+    channel.say("POSITION events w1 0 0", "RDATA events w1 1 []", "RDATA events w1 2 []")
+    run = [f"RDATA events w1 {token} []" for token in (3, 4, 5, 6)]
+    channel.say(*run)
+    assert channel.blocks[-1] == ("events", [3, 4, 5, 6])
+    channel.say("RDATA events w1 7 []", "RDATA events w1 8 []", "REPLICATE ", "RDATA events w1 9 x")
+    channel.say("RDATA events w1 10 []", "RDATA caches w2 1 []", "RDATA caches w2 2 []")
+    assert channel.others == [b"REPLICATE "]
+    assert channel.reader.bad_lines == 1
+    assert channel.intake.positions() == {("events", "w1"): 10, ("caches", "w2"): 2}
+
+
 def test_a_line_beside_rows_and_one_that_is_no_text_are_no_rows() -> None:
     channel = Channel()
     channel.say("POSITION events w1 0 0", "POSITION caches w2 0 0")
