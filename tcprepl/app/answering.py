@@ -15,9 +15,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from tcprepl.errors import LogUnavailable
 from tcprepl.logger import get_logger
-from tcprepl.storage.lock import PROCESS_NAME
+from tcprepl.storage.lock import PROCESS_NAME, read_if_held
 from tcprepl.storage.sqlite import PRIVATE_DIRECTORY
 
 log = get_logger(__name__)
@@ -113,20 +112,11 @@ def told(directory: Path) -> Told | None:
     Raises:
         LogUnavailable: The file cannot be read.
     """
-    path = directory / PROCESS_NAME
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise LogUnavailable(f"cannot open {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        for _ in range(_READINGS):
-            with suppress(msgspec.DecodeError):  # it is being written at this moment
-                return msgspec.json.decode(os.pread(fd, _MAX_BYTES, 0), type=Told)
-        raise LogUnavailable(f"{path} is locked, and does not say by whom") from None
-    finally:
-        os.close(fd)
+    return read_if_held(directory / PROCESS_NAME, _told_in)
+
+
+def _told_in(fd: int) -> Told | None:
+    for _ in range(_READINGS):
+        with suppress(msgspec.DecodeError):  # it is being written at this moment
+            return msgspec.json.decode(os.pread(fd, _MAX_BYTES, 0), type=Told)
     return None

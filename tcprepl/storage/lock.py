@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tcprepl.errors import LogLocked, LogUnavailable
+
+T = TypeVar("T")
 
 #: Name of the lock file in the data directory.
 LOCK_NAME = "lock"
@@ -53,13 +57,16 @@ class DirectoryLock:
             self._fd = None
 
 
-def holder_of(directory: Path) -> int | None:
-    """Return the process that has *directory*, without taking it; None if there is none.
+def read_if_held(path: Path, read: Callable[[int], T | None]) -> T | None:
+    """Return what the process says of itself that has locked *path*; None if there is none.
+
+    Args:
+        path: The file.
+        read: Returns what the file says, whose descriptor it is given; None if it says nothing.
 
     Raises:
-        LogUnavailable: the lock file cannot be read, or says nothing of its holder.
+        LogUnavailable: The file cannot be read, or says nothing of its holder.
     """
-    path = directory / LOCK_NAME
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -69,10 +76,24 @@ def holder_of(directory: Path) -> int | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(fd, 32)
-        if not holder.isdigit():
+        said = read(fd)
+        if said is None:
             raise LogUnavailable(f"{path} is locked, and does not say by whom") from None
-        return int(holder)
+        return said
     finally:
         os.close(fd)
     return None
+
+
+def holder_of(directory: Path) -> int | None:
+    """Return the process that has *directory*, without taking it; None if there is none.
+
+    Raises:
+        LogUnavailable: the lock file cannot be read, or says nothing of its holder.
+    """
+    return read_if_held(directory / LOCK_NAME, _process_in)
+
+
+def _process_in(fd: int) -> int | None:
+    holder = os.read(fd, 32)
+    return int(holder) if holder.isdigit() else None
