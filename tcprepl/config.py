@@ -17,6 +17,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from tcprepl.errors import ConfigError, did_you_mean
+from tcprepl.protocol.display import counted
 from tcprepl.settings import Config
 from tcprepl.synapse_names import excerpt, put, translate_synapse
 from tcprepl.values import Address
@@ -38,7 +39,7 @@ class BadConfig(ConfigError):
     """
 
     def __init__(self, source: str, faults: list[str]) -> None:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = counted(len(faults), "fault")
         super().__init__("\n  ".join([f"{source}: {count}", *faults]))
         self.faults = faults
 

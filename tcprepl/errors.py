@@ -47,7 +47,9 @@ def did_you_mean(name: str, known: Collection[str], shown: int = NAMES_SHOWN) ->
         return ""
     more = len(known) - shown
     some = ", ".join(list(known)[:shown])
-    return f"; there are {some}" + (f" and {more} more" if more > 0 else "")
+    return f"; there {'is' if len(known) == 1 else 'are'} {some}" + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 class TcpreplError(Exception):

@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import registry_of, retention_of
 from tcprepl.errors import LogError, TcpreplError
+from tcprepl.protocol.display import counted
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.settings import Config, TlsSettings
@@ -299,7 +300,7 @@ def _certificate(path: Path, tls: TlsSettings) -> Finding:
     if left_s < 0:
         return Finding(Verdict.FAULT, "certificates", f"{path} ended on {ends}", "renew it")
     if left_s < CERTIFICATE_WARN_S:
-        text = f"{path} ends on {ends}, in {left_s / 86_400:.0f} days"
+        text = f"{path} ends on {ends}, in {counted(round(left_s / 86_400), 'day')}"
         return Finding(Verdict.WARNING, "certificates", text, "renew it; it is taken up by itself")
     return Finding(Verdict.GOOD, "certificates", f"{path} is good until {ends}")
 

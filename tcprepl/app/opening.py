@@ -7,6 +7,7 @@ import shutil
 from tcprepl.app.measuring import sizes
 from tcprepl.app.settings import retention_of
 from tcprepl.clocks import Reactor
+from tcprepl.protocol.display import counted
 from tcprepl.settings import Config
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Log
@@ -56,7 +57,7 @@ def room_in_words(config: Config) -> dict[str, str]:
     if bounds.max_bytes is not None:
         kept.append(size(bounds.max_bytes))
     if bounds.max_rows is not None:
-        kept.append(f"{number(bounds.max_rows)} rows")
+        kept.append(counted(bounds.max_rows, "row", number(bounds.max_rows)))
     said = {"Retention": f"{', '.join(kept) or 'everything'} of a durable stream"}
     directory = config.data_directory
     if config.data is not None:

@@ -34,6 +34,7 @@ from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
 from tcprepl.protocol.dialects import NATIVE
+from tcprepl.protocol.display import counted
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.settings import Config
@@ -152,7 +153,7 @@ class FederationWorker:
         """Return how it goes, in a few words, for systemd."""
         waiting = self.sender.pending()
         away = "" if self.client.connected else ", the writer is away"
-        return f"{waiting} destinations{away}"
+        return f"{counted(waiting, 'destination')}{away}"
 
     def reload(self, config: Config) -> Callable[[], None]:
         """Return what takes up *config*, as far as a sender can while it runs (`ASKING`).

@@ -9,6 +9,7 @@ import click
 import tcprepl
 from tcprepl.cli.progress import Progress
 from tcprepl.config import load
+from tcprepl.protocol.display import counted
 from tcprepl.storage.backup import make_backup
 
 
@@ -44,4 +45,5 @@ def command(directory: Path, data: Path | None, config_file: Path | None) -> Non
     data = data or Path("tcprepl-data")
     with Progress("bytes") as progress:
         made = make_backup(data, directory, tcprepl.__version__, progress.of)
-    click.echo(f"{directory}: {len(made.files)} files, {made.size_bytes} bytes")
+    files, room = counted(len(made.files), "file"), counted(made.size_bytes, "byte")
+    click.echo(f"{directory}: {files}, {room}")

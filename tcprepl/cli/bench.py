@@ -27,6 +27,7 @@ from tcprepl.cli.progress import Progress
 from tcprepl.cli.publish import NotJson
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
+from tcprepl.protocol.display import counted
 from tcprepl.values import Address
 from tcprepl.web.amounts import size
 
@@ -114,7 +115,7 @@ def _result(what: str, measured: Measured, seconds: float, left: str) -> dict[st
         "ms": {name: timings.ms() for name, timings in measured.took.items()},
     }
     if left and measured.rows:
-        found["left"] = f"{measured.rows} rows of {left}, until retention lets them go"
+        found["left"] = f"{counted(measured.rows, 'row')} of {left}, until retention lets them go"
     return found
 
 
@@ -122,8 +123,9 @@ def _words(found: dict[str, Any]) -> str:
     data, rate = (
         size(found[name]).replace("\u202f", " ") for name in ("bytes", "bytes_per_second")
     )
+    rows = counted(found["rows"], "row", f"{found['rows']:,}")
     lines = [
-        f"{found['bench']:9} {found['rows']:,} rows, {data}, in {found['seconds']:.2f} s: "
+        f"{found['bench']:9} {rows}, {data}, in {found['seconds']:.2f} s: "
         f"{found['rows_per_second']:,.0f} rows/s, {rate}/s"
     ]
     for name, ms in found["ms"].items():

@@ -10,7 +10,7 @@ from tcprepl.cli import Group
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
 from tcprepl.errors import TcpreplError
-from tcprepl.protocol.display import displayable
+from tcprepl.protocol.display import counted, displayable
 
 OK, WARNING, CRITICAL = 0, 1, 2
 #: How long a server may take to answer: less than those wait who ask, ten seconds with Nagios.
@@ -72,11 +72,11 @@ def judge(peers: list[dict[str, Any]], warn: float, crit: float) -> tuple[int, s
     seconds = slowest["behind_seconds"]
     code = CRITICAL if seconds >= crit else WARNING if seconds >= warn else OK
     word = ("OK", "WARNING", "CRITICAL")[code]
-    count = "1 peer" if len(peers) == 1 else f"{len(peers)} peers"
+    count = counted(len(peers), "peer")
     name = slowest["name"] or slowest["address"]
     return code, (
         f"{word}: {count}, the slowest ({name}) is {seconds:.1f} s "
-        f"and {slowest['behind_rows']} rows behind"
+        f"and {counted(slowest['behind_rows'], 'row')} behind"
     )
 
 

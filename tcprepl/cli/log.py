@@ -21,7 +21,7 @@ from tcprepl.cli.formats import Format, key_of, output_options, writer_for
 from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError, LogCorrupt, LogUnavailable
 from tcprepl.ids import StreamName, Token
-from tcprepl.protocol.display import displayable
+from tcprepl.protocol.display import counted, displayable
 from tcprepl.storage.backup import LIST_NAME, backup_faults
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.blocks import rows_of
@@ -219,7 +219,8 @@ def verify(data: Path) -> int:
             for page in pages(database, pair):
                 progress.add(0 if page.block is None else len(page.block.tokens))
                 code = max(code, _tell_damage(page, pair))
-    click.echo(f"{progress.done} rows of {streams} streams: {'damaged' if code else 'whole'}")
+    found = f"{counted(progress.done, 'row')} of {counted(streams, 'stream')}"
+    click.echo(f"{found}: {'damaged' if code else 'whole'}")
     return code
 
 

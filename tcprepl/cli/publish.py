@@ -19,6 +19,7 @@ from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import BOM, RecordedRows
 from tcprepl.cli.writing import write_rows
 from tcprepl.errors import TcpreplError
+from tcprepl.protocol.display import counted
 from tcprepl.values import Address
 
 #: Most rows and bytes that go into one request; what a pipe holds at the moment goes at once.
@@ -195,7 +196,7 @@ def command(
         checked = (_checked(stream, instance, batch, chunk) for chunk in chunks)
         taken = write_rows(url, checked, retry_s, quiet=quiet)
         if not row:
-            click.echo(f"{taken} rows published", err=True)
+            click.echo(f"{counted(taken, 'row')} published", err=True)
         return
     api = Api(url, token, retry_s or 0.0)
     posting = Posting(api, transaction_id or str(uuid.uuid4()))

@@ -18,6 +18,7 @@ from tcprepl.cli.recording import RecordedLine
 from tcprepl.cli.running import run_until_done
 from tcprepl.cli.tail import SINCE
 from tcprepl.clocks import Reactor
+from tcprepl.protocol.display import counted
 from tcprepl.values import Address
 
 
@@ -202,7 +203,7 @@ def command(
         finally:
             recorder.close()
             if recorder.lines is not None:
-                click.echo(f"{file}: {recorder.lines} lines", err=True)
+                click.echo(f"{file}: {counted(recorder.lines, 'line')}", err=True)
         return 0
 
     return run_until_done(main)

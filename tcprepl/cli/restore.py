@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcprepl.cli.progress import Progress
+from tcprepl.protocol.display import counted
 from tcprepl.storage.backup import restore_backup
 
 
@@ -26,4 +27,5 @@ def command(backup: Path, directory: Path) -> None:
     """
     with Progress("bytes") as progress:
         made = restore_backup(backup, directory, progress.of)
-    click.echo(f"{directory}: {len(made.files)} files of {made.made_at}; start the server on it")
+    files = counted(len(made.files), "file")
+    click.echo(f"{directory}: {files} of {made.made_at}; start the server on it")

@@ -16,7 +16,7 @@ from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
 from tcprepl.cli.topping import COLUMNS, Top, seconds_of
 from tcprepl.errors import TcpreplError
-from tcprepl.protocol.display import displayable
+from tcprepl.protocol.display import counted, displayable
 
 #: Column -> what stands in it.
 CELLS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -160,7 +160,7 @@ def picture(status: dict[str, Any], sort: str, wanted: str = "") -> str:
     top = Top(sort if sort in CELLS else "behind", wanted)
     top.see(status)
     peers = status["peers"]
-    count = "1 peer" if len(peers) == 1 else f"{len(peers)} peers"
+    count = counted(len(peers), "peer")
     who = f"{status['server_name']} {status['instance']}"
     lines = [displayable(f"{who}  up {status['uptime_seconds']:.0f} s  {count}")]
     lines += table(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from tcprepl.cli.screen import Line, Span, cut, width_of
-from tcprepl.protocol.display import displayable
+from tcprepl.protocol.display import counted, displayable
 from tcprepl.web.amounts import duration, number, size
 
 Peer = dict[str, Any]
@@ -233,7 +233,7 @@ class Top:
         peers = status["peers"]
         late = [peer for peer in peers if peer["behind_seconds"] >= LATE_S]
         worst = max(peers, key=lambda peer: peer["behind_seconds"], default=None)
-        count = "1 peer" if len(peers) == 1 else f"{len(peers)} peers"
+        count = counted(len(peers), "peer")
         line = [
             Span(displayable(f"{status['server_name']} {status['instance']}"), "head"),
             Span(f"  up {_thin(duration(status['uptime_seconds']))}  {count}  "),
@@ -362,7 +362,7 @@ class Top:
             ("connection", f"{conn_id}, from {found['address']}, for {_age(found)}"),
             ("dialect", found["dialect"]),
             ("state", _why(found)),
-            ("behind", f"{number(found['behind_rows'])} rows, {size(found['behind_bytes'])}"),
+            ("behind", f"{_rows(found['behind_rows'])}, {size(found['behind_bytes'])}"),
             ("sent", f"{size(found['sent_bytes'])}, {size(self._rates.get(conn_id, 0.0))}/s"),
             ("waits here", f"{size(found.get('buffered_bytes', 0))} for its socket"),
             ("paused", f"{_seconds(found['paused_seconds'])} in all"),
@@ -372,8 +372,8 @@ class Top:
             facts.append(("acknowledged", f"federation up to {found['acked']}"))
         did = found.get("process")
         if did:
-            text = f"wrote {did['rows_in']} rows, got {did['rows_out']}"
-            facts.append(("process", f"{text}, {did['reconnects']} reconnects"))
+            text = f"wrote {_rows(did['rows_in'])}, got {number(did['rows_out'])}"
+            facts.append(("process", f"{text}, {counted(did['reconnects'], 'reconnect')}"))
         return [*_facts(facts), [], *self._curve(conn_id, "lag in seconds")]
 
     def _stream_lines(self, name: str) -> list[Line]:
@@ -397,7 +397,7 @@ class Top:
             ("writer", stream["instance"]),
             ("position", number(stream["position"])),
             ("held from", number(stream["floor"])),
-            ("since start", f"{number(stream['rows'])} rows, {size(stream['bytes'])}"),
+            ("since start", f"{_rows(stream['rows'])}, {size(stream['bytes'])}"),
             ("now", f"{number(stream.get('rows_per_second', 0.0))} rows/s, {rate}/s"),
         ]
 
@@ -433,6 +433,10 @@ def _seconds(seconds: float) -> str:
 
 def _age(peer: Peer) -> str:
     return duration(peer.get("connected_seconds", 0.0))
+
+
+def _rows(count: int) -> str:
+    return counted(count, "row", number(count))
 
 
 def _why(peer: Peer) -> str:

@@ -17,6 +17,7 @@ from tcprepl.conformance.notation import (
     require,
     written_bytes,
 )
+from tcprepl.protocol.display import counted
 
 
 class Player(ABC):
@@ -163,7 +164,7 @@ class ServerPlayer(Player):
             line = await self.next_line(talker)
             if line is None:
                 how = "the connection is closed" if talker.closed else "nothing comes"
-                raise Unexpected(f"{how}, after skipping {skipped} lines")
+                raise Unexpected(f"{how}, after skipping {counted(skipped, 'line')}")
             if self.fits(step.text, line):
                 return
             if not skip:

@@ -28,6 +28,11 @@ _SCANNED_CHARS: Final = 1_024
 _SECRETS: Final = re.compile(r"(?i)(?:sy[tr]_|ma[tr]_|mc[tr]_|MDAx)\S+|(?<=access_token=)[^&\s]+")
 
 
+def counted(number: float, noun: str, shown: str = "") -> str:
+    """Return how many there are of what: ``1 row``, ``2 rows``; *shown* in place of the digits."""
+    return f"{shown or number} {noun}{'' if number == 1 else 's'}"
+
+
 def displayable(text: str, *, lines: bool = False) -> str:
     r"""Return *text* with what a terminal would obey, or a reader not see, written as ``\uXXXX``.
 

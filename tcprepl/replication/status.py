@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tcprepl.ids import InstanceName, StreamName, Token
-from tcprepl.protocol.display import displayable
+from tcprepl.protocol.display import counted, displayable
 from tcprepl.streams.holding import DatabaseStatus
 
 #: Damaged ranges that STATUS names.
@@ -164,8 +164,8 @@ class LinkStatus:
         reason = f" ({self.reason})" if self.reason and not self.up else ""
         last = "" if self.idle_seconds is None else f" (the last {self.idle_seconds:.0f} s ago)"
         first = (
-            f"{self.kind} {self.name}: {state}{reason}, {_count(self.rows, 'row')}{last}, "
-            f"{_count(self.reconnects, 'reconnect')}, {_count(self.gaps, 'gap')}"
+            f"{self.kind} {self.name}: {state}{reason}, {counted(self.rows, 'row')}{last}, "
+            f"{counted(self.reconnects, 'reconnect')}, {counted(self.gaps, 'gap')}"
         )
         moves = (f"moved without rows: {move}" for move in self.silent_moves)
         return [first, *(f"gap: {gap}" for gap in self.newest_gaps), *moves]
@@ -217,7 +217,7 @@ class ServerStatus:
             behind = sum(peer.state == "behind" for peer in self.peers)
         lines = [
             f"server {self.server_name}, instance {self.instance}, up "
-            f"{self.uptime_seconds:.0f} s, {_count(len(self.peers) + more_peers, 'peer')}, "
+            f"{self.uptime_seconds:.0f} s, {counted(len(self.peers) + more_peers, 'peer')}, "
             f"{behind} behind"
         ]
         lines += [f"damaged: {words}" for words in self.damage[:_DAMAGE_SHOWN]]
@@ -228,14 +228,14 @@ class ServerStatus:
         lines += [line for link in self.links for line in link.lines()]
         lines += [
             f"stream {s.stream} of {s.instance}: position {s.position}, held from {s.floor}, "
-            f"{_count(s.rows, 'row')} since start"
+            f"{counted(s.rows, 'row')} since start"
             for s in self.streams
         ]
         if more_streams:
-            lines.append(f"and {_count(more_streams, 'more stream')}")
+            lines.append(f"and {counted(more_streams, 'more stream')}")
         lines += [_peer_line(peer) for peer in self.peers]
         if more_peers:
-            lines.append(f"and {_count(more_peers, 'more peer')}, not behind or newer")
+            lines.append(f"and {counted(more_peers, 'more peer')}, not behind or newer")
         return list(map(displayable, lines))
 
 
@@ -246,20 +246,16 @@ def _peer_line(peer: PeerStatus) -> str:
     if peer.process is not None:
         did = peer.process
         who = (
-            f"{who} (wrote {_count(did.rows_in, 'row')}, got {did.rows_out}, "
-            f"{_count(did.reconnects, 'reconnect')}, {_count(did.replays, 'replay')}, "
+            f"{who} (wrote {counted(did.rows_in, 'row')}, got {did.rows_out}, "
+            f"{counted(did.reconnects, 'reconnect')}, {counted(did.replays, 'replay')}, "
             f"cache {did.cache})"
         )
     if peer.state == "behind":
         return (
-            f"{who}: behind by {_count(peer.behind_rows, 'row')}, {peer.behind_bytes} bytes, "
+            f"{who}: behind by {counted(peer.behind_rows, 'row')}, {peer.behind_bytes} bytes, "
             f"{peer.behind_seconds:.1f} s (oldest: {peer.behind_stream}), paused "
             f"{peer.paused_seconds:.1f} s in all"
         )
     if peer.state == "head":
         return f"{who}: has everything, paused {peer.paused_seconds:.1f} s in all"
     return f"{who}: {peer.state}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

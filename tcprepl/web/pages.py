@@ -14,6 +14,7 @@ from tcprepl.http.calls import ApiError, Call, Response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import Pair, StreamName, Token
+from tcprepl.protocol.display import counted
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 from tcprepl.streams.log import Page
 from tcprepl.streams.masking import masked
@@ -78,7 +79,7 @@ class Pages:
         begin = (asked.page - 1) * PEERS_A_PAGE
         lags = self._board.drawn_lags()
         return self._answer(
-            f"{number(len(found))} of {number(len(peers))} peers",
+            f"{number(len(found))} of {counted(len(peers), 'peer', number(len(peers)))}",
             [
                 _form(asked),
                 element("div", peer_table(found[begin : begin + PEERS_A_PAGE], lags), id="peers")
@@ -189,7 +190,8 @@ class Pages:
             numeric=(2, 3, 4),
         )
         if len(ordered) > CURSORS:
-            yield paragraph(f"{number(len(ordered) - CURSORS)} more have less to go.")
+            more = len(ordered) - CURSORS
+            yield paragraph(f"{number(more)} more {'has' if more == 1 else 'have'} less to go.")
 
     def _readers(
         self, stream: StreamName, status: ServerStatus, lags: Mapping[int, Sequence[float]]
@@ -212,7 +214,8 @@ class Pages:
         else:
             yield paragraph("Nobody reads it at the moment.")
         if len(found) > READERS:
-            yield paragraph(f"{number(len(found) - READERS)} more read it.")
+            more = len(found) - READERS
+            yield paragraph(f"{number(more)} more {'reads' if more == 1 else 'read'} it.")
 
     def _missing(self, call: Call, why: str) -> Response:
         """Answer that something is not there: to browsers as a page, to programs as ever."""
@@ -267,8 +270,9 @@ def _why(peer: PeerStatus) -> Iterator[str]:
     if not peer.behind_rows:
         yield "It has everything."
         return
+    rows = counted(peer.behind_rows, "row", number(peer.behind_rows))
     yield (
-        f"It has not been sent {number(peer.behind_rows)} rows, the oldest of them "
+        f"It has not been sent {rows}, the oldest of them "
         f"{duration(peer.behind_seconds)} old, in {peer.behind_stream}."
     )
     if peer.buffered_bytes:

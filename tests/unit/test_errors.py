@@ -131,3 +131,9 @@ def test_the_nearest_name_or_some(name: str, known: list[str], expected: str) ->
 
 def test_none_may_be_listed() -> None:
     assert did_you_mean("xxx", ["a"], shown=0) == ""
+
+
+def test_one_name_is_not_many() -> None:
+    assert did_you_mean("zzz", ["op"]) == "; there is op"
+    assert did_you_mean("zzz", ["op", "xy"]) == "; there are op, xy"
+    assert did_you_mean("zzz", ["op", "xy"], 1) == "; there are op and 1 more"

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from tcprepl import metrics
 from tcprepl.ids import Pair, Token
 from tcprepl.logger import get_logger
+from tcprepl.protocol.display import counted
 
 log = get_logger(__name__)
 
@@ -52,7 +53,7 @@ class SilentMoves:
     def words(self) -> list[str]:
         """Return the newest of them in words."""
         return [
-            f"{stream} of {instance}: {moves.times} times, the last time "
+            f"{stream} of {instance}: {counted(moves.times, 'time')}, the last time "
             f"({moves.before}, {moves.now}]"
             for (stream, instance), moves in list(self._by_pair.items())[-_SHOWN:]
         ]

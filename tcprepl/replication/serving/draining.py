@@ -17,7 +17,7 @@ from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, LogUnavailable, did_you_mean
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import InfoCommand
-from tcprepl.protocol.display import printable
+from tcprepl.protocol.display import counted, printable
 from tcprepl.replication.status import PeerStatus
 from tcprepl.streams.gathering import Outcome
 
@@ -100,14 +100,13 @@ class DrainState(Struct, frozen=True):
     def words(self) -> str:
         """How far it is, in words."""
         if self.unserved:
-            who = "1 peer was" if self.unserved == 1 else f"{self.unserved} peers were"
+            who = f"{counted(self.unserved, 'peer')} {'was' if self.unserved == 1 else 'were'}"
             return f"drained: {who} closed without everything, as the time was over"
         if self.over:
             return "drained: everybody has everything"
-        words = "1 peer left" if self.peers == 1 else f"{self.peers} peers left"
+        words = f"{counted(self.peers, 'peer')} left"
         if self.rows:
-            rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
-            words += f", {self.behind} of them behind by {rows}"
+            words += f", {self.behind} of them behind by {counted(self.rows, 'row')}"
         elif self.behind:  # for an answer to them, or an acknowledgement
             words += f", {self.behind} of them waited for"
         return f"draining: {words}, {self.seconds_left:.0f} s to go"

@@ -19,7 +19,7 @@ def test_the_directory_is_that_of_the_option_the_configuration_or_the_default(
     config.write_text("server_name: a\ndata_directory: tcprepl-data\n", encoding="utf-8")
     for number, options in enumerate([["--data", "tcprepl-data"], ["--config", str(config)], []]):
         assert run(["backup", f"copy{number}", *options]) == 0
-        assert capsys.readouterr().out.startswith(f"copy{number}: 1 files, ")
+        assert capsys.readouterr().out.startswith(f"copy{number}: 1 file, ")
     store.close()
 
 

@@ -155,7 +155,7 @@ def test_choosing_and_looking_closer(top: Top) -> None:
     text = "\n".join(shown(top))
     assert "its socket takes no more" in text
     assert "federation up to 4" in text
-    assert "wrote 1 rows, got 2, 3 reconnects" in text
+    assert "wrote 1 row, got 2, 3 reconnects" in text
     top.see(status(peer("", 3, state="closing")))
     assert "(no name)" in "\n".join(shown(top))
     assert "closing" in "\n".join(shown(top))

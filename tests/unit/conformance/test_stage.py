@@ -66,7 +66,7 @@ def test_what_goes_as_written_passes(lines: tuple[str, ...]) -> None:
     ("lines", "where", "complaint"),
     [
         (("C> a", "S> b"), 2, "got  a"),
-        (("C> a", "S> ...", "S> b"), 3, "nothing comes, after skipping 1 lines"),
+        (("C> a", "S> ...", "S> b"), 3, "nothing comes, after skipping 1 line"),
         (("C> END", "S> b"), 2, "the connection is closed, after skipping 0 lines"),
         (("C> a", "(the connection is open)"), 2, "got  a"),
         (("C> END", "(the connection is open)"), 2, "the connection is closed"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.limits import SNIPPET_BYTES
-from tcprepl.protocol.display import displayable, printable, snippet
+from tcprepl.protocol.display import counted, displayable, printable, snippet
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,8 @@ def test_snippets(part: str | bytes, shown: str) -> None:
 def test_printable_text_is_left_alone() -> None:
     assert printable("100 % ü") == "100 % ü"
     assert printable("a\tb") == "a\\tb"
+
+
+def test_one_of_a_thing_is_not_many() -> None:
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert counted(1_500, "row", "1,500") == "1,500 rows"

@@ -270,7 +270,7 @@ def test_a_kick_on_a_line(line: Line) -> None:
     assert evil.over
     assert line.asks("KICK evil") == [
         "ERROR no peer is called evil: expected what it calls itself, its address with the "
-        "port, or the number of its connection, as STATUS shows them; there are op"
+        "port, or the number of its connection, as STATUS shows them; there is op"
     ]
     assert line.asks("KICK opp")[0].endswith("; did you mean op?")
     others = [line.world.call("NAME twin") for _ in range(2)]
