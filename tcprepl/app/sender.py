@@ -248,11 +248,18 @@ class FederationWorker:
             database.take(standby=self._standby)
             return PostgresOutbox(database, url, self._run)
 
+        standing_by: control.ControlSocket | None = None
+        if not control.answers(self._data):  # or one that sends has this directory, too
+            waiting = control.StandingBy(self.name, lambda: database.waits_for)
+            standing_by = control.ControlSocket(self._reactor, self._data, waiting)
         try:
             outbox = await self._run(opened)
         except CancelledError:
             database.stop()
             raise
+        finally:
+            if standing_by is not None:
+                await standing_by.close()
         self.outbox = outbox
         self._life.add("outbox", outbox.close)
         _ = outbox.failed.addErrback(self._taken_over)

@@ -119,6 +119,7 @@ class FencedDatabase:
         holder: What we say of ourselves to who wants the name, too.
         held: What `take` got.
         away: Why the database cannot be used now; None while it can.
+        waits_for: Who holds the name while `take` waits; empty when nobody is waited for.
         away_since: Since when, in seconds of `time.monotonic`.
         renewed_at: When the lease was renewed last, likewise.
     """
@@ -145,6 +146,7 @@ class FencedDatabase:
         self.lease_s = lease_s
         self.holder = f"{socket.gethostname()}:{os.getpid()}"
         self.held = Held(0, 0)
+        self.waits_for = ""
         self.away: str | None = None
         self.away_since: float | None = None
         self.renewed_at = time.monotonic()
@@ -178,11 +180,14 @@ class FencedDatabase:
                 if not standby and seen is not None and seen != (epoch, until):
                     raise LogHeld(self.where, self.writer, holder)
                 seen = epoch, until
+                self.waits_for = holder
                 if self._stopping.wait(min(left_s, self.lease_s / 3)):
                     raise LogUnavailable(f"{self.where}: stopped while {holder} held the instance")
         except BaseException:
             self._writing.close()
             raise
+        finally:
+            self.waits_for = ""
 
     def _taken(self) -> bool:
         with self._writing.using() as connection, connection.transaction():

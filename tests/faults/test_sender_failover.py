@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import trustme
 from tests import postgres_world
 from tests.faults.test_federation_kill import message
 from tests.federation_servers import Homeserver, rows_of
-from tests.harness import FULL
+from tests.harness import FULL, tcprepl
 from tests.interop.processes import Child, wait_until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(180)]
@@ -111,6 +112,27 @@ def test_who_goes_on_for_one_that_was_killed_loses_nothing(pair: Pair) -> None:
     finally:
         os.kill(pair.remote.writer.pid, signal.SIGCONT)
     assert pair.arrived() == list(range(1, pair.count + 1))
+
+
+def test_one_that_stands_by_says_so(pair: Pair) -> None:
+    """And who has what it waits for; once it has it itself, it answers as any."""
+    first, second = pair.senders
+    pair.wait_for(first)
+    waits = str(pair.home.directory / "sender1")
+
+    def asked() -> Any:
+        return tcprepl("fed", "ls", "--data", waits)
+
+    wait_until("it waits", lambda: f":{first.pid} " in asked().stderr or None)
+    answer = asked()
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        "tcprepl: this sender stands by, and sends nothing: the outbox of fed1 is held by "
+        f"{socket.gethostname()}:{first.pid} (HOST:PROCESS); ask there\n"
+    )
+    first.kill()
+    pair.wait_for(second)
+    assert asked().stdout == "nothing waits\n"
 
 
 def test_who_slept_for_longer_than_its_lease_sends_nothing_new_and_ends(pair: Pair) -> None:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
@@ -95,6 +95,39 @@ class Handles:
         raise ControlError(f"{operation!r:.32}: expected {', '.join(OPERATIONS)}")
 
 
+class StandingBy:
+    """What a sender answers that waits until another lets go of its outbox.
+
+    Args:
+        name: The sender.
+        held_by: Returns which process holds the outbox; empty if it is not known.
+    """
+
+    def __init__(self, name: str, held_by: Callable[[], str]) -> None:
+        self._name = name
+        self._held_by = held_by
+
+    async def do(self, operation: str, destination: str | None) -> Any:
+        """Say who could do it.
+
+        Raises:
+            ControlError: Always.
+        """
+        holder = self._held_by()
+        raise ControlError(
+            f"this sender stands by, and sends nothing: the outbox of {self._name} is held by "
+            f"{holder or 'another process'} (HOST:PROCESS); ask there"
+        )
+
+
+class _Handling(Protocol):
+    """What answers an operator."""
+
+    async def do(self, operation: str, destination: str | None) -> Any:
+        """Do *operation* and return what there is to tell."""
+        ...
+
+
 OPERATIONS = (
     "ls",
     "show",
@@ -114,7 +147,7 @@ class _Connection(LineOnlyReceiver):
     delimiter = b"\n"
     MAX_LENGTH = 4_096
 
-    def __init__(self, handles: Handles) -> None:
+    def __init__(self, handles: _Handling) -> None:
         self._handles = handles
 
     def lineReceived(self, line: bytes) -> None:
@@ -136,7 +169,7 @@ class _Connection(LineOnlyReceiver):
 class ControlSocket:
     """The listening socket in a data directory, whatever the length of its path."""
 
-    def __init__(self, reactor: Reactor, data: Path, handles: Handles) -> None:
+    def __init__(self, reactor: Reactor, data: Path, handles: _Handling) -> None:
         """Listen in the directory *data*; only we may connect.
 
         Raises:
@@ -185,6 +218,12 @@ def socket_name(path: Path) -> Iterator[str]:
         yield name
     finally:
         os.close(descriptor)
+
+
+def answers(data: Path) -> bool:
+    """Return whether a sender answers in the data directory *data*."""
+    with socket.socket(socket.AF_UNIX) as connection, socket_name(data / SOCKET_FILE) as name:
+        return connection.connect_ex(name) == 0
 
 
 def ask(data: Path, operation: str, destination: str | None = None) -> Any:

@@ -116,11 +116,18 @@ def test_a_name_that_was_given_back_is_taken_at_once(place: Place) -> None:
 def test_a_standby_waits_until_it_is_stopped(place: Place) -> None:
     first = place.taken(lease_s=30)
     second = place.database(lease_s=0.1)
-    timer = threading.Timer(0.3, second.stop)
+    seen: list[str] = []
+
+    def stop() -> None:
+        seen.append(second.waits_for)
+        second.stop()
+
+    timer = threading.Timer(0.3, stop)
     timer.start()
     with pytest.raises(LogUnavailable, match=f"stopped while {first.holder} held"):
         second.take(standby=True)
     timer.join()
+    assert (seen, second.waits_for) == ([first.holder], "")
     third = place.database(lease_s=0.1)
     timer = threading.Timer(0.2, postgres_world.lapse, (place.url, place.schema))
     timer.start()

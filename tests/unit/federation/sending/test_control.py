@@ -17,7 +17,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import StringTransport
 
 from tcprepl.federation.sending import control
-from tcprepl.federation.sending.control import ControlError, Handles, ask, ask_offline, socket_name
+from tcprepl.federation.sending.control import (
+    OPERATIONS,
+    ControlError,
+    Handles,
+    StandingBy,
+    answers,
+    ask,
+    ask_offline,
+    socket_name,
+)
 from tcprepl.federation.wire.edu import build_edu, edu_row
 from tests.federation_world import RawRows, World
 
@@ -263,3 +272,28 @@ def test_without_a_reactor_an_answer_is_there_at_once() -> None:
     assert ask_offline(handles, "show", "y") == "show y"
     with pytest.raises(ControlError):
         ask_offline(handles, "bad")
+
+
+def test_one_that_stands_by_says_so_and_who_has_it() -> None:
+    holder = ["host:7"]
+    waiting = StandingBy("fed1", holder.pop)
+    for operation in OPERATIONS:
+        holder.append("host:7")
+        failed: list[Any] = []
+        _ = Deferred.fromCoroutine(waiting.do(operation, NAME)).addErrback(failed.append)
+        assert failed[0].getErrorMessage() == (
+            "this sender stands by, and sends nothing: the outbox of fed1 is held by host:7 "
+            "(HOST:PROCESS); ask there"
+        )
+    holder.append("")
+    _ = Deferred.fromCoroutine(waiting.do("ls", None)).addErrback(failed.append)
+    assert "is held by another process" in failed[-1].getErrorMessage()
+
+
+def test_whether_somebody_answers(tmp_path: Path) -> None:
+    assert not answers(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "control.sock"))
+        assert not answers(tmp_path)
+        listening.listen()
+        assert answers(tmp_path)
