@@ -22,7 +22,7 @@ from tcprepl.ids import InstanceName, StreamName
 from tcprepl.replication.status import LinkStatus, PeerStatus, ServerStatus, StreamStatus
 from tcprepl.web.amounts import duration, number, size
 from tcprepl.web.elements import Node, Nodes, element, html, paragraph, pill, quiet, table, warning
-from tcprepl.web.plots import plot, spark
+from tcprepl.web.plots import plot, scale, spark, time_scale
 from tcprepl.web.trends import SPANS, Trend
 
 #: Lag from which a peer is shown as late, not just busy.
@@ -180,8 +180,8 @@ def _summary(view: View) -> Nodes:
 
 
 def _trend(trend: Trend) -> Nodes:
-    yield plot("Rows a second", list(trend.rates), trend.span, number, 1.0)
-    yield plot("Largest lag", list(trend.lags), trend.span, duration, 1.0)
+    yield plot("Rows a second", list(trend.rates), trend.span, number, scale)
+    yield plot("Largest lag", list(trend.lags), trend.span, duration, time_scale)
 
 
 def _log(said: Mapping[str, str]) -> Nodes:

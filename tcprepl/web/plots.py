@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from twisted.web.template import Tag
@@ -14,6 +15,8 @@ SPARK_SIZE = (120, 28)
 PLOT_SIZE = (480, 120)
 #: Points that a sparkline has room for.
 SPARK_POINTS = 120
+#: Seconds, of which half as many are round as well.
+_TIMES = (60, 120, 240, 600, 1_200, 3_600, 7_200, 14_400, 43_200, 86_400)
 
 
 def spark(values: Sequence[float], label: str, most: str, kind: str = "") -> Tag:
@@ -30,7 +33,11 @@ def spark(values: Sequence[float], label: str, most: str, kind: str = "") -> Tag
 
 
 def plot(
-    title: str, values: Sequence[float], span: Span, words: Callable[[float], str], floor: float
+    title: str,
+    values: Sequence[float],
+    span: Span,
+    words: Callable[[float], str],
+    scaled: Callable[[float], float],
 ) -> Tag:
     """Return a line with a scale, of which the pointer and the arrow keys read single values.
 
@@ -39,10 +46,10 @@ def plot(
         values: What is drawn; the newest comes last.
         span: The time that it covers.
         words: Says a value.
-        floor: The least that the whole height stands for, so that next to nothing looks so.
+        scaled: Gives the value that the whole height stands for, from the highest.
     """
-    top = scale(max((*values, floor)))
     most = max(values, default=0.0)
+    top = scaled(most)
     drawing = _drawing(values, top, span.points, PLOT_SIZE)
     half = PLOT_SIZE[1] // 2
     grid = element("path", d=f"M0 {half}H{PLOT_SIZE[0]}M0 1H{PLOT_SIZE[0]}", class_="grid")
@@ -55,7 +62,11 @@ def plot(
         ),
         element(
             "div",
-            element("div", *(element("i", words(top * n / 2)) for n in (2, 1, 0)), class_="scale"),
+            element(
+                "div",
+                *(element("i", _rounded(words(top * n / 2))) for n in (2, 1, 0)),
+                class_="scale",
+            ),
             _svg([grid, *drawing, cursor], PLOT_SIZE, "plot", label),
             class_="field",
         ),
@@ -70,13 +81,31 @@ def plot(
 
 
 def scale(most: float) -> float:
-    """Return the next number from *most* on that is 1, 2 or 5 with zeros."""
-    unit = 1e-3
+    """Return the next number from *most* on that is 1, 2 or 5 with zeros.
+
+    It is at least 1, so that next to nothing looks so.
+    """
+    unit = 1.0
     while True:
         for digit in (1, 2, 5):
             if digit * unit >= most:
                 return digit * unit
         unit *= 10
+
+
+def time_scale(most: float) -> float:
+    """Return the next number of seconds from *most* on by which people count."""
+    if most <= 50:
+        return scale(most)
+    for step in _TIMES:
+        if step >= most:
+            return step
+    return 86_400 * scale(most / 86_400)
+
+
+def _rounded(said: str) -> str:
+    """Return a time span without a second unit of which there is nothing."""
+    return re.sub(" 0\u202f[a-z]+$", "", said)
 
 
 def _drawing(
