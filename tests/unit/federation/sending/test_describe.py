@@ -105,3 +105,4 @@ def test_when_it_is_tried_next(
 def test_what_will_come_is_no_older_than_now() -> None:
     assert describe_destination("y", SOME, Backoff(), 1_236_567)["oldest_seconds"] == 1_234.6
     assert describe_destination("y", SOME, Backoff(), 1_000)["oldest_seconds"] == 0.0
+    assert describe_destination("y", SOME, Backoff(), 10_002_060)["oldest_seconds"] == 10_000.1

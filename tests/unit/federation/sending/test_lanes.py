@@ -135,6 +135,17 @@ def test_what_has_expired_is_not_taken() -> None:
     assert numbers(expired) == [1]
 
 
+def test_what_has_expired_beside_what_is_left_is_told_once() -> None:
+    queue = LaneQueue()
+    for number, expires_ms in ((1, 500), (2, 0), (3, 0)):
+        queue.add((number, expires_ms, edu("m.typing", number, f"@{number}")))
+    expired: list[Entry] = []
+    assert numbers(queue.take(1, 10**6, 1_000, expired)) == [2]
+    assert len(queue) == 1
+    assert numbers(queue.take(1, 10**6, 1_000, expired)) == [3]
+    assert numbers(expired) == [1]
+
+
 def test_discard_forgets_a_key() -> None:
     queue = LaneQueue()
     queue.add((1, 0, edu("m.typing", 1, "a")))
