@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.harness import FULL
+from tests.invariants import Told
 from tests.simulation.unmended import MENDS
-from tests.simulation.world import HAPPENINGS, Failed, Step, play, schedule, shrunk
+from tests.simulation.world import (
+    HAPPENINGS,
+    Failed,
+    Step,
+    World,
+    entered,
+    play,
+    schedule,
+    shrunk,
+)
 
 
 @pytest.mark.slow
@@ -44,3 +56,27 @@ def test_a_failure_is_found_and_made_smaller() -> None:
             play(5, steps)
         few = shrunk(5, steps, caught.value, most=4)
     assert [step.what for step in few] == ["mood", "publish", "quiet"]
+
+
+@pytest.mark.slow
+def test_readers_of_an_emptied_relay_hear_of_what_is_damaged_upstream(tmp_path: Path) -> None:
+    """Those who had the rows before, too: the relay cannot say that they are still good."""
+    world = World(3, tmp_path)
+    with entered(world):
+        try:
+            world.begin()
+            for number in range(4):
+                world.happen(Step(number, "publish", number, 1.0))
+            world.happen(Step(4, "quiet", 0, 0.0))
+            world.logs = [world.server]
+            world.happen(Step(5, "damage", 1, 1.0))
+            world.logs = [world.server, *world.relays, world.bus]
+            world.relays[0].wipe()
+            world.happen(Step(6, "quiet", 0, 0.0))
+            ((pair, tokens),) = world.server.damaged.items()
+            (token,) = tokens
+            for diary in (world.workers[2].diaries()[pair], world.pollers[1].diaries[pair[0]]):
+                gaps = [entry for entry in diary if isinstance(entry, Told)]
+                assert any((gap.known or 0) < token <= gap.token for gap in gaps), diary
+        finally:
+            world.close()
