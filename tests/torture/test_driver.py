@@ -15,7 +15,7 @@ from tests.log_kit import SqliteStore
 from tests.torture import shim
 from tests.torture.actors import EXCEPTION, TRACEBACK, last_line
 from tests.torture.layouts import ServeWorld, was_done
-from tests.torture.world import position
+from tests.torture.world import Moves, position
 
 HELD = History([Row(1, "a"), Row(2, "b"), Row(2, "c"), Row(3, "d")])
 
@@ -159,3 +159,14 @@ def test_a_row_that_a_wire_loses_turns_it_red(
     # On a loaded machine more may be late.
     found = [told for told in world.failures if told.startswith("worker, device_lists: ")]
     assert any(lost in told for told in found), world.failures
+
+
+def test_a_round_ends_when_every_stream_has_moved() -> None:
+    """Else a relay that came up last of all has nothing that its readers could be compared with."""
+    answered: dict[str, dict[str, int]] = {"a": {"1": 1}, "b": {}}
+    moves = Moves(answered)
+    assert moves.least() == 0
+    answered["a"]["2"] = 2
+    assert moves.least() == 0
+    answered["b"]["3"] = 3
+    assert [moves.least(), moves.least()] == [1, 1]

@@ -35,8 +35,11 @@ TRIMMED = "push_rules"
 STREAMS = (*WHOLE, TRIMMED)
 #: How long a process may take until it is ready, and everybody to come level once all faults
 #: have ended.
-READY_S = 60.0
-LEVEL_S = 60.0
+READY_S = 180.0
+LEVEL_S = 180.0
+#: How often each stream moves once all faults have ended. A relay that has only then come up, and
+#: begins where it hears of a stream first, has rows of it all the same.
+MOVES = 4
 #: Descriptors that a process may have more than just after its start: connections, files of SQLite.
 DESCRIPTORS = 40
 #: What a worker's handler raises on purpose, and what its own disk does to it.
@@ -246,15 +249,18 @@ class World:
         self.wires.heal()
         for actor in self.actors.values():
             actor.heal()
+        wait_until(self._relays_ready, "relays are ready", READY_S)
         before = [(publisher, publisher.done) for publisher in self.publishers]
 
         moved = self.moved()
+        moves = Moves(self.rows.answered)
 
         def go_on() -> bool:
             self.tend()
             # The step that was under way, and a whole one behind it.
             steps = all(publisher.done > done + 1 for publisher, done in before)
-            return steps and ("producer" not in self.actors or self.moved() > moved)
+            grown = moves.least() >= MOVES
+            return steps and grown and ("producer" not in self.actors or self.moved() > moved)
 
         wait_until(go_on, "who publishes goes on", READY_S)
         for publisher in self.publishers:
@@ -262,6 +268,11 @@ class World:
         if "producer" in self.actors:
             self.actors["producer"].kill()
         self.wait_ready()
+
+    def _relays_ready(self) -> bool:
+        """Return whether every relay hears its upstream, however often it has to be started."""
+        self.tend()
+        return all(healthy(url) for _, url in self._relays.values())
 
     def moved(self) -> int:
         """Return how much the producer has noted."""
@@ -372,6 +383,27 @@ class World:
     def _whole(self, stream: str) -> bool:
         """Return whether nothing that is held of a stream may be missing."""
         return stream != TRIMMED and not self.damaged
+
+
+class Moves:
+    """Counts how often each stream was seen to have moved since it began to count.
+
+    Args:
+        answered: For each stream the rows that were answered, which grows.
+    """
+
+    def __init__(self, answered: Mapping[str, Mapping[str, int]]) -> None:
+        self._answered = answered
+        self._known = {stream: len(rows) for stream, rows in answered.items()}
+        self._moves = dict.fromkeys(answered, 0)
+
+    def least(self) -> int:
+        """Look again; return how often the stream has moved that did least often."""
+        for stream, rows in self._answered.items():
+            if len(rows) > self._known[stream]:
+                self._known[stream] = len(rows)
+                self._moves[stream] += 1
+        return min(self._moves.values())
 
 
 def healthy(url: str) -> bool:
