@@ -107,6 +107,14 @@ def test_incarnations_of_those_who_are_there_go_on(place: Place) -> None:
     assert [known.number for known in history.incarnations] == [1, 2]
 
 
+def test_the_newest_stamp_is_that_of_whatever_came_last(place: Place) -> None:
+    database = place.begun()
+    (began_ms,) = (known.began_ms for known in database.history().incarnations)
+    assert database.newest_ms() == began_ms
+    place.sql(f"UPDATE incarnations SET began_ms = {began_ms + 5}")
+    assert database.newest_ms() == began_ms + 5
+
+
 # --- what is written --------------------------------------------------------------------------
 
 

@@ -79,3 +79,18 @@ def test_a_listener_hears_others_and_looks_all_the_same() -> None:
     listener.join()
     listener._tell()
     assert not link.connected
+
+
+def test_a_listener_does_not_look_for_what_is_ours() -> None:
+    url = postgres_world.url_of(postgres_world.server(), "postgres")
+    calls: SimpleQueue[Any] = SimpleQueue()
+    listener = Listener(Link(url, "s"), "1", lambda: calls.put("look"), poll_s=600)
+    listener.start()
+    calls.get(timeout=30)  # once it listens
+    for mine in ("1", "1", "2"):
+        postgres_world.sql(url, "s", f"SELECT pg_notify('tcprepl', '{mine}')")
+    calls.get(timeout=30)
+    listener.stop()
+    postgres_world.sql(url, "s", "SELECT pg_notify('tcprepl', '1')")
+    listener.join()
+    assert calls.empty()

@@ -462,6 +462,23 @@ def test_a_fault_of_ours_in_a_renewal_is_logged(
     assert said == ["postgresql.renew_failed"]
 
 
+def test_everybody_who_looks_meanwhile_is_told(world: World) -> None:
+    """A look that begins while another is under way does not take the place of those in it."""
+    looks = [world.log.look() for _ in range(3)]
+    world.work()
+    assert all(look.done for look in looks)
+
+
+def test_a_fault_of_ours_in_a_look_is_logged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "error", lambda event, **_: said.append(event))
+    for error in (ZeroDivisionError(), LogUnavailable("x")):
+        with mock.patch.object(world.log._news, "read", side_effect=error):
+            world.log.look()
+            world.work()
+        assert said == ["postgresql.look_failed"]
+
+
 # --- a database that is away ------------------------------------------------------------------
 
 
