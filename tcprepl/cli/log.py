@@ -8,9 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -49,20 +50,32 @@ def command() -> None:
 
     \b
     Example:
-      $ tcprepl log ls --data /backup/monday
-      $ tcprepl log verify --data /backup/monday
+      $ tcprepl log ls /backup/monday
+      $ tcprepl log verify /backup/monday
     """
 
 
 def data_option(function: F) -> F:
-    """Add ``--data DIRECTORY``."""
-    return click.option(
+    """Add ``[DIRECTORY]``, and ``--data DIRECTORY`` for the same."""
+
+    @wraps(function)
+    def wrapped(data: Path | None = None, directory: Path | None = None, **others: Any) -> Any:
+        if data is not None and directory is not None:
+            raise click.UsageError("the directory is named twice: leave out --data")
+        chosen = directory or data or Path("tcprepl-data")
+        if not chosen.is_dir():
+            raise click.UsageError(f"directory {chosen} does not exist: name it")
+        return function(data=chosen, **others)
+
+    where = click.Path(path_type=Path, file_okay=False)
+    option = click.option(
         "--data",
-        type=click.Path(path_type=Path, file_okay=False, exists=True),
-        default="tcprepl-data",
-        show_default=True,
+        type=where,
+        show_default="tcprepl-data",
         help="The data directory, or a copy of one.",
-    )(function)
+    )
+    found: Any = click.argument("directory", type=where, required=False)(option(wrapped))
+    return cast(F, found)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -163,3 +164,14 @@ def test_an_empty_file_is_no_log_and_stays_empty(tmp_path: Path) -> None:
         with pytest.raises(LogCorrupt, match="an empty file, no log"):
             run(*words, "--data", str(tmp_path))
     assert (tmp_path / DATABASE_NAME).read_bytes() == b""
+
+
+def test_the_directory_is_an_argument_too(data: Path, tmp_path: Path) -> None:
+    """As `--data` has it, behind the stream where there is one; it is named once."""
+    assert run("verify", str(data)) == ("6 rows of 2 streams: whole\n", "")
+    for words in (["ls"], ["show", "push_rules", "--writer", "w"], ["top"]):
+        assert run(*words, str(data)) == run(*words, "--data", str(data))
+    with pytest.raises(click.UsageError, match="named twice"):
+        run("ls", str(data), "--data", str(data))
+    with pytest.raises(click.UsageError, match="does not exist"):
+        run("ls", str(tmp_path / "nowhere"))
