@@ -31,7 +31,8 @@ Where: TypeAlias = str | IStreamClientEndpoint
 #: Where the servers are of which any will do, since they are over one database; or the only one.
 Places: TypeAlias = Where | Sequence[Where]
 
-#: What is read at once, as under Twisted: more costs more, for the pages are new each time.
+#: What is read at once, as under Twisted. Where streams take turns, twice as much was measured to
+#: cost a tenth more for each row, and where they do not, a tenth less.
 READ_BYTES = 65_536
 
 _ADDRESS = re.compile(
