@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import tcprepl
 from tcprepl.replication.status import LinkStatus
 from tests.unit.web.test_client_api import World
 from tests.web_site import Stage
@@ -88,3 +90,10 @@ def test_links_are_described() -> None:
     links = schemas["Status"]["properties"]["links"]["items"]["$ref"]
     told = schemas[links.rpartition("/")[2]]["properties"].keys()
     assert told == {field.name for field in fields(LinkStatus)}
+
+
+def test_the_page_on_http_names_our_paths() -> None:
+    """Those of Matrix, of which there are many, in one line."""
+    told = (Path(tcprepl.__file__).parent / "docs" / "http.md").read_text(encoding="utf-8")
+    ours = {path for path in described()["paths"] if not path.startswith("/_matrix/")}
+    assert {path for path in ours if path not in told} == set()
