@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 
@@ -233,6 +233,25 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int | None, schem
     connection.executescript(script)
 
 
+def checked(rows: Iterable[Sequence[Any]], types: Sequence[type], table: str) -> Iterator[Any]:
+    """Yield *rows* of *table*, whose values a damaged file may give back as others.
+
+    The type of a value is a number in the file, as easily damaged as the value.
+
+    Args:
+        rows: The rows.
+        types: The type of each value.
+        table: For people.
+
+    Raises:
+        sqlite3.DatabaseError: a value has another type.
+    """
+    for row in rows:
+        if list(map(type, row)) != list(types):
+            raise sqlite3.DatabaseError(f"a row of {table} is none")
+        yield row
+
+
 @contextmanager
 def explaining(path: Path | None, schema: Schema) -> Iterator[None]:
     """Raise what SQLite raises within as one of our errors.
@@ -254,7 +273,7 @@ def explained(
     """Return *error* as one of ours: what is wrong, where, and what to do."""
     text = str(error)
     where = "the database in memory" if path is None else str(path)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, sqlite3.OperationalError) and not text.startswith("Could not decode"):
         directory = "" if path is None else path.parent
         if "full" in text:
             todo = f"free space in {directory}"

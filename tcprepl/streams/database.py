@@ -22,7 +22,7 @@ from zlib import crc32
 from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
-from tcprepl.storage.sqlite import explained, open_database, open_reader
+from tcprepl.storage.sqlite import checked, explained, open_database, open_reader
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -57,6 +57,10 @@ from tcprepl.streams.sqlite_schema import (
 
 #: Of a row of ``pairs``: what a damaged file gives back may be of others.
 _PAIR_TYPES = [int, str, str, int, int, int, int]
+_INCARNATION_TYPES = [int, str, int]
+_BEGINNING_TYPES = [str, str, int, int]
+_TRANSACTION_TYPES = [str, int, int]
+_BLOCK_TYPES = [int, int, int]
 
 
 #: Pages that one commit gives back, and pages without use that a file may have.
@@ -71,13 +75,18 @@ def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
     return isinstance(last, int) and after < last <= upto
 
 
+def _token_of(row: tuple[object] | None) -> Token:
+    """Return the token in *row*; 0 if it has none, or what is no token."""
+    return row[0] if row is not None and isinstance(row[0], int) else 0
+
+
 def _block_before(connection: sqlite3.Connection, pair: StoredPair, after: Token) -> Token:
     """Return the last token of a block up to *after*, or *after* if the file does not tell."""
     try:
         found = connection.execute(SELECT_BEFORE, (pair.id, after)).fetchone()
     except sqlite3.DatabaseError:  # a broken page of the file may hold that, too
         return after
-    return found[0] or 0
+    return _token_of(found)
 
 
 class Database:
@@ -133,9 +142,7 @@ class Database:
             found = self._read_connection.execute(
                 "SELECT id, stream, instance, position, floor, rows, bytes FROM pairs ORDER BY id"
             ).fetchall()
-            if any([type(value) for value in row] != _PAIR_TYPES for row in found):
-                raise sqlite3.DatabaseError("a row of pairs is none")
-            return [StoredPair(*row) for row in found]
+            return [StoredPair(*row) for row in checked(found, _PAIR_TYPES, "pairs")]
         except sqlite3.Error as error:
             raise self.explained(error) from error
 
@@ -150,10 +157,13 @@ class Database:
                 "SELECT stream, instance, number, token FROM beginnings"
                 " JOIN pairs ON pairs.id = beginnings.pair ORDER BY number"
             )
+            named = checked((row[:3] for row in incarnations), _INCARNATION_TYPES, "incarnations")
+            ended = [(row[0], row[3]) for row in incarnations if row[3] is not None]
+            noted = checked(beginnings, _BEGINNING_TYPES, "beginnings")
             return History(
-                [Incarnation(*row[:3]) for row in incarnations],
-                (Beginning((stream, instance), *row) for stream, instance, *row in beginnings),
-                {row[0]: row[3] for row in incarnations if row[3] is not None},
+                [Incarnation(*row) for row in named],
+                [Beginning((stream, instance), *row) for stream, instance, *row in noted],
+                dict(checked(ended, [int, int], "incarnations")),
             )
         except sqlite3.Error as error:
             raise self.explained(error) from error
@@ -169,9 +179,11 @@ class Database:
         """Return the newest stamp of anything; None if there is nothing."""
         try:
             (newest,) = self._read_connection.execute(NEWEST).fetchone()
+            for _ in checked([] if newest is None else [(newest,)], [int], "times"):
+                return int(newest)
         except sqlite3.Error as error:
             raise self.explained(error) from error
-        return None if newest is None else int(newest)
+        return None
 
     def transaction(
         self, stream: StreamName, transaction_id: str, since_ms: int
@@ -182,20 +194,23 @@ class Database:
                 "SELECT instance, first, last FROM transactions"
                 " WHERE stream = ? AND id = ? AND written_ms >= ?",
                 (stream, transaction_id, since_ms),
-            ).fetchone()
+            ).fetchall()
+            for row in checked(found, _TRANSACTION_TYPES, "transactions"):
+                return Appended(stream, *row)
         except sqlite3.Error as error:
             raise self.explained(error) from error
-        return None if found is None else Appended(stream, *found)
+        return None
 
     def oldest(self, pair: StoredPair, after: Token) -> Generator[tuple[Token, int, int, int]]:
         """Yield (last token, rows, bytes, time in ms) of the blocks after *after*."""
         cursor = self._read_connection.cursor()
         try:
-            yield from cursor.execute(
+            found = cursor.execute(
                 "SELECT last, rows, bytes, written_ms FROM blocks"
                 " WHERE pair = ? AND last > ? ORDER BY last",
                 (pair.id, after),
             )
+            yield from checked(found, [*_BLOCK_TYPES, int], "blocks")
         except sqlite3.Error as error:
             raise self.explained(error) from error
         finally:
@@ -268,7 +283,7 @@ class Database:
     ) -> DiskPage:
         """Return *page* up to *upto*, unless what comes behind says that rows are missing."""
         try:
-            (newest,) = connection.execute(SELECT_NEWEST, (pair.id,)).fetchone() or (0,)
+            newest = _token_of(connection.execute(SELECT_NEWEST, (pair.id,)).fetchone())
             behind = (pair.id, upto, limits.MAX_TOKEN, 1)
             return page.ended(upto, newest, lambda: connection.execute(SELECT_BLOCKS, behind))
         except sqlite3.OperationalError:
@@ -391,7 +406,7 @@ class Database:
         """Return what is inserted for *block*, which is the newest of its pair then."""
         before = newest.get(pair) or self._newest.get(pair)
         if before is None:
-            (before,) = connection.execute(SELECT_NEWEST, (pair,)).fetchone() or (0,)
+            before = _token_of(connection.execute(SELECT_NEWEST, (pair,)).fetchone())
         newest[pair] = block.last
         body = encode_block(block, before or None)
         size = len(block.lines)
@@ -424,7 +439,7 @@ class Database:
                 (pair, floor, TRIMMED_BLOCKS),
             ).fetchall()
             upto = rows = size = taken = 0
-            for last, block_rows, block_bytes in found:
+            for last, block_rows, block_bytes in checked(found, _BLOCK_TYPES, "blocks"):
                 if left <= 0:
                     break
                 upto = last

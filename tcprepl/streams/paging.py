@@ -19,7 +19,7 @@ from tcprepl.streams.log import Block
 from tcprepl.streams.pages import DiskPage
 
 #: Of a block: its last token, when it was written, its checksum, its body.
-StoredBlock: TypeAlias = tuple[Token, int, int, bytes]
+StoredBlock: TypeAlias = tuple[Token, object, int, bytes]
 
 
 class PageBuilder:
@@ -55,11 +55,13 @@ class PageBuilder:
         self._words = words
         self._rows = self._size = 0
 
-    def put(self, last: Token, written_ms: int, crc: int, body: bytes) -> DiskPage | None:
+    def put(self, last: Token, written_ms: object, crc: int, body: bytes) -> DiskPage | None:
         """Put a block in; return the page if that ends before it, as it is full or by damage."""
         if crc32(body) != crc:
             what = f"the checksum of its block, at token {last}, does not match"
             return self.damaged(last, what)
+        if not isinstance(written_ms, int):
+            return self.damaged(last, f"its block, at token {last}, has no time")
         pair = self._pair
         block, before = decode_block(pair.stream, pair.instance, body, written_ms)
         if before is not None and before > max(self.reached, pair.floor):
@@ -88,9 +90,9 @@ class PageBuilder:
         """
         if newest > upto:
             newest = 0
-            for _, written_ms, crc, body in behind():
+            for _, _, crc, body in behind():
                 if crc32(body) == crc:
-                    _, before = decode_block("", "", body, written_ms)
+                    _, before = decode_block("", "", body, 0)
                     newest = min(before or 0, upto)
         if newest > max(self.reached, self._pair.floor):
             return self._without_block(newest)

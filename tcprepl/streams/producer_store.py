@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import msgpack
 
 from tcprepl.ids import ProducerName
+from tcprepl.storage.sqlite import checked
 from tcprepl.streams.log import Appended
 from tcprepl.streams.producers import ANSWERS_KEPT, Answer, ProducerState
 
@@ -59,9 +59,15 @@ def encode_answers(answers: Sequence[Answer]) -> bytes:
 
 
 def decode_answers(body: bytes) -> Iterator[Answer]:
-    """Yield the answers that *body* was made of, as few as they can be."""
+    """Yield the answers that *body* was made of, as few as they can be.
+
+    Raises:
+        TypeError, ValueError, msgpack.UnpackException: it is none of what `encode_answers` makes.
+    """
     sequence, runs = msgpack.unpackb(body)
     for stream, instance, width, first, count in runs:
+        if not (isinstance(stream, str) and isinstance(instance, str)):
+            raise TypeError("a stream and an instance have names")
         last = first + count * (width + 1) - 1
         yield Answer(sequence, Appended(stream, instance, first, last), count)
         sequence += count
@@ -74,12 +80,19 @@ def read_producers(
     found = connection.execute(
         "SELECT name, epoch, sequence, used_ms FROM producers ORDER BY used_ms"
     ).fetchall()
-    for name, *state in found:
+    for name, *state in checked(found, [str, int, int, int], "producers"):
         bodies = connection.execute(
             "SELECT body FROM answers WHERE producer = ? ORDER BY last", (name,)
-        )
-        answers = chain.from_iterable(decode_answers(body) for (body,) in bodies)
-        yield name, ProducerState(*state), answers
+        ).fetchall()
+        yield name, ProducerState(*state), _answers_in(bodies)
+
+
+def _answers_in(bodies: Iterable[tuple[bytes]]) -> Iterator[Answer]:
+    # All at once: what is wrong is the database's to say, and not for who goes through them.
+    try:
+        return iter([answer for (body,) in bodies for answer in decode_answers(body)])
+    except (TypeError, ValueError, msgpack.UnpackException):
+        raise sqlite3.DatabaseError("a row of answers is none") from None
 
 
 def write_producers(

@@ -14,6 +14,7 @@ from tcprepl.storage import sqlite as module
 from tcprepl.storage.sqlite import (
     Durability,
     Schema,
+    checked,
     explained,
     explaining,
     open_database,
@@ -234,6 +235,23 @@ def test_a_database_in_memory_has_a_name_too() -> None:
     error = explained(sqlite3.OperationalError("database or disk is full"), None, SCHEMA)
     assert isinstance(error, LogError)
     assert "in memory" in str(error)
+
+
+def test_a_text_that_is_none_is_damage(tmp_path: Path) -> None:
+    """SQLite calls it an error of the program; no text of ours is but UTF-8."""
+    with (
+        closing(sqlite3.connect(tmp_path / "db")) as connection,
+        pytest.raises(LogCorrupt, match="Could not decode"),
+        explaining(tmp_path / "db", SCHEMA),
+    ):
+        connection.execute("SELECT CAST(x'ff' AS TEXT)").fetchall()
+
+
+def test_rows_of_other_types_are_damage() -> None:
+    assert list(checked([(1, "a"), (2, "b")], [int, str], "t")) == [(1, "a"), (2, "b")]
+    for row in ((1, b"a"), (1,), (1, "a", 2), (1.0, "a"), (None, "a"), (True, "a")):
+        with pytest.raises(sqlite3.DatabaseError, match="a row of t is none"):
+            list(checked([row], [int, str], "t"))
 
 
 def test_a_transaction_is_all_or_nothing() -> None:

@@ -24,9 +24,9 @@ from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.paging import PageBuilder
-from tcprepl.streams.producers import ProducerState
+from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA_VERSION
-from tests.log_kit import DURABLE, SqliteStore, add, row
+from tests.log_kit import DURABLE, SqliteStore, result, row
 
 
 def block(*tokens: int) -> Block:
@@ -600,12 +600,76 @@ def test_a_block_that_is_no_blob_any_longer_is_damaged(
     database.close()
 
 
-def test_a_pair_that_is_none_is_damage(tmp_path: Path) -> None:
+_NUMBER = """
+ALTER TABLE incarnations RENAME TO older;
+CREATE TABLE incarnations (number TEXT, id TEXT, began_ms INTEGER, ended INTEGER);
+INSERT INTO incarnations SELECT number, id, began_ms, ended FROM older;
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "damage"),
+    [
+        ("pairs", "UPDATE pairs SET position = 'x'"),
+        ("incarnations", "UPDATE incarnations SET began_ms = 'x'"),
+        ("incarnations", "UPDATE incarnations SET ended = 'x'"),
+        ("incarnations", _NUMBER),
+        ("beginnings", "INSERT INTO beginnings VALUES (1, 1, 'x')"),
+        ("producers", "UPDATE producers SET sequence = 'x'"),
+        ("answers", "UPDATE answers SET body = 5"),
+        ("answers", "UPDATE answers SET body = 'text'"),
+        ("answers", "UPDATE answers SET body = x'c1'"),
+        ("answers", "UPDATE answers SET body = x'920191950505010101'"),
+        ("times", "UPDATE blocks SET written_ms = 'x'"),
+    ],
+)
+def test_what_is_no_row_of_its_table_is_damage(tmp_path: Path, table: str, damage: str) -> None:
     store = SqliteStore(tmp_path)
-    add(store, DURABLE, row("a"))
+    result(store.log.claim("p"))
+    result(store.log.append(DURABLE, "master", [row("a")], produced=Produced("p", 1, 1)))
     store.close()
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
-        connection.execute("UPDATE pairs SET position = 'x'")
+        connection.executescript(damage)
         connection.commit()
-    with pytest.raises(LogCorrupt, match="a row of pairs"):
+    with pytest.raises(LogCorrupt, match=f"a row of {table} is none"):
         SqliteStore(tmp_path)
+
+
+def test_a_transaction_that_is_none_is_damage(database: Database, tmp_path: Path) -> None:
+    database.write(Commit(transactions=[("s", "t", Appended("s", "i", 1, 2), 5)]))
+    assert database.transaction("s", "t", 0) == Appended("s", "i", 1, 2)
+    assert database.transaction("s", "u", 0) is None
+    _spoil(tmp_path, "UPDATE transactions SET first = 'x'")
+    with pytest.raises(LogCorrupt, match="a row of transactions is none"):
+        database.transaction("s", "t", 0)
+    database.close()
+
+
+def test_a_block_whose_size_is_none_is_not_trimmed(database: Database, tmp_path: Path) -> None:
+    database.write(Commit(blocks=[(1, block(7, 8))]))
+    _spoil(tmp_path, "UPDATE blocks SET bytes = 'x' WHERE last = 8")
+    with pytest.raises(LogCorrupt, match="a row of blocks is none"):
+        list(database.oldest(stored(), 0))
+    with pytest.raises(LogCorrupt, match="a row of blocks is none"):
+        database.write(Commit(trims={1: 8}))
+    database.close()
+
+
+def test_a_block_without_a_time_is_damaged(database: Database, tmp_path: Path) -> None:
+    database.write(Commit(blocks=[(1, block(7, 8)), (1, block(10))]))
+    _spoil(tmp_path, "UPDATE blocks SET written_ms = 'x' WHERE last = 8")
+    page = database.page(stored(), 3, 20)
+    assert page.damage is not None
+    assert (page.damage.after, page.damage.upto) == (3, 8)
+    assert "has no time" in page.damage.detail
+    assert tokens(database, 8, 20) == [10]
+    database.close()
+
+
+def test_a_newest_block_that_is_no_token_is_not_known(database: Database, tmp_path: Path) -> None:
+    database.write(Commit(pairs=[stored()], blocks=[(1, block(7, 8))]))
+    _spoil(tmp_path, "UPDATE pairs SET newest = 'x'")
+    assert tokens(database, 3, 20) == [7, 8]
+    database.write(Commit(blocks=[(1, block(10))]))
+    assert tokens(database, 3, 20) == [7, 8, 10]
+    database.close()
