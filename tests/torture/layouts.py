@@ -387,7 +387,7 @@ class BusWorld(World):
         self.rows = BusPublisher(publishing, self.instance, self.seed, self.streams, 0.04)
         self.publishers.append(self.rows)
         self.subscribers = [
-            Subscriber(self.wires.to(self.redis_port).port, f"reader{number}", self.instance)
+            Subscriber(self.wires.to(self.redis_port).port, f"reader{number}", self.rows)
             for number in range(2)
         ]
         self.listeners += self.subscribers

@@ -227,6 +227,8 @@ class BusPublisher(BusClient):
 
     Attributes:
         answered: For each stream the token of each row that was answered.
+        instance: As whom it writes.
+        asked: Whether somebody has asked where it is, and was not told yet.
     """
 
     def __init__(
@@ -234,31 +236,38 @@ class BusPublisher(BusClient):
     ) -> None:
         super().__init__(port, pause_s)
         self.answered: dict[str, dict[str, int]] = {stream: {} for stream in streams}
-        self._instance = instance
+        self.instance = instance
         self._tokens = dict.fromkeys(streams, 0)
         self._chance = random.Random(seed)
         self._answers = b""
+        self.asked = False
 
     def connected(self, bus: socket.socket) -> None:
         """Say where every stream is."""
         self._answers = b""
+        self._tell(bus)
+
+    def _tell(self, bus: socket.socket) -> None:
+        self.asked = False
         self._publish(
             bus,
             [
-                f"POSITION {stream} {self._instance} {token} {token}"
+                f"POSITION {stream} {self.instance} {token} {token}"
                 for stream, token in self._tokens.items()
             ],
         )
 
     def use(self, bus: socket.socket) -> None:
         """Publish some rows of one stream, and wait for every answer."""
+        if self.asked:
+            self._tell(bus)
         stream = self._chance.choice(list(self.answered))
         rows = {}
         for _ in range(self._chance.randint(1, 8)):
             self._tokens[stream] += 1
             token = self._tokens[stream]
             rows[f'["@h{token}:example.com"]'] = token
-        lines = [f"RDATA {stream} {self._instance} {token} {row}" for row, token in rows.items()]
+        lines = [f"RDATA {stream} {self.instance} {token} {row}" for row, token in rows.items()]
         self._publish(bus, lines)
         self.answered[stream].update(rows)
 
@@ -280,12 +289,17 @@ class BusPublisher(BusClient):
 
 
 class Subscriber(BusClient):
-    """Hears everything on a bus, as a process of Synapse with a name of its own."""
+    """Hears everything on a bus, as a process of Synapse with a name of its own.
 
-    def __init__(self, port: int, name: str, instance: str) -> None:
+    It asks the writer where it is once it has subscribed, as such a process does, and passes over
+    rows of a stream of which it was told no position since then.
+    """
+
+    def __init__(self, port: int, name: str, writer: BusPublisher) -> None:
         super().__init__(port, 0.0)
         self.name = name
-        self._instance = instance
+        self._writer = writer
+        self._connected: set[str] = set()
         self._diaries: dict[str, list[Row | Told]] = {}
         self._positions: dict[str, int] = {}
         self._reader = RespReader(CHANNEL)
@@ -297,6 +311,7 @@ class Subscriber(BusClient):
     def connected(self, bus: socket.socket) -> None:
         """Say who listens, and to what."""
         self._reader = RespReader(CHANNEL)
+        self._connected.clear()
         bus.settimeout(0.5)
         bus.sendall(encode(b"AUTH", self.name.encode(), b"any") + encode(b"SUBSCRIBE", CHANNEL))
 
@@ -308,18 +323,28 @@ class Subscriber(BusClient):
             return
         if not piece:
             raise OSError("closed")
-        for payload in self._reader.feed(piece)[0]:
-            words = payload.decode().split(" ", 4)
-            if len(words) == 5 and words[2] == self._instance:
-                self._hear(*words)
+        payloads, others = self._reader.feed(piece)
+        if any(isinstance(other, list) and other[0] == b"subscribe" for other in others):
+            self._writer.asked = True
+        for payload in payloads:
+            self.hear(payload)
 
-    def _hear(self, word: str, stream: str, instance: str, first: str, second: str) -> None:
+    def hear(self, payload: bytes) -> None:
+        """Take a line that was published."""
+        words = payload.decode().split(" ", 4)
+        if len(words) == 5 and words[2] == self._writer.instance:
+            self._take(words[0], words[1], words[3], words[4])
+
+    def _take(self, word: str, stream: str, first: str, second: str) -> None:
         diary = self._diaries.setdefault(stream, [])
         known = self._positions.get(stream, 0)
-        if word == "RDATA" and int(first) > known:
+        if word == "RDATA" and int(first) > known and stream in self._connected:
             diary.append(Row(int(first), second))
             self._positions[stream] = int(first)
-        elif word == "POSITION" and int(second) > known:
+        elif word == "POSITION":
+            self._connected.add(stream)
+            if int(second) <= known:
+                return
             # A process of Synapse asks its database for what is between.
             if int(first) != known:
                 diary.append(Told(known, int(second)))

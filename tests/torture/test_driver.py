@@ -15,6 +15,7 @@ from tests.log_kit import SqliteStore
 from tests.torture import shim
 from tests.torture.actors import EXCEPTION, TRACEBACK, last_line
 from tests.torture.layouts import ServeWorld, was_done
+from tests.torture.publishing import BusPublisher, Subscriber
 from tests.torture.world import Moves, position
 
 HELD = History([Row(1, "a"), Row(2, "b"), Row(2, "c"), Row(3, "d")])
@@ -170,3 +171,11 @@ def test_a_round_ends_when_every_stream_has_moved() -> None:
     assert moves.least() == 0
     answered["b"]["3"] = 3
     assert [moves.least(), moves.least()] == [1, 1]
+
+
+def test_a_process_on_a_bus_takes_rows_behind_a_position() -> None:
+    """What it misses before one it asks its database for, as a process of Synapse does."""
+    reader = Subscriber(1, "reader", BusPublisher(1, "w1", 1, ("a",), 0.0))
+    for line in ("RDATA a w1 5 [5]", "POSITION a w1 6 6", "RDATA a w1 7 [7]", "RDATA a w2 8 [8]"):
+        reader.hear(line.encode())
+    assert reader.diary("a") == [Told(0, 6), Row(7, "[7]")]
