@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import hashlib
 import importlib
 import json
@@ -37,6 +38,8 @@ CONFTEST = ROOT / "tests" / "conftest.py"
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 #: A mutant that takes so much longer than the tests do hangs: that is noticed.
 TIMES, THEN_SOME_S = 4, 10
+#: How long tests that hang may take to end what they have started.
+END_S = 10.0
 #: A mutant that takes more address space than this runs away: that is noticed, too.
 MOST_BYTES = 4 << 30
 
@@ -302,6 +305,7 @@ def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        atexit._clear()  # what is the parent's to end
         try:
             nowhere = os.open(os.environ.get("MUTANTS_SAY", os.devnull), os.O_RDWR)
             for number in range(3):
@@ -310,18 +314,24 @@ def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
             os.chdir(where)
             sys.path[:0] = [str(where)]
             options = ["-x", "-q", "-p", "no:cacheprovider", "-W", _PRELOADED]
-            os._exit(importlib.import_module("pytest").main([*options, *tests]))
+            code = importlib.import_module("pytest").main([*options, *tests])
+            atexit._run_exitfuncs()  # servers that tests share
+            os._exit(code)
         except BaseException:  # noqa: BLE001 - it must not go on as the parent
             os._exit(3)
     deadline = time.monotonic() + limit_s
+    interrupted = False
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status) == 0
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline + END_S:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
+        if not interrupted and time.monotonic() > deadline:
+            os.killpg(child, signal.SIGINT)
+            interrupted = True
         time.sleep(0.01)
 
 

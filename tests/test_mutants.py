@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,26 @@ def test_what_is_tried_again_when_a_file_changes(
         file.write("y = 2\n")
     after = digests(checkout)
     assert (after[0] != before[0], after[1] != before[1]) == (noticed_again, survived_again)
+
+
+@pytest.mark.parametrize(
+    ("body", "limit_s", "passes"), [("pass", 60, True), ("time.sleep(60)", 3, False)]
+)
+def test_what_tests_share_ends_with_them(
+    tmp_path: Path, body: str, limit_s: float, passes: bool
+) -> None:
+    """Else each mutant that is tried on PostgreSQL leaves a server behind."""
+    ended = tmp_path / "ended"
+    test = tmp_path / "test_it.py"
+    test.write_text(
+        f"import atexit, time\natexit.register(open, {str(ended)!r}, 'w')\n"
+        f"def test_it():\n    {body}\n"
+    )
+    mine = tmp_path / "mine"
+    atexit.register(mine.touch)
+    try:
+        assert mutants.run_tests(tmp_path, [str(test)], limit_s) is passes
+    finally:
+        atexit.unregister(mine.touch)
+    assert ended.exists()
+    assert not mine.exists()
