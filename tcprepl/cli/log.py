@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import shutil
 import time
 from collections import Counter
@@ -78,6 +79,9 @@ def data_option(function: F) -> F:
     return cast(F, found)
 
 
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each.")
+
+
 @contextmanager
 def opened(directory: Path) -> Iterator[Database]:
     """Open the log in *directory* to be looked at, and keep others out meanwhile.
@@ -134,7 +138,8 @@ def pages(database: Database, pair: StoredPair, after: Token | None = None) -> I
 
 @command.command("ls")
 @data_option
-def ls(data: Path) -> None:
+@_json_option
+def ls(data: Path, as_json: bool) -> None:
     """List streams and writers: what is held, how much, from when.
 
     \b
@@ -151,11 +156,22 @@ def ls(data: Path) -> None:
         for pair in database.pairs():
             with closing(database.oldest(pair, pair.floor)) as blocks:
                 oldest = next(blocks, None)
+            if as_json:
+                _tell_json(
+                    stream=pair.stream,
+                    writer=pair.instance,
+                    held_from=pair.floor,
+                    position=pair.position,
+                    rows=pair.rows,
+                    bytes=pair.size_bytes,
+                    oldest_ms=None if oldest is None else oldest[3],
+                )
+                continue
             age = "" if oldest is None else duration(max(0.0, (now_ms - oldest[3]) / 1000))
             held = (pair.floor, pair.position, pair.rows)
             lines.append((pair.stream, pair.instance, *map(str, held), size(pair.size_bytes), age))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
+    for line in [] if as_json else lines:
         padded = (word.ljust(width) for word, width in zip(line, widths, strict=True))
         click.echo(displayable("  ".join(padded).rstrip()).replace("\u202f", ""))
 
@@ -242,7 +258,8 @@ def verify(data: Path) -> int:
 @click.option(
     "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many."
 )
-def top(data: Path, count: int) -> None:
+@_json_option
+def top(data: Path, count: int, as_json: bool) -> None:
     """Name the largest rows, and the keys with the most rows.
 
     The key of a row is its first element: a room, a user, a destination.
@@ -273,6 +290,15 @@ def top(data: Path, count: int) -> None:
                         keys[pair.stream, key] += 1
                 if len(keys) > MOST_KEYS:
                     keys = Counter(dict(keys.most_common(MOST_KEYS // 2)))
+    if as_json:
+        for length, _, pair, token, row in sorted(largest, reverse=True):
+            shown = without_access_tokens(pair.stream, row).decode("utf-8", "replace")
+            pair_of = {"stream": pair.stream, "writer": pair.instance}
+            _tell_json(kind="row", **pair_of, token=token, bytes=length, row=shown)
+        for (stream, key), rows_of_key in keys.most_common(count):
+            shown = key.decode("utf-8", "replace")
+            _tell_json(kind="key", stream=stream, key=shown, rows=rows_of_key)
+        return
     click.echo("The largest rows")
     for length, _, pair, token, row in sorted(largest, reverse=True):
         text = without_access_tokens(pair.stream, row)[:60].decode("utf-8", "replace")
@@ -282,6 +308,10 @@ def top(data: Path, count: int) -> None:
     for (stream, key), rows_of_key in keys.most_common(count):
         text = key.decode("utf-8", "replace")
         click.echo(displayable(f"{number(rows_of_key):>8}  {stream}  {text}").replace("\u202f", ""))
+
+
+def _tell_json(**values: object) -> None:
+    click.echo(json.dumps(values, separators=(",", ":")))
 
 
 def _pair(database: Database, data: Path, stream: str, writer: str) -> StoredPair:

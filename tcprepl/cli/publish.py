@@ -162,8 +162,8 @@ def command(
 ) -> None:
     """Append each ROW, a JSON value, to STREAM.
 
-    Without a ROW the rows are read from stdin, one to a line. Each row that is safe is
-    answered by a line "STREAM INSTANCE TOKEN".
+    Without a ROW, or with "-", the rows are read from stdin, one to a line. Each row that
+    is safe is answered by a line "STREAM INSTANCE TOKEN".
 
     \b
     Example:
@@ -179,6 +179,8 @@ def command(
         raise click.UsageError(
             "--transaction-id goes with HTTP: --to http://HOST:PORT, or HOST:PORT of its listener"
         )
+    if row == ("-",):  # as other programs call stdin; it is no JSON
+        row = ()
     if not row and sys.stdin.isatty():
         raise click.UsageError("no ROW given, and stdin is a terminal")
     groups: Iterable[list[Given]] = (

@@ -55,6 +55,15 @@ def test_ls(data: Path) -> None:
     assert lines[2].split()[:5] == ["caches", "w", "0", "1", "1"]
 
 
+def test_ls_for_programs(data: Path) -> None:
+    first, second = map(json.loads, run("ls", str(data), "--json")[0].splitlines())
+    assert first.pop("oldest_ms") > 1_600_000_000_000
+    assert first.pop("bytes") > 100
+    names = {"stream": "push_rules", "writer": "w", "held_from": 0, "position": 4, "rows": 5}
+    assert first == names
+    assert second["stream"] == "caches"
+
+
 def test_show(data: Path) -> None:
     where = ("--data", str(data), "--writer", "w")
     assert run("show", "push_rules", *where, "--after", "1", "--count", "3")[0] == (
@@ -125,6 +134,17 @@ def test_top(data: Path) -> None:
     assert lines[1].split()[:4] == ["507B", "push_rules", "w", "4"]
     assert lines[4].split() == ["2", "push_rules", "@a:x"]
     assert "secret" not in out
+
+
+def test_top_for_programs(data: Path) -> None:
+    out, _ = run("top", str(data), "--count", "1", "--json")
+    row, key = map(json.loads, out.splitlines())
+    assert len(row["row"]) == row["bytes"] == 507
+    assert [row[name] for name in ("kind", "stream", "writer", "token")] == [
+        "row", "push_rules", "w", 4,
+    ]  # fmt: skip
+    assert key == {"kind": "key", "stream": "push_rules", "key": "@a:x", "rows": 2}
+    assert "secret" not in run("top", str(data), "--json")[0]
 
 
 def test_keys_that_are_rare_are_forgotten(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

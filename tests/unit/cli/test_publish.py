@@ -94,6 +94,13 @@ def test_quiet_batch_with_retry(
     assert call["retry_s"] == 5.0
 
 
+def test_a_dash_is_stdin(api: type[FakeApi], monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdin_of(monkeypatch, b"[1]\n[2]\n"):
+        assert run(["publish", "typing", "-", "--batch"]) == 0
+    (call,) = api.made[0].calls
+    assert len(call["rows"]) == 2
+
+
 def test_chunks_of_a_named_transaction_depend_on_the_rows_alone(
     api: type[FakeApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
