@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from tcprepl.errors import MalformedCommand, RemoteProtocolError
@@ -35,6 +36,13 @@ _RUN_LINES: Final = 4
 _PEEK_BYTES: Final = 16_384
 #: Lines without a command that one event may stand for.
 MAX_PASSED: Final = 64
+
+
+@lru_cache(maxsize=256)
+def _separator(begin: bytes) -> re.Pattern[bytes]:
+    """Return what is between the rows of lines that begin with *begin*, and has their number."""
+    # A pattern that begins with a literal is searched for with the speed of memory.
+    return re.compile(rb"%b([0-9]{1,18}) " % re.escape(b"\n" + begin))
 
 
 class ServerSession(Session):
@@ -152,8 +160,7 @@ class ServerSession(Session):
             return None
         # Lines are taken to be as long further on.
         end = unread.rfind(b"\n", 0, min(_RUN_BYTES, _PEEK_BYTES * _RUN_ROWS // lines))
-        # A pattern that begins with a literal is searched for with the speed of memory.
-        parts = re.split(rb"%b([0-9]{1,18}) " % re.escape(b"\n" + begin[0]), b"\n" + unread[:end])
+        parts = _separator(begin[0]).split(b"\n" + unread[:end])
         before, numbers, rows = parts[0], parts[1::2], parts[2::2]
         together = b"".join(rows)
         if b"\n" in together:  # something else among them ends the run
