@@ -86,9 +86,16 @@ class Watched(Lifecycle):
             raise Planted
 
 
+class Reactor(MemoryReactorClock):
+    """In memory, and called by threads, too."""
+
+    def callFromThread(self, f: Any, *args: Any) -> None:
+        self.callLater(0, f, *args)
+
+
 def watched(make: MakeRoot, where: Path) -> tuple[Any, Watched, MemoryReactorClock]:
     """Return a root whose lifecycle is watched, and its reactor."""
-    reactor = MemoryReactorClock()
+    reactor = Reactor()
     root = make(reactor, where)
     life = Watched(reactor, "test")
     root._life = life

@@ -48,14 +48,14 @@ def test_what_was_lost_is_fetched_before_anybody_is_told() -> None:
         "POSITION to_device tw 6 6",
     ]
     assert metrics.BUS_SILENT_MOVES.labels("to_device", "tw")._value.get() == before + 1
-    told = "moved without rows: to_device of tw: 1 times, the last time (4, 6]"
+    told = "moved without rows: to_device of tw: 1 time, the last time (4, 6]"
     assert told in world.bus.status().lines()
 
 
 def test_where_nothing_can_be_fetched_it_is_told_as_it_came() -> None:
     world = moved("to_device")
     assert world.one.heard()[-1] == "POSITION to_device tw 4 6"  # type: ignore[attr-defined]
-    assert world.bus.status().silent_moves == ["to_device of tw: 1 times, the last time (4, 6]"]
+    assert world.bus.status().silent_moves == ["to_device of tw: 1 time, the last time (4, 6]"]
 
 
 def test_where_others_take_tokens_it_means_nothing() -> None:
