@@ -10,6 +10,7 @@ that it will not get is kept in the order in which it was told.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 import sys
@@ -191,7 +192,13 @@ def main() -> None:
         in_for(worker, address, streams)
     else:
         follow = under_asyncio if face == "asyncio" else in_async_for
-        asyncio.run(follow(worker, address, streams))
+        try:
+            loop = asyncio.new_event_loop()
+        except OSError as error:  # no descriptors: CPython stumbles over such a loop when it goes
+            print(f"no loop: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(follow(worker, address, streams))
 
 
 if __name__ == "__main__":
