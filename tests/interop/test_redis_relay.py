@@ -109,15 +109,16 @@ def _writers(relay: Relay) -> set[str]:
 
 
 def once(found: ByPair) -> ByPair:
-    """Return *found* without what a busy Synapse said twice in a row, token and all.
+    """Return *found* without what a busy Synapse said twice, token and all.
 
-    It does so with `caches` now and then. A relay serves it once.
+    It does so with `caches` now and then, with a row or with a few that follow one another. A relay
+    serves it once.
     """
     return {
         pair: [
             line
-            for line, before in zip(lines, [b"", *lines], strict=False)
-            if line != before or line.split(b" ", 4)[3] == b"batch"
+            for at, line in enumerate(lines)
+            if line.split(b" ", 4)[3] == b"batch" or line not in lines[:at]
         ]
         for pair, lines in found.items()
     }
