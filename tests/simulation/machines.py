@@ -83,12 +83,17 @@ def registry_of_rows() -> Registry:
     return Registry([StreamDef("alpha")])
 
 
-def retention(durable: Bounds) -> Retention:
-    """Return what logs keep: little, but for EDUs, which wait for their senders."""
+def retention(durable: Bounds, *, states: bool = False) -> Retention:
+    """Return what logs keep: little, but for EDUs, which wait for their senders.
+
+    *states* is for a relay, which has them on disk, among all that changed: they have to be kept
+    longer than they last, as who comes anew hears of none that is gone.
+    """
+    whole = ("federation", "typing", "presence") if states else ("federation",)
     return Retention(
         durable=durable,
         ephemeral=Bounds(max_rows=12),
-        streams={"federation": Bounds()},
+        streams=dict.fromkeys(whole, Bounds()),
         recent_bytes=1_500,
         reserved_tokens=20,
     )

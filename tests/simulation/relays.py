@@ -17,10 +17,11 @@ from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.registry import Registry
+from tcprepl.streams.retention import Bounds
 from tests import invariants
 from tests.invariants import Row, Told
 from tests.redis_world import FakeRedis
-from tests.simulation.machines import ROWS, SERVER, LogMachine, Machine, Server, kept
+from tests.simulation.machines import ROWS, SERVER, LogMachine, Machine, Server, kept, retention
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -55,6 +56,7 @@ class Relay(LogMachine):
     """``tcprepl relay``, as far as replication goes."""
 
     kind = "relay"
+    retention = retention(Bounds(max_rows=300), states=True)
 
     def __init__(self, world: World, name: str, *, over_redis: bool = False) -> None:
         super().__init__(world, name)

@@ -534,7 +534,7 @@ class World:
         machine = chance.choice(self.logs)
         self.saw("retention", f"{machine.kind}, {machine.state()}")
         bounds = chance.choice([Bounds(max_rows=30), Bounds(max_rows=500), Bounds(max_age_s=60)])
-        keep = retention(bounds)
+        keep = retention(bounds, states=machine in self.relays)
         machine.retention = keep
         if machine.up:
             machine.log.retain(keep)
