@@ -208,7 +208,8 @@ def show(
         for page in pages(database, pair, after):
             lines: list[bytes] = []
             for token, rows in _batches(page):
-                lines += render(stream, writer, token, rows)
+                if after is None or token > after:  # a page is whole blocks
+                    lines += render(stream, writer, token, rows)
             if count is not None:
                 lines, count = lines[:count], count - len(lines)
             writer_for(row_format)(b"".join(b"%b\n" % line for line in lines))

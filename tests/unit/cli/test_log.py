@@ -71,6 +71,9 @@ def test_show(data: Path) -> None:
         'RDATA push_rules w 3 ["@c:x"]\n'
         'RDATA push_rules w batch ["@a:x"]\n'
     )
+    # within a block, too
+    lines = run("show", "push_rules", *where, "--after", "2", "--count", "1")[0]
+    assert lines == 'RDATA push_rules w 3 ["@c:x"]\n'
     out, _ = run("show", "push_rules", *where, "--json")
     assert [json.loads(line)["token"] for line in out.splitlines()] == [1, 2, 3, 4, 4]
     assert "secret" not in run("show", "caches", *where)[0]
