@@ -66,6 +66,10 @@ class Schema:
     if_damaged: str = "put a good copy in its place, or move it away to begin without it"
 
 
+#: What SQLite takes for a fault of the program, and is damage: our statements fit our schema.
+_DAMAGE: Final = ("Could not decode", "no such table", "no such column")
+
+
 def private_directory(path: Path) -> None:
     """Make *path* if need be, and let nobody else into it.
 
@@ -248,7 +252,7 @@ def checked(rows: Iterable[Sequence[Any]], types: Sequence[type], table: str) ->
     """
     for row in rows:
         if list(map(type, row)) != list(types):
-            raise sqlite3.DatabaseError(f"a row of {table} is none")
+            raise sqlite3.DatabaseError(f"a row of {table} is none: {tuple(row)!s:.200}")
         yield row
 
 
@@ -273,7 +277,7 @@ def explained(
     """Return *error* as one of ours: what is wrong, where, and what to do."""
     text = str(error)
     where = "the database in memory" if path is None else str(path)
-    if isinstance(error, sqlite3.OperationalError) and not text.startswith("Could not decode"):
+    if isinstance(error, sqlite3.OperationalError) and not text.startswith(_DAMAGE):
         directory = "" if path is None else path.parent
         if "full" in text:
             todo = f"free space in {directory}"

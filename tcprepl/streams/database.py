@@ -36,6 +36,7 @@ from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.paging import PageBuilder
+from tcprepl.streams.pair_store import read_pairs, token_of
 from tcprepl.streams.producer_store import read_producers, write_producers
 from tcprepl.streams.producers import Answer, ProducerState
 from tcprepl.streams.sqlite_schema import (
@@ -56,7 +57,6 @@ from tcprepl.streams.sqlite_schema import (
 )
 
 #: Of a row of ``pairs``: what a damaged file gives back may be of others.
-_PAIR_TYPES = [int, str, str, int, int, int, int]
 _INCARNATION_TYPES = [int, str, int]
 _BEGINNING_TYPES = [str, str, int, int]
 _TRANSACTION_TYPES = [str, int, int]
@@ -75,18 +75,13 @@ def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
     return isinstance(last, int) and after < last <= upto
 
 
-def _token_of(row: tuple[object] | None) -> Token:
-    """Return the token in *row*; 0 if it has none, or what is no token."""
-    return row[0] if row is not None and isinstance(row[0], int) else 0
-
-
 def _block_before(connection: sqlite3.Connection, pair: StoredPair, after: Token) -> Token:
     """Return the last token of a block up to *after*, or *after* if the file does not tell."""
     try:
         found = connection.execute(SELECT_BEFORE, (pair.id, after)).fetchone()
     except sqlite3.DatabaseError:  # a broken page of the file may hold that, too
         return after
-    return _token_of(found)
+    return token_of(found)
 
 
 class Database:
@@ -139,10 +134,7 @@ class Database:
     def pairs(self) -> list[StoredPair]:
         """Return every row of ``pairs``."""
         try:
-            found = self._read_connection.execute(
-                "SELECT id, stream, instance, position, floor, rows, bytes FROM pairs ORDER BY id"
-            ).fetchall()
-            return [StoredPair(*row) for row in checked(found, _PAIR_TYPES, "pairs")]
+            return read_pairs(self._read_connection)
         except sqlite3.Error as error:
             raise self.explained(error) from error
 
@@ -179,7 +171,7 @@ class Database:
         """Return the newest stamp of anything; None if there is nothing."""
         try:
             (newest,) = self._read_connection.execute(NEWEST).fetchone()
-            for _ in checked([] if newest is None else [(newest,)], [int], "times"):
+            for _ in checked([] if newest is None else [(newest,)], [int], "times (written_ms)"):
                 return int(newest)
         except sqlite3.Error as error:
             raise self.explained(error) from error
@@ -283,7 +275,7 @@ class Database:
     ) -> DiskPage:
         """Return *page* up to *upto*, unless what comes behind says that rows are missing."""
         try:
-            newest = _token_of(connection.execute(SELECT_NEWEST, (pair.id,)).fetchone())
+            newest = token_of(connection.execute(SELECT_NEWEST, (pair.id,)).fetchone())
             behind = (pair.id, upto, limits.MAX_TOKEN, 1)
             return page.ended(upto, newest, lambda: connection.execute(SELECT_BLOCKS, behind))
         except sqlite3.OperationalError:
@@ -406,7 +398,7 @@ class Database:
         """Return what is inserted for *block*, which is the newest of its pair then."""
         before = newest.get(pair) or self._newest.get(pair)
         if before is None:
-            before = _token_of(connection.execute(SELECT_NEWEST, (pair,)).fetchone())
+            before = token_of(connection.execute(SELECT_NEWEST, (pair,)).fetchone())
         newest[pair] = block.last
         body = encode_block(block, before or None)
         size = len(block.lines)

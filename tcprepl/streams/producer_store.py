@@ -81,6 +81,8 @@ def read_producers(
         "SELECT name, epoch, sequence, used_ms FROM producers ORDER BY used_ms"
     ).fetchall()
     for name, *state in checked(found, [str, int, int, int], "producers"):
+        if min(state) < 0:
+            raise sqlite3.DatabaseError(f"a row of producers cannot be: {(name, *state)}")
         bodies = connection.execute(
             "SELECT body FROM answers WHERE producer = ? ORDER BY last", (name,)
         ).fetchall()

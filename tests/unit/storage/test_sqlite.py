@@ -146,7 +146,7 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None
         application_id=7,
     )
     open_database(tmp_path / "db", SCHEMA).close()
-    with pytest.raises(LogUnavailable, match="no such table"):
+    with pytest.raises(LogCorrupt, match="no such table"):
         open_database(tmp_path / "db", broken)
     with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
         assert [name for _, name, *_ in connection.execute("PRAGMA table_info(t)")] == ["x"]
@@ -245,6 +245,16 @@ def test_a_text_that_is_none_is_damage(tmp_path: Path) -> None:
         explaining(tmp_path / "db", SCHEMA),
     ):
         connection.execute("SELECT CAST(x'ff' AS TEXT)").fetchall()
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1 FROM missing", "SELECT missing"])
+def test_a_table_that_is_gone_is_damage(tmp_path: Path, statement: str) -> None:
+    with (
+        closing(sqlite3.connect(tmp_path / "db")) as connection,
+        pytest.raises(LogCorrupt, match=r"no such .*; put a good copy"),
+        explaining(tmp_path / "db", SCHEMA),
+    ):
+        connection.execute(statement)
 
 
 def test_rows_of_other_types_are_damage() -> None:
