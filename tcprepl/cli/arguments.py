@@ -330,4 +330,4 @@ def url_option(name: str, text: str) -> Callable[[F], F]:
 
 def to_options(function: F) -> F:
     """Add ``--to URL``, ``--token TOKEN`` and ``--token-file``, given as *url* and *token*."""
-    return url_option("--to", "The server to publish to")(token_options(function))
+    return url_option("--to", "The server to ask")(token_options(function))

@@ -68,7 +68,8 @@ def in_words(ended: PeerStatus) -> str:
 
 def nobody_called(server: ReplicationServer, who: str) -> str:
     """Return what an operator is told who kicks *who*, and there is nobody of that name."""
-    near = did_you_mean(who, {peer.name for peer in server.peers() if peer.name})
+    # One that was kicked a moment ago may still be on its way out.
+    near = did_you_mean(who, {peer.name for peer in server.peers()} - {"", who})
     return (
         f"no peer is called {who}: expected what it calls itself, its address with the port, or "
         f"the number of its connection, as STATUS shows them{near}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from tcprepl.access import ALL, NOTHING, Grant, Tokens
 from tcprepl.errors import LogUnavailable
-from tcprepl.replication.serving.draining import LOOK_S, Drain, DrainState, kick
+from tcprepl.replication.serving.draining import LOOK_S, Drain, DrainState, kick, nobody_called
 from tcprepl.replication.status import PeerStatus
 from tests.serving_world import World
 
@@ -282,6 +283,13 @@ def test_a_kick_on_a_line(line: Line) -> None:
     unnamed = line.world.call("PING 1")
     assert line.asks("KICK 127.0.0.1:40005") == ["INFO - (127.0.0.1:40005), connection 5: ended"]
     assert unnamed.over
+
+
+def test_who_is_on_its_way_out_is_not_suggested() -> None:
+    server: Any = SimpleNamespace(
+        peers=lambda: [SimpleNamespace(name=name) for name in ("evil", "", "op")]
+    )
+    assert nobody_called(server, "evil").endswith("; there is op")
 
 
 def test_who_kicks_itself_hears_that_alone(line: Line) -> None:
