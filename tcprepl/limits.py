@@ -25,6 +25,8 @@ CLOSE_TIMEOUT_S = 25.0
 LINGER_S = 1.0
 #: What of it is read and thrown away meanwhile.
 LINGER_BYTES = 64 * 2**20
+#: How long a peer that has closed its side may wait for what it was not answered yet.
+HALF_CLOSED_S = 30.0
 #: Bad lines after which a connection is closed; a person is not that patient.
 MAX_BAD_LINES = 100
 #: Bytes of an offending line that an ERROR quotes.

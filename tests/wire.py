@@ -13,6 +13,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
     IListeningPort,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
@@ -44,6 +45,7 @@ class End:
         self.reading = True
         self.closing = False
         self.closed = False
+        self._ended = False
         self._producer: Any = None
         self._paused = False
         self._port = port
@@ -85,6 +87,9 @@ class End:
     def resumeProducing(self) -> None:
         self.reading = True
 
+    def connectionLost(self, reason: Failure) -> None:
+        self.wire.end(self)
+
     def getPeer(self) -> IPv4Address:
         return IPv4Address("TCP", "127.0.0.1", self._port)
 
@@ -97,8 +102,7 @@ class End:
         """Let up to *count* bytes that wait for this end arrive; return how many did."""
         source = self.other
         if self.closed or not self.reading or not source.outgoing:
-            source.end_if_due()
-            return 0
+            return int(source.end_if_due())
         data = bytes(source.outgoing[:count])
         del source.outgoing[: len(data)]
         self.protocol.dataReceived(data)
@@ -109,9 +113,23 @@ class End:
         source.end_if_due()
         return len(data)
 
-    def end_if_due(self) -> None:
+    def half_close(self) -> None:
+        """Say no more, and still listen; the other end hears of it after what was written."""
+        self._ended = True
+
+    def end_if_due(self) -> bool:
+        """End what is to end; return whether the other end heard that there is no more to read."""
         if self.closing and not self.outgoing and not self.closed:
             self.wire.end(self)
+        other = self.other
+        if not self._ended or self.outgoing or other.closed or not other.reading:
+            return False
+        other.reading = False  # who reads on hears it again
+        if IHalfCloseableProtocol.providedBy(other.protocol):
+            other.protocol.readConnectionLost()
+        else:
+            self.wire.end(other)
+        return True
 
     def lost(self, failure: Failure) -> None:
         if not self.closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,26 @@ def test_wrong_direction_ends_the_conversation(terminal: Terminal) -> None:
     terminal.type("RDATA typing master 1 []\n")
     terminal.expect(r"^ERROR .*RDATA")
     expect_hang_up(terminal)
+
+
+def test_a_file_of_lines_is_answered_to_its_end(server: Server) -> None:
+    """`nc -N` says that there is no more to come, and stays for the answers."""
+    lines = [f'PUBLISH receipts #{n} ["!r:x","m.read","@a:x","$e",null,{{}}]' for n in range(300)]
+    lines[150] = "PRODUCER filer"
+    lines[151:] = [line.replace(f"#{n}", f"#{n - 150}") for n, line in enumerate(lines[151:], 151)]
+    said = subprocess.run(
+        [program("nc"), "-N", "127.0.0.1", str(server.port)],
+        input="\n".join([*lines, "HELP REPLICATE", ""]),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+        check=True,
+    ).stdout.splitlines()
+    answers = [line.split()[-1] for line in said if line.startswith("PUBLISHED receipts master ")]
+    numbers = [*range(150), *range(1, 150)]
+    assert answers == [f"#{number}" for number in numbers], said[-5:]
+    assert sum(line.startswith("PRODUCER filer ") for line in said) == 1
+    assert any(line.startswith("INFO REPLICATE") for line in said)
 
 
 def test_the_server_says_goodbye(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.interfaces import (
     IDelayedCall,
+    IHalfCloseableProtocol,
     IListeningPort,
     IReactorTime,
     IStreamClientEndpoint,
@@ -303,6 +304,9 @@ class Side:
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Nothing is put off."""
 
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost(reason.value)
+
     # -- what carries ------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -341,6 +345,15 @@ class Side:
         """Let nothing more of it get anywhere."""
         self.gone = True
         self.outgoing.clear()
+
+    def read_lost(self) -> None:
+        """Let the protocol hear that there is nothing more to read."""
+        if self.closed or (self.process.frozen and self.process.alive):
+            self.lost(ConnectionDone())
+        elif IHalfCloseableProtocol.providedBy(self.protocol) and self.process.alive:
+            self.protocol.readConnectionLost()
+        else:
+            self.lost(ConnectionDone())
 
     def lost(self, why: Exception) -> None:
         """Let the protocol hear that it is over."""
@@ -408,7 +421,7 @@ class Connection:
     def half_close(self, side: Side) -> None:
         """Let *side* hear the end, and the other one only when it says something."""
         side.other.broken = True
-        self.network.universe.later(self.network.delay(), side.lost, ConnectionDone())
+        self.network.universe.later(self.network.delay(), side.read_lost)
 
     def move(self) -> None:
         """Go on, after something was in the way."""

@@ -1,7 +1,8 @@
 """One connection of a server: its transport, its session and its place in the hub.
 
 What a peer asks for is done in turns (`tcprepl.replication.serving.turns`), and not at all
-while it does not take the answers: input waits then, read or not (protocol.md 10.3).
+while it does not take the answers: input waits then, read or not (protocol.md 10.3). One that
+closes its side is still answered what it asked (5.5).
 
 There is one object for each of thousands of connections, and all of it works on the same session,
 outlet and reader: so this may be longer than other modules.
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.interfaces import IProtocol
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -21,7 +23,7 @@ from tcprepl.access import NOTHING, Grant, digest
 from tcprepl.clocks import epoch_s
 from tcprepl.errors import CloseReason, TokenRefused, UnknownStream
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
-from tcprepl.limits import DRAIN_WITHIN_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.limits import DRAIN_WITHIN_S, HALF_CLOSED_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import (
     AuthCommand,
@@ -75,7 +77,7 @@ _PER_LINE: Final = 16
 _FLOOD_BYTES: Final = 32_768
 
 
-@implementer(IProtocol)
+@implementer(IHalfCloseableProtocol)
 class Peer:
     """One connection: joins its transport, its session and its place in the hub.
 
@@ -92,6 +94,7 @@ class Peer:
 
     __slots__ = (
         "_connected_at",
+        "_ends_at",
         "_last_sent",
         "_outlet",
         "_paused",
@@ -137,6 +140,8 @@ class Peer:
         self._publishing: Publishing | None = None
         #: Of what was said past the hub, the bytes that the socket has not taken.
         self._waiting_bytes = 0
+        #: When it ends at the latest that has closed its side; None as long as it has not.
+        self._ends_at: float | None = None
         self._last_sent = 0.0
         self.step = 0
 
@@ -183,7 +188,7 @@ class Peer:
         asked = self.name or self._reader is not None or self._publishing is not None
         return not (asked and self.grant)
 
-    # -- IProtocol ---------------------------------------------------------------------
+    # -- IHalfCloseableProtocol --------------------------------------------------------
 
     def makeConnection(self, transport: Any) -> None:
         """Greet: SERVER is the very first line (Twisted calls this)."""
@@ -200,6 +205,21 @@ class Peer:
         self._session.receive_data(data, self._server.reactor.seconds())
         self._server.turns.serve(self)
 
+    def readConnectionLost(self) -> None:
+        """End, after the answers that it still has to get: it has closed its side, or all of it.
+
+        Which of the two cannot be told before something is written (Twisted calls this).
+        """
+        answered = self._answered and (self._waiting_bytes == 0 or self._only_reads)
+        if answered or self.closing is not None:
+            self._hang_up()
+        else:
+            self._ends_at = self._server.reactor.seconds() + HALF_CLOSED_S
+            self._end_if_answered()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: whoever closes our side has taken our place (Twisted does not call this)."""
+
     def connectionLost(self, reason: Failure) -> None:
         """Forget the peer (Twisted calls this)."""
         self._server.turns.forget(self)
@@ -208,6 +228,8 @@ class Peer:
         if self._reader is not None:
             self._server.hub.unsubscribe(self._reader)
         why = self.closing or close_reason_of(reason)
+        if self.closing is None and self._ends_at is not None:
+            why = CloseReason.PEER_CLOSED
         self._session.receive_eof(self._server.reactor.seconds(), why)
         self._server.peer_lost(self, why)
 
@@ -227,6 +249,8 @@ class Peer:
         full = self._full
         more = event is not None and not full
         self._read_on(not more and not full)
+        if not more:
+            self._end_if_answered()
         return Worked(done, more)
 
     @property
@@ -243,6 +267,8 @@ class Peer:
         """Read from the socket, or do not: what is not read, the peer cannot send for ever."""
         if reading is self._paused and self.closing is None:
             self._paused = not reading
+            if self._ends_at is not None:
+                return  # there is nothing more to read
             if reading:
                 self.transport.resumeProducing()
             else:
@@ -294,6 +320,27 @@ class Peer:
         if isinstance(command, RemoteServerUpCommand):
             return _DISPATCH_LINES + self._server.connections  # each is written to
         return _DISPATCH_LINES
+
+    # -- the end -----------------------------------------------------------------------
+
+    @property
+    def _answered(self) -> bool:
+        """Whether all that it said is worked off, and what it published is answered."""
+        return not (self._paused or self.unanswered or self._server.turns.awaits(self))
+
+    @property
+    def _only_reads(self) -> bool:
+        """Whether what waits for its socket is rows, and hardly anything else."""
+        return self._reader is not None and self._publishing is None
+
+    def _end_if_answered(self) -> None:
+        """End if it has closed its side and has all its answers, or will have by the end."""
+        if self._ends_at is not None and self._answered:
+            self.close(CloseReason.PEER_CLOSED, "")
+
+    def _hang_up(self) -> None:
+        """End at once, as if it had been the peer alone."""
+        self.transport.connectionLost(Failure(ConnectionDone()))
 
     # -- rights ------------------------------------------------------------------------
 
@@ -401,6 +448,7 @@ class Peer:
             self._pump()
             if self._paused and not self._full:
                 self._server.turns.serve(self)
+            self._end_if_answered()
 
     def _replicate(self, command: ReplicateCommand) -> int:
         hub = self._server.hub
@@ -549,11 +597,22 @@ class Peer:
         self._outlet.close()
 
     def sweep(self, now: float) -> float | None:
-        """Look at the deadlines: keep-alive, silence, a close that does not end.
+        """Look at the deadlines: keep-alive, silence, an end that takes too long.
 
         Returns:
             When there is the next one; None if there is none any more.
         """
+        ends_at = self._ends_at
+        if ends_at is None:
+            return self._tick(now)
+        if now >= ends_at:
+            self._hang_up()
+            return None
+        self._session.not_reading(now)  # it has said that it says no more
+        deadline = self._tick(now)
+        return None if deadline is None else min(deadline, ends_at)
+
+    def _tick(self, now: float) -> float | None:
         reader = self._reader
         group = reader.group if reader is not None else None
         if group is not None and group.written_at > self._last_sent:

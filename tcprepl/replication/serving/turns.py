@@ -59,6 +59,10 @@ class Turns:
             self._waiting.add(worker)
             self._new.append(worker)
 
+    def awaits(self, worker: Worker) -> bool:
+        """Return whether *worker* has something to do in a turn to come."""
+        return worker in self._waiting
+
     def forget(self, worker: Worker) -> None:
         """Let *worker* work no more."""
         if worker in self._waiting:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from itertools import groupby
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.tcp import Connection
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
 
 from tcprepl import limits, metrics
 from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Streams, Tokens
@@ -24,6 +29,7 @@ from tcprepl.replication.serving.help import help_lines
 from tcprepl.replication.serving.measuring import MAX_NAMES
 from tcprepl.replication.serving.peer import Peer
 from tcprepl.replication.serving.turns import Worked
+from tcprepl.streams.log import Appended
 from tcprepl.streams.registry import BUILT_IN
 from tests.serving_world import World
 from tests.wire import one_turn as turn_of
@@ -358,6 +364,245 @@ def test_status_tells_of_so_many_and_counts_the_others(world: World) -> None:
     assert told[-1].startswith("INFO and 10 more peers")
     wire.client.reading = True
     assert any(f" p{limits.MAX_STATUS_LINES + 9} " in line for line in told)  # it is behind
+
+
+# -- a peer that has no more to say ----------------------------------------------------------
+
+
+class Disk:
+    """A publisher whose rows wait until it is let."""
+
+    def __init__(self, world: World) -> None:
+        self.rows: list[Deferred[Appended]] = []
+        world.server.door.publisher = self  # type: ignore[assignment]  # as far as it is asked
+
+    def publish_json(self, *_: object, **__: object) -> Deferred[Appended]:
+        """Wait."""
+        self.rows.append(Deferred())
+        return self.rows[-1]
+
+    def publish_each(self, *_: object) -> None:
+        """Each by itself."""
+
+    def write(self) -> None:
+        """Take what waits."""
+        rows, self.rows = self.rows, []
+        for token, row in enumerate(rows, 1):
+            row.callback(Appended("alpha", "master", token, token))
+
+
+def test_who_closes_its_side_is_answered_what_waits_for_the_disk(world: World) -> None:
+    disk = Disk(world)
+    caller = world.call("PUBLISH alpha #1 1", "PRODUCER p", "PUBLISH alpha #1 2")
+    world.wire().client.half_close()
+    world.network.settle()
+    assert not caller.over
+    disk.write()
+    world.network.settle()
+    assert not caller.over  # what was read behind the claim waited for it
+    disk.write()
+    world.network.settle()
+    assert caller.over
+    assert caller.lines()[1:] == [
+        "PUBLISHED alpha master 1 1 #1",
+        "PRODUCER p 1 0",
+        "PUBLISHED alpha master 1 1 #1",
+    ]
+    assert world.server.status().closed == {"peer_closed": 1}
+
+
+@pytest.mark.parametrize("line", ["PUBLISH alpha #{} 1", "HELP {}", "PUBLISH typing #{} 5"])
+def test_who_closes_its_side_is_answered_each_line_that_came_before(
+    world: World, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """Though others have used up the turn in which it came, and its own share of the next ones."""
+    monkeypatch.setattr(limits, "MAX_UNANSWERED_APPENDS", 100)
+    monkeypatch.setattr("tcprepl.limits.MAX_BAD_LINES", 10_000)
+    loud, caller = world.call(), world.call()
+    caller.lines()
+    ends = [wire.server for wire in world.network.wires.values()]
+    loud.say(*["HELP HELP"] * 3 * limits.TURN_LINES)
+    caller.say(*(line.format(number) for number in range(600)))
+    world.wire().client.half_close()
+    for _ in range(20):
+        ends[0].arrive(65_536)
+        ends[1].arrive(65_536)
+        turn_of(world.network.clock)
+    world.network.settle()
+    assert caller.over
+    answers = caller.lines()
+    assert len(answers) >= 600
+    if "PUBLISH" in line:
+        numbers = [word for answer in answers for word in answer.split() if word.startswith("#")]
+        assert numbers == [f"#{number}" for number in range(600)]
+
+
+def test_who_closes_its_side_and_takes_no_answers_is_ended_all_the_same(world: World) -> None:
+    """Nothing that it said is done twice, and it is neither silent nor listened to meanwhile."""
+    disk = Disk(world)
+    caller = world.call("PING 1", "REPLICATE", "PUBLISH alpha 1")
+    world.wire().client.half_close()
+    world.network.run(limits.HALF_CLOSED_S - 1)
+    assert not caller.over
+    assert not world.wire().server.reading
+    world.network.run(2)
+    assert caller.over
+    assert not any(line.startswith("ERROR") for line in caller.lines())
+    assert world.server.status().closed == {"peer_closed": 1}
+    disk.write()
+    world.network.settle()
+
+
+def test_who_is_closed_while_it_waits_hears_why(world: World) -> None:
+    disk = Disk(world)
+    kicked, told = world.call("NAME x", "PUBLISH alpha 1"), world.call("PUBLISH alpha 1")
+    for wire in world.network.wires.values():
+        wire.client.half_close()
+    world.network.settle()
+    world.call("KICK x")
+    assert kicked.over
+    assert kicked.lines()[-1] == "ERROR disconnected by an operator"
+    assert not told.over
+    assert world.stop().called
+    assert told.over
+    assert told.lines()[-1] == "ERROR server shutting down"
+    disk.write()
+
+
+def test_who_is_gone_while_it_waits_has_closed(world: World) -> None:
+    """It cannot be told from one that listens before it is answered."""
+    disk = Disk(world)
+    caller = world.call("PUBLISH alpha 1")
+    world.wire().client.half_close()
+    world.network.settle()
+    world.wire().cut()
+    assert caller.over
+    assert world.server.status().closed == {"peer_closed": 1}
+    disk.write()
+    world.network.settle()
+
+
+@pytest.mark.parametrize("lines", [[], ["NAME x", "HELP"], ["REPLICATE"], ["PUBLISH alpha 1"]])
+def test_who_is_owed_nothing_and_closes_its_side_is_gone_at_once(
+    world: World, lines: list[str]
+) -> None:
+    caller = world.call(*lines)
+    world.wire().client.half_close()
+    world.wire().server.arrive()
+    assert caller.over
+    assert world.server.status().closed == {"peer_closed": 1}
+
+
+class Socket:
+    """A peer over a real socket that takes little, turned by hand."""
+
+    def __init__(self, world: World) -> None:
+        self._network = world.network
+        ours, self.far = socket.socketpair()
+        self.far.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        self.reactor: Any = MemoryReactorClock()
+        self.peer = world.server.accept("here")
+        self.connection: Any = Connection(ours, self.peer, self.reactor)
+        self.connection.connected = 1
+        self.peer.makeConnection(self.connection)
+        self.connection.startReading()
+
+    def turn(self) -> None:
+        """Do what a reactor does."""
+        self._network.turn()
+        for ready, do, lost in (
+            (self.reactor.readers, self.connection.doRead, "readConnectionLost"),
+            (self.reactor.writers, self.connection.doWrite, "connectionLost"),
+        ):
+            if self.connection in ready and do() is not None:
+                self.reactor.removeReader(self.connection)
+                getattr(self.connection, lost)(Failure(ConnectionDone()))
+
+    def read(self) -> bytes | None:
+        """Return what has arrived; None if there is nothing."""
+        try:
+            return self.far.recv(65_536)
+        except BlockingIOError:
+            return None
+
+
+@pytest.fixture
+def one(world: World) -> Any:
+    """A peer over a real socket, whose far end is closed in the end."""
+    made = Socket(world)
+    yield made
+    made.far.close()
+    assert not made.reactor.getDelayedCalls()
+
+
+def test_who_closes_its_side_gets_the_answers_that_its_socket_did_not_take(
+    world: World, one: Socket
+) -> None:
+    one.far.send(b"HELP\n" * 20)
+    one.turn()
+    one.far.shutdown(socket.SHUT_WR)
+    for _ in range(10):
+        one.turn()
+    assert world.server.connections == 1
+    assert one.peer.closing is CloseReason.PEER_CLOSED
+    heard = b""
+    for _ in range(100):
+        piece = one.read()
+        if piece == b"":
+            break
+        heard += piece or b""
+        one.turn()
+    else:
+        raise AssertionError("it never ends")
+    assert heard.count(b"INFO ") == 20 * len(help_lines())
+    assert world.server.connections == 0
+    assert world.server.status().closed == {"peer_closed": 1}
+
+
+def test_who_had_closed_all_of_it_is_gone_when_it_is_answered(world: World, one: Socket) -> None:
+    disk = Disk(world)
+    one.far.send(b"PUBLISH alpha 1\n")
+    one.turn()
+    one.far.close()
+    one.turn()
+    assert world.server.connections == 1
+    disk.write()
+    world.network.turn()
+    one.reactor.advance(0)
+    assert world.server.connections == 0
+    assert world.server.status().closed == {"peer_closed": 1}
+
+
+@pytest.mark.parametrize("asks", [b"", b"HELP\n"], ids=["reads", "asked, too"])
+def test_a_reader_whose_socket_is_stuck_is_gone_as_soon_as_it_closes_its_side(
+    world: World, one: Socket, asks: bytes
+) -> None:
+    one.far.send(b"REPLICATE\n")
+    one.turn()
+    for number in range(100):
+        world.publisher.publish("alpha", [["x" * 1_000, number]])
+        world.network.turn()
+    assert one.peer.is_behind
+    one.far.send(asks)
+    one.far.shutdown(socket.SHUT_WR)
+    one.turn()
+    one.turn()
+    assert world.server.connections == 0
+    assert world.server.status().closed == {"peer_closed": 1}
+
+
+def test_who_takes_no_answers_and_closes_its_side_has_so_long(world: World, one: Socket) -> None:
+    one.far.send(b"HELP\n" * 20)
+    one.turn()
+    one.far.shutdown(socket.SHUT_WR)
+    for _ in range(10):
+        one.turn()
+    world.network.run(limits.CLOSE_TIMEOUT_S - 1)
+    assert world.server.connections == 1
+    world.network.run(limits.HALF_CLOSED_S - limits.CLOSE_TIMEOUT_S + 1)
+    one.reactor.advance(0)
+    assert world.server.connections == 0
 
 
 # -- tokens and rights -----------------------------------------------------------------
