@@ -51,6 +51,7 @@ from tcprepl.federation.sending.summary import (
     newest_ms,
 )
 from tcprepl.ids import Pair, ServerName, Token
+from tcprepl.storage.sqlite import checked
 from tcprepl.streams.lineage import Lineage
 
 T = TypeVar("T")
@@ -76,8 +77,10 @@ class StoredOutbox(CommitQueue):
         #: Up to where rows are on disk.
         self._positions: dict[Pair, Token] = {
             (stream, instance): token
-            for stream, instance, token in cursor.execute(
-                "SELECT stream, instance, token FROM positions"
+            for stream, instance, token in checked(
+                cursor.execute("SELECT stream, instance, token FROM positions").fetchall(),
+                [str, str, int],
+                "positions",
             )
         }
         #: Whether an EDU may be aside, so that a newer one of its key has to take its place.
@@ -112,12 +115,7 @@ class StoredOutbox(CommitQueue):
 
     def lineages(self) -> dict[Pair, Lineage]:
         """Return in which incarnations the rows were got; synchronous, for the start."""
-        rows = self._read(
-            lambda cursor: cursor.execute(
-                "SELECT stream, instance, lineage FROM lineages"
-            ).fetchall()
-        )
-        return {(stream, instance): Lineage(kept) for stream, instance, kept in rows}
+        return self._read(_lineages)
 
     def take_ids(self, count: int) -> range:
         """Return *count* new ids, above all others."""
@@ -505,3 +503,9 @@ class StoredOutbox(CommitQueue):
 
 class Outbox(StoredOutbox, OutboxFile):
     """The EDUs of one sender in a file."""
+
+
+def _lineages(cursor: Cursor) -> dict[Pair, Lineage]:
+    rows = cursor.execute("SELECT stream, instance, lineage FROM lineages").fetchall()
+    found = checked(rows, [str, str, bytes], "lineages")
+    return {(stream, instance): Lineage(kept) for stream, instance, kept in found}

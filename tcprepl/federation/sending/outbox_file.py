@@ -8,16 +8,21 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from tcprepl.errors import LogError
+import msgpack
+
+from tcprepl.errors import LogCorrupt, LogError
 from tcprepl.federation.sending.commit_queue import CommitQueue, Cursor, OutboxError, Runner
 from tcprepl.storage.sqlite import Schema, explaining, open_database, private_directory
 
 T = TypeVar("T")
 
+#: What comes of values that are not what was written: their types are in the file, too.
+_DAMAGE: Final = (TypeError, ValueError, LookupError, msgpack.UnpackException)
 #: The name of an outbox in its data directory.
 OUTBOX_FILE: Final = "outbox.sqlite"
 
@@ -124,7 +129,7 @@ class OutboxFile(CommitQueue):
             self._claim()
             self._connection = open_database(self.path, SCHEMA)
             try:
-                with explaining(self.path, SCHEMA):
+                with self._sound():
                     self._in_one([self._prepare])
             except LogError:
                 self._connection.close()
@@ -161,4 +166,19 @@ class OutboxFile(CommitQueue):
         return results
 
     def _read(self, work: Callable[[Cursor], T]) -> T:
-        return work(self._connection.cursor())
+        try:
+            with self._sound():
+                return work(self._connection.cursor())
+        except LogError as error:
+            raise OutboxError(str(error)) from error
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """Raise what is found within that no outbox holds as what it is: damage."""
+        try:
+            with explaining(self.path, SCHEMA):
+                yield
+        except _DAMAGE as error:
+            raise LogCorrupt(
+                f"{self.path}: a record in it is none of an outbox ({error}); {SCHEMA.if_damaged}"
+            ) from error

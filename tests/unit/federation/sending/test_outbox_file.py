@@ -199,3 +199,42 @@ def test_what_is_closed_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_written_survives_a_power_cut(outbox: Outbox) -> None:
     """A remote is not sent twice what it took, nor never what was acknowledged upstream."""
     assert outbox._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "INSERT INTO positions VALUES ('s', 'i', 'x')",
+        "INSERT INTO journal (records) VALUES (5)",
+        "INSERT INTO journal (records) VALUES (x'c1')",
+        "INSERT INTO journal (records) VALUES (x'05')",
+        "INSERT INTO journal (records) VALUES (x'9105')",
+        "INSERT INTO lineages VALUES ('s', 'i', 5)",
+        "INSERT INTO destinations VALUES ('y', 0, 5)",
+        "INSERT INTO destinations VALUES ('y', 0, x'c1')",
+        "UPDATE edus SET queued_ms = 'x'",
+        "DROP TABLE put_off",
+    ],
+)
+def test_what_no_outbox_holds_is_damage(tmp_path: Path, damage: str) -> None:
+    """It is told at the start, with what to do, whatever a flipped bit has made of it."""
+    path = tmp_path / "outbox.sqlite"
+    outbox = Outbox(path, run_inline)
+    put(outbox, "y", 1)
+    outbox.close()
+    Outbox(path, run_inline).close()  # out of the journal, into the tables
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    with pytest.raises(OutboxError, match=r"outbox.sqlite: .*; move it away"):
+        _started(path)
+
+
+def _started(path: Path) -> None:
+    outbox = Outbox(path, run_inline)
+    try:
+        outbox.destinations()
+        outbox.newest_ms()
+        outbox.lineages()
+    finally:
+        outbox.close()
