@@ -24,6 +24,8 @@ _WORD: Final = b"RDATA "
 _RDATA: Final = b"RDATA"
 _BATCH: Final = b"batch"
 _EVERY: Final = "*"
+#: A run of fewer lines costs more to be read in one go than line by line.
+_LEAST_LINES = 32
 #: Longer digit strings are refused before they are converted.
 _TOKEN_DIGITS: Final = len(str(MAX_TOKEN))
 _is_name = PATTERNS["name"].fullmatch
@@ -199,7 +201,8 @@ class BatchAssembler:
         """Read *lines* from *start* on, run by run of a known pair, each line a batch of one row.
 
         They are valid UTF-8. As `read_mixed` it does little for a single line but in C, and leaves
-        what is not as it nearly always is, and all behind it, to be read line by line.
+        what is not as it nearly always is, and all behind it, to be read line by line: so short
+        runs, and those in which rows share a token.
 
         Returns:
             The index of the first line that has not been read.
@@ -212,9 +215,14 @@ class BatchAssembler:
             pair = self._pairs.get(prefix)
             if pair is None or pair.pending or pair.stream not in self._live:
                 break
+            if not lines[min(start + _LEAST_LINES, end) - 1].startswith(prefix):
+                break
             other = partial(_is_of_other, prefix)
             stop = bisect_left(lines, True, start, end, key=other)
-            parts = b"\n".join(lines[start:stop])[cut:].split(b"\n" + prefix)
+            together = b"\n".join(lines[start:stop])
+            if stop - start < _LEAST_LINES or prefix + _BATCH in together:
+                break
+            parts = together[cut:].split(b"\n" + prefix)
             digits, _, rows = zip(*[part.partition(b" ") for part in parts], strict=True)
             if (
                 len(parts) != stop - start  # there are others between them

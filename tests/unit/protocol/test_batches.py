@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tcprepl.errors import CloseReason, LostRow
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.protocol import batches as batches_module
 from tcprepl.protocol.batches import BatchAssembler
 from tcprepl.protocol.commands import PositionCommand
 from tcprepl.protocol.dialects import DIALECTS
@@ -345,7 +346,8 @@ def test_rows_of_known_pairs_come_mixed() -> None:
         b"RDATA a m %d [3]" % (MAX_TOKEN + 1),
     ],
 )
-def test_runs_are_read_up_to_what_is_none(odd: bytes) -> None:
+def test_runs_are_read_up_to_what_is_none(odd: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_LEAST_LINES", 1)
     batches = assembler("a", "b")
     lines = [b"RDATA a m 1 [1]", b"RDATA a m 2 [2]"]
     events: list[Event] = []
@@ -359,7 +361,8 @@ def test_runs_are_read_up_to_what_is_none(odd: bytes) -> None:
     assert events == [RunReceived("a", "m", [1, 2, 1, 2], [b"[1]", b"[2]"] * 2)]
 
 
-def test_a_run_waits_for_the_batch_before_it() -> None:
+def test_a_run_waits_for_the_batch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_LEAST_LINES", 1)
     batches = assembler("a")
     read(batches, b"RDATA a m batch [1]")
     events: list[Event] = []
@@ -373,7 +376,22 @@ def test_a_run_waits_for_the_batch_before_it() -> None:
     ]
 
 
-def test_runs_of_several_pairs_follow_each_other() -> None:
+def test_short_runs_are_left_to_be_read_line_by_line() -> None:
+    batches = assembler("a", "b")
+    read(batches, b"RDATA a m 1 [1]", b"RDATA b m 1 [1]")
+    events: list[Event] = []
+    run = [b"RDATA a m %d []" % token for token in range(2, 40)]
+    other = b"RDATA b m 2 [2]"
+    assert batches.read_runs([*run[:31], other, *run[31:]], 0, events) == 0
+    assert batches.read_runs(run[:31], 0, events) == 0
+    assert batches.read_runs([*run[:5], b"RDATA a m batch []", *run[5:]], 0, events) == 0
+    assert events == []
+    assert batches.read_runs([*run[:32], other], 0, events) == 32
+    assert events == [RunReceived("a", "m", list(range(2, 34)), [b"[]"] * 32)]
+
+
+def test_runs_of_several_pairs_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_LEAST_LINES", 1)
     batches = assembler("a", "b")
     read(batches, b"RDATA a m 1 [1]", b"RDATA b m 1 [1]")
     events: list[Event] = []
