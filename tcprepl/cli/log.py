@@ -148,32 +148,38 @@ def ls(data: Path, as_json: bool) -> None:
       STREAM        WRITER  HELD FROM  POSITION  ROWS  BYTES   OLDEST
       device_lists  master  0          812       812   91.3kB  2d 4h
     """
+    with opened(data) as database:
+        found = [(pair, _oldest_ms(database, pair)) for pair in database.pairs()]
+    if as_json:
+        for pair, oldest_ms in found:
+            _tell_json(
+                stream=pair.stream,
+                writer=pair.instance,
+                held_from=pair.floor,
+                position=pair.position,
+                rows=pair.rows,
+                bytes=pair.size_bytes,
+                oldest_ms=oldest_ms,
+            )
+        return
     lines: list[tuple[str, ...]] = [
         ("STREAM", "WRITER", "HELD FROM", "POSITION", "ROWS", "BYTES", "OLDEST")
     ]
-    with opened(data) as database:
-        now_ms = time.time() * 1000
-        for pair in database.pairs():
-            with closing(database.oldest(pair, pair.floor)) as blocks:
-                oldest = next(blocks, None)
-            if as_json:
-                _tell_json(
-                    stream=pair.stream,
-                    writer=pair.instance,
-                    held_from=pair.floor,
-                    position=pair.position,
-                    rows=pair.rows,
-                    bytes=pair.size_bytes,
-                    oldest_ms=None if oldest is None else oldest[3],
-                )
-                continue
-            age = "" if oldest is None else duration(max(0.0, (now_ms - oldest[3]) / 1000))
-            held = (pair.floor, pair.position, pair.rows)
-            lines.append((pair.stream, pair.instance, *map(str, held), size(pair.size_bytes), age))
+    now_ms = time.time() * 1000
+    for pair, oldest_ms in found:
+        age = "" if oldest_ms is None else duration(max(0.0, (now_ms - oldest_ms) / 1000))
+        held = (pair.floor, pair.position, pair.rows)
+        lines.append((pair.stream, pair.instance, *map(str, held), size(pair.size_bytes), age))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in [] if as_json else lines:
+    for line in lines:
         padded = (word.ljust(width) for word, width in zip(line, widths, strict=True))
         click.echo(displayable("  ".join(padded).rstrip()).replace("\u202f", ""))
+
+
+def _oldest_ms(database: Database, pair: StoredPair) -> int | None:
+    """Return when the oldest block that is held was written."""
+    with closing(database.oldest(pair, pair.floor)) as blocks:
+        return next((written_ms for _, _, _, written_ms in blocks), None)
 
 
 @command.command("show")

@@ -266,9 +266,8 @@ class Drain:
 
     def _tell(self) -> None:
         """Tell those who watch how far it is; the end is their end, too."""
-        words = InfoCommand(self.state().words) if self._watchers else None
-        for peer in self._peers():
-            if words is not None and peer in self._watchers:
-                peer.send(words)
-                if self._over:
-                    peer.close(CloseReason.DRAINED, self.text)
+        words = InfoCommand(self.state().words)
+        for peer in self._watchers.intersection(self._peers()):
+            peer.send(words)
+            if self._over:
+                peer.close(CloseReason.DRAINED, self.text)
