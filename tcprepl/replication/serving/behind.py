@@ -19,6 +19,7 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import LogUnavailable
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.logger import get_logger
+from tcprepl.protocol.display import counted
 from tcprepl.replication.serving.heads import Head, Heads
 from tcprepl.replication.serving.readers import EVERYTHING, Backlog, Reader, Track
 from tcprepl.replication.serving.rendering import (
@@ -263,8 +264,8 @@ class Behind:
             self._count(reader, track, gap.after, gap.upto, gap.detail)
             text = (
                 f"rows of {stream} of {instance} after {gap.after} up to {gap.upto} "
-                f"({gap.upto - gap.after} tokens) are gone: {gap.detail}; service begins after "
-                f"{gap.upto}"
+                f"({counted(gap.upto - gap.after, 'token')}) are gone: {gap.detail}; "
+                f"service begins after {gap.upto}"
             )
             return error_line(form, text) + where
         begin = error = b""

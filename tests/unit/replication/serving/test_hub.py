@@ -356,6 +356,18 @@ def test_a_full_socket_costs_cursors_and_gets_everything_later(world: World) -> 
     assert world.hub.lag(reader).rows == 0
 
 
+def test_a_gap_of_one_token_is_told_as_one() -> None:
+    world = World(max_rows=2)
+    for number in range(4):
+        world.publish("alpha", [number])
+    world.turn()
+    _, outlet = world.reader("alpha", "master", 1)
+    assert outlet.lines()[0] == (
+        "ERROR rows of alpha of master after 1 up to 2 (1 token) are gone: max_rows=2; "
+        "service begins after 2"
+    )
+
+
 def test_falling_off_the_log_while_slow_is_told_and_survived() -> None:
     world = World(max_rows=2)
     reader, outlet = world.reader("alpha", "master")
