@@ -417,25 +417,8 @@ PENDING_DESTINATIONS = Live(
 PENDING_EDUS = Live(
     "synapse_federation_transaction_queue_pending_edus", "EDUs that wait to be sent"
 )
-SEND_QUEUE_SIZES = {
-    name: Live(
-        f"synapse_federation_send_queue_{name}_size",
-        f"Entries in the writer's send queue: {name}",
-    )
-    for name in (
-        "presence_map",
-        "keyed_edu",
-        "keyed_edu_changed",
-        "edus",
-        "pos_time",
-        "presence_destinations",
-    )
-}
-EVENT_PROCESSING_LAG = Histogram(
-    "synapse_event_processing_lag_by_event",
-    "Seconds from a row's publication until it was dealt with",
-    ["name"],
-    registry=REGISTRY,
+SEND_QUEUE_EDUS = Live(
+    "synapse_federation_send_queue_edus_size", "Entries in the writer's send queue: edus"
 )
 OUTBOX_ROWS = Live(
     "tcprepl_outbox_rows",

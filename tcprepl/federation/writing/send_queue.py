@@ -89,17 +89,12 @@ class SendQueue:
         self._acknowledged: dict[InstanceName, Token] = dict.fromkeys(self.senders, 0)
         self._seconds = seconds
         self._warned_at: float | None = None
-        self._sources = [
-            (live, live.add_source(self._sizes))
-            for name, live in metrics.SEND_QUEUE_SIZES.items()
-            if name == "edus"
-        ]
+        self._source = metrics.SEND_QUEUE_EDUS.add_source(self._sizes)
         log.ensure(STREAM, instance)
 
     def close(self) -> None:
         """Stop telling metrics."""
-        for live, source in self._sources:
-            live.remove_source(source)
+        metrics.SEND_QUEUE_EDUS.remove_source(self._source)
 
     def _sizes(self) -> list[tuple[tuple[str, ...], float]]:
         return [((), float(self.position - self._log.floor(STREAM, self._instance)))]
