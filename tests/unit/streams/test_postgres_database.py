@@ -19,6 +19,7 @@ from tcprepl.streams.engine import Commit, KnownTransactions, StoredPair
 from tcprepl.streams.gaps import Cause
 from tcprepl.streams.log import Appended
 from tcprepl.streams.postgres_database import PostgresDatabase
+from tcprepl.streams.postgres_schema import CHANNEL
 from tests import postgres_world
 from tests.postgres_world import sql
 
@@ -107,6 +108,21 @@ def test_incarnations_of_those_who_are_there_go_on(place: Place) -> None:
     assert [known.number for known in history.incarnations] == [1, 2]
 
 
+def test_who_was_found_gone_writes_nothing_more(place: Place) -> None:
+    """Readers count on it: with the incarnation that comes next, its own is over."""
+    gone, alive = place.begun("gone"), place.begun("alive")
+    gone.write(commit(gone, 1, 1))
+    place.sql(
+        "UPDATE writers SET held_until = clock_timestamp() WHERE number = %s", (gone.held.number,)
+    )
+    next_one = place.begun("next")
+    with pytest.raises(LogFenced):
+        gone.write(commit(gone, 2, 2))
+    assert position(place) == 1
+    for other in (alive, next_one):
+        other.write(Commit())
+
+
 def test_the_newest_stamp_is_that_of_whatever_came_last(place: Place) -> None:
     database = place.begun()
     (began_ms,) = (known.began_ms for known in database.history().incarnations)
@@ -116,6 +132,45 @@ def test_the_newest_stamp_is_that_of_whatever_came_last(place: Place) -> None:
 
 
 # --- what is written --------------------------------------------------------------------------
+
+
+def test_others_are_told_of_what_moves_and_of_nothing_else(place: Place) -> None:
+    """A renewal four times in each lease would wake every server otherwise."""
+    database = place.begun("one")
+    (began,) = place.sql("SELECT number FROM writers WHERE name = 'one'")
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        connection.execute(f"LISTEN {CHANNEL}".encode())
+
+        def heard() -> list[str]:
+            place.sql(f"NOTIFY {CHANNEL}, 'end'")
+            notes = connection.notifies(timeout=30)
+            return list(iter(lambda: next(notes).payload, "end"))
+
+        mine = str(began[0])
+        database.renew()
+        database.write(Commit(expire_before_ms=1))
+        assert heard() == []
+        database.write(commit(database, 1, 1))
+        assert heard() == [mine]
+        database.write(Commit(pairs=[StoredPair(database.first_id, "s", "i", 2, 0, 0, 0)]))
+        assert heard() == [mine]
+        two = place.begun("two")
+        assert heard() == [str(two.held.number)]
+
+
+def test_the_server_finds_nothing_odd_in_a_commit(place: Place) -> None:
+    """Each is one transaction, that of the beginning, too, or its log is filled with warnings."""
+    said: list[str | None] = []
+    database = place.database()
+    database.take()
+    with database._writing.using() as connection:
+        connection.add_notice_handler(lambda notice: said.append(notice.message_primary))
+    database.pairs()
+    database.write(Commit(begun=database.history().begin({}, 1, over=database.over)))
+    database.write(commit(database, 1, 1))
+    database.write(commit(database, 2, 2, trims={database.first_id: 1}))
+    database.renew()
+    assert said == []
 
 
 def test_what_is_trimmed_is_counted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -597,6 +597,15 @@ def test_the_reactor_does_not_look_for_what_is_old(world: World) -> None:
     assert world.log.floor(DURABLE, "w") == 3
 
 
+def test_what_is_within_retention_goes_to_disk_no_second_time(world: World) -> None:
+    for index in range(2):
+        with mock.patch.object(world.database, "write", wraps=world.database.write) as write:
+            waiting = world.log.append(DURABLE, "w", [row(str(index))])
+            world.work()
+        assert result(waiting).first == index + 1
+        assert [call.args[0].trims for call in write.call_args_list] == [{}]
+
+
 def test_a_log_that_ends_without_its_database_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(module.logger, "warning", lambda event, **_: said.append(event))
