@@ -83,9 +83,16 @@ class StreamType(click.ParamType[str]):
 
 
 class DurationType(click.ParamType[float]):
-    """SECONDS: a number above 0, with or without the unit s."""
+    """SECONDS: a number, with or without the unit s.
+
+    Args:
+        upto: The most that is allowed, and 0 is, too; None: anything above 0.
+    """
 
     name = "SECONDS"
+
+    def __init__(self, upto: float | None = None) -> None:
+        self._upto = upto
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -96,9 +103,13 @@ class DurationType(click.ParamType[float]):
         try:
             seconds = float(value.removesuffix("s"))
         except ValueError:
-            seconds = 0.0
-        if not 0.0 < seconds < 1e9:
-            self.fail(f"{value!r}: expected a number of seconds above 0", param, ctx)
+            seconds = -1.0
+        if self._upto is None:
+            fine, expected = 0.0 < seconds < 1e9, "above 0"
+        else:
+            fine, expected = 0.0 <= seconds <= self._upto, f"from 0 to {self._upto:g}"
+        if not fine:
+            self.fail(f"{value!r}: expected a number of seconds {expected}", param, ctx)
         return seconds
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from tcprepl.cli.api import Api, ApiFailed
-from tcprepl.cli.arguments import SECONDS, token_options, url_option
+from tcprepl.cli.arguments import DurationType, token_options, url_option
 from tcprepl.errors import TcpreplError
+from tcprepl.limits import DRAIN_WITHIN_S, MAX_DRAIN_WITHIN_S
 from tcprepl.protocol.display import displayable
 from tcprepl.replication.serving.draining import DrainState
 
@@ -31,7 +32,11 @@ def _one_word(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Where peers are told to go: an address, as they can use it.",
 )
 @click.option(
-    "--within", type=SECONDS, default=30.0, show_default=True, help="How long peers have."
+    "--within",
+    type=DurationType(upto=MAX_DRAIN_WITHIN_S),
+    default=DRAIN_WITHIN_S,
+    show_default=True,
+    help="How long peers have; 0: who does not have everything is closed at once.",
 )
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each look.")

@@ -84,6 +84,22 @@ def test_the_server_goes_away_or_refuses(
     assert "tcprepl: no\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "asked_for"), [("0", 0.0), ("0.5s", 0.5), ("86400", 86400.0)])
+def test_as_long_as_the_wire_allows(
+    given: str, asked_for: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all, too: who does not have everything is closed at once."""
+    asked = answers(monkeypatch, state(0))
+    assert run(["drain", "--within", given]) == 0
+    assert asked[0][2]["within_seconds"] == asked_for
+
+
+@pytest.mark.parametrize("given", ["-1", "86401", "nan", "soon"])
+def test_no_longer_than_the_wire_allows(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["drain", "--within", given]) == 2
+    assert "expected a number of seconds from 0 to 86400" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("where", ["a b", "a\nERROR x", "a\u202e"])
 def test_peers_are_told_an_address(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["drain", "--elsewhere", where]) == 2
