@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -29,6 +29,7 @@ from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.blocks import rows_of
 from tcprepl.streams.database import Database
 from tcprepl.streams.engine import StoredPair
+from tcprepl.streams.gaps import Gap
 from tcprepl.streams.masking import without_access_tokens
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
@@ -219,7 +220,9 @@ def show(
             if count is not None:
                 lines, count = lines[:count], count - len(lines)
             writer_for(row_format)(b"".join(b"%b\n" % line for line in lines))
-            code = max(code, _tell_damage(page, pair))
+            if page.damage is not None:
+                _tell_fault(*_damage(page.damage, pair))
+                code = 1
             if count is not None and count <= 0:
                 break
     return code
@@ -227,7 +230,10 @@ def show(
 
 @command.command("verify")
 @data_option
-def verify(data: Path) -> int:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object for each fault, and a last one."
+)
+def verify(data: Path, as_json: bool) -> int:
     """Read every row, compare every checksum, and name what cannot be read.
 
     Of a backup every file is compared with what was backed up, too. The exit code is 1 if
@@ -238,15 +244,15 @@ def verify(data: Path) -> int:
       $ tcprepl log verify --data /backup/monday
       3000 rows of 2 streams: whole
     """
-    code = streams = 0
+    faults = streams = 0
+    tell = _tell_fault_json if as_json else _tell_fault
     if (data / LIST_NAME).exists():
         with Progress("bytes") as progress:
             for fault in backup_faults(data, progress.of):
-                click.echo(displayable(fault), err=True)
-                code = 1
+                tell(fault)
+                faults += 1
         if not (data / DATABASE_NAME).exists():  # a federation sender's
-            click.echo(f"a backup without a log: {'damaged' if code else 'whole'}")
-            return code
+            return _verified(faults, "a backup without a log", as_json, rows=0, streams=0)
     with opened(data) as database, Progress("rows") as progress:
         whole = database.pairs()
         progress.begin("reading", sum(found.rows for found in whole))
@@ -254,10 +260,19 @@ def verify(data: Path) -> int:
             streams += pair.rows > 0
             for page in pages(database, pair):
                 progress.add(0 if page.block is None else len(page.block.tokens))
-                code = max(code, _tell_damage(page, pair))
+                if page.damage is not None:
+                    tell(*_damage(page.damage, pair))
+                    faults += 1
     found = f"{counted(progress.done, 'row')} of {counted(streams, 'stream')}"
-    click.echo(f"{found}: {'damaged' if code else 'whole'}")
-    return code
+    return _verified(faults, found, as_json, rows=progress.done, streams=streams)
+
+
+def _verified(faults: int, found: str, as_json: bool, **counts: int) -> int:
+    if as_json:
+        _tell_json(kind="result", whole=not faults, faults=faults, **counts)
+    else:
+        click.echo(f"{found}: {'damaged' if faults else 'whole'}")
+    return int(faults > 0)
 
 
 @command.command("top")
@@ -348,9 +363,16 @@ def _batches(page: DiskPage) -> Iterator[tuple[Token, list[bytes]]]:
         yield before, rows
 
 
-def _tell_damage(page: DiskPage, pair: StoredPair) -> int:
-    if page.damage is None:
-        return 0
-    text = f"{pair.stream} of {pair.instance}: {page.damage.words()}"
+def _damage(damage: Gap, pair: StoredPair) -> tuple[str, dict[str, object]]:
+    """Return what cannot be read, in words and for programs."""
+    place = {"stream": pair.stream, "writer": pair.instance}
+    text = f"{pair.stream} of {pair.instance}: {damage.words()}"
+    return text, {**place, "after": damage.after, "upto": damage.upto}
+
+
+def _tell_fault(text: str, _: Mapping[str, object] | None = None) -> None:
     click.echo(displayable(text), err=True)
-    return 1
+
+
+def _tell_fault_json(text: str, where: Mapping[str, object] | None = None) -> None:
+    _tell_json(kind="fault", **(where or {}), text=text)

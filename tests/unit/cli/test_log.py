@@ -93,6 +93,29 @@ def test_damage_is_named_and_the_rest_is_shown(data: Path) -> None:
     assert err.startswith("push_rules of w: rows in (1, 2] cannot be read")
 
 
+def test_verify_for_programs(data: Path, tmp_path: Path) -> None:
+    """An object for each fault, and one at the end, which says whether there were any."""
+    copy = tmp_path / "copy"
+    assert cli.run(["backup", "--data", str(data), str(copy)]) == 0
+    out, err = run("verify", str(data), "--json")
+    whole = {"kind": "result", "whole": True, "faults": 0, "rows": 6, "streams": 2}
+    assert (json.loads(out), err) == (whole, "")
+    damage(data)
+    out, err = run("verify", str(data), "--json", code=1)
+    fault, result = map(json.loads, out.splitlines())
+    words = fault.pop("text")
+    assert words.startswith("push_rules of w: rows in (1, 2] cannot be read")
+    pair = {"stream": "push_rules", "writer": "w"}
+    assert fault == {"kind": "fault", **pair, "after": 1, "upto": 2}
+    assert result == {**whole, "whole": False, "faults": 1, "rows": 5}
+    assert err == ""
+    (copy / DATABASE_NAME).unlink()
+    out, err = run("verify", str(copy), "--json", code=1)
+    fault, result = map(json.loads, out.splitlines())
+    assert DATABASE_NAME in fault["text"]
+    assert result == {**whole, "whole": False, "faults": 1, "rows": 0, "streams": 0}
+
+
 def test_a_backup_that_was_looked_at_can_be_restored(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +183,7 @@ def test_progress_is_for_terminals(data: Path, monkeypatch: pytest.MonkeyPatch) 
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(progress.sys, "stderr", terminal)
-    log.verify.callback(data)  # type: ignore[misc]
+    log.verify.callback(data, as_json=False)  # type: ignore[misc]
     assert "reading: 6 of 6 rows" in terminal.getvalue()
 
 
