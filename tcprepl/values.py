@@ -96,17 +96,24 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+#: How an address of the line protocol may begin, where a URL may stand, too.
+LINES_URL = "tcprepl://"
+
+
 def parse_address(text: str) -> Address:
     """Return what an ADDR means.
 
     Raises:
-        ValueError: it is neither HOST:PORT nor an endpoint string.
+        ValueError: it is neither HOST:PORT, with or without `LINES_URL`, nor an endpoint string.
     """
+    text = text.removeprefix(LINES_URL)
     if "@" in text and not text.startswith(_MAY_HAVE_AT):
         raise ValueError(NO_USER)
     found = _HOST_PORT.fullmatch(text)
     if found and int(found["port"]) < 65_536:
         return Address(text, found["host"].strip("[]"), int(found["port"]))
+    if text.startswith(("http://", "https://")):
+        raise ValueError("a URL of HTTP: expected HOST:PORT or a Twisted endpoint string")
     if not found and _ENDPOINT.match(text):
         return Address(text)
     raise ValueError("expected HOST:PORT or a Twisted endpoint string")

@@ -35,6 +35,7 @@ class ApiFailed(TcpreplError):
     Attributes:
         status: The status of the refusal; None when nobody answered.
         refusal: Its members, as far as it has any.
+        lines_at: Where the line protocol was spoken in the place of HTTP; empty elsewhere.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class ApiFailed(TcpreplError):
         message: str,
         status: int | None = None,
         refusal: Mapping[str, Any] | None = None,
+        lines_at: str = "",
     ) -> None:
         super().__init__(message)
+        self.lines_at = lines_at
         self.status = status
         self.refusal = refusal or {}
 
@@ -180,7 +183,8 @@ class Api:
                 else:
                     why = f"does not answer: {_reason(error)}"
                 self._connection.close()
-                failure = ApiFailed(f"{self.url} {why}")
+                lines_at = urlsplit(self.url).netloc if _is_line_protocol(error) else ""
+                failure = ApiFailed(f"{self.url} {why}", lines_at=lines_at)
             else:
                 self.heard = response.getheader(INCARNATION_HEADER)
                 if response.status == 200:
@@ -211,8 +215,13 @@ def _seconds(value: str | None) -> float:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
-        return f"that is no HTTP server; it says {str(error).strip()[:60]!r}"
+        what = "the line protocol, " if _is_line_protocol(error) else ""
+        return f"that is {what}no HTTP server; it says {str(error).strip()[:60]!r}"
     return reason_of(error)
+
+
+def _is_line_protocol(error: Exception) -> bool:
+    return isinstance(error, http.client.BadStatusLine) and str(error).startswith("SERVER ")
 
 
 def _refusal(text: bytes) -> Mapping[str, Any]:

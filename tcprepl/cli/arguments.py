@@ -17,14 +17,13 @@ from tcprepl.config import read_secret
 from tcprepl.errors import ConfigError
 from tcprepl.replication.failures import UNIX_URL
 from tcprepl.settings import DEFAULT_HTTP, DEFAULT_REPLICATION, is_database_url
-from tcprepl.values import NO_USER, Address, parse_address
+from tcprepl.values import LINES_URL, NO_USER, Address, parse_address
 
-#: How an address of the line protocol begins, and endpoint strings of it.
-LINES_URL = "tcprepl://"
 #: Where the HTTP side is, when nothing else is said.
 DEFAULT_URL = f"http://{DEFAULT_HTTP}"
 _DEFAULT_URL_SHOWN = f"that of the context, else {DEFAULT_URL}"
-_ENDPOINTS = ("tcp:", "tls:", "ssl:", "unix:")
+#: How what is of the line protocol begins, where a URL may stand as well.
+_LINES = (LINES_URL, "tcp:", "tls:", "ssl:", "unix:")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,9 +48,14 @@ class AddressType(click.ParamType[Address]):
 
 
 class UrlType(click.ParamType[str]):
-    """URL of a server's HTTP side, or of its socket; HOST:PORT is completed to one."""
+    """URL of a server's HTTP side, or of its socket; HOST:PORT is completed to one.
+
+    Attributes:
+        expected: What may stand here besides, as a list that goes on.
+    """
 
     name = "URL"
+    expected = ""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the URL without a slash at its end."""
@@ -66,7 +70,11 @@ class UrlType(click.ParamType[str]):
         except ValueError:
             fine = False
         if not fine:
-            self.fail(f"{value!r}: expected http://HOST:PORT or http://unix:/PATH", param, ctx)
+            self.fail(
+                f"{value!r}: expected {self.expected}http://HOST:PORT or http://unix:/PATH",
+                param,
+                ctx,
+            )
         return url.rstrip("/")
 
 
@@ -289,13 +297,14 @@ def from_option(function: F) -> F:
 class RowsToType(UrlType):
     """URL as above, or where the line protocol is: tcprepl://HOST:PORT, or an endpoint string."""
 
+    expected = f"{LINES_URL}HOST:PORT, "
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the URL, or the address of the line protocol."""
         if isinstance(value, Address):
             return value
-        text = value.removeprefix(LINES_URL)
-        if text != value or value.startswith(_ENDPOINTS):
-            return ADDRESS.convert(text, param, ctx)
+        if value.startswith(_LINES):
+            return ADDRESS.convert(value, param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.errors import TcpreplError
+from tcprepl.values import LINES_URL
 
 
 class NotTaken(TcpreplError):
@@ -29,6 +30,11 @@ def story(taken: int) -> str:
     if not taken:
         return "no row was taken"
     return "1 row before was taken" if taken == 1 else f"{taken} rows before were taken"
+
+
+def story_of_lines(address: str) -> str:
+    """Return how rows go to a port that turned out to be of the line protocol."""
+    return f"write --to {LINES_URL}{address} to publish there"
 
 
 class Posting:
@@ -83,7 +89,8 @@ class Posting:
                 transaction_id=f"{self._transaction_id}.{number}",
             )
         except ApiFailed as error:
-            raise NotTaken(f"{self._placed(error, places)}\n  {self.story()}") from None
+            hint = f"\n  {story_of_lines(error.lines_at)}" if error.lines_at else ""
+            raise NotTaken(f"{self._placed(error, places)}{hint}\n  {self.story()}") from None
         self.taken += len(rows)
         return found
 

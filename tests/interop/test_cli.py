@@ -213,7 +213,8 @@ def test_a_wrong_port_is_recognised(untouched: Server) -> None:
     assert done.stderr.startswith("tcprepl: ")
     done = tcprepl("publish", "typing", ROW, "--to", f"http://{untouched.address}")
     assert done.returncode == 1
-    assert "no HTTP server; it says 'SERVER example.com'" in done.stderr
+    assert "the line protocol, no HTTP server; it says 'SERVER example.com'" in done.stderr
+    assert f"write --to tcprepl://{untouched.address} to publish there" in done.stderr
 
 
 def test_tail_follows_and_counts(server: Server, tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_a_secret_in_an_address_is_refused_and_not_shown(text: str) -> None:
     assert str(refused.value) == NO_USER
 
 
+def test_the_line_protocol_has_a_scheme() -> None:
+    assert parse_address("tcprepl://[::1]:9092") == parse_address("[::1]:9092")
+    assert parse_address("tcprepl://h:1").text == "h:1"
+    with pytest.raises(ValueError, match="before an @"):
+        parse_address("tcprepl://me:hush@h:1")
+
+
+@pytest.mark.parametrize("text", ["http://h:1", "https://h", "http://unix:/run/x"])
+def test_a_url_of_http_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a URL of HTTP: expected HOST:PORT or"):
+        parse_address(text)
+
+
 def test_an_at_may_be_part_of_a_path() -> None:
     assert parse_address("unix:/run/a@b.sock").host is None
 

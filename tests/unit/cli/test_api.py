@@ -208,3 +208,22 @@ def test_a_server_that_hangs_on_a_unix_socket(tmp_path: Path) -> None:
         hanging.listen()
         with pytest.raises(ApiFailed, match="it hangs, or has too much to do"):
             api.get("/health")
+
+
+def test_the_line_protocol_is_recognised() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"SERVER example.com\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+        said = pytest.raises(ApiFailed, match="that is the line protocol, no HTTP")
+        with contextlib.closing(Api(f"http://{where}")) as api, said as caught:
+            api.get("/health")
+        thread.join()
+    assert caught.value.lines_at == where

@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 import pytest
 
-from tcprepl.cli.arguments import ADDRESS, DATA, SECONDS, STREAM, URL, data_settings, to_options
+from tcprepl.cli.arguments import (
+    ADDRESS,
+    DATA,
+    SECONDS,
+    STREAM,
+    URL,
+    RowsToType,
+    data_settings,
+    to_options,
+)
 from tcprepl.errors import ConfigError
 from tcprepl.values import parse_address
 
@@ -59,6 +68,18 @@ def test_urls(text: str, url: str | None) -> None:
             URL.convert(text, None, None)
     else:
         assert URL.convert(text, None, None) == url
+
+
+def test_what_may_stand_is_said() -> None:
+    """Where rows go the line protocol is an answer, too."""
+    expected = "expected http://HOST:PORT or http://unix:/PATH"
+    for text in ("tcp:h:1", "tcprepl://h:1", "ftp://h"):
+        with pytest.raises(click.BadParameter, match=expected):
+            URL.convert(text, None, None)
+    expected = "expected tcprepl://HOST:PORT, http://HOST:PORT or http://unix:/PATH"
+    with pytest.raises(click.BadParameter, match=expected):
+        RowsToType().convert("tcprepl:h:1", None, None)
+    assert RowsToType().convert("tcprepl://h:1", None, None) == parse_address("h:1")
 
 
 @pytest.mark.parametrize(

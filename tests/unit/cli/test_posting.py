@@ -53,3 +53,11 @@ def test_nothing_was_taken() -> None:
     api.failure = ApiFailed("gone")
     with pytest.raises(NotTaken, match="row 1: gone\n  no row was taken"):
         Posting(api, "t").post("s", [b"1"], ["row 1"], batch=False, instance=None)
+
+
+def test_at_a_port_of_the_line_protocol_it_is_said_how_to_publish_there() -> None:
+    api: Any = Api()
+    api.failure = ApiFailed("no HTTP", lines_at="h:1")
+    hint = "row 1: no HTTP\n  write --to tcprepl://h:1 to publish there\n  no row was taken"
+    with pytest.raises(NotTaken, match=hint):
+        Posting(api, "t").post("s", [b"1"], ["row 1"], batch=False, instance=None)
