@@ -22,7 +22,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,7 @@ from tcprepl.errors import LogError, TcpreplError
 from tcprepl.protocol.display import counted
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
-from tcprepl.settings import Config, TlsSettings
+from tcprepl.settings import BusSettings, Config, HttpSettings, ReplicationSettings, TlsSettings
 from tcprepl.storage.lock import holder_of
 from tcprepl.streams.opening import holders_of
 from tcprepl.values import Address
@@ -55,6 +55,15 @@ LITTLE_ROOM_BYTES = 1 << 30
 EARLIEST_S = 1_735_689_600
 #: The oldest SQLite in which everything that is used works: UPSERT, and WAL that is sound.
 SQLITE_MIN = (3, 35, 0)
+#: What Redis is asked for.
+REDIS_SETTINGS = ("client-output-buffer-limit", "maxclients", "timeout", "tcp-keepalive")
+#: What Redis itself lets a slow subscriber leave unread: at once, and for a minute.
+PUBSUB_HARD_BYTES = 32 << 20
+PUBSUB_SOFT_BYTES = 8 << 20
+#: More clients than this share of those that are let in are many.
+CLIENTS_SHARE = 0.8
+#: Everybody pings more often than this.
+REDIS_TIMEOUT_S = 60
 #: Names that nobody looks up.
 _NOT_ON_THE_INTERNET = ("localhost", "example.com", "example.org", "example.net")
 
@@ -307,7 +316,13 @@ def _certificate(path: Path, tls: TlsSettings) -> Finding:
 
 def ports(config: Config) -> Iterator[Finding]:
     """Whether our addresses are free, or who answers there."""
-    for name, section in (("replication", config.replication), ("http", config.http)):
+    sections: list[tuple[str, ReplicationSettings | HttpSettings | BusSettings]] = [
+        ("replication", config.replication),
+        ("http", config.http),
+    ]
+    if "bus" in config.model_fields_set:  # another process's, and Redis's port if nothing is said
+        sections.append(("bus", config.bus))
+    for name, section in sections:
         for address in section.listen:
             if address.host is not None and address.port is not None:
                 yield _port(name, address, address.host, address.port, section.tls)
@@ -336,8 +351,8 @@ def _port(name: str, address: Address, host: str, port: int, tls: TlsSettings | 
                 )
         else:
             return Finding(Verdict.GOOD, "ports", f"{name}.listen {address} is free")
-    if _is_ours(host, port, name, tls):
-        return Finding(Verdict.GOOD, "ports", f"{name}.listen {address}: tcprepl answers there")
+    if who := _ours(host, port, name, tls):
+        return Finding(Verdict.GOOD, "ports", f"{name}.listen {address}: {who} answers there")
     return Finding(
         Verdict.FAULT,
         "ports",
@@ -346,20 +361,28 @@ def _port(name: str, address: Address, host: str, port: int, tls: TlsSettings | 
     )
 
 
-def _is_ours(host: str, port: int, name: str, tls: TlsSettings | None) -> bool:
-    """Return whether what listens there shows our certificate, or speaks as we do."""
+def _ours(host: str, port: int, name: str, tls: TlsSettings | None) -> str:
+    """Return what listens there, if it shows our certificate or speaks as we do; else ""."""
     try:
         with _connected(host, port, tls) as peer:
             if tls is not None and isinstance(peer, ssl.SSLSocket):
                 ours = x509.load_pem_x509_certificates(tls.certificate.read_bytes())[0]
                 if peer.getpeercert(binary_form=True) == ours.public_bytes(Encoding.DER):
-                    return True
+                    return "tcprepl"
             if name == "http":
                 peer.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            elif name == "bus":
+                peer.sendall(encode(b"INFO", b"server"))
             said = peer.recv(4096)
     except (OSError, ValueError):
-        return False
-    return said.startswith((b"SERVER ", b"ERROR ")) or b'"live"' in said
+        return ""
+    if name != "bus":
+        is_ours = said.startswith((b"SERVER ", b"ERROR ")) or b'"live"' in said
+    elif said.startswith(b"-NOAUTH "):  # nothing more without the password, which is not told
+        return "what wants a password, a tcprepl bus or a Redis,"
+    else:
+        is_ours = b"tcprepl_version:" in said
+    return "tcprepl" if is_ours else ""
 
 
 def _connected(host: str, port: int, tls: TlsSettings | None) -> socket.socket:
@@ -378,12 +401,12 @@ def _connected(host: str, port: int, tls: TlsSettings | None) -> socket.socket:
 
 
 def redis(config: Config) -> Iterator[Finding]:
-    """Whether the Redis that is published to lets us in."""
+    """Whether the Redis that is published to lets us in, and is set for it."""
     if config.redis is None:
         return
     url = parse_redis_url(config.redis.url.get_secret_value())
     try:
-        info = _redis_info(url)
+        info, settings = _ask_redis(url)
     except (OSError, BadReply) as error:
         yield Finding(Verdict.FAULT, "redis", f"{url}: {error}", "start it, or mend redis.url")
         return
@@ -393,6 +416,9 @@ def redis(config: Config) -> Iterator[Finding]:
         )
         return
     role, version = info.get("role", "?"), info.get("redis_version", "?")
+    for name in ("tcprepl", "valkey"):
+        if f"{name}_version" in info:
+            version = f"{name} {info[f'{name}_version']}"
     if role not in ("master", "?"):
         yield Finding(
             Verdict.FAULT,
@@ -402,9 +428,63 @@ def redis(config: Config) -> Iterator[Finding]:
         )
     else:
         yield Finding(Verdict.GOOD, "redis", f"{url} is there, {version}")
+    if "tcprepl_version" not in info:  # a bus of ours has none of these settings
+        yield from _redis_settings(info, settings)
 
 
-def _redis_info(url: RedisUrl) -> dict[str, str]:
+def _redis_settings(
+    info: Mapping[str, str], settings: Mapping[str, str] | str
+) -> Iterator[Finding]:
+    """Judge what matters to who publishes and subscribes."""
+    if isinstance(settings, str):
+        yield Finding(Verdict.GOOD, "redis", f"could not ask for its settings: {settings}")
+        return
+    wrong = list(_wrong_in_redis(info, settings))
+    yield from wrong
+    if not wrong:
+        said = ", ".join(f"{name} {settings[name]}" for name in REDIS_SETTINGS if name in settings)
+        yield Finding(Verdict.GOOD, "redis", f"its settings will do: {said or 'it tells none'}")
+
+
+def _wrong_in_redis(info: Mapping[str, str], settings: Mapping[str, str]) -> Iterator[Finding]:
+    words = settings.get("client-output-buffer-limit", "").split()
+    if "pubsub" in words:
+        place = words.index("pubsub")
+        hard, soft, seconds = map(int, words[place + 1 : place + 4])
+        if 0 < hard < PUBSUB_HARD_BYTES or 0 < soft < PUBSUB_SOFT_BYTES:
+            yield Finding(
+                Verdict.WARNING,
+                "redis",
+                f"client-output-buffer-limit pubsub {hard} {soft} {seconds}: a subscriber that is "
+                "slow for a moment is cut off, and misses rows",
+                "CONFIG SET client-output-buffer-limit 'pubsub 32mb 8mb 60', or more",
+            )
+    used, most = int(info.get("connected_clients", 0)), int(settings.get("maxclients", 0))
+    if most and used > most * CLIENTS_SHARE:
+        yield Finding(
+            Verdict.WARNING,
+            "redis",
+            f"{used} of {most} clients (maxclients) are there: soon none is let in",
+            "CONFIG SET maxclients to more, or see in CLIENT LIST who leaves connections open",
+        )
+    if 0 < (timeout_s := int(settings.get("timeout", 0))) < REDIS_TIMEOUT_S:
+        yield Finding(
+            Verdict.WARNING,
+            "redis",
+            f"timeout {timeout_s}: who publishes seldom is cut off after {timeout_s} s",
+            "CONFIG SET timeout 0",
+        )
+    if settings.get("tcp-keepalive") == "0":
+        yield Finding(
+            Verdict.WARNING,
+            "redis",
+            "tcp-keepalive 0: a subscriber whose machine is gone keeps its connection and buffer",
+            "CONFIG SET tcp-keepalive 300",
+        )
+
+
+def _ask_redis(url: RedisUrl) -> tuple[dict[str, str], dict[str, str] | str]:
+    """Return what INFO says; and some settings, or why they are not told."""
     if url.path is None:
         peer = socket.create_connection((url.host or "localhost", url.port), WAIT_S)
     else:
@@ -418,22 +498,45 @@ def _redis_info(url: RedisUrl) -> dict[str, str]:
             if url.certificate is not None:
                 context.load_cert_chain(url.certificate, url.private_key)
             peer = context.wrap_socket(peer, server_hostname=url.host)
+        reader = RespReader()
         words = [word.encode() for word in (url.user, url.password) if word is not None]
-        asked = [encode(b"AUTH", *words)] if url.password is not None else []
-        peer.sendall(b"".join([*asked, encode(b"INFO")]))
-        reader, replies = RespReader(), list[object]()
-        while len(replies) < len(asked) + 1:
-            read = peer.recv(65_536)
-            if not read:
-                raise ConnectionError("closed the connection")
-            replies += reader.feed(read)[1]
-            for reply in replies:
-                if isinstance(reply, ErrorReply):
-                    raise reply
-    told = replies[-1]
-    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else ""
-    lines = (line.partition(":") for line in text.splitlines() if ":" in line)
-    return {key: value for key, _, value in lines}
+        if url.password is not None:
+            _asked(peer, reader, b"AUTH", *words)
+        try:
+            told = _asked(peer, reader, b"INFO")
+        except ErrorReply as error:
+            if not str(error).startswith("NOPERM"):
+                raise
+            return {}, str(error)
+        text = told.decode("utf-8", "replace") if isinstance(told, bytes) else ""
+        lines = (line.partition(":") for line in text.splitlines() if ":" in line)
+        info = {key: value for key, _, value in lines}
+        settings: dict[str, str] = {}
+        try:
+            for name in REDIS_SETTINGS:
+                pair = _asked(peer, reader, b"CONFIG", b"GET", name.encode())
+                if isinstance(pair, list) and len(pair) == 2:
+                    settings[name] = bytes(pair[1]).decode("utf-8", "replace")
+        except (OSError, ErrorReply) as error:
+            return info, str(error)
+    return info, settings
+
+
+def _asked(peer: socket.socket, reader: RespReader, *words: bytes) -> object:
+    """Return the reply to a command.
+
+    Raises:
+        ErrorReply: It is refused.
+    """
+    peer.sendall(encode(*words))
+    while True:
+        read = peer.recv(65_536)
+        if not read:
+            raise ConnectionError("closed the connection")
+        for reply in reader.feed(read)[1]:
+            if isinstance(reply, ErrorReply):
+                raise reply
+            return reply
 
 
 def database(config: Config) -> Iterator[Finding]:

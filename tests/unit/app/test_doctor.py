@@ -22,6 +22,7 @@ import trustme
 from tcprepl.app import doctor
 from tcprepl.app.doctor import Finding, Verdict, examine
 from tcprepl.config import build
+from tcprepl.replication.redis.resp import RespReader, encode
 from tcprepl.settings import Config
 from tests import postgres_world
 from tests.log_kit import PostgresStore
@@ -252,22 +253,138 @@ def test_an_address_of_another_machine() -> None:
     assert "Cannot assign" in one(doctor.ports(given)).text
 
 
-def test_redis() -> None:
-    def look(url: str) -> Finding:
-        return one(doctor.redis(config(redis={"url": url})))
+@contextmanager
+def redis_saying(info: str, settings: dict[str, str] | str = "", **refused: str) -> Iterator[str]:
+    """Be a Redis of this INFO and these settings; *settings* in words is a refusal."""
 
+    def answer(words: list[bytes]) -> bytes:
+        asked = words[0].decode()
+        if asked in refused:
+            return f"-{refused[asked]}\r\n".encode()
+        if asked == "INFO":
+            return b"$%d\r\n%b\r\n" % (len(info), info.encode())
+        if asked == "AUTH":
+            return b"+OK\r\n"
+        if isinstance(settings, str):
+            return f"-{settings}\r\n".encode()
+        name = words[2].decode()
+        return encode(words[2], settings[name].encode()) if name in settings else b"*0\r\n"
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            reader = RespReader()
+            with peer:
+                while read := peer.recv(4096):
+                    for words in reader.feed(read)[1]:
+                        peer.sendall(answer(words))  # type: ignore[arg-type]
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"redis://:secret@127.0.0.1:{listener.getsockname()[1]}"
+    thread.join(5.0)
+
+
+#: What Redis says when nothing was set.
+USUAL = {
+    "client-output-buffer-limit": "normal 0 0 0 slave 268435456 67108864 60 "
+    "pubsub 33554432 8388608 60",
+    "maxclients": "10000",
+    "timeout": "0",
+    "tcp-keepalive": "300",
+}
+MASTER = "role:master\r\nredis_version:7.0.15\r\nconnected_clients:8001\r\n"
+
+
+def look_at_redis(url: str) -> list[Finding]:
+    """Return what is found about a Redis; whatever is not good has a remedy."""
+    found = list(doctor.redis(config(redis={"url": url})))
+    assert all(bool(one.remedy) is (one.verdict is not GOOD) for one in found)
+    assert "secret" not in str(found)
+    return found
+
+
+def test_redis() -> None:
     assert list(doctor.redis(config())) == []
-    with answering(b"$37\r\nrole:master\r\nredis_version:7.0.15\r\n\r\n\r\n") as port:
-        assert look(f"redis://127.0.0.1:{port}").text.endswith("is there, 7.0.15")
-    with answering(b"+OK\r\n$12\r\nrole:slave\r\n\r\n") as port:
-        assert "is a slave" in look(f"redis://:secret@127.0.0.1:{port}").text
+    usual = {**USUAL, "maxclients": "20000"}
+    with redis_saying(MASTER, usual) as url:
+        there, settings = look_at_redis(url)
+    assert there.text.endswith("is there, 7.0.15")
+    assert settings.verdict is GOOD
+    assert settings.text.endswith("60, maxclients 20000, timeout 0, tcp-keepalive 300")
+    with redis_saying("role:slave\r\n", usual) as url:
+        slave, _ = look_at_redis(url)
+    assert "is a slave" in slave.text
     with answering(b"-NOAUTH Authentication required.\r\n") as port:
-        found = look(f"redis://127.0.0.1:{port}")
-        assert "NOAUTH" in found.text
+        (found,) = look_at_redis(f"redis://127.0.0.1:{port}")
+        assert (found.verdict, "NOAUTH" in found.text) == (FAULT, True)
     with answering(b"") as port:
-        assert "closed the connection" in look(f"redis://127.0.0.1:{port}").text
-    assert "refused" in look(f"redis://127.0.0.1:{port}").text
-    assert "No such file" in look("unix:/nowhere/redis.sock").text
+        (found,) = look_at_redis(f"redis://127.0.0.1:{port}")
+        assert "closed the connection" in found.text
+    assert "refused" in look_at_redis(f"redis://127.0.0.1:{port}")[0].text
+    assert "No such file" in look_at_redis("unix:/nowhere/redis.sock")[0].text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("client-output-buffer-limit", "normal 0 0 0 pubsub 1048576 0 0", "misses rows"),
+        ("client-output-buffer-limit", "normal 0 0 0 pubsub 0 1048576 9", "misses rows"),
+        ("client-output-buffer-limit", "normal 0 0 0 pubsub 0 0 0", ""),
+        ("maxclients", "10000", "8001 of 10000 clients"),
+        ("maxclients", "10002", ""),
+        ("timeout", "30", "who publishes seldom"),
+        ("timeout", "300", ""),
+        ("tcp-keepalive", "0", "whose machine is gone"),
+    ],
+)
+def test_settings_of_redis(name: str, value: str, text: str) -> None:
+    """What cuts off a relay, or a publisher, is a warning; what is as it comes is not."""
+    with redis_saying(MASTER, {**USUAL, "maxclients": "20000", name: value}) as url:
+        _, *found = look_at_redis(url)
+    assert [(one.verdict, text in one.text) for one in found] == [(WARNING if text else GOOD, True)]
+
+
+def test_a_redis_that_does_not_tell_its_settings() -> None:
+    """As with a host that lends one out: nothing is wrong, and that is said."""
+    with redis_saying(MASTER, "NOPERM no permission to run 'config|get'") as url:
+        _, found = look_at_redis(url)
+    assert (found.verdict, found.text) == (
+        GOOD,
+        "could not ask for its settings: NOPERM no permission to run 'config|get'",
+    )
+    with redis_saying(MASTER, INFO="NOPERM no permission to run 'info'") as url:
+        _, found = look_at_redis(url)
+    assert (found.verdict, "could not ask" in found.text) == (GOOD, True)
+    with redis_saying(MASTER + "valkey_version:8.1.0\r\n", {}) as url:
+        there, found = look_at_redis(url)
+    assert there.text.endswith("is there, valkey 8.1.0")
+    assert found.text == "its settings will do: it tells none"
+    with redis_saying("role:master\r\ntcprepl_version:0.2\r\n", {}) as url:
+        (there,) = look_at_redis(url)
+    assert there.text.endswith("is there, tcprepl 0.2")
+
+
+def test_the_port_of_a_bus() -> None:
+    """Only where it is configured: its default is Redis's, which may be there."""
+    nowhere = {"listen": "unix:/tmp/x"}
+
+    def look(port: int) -> Finding:
+        listen = {"listen": f"127.0.0.1:{port}"}
+        return one(doctor.ports(config(replication=nowhere, http=nowhere, bus=listen)))
+
+    assert list(doctor.ports(config(replication=nowhere, http=nowhere))) == []
+    for said, verdict, text in (
+        (b"$21\r\ntcprepl_version:0.2\r\n\r\n", GOOD, ": tcprepl answers there"),
+        (b"-NOAUTH Authentication required.\r\n", GOOD, "a tcprepl bus or a Redis, answers"),
+        (b"$20\r\nredis_version:7.0.15\r\n", FAULT, "is taken, and not by tcprepl"),
+    ):
+        with answering(said) as port:
+            found = look(port)
+        assert (found.verdict, text in found.text) == (verdict, True)
+        assert found.text.startswith("bus.listen ")
+    assert "is free" in look(port).text
 
 
 @pytest.mark.postgresql
