@@ -99,6 +99,13 @@ class ClientSession(Session):
             self._batches.replicate(command.stream)
             self._awaiting_answer = command.stream is None
 
+    def events(self, now: float) -> list[Event]:
+        """Return all that there is to pull, in one piece."""
+        found = list(self._events)
+        self._events.clear()
+        found += self._read(now)  # which leaves nothing that could be read a second time
+        return found
+
     def _read_lines(self, now: float, events: list[Event]) -> None:
         """Read all that there is: rows come in runs, and are cheap together."""
         data, self._unread = self._unread, b""
