@@ -117,3 +117,12 @@ def test_what_is_let_go_of_is_not_kept_in_memory(tmp_path: Path) -> None:
         store.log.trim(DURABLE, "w", upto)
         assert len(stream(store)._recent) == 3 - upto
     store.close()
+
+
+def test_it_is_said_which_bound_let_rows_go(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path, Retention(durable=Bounds(max_rows=3)))
+    for index in range(4):
+        add(store, DURABLE, row(str(index)))
+    found = stream(store)
+    assert (found.floor, found.bound) == (1, "max_rows=3")
+    store.close()

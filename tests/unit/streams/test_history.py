@@ -162,3 +162,9 @@ def test_what_was_noted_is_taken_over() -> None:
     history.begin({A: 80}, 0, "3")
     assert [history.shared(A, 90, name) for name in "123"] == [50, 80, 90]
     assert history.number == 3
+
+
+def test_of_several_at_once_those_end_that_are_over() -> None:
+    history = History([Incarnation(1, "1", 0), Incarnation(2, "2", 0)], [], {})
+    history.begin({A: 5}, 0, "3", over=[1])
+    assert history._ends == {1: 3}

@@ -14,7 +14,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from tcprepl.errors import ConfigError, LogHeld, LogLocked
+from tcprepl.errors import ConfigError, LogHeld, LogLocked, LogUnavailable
+from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.opening import holders_of, open_log, open_shared_log
@@ -112,3 +113,25 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "tcprepl.storage.postgresql", None)
     with pytest.raises(ConfigError, match=r"and tcprepl\.storage\.postgresql is not there: pip"):
         holders_of("postgresql://nowhere/")
+
+
+@pytest.mark.postgresql
+def test_who_looks_is_told_what_is_wrong_with_the_server() -> None:
+    url = postgres_world.url_of(postgres_world.server(), "postgres")
+    refused = mock.patch("tcprepl.storage.postgresql.OLDEST_SERVER", 10**9)
+    with refused, pytest.raises(LogUnavailable, match="is too old"):
+        holders_of(url)
+
+
+@pytest.mark.postgresql
+def test_a_database_that_was_not_taken_leaves_no_thread() -> None:
+    clock = ThreadedClock()
+    url = postgres_world.url_of(postgres_world.server(), "postgres")
+    stopped = mock.patch.object(ThreadWorker, "stop", autospec=True, side_effect=ThreadWorker.stop)
+    taken = mock.patch.object(PostgresDatabase, "take", side_effect=LogHeld("here", "one", "x"))
+    with taken, stopped as stop:
+        refused = Deferred.fromCoroutine(open_shared_log(url, "one", Registry(), clock))
+        clock.turn_until(refused)
+    assert stop.call_count == 1
+    with pytest.raises(LogHeld):
+        result(refused)

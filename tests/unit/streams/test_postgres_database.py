@@ -20,6 +20,7 @@ from tcprepl.streams.gaps import Cause
 from tcprepl.streams.log import Appended
 from tcprepl.streams.postgres_database import PostgresDatabase
 from tcprepl.streams.postgres_schema import CHANNEL
+from tcprepl.streams.producers import Answer, ProducerState
 from tests import postgres_world
 from tests.postgres_world import sql
 
@@ -461,3 +462,18 @@ def test_what_came_along_is_kept_for_some_readers_only(
     assert len(database._kept) == module._KEPT
     for after in range(17):
         assert database.page(pair, after, 20).upto == after + 1
+
+
+def test_answers_are_kept_with_their_producer(place: Place) -> None:
+    database = place.begun()
+    answers = {name: [Answer(4, Appended("s", "i", 1, 1))] for name in ("a", "b")}
+    state = ProducerState(2, 4, 1_000)
+    database.write(Commit(producers=dict.fromkeys(answers, state), answers=answers))
+
+    def held() -> dict[str, tuple[ProducerState, list[Answer]]]:
+        return {name: (known, list(given)) for name, known, given in database.producers()}
+
+    assert held() == {name: (state, given) for name, given in answers.items()}
+    database.write(Commit(forgotten={"a"}))
+    assert held() == {"b": (state, answers["b"])}
+    assert place.sql("SELECT producer FROM answers") == [("b",)]

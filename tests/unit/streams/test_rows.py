@@ -72,6 +72,7 @@ SHAPES: list[tuple[str, str, dict[str, Any]]] = [
     ("device_lists", '["@a:x","matrix.org"]', {"destination": "matrix.org", "is_signature": False}),
     ("device_lists", '["@a:x",null]', {"destination": None, "is_signature": False}),
     ("device_lists", '["@a:x",1]', {"is_signature": True, "hosts_calculated": False}),
+    ("device_lists", '["@a:x",true,false]', {"is_signature": True, "hosts_calculated": False}),
     ("device_lists", '["@a:x",false,true]', {"is_signature": False, "hosts_calculated": True}),
     ("to_device", '["@a:x"]', {"entity": "@a:x"}),
     (

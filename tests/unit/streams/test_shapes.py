@@ -21,6 +21,20 @@ from tcprepl.streams.shapes import (
 )
 
 
+class Pair(msgspec.Struct, array_like=True):
+    """Two numbers."""
+
+    first: int
+    second: int
+
+
+class Named(msgspec.Struct):
+    """Something with a name."""
+
+    name: str
+    pair: Pair
+
+
 def fault(row_type: Any, value: Any) -> tuple[str, Any, str]:
     """Return what is wrong with *value*."""
     with pytest.raises(msgspec.ValidationError) as caught:
@@ -40,6 +54,7 @@ def fault(row_type: Any, value: Any) -> tuple[str, Any, str]:
             ["e", {"edu_type": 5, "content": {}, "origin": "x", "destination": "y"}],
             ("data.edu_type", 5, "str"),
         ),
+        (Named, {"name": "x", "pair": [1, "y"]}, ("pair.second", "y", "int")),
         (dict[str, int], {"a": 1, "b": "x"}, ('["b"]', "x", "int")),
     ],
 )

@@ -80,6 +80,12 @@ def crashed(store: SqliteStore, tmp_path: Path) -> SqliteStore:
     return SqliteStore(tmp_path / f"copy{count}", store.retention, now_ms=store.now_ms)
 
 
+def test_who_moves_a_position_to_where_it_is_is_answered(store: SqliteStore) -> None:
+    add(store, DURABLE, row("a"))
+    assert result(store.log.advance(DURABLE, "w", 1)) is None
+    assert store.log.position(DURABLE, "w") == 1
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_new_process_finds_everything_that_was_acknowledged(
     store: SqliteStore, tmp_path: Path, killed: bool

@@ -59,3 +59,21 @@ def test_quarantine_is_one_lane_whatever_kinds_are_in_it(tmp_path: Path) -> None
         ("m.test", sizes[0], 1),
     ]
     now(outbox.close())
+
+
+def test_a_sender_that_starts_is_told_of_each_destination(tmp_path: Path) -> None:
+    """What is in flight or in quarantine, too, where nothing else is of it."""
+    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    for name in ("flies", "refused"):
+        entry = put(outbox, name, 1)
+        now(outbox.begin([(name, StoredTransaction(f"t-{name}", 77, [entry]))]))
+    now(outbox.set_aside("refused", "t-refused", QUARANTINED, Refusal(5, "no")))
+    now(outbox.close())
+    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    found = outbox.destinations()
+    assert {name: (one.in_flight, one.quarantined) for name, one in found.items()} == {
+        "flies": (True, 0),
+        "refused": (False, 1),
+    }
+    assert now(outbox.all_quarantined()) == {"refused": 1}
+    now(outbox.close())
