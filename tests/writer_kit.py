@@ -272,6 +272,22 @@ def test_who_stops_tells_those_who_wait() -> None:
     assert desk.world.stop().called
 
 
+def test_who_gives_up_holds_nothing_and_tells_who_waits_for_room() -> None:
+    """Of bytes as of appends, and nothing is sent any more."""
+    desk = Desk(max_held_bytes=1)
+    desk.publish(1)
+    assert desk.writer.full
+    room = desk.writer.when_room()
+    desk.writer.startService()
+    stopped = desk.writer.stopService()
+    desk.network.run(1)
+    assert stopped.called
+    assert room.called
+    assert (desk.writer.held, desk.writer.full) == (0, False)
+    assert isinstance(desk.results[1], LogUnavailable)
+    assert desk.world.stop().called
+
+
 def test_an_answer_to_what_was_not_asked_begins_anew(desk: Desk) -> None:
     """What is open is said again."""
     desk.publish(1)
@@ -483,6 +499,18 @@ def test_who_has_failed_does_not_come_back(desk: Desk) -> None:
     desk.network.run(60)
     assert desk.writer.reconnects == 0
     assert not desk.writer.connected
+
+
+def test_who_fails_with_something_to_send_stops_all_the_same(desk: Desk) -> None:
+    desk.publish(1)
+    hear(desk, b"ERROR unknown command PRODUCER\n")
+    assert isinstance(desk.results[1], ConnectionFailed)
+    desk.writer.failed.addErrback(lambda _: None)
+    failures: list[Any] = []
+    desk.writer.stopService().addErrback(failures.append)
+    desk.network.run(1)
+    assert failures == []
+    assert desk.rows() == []
 
 
 def test_what_no_server_would_take_is_refused_here_in_the_same_way(desk: Desk) -> None:

@@ -22,6 +22,7 @@ def test_each_kind_of_argument() -> None:
     assert arguments.token(1) == arguments.asked_token(1) == MAX_TOKEN
     assert arguments.asked_token(2) == 0
     assert arguments.time_ms(2) == -5
+    assert split("DRAIN", "30", 1).seconds(0, 30) == 30
     assert arguments.json(3) == [1]
 
 

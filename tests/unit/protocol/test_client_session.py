@@ -9,6 +9,7 @@ from tcprepl.limits import (
     MAX_BAD_LINES,
     MAX_NATIVE_LINE_BYTES,
     MAX_PAIRS,
+    PING_TIMEOUT_S,
 )
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.protocol.commands import (
@@ -285,6 +286,14 @@ def test_rows_are_a_sign_of_life() -> None:
     assert session.state is State.REPLICATING
     session.tick(45.0)
     assert session.close_reason is CloseReason.PING_TIMEOUT
+
+
+def test_what_it_does_not_know_is_a_sign_of_life() -> None:
+    session = client()
+    receive(session, b"PING 1\n", 1.0)
+    receive(session, b"NOVELTY x\n", PING_TIMEOUT_S)
+    assert not any(isinstance(one, Closing) for one in session.tick(PING_TIMEOUT_S + 2))
+    assert session.unknown_lines == 1
 
 
 @pytest.mark.parametrize(("raw", "missing"), [(b"", "SERVER"), (b"SERVER example.com\n", "PING")])

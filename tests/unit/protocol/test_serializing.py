@@ -44,7 +44,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.parsing import parse_line
-from tcprepl.protocol.serializing import published_line, serialize
+from tcprepl.protocol.serializing import published_line, published_lines, serialize
 from tcprepl.protocol.specs import COMMANDS
 
 TCP = ("2017", "1.13", "1.14", "1.18", "1.22", "tcprepl")
@@ -253,3 +253,9 @@ def test_what_was_published_is_told_as_the_command_is_written(number: int | None
     assert line == serialize(command, DIALECTS["tcprepl"])
     with pytest.raises(LocalProtocolError):
         published_line("al pha", "w1", 3, 12, number)
+
+
+def test_runs_are_told_as_each_of_their_lines_is() -> None:
+    each = [published_line("a%d", "w1", token, token, token + 4) for token in (3, 4)]
+    assert published_lines("a%d", "w1", 3, [b"7", b"8"]) == b"".join(each)
+    assert published_lines("alpha", "w1", 3, []) == b""

@@ -176,6 +176,14 @@ def test_the_end_of_the_connection_is_told_once() -> None:
     assert lost.close_reason is CloseReason.CONNECTION_LOST
 
 
+def test_what_was_not_taken_before_the_end_does_not_come_after_it() -> None:
+    session = server()
+    session.receive_data(b"PING 1\n", 1.0)
+    session.receive_eof(1.0)
+    assert session._unread == b""
+    assert session.events(1.0) == []
+
+
 def test_an_end_that_was_asked_for_keeps_its_reason() -> None:
     session = server()
     session.close(CloseReason.SHUTDOWN, "bye", 10.0)

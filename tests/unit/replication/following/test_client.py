@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from tcprepl import metrics
 from tcprepl.replication.following.client import ReplicationClient
 from tests.client_kit import *  # noqa: F403
 from tests.client_kit import World
@@ -70,3 +71,27 @@ def test_a_connection_that_comes_after_the_stop_is_closed(world: World) -> None:
     assert stopped.called
     assert not world.network.wires["late"].alive
     assert not client.connected
+
+
+def test_what_has_come_is_counted_for_as_long_as_it_follows(world: World) -> None:
+    def counted() -> float:
+        (metric,) = metrics.INBOUND_RDATA.collect()
+        return sum(one.value for one in metric.samples if one.labels["stream_name"] == "alpha")
+
+    before, sources = counted(), len(metrics.COMMAND_QUEUE._sources)
+    client = world.client()
+    assert len(metrics.COMMAND_QUEUE._sources) == sources + 1
+    for number in (1, 2):
+        world.publish("alpha", [number])
+    world.network.run(1)
+    assert counted() == before + 2
+    assert client.stopService() is not None
+    world.network.run(1)
+    assert len(metrics.COMMAND_QUEUE._sources) == sources
+    assert counted() == before + 2
+
+
+def test_what_is_to_be_called_later_can_be_called_off(world: World) -> None:
+    call = world.client().call_later(5, lambda: None)
+    assert call.active()
+    call.cancel()

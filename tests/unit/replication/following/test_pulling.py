@@ -386,3 +386,15 @@ def test_rows_that_are_known_are_counted_as_such() -> None:
         stage.tokens()
         stage.puller.settle()
     assert known._value.get() == before + 2
+
+
+def test_what_was_judged_is_handed_over_whatever_its_token() -> None:
+    stage = Stage()
+    stage.run(5)
+    assert stage.tokens() == [5]
+    stage.puller.settle()
+    stage.puller.take(Hand([RowsReceived(*PAIR, 4, [b"[4]"])]))
+    assert stage.tokens() == []
+    stage.puller.settle()
+    stage.puller.take(Hand([Judged(*PAIR, 3, [b"[3]"], None)]))
+    assert stage.tokens() == [3]

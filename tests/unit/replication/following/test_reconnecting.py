@@ -163,3 +163,21 @@ def test_what_is_thrown_away_waits_for_nothing() -> None:
     running.send(None)
     running.close()
     assert service.happened == []
+
+
+def test_a_bug_in_what_follows_ends_it_all_the_same() -> None:
+    """Who waits for the end of the service would wait for ever."""
+
+    class Broken(Service):
+        async def _left(self, ended: Ended) -> None:
+            raise RuntimeError("a bug")
+
+    reactor = MemoryReactorClock()
+    service = Broken(reactor)
+    running: list[Any] = []
+    service.running = True
+    service._failures = 0
+    Deferred.fromCoroutine(service._run()).addErrback(running.append)
+    connected(reactor).connectionLost(Failure(ConnectionDone()))
+    assert service.happened == ["over"]
+    assert running[0].check(RuntimeError)

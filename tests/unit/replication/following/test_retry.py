@@ -310,3 +310,29 @@ def test_who_is_called_may_say_itself_that_the_client_stops() -> None:
     assert isinstance(outcome(done), Stopped)
     assert (calls, logs, stage.waits) == ([1], [], [])
     assert stage.store.calls == ["rollback"]
+
+
+def test_a_failure_is_none_of_rows_that_do_not_fit() -> None:
+    stage = Stage(attempts=1)
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    assert str(outcome(stage.call(handler, GOOD, BAD))) == "a bug"
+    assert stage.caller.quarantined_rows == 0
+
+    def bad(*_: object) -> None:
+        list(Rows(Registry().codec("typing"), [BAD]))
+
+    assert "typing" in str(outcome(stage.call(bad)))
+
+
+def test_before_the_client_starts_nothing_is_called_again() -> None:
+    stage = Stage()
+    stage.caller = Caller(stage.progress, stage.wait, None)
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    assert isinstance(outcome(stage.call(handler, GOOD)), Stopped)
+    assert stage.waits == []
