@@ -419,12 +419,16 @@ def report_of(
         count = sum(live is not None for live in tried.values())
         living = [key for key, live in tried.items() if live]
         survive = [key for key in living if f"{module.name}: {key}" not in known]
-        of = len(module.sample(0, 0))
+        all_keys = {f"{module.name}: {one.key}" for one in module.sample(0, 0)}
+        gone = {one for one in known if one.startswith(f"{module.name}: ")} - all_keys
+        of = len(all_keys)
         total, left, every = total + count, left + len(survive), every + of
         print(f"{count:5} of {of:3} tried, {len(survive):3} survive", end="")
         print(f", {len(living) - len(survive):3} change nothing  {module.name}")
         for key in survive:
             print(f"          {key}")
+        for key in sorted(gone):
+            print(f"          no mutant any more, but in the list: {key}")
     share = 100 * left / max(1, total)
     print(f"{total} of {every} mutants tried, {left} survive: {share:.1f} %")
     return share

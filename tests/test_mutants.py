@@ -64,6 +64,27 @@ def test_what_is_tried_again_when_a_file_changes(
     assert (after[0] != before[0], after[1] != before[1]) == (noticed_again, survived_again)
 
 
+def test_what_is_listed_and_is_no_mutant_any_more_is_named(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "tcprepl" / "module.py").write_text("def f(x):\n    return x > 3\n")
+    listed = checkout / "listed.txt"
+    key, gone = "f: return x > 3 -> return x >= 3", "f: return x > 2 -> return x >= 2"
+    listed.write_text(f"A reason.\n    tcprepl/module.py: {key}\n    tcprepl/module.py: {gone}\n")
+    monkeypatch.setattr(mutants, "EQUIVALENT", listed)
+    mutants.imported_by.cache_clear()
+    module = mutants.module_of(checkout / "tcprepl" / "module.py")
+    assert module is not None
+    tried = {(module.digest, key): True}
+    assert mutants.report_of([(module, module.sample(0, 0))], tried) == 0.0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "    1 of   3 tried,   0 survive,   1 change nothing  tcprepl/module.py",
+        f"          no mutant any more, but in the list: tcprepl/module.py: {gone}",
+        "1 of 3 mutants tried, 0 survive: 0.0 %",
+    ]
+
+
 @pytest.mark.parametrize(("body", "passes"), [("pass", True), ("time.sleep(60)", False)])
 def test_what_tests_share_ends_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, passes: bool
