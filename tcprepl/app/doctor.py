@@ -39,7 +39,7 @@ from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, enc
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.settings import BusSettings, Config, HttpSettings, ReplicationSettings, TlsSettings
 from tcprepl.storage.lock import holder_of
-from tcprepl.streams.opening import holders_of
+from tcprepl.streams.opening import look_at_database
 from tcprepl.values import Address
 from tcprepl.web.amounts import size
 
@@ -544,7 +544,7 @@ def database(config: Config) -> Iterator[Finding]:
     if config.data is None:
         return
     try:
-        holders = holders_of(config.data.get_secret_value())
+        holders, warnings = look_at_database(config.data.get_secret_value())
     except TcpreplError as error:
         what, _, todo = str(error).rpartition("; " if isinstance(error, LogError) else ": ")
         yield Finding(Verdict.FAULT, "database", what or todo, todo)
@@ -552,6 +552,9 @@ def database(config: Config) -> Iterator[Finding]:
     words = "; ".join(holder.words() for holder in holders)
     text = f"{where_logs_are(config)} can be used; {words or 'nobody has written there yet'}"
     yield Finding(Verdict.GOOD, "database", text)
+    for warning in warnings:
+        what, _, todo = warning.rpartition("; ")
+        yield Finding(Verdict.WARNING, "database", what, todo)
 
 
 def own_name(config: Config) -> Iterator[Finding]:

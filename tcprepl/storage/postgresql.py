@@ -33,6 +33,8 @@ ANSWER_WITHIN_S: Final = 25.0
 #: The oldest server that will do.
 OLDEST_SERVER: Final = 130_000
 
+#: More connections than this share of those that are let in are many.
+CONNECTIONS_SHARE: Final = 0.8
 #: What the URL does not say itself.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "connect_timeout": CONNECT_WITHIN_S,
@@ -223,10 +225,20 @@ def explained(error: psycopg.Error, where: str) -> LogError:
 
 
 def check_server(url: str, link: Link) -> None:
-    """See that a server will do, and say what to set where it does not.
+    """See that a server will do, and log what to set where a power cut would cost something.
 
     Raises:
-        LogUnavailable: It does not: too old, a standby, another encoding, or behind a pooler
+        LogUnavailable: It does not.
+    """
+    for reason in look_at_server(url, link):
+        logger.warning("postgresql.not_durable", database=link.where, reason=reason)
+
+
+def look_at_server(url: str, link: Link) -> list[str]:
+    """Return what a power cut would cost at a server, each with what to do after a semicolon.
+
+    Raises:
+        LogUnavailable: It will not do: too old, a standby, another encoding, or behind a pooler
             that gives each transaction another connection.
     """
     with link.using() as connection:
@@ -258,19 +270,36 @@ def check_server(url: str, link: Link) -> None:
             f"{where}: a connection pooler in transaction mode is in between, and LISTEN does not "
             "go through it: connect to PostgreSQL itself, or set pool_mode = session"
         )
+    unsafe = []
     if durable == "off":
-        logger.warning(
-            "postgresql.not_durable",
-            database=where,
-            reason="synchronous_commit is off: it is turned on for what tcprepl commits; "
-            "ALTER DATABASE ... SET synchronous_commit = on does it for those who publish in SQL",
+        unsafe.append(
+            "synchronous_commit is off: it is turned on for what tcprepl commits; "
+            "ALTER DATABASE ... SET synchronous_commit = on does it for those who publish in SQL"
         )
     if fsync != "on":
-        logger.warning(
-            "postgresql.not_durable",
-            database=where,
-            reason="fsync is off: a power cut destroys the database; set fsync = on",
+        unsafe.append("fsync is off: a power cut destroys the database; set fsync = on")
+    return unsafe
+
+
+def look_at_load(link: Link) -> list[str]:
+    """Return what will go wrong in time, each with what to do after a semicolon."""
+    with link.using() as connection:
+        vacuum, most, used = connection.execute(
+            "SELECT current_setting('autovacuum'), current_setting('max_connections')::int"
+            " - current_setting('superuser_reserved_connections')::int, (SELECT count(*)::int"
+            " FROM pg_stat_activity WHERE backend_type = 'client backend')"
+        ).fetchone() or ("on", 0, 0)
+    found = []
+    if vacuum != "on":
+        found.append(
+            "autovacuum is off: what retention takes away keeps its room; set autovacuum = on"
         )
+    if used > most * CONNECTIONS_SHARE:
+        found.append(
+            f"{used} of {most} connections are there: soon none is let in; raise max_connections, "
+            "or see in pg_stat_activity who leaves them open"
+        )
+    return found
 
 
 def bring_up_to_date(link: Link, name: str, wanted: PostgresSchema) -> None:

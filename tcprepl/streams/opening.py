@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -116,8 +117,20 @@ async def open_shared_log(
     return log
 
 
-def holders_of(url: str) -> list[Holder]:
-    """Look at the database of a log, and change nothing; return who writes there.
+class Looked(NamedTuple):
+    """What was seen of the database of a log.
+
+    Attributes:
+        holders: Who writes there.
+        warnings: What is wrong with its settings, each with what to do after a semicolon.
+    """
+
+    holders: list[Holder]
+    warnings: list[str]
+
+
+def look_at_database(url: str) -> Looked:
+    """Look at the database of a log, and change nothing.
 
     Args:
         url: Where the database is.
@@ -127,19 +140,19 @@ def holders_of(url: str) -> list[Holder]:
         LogUnavailable: the database cannot be used, or refuses.
     """
     try:
-        from tcprepl.storage.postgresql import Link, check_server
+        from tcprepl.storage.postgresql import Link, look_at_load, look_at_server
         from tcprepl.streams.postgres_schema import HOLDERS, SCHEMA_NAME
     except ImportError as error:
         raise _lacking(error) from None
     link = Link(url, SCHEMA_NAME)
     try:
-        check_server(url, link)
+        warnings = look_at_server(url, link) + look_at_load(link)
         with link.using() as connection:
             made = connection.execute("SELECT to_regclass('writers')").fetchone()
             found = [] if made == (None,) else connection.execute(HOLDERS).fetchall()
     finally:
         link.close()
-    return [Holder(*row) for row in found]
+    return Looked([Holder(*row) for row in found], warnings)
 
 
 def _lacking(error: ImportError) -> ConfigError:

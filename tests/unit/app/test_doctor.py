@@ -391,11 +391,14 @@ def test_the_port_of_a_bus() -> None:
 def test_database() -> None:
     url = postgres_world.fresh_url()
     assert list(doctor.database(config())) == []
-    found = one(doctor.database(config(data=url)))
+    found, unsafe = doctor.database(config(data=url))
     assert found.verdict is GOOD
     assert found.text.endswith("can be used; nobody has written there yet")
+    # the server of the tests survives no power cut
+    assert (unsafe.verdict, unsafe.remedy) == (WARNING, "set fsync = on")
+    assert unsafe.text == "fsync is off: a power cut destroys the database"
     store = PostgresStore(url, "tcprepl")
-    found = one(doctor.database(config(data=url)))
+    found, _ = doctor.database(config(data=url))
     assert f"instance {store.log.database.instance}: epoch 1, held by " in found.text
     store.close()
     away = one(doctor.database(config(data="postgresql://me:secret@127.0.0.1:1/x")))

@@ -20,6 +20,7 @@ from tcprepl.storage.postgresql import (
     check_server,
     displayed,
     explained,
+    look_at_load,
 )
 from tests import postgres_world
 from tests.interop.servers import Postgres
@@ -206,6 +207,23 @@ def test_what_is_not_durable_is_said(
     monkeypatch.setattr(module, "connect", lambda _: _second(2, durable))
     check_server("", server)
     assert [word in text for word, text in zip(words, said, strict=True)] == [True] * len(words)
+
+
+@pytest.mark.parametrize(
+    ("vacuum", "used", "words"),
+    [("on", 80, []), ("off", 1, ["autovacuum is off"]), ("on", 81, ["81 of 100 connections"])],
+)
+def test_what_goes_wrong_in_time_is_said(vacuum: str, used: int, words: list[str]) -> None:
+    server: Any = _Server()
+    server.row = {"vacuum": vacuum, "most": 100, "used": used}
+    found = look_at_load(server)
+    assert [word in text for word, text in zip(words, found, strict=True)] == [True] * len(words)
+
+
+def test_the_load_of_a_server(postgres: Postgres) -> None:
+    link = Link(postgres_world.fresh_url(postgres), "s")
+    assert look_at_load(link) == []
+    link.close()
 
 
 def test_commits_are_durable_whatever_the_database_says(postgres: Postgres) -> None:

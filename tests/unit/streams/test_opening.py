@@ -18,7 +18,7 @@ from tcprepl.errors import ConfigError, LogHeld, LogLocked, LogUnavailable
 from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.log import Log
 from tcprepl.streams.memory import MemoryLog
-from tcprepl.streams.opening import holders_of, open_log, open_shared_log
+from tcprepl.streams.opening import look_at_database, open_log, open_shared_log
 from tcprepl.streams.postgres_database import PostgresDatabase
 from tcprepl.streams.postgresql import PostgresLog
 from tcprepl.streams.registry import Registry
@@ -75,12 +75,12 @@ def test_a_database_is_opened_and_written_by_threads(monkeypatch: pytest.MonkeyP
     def opening(instance: str, **kwargs: Any) -> Deferred[Log]:
         return Deferred.fromCoroutine(open_shared_log(url, instance, Registry(), clock, **kwargs))
 
-    assert holders_of(url) == []
+    assert look_at_database(url).holders == []
     first = opening("one")
     clock.turn_until(first)
     log = result(first)
     assert isinstance(log, PostgresLog)
-    (holder,) = holders_of(url)
+    (holder,) = look_at_database(url).holders
     assert (holder.instance, holder.epoch) == ("one", 1)
     waiting = log.append("push_rules", "w", [b'["@a:x"]'], transaction_id="t")
     clock.turn_until(waiting)
@@ -112,7 +112,7 @@ def test_a_database_is_opened_and_written_by_threads(monkeypatch: pytest.MonkeyP
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tcprepl.storage.postgresql", None)
     with pytest.raises(ConfigError, match=r"and tcprepl\.storage\.postgresql is not there: pip"):
-        holders_of("postgresql://nowhere/")
+        look_at_database("postgresql://nowhere/")
 
 
 @pytest.mark.postgresql
@@ -120,7 +120,7 @@ def test_who_looks_is_told_what_is_wrong_with_the_server() -> None:
     url = postgres_world.url_of(postgres_world.server(), "postgres")
     refused = mock.patch("tcprepl.storage.postgresql.OLDEST_SERVER", 10**9)
     with refused, pytest.raises(LogUnavailable, match="is too old"):
-        holders_of(url)
+        look_at_database(url)
 
 
 @pytest.mark.postgresql
