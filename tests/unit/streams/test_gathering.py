@@ -29,6 +29,15 @@ TYPING = ["!r:x", ["@a:x"]]
 APPENDED = Appended("typing", "w", 7, 9)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_row_of_a_call_is_taken(count: int) -> None:
+    taken = gathering()
+    assert taken.take([["!r:x", [f"@{number}:x"]] for number in range(count)]) is not None
+    together = taken.together()
+    assert together is not None
+    assert list(together) == [b'["!r:x",["@%d:x"]]' % number for number in range(count)]
+
+
 def test_few_rows_are_taken_and_none_or_many_are_not() -> None:
     row = TypingRow("!r:x", ["@a:x"])
     assert gathering().take([row]) is not None
