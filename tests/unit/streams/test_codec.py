@@ -395,4 +395,5 @@ def test_plain_rows_of_the_common_shape_are_sure() -> None:
     assert codec.sure_lines([row, rows.TypingRow(*row)]) is None
     assert codec.sure_lines([row, ["!r:x", math.nan]]) is None
     assert codec.sure_lines([row, ["x" * MAX_ROW_BYTES, []]]) is None
+    assert len(codec.sure_lines([["x" * (MAX_ROW_BYTES - 7), []]]) or b"") == MAX_ROW_BYTES
     assert OPAQUE.sure_lines([[1]]) is None

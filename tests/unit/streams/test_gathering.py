@@ -142,6 +142,17 @@ def test_it_counts_what_it_has() -> None:
     assert taken.counts == [2, -2]
 
 
+def test_who_asks_after_the_answer_has_it() -> None:
+    taken = gathering()
+    waiting = [taken.take([TYPING]), taken.take([TYPING, TYPING])]
+    taken.answer(APPENDED)
+    heard: list[Any] = []
+    for answered in waiting:
+        assert answered is not None
+        answered.addCallback(heard.append)
+    assert heard == [Appended("typing", "w", 7, 7), Appended("typing", "w", 8, 9)]
+
+
 def test_everybody_is_answered() -> None:
     """Who waits already, who asks later, who asks for each row, and who has given up."""
     taken = gathering()

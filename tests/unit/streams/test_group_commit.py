@@ -267,3 +267,15 @@ def test_old_ids_are_looked_for_once_for_each_time_that_it_is_said(tmp_path: Pat
     for _ in range(3):
         worker.run()
     result(closed)
+
+
+def test_what_was_trimmed_counts_no_more(store: SqliteStore) -> None:
+    """In rows and in bytes, by which retention goes."""
+    for _ in range(3):
+        add(store, DURABLE, row("a"))
+    stored = store.log._pairs[DURABLE, "w"].stored  # type: ignore[union-attr]
+    size = stored.size_bytes // 3
+    store.log.trim(DURABLE, "w", 2)
+    add(store, DURABLE, row("a"))
+    assert (stored.rows, stored.size_bytes) == (2, 2 * size)
+    store.close()

@@ -6,6 +6,7 @@ import sqlite3
 import tarfile
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -282,3 +283,14 @@ def test_positions_survive_the_death_of_the_process(tmp_path: Path) -> None:
     """A power cut may bring an earlier one back: then rows come twice."""
     with closing(SqlitePositionStore(tmp_path / "p.db")) as store:
         assert store._connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+
+
+def test_a_database_that_will_not_do_is_left_closed(
+    tmp_path: Path,
+) -> None:
+    connect = sqlite3.connect(tmp_path / "p.db")
+    with closing(connect) as connection, mock.patch.object(SqlitePositionStore, "close") as closed:
+        connection.execute("PRAGMA query_only=ON")
+        with pytest.raises(LogUnavailable, match="readonly"):
+            SqlitePositionStore(connection)
+    assert closed.call_count == 1

@@ -8,6 +8,7 @@ import pytest
 
 from tcprepl.errors import LogUnavailable, TokenOrder
 from tcprepl.limits import MAX_TOKEN
+from tcprepl.streams.memory import EphemeralStream
 from tcprepl.streams.producers import Produced
 from tests.log_kit import DURABLE, EPHEMERAL, PostgresStore, add, result, row
 from tests.unit.streams.test_postgresql import World, world
@@ -126,3 +127,16 @@ def test_a_producer_comes_again_when_tokens_are_short(world: World) -> None:
 
 
 # --- several servers --------------------------------------------------------------------------
+
+
+def test_the_last_token_that_is_claimed_needs_no_commit(world: World) -> None:
+    world.log.append(EPHEMERAL, "w", [row("a")])
+    world.work()
+    pair = world.log._pairs[EPHEMERAL, "w"]
+    assert isinstance(pair, EphemeralStream)
+    world.log.advance(EPHEMERAL, "w", pair.claimed)
+    assert pair.position == pair.claimed
+    world.log.append(EPHEMERAL, "w", [row("b")])
+    assert pair.position == pair.claimed  # until more are
+    world.work()
+    assert pair.position < pair.claimed
