@@ -34,7 +34,7 @@ class DirectoryLock:
 
         Raises:
             LogLocked: another process, or another log in this one, has it.
-            LogUnavailable: the lock file cannot be made.
+            LogUnavailable: the lock file cannot be made, or does not take our name.
         """
         path = directory / name
         try:
@@ -47,8 +47,12 @@ class DirectoryLock:
             holder = os.read(self._fd, 32)
             self.release()
             raise LogLocked(str(directory), int(holder) if holder.isdigit() else None) from None
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, str(os.getpid()).encode())
+        try:
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, str(os.getpid()).encode())
+        except OSError as error:
+            self.release()
+            raise LogUnavailable(f"cannot write {path}: {error.strerror}") from error
 
     def release(self) -> None:
         """Let go of the lock; a no-op the second time."""

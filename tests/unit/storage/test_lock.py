@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -37,3 +39,15 @@ def test_a_stale_file_does_not_stand_in_the_way(tmp_path: Path) -> None:
 def test_a_lock_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogUnavailable, match=r"cannot open .*lock"):
         DirectoryLock(tmp_path / "nowhere")
+
+
+def test_a_disk_that_is_full_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot say whose it is is not taken: neither by us, nor in the way of the next."""
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        patched.setattr(os, "write", Mock(side_effect=full))
+        with pytest.raises(LogUnavailable, match=r"cannot write .*lock: No space left"):
+            DirectoryLock(tmp_path)
+    DirectoryLock(tmp_path).release()
