@@ -8,7 +8,6 @@ they are sent.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sqlite3
 from collections.abc import Callable
@@ -298,7 +297,7 @@ class World:
         for call in list(self.clock.getDelayedCalls()):
             call.cancel()
         self.outbox._connection.close()
-        os.close(self.outbox._lock)
+        self.outbox._lock.release()
         self.under_way = 0
         for remote in self.remotes.values():
             remote.under_way = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -254,7 +253,7 @@ class Sender(Machine):
     def end_process(self, *, silent: bool = False) -> None:
         if self.outbox is not None:
             with suppress(OSError):  # it was stopped in order
-                os.close(self.outbox._lock)
+                self.outbox._lock.release()
             self.outbox = None
         super().end_process(silent=silent)
 

@@ -5,7 +5,6 @@ One SQLite database (WAL, synchronous=FULL) in the sender's data directory.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from typing import Any, Final, TypeVar
 
 import msgpack
 
-from tcprepl.errors import LogCorrupt, LogError
+from tcprepl.errors import LogCorrupt, LogError, LogLocked
 from tcprepl.federation.sending.commit_queue import CommitQueue, Cursor, OutboxError, Runner
+from tcprepl.storage.lock import DirectoryLock
 from tcprepl.storage.sqlite import Schema, explaining, open_database, private_directory
 
 T = TypeVar("T")
@@ -122,11 +122,15 @@ class OutboxFile(CommitQueue):
         self.where = str(self.path)
         try:
             private_directory(self.path.parent)
-            self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = DirectoryLock(self.path.parent, f"{self.path.name}.lock")
+        except LogLocked as error:
+            raise OutboxError(
+                f"{self.path} is in use by another process: stop that one, "
+                "or choose another data directory"
+            ) from error
         except (LogError, OSError) as error:
             raise OutboxError(f"{self.path}: {error}") from error
         try:
-            self._claim()
             self._connection = open_database(self.path, SCHEMA)
             try:
                 with self._sound():
@@ -134,23 +138,13 @@ class OutboxFile(CommitQueue):
             except LogError:
                 self._connection.close()
                 raise
-        except (LogError, OutboxError) as error:
-            os.close(self._lock)
+        except LogError as error:
+            self._lock.release()
             raise OutboxError(str(error)) from error
-
-    def _claim(self) -> None:
-        """Take the lock that keeps a second process out."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutboxError(
-                f"{self.path} is in use by another process: stop that one, "
-                "or choose another data directory"
-            ) from error
 
     def _shut(self) -> None:
         self._connection.close()
-        os.close(self._lock)
+        self._lock.release()
 
     def _in_one(self, ops: Sequence[Callable[[Cursor], Any]]) -> list[Any]:
         cursor = self._connection.cursor()

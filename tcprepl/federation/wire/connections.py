@@ -216,7 +216,7 @@ class GrippedPool(HTTPConnectionPool):
 
     grip: Grip | None = None
 
-    def __init__(self, reactor: Any, *, persistent: bool) -> None:
+    def __init__(self, reactor: Reactor, *, persistent: bool) -> None:
         """Make the pool; connections are kept for reuse if it is *persistent*."""
         super().__init__(reactor, persistent=persistent)  # type: ignore[no-untyped-call]
 

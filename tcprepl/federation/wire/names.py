@@ -9,6 +9,7 @@ from twisted.names import client as dns_client
 from twisted.names import dns
 from twisted.names.error import DNSNameError
 
+from tcprepl.clocks import Reactor
 from tcprepl.federation.wire.discovery import SrvRecord
 
 #: Waits for an answer; each is one try.
@@ -18,7 +19,7 @@ _TRIES_S = (2, 5)
 class SrvResolver:
     """Looks up SRV records, with the name servers of this machine."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         """Make the resolver; nothing is read before it is used."""
         self._reactor = reactor
         self._resolver: Any = None
