@@ -16,6 +16,11 @@ Peer = dict[str, Any]
 CURVE_LOOKS: Final = 60
 #: From which lag on somebody is late, and badly so.
 LATE_S, BAD_S = 1.0, 60.0
+#: Columns that a narrow terminal does without, this one first.
+SPARED: Final = (
+    "PAUSED", "HELD FROM", "DIALECT", "ADDRESS", "INSTANCE", "BYTES/S", "SENT/S", "BYTES",
+    "STATE", "ROWS/S", "POSITION", "ROWS",
+)  # fmt: skip
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 
 HELP: Final = (
@@ -220,7 +225,7 @@ class Top:
         elif self._closer is not None:
             shown = self._stream_lines(self._closer)
         else:
-            shown = self._list_lines(body)
+            shown = self._list_lines(width, body)
         filler: list[Line] = [[]] * max(0, body - len(shown))
         return [self._head(), *shown[:body], *filler, self._foot(width)][:height]
 
@@ -276,7 +281,7 @@ class Top:
             words += ["Tab peers" if self._on_streams else "Tab streams", "Enter closer"]
         return [Span(cut(f" {'   '.join(words)}", width), "bar")]
 
-    def _list_lines(self, height: int) -> list[Line]:
+    def _list_lines(self, width: int, height: int) -> list[Line]:
         peers, streams = self.peers(), self.streams()
         for which, found in (("peers", peers), ("streams", streams)):
             self._chosen[which] = max(0, min(self._chosen[which], len(found) - 1))
@@ -290,7 +295,7 @@ class Top:
             ["PEER", "ADDRESS", "DIALECT", "STATE", "BEHIND", "ROWS", "BYTES", "SENT/S", "PAUSED"],
             [self._peer_cells(peer) for peer in peers],
             [_style(peer["behind_seconds"], peer["state"]) for peer in peers],
-            for_peers,
+            (width, for_peers),
         )
         lines.append([])
         lines += self._table(
@@ -298,7 +303,7 @@ class Top:
             ["STREAM", "INSTANCE", "POSITION", "HELD FROM", "ROWS/S", "BYTES/S"],
             [self._stream_cells(stream) for stream in streams],
             [""] * len(streams),
-            for_streams,
+            (width, for_streams),
         )
         return lines
 
@@ -331,9 +336,10 @@ class Top:
         head: Sequence[str],
         rows: Sequence[Sequence[str]],
         styles: Sequence[str],
-        height: int,
+        room: tuple[int, int],
     ) -> list[Line]:
-        """Return the part of a table that has the chosen row in it."""
+        """Return the part of a table that has the chosen row in it, and columns that fit."""
+        width, height = room
         active = which == ("streams" if self._on_streams else "peers")
         chosen = self._chosen[which]
         first = max(0, min(chosen - height // 2, len(rows) - height))
@@ -342,6 +348,10 @@ class Top:
             max(sum(map(width_of, cell)) for cell in column)
             for column in zip(head, *shown, strict=True)
         ]
+        left_out = _left_out(head, widths, width)
+        fitting = [at for at in range(len(head)) if at not in left_out]
+        head, widths = [head[at] for at in fitting], [widths[at] for at in fitting]
+        shown = [[row[at] for at in fitting] for row in shown]
         more = len(rows) - len(shown)
         title = "  ".join(cut(word, width) for word, width in zip(head, widths, strict=True))
         lines: list[Line] = [
@@ -414,6 +424,18 @@ class Top:
 
 def _facts(facts: Iterable[tuple[str, str]]) -> list[Line]:
     return [[Span(f"{name:13}", "dim"), Span(_thin(displayable(text)))] for name, text in facts]
+
+
+def _left_out(head: Sequence[str], widths: Sequence[int], width: int) -> set[int]:
+    """Return the columns without which a table fits: half of a number would be another one."""
+    left_out: set[int] = set()
+    for name in SPARED:
+        used = [cells for at, cells in enumerate(widths) if at not in left_out]
+        if sum(used) + 2 * (len(used) - 1) <= width:
+            break
+        if name in head:
+            left_out.add(head.index(name))
+    return left_out
 
 
 def _help() -> list[Line]:

@@ -108,6 +108,26 @@ def test_peers_come_from_the_latest_and_streams_below(top: Top) -> None:
     assert styles == ["selected", "late", ""]
 
 
+@pytest.mark.parametrize(
+    ("width", "peers", "streams"),
+    [
+        (100, "PEER ADDRESS DIALECT STATE BEHIND ROWS BYTES SENT/S PAUSED", 6),
+        (70, "PEER ADDRESS STATE BEHIND ROWS BYTES SENT/S", 6),
+        (50, "PEER STATE BEHIND ROWS BYTES", 5),
+        (30, "PEER BEHIND ROWS", 3),
+        (9, "PEER BEHIND", 1),
+    ],
+)
+def test_a_column_that_does_not_fit_is_left_out(width: int, peers: str, streams: int) -> None:
+    """Half of a number would be another number."""
+    top = Top()
+    top.see(status(peer("worker", 1, 98_765.0)))
+    lines = shown(top, width)
+    assert lines[1].split() == peers.split()
+    assert ("987 650" in lines[2]) is ("ROWS" in lines[1])
+    assert len(lines[4].replace("HELD FROM", "FLOOR").split()) == streams
+
+
 def test_rates_are_those_between_two_looks(top: Top) -> None:
     later = status(peer("bob", 2, 90.0, sent_bytes=9_000), peer("new", 9), at=12.0)
     later["streams"][0]["bytes"] = 4_600
