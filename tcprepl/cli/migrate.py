@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
@@ -15,15 +16,33 @@ from tcprepl.protocol.grammar import INSTANCE_SHAPE, is_instance_name
 if TYPE_CHECKING:
     from tcprepl.storage.migration import Step
 
-#: What was copied.
-_LOG_IN_WORDS = (
-    "{blocks:,} rows of {pairs:,} streams and instances, {incarnations:,} incarnations, "
-    "{producers:,} producers, {transactions:,} transaction ids"
+#: What was copied: the name of the count, one of them, and several.
+_Counts: TypeAlias = tuple[tuple[str, str, str], ...]
+_LOG: _Counts = (
+    ("incarnations", "incarnation", "incarnations"),
+    ("producers", "producer", "producers"),
+    ("transactions", "transaction id", "transaction ids"),
 )
-_OUTBOX_IN_WORDS = (
-    "{edus:,} EDUs, {transactions:,} transactions in flight, {put_off:,} put off, "
-    "{journal:,} entries of the journal"
+_OUTBOX: _Counts = (
+    ("edus", "EDU", "EDUs"),
+    ("transactions", "transaction in flight", "transactions in flight"),
+    ("put_off", "put off", "put off"),
+    ("journal", "entry of the journal", "entries of the journal"),
 )
+
+
+def _words(counts: Mapping[str, int], which: _Counts) -> str:
+    """Return how many there are of each."""
+    return ", ".join(
+        f"{counts[name]:,} {one if counts[name] == 1 else several}" for name, one, several in which
+    )
+
+
+def _log_in_words(counts: Mapping[str, int]) -> str:
+    """Return what was copied of a log."""
+    rows = _words(counts, (("blocks", "row", "rows"),))
+    pairs = _words(counts, (("pairs", "stream and instance", "streams and instances"),))
+    return f"{rows} of {pairs}, {_words(counts, _LOG)}"
 
 
 def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -59,7 +78,7 @@ def command(source: Path | str, target: Path | str, instance: str, sender: str |
     \b
     Example:
       $ tcprepl migrate /var/lib/tcprepl postgresql://tcprepl@db/tcprepl
-      postgresql://db/tcprepl: 1,000,000 rows of 12 streams, compared with /var/lib/tcprepl
+      postgresql://db/tcprepl: 1,000,000 rows of 12 streams and instances, 9 incarnations, ...
     """
     try:
         from tcprepl.app.migrating import migrate_data
@@ -82,8 +101,8 @@ def command(source: Path | str, target: Path | str, instance: str, sender: str |
             sender=sender is not None,
         )
     shown = [str(side) if isinstance(side, Path) else displayed(side) for side in (source, target)]
-    words = _LOG_IN_WORDS if sender is None else _OUTBOX_IN_WORDS
-    click.echo(f"{shown[1]}: {words.format(**done.counts)}, compared with {shown[0]}")
+    words = _log_in_words(done.counts) if sender is None else _words(done.counts, _OUTBOX)
+    click.echo(f"{shown[1]}: {words}, compared with {shown[0]}")
     if done.resumed:
         click.echo(f"{done.resumed:,} of them were there from the attempt before")
     click.echo(f"{shown[0]} is as it was: do not serve it any more")

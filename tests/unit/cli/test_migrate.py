@@ -25,7 +25,7 @@ def test_what_was_done_is_said(
     store.close()
     assert run(["migrate", str(tmp_path / "a"), url]) == 0
     out, err = capsys.readouterr()
-    assert "2 rows of 1 streams and instances, 1 incarnations, 0 producers, 0 transaction" in out
+    assert "2 rows of 1 stream and instance, 1 incarnation, 0 producers, 0 transaction ids" in out
     assert f"compared with {tmp_path / 'a'}\n{tmp_path / 'a'} is as it was: do not serve" in out
     assert "copying" not in err
     monkeypatch.setattr(progress, "EVERY_S", -1.0)
@@ -33,7 +33,7 @@ def test_what_was_done_is_said(
     assert run(["migrate", url, str(tmp_path / "b")]) == 0
     out, err = capsys.readouterr()
     assert url not in out
-    assert "2 rows of 1 streams" in out
+    assert "2 rows of 1 stream and instance, 1 incarnation, " in out
     assert "copying: 2 of 4 rows, " in err
     assert err.endswith("\r\033[K")
 
