@@ -56,7 +56,7 @@ def command() -> None:
     \b
     Example:
       $ tcprepl bench publish --rows 20000
-      $ tcprepl bench latency --rate 200
+      $ tcprepl bench latency --rate 200 --yes
       $ tcprepl bench follow
     """
 
