@@ -153,10 +153,10 @@ MENDS = {
     ),
     "a reader's incarnation is looked at when it resumes": Mend(
         replaced(History, "common", lambda self, pair, places: places[0][0] if places else None),
-        seed=18,
+        seed=20,
     ),
     "a reader keeps in which incarnation it got what it has": Mend(
-        replaced(Lineage, "enter", lambda self, incarnation, before, token: False), seed=18
+        replaced(Lineage, "enter", lambda self, incarnation, before, token: False), seed=20
     ),
     "a reader that cannot go on is told of the gap": Mend(replaced(Delivery, "_follow", resumes)),
     "an append is answered once it is on disk": Mend(
@@ -168,7 +168,7 @@ MENDS = {
     "a commit that the disk refused is rolled back": Mend(
         replaced(database.Database, "_undo", lambda self: None)
     ),
-    "a block has a checksum": Mend(replaced(database, "crc32", lambda body: 0)),
+    "a block has a checksum": Mend(replaced(database, "crc32", lambda body: 0), seed=2),
     "time is measured by a clock that nobody sets": Mend(
         replaced(universe.Process, "steady", False)
     ),
@@ -183,7 +183,7 @@ MENDS = {
     ),
     "a stream met later is served over HTTP": Mend(replaced(LongPoll, "_known", met_at_first)),
     "a relay keeps by how much its tokens are ahead": Mend(
-        replaced(RelayState, "set_epoch", lambda self, pair, epoch: None), seed=18
+        replaced(RelayState, "set_epoch", lambda self, pair, epoch: None), seed=23
     ),
     "a relay misses workers that end below it": Mend(
         replaced(SyncsBelow, "_miss", lambda self: None), only=("sync",)
@@ -192,7 +192,7 @@ MENDS = {
         replaced(SendQueue, "acknowledge", anybody)
     ),
     "EDUs are acknowledged once they are in the outbox": Mend(
-        replaced(EduIntake, "_attempt", early), only=("queue", "kill")
+        replaced(EduIntake, "_attempt", early), seed=16, only=("queue", "kill")
     ),
     "a transaction keeps its id over a crash": Mend(
         replaced(
@@ -200,7 +200,7 @@ MENDS = {
         ),
         only=("queue", "trouble", "kill"),
     ),
-    "tokens of typing are claimed on disk": Mend(_no_claims),
+    "tokens of typing are claimed on disk": Mend(_no_claims, seed=1),
     "a new process begins states one token on": Mend(
         replaced(stored.StoredLog, "_add", in_one_state)
     ),
