@@ -77,3 +77,9 @@ def test_a_sender_that_starts_is_told_of_each_destination(tmp_path: Path) -> Non
     }
     assert now(outbox.all_quarantined()) == {"refused": 1}
     now(outbox.close())
+
+
+def test_an_outbox_with_nothing_in_it_has_no_newest_stamp(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    assert outbox.newest_ms() == 0
+    now(outbox.close())
