@@ -7,7 +7,7 @@ can still tell the last row that both have.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgpack
 
@@ -23,6 +23,8 @@ class Lineage:
 
     Invariant: the rows in ``(entered of one, entered of the next]`` were got in that one; the
     rows above the last, in the last. None stands for a server that named no incarnation.
+
+    One never changes; where the disk refuses to keep the next one, this one still holds.
     """
 
     __slots__ = ("_entered",)
@@ -38,23 +40,24 @@ class Lineage:
         packed: bytes = msgpack.packb(self._entered)
         return packed
 
-    def enter(self, incarnation: IncarnationId | None, before: Token, token: Token) -> bool:
-        """Note that the position moves from *before* to *token* in *incarnation*.
+    def entered(self, incarnation: IncarnationId | None, before: Token, token: Token) -> Lineage:
+        """Return what holds once the position moves from *before* to *token* in *incarnation*.
 
         Returns:
-            Whether there is something new to keep: nearly always not.
+            Nearly always this very one: there is nothing new to keep.
         """
-        entered = self._entered
         at = min(before, token)
-        newest, since = entered[-1] if entered else (None, 0)
+        newest, since = self._entered[-1] if self._entered else (None, 0)
         if newest == incarnation and since <= at:
-            return False
+            return self
+        entered = self._entered[:]
         # where the position went back, what was got above it is void
         while entered and entered[-1][1] >= at:
             entered.pop()
         entered.append((incarnation, at))
-        del entered[:-MAX_SAID_INCARNATIONS]
-        return True
+        next_one = Lineage()
+        next_one._entered = entered[-MAX_SAID_INCARNATIONS:]
+        return next_one
 
     def places(self, token: Token) -> Places:
         """Return what a reader at *token* says of itself; nothing where it does not know."""
@@ -65,3 +68,7 @@ class Lineage:
             found.append((token, incarnation))
             token = min(token, entered)
         return tuple(found)
+
+
+#: What a reader has that has read nothing.
+NEW: Final = Lineage()

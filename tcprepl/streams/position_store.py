@@ -13,7 +13,7 @@ import msgpack
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.ids import IncarnationId, Pair, Token
 from tcprepl.storage.sqlite import Durability, Schema, open_database
-from tcprepl.streams.lineage import Lineage, Places
+from tcprepl.streams.lineage import NEW, Lineage, Places
 
 #: Token by (stream, instance).
 Positions: TypeAlias = Mapping[Pair, Token]
@@ -113,8 +113,9 @@ class MemoryPositionStore:
     def save(self, positions: Positions, incarnation: IncarnationId | None = None) -> None:
         """Save positions."""
         for pair, token in positions.items():
-            lineage = self._lineages.setdefault(pair, Lineage())
-            lineage.enter(incarnation, self._positions.get(pair, 0), token)
+            lineage = self._lineages.get(pair, NEW)
+            before = self._positions.get(pair, 0)
+            self._lineages[pair] = lineage.entered(incarnation, before, token)
         self._positions.update(positions)
 
     def rollback(self) -> None:
@@ -240,9 +241,11 @@ class SqlitePositionStore:
         try:
             before, lineages = self._on_disk()
             for pair, token in positions.items():
-                lineage = lineages.setdefault(pair, Lineage())
-                if lineage.enter(incarnation, before.get(pair, 0), token):
-                    self._connection.execute(_SAVE_LINEAGE, (*pair, lineage.stored()))
+                lineage = lineages.get(pair, NEW)
+                entered = lineage.entered(incarnation, before.get(pair, 0), token)
+                if entered is not lineage:
+                    lineages[pair] = entered
+                    self._connection.execute(_SAVE_LINEAGE, (*pair, entered.stored()))
             self._connection.executemany(
                 _SAVE, [(*pair, token) for pair, token in positions.items()]
             )

@@ -255,7 +255,9 @@ class Walker:
         while answer is None or isinstance(answer, Reading):
             answer = self.cursor.next(Limits(self.at + most))
         if answer is not AT_HEAD:
-            self.lineage.enter(self.log.history.current, self.at, self.cursor.token)
+            self.lineage = self.lineage.entered(
+                self.log.history.current, self.at, self.cursor.token
+            )
             self.at = self.cursor.token
         return kind_of(answer)
 

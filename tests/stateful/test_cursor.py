@@ -314,7 +314,7 @@ class CursorMachine(RuleBasedStateMachine):
             assert answer.upto == follower.cursor.token <= asked.upto
             assert len(answer.tokens) <= asked.rows or len(set(answer.tokens)) == 1
             follower.take(answer)
-        follower.lineage.enter(log.history.current, before, follower.at)
+        follower.lineage = follower.lineage.entered(log.history.current, before, follower.at)
         self.compare(follower)
         return True
 

@@ -129,7 +129,7 @@ class ServersMachine(RuleBasedStateMachine):
                 continue
             assert isinstance(answer, Page), answer
             reader.rows += rows_in(answer)
-            reader.lineage.enter(log.history.current, reader.at, answer.upto)
+            reader.lineage = reader.lineage.entered(log.history.current, reader.at, answer.upto)
             reader.at = answer.upto
             truth = self.truth.get(reader.pair, [])
             assert reader.rows == [item for item in truth if item[0] <= reader.at]

@@ -20,7 +20,7 @@ from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import parse_rows
 from tcprepl.ids import IncarnationId, InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.logger import get_logger
-from tcprepl.streams.lineage import Lineage, Places
+from tcprepl.streams.lineage import NEW, Places
 
 logger = get_logger(__name__)
 
@@ -220,9 +220,11 @@ class EduIntake:
         ]
         lineages: dict[Pair, bytes] = {}
         for pair, token in positions.items():
-            lineage = self._lineages.setdefault(pair, Lineage())
-            if lineage.enter(self._incarnation, self._stored.get(pair, 0), token):
-                lineages[pair] = lineage.stored()
+            lineage = self._lineages.get(pair, NEW)
+            entered = lineage.entered(self._incarnation, self._stored.get(pair, 0), token)
+            if entered is not lineage:
+                self._lineages[pair] = entered
+                lineages[pair] = entered.stored()
         self._attempt(entries, now_ms, positions, lineages, self._noted_in)
 
     def _attempt(

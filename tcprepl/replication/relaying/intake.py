@@ -112,6 +112,8 @@ class RelayIntake(LogQueue):
         self._registry = registry
         self._state = state
         self._offsets: dict[Pair, Token] = {}
+        #: Pairs that were met, and of which nothing is logged or noted yet.
+        self._unrecorded: set[Pair] = set()
         self.shifts: dict[Pair, list[Epoch]] = {}
         #: (after, upto): no row was seen between them, as the upstream counts; oldest first.
         self._holes: dict[Pair, list[tuple[Token, Token]]] = {}
@@ -272,6 +274,7 @@ class RelayIntake(LogQueue):
             return Deferred.fromCoroutine(self._shift(pair, token, raw))
         self._state.enter(pair, self.incarnation, head - offset, token)
         self._pass_over(pair, max(0, head - offset), token)
+        self._unrecorded.discard(pair)
         self._append(pair, [ours] * len(raw), raw)
         return self._wait_for_room()
 
@@ -287,13 +290,14 @@ class RelayIntake(LogQueue):
         pair = (stream, instance)
         if not self._believed(pair, token):
             return
-        first = pair not in self._heads
-        if first:
+        if pair not in self._heads:
             self._meet(pair)
+        first = pair in self._unrecorded
         ours = token + self._offsets[pair]
         if ours <= self._heads[pair]:
             if first:
                 self._state.set_epoch(pair, Epoch())
+                self._unrecorded.discard(pair)
             return
         before = self._heads[pair] - self._offsets[pair]
         self._state.enter(pair, self.incarnation, before, token)
@@ -301,6 +305,7 @@ class RelayIntake(LogQueue):
         if first:
             # What was before we came is not ours to tell; nothing that we held is missing.
             self._state.add_gap(pair, Gap(0, ours, Cause.RECORD))
+            self._unrecorded.discard(pair)
         self._advance(pair, ours, trims=first)
 
     async def reset(
@@ -333,11 +338,16 @@ class RelayIntake(LogQueue):
             token=token,
             goes_on_as=head + 1,
         )
-        self._state.enter(pair, self.incarnation, 0 if known is None else known, token)
-        self._state.add_gap(pair, Gap(head, head + 1, Cause.ANEW))
         epoch = Epoch(head + 1 - token, head + 1)
+        self._state.begin_anew(
+            pair,
+            self.incarnation,
+            0 if known is None else known,
+            token,
+            gap=Gap(head, head + 1, Cause.ANEW),
+            epoch=epoch,
+        )
         self._holes[pair] = [hole for hole in self._holes.get(pair, ()) if hole[1] <= token]
-        self._state.set_epoch(pair, epoch)
         self._offset(pair, epoch)
         self._advance(pair, head + 1)
 
@@ -386,6 +396,7 @@ class RelayIntake(LogQueue):
         self._log.ensure(stream, instance)
         self._heads[pair] = self._log.position(stream, instance)
         self._offsets[pair] = self._state.epoch(pair).offset
+        self._unrecorded.add(pair)
         if self.on_pair is not None:
             self.on_pair(stream, instance)
 

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from tcprepl.errors import LogError
 from tcprepl.ids import IncarnationId, Pair, StreamName, Token
-from tcprepl.storage.sqlite import Schema, explaining, open_database, private_directory
+from tcprepl.storage.sqlite import Schema, explaining, open_database, private_directory, transaction
 from tcprepl.streams.gaps import Cause, Gap, Gaps
-from tcprepl.streams.lineage import Lineage, Places
+from tcprepl.streams.lineage import NEW, Lineage, Places
 
 #: The file in the data directory.
 FILE_NAME: Final = "relay.sqlite3"
@@ -44,6 +44,9 @@ CREATE TABLE met (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 INSERT INTO met (name) SELECT name FROM streams ORDER BY name;
 DROP TABLE streams;
 """
+_SET_EPOCH: Final = "INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?)"
+_ADD_GAP: Final = "INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?, ?)"
+SET_LINEAGE: Final = "INSERT OR REPLACE INTO lineages VALUES (?, ?, ?)"
 _SCHEMA: Final = Schema(_CREATE + _ORDER, version=2, upgrades={0: _CREATE, 1: _ORDER})
 
 
@@ -120,7 +123,7 @@ class RelayState:
         Raises:
             LogUnavailable: The disk refuses.
         """
-        self._write("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?)", (*pair, *epoch))
+        self._write(_SET_EPOCH, (*pair, *epoch))
         self._epochs[pair] = epoch
 
     def enter(
@@ -137,13 +140,45 @@ class RelayState:
         Raises:
             LogUnavailable: The disk refuses.
         """
-        lineage = self._lineages.get(pair)
-        if lineage is None:
-            lineage = self._lineages[pair] = Lineage()
-        if lineage.enter(incarnation, before, token):
-            self._write(
-                "INSERT OR REPLACE INTO lineages VALUES (?, ?, ?)", (*pair, lineage.stored())
-            )
+        lineage = self._lineages.get(pair, NEW)
+        entered = lineage.entered(incarnation, before, token)
+        if entered is not lineage:
+            self._write(SET_LINEAGE, (*pair, entered.stored()))
+            self._lineages[pair] = entered
+
+    def begin_anew(
+        self,
+        pair: Pair,
+        incarnation: IncarnationId | None,
+        before: Token,
+        token: Token,
+        *,
+        gap: Gap,
+        epoch: Epoch,
+    ) -> None:
+        """Note all at once that *pair* goes back, or that it goes on elsewhere.
+
+        Who knew the incarnation without the epoch would take the rows of before for rows of it.
+
+        Args:
+            pair: The (stream, instance).
+            incarnation: That of the upstream's log; None if it named none.
+            before: Up to where the pair was taken, as the upstream counts.
+            token: After which it goes on, as the upstream counts.
+            gap: What our readers are told.
+            epoch: How our tokens follow from the upstream's.
+
+        Raises:
+            LogUnavailable: The disk refuses; nothing was noted.
+        """
+        entered = self._lineages.get(pair, NEW).entered(incarnation, before, token)
+        with explaining(self._path, _SCHEMA), transaction(self._connection) as cursor:
+            cursor.execute(SET_LINEAGE, (*pair, entered.stored()))
+            cursor.execute(_ADD_GAP, (*pair, gap.after, gap.upto, gap.lost))
+            cursor.execute(_SET_EPOCH, (*pair, *epoch))
+        self._lineages[pair] = entered
+        self.gaps.add(pair, gap)
+        self._epochs[pair] = epoch
 
     def places(self, pair: Pair, token: Token) -> Places:
         """Return in which incarnations of the upstream's log *pair* was taken up to *token*."""
@@ -156,10 +191,7 @@ class RelayState:
         Raises:
             LogUnavailable: The disk refuses.
         """
-        self._write(
-            "INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?, ?)",
-            (*pair, gap.after, gap.upto, gap.lost),
-        )
+        self._write(_ADD_GAP, (*pair, gap.after, gap.upto, gap.lost))
         self.gaps.add(pair, gap)
 
     def settle(self, pair: Pair, floor: Token, position: Token) -> None:
@@ -179,9 +211,10 @@ class RelayState:
         Raises:
             LogUnavailable: The disk refuses.
         """
-        before, self._followed = self._followed, True
+        before = self._followed
         if not before:
             self._write("INSERT OR IGNORE INTO followed VALUES (?)", (1,))
+            self._followed = True
         return before
 
     def streams(self) -> list[StreamName]:

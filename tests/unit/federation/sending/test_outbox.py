@@ -90,7 +90,7 @@ def test_a_start_is_told_who_waits_up_to_where_was_read_and_when(
     assert (outbox.newest_ms(), outbox.lineages(), outbox.positions()) == (0, {}, {})
     pair, lineage = ("federation", "master"), Lineage()
     for incarnation, token in (("a", 4), ("b", 6)):
-        lineage.enter(incarnation, token - 1, token)
+        lineage = lineage.entered(incarnation, token - 1, token)
         entry = (outbox.take_ids(1)[0], 9_000, build_edu("x", "y", "m.test", {"n": token}))
         now(outbox.add([entry], 1_000 + token, {pair: token}, {pair: lineage.stored()}))
     now(outbox.begin([("z", StoredTransaction("t1", 77, [put(outbox, "z", 7)]))]))

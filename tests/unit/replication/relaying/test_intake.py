@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from tcprepl.errors import (
     CloseReason,
     ConnectionFailed,
+    LogError,
     TokenTooOld,
 )
 from tcprepl.replication.following.catchup import CatchUpPage
@@ -255,6 +256,25 @@ def test_the_upstreams_incarnation_is_noted_before_its_rows(world: World) -> Non
     world.reset(6, 3)
     world.take(4)
     assert world.make().places(PAIR, 4) == ((4, "restored"),)
+
+
+@pytest.mark.parametrize("table", ["lineages", "gaps"])
+def test_where_the_record_begins_is_told_though_the_disk_refused_at_first(
+    world: World, table: str
+) -> None:
+    world.intake.incarnation = "x"
+    world.state._connection.execute(
+        f"CREATE TEMP TRIGGER refuses BEFORE INSERT ON {table}"
+        " BEGIN SELECT RAISE(ABORT, 'the disk refuses'); END"
+    )
+    with pytest.raises(LogError, match="the disk refuses"):
+        world.position(4)
+    world.state._connection.execute("DROP TRIGGER refuses")
+    world.position(4)
+    assert [(gap.after, gap.upto, gap.cause) for _, gap in world.state.gaps] == [
+        (0, 4, Cause.RECORD)
+    ]
+    assert world.log.floor(*PAIR) == 4
 
 
 def test_a_pair_that_was_met_at_0_is_known_after_a_restart(world: World) -> None:

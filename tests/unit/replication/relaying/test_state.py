@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.errors import LogCorrupt, LogError, LogUnavailable
 from tcprepl.replication.relaying import state as module
 from tcprepl.replication.relaying.state import FILE_NAME, Epoch, RelayState
 from tcprepl.streams.gaps import Cause, Gap
@@ -67,6 +67,72 @@ def test_lineages_outlive_the_process(tmp_path: Path) -> None:
     state = RelayState(tmp_path)
     assert state.places(pair, 9) == ((9, "y"), (6, "x"))
     state.close()
+
+
+def _refuse(state: RelayState, table: str, operation: str = "INSERT") -> None:
+    """Let the disk refuse what is written into *table* from now on."""
+    state._connection.execute(
+        f"CREATE TEMP TRIGGER refuses BEFORE {operation} ON {table}"
+        " BEGIN SELECT RAISE(ABORT, 'the disk refuses'); END"
+    )
+
+
+def _accept(state: RelayState) -> None:
+    state._connection.execute("DROP TRIGGER refuses")
+
+
+def test_what_the_disk_refused_is_written_when_it_is_told_again(tmp_path: Path) -> None:
+    pair = ("s", "i")
+    state = RelayState(tmp_path)
+    state.enter(pair, "x", 0, 5)
+    _refuse(state, "lineages")
+    with pytest.raises(LogError, match="the disk refuses"):
+        state.enter(pair, "y", 5, 7)
+    assert state.places(pair, 5) == ((5, "x"),)
+    _accept(state)
+    state.enter(pair, "y", 5, 7)
+    _refuse(state, "followed")
+    with pytest.raises(LogError, match="the disk refuses"):
+        state.follow()
+    _accept(state)
+    assert not state.follow()
+    state.close()
+    state = RelayState(tmp_path)
+    assert state.places(pair, 9) == ((9, "y"), (5, "x"))
+    assert state.follow()
+
+
+@pytest.mark.parametrize("table", ["lineages", "gaps", "epochs"])
+def test_a_pair_begins_anew_in_one_transaction(tmp_path: Path, table: str) -> None:
+    pair = ("s", "i")
+    state = RelayState(tmp_path)
+    state.enter(pair, "x", 0, 9)
+    _refuse(state, table)
+
+    def begin() -> None:
+        state.begin_anew(pair, "y", 9, 4, gap=Gap(9, 10, Cause.ANEW), epoch=Epoch(6, 10))
+
+    with pytest.raises(LogError, match="the disk refuses"):
+        begin()
+    assert (state.places(pair, 9), list(state.gaps), state.epoch(pair)) == (
+        ((9, "x"),),
+        [],
+        Epoch(),
+    )
+    state.close()
+    state = RelayState(tmp_path)
+    assert (state.places(pair, 9), list(state.gaps), state.epoch(pair)) == (
+        ((9, "x"),),
+        [],
+        Epoch(),
+    )
+    begin()
+    for _ in range(2):
+        assert state.places(pair, 5) == ((5, "y"), (4, "x"))
+        assert [gap.after for _, gap in state.gaps] == [9]
+        assert state.epoch(pair) == Epoch(6, 10)
+        state.close()
+        state = RelayState(tmp_path)
 
 
 def test_that_the_upstream_was_listened_to_is_kept(tmp_path: Path) -> None:
