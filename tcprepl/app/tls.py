@@ -9,6 +9,8 @@ from typing import Any
 from OpenSSL import SSL, crypto
 from twisted.internet import ssl
 from twisted.internet.error import VerifyError
+from twisted.internet.interfaces import IOpenSSLContextFactory
+from zope.interface import implementer
 
 from tcprepl.errors import ConfigError
 from tcprepl.settings import TlsSettings
@@ -17,6 +19,7 @@ from tcprepl.settings import TlsSettings
 BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
+@implementer(IOpenSSLContextFactory)  # Twisted warns of what does not say that it is one
 class Certificates:
     """The context factory of a listener: each connection gets what was put in use last.
 

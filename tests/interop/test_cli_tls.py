@@ -121,6 +121,7 @@ def test_https_that_is_trusted(
         done = tcprepl("publish", "typing", ROW, "--to", url)
         assert (done.stdout, done.returncode) == ("typing master 1\n", 0), done.stderr
         assert server.stop() == 0
+        assert "level=warning" not in server.stderr, server.stderr
 
 
 def test_http_token(tmp_path: Path) -> None:

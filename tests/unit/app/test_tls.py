@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import trustme
 from OpenSSL import SSL
+from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from tcprepl.app.tls import Certificates, tls_context
 from tcprepl.errors import ConfigError
@@ -63,6 +66,14 @@ def test_new_connections_get_what_was_put_in_use_last(tmp_path: Path) -> None:
     certificates.use(second)
     assert certificates.getContext() is second.getContext()
     assert before is not second.getContext()
+
+
+def test_twisted_knows_it_for_a_context_factory(tmp_path: Path) -> None:
+    """Otherwise each listener with TLS begins with a warning in the log."""
+    certificates = Certificates(tls_context(issue(tmp_path, trustme.CA())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TLSMemoryBIOFactory(certificates, False, Factory())
 
 
 def test_what_openssl_does_not_take_is_told(
