@@ -111,6 +111,19 @@ def test_an_answer_that_is_forgotten_is_said_to_be(
         producers.check(Produced("p", 1, 0))
 
 
+def test_answers_that_are_forgotten_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each of the others remembers does not go for them."""
+    monkeypatch.setattr(module, "ANSWERS_KEPT", 2)
+    monkeypatch.setattr(module, "MAX_ANSWERS", 4)
+    producers = Producers()
+    producers.restore("q", ProducerState(1, 1, 0), [Answer(1, appended(1))])
+    producers.claim("p", None, 0)
+    for sequence in range(1, 10):
+        take(producers, sequence)
+        assert producers.answers == 1 + min(sequence, 2)
+    assert producers.check(Produced("q", 1, 1)) == appended(1)
+
+
 def test_names_are_bounded_and_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PRODUCERS", 2)
     producers = Producers()

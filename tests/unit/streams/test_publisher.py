@@ -414,3 +414,25 @@ def test_many_independent_rows_do_not_wait_for_the_end_of_the_turn(log: MemoryLo
     rows = lines_of(*[b'["!a",[]]'] * GATHERED_ROWS)
     assert result(publisher.publish_each("typing", rows, GATHERED_ROWS))
     assert log.position("typing", "w") == at + GATHERED_ROWS
+
+
+def test_independent_rows_are_many_from_as_many_as_a_large_call_has(log: MemoryLog) -> None:
+    """One fewer wait for the end of the turn, and go in before what does not wait."""
+    clock = Clock()
+    publisher = Publisher(log, Registry(), "w", clock)
+    for _ in range(2):
+        _ = publisher.publish_each("typing", lines_of(b'["!a",[]]'), 1)
+    clock.advance(0)
+    at, many = log.position("typing", "w"), LARGE_CALL_ROWS
+    few = many - 1
+    answers = [
+        publisher.publish_each("typing", lines_of(*[b'["!a",[]]'] * count), count)
+        for count in (few, many, few)
+    ]
+    assert [outcome(answer) for answer in answers] == [
+        [(few, Appended("typing", "w", at + 1, at + few))],
+        [(many, Appended("typing", "w", at + few + 1, at + few + many))],
+        None,
+    ]
+    clock.advance(0)
+    assert log.position("typing", "w") == at + few + many + few

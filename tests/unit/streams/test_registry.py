@@ -130,6 +130,19 @@ def test_what_is_no_event_of_any_age_is_opaque_or_none(row: bytes) -> None:
             registry.decode_row("events", row)
 
 
+def test_the_flat_event_of_before_2019_has_three_to_five_fields() -> None:
+    """What came after it has a type word before its fields."""
+    registry = Registry()
+    fields = ["$e", "!r:x", "t", "", "$red", "$rel", "join"]
+    for count in range(1, len(fields) + 1):
+        row = json.dumps(fields[:count]).encode()
+        if 3 <= count <= 5:
+            assert registry.decode_row("events", row).data.type == "t"
+        else:
+            with pytest.raises(BadRow):
+                registry.decode_row("events", row)
+
+
 def test_a_definition_says_what_it_was_made_with() -> None:
     presence = Registry().get("presence")
     made = StreamDef(

@@ -18,6 +18,7 @@ from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.base import EXPIRE_INTERVAL_S
 from tcprepl.streams.database import Database
 from tcprepl.streams.durable import DurableStream
+from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.group_commit import CLEANING_PAUSE_S
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -376,6 +377,28 @@ def test_streams_that_the_configuration_dropped_are_left_alone(tmp_path: Path) -
     store.open()
     assert store.log.pairs() == [(EPHEMERAL, "w"), (DURABLE, "w"), ("pushers", "w")]
     store.close()
+
+
+def test_what_another_server_writes_is_noted_and_not_taken_over(tmp_path: Path) -> None:
+    """A log in a database that others write to says which pairs are its own."""
+
+    class Shared(SqliteLog):
+        def _owns(self, stored: StoredPair) -> bool:
+            return stored.instance != "other"
+
+        def _add_foreign(self, stored: StoredPair) -> DurableStream | None:
+            noted.append((stored.stream, stored.instance, stored.position))
+            return None
+
+    noted: list[tuple[str, str, int]] = []
+    store = SqliteStore(tmp_path)
+    add(store, DURABLE, row("a"))
+    add(store, DURABLE, row("a"), row("b"), instance="other")
+    store.close()
+    log = Shared(tmp_path, store.registry, lambda: store.now_ms, InlineWorker())
+    assert noted == [(DURABLE, "other", 2)]
+    assert log.pairs() == [(DURABLE, "w")]
+    result(log.close())
 
 
 def test_a_stream_may_change_its_kind(tmp_path: Path) -> None:
