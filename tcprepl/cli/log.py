@@ -186,14 +186,14 @@ def _oldest_ms(database: Database, pair: StoredPair) -> int | None:
 @command.command("show")
 @click.argument("stream", type=STREAM)
 @data_option
-@click.option("--writer", default="master", show_default=True, help="Whose rows.")
+@click.option("--writer", show_default="the only one, else master", help="Whose rows.")
 @click.option("--after", type=click.IntRange(min=0), help="Begin after this token.")
 @click.option("--count", type=click.IntRange(min=1), help="End after this many rows.")
 @output_options("row")
 def show(
     stream: str,
     data: Path,
-    writer: str,
+    writer: str | None,
     after: int | None,
     count: int | None,
     as_json: bool,
@@ -216,7 +216,7 @@ def show(
             lines: list[bytes] = []
             for token, rows in _batches(page):
                 if after is None or token > after:  # a page is whole blocks
-                    lines += render(stream, writer, token, rows)
+                    lines += render(stream, pair.instance, token, rows)
             if count is not None:
                 lines, count = lines[:count], count - len(lines)
             writer_for(row_format)(b"".join(b"%b\n" % line for line in lines))
@@ -336,8 +336,11 @@ def _tell_json(**values: object) -> None:
     click.echo(json.dumps(values, separators=(",", ":")))
 
 
-def _pair(database: Database, data: Path, stream: str, writer: str) -> StoredPair:
+def _pair(database: Database, data: Path, stream: str, writer: str | None) -> StoredPair:
     found = database.pairs()
+    if writer is None:
+        writers = [pair.instance for pair in found if pair.stream == stream and pair.rows]
+        writer = writers[0] if len(writers) == 1 else "master"
     for pair in found:
         if (pair.stream, pair.instance) == (stream, writer):
             return pair

@@ -81,6 +81,44 @@ def test_show(data: Path) -> None:
         run("show", "typing", *where)
 
 
+def test_show_of_the_only_writer(data: Path) -> None:
+    """Unless one is named, it is the only one, else master; of others one is to be named."""
+    where = ("--data", str(data))
+    first = 'RDATA push_rules w 1 ["@a:x"]\n'
+    assert run("show", "push_rules", *where, "--count", "1")[0] == first
+    only_w = run("show", "push_rules", *where)
+    assert only_w == run("show", "push_rules", *where, "--writer", "w")
+    with pytest.raises(ConfigError, match="no rows of push_rules by master; there are caches of"):
+        run("show", "push_rules", *where, "--writer", "master")
+    with pytest.raises(ConfigError, match="no rows of typing by master; there are caches of w, "):
+        run("show", "typing", *where)
+
+    store = SqliteStore(data)
+    add(store, "push_rules", row("v"), instance="v")
+    store.close()
+    with pytest.raises(ConfigError, match=r"push_rules of v, push_rules of w$"):
+        run("show", "push_rules", *where)
+    assert run("show", "push_rules", *where, "--writer", "w", "--count", "1")[0] == first
+
+    store = SqliteStore(data)
+    add(store, "push_rules", row("m"), instance="master")
+    store.close()
+    assert run("show", "push_rules", *where)[0] == 'RDATA push_rules master 1 ["@m:x"]\n'
+
+
+def test_show_passes_over_a_master_without_rows(data: Path) -> None:
+    """One of which just a position is known is not the one that is meant."""
+    with sqlite3.connect(data / DATABASE_NAME) as connection:
+        connection.execute(
+            "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes)"
+            " VALUES (9, 'push_rules', 'master', 7, 7, 0, 0)"
+        )
+    connection.close()
+    where = ("--data", str(data))
+    assert run("show", "push_rules", *where) == run("show", "push_rules", *where, "--writer", "w")
+    assert run("show", "push_rules", *where, "--writer", "master") == ("", "")
+
+
 def test_damage_is_named_and_the_rest_is_shown(data: Path) -> None:
     where = ("--data", str(data))
     assert run("verify", *where) == ("6 rows of 2 streams: whole\n", "")
