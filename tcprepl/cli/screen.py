@@ -89,6 +89,18 @@ def width_of(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
+def cells(text: str) -> int:
+    """Return how many cells a text takes."""
+    return sum(map(width_of, text))
+
+
+def shortened(text: str, width: int) -> str:
+    """Return *text* in at most *width* cells, with a mark where something was cut off."""
+    if cells(text) <= width:
+        return text
+    return f"{cut(text, width - 1).rstrip()}…" if width > 1 else ""
+
+
 def cut(text: str, width: int) -> str:
     """Return *text* in exactly *width* cells: cut off, or filled with blanks."""
     used = 0

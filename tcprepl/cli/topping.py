@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from tcprepl.cli.screen import Line, Span, cut, width_of
+from tcprepl.cli.screen import Line, Span, cells, cut, shortened
 from tcprepl.protocol.display import counted, displayable
 from tcprepl.web.amounts import duration, number, size
 
@@ -227,39 +227,29 @@ class Top:
         else:
             shown = self._list_lines(width, body)
         filler: list[Line] = [[]] * max(0, body - len(shown))
-        return [self._head(), *shown[:body], *filler, self._foot(width)][:height]
+        return [self._head(width), *shown[:body], *filler, self._foot(width)][:height]
 
-    def _head(self) -> Line:
+    def _head(self, width: int) -> Line:
+        """Return who it is and how it goes; uptime and rates give way to what is wrong."""
         if self._trouble:
             return [Span(displayable(self._trouble), "bad")]
         status = self._status
         if status is None:
             return [Span("tcprepl", "head")]
-        peers = status["peers"]
-        late = [peer for peer in peers if peer["behind_seconds"] >= LATE_S]
-        worst = max(peers, key=lambda peer: peer["behind_seconds"], default=None)
-        count = counted(len(peers), "peer")
-        line = [
-            Span(displayable(f"{status['server_name']} {status['instance']}"), "head"),
-            Span(f"  up {_thin(duration(status['uptime_seconds']))}  {count}  "),
-            Span(f"{_thin(number(status.get('rows_per_second', 0.0)))} rows/s  "),
-        ]
-        if worst is not None and late:
-            who = displayable(worst["name"] or worst["address"])
-            seconds = worst["behind_seconds"]
-            text = f"{len(late)} late, {who} by {_seconds(seconds)}"
-            line.append(Span(text, _style(seconds)))
-        else:
-            line.append(Span("nobody is late", "good"))
-        for link in status.get("links", ()):
-            if not link["up"]:
-                text = f"  {link['kind']} {link['name']} is away"
-                line.append(Span(displayable(text), "bad"))
-        if status.get("damage"):
-            line.append(Span("  damaged: `tcprepl log verify` on a copy says what", "bad"))
-        if not status.get("ready", True):
-            line.append(Span(f"  not ready: {displayable(str(status.get('reason')))}", "bad"))
-        return line
+        lag = _lag(status["peers"], width)
+        wrong = _wrong(status)
+        name = displayable(f"{status['server_name']} {status['instance']}")
+        up = f"up {_thin(duration(status['uptime_seconds']))}"
+        count = counted(len(status["peers"]), "peer")
+        rate = f"{_thin(number(status.get('rows_per_second', 0.0)))} rows/s"
+        facts = [up, count, rate]
+        for spared in (up, rate, count):
+            between = "  ".join(["", *facts, ""])
+            if cells(name + between) + sum(cells(text) for text, _ in (lag, *wrong)) > width:
+                facts.remove(spared)
+        name = shortened(name, width - cells(lag.text) - 2)
+        begin = [Span(name, "head"), Span("  ".join(["", *facts, ""]))] if name else []
+        return [*begin, lag, *wrong]
 
     def _foot(self, width: int) -> Line:
         if self._typing is not None:
@@ -344,10 +334,7 @@ class Top:
         chosen = self._chosen[which]
         first = max(0, min(chosen - height // 2, len(rows) - height))
         shown = [[_thin(cell) for cell in row] for row in rows[first : first + height]]
-        widths = [
-            max(sum(map(width_of, cell)) for cell in column)
-            for column in zip(head, *shown, strict=True)
-        ]
+        widths = [max(map(cells, column)) for column in zip(head, *shown, strict=True)]
         left_out = _left_out(head, widths, width)
         fitting = [at for at in range(len(head)) if at not in left_out]
         head, widths = [head[at] for at in fitting], [widths[at] for at in fitting]
@@ -430,7 +417,7 @@ def _left_out(head: Sequence[str], widths: Sequence[int], width: int) -> set[int
     """Return the columns without which a table fits: half of a number would be another one."""
     left_out: set[int] = set()
     for name in SPARED:
-        used = [cells for at, cells in enumerate(widths) if at not in left_out]
+        used = [one for at, one in enumerate(widths) if at not in left_out]
         if sum(used) + 2 * (len(used) - 1) <= width:
             break
         if name in head:
@@ -447,6 +434,30 @@ def _style(seconds: float, state: str = "") -> str:
     if state == "closing":
         return "dim"
     return "bad" if seconds >= BAD_S else "late" if seconds >= LATE_S else ""
+
+
+def _lag(peers: Sequence[Peer], width: int) -> Span:
+    """Return who is how late, in so many cells: names are shortened, and left out, figures not."""
+    late = [peer for peer in peers if peer["behind_seconds"] >= LATE_S]
+    if not late:
+        return Span("nobody is late", "good")
+    worst = max(late, key=lambda peer: peer["behind_seconds"])
+    count, seconds = f"{len(late)} late", _seconds(worst["behind_seconds"])
+    room = width - cells(f"{count},  by {seconds}")
+    who = shortened(displayable(worst["name"] or worst["address"]), room)
+    text = f"{count}, {who} by {seconds}" if who else f"{count} by {seconds}"
+    return Span(text if cells(text) <= width else seconds, _style(worst["behind_seconds"]))
+
+
+def _wrong(status: dict[str, Any]) -> list[Span]:
+    """Return what is wrong with a server itself."""
+    away = [link for link in status.get("links", ()) if not link["up"]]
+    found = [displayable(f"  {link['kind']} {link['name']} is away") for link in away]
+    if status.get("damage"):
+        found.append("  damaged: `tcprepl log verify` on a copy says what")
+    if not status.get("ready", True):
+        found.append(f"  not ready: {displayable(str(status.get('reason')))}")
+    return [Span(text, "bad") for text in found]
 
 
 def _seconds(seconds: float) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.cli import screen
-from tcprepl.cli.screen import Screen, Span, cut, keys_in, rendered, width_of
+from tcprepl.cli.screen import Screen, Span, cells, cut, keys_in, rendered, shortened, width_of
 
 
 def test_cells() -> None:
@@ -27,7 +27,16 @@ def test_cells() -> None:
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["C"])), st.integers(0, 40))
 def test_what_is_cut_has_the_width(text: str, width: int) -> None:
-    assert sum(map(width_of, cut(text, width))) == width
+    assert sum(map(width_of, cut(text, width))) == cells(cut(text, width)) == width
+    assert cells(shortened(text, width)) <= width
+    assert (shortened(text, width) == text) is (cells(text) <= width)
+
+
+def test_what_is_shortened_says_so() -> None:
+    assert shortened("abc", 3) == "abc"
+    assert shortened("a bc", 3) == "a…"
+    assert shortened("名名", 3) == "名…"
+    assert shortened("abc", 1) == shortened("abc", -2) == ""
 
 
 def test_a_line_is_as_wide_as_the_terminal() -> None:

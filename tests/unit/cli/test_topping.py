@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.cli.screen import width_of
+from tcprepl.cli.screen import rendered, width_of
 from tcprepl.cli.topping import COLUMNS, HELP, Top
 
 
@@ -94,6 +94,47 @@ def test_the_head_says_who_is_late_and_how_fast_it_goes(top: Top) -> None:
     assert shown(top)[0].endswith(
         "  upstream h:0 is away  damaged: `tcprepl log verify` on a copy says what"
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (80, "matrix.example.com master  1 peer  1 late, tcprepl-tail by 1.9 s"),
+        (60, "matrix.example.com master  1 late, tcprepl-tail by 1.9 s"),
+        (50, "matrix.example.com…  1 late, tcprepl-tail by 1.9 s"),
+        (29, "1 late, tcprepl-tail by 1.9 s"),
+        (24, "1 late, tcprep… by 1.9 s"),
+        (18, "1 late by 1.9 s"),
+        (6, "1.9 s"),
+    ],
+)
+def test_how_late_somebody_is_stands_in_the_narrowest_head(width: int, head: str) -> None:
+    """Half of a number would be another number: whatever else there is goes first."""
+    top = Top()
+    late = peer("tcprepl-tail", 1, 1.9)
+    top.see(
+        status(late, server_name="matrix.example.com", at=93_784.0, rows_per_second=1_234_567.0)
+    )
+    assert shown(top, width)[0] == head
+
+
+@given(
+    st.text("a名\u0301 .", max_size=90),
+    st.text("b名\u0301 .", min_size=1, max_size=90),
+    st.integers(9, 120),
+    st.booleans(),
+)
+def test_no_name_takes_the_room_of_a_lag(server: str, name: str, width: int, ready: bool) -> None:
+    top = Top()
+    top.see(status(peer(name, 1, 98_765.4), server_name=server, ready=ready, reason="no room"))
+    assert " 98765.4 s" in f" {rendered(top.lines(width, 5)[0], width, colours=False)}"
+
+
+def test_uptime_and_rates_give_way_to_what_is_wrong(top: Top) -> None:
+    top.see(status(peer("ann", 1), ready=False, reason="no room"))
+    wrong = "nobody is late  not ready: no room"
+    assert shown(top, 64)[0] == f"example.com master  1 peer  {wrong}"
+    assert shown(top, 60)[0] == f"example.com master  {wrong}"
 
 
 def test_peers_come_from_the_latest_and_streams_below(top: Top) -> None:
