@@ -302,8 +302,7 @@ ORDERS: Mapping[str, Callable[[PeerStatus], Any]] = {
 def peer_table(peers: Sequence[PeerStatus], lags: Mapping[int, Sequence[float]]) -> Tag:
     """Return a table of *peers*, in that order."""
     titles = (
-        "Peer", "Dialect", "State", "Rows behind", "Bytes behind", "Lag", "Last two minutes",
-        "Paused", "Since",
+        "Peer", "Dialect", "State", "Rows", "Bytes", "Lag", "Last two minutes", "Paused", "Since"
     )  # fmt: skip
     rows = (_peer_row(peer, lags.get(peer.conn_id, ())) for peer in peers)
     return element("div", table(titles, rows, numeric=(3, 4, 5, 7, 8)), class_="peers")
