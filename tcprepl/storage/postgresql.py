@@ -254,21 +254,21 @@ def look_at_server(url: str, link: Link) -> list[str]:
             ).fetchone() or ("",)
     where = link.where
     if version < OLDEST_SERVER:
-        raise LogUnavailable(f"{where}: PostgreSQL {version // 10_000} is too old: expected 13")
+        raise LogUnavailable(f"{where}: PostgreSQL {version // 10_000} is too old; use 13 or newer")
     if standby:
         raise LogUnavailable(
-            f"{where}: it is a standby, which takes nothing: name the primary, or all hosts with "
+            f"{where}: it is a standby, which takes nothing; name the primary, or all hosts with "
             "target_session_attrs=read-write"
         )
     if encoding != "UTF8":
         raise LogUnavailable(
-            f"{where}: its encoding is {encoding}: expected UTF8 (CREATE DATABASE ... "
-            "TEMPLATE template0 ENCODING 'UTF8')"
+            f"{where}: its encoding is {encoding}, which is not UTF8; CREATE DATABASE ... TEMPLATE "
+            "template0 ENCODING 'UTF8', and name that one"
         )
     if same == pid:
         raise LogUnavailable(
             f"{where}: a connection pooler in transaction mode is in between, and LISTEN does not "
-            "go through it: connect to PostgreSQL itself, or set pool_mode = session"
+            "go through it; connect to PostgreSQL itself, or set pool_mode = session"
         )
     unsafe = []
     if durable == "off":

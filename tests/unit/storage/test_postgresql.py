@@ -177,10 +177,14 @@ def _second(pid: int, durable: str) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("server", "second", "words"),
     [
-        (_Server(version=120_004), (2, "on"), "PostgreSQL 12 is too old: expected 13"),
-        (_Server(standby=True), (2, "on"), "standby, which takes nothing: name the primary"),
-        (_Server(encoding="LATIN1"), (2, "on"), "its encoding is LATIN1: expected UTF8"),
-        (_Server(), (1, "on"), "pooler in transaction mode"),
+        (_Server(version=120_004), (2, "on"), "PostgreSQL 12 is too old; use 13 or newer"),
+        (_Server(standby=True), (2, "on"), "standby, which takes nothing; name the primary"),
+        (
+            _Server(encoding="LATIN1"),
+            (2, "on"),
+            "is LATIN1, .*; CREATE DATABASE .* ENCODING 'UTF8', and name",
+        ),
+        (_Server(), (1, "on"), "pooler in transaction mode .*; connect to PostgreSQL itself"),
     ],
 )
 def test_what_will_not_do_is_refused(server: Any, second: tuple[int, str], words: str) -> None:
@@ -189,6 +193,28 @@ def test_what_will_not_do_is_refused(server: Any, second: tuple[int, str], words
         pytest.raises(LogUnavailable, match=words),
     ):
         check_server("", server)
+
+
+@pytest.mark.parametrize(
+    ("server", "second"),
+    [
+        (_Server(version=120_004), 2),
+        (_Server(standby=True), 2),
+        (_Server(encoding="SQL_ASCII"), 2),
+        (_Server(), 1),
+    ],
+)
+def test_what_to_do_is_said_behind_the_last_semicolon(server: Any, second: int) -> None:
+    """What reads the fault in two parts, as doctor does, finds both, and they differ."""
+    with (
+        mock.patch.object(module, "connect", return_value=_second(second, "on")),
+        pytest.raises(LogUnavailable) as caught,
+    ):
+        check_server("", server)
+    what, semicolon, todo = str(caught.value).rpartition("; ")
+    assert semicolon
+    assert what.startswith("here: ")
+    assert todo.startswith(("use 13", "name the", "CREATE DATABASE", "connect to"))
 
 
 @pytest.mark.parametrize(
