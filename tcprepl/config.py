@@ -90,7 +90,7 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
         raise BadConfig(source, [f"{place}not YAML: {error.problem}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # numbers and times that are none, or what is nested too deeply
-        raise BadConfig(source, [f"not YAML: {error}"]) from None
+        raise BadConfig(source, [f"not YAML: {' '.join(str(error).split())}"]) from None
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):

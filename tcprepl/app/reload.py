@@ -185,6 +185,8 @@ def all_of(*makers: Callable[[], Any]) -> list[Any]:
     for make in makers:
         try:
             made.append(make())
+        except BadConfig as error:
+            faults += error.faults
         except ConfigError as error:
             faults.append(str(error))
     if faults:

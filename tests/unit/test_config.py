@@ -137,8 +137,9 @@ def test_what_is_not_a_section_is_refused(text: str, expected: str | None) -> No
     if expected is None:
         assert parse(text, "x").config == Config()
         return
-    with pytest.raises(BadConfig, match=expected):
+    with pytest.raises(BadConfig, match=expected) as caught:
         parse(text, "x")
+    assert not [fault for fault in caught.value.faults if "\n" in fault]
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:

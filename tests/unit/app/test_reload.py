@@ -203,3 +203,14 @@ def test_all_faults_of_several() -> None:
     with pytest.raises(BadConfig) as caught:
         all_of(bad("a"), lambda: 2, bad("b"))
     assert caught.value.faults == ["a", "b"]
+
+
+def test_faults_of_several_within_several_stand_alone() -> None:
+    """Each is one line: a text of several would be shown with its line ends escaped."""
+
+    def inner() -> None:
+        raise BadConfig("the settings", ["a", "b"])
+
+    with pytest.raises(BadConfig) as caught:
+        all_of(inner)
+    assert caught.value.faults == ["a", "b"]
