@@ -45,7 +45,7 @@ KINDS: Mapping[str, Kind] = {
         ),
     ),
     "tmpfiles": Kind("the directories: /etc/tmpfiles.d/tcprepl.conf", ("tcprepl.conf",)),
-    "sysusers": Kind("the user: /etc/sysusers.d/tcprepl.conf", ("tcprepl-user.conf",)),
+    "sysusers": Kind("the user: /etc/sysusers.d/tcprepl-user.conf", ("tcprepl-user.conf",)),
     "container": Kind(
         "how an image is built: podman build --format docker -f Containerfile", ("Containerfile",)
     ),

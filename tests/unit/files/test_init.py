@@ -25,6 +25,12 @@ def test_each_kind_has_its_files(kind: str) -> None:
     assert all(text.endswith("\n") and "@TCPREPL@" not in text for text in found.values())
 
 
+@pytest.mark.parametrize("kind", ["tmpfiles", "sysusers"])
+def test_a_file_goes_where_it_is_said_to_go(kind: str) -> None:
+    (name,) = KINDS[kind].names
+    assert KINDS[kind].about.endswith(f"/etc/{kind}.d/{name}")
+
+
 def understood(arguments: list[str]) -> None:
     """Parse a command line as the command would."""
     root = click.Context(cli.cli)
