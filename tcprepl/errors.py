@@ -472,16 +472,18 @@ class LogHeld(LogError):
     Attributes:
         writer: The instance.
         holder: The process that has it: its host and its process id.
+
+    Its *todo* is what to do, where it is not somebody who would write as well that is told.
     """
 
-    def __init__(self, where: str, writer: str, holder: str) -> None:
+    def __init__(self, where: str, writer: str, holder: str, todo: str = "") -> None:
         self.writer = writer
         self.holder = holder
-        super().__init__(
-            f"{where}: instance {writer} is written by {holder}: stop that one, give this one "
-            "another name (--instance; of a sender --name), or start it with --standby to take "
-            "over when that one ends"
+        todo = todo or (
+            "stop that one, give this one another name (--instance; of a sender --name), or start "
+            "it with --standby to take over when that one ends"
         )
+        super().__init__(f"{where}: instance {writer} is written by {holder}: {todo}")
 
 
 class LogCorrupt(LogError):

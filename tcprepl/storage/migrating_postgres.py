@@ -30,6 +30,8 @@ _HELD: Final = (
     " extract(epoch FROM held_until - clock_timestamp())::float8"
     " FROM writers WHERE held_until > clock_timestamp()"
 )
+#: What to do about who serves it; a migration has no --standby.
+_STOP_IT: Final = "stop it, then migrate"
 _COPIED: Final = (
     "SELECT '', holder, 0, held_until::text,"
     " extract(epoch FROM held_until - clock_timestamp())::float8"
@@ -96,7 +98,7 @@ class _PostgresSide:
                     continue
                 if not name:
                     raise self._migrated_by(holder)
-                raise LogHeld(self.where, name, holder)
+                raise LogHeld(self.where, name, holder, _STOP_IT)
             left_s = min(left_s for *_, left_s in held)
             time.sleep(min(max(0.0, left_s), self._lease_s / 3) + 0.01)
 
@@ -138,7 +140,7 @@ class PostgresSource(_PostgresSide):
             connection.execute(f"SELECT pg_advisory_xact_lock({GATE})")
             held = connection.execute(_HELD).fetchone()
             if held is not None:
-                raise LogHeld(self.where, *held[:2])
+                raise LogHeld(self.where, held[0], held[1], _STOP_IT)
             for other, holder, fills in connection.execute(
                 "SELECT other, holder, fills FROM migration"
                 " WHERE fills OR held_until > clock_timestamp()"
@@ -258,7 +260,7 @@ class PostgresTarget(_PostgresSide):
     def _begin_empty(self, connection: Connection, identity: str, source: str) -> None:
         held = connection.execute(_HELD).fetchone()
         if held is not None:
-            raise LogHeld(self.where, *held[:2])
+            raise LogHeld(self.where, held[0], held[1], _STOP_IT)
         names = ["writers", *(table.name for table in self._kind.tables)]
         if used := [name for name in names if _count(connection, name)]:
             raise LogUnavailable(

@@ -104,6 +104,7 @@ def test_connection_failed_says_whether_to_try_again() -> None:
         (LogLocked("/data", 12), ["/data", "process 12"]),
         (LogLocked("/data", None), ["/data", "another process"]),
         (LogHeld("here", "master", "h:1"), ["here", "master", "h:1", "--standby"]),
+        (LogHeld("here", "master", "h:1", "wait"), ["here: instance master is", "h:1: wait"]),
         (LogFenced("master", "gone"), ["instance master", "gone"]),
         (WrittenElsewhere("s", "i", "two"), ["stream s of i", "written by two", "publish there"]),
         (LogCorrupt("bad block", table="block", token=5), ["bad block"]),

@@ -169,8 +169,9 @@ def test_who_serves_it_is_in_the_way_and_who_is_gone_is_waited_for(place: Place)
 
     keeper = threading.Thread(target=keep)
     keeper.start()
-    with pytest.raises(LogHeld, match="instance master is written by"):
+    with pytest.raises(LogHeld, match="instance master is written by") as held:
         place.source().open("elsewhere")
+    assert str(held.value).endswith(": stop it, then migrate")  # there is no --standby
     over.set()
     keeper.join()
     source = place.source()
