@@ -266,13 +266,15 @@ PEER_BEHIND_ROWS = Live(
 PEER_BEHIND_BYTES = Live(
     "tcprepl_peer_behind_bytes",
     "Bytes that a peer has not been sent yet: they cost disk, not memory; beyond "
-    "streams.retention they are lost to it",
+    "streams.retention they are lost to it. Of what it resumed in the log an estimate, by the mean "
+    "of what is held",
     labels=("peer", "stream"),
 )
 PEER_BEHIND_SECONDS = Live(
     "tcprepl_peer_behind_seconds",
-    "Age of the oldest row that a peer has not been sent yet: above a minute, look with "
-    "`tcprepl top` whether its socket is paused; if so at that process, if not at this one",
+    "Age of the oldest row that a peer has not been sent yet, from the server's start on for rows "
+    "of before it: above a minute, look with `tcprepl top` whether its socket is paused; if so at "
+    "that process, if not at this one",
     labels=("peer", "stream"),
 )
 PEER_PAUSED_SECONDS = Live(

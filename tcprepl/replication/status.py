@@ -93,8 +93,10 @@ class PeerStatus:
         dialect: The dialect it speaks.
         state: ``new``, ``head`` (it has everything), ``behind`` or ``closing``.
         behind_rows: Rows not yet written to it (a lower bound for what predates the server).
-        behind_bytes: Bytes of these rows (a lower bound likewise).
-        behind_seconds: Age of the oldest of these rows.
+        behind_bytes: Bytes of these rows; where it resumed in the log an estimate, by the mean of
+            what is held.
+        behind_seconds: Age of the oldest of these rows; those that predate the server count
+            from its start.
         behind_stream: The stream of the oldest; None when it is behind in none.
         paused_seconds: Time in all for which its socket took no more.
         buffered_bytes: Bytes that wait in this process for its socket.

@@ -96,6 +96,7 @@ class Source(Protocol):
         floor: The oldest token from which a read is complete.
         restart_point: Where a reader that cannot be resumed begins anew.
         bound: What made the rows up to the floor go.
+        size_bytes: Bytes of the lines that are held.
     """
 
     @property
@@ -106,6 +107,8 @@ class Source(Protocol):
     def restart_point(self) -> Token: ...  # noqa: D102
     @property
     def bound(self) -> str: ...  # noqa: D102
+    @property
+    def size_bytes(self) -> int: ...  # noqa: D102
 
     def compactable(self, after: Token) -> bool:
         """Return whether *after*, which is below the floor, has a complete compacted read."""
@@ -228,6 +231,19 @@ class Cursor:
             return self.next(limits)  # the next block is damaged: that is a gap by now
         self.token = page.upto
         return page
+
+    def bytes_to(self, upto: Token) -> int:
+        """Return about how many bytes of lines there are from here up to *upto*.
+
+        That is known without a look at the disk, as a share of all that are held: as if each
+        token had as many.
+        """
+        source = self._log.source(self.pair)
+        if source is None:
+            return 0
+        floor, position = source.floor, source.position
+        tokens = min(upto, position) - max(self.token, floor)
+        return source.size_bytes * tokens // (position - floor) if tokens > 0 else 0
 
     def _is_ahead(self, position: Token) -> bool:
         """Return whether the reader has what this log, as far as it knows, does not have.

@@ -86,6 +86,11 @@ class DurableStream:
         """Where a reader that cannot be resumed starts anew: at the floor."""
         return self.stored.floor
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the lines that are held; more while blocks are on their way out."""
+        return self.stored.size_bytes
+
     def published(self, block: Block, recent_bytes: int) -> None:
         """Take in a block that is on disk."""
         stored = self.stored

@@ -62,6 +62,11 @@ class MemoryStream:
         return 0 if self._kept is not None else self.floor
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of the lines held, states beyond retention not counted."""
+        return self._ring.size_bytes
+
+    @property
     def held(self) -> tuple[int, int]:
         """Rows and bytes held, states beyond retention not counted."""
         return self._ring.rows, self._ring.size_bytes

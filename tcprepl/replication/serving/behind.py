@@ -238,7 +238,8 @@ class Behind:
 
     def _rows(self, reader: Reader, track: Track, page: Page, before: Token) -> bytes:
         track.rows += len(page.tokens)
-        track.size_bytes += len(page.lines)
+        if track.size_bytes is not None:
+            track.size_bytes += len(page.lines)
         track.head.sent_rows += len(page.tokens)
         track.head.sent_bytes += len(page.lines)
         if not page.tokens:
@@ -356,7 +357,7 @@ def place(track: Track) -> None:
     head = track.head
     track.sent = None
     track.rows = head.rows - max(0, head.token - track.cursor.token)
-    track.size_bytes = head.size_bytes
+    track.size_bytes = None
 
 
 def say_omitted(form: WireForm, pair: Pair, tokens: Collection[Token], reader: str) -> None:

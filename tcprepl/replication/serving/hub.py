@@ -82,8 +82,10 @@ class Hub:
         self._turn_open = False
         self._events_of_turn = 0
         self._closed = False
+        now: float = reactor.seconds()
         for pair in stream_log.pairs():
-            self._heads.add(pair, stream_log.position(*pair))
+            # when its rows came is not known: they are at least as old as this
+            self._heads.add(pair, stream_log.position(*pair)).sample(now)
         stream_log.add_listener(self._publish)
         stream_log.add_position_listener(self._position_moved)
 
@@ -378,25 +380,26 @@ class Hub:
         backlog = reader.backlog
         if backlog is None:
             return Lag()
-        had = {
-            head: (track.cursor.token, track.rows, track.size_bytes)
-            for track in backlog.order
-            for head in (track.head,)
-        }
+        #: Where the reader is, the rows that it has had, and the bytes that it has not.
+        had: dict[Head, tuple[Token, int, int]] = {}
+        for track in backlog.order:
+            head, cursor, size = track.head, track.cursor, track.size_bytes
+            left = cursor.bytes_to(head.token) if size is None else head.size_bytes - size
+            had[head] = (cursor.token, track.rows, left)
         for head in self._heads.moved_since(backlog.since):
             if head.pair not in backlog.tracks and reader.subscription.wants(head.pair):
                 was = self._heads.at(head, backlog.since)
-                had[head] = (was.token, was.rows, was.size_bytes)
+                had[head] = (was.token, was.rows, head.size_bytes - was.size_bytes)
         now: float = self._reactor.seconds()
         lag = Lag()
-        for head, (token, rows, size) in had.items():
+        for head, (token, rows, left) in had.items():
             if token >= head.token:
                 continue
             age = head.age_of(token, now)
             oldest = lag.stream is None or age > lag.seconds
             lag = Lag(
                 lag.rows + max(1, head.rows - rows),
-                lag.bytes + max(0, head.size_bytes - size),
+                lag.bytes + max(0, left),
                 age if oldest else lag.seconds,
                 head.pair[0] if oldest else lag.stream,
             )

@@ -153,7 +153,8 @@ class Track:
         cursor: Where the reader is.
         begun: Whether the reader has been told where it begins; that goes before the first row.
         rows: How many of the hub's rows the reader has had; a lower bound before the hub began.
-        size_bytes: The same in bytes.
+        size_bytes: How many of the hub's bytes; None where it began at a token of its own, so
+            that they can be estimated only.
         sent: The token of the last row that was sent, where rows end below the cursor.
         reading: What tells when to ask again, if the next page is not there yet.
     """
@@ -165,7 +166,7 @@ class Track:
         self.cursor = cursor
         self.begun = begun
         self.rows = 0
-        self.size_bytes = 0
+        self.size_bytes: int | None = None
         self.sent: Token | None = None
         self.reading: Reading | None = None
 
@@ -212,7 +213,12 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far a reader is behind: rows, bytes, and seconds of the oldest unsent row."""
+    """How far a reader is behind: rows, bytes, and seconds of the oldest unsent row.
+
+    Of rows that the hub did not hand out itself it has a lower bound of their number, an estimate
+    of their bytes by the mean of what the log holds, and their age as if they came when it began.
+    So whoever stands still has an age that grows.
+    """
 
     rows: int = 0
     bytes: int = 0

@@ -96,6 +96,21 @@ def test_a_pair_that_is_not_known(make: Make) -> None:
     assert cursor.next() is AT_HEAD
 
 
+def test_bytes_that_lie_ahead_are_a_share_of_all_that_are_held(make: Make) -> None:
+    store = make()
+    assert store.log.cursor(PAIR, 0).bytes_to(9) == 0
+    publish(store, 8)
+    size = len(store.log.read(*PAIR, 0, 8).lines)
+    assert store.log.cursor(PAIR, 0).bytes_to(8) == size
+    assert store.log.cursor(PAIR, 0).bytes_to(99) == size
+    assert store.log.cursor(PAIR, 4).bytes_to(8) == size // 2
+    assert store.log.cursor(PAIR, 4).bytes_to(6) == size // 4
+    assert store.log.cursor(PAIR, 8).bytes_to(8) == 0
+    store.log.trim(*PAIR, 4)
+    store.log.flush()
+    assert store.log.cursor(PAIR, 0).bytes_to(8) == size // 2
+
+
 def test_a_position_that_moved_without_rows_is_an_empty_page(make: Make) -> None:
     store = make()
     result(store.log.advance(*PAIR, 9))

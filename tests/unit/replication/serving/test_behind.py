@@ -14,7 +14,7 @@ from tcprepl import limits
 from tcprepl.errors import LogUnavailable
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.serving.hub import Hub
-from tcprepl.replication.serving.readers import ANY, Reader
+from tcprepl.replication.serving.readers import ANY, Lag, Reader
 from tcprepl.replication.serving.rendering import WireForm
 from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.memory import MemoryLog
@@ -282,6 +282,58 @@ def test_a_full_socket_waits_and_owns_one_number(tmp_path: Path) -> None:
         f"RDATA events {instance}{number} 1 []" for number in range(50) for instance in "abc"
     )
     assert len([line for line in lines if line.startswith("POSITION")]) == 150
+
+
+def test_who_hangs_in_rows_of_before_the_start_lags_by_seconds_that_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of these rows is in memory; they are at least as old as the hub."""
+    monkeypatch.setattr(limits, "PAGE_BYTES", 4_000)
+    cold = Cold(tmp_path, 30)
+    size = cold.store.log.source((DURABLE, "w")).size_bytes
+    cold.clock.advance(2.0)
+    reader, outlet = cold.reader()
+    lag = cold.hub.lag(reader)
+    assert (lag.rows, lag.bytes, lag.seconds, lag.stream) == (3_000, size, 2.0, DURABLE)
+    cold.run()
+    outlet.busy = True
+    assert 0 < len(outlet.tokens()) < 3_000
+    for passed in (30.0, 60.0):
+        cold.clock.advance(30.0)
+        lag = cold.hub.lag(reader)
+        left = 3_000 - len(outlet.tokens())
+        assert (lag.rows, lag.seconds) == (left, 2.0 + passed)
+        assert lag.bytes == pytest.approx(size * left / 3_000, rel=0.01)
+    outlet.busy = False
+    cold.hub.drained(reader)
+    cold.run(99)
+    assert cold.hub.lag(reader) == Lag()
+    cold.close()
+
+
+def test_who_resumes_in_rows_of_before_the_start_lags_behind_all_after_them(
+    tmp_path: Path,
+) -> None:
+    cold = Cold(tmp_path, 30)
+    size = cold.store.log.source((DURABLE, "w")).size_bytes
+    cold.clock.advance(40.0)
+    add(cold.store, DURABLE, *[row("more")] * 10)
+    cold.clock.advance(0)
+    outlet: Any = Outlet()
+    reader = Reader(outlet, "r")
+    cold.hub.subscribe(reader, NATIVE, ALL, None)
+    cold.hub.resume(reader, {(DURABLE, "w"): 2_000})
+    outlet.busy = True
+    cold.clock.advance(5.0)
+    lag = cold.hub.lag(reader)
+    assert (lag.rows, lag.seconds) == (1_010, 45.0)
+    assert lag.bytes == pytest.approx(size / 3, rel=0.02)
+    # above the rows of before the start, it is the age of those since
+    cold.hub.resume(reader, {(DURABLE, "w"): 3_000})
+    assert cold.hub.lag(reader).seconds == 5.0
+    cold.hub.unsubscribe(reader)
+    cold.clock.advance(0)
+    cold.close()
 
 
 def test_a_socket_that_leads_back_while_it_is_written_to_is_no_trouble() -> None:
