@@ -55,12 +55,15 @@ GREETING_S = 5.0
 _NEWEST = DIALECTS["1.22"]
 
 
-def is_refusal(error: ErrorCommand) -> bool:
+def is_refusal(error: ErrorCommand, *, token_taken: bool) -> bool:
     """Return whether a server says that it will never serve this (protocol.md section 12).
 
-    There is no such stream, or no right to it, or the token does not hold.
+    There is no such stream, or no right to it, or the token does not hold. One that held is
+    another matter, *token_taken* on this connection: the next says the token as it is then.
     """
-    return error.text.startswith(("unknown stream ", f"{NOT_ALLOWED}: ", AUTH_REFUSED))
+    if error.text.startswith(AUTH_REFUSED):
+        return not token_taken
+    return error.text.startswith(("unknown stream ", f"{NOT_ALLOWED}: "))
 
 
 def command_line(command: Command) -> bytes:
@@ -142,7 +145,7 @@ async def positions_of(
                 heard.append((event.stream, event.instance))
             elif isinstance(event, InfoCommand):
                 finish()
-            elif isinstance(event, ErrorCommand) and is_refusal(event):
+            elif isinstance(event, ErrorCommand) and is_refusal(event, token_taken=False):
                 fail(refused(address, event.text))
         if heard and knows_status:
             # All positions were on their way before this is answered.
@@ -293,6 +296,7 @@ class Follower:
         #: Why lines could not be written when the end had come.
         self._unwritten: OSError | None = None
         self.connected = False
+        self._client: ReplicationClient | None = None
         self._checked = False
         self._answered = False
         self._done: Deferred[None] = Deferred()
@@ -322,7 +326,7 @@ class Follower:
             else {}
         )
         by_name = None if self._look_up is None else ByName(reactor, self._address, self._look_up)
-        client = ReplicationClient(
+        client = self._client = ReplicationClient(
             reactor,
             by_name or client_endpoint(reactor, self._address),
             self._streams,
@@ -397,7 +401,8 @@ class Follower:
             self._done.errback(error)
 
     def _on_command(self, command: Command) -> None:
-        if isinstance(command, ErrorCommand) and is_refusal(command):
+        taken = self._client is not None and self._client.token_taken
+        if isinstance(command, ErrorCommand) and is_refusal(command, token_taken=taken):
             self._refuse(refused(self._address, command.text))
         elif self._commands and not self._done.called:
             self._put([command_line(command)[:-1]], answer=False)

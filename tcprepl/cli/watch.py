@@ -187,7 +187,9 @@ def _watch(
             follower.on_reset(name, instance, known, token)
 
         def heard(said: Command) -> None:
-            if isinstance(said, ErrorCommand) and is_refusal(said) and not watch.done.called:
+            if watch.done.called or not isinstance(said, ErrorCommand):
+                return
+            if is_refusal(said, token_taken=client.token_taken):
                 watch.done.errback(refused(address, said.text))
 
         client = ReplicationClient(

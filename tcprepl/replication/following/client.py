@@ -28,7 +28,7 @@ from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.replication.following.asyncio_bridge import bridged
 from tcprepl.replication.following.catchup import CatchUp
-from tcprepl.replication.following.connection import Ended
+from tcprepl.replication.following.connection import ClientConnection, Ended
 from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.replication.following.delivery import (
     Delivery,
@@ -169,6 +169,8 @@ class ReplicationClient(Reconnecting):
         self._on_connected = None if on_connected is None else bridged(on_connected)
         self._said_dialect = dialect
         self._refused_streams: set[StreamName] = set()
+        #: The connection that was greeted last; it may be gone.
+        self._newest: ClientConnection | None = None
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
         self._delivery = Delivery(
             self,
@@ -275,6 +277,11 @@ class ReplicationClient(Reconnecting):
         """The incarnation of its log that the server of the present connection named."""
         return None if self._connection is None else self._connection.incarnation
 
+    @property
+    def token_taken(self) -> bool:
+        """Whether the newest connection, which may be gone, had its token taken or needed none."""
+        return self._newest is not None and self._newest.token_taken
+
     def positions(self) -> dict[Pair, Token]:
         """Return what is known of each (stream, instance)."""
         return dict(self._delivery.known)
@@ -301,6 +308,7 @@ class ReplicationClient(Reconnecting):
 
     def _greeted(self, dialect: Dialect) -> None:
         """Ask for what we follow; the greeting is over and the dialect is known."""
+        self._newest = self._connection
         incarnation = self.incarnation
         self._delivery.begin(dialect, incarnation)
         for command in self._requests(dialect, names_incarnation=bool(incarnation)):

@@ -86,6 +86,7 @@ class ClientConnection:
     Attributes:
         lost: Fires with `Ended` when the connection is gone.
         ready: Whether the greeting is over.
+        token_taken: Whether the server took our token, or there was none to say.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ClientConnection:
         token: str | None = None,
     ) -> None:
         self._token = token
+        self.token_taken = token is None
         self.lost: Deferred[Ended] = Deferred()
         self.ready = False
         self.transport: Any = None
@@ -185,7 +187,10 @@ class ClientConnection:
             kind = type(event)
             if kind is CommandReceived:
                 command = event.command  # type: ignore[attr-defined]  # narrowed by its type
-                if type(command) in (PingCommand, AuthorizedCommand):
+                if type(command) is AuthorizedCommand:
+                    self.token_taken = True
+                    continue
+                if type(command) is PingCommand:
                     continue
                 if type(command) is ErrorCommand:
                     self._last_error = command.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
+from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Tokens
 from tcprepl.cli import following
 from tcprepl.cli.following import (
     Follower,
@@ -22,6 +24,7 @@ from tcprepl.cli.following import (
 from tcprepl.errors import ConfigError, ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand, UserIpCommand
 from tcprepl.streams.masking import without_access_tokens
+from tcprepl.values import Address
 from tests.cli_world import ADDRESS, CliWorld
 
 
@@ -297,3 +300,122 @@ def test_what_a_server_says_before_it_refuses_is_not_handed_on(world: CliWorld) 
     with pytest.raises(ConfigError, match="tping"):
         world.run(main)
     assert lines == []
+
+
+# -- tokens that change while it follows -------------------------------------------------
+
+READS = Grant("reader", read=ALL)
+
+
+class Rotation:
+    """A token of a server that is exchanged for another, and the file that a client reads."""
+
+    def __init__(self, world: CliWorld, *tokens: str) -> None:
+        self._world = world
+        self.file = "first-token"
+        self.read = 0
+        self.serve(*tokens)
+
+    def serve(self, *tokens: str) -> None:
+        """Let these tokens hold, and no other; without any nobody needs one."""
+        entries = [(token, READS) for token in tokens]
+        self._world.server.admit(Tokens(entries), NOTHING if entries else EVERYTHING)
+
+    def token(self) -> str:
+        """Return what is in the file."""
+        self.read += 1
+        return self.file
+
+    def exchange(self) -> None:
+        """Write the new token into the file, and take the old one out of the server."""
+        self.file = "second-token"
+        self.serve("second-token")
+        self._world.publish("typing", ["!r:while-away", []])
+
+    @property
+    def address(self) -> Address:
+        """Where the server is, with the token of the file."""
+        return replace(ADDRESS, token=self.token)
+
+
+def follow_with(world: CliWorld, rotation: Rotation, **options: Any) -> Collected:
+    """Follow typing with a token until two rows came."""
+    lines = Collected()
+
+    async def main(reactor: Any) -> None:
+        await Follower(
+            reactor,
+            rotation.address,
+            ("typing",),
+            lines.write,
+            render=row_lines,
+            **{"count": 2, **options},
+        ).run()
+
+    world.later(4.0, lambda: world.publish("typing", ["!r:before", []]))
+    world.later(40.0, lambda: world.publish("typing", ["!r:behind", []]))
+    world.run(main)
+    return lines
+
+
+def test_a_token_may_be_exchanged_while_it_follows(world: CliWorld) -> None:
+    """It reads its file anew, and goes on from where it was: what came meanwhile is not lost."""
+    rotation = Rotation(world, "first-token")
+    world.later(8.0, rotation.exchange)
+    assert [line.split()[3] for line in follow_with(world, rotation)] == ["1", "2"]
+    assert rotation.read == 2
+
+
+def test_a_token_that_no_row_came_with_may_be_exchanged_too(world: CliWorld) -> None:
+    """Nothing but the server's word tells that it was taken: no position is known of it."""
+    rotation = Rotation(world, "first-token")
+    world.later(2.0, rotation.exchange)
+    lines = Collected()
+
+    async def main(reactor: Any) -> None:
+        await Follower(
+            reactor, rotation.address, ("receipts",), lines.write, render=row_lines, for_s=30.0
+        ).run()
+
+    world.run(main)
+    assert rotation.read == 2
+
+
+def test_tokens_may_be_introduced_while_it_follows(world: CliWorld) -> None:
+    """Who has one already is told to connect again, and does."""
+    rotation = Rotation(world)
+    world.later(8.0, lambda: rotation.serve("first-token"))
+    assert len(follow_with(world, rotation)) == 2
+    assert rotation.read == 2
+
+
+def test_the_end_of_a_token_is_told_as_any_other_line(world: CliWorld) -> None:
+    rotation = Rotation(world, "first-token")
+    world.later(8.0, rotation.exchange)
+    lines = follow_with(world, rotation, commands=True)
+    assert "ERROR AUTH: the token of reader does not hold any more" in lines
+    assert sum(line.startswith("RDATA") for line in lines) == 2
+
+
+def test_a_token_that_ends_for_good_ends_it(world: CliWorld) -> None:
+    """The connection with the token as it is then is refused at its beginning."""
+    rotation = Rotation(world, "first-token")
+    world.later(8.0, lambda: rotation.serve("second-token"))
+    with pytest.raises(ConfigError, match="test:1: AUTH: the token is not known here"):
+        follow_with(world, rotation)
+    assert rotation.read == 2
+
+
+def test_who_has_no_token_ends_when_one_is_asked_for(world: CliWorld) -> None:
+    """What it may do has changed; what it asks for then is refused, with advice."""
+    rotation = Rotation(world)
+    world.later(8.0, lambda: rotation.serve("second-token"))
+    with pytest.raises(ConfigError, match=r"not allowed: REPLICATE needs.*--token-file names"):
+        follow(world, ("typing",))
+
+
+def test_a_wrong_token_ends_it_at_once(world: CliWorld) -> None:
+    rotation = Rotation(world, "second-token")
+    with pytest.raises(ConfigError, match="test:1: AUTH: the token is not known here"):
+        follow_with(world, rotation)
+    assert rotation.read == 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
 
+from tcprepl.access import ALL, NOTHING, Grant, Tokens
 from tcprepl.cli import run, watch
 from tcprepl.cli.watch import Watch
 from tcprepl.streams.rows import PresenceRow
@@ -183,3 +185,27 @@ def test_in_a_form(world: CliWorld, capsysbinary: pytest.CaptureFixture[bytes]) 
     assert run(["watch", "typing", "--count", "1", "--format", "%s %k %r"]) == 0
     assert lines(capsysbinary) == [f'typing {ROOM} {{"room_id": "{ROOM}", "user_ids": ["@a:x"]}}']
     assert run(["watch", "typing", "--format", "%t"]) == 2
+
+
+def test_a_token_may_be_exchanged_while_it_watches(
+    world: CliWorld, capsysbinary: pytest.CaptureFixture[bytes], tmp_path: Path
+) -> None:
+    """It reads its file anew; only a token that is refused at the beginning ends it."""
+    file = tmp_path / "token"
+    arguments = ["watch", "typing", "--for", "60", "--token-file", str(file)]
+
+    def exchange(new: str | None = None) -> None:
+        if new is not None:
+            file.write_text(new)
+        world.server.admit(Tokens([("second-token-1234", Grant("w", read=ALL))]), NOTHING)
+        world.publish("typing", [ROOM, ["@b:x"]])
+
+    file.write_text("first-token-12345")
+    world.server.admit(Tokens([("first-token-12345", Grant("w", read=ALL))]), NOTHING)
+    world.publish("typing", [ROOM, ["@a:x"]])
+    world.later(5, lambda: exchange("second-token-1234"))
+    assert run(arguments) == 0
+    assert lines(capsysbinary) == [f"{ROOM} @a:x", f"{ROOM} @b:x"]
+    file.write_text("first-token-12345")
+    assert run(arguments) == 2
+    assert b"AUTH: the token is not known here" in capsysbinary.readouterr().err
