@@ -105,7 +105,7 @@ def examine(config: Config, *, network: bool = True) -> Iterator[Finding]:
     for check in (*LOCAL, *(REMOTE if network else ())):
         try:
             yield from check(config)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a machine says, the rest is looked at
             yield Finding(Verdict.WARNING, check.__name__, f"could not look: {error}")
 
 

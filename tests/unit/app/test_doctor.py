@@ -70,9 +70,12 @@ def answering(text: bytes, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     thread.join(5.0)
 
 
-def test_a_check_that_cannot_look_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("no"), ValueError("'pubsub' is no number")])
+def test_a_check_that_cannot_look_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def unwell(config: Config) -> Iterator[Finding]:
-        raise OSError("no")
+        raise error
 
     monkeypatch.setattr(doctor, "LOCAL", (unwell,))
     monkeypatch.setattr(doctor, "REMOTE", (unwell,))
