@@ -12,7 +12,7 @@ from tcprepl.ids import Pair
 from tcprepl.protocol.commands import Command
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.redis_source import RedisUpstream
-from tcprepl.replication.relaying.state import RelayState
+from tcprepl.replication.relaying.state import Epoch, RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.gaps import Cause, Gap
@@ -73,6 +73,7 @@ class Relay(LogMachine):
         process: Any = self.process
         self.relay_state = RelayState(self.disk.directory)
         self.relay_state.add_gap = self._note_gap  # type: ignore[method-assign]
+        self.relay_state.begin_anew = self._note_anew  # type: ignore[method-assign]
         registry = relay_registry(self.relay_state.streams())
         self.open_log(registry, self.relay_state.gaps)
         self.intake = RelayIntake(process, self.log, registry, self.relay_state)
@@ -156,6 +157,10 @@ class Relay(LogMachine):
         if gap.cause is not Cause.RECORD:
             self.told.append((pair, gap))
         self.relay_state.__class__.add_gap(self.relay_state, pair, gap)
+
+    def _note_anew(self, pair: Pair, *where: Any, gap: Gap, epoch: Epoch) -> None:
+        self.told.append((pair, gap))
+        RelayState.begin_anew(self.relay_state, pair, *where, gap=gap, epoch=epoch)
 
     def check_beginning(self, pair: Pair, server: Server) -> None:
         """What was written since it went away has come, or was told as missing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -78,5 +79,38 @@ def test_readers_of_an_emptied_relay_hear_of_what_is_damaged_upstream(tmp_path: 
             for diary in (world.workers[2].diaries()[pair], world.pollers[1].diaries[pair[0]]):
                 gaps = [entry for entry in diary if isinstance(entry, Told)]
                 assert any((gap.known or 0) < token <= gap.token for gap in gaps), diary
+        finally:
+            world.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_relay_whose_disk_refused_knows_its_upstreams_incarnation(
+    tmp_path: Path, mended: bool
+) -> None:
+    """Else it is sent back to where the one of before ended, and gives rows a second time."""
+    mend = MENDS["a relay is in an incarnation once its disk says so"]
+    world = World(3, tmp_path)
+    relay, server = world.relays[0], world.server
+    with entered(world), nullcontext() if mended else mend.removed():
+        try:
+            world.begin()
+            for number in range(4):
+                world.happen(Step(number, "publish", number, 1.0))
+            world.happen(Step(4, "quiet", 0, 0.0))
+            relay.disk.mood = "full"
+            server.kill(restart_s=0.0)
+            world.universe.run(10)
+            for number in range(5, 9):
+                world.happen(Step(number, "publish", number, 1.0))
+            assert relay.disk.refused
+            relay.disk.mood = "ok"
+            world.universe.run(30)
+            for number in range(9, 13):
+                world.happen(Step(number, "publish", number, 1.0))
+            world.happen(Step(13, "quiet", 0, 0.0))
+            relay.kill(restart_s=0.0)
+            with nullcontext() if mended else pytest.raises(AssertionError, match="held twice"):
+                world.happen(Step(14, "quiet", 0, 0.0))
         finally:
             world.close()

@@ -21,10 +21,10 @@ from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.protocol.client_session import ClientSession
 from tcprepl.replication.following.delivery import Delivery
 from tcprepl.replication.relaying.lines import LineReader
-from tcprepl.replication.relaying.state import RelayState
+from tcprepl.replication.relaying.state import SET_LINEAGE, RelayState
 from tcprepl.streams import database, stored
 from tcprepl.streams.history import History
-from tcprepl.streams.lineage import Lineage
+from tcprepl.streams.lineage import NEW, Lineage
 from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.producing import Producing
 from tcprepl.web.longpoll import LongPoll
@@ -138,6 +138,14 @@ def forgets(self: Any) -> bool:
 _follow = RelayState.follow
 
 
+def enters_at_once(self: Any, pair: Any, incarnation: Any, before: int, token: int) -> None:
+    """Take a pair for entered though the disk may refuse to keep it."""
+    known = self._lineages.get(pair, NEW)
+    entered = self._lineages[pair] = known.entered(incarnation, before, token)
+    if entered is not known:
+        self._write(SET_LINEAGE, (*pair, entered.stored()))
+
+
 def counts_on(
     self: Any, pair: Any, incarnation: Any, before: int, token: int, *, gap: Any, epoch: Any
 ) -> None:
@@ -200,6 +208,9 @@ MENDS = {
     ),
     "a stream met later is served over HTTP": Mend(replaced(LongPoll, "_known", met_at_first)),
     "a relay keeps by how much its tokens are ahead": Mend(_no_epochs, seed=23),
+    "a relay is in an incarnation once its disk says so": Mend(
+        replaced(RelayState, "enter", enters_at_once), seed=172, only=("publish", "refuse")
+    ),
     "a relay misses workers that end below it": Mend(
         replaced(SyncsBelow, "_miss", lambda self: None), only=("sync",)
     ),

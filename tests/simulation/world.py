@@ -465,16 +465,28 @@ class World:
         self.network.split = chance.choice([0.0, 0.2, 0.95])
 
     def do_refuse(self, chance: random.Random) -> None:
-        """A disk refuses for a while."""
+        """A disk refuses for a while; at times while the server starts anew."""
         victim = chance.choice([self.server, *self.logs, *self.workers, *self.senders])
         mood = chance.choice([*REFUSALS, SLOW])
         self.saw(f"disk {mood}", f"{victim.kind}, {victim.state()}")
         victim.disk.mood = mood
-        self.universe.later(chance.choice([0.5, 5.0, 60.0]), self._consent, victim)
+        for_s = chance.choice([0.5, 5.0, 60.0])
+        self.universe.later(for_s, self._consent, victim)
+        if victim is not self.server and self.server.up and chance.random() < 0.2:
+            self.saw("kill", f"{self.server.kind}, while others write in vain")
+            self.server.kill(restart_s=0.0)
+        if chance.random() < 0.3:
+            self.universe.later(for_s + 30.0, self._start_anew, victim)
 
     @staticmethod
     def _consent(victim: Machine) -> None:
         victim.disk.mood = "ok"
+
+    def _start_anew(self, victim: Machine) -> None:
+        """Somebody does so to whom the disk has refused."""
+        if victim.up:
+            self.saw("kill", f"{victim.kind}, whose disk had refused")
+            victim.kill(restart_s=1.0)
 
     def do_jump(self, chance: random.Random) -> None:
         """The wall clocks are set."""

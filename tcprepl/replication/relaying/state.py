@@ -46,7 +46,7 @@ DROP TABLE streams;
 """
 _SET_EPOCH: Final = "INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?)"
 _ADD_GAP: Final = "INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?, ?)"
-_SET_LINEAGE: Final = "INSERT OR REPLACE INTO lineages VALUES (?, ?, ?)"
+SET_LINEAGE: Final = "INSERT OR REPLACE INTO lineages VALUES (?, ?, ?)"
 _SCHEMA: Final = Schema(_CREATE + _ORDER, version=2, upgrades={0: _CREATE, 1: _ORDER})
 
 
@@ -143,7 +143,7 @@ class RelayState:
         lineage = self._lineages.get(pair, NEW)
         entered = lineage.entered(incarnation, before, token)
         if entered is not lineage:
-            self._write(_SET_LINEAGE, (*pair, entered.stored()))
+            self._write(SET_LINEAGE, (*pair, entered.stored()))
             self._lineages[pair] = entered
 
     def begin_anew(
@@ -173,7 +173,7 @@ class RelayState:
         """
         entered = self._lineages.get(pair, NEW).entered(incarnation, before, token)
         with explaining(self._path, _SCHEMA), transaction(self._connection) as cursor:
-            cursor.execute(_SET_LINEAGE, (*pair, entered.stored()))
+            cursor.execute(SET_LINEAGE, (*pair, entered.stored()))
             cursor.execute(_ADD_GAP, (*pair, gap.after, gap.upto, gap.lost))
             cursor.execute(_SET_EPOCH, (*pair, *epoch))
         self._lineages[pair] = entered
