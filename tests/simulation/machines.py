@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
 
@@ -221,6 +221,24 @@ class Machine:
         return self.world.network.endpoint(self.process, address)
 
 
+class Backup(NamedTuple):
+    """A copy of a log.
+
+    Attributes:
+        where: Its directory.
+        positions: Where its pairs are, heard of or not.
+        truth: What the log had had, as far as anybody had heard.
+        damaged: What was damaged in the log when the copy was made.
+        cuts: How often the log had gone back by then.
+    """
+
+    where: Any
+    positions: dict[Pair, int]
+    truth: dict[Pair, list[tuple[int, int]]]
+    damaged: dict[Pair, set[int]]
+    cuts: int
+
+
 class LogMachine(Machine):
     """A machine with a log that it serves.
 
@@ -244,8 +262,11 @@ class LogMachine(Machine):
         self.wrong: list[str] = []
         self.moved_s = 0.0
         self.forks = 0
-        #: Each copy, where its pairs are, and what was damaged in the log when it was made.
-        self.backups: list[tuple[Any, dict[Pair, int], dict[Pair, set[int]]]] = []
+        self.backups: list[Backup] = []
+        #: Each time that it went back: the last tokens that were the same before and after.
+        self.cuts: list[dict[Pair, int]] = []
+        #: Whether it went back to rows that it had left before: those are rows once more.
+        self.returned = False
         self.log: Any = None
         self.notifier = Notifier()
         self.floors: dict[Pair, int] = {}
@@ -357,6 +378,11 @@ class LogMachine(Machine):
         """Return what the log has had of *pair*."""
         return History([Row(token, str(number)) for token, number in self.truth.get(pair, ())])
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether rows that are void for it may have become true again."""
+        return False
+
     def check_log(self) -> None:
         """What is true of a log by itself."""
         answers, said = self.world.answered(self), self.world.said
@@ -365,12 +391,16 @@ class LogMachine(Machine):
             where = f"{self.name} {pair}"
             history = self.history(pair)
             kept(where, invariants.unsaid_faults(history, self.world.said_rows))
-            kept(where, invariants.writer_faults(answers.get(pair, {}), history))
-            writers: dict[str, list[int]] = {}
-            for _, number in rows:
-                writers.setdefault(said[number], []).append(number)
-            for numbers in writers.values():
-                kept(where, invariants.producer_faults({pair[0]: numbers}, without_hole=False))
+            if self.may_repeat:
+                numbered = [Row(token, str(at)) for at, (token, _) in enumerate(rows)]
+                kept(where, invariants.writer_faults({}, History(numbered)))
+            else:
+                kept(where, invariants.writer_faults(answers.get(pair, {}), history))
+                writers: dict[str, list[int]] = {}
+                for _, number in rows:
+                    writers.setdefault(said[number], []).append(number)
+                for numbers in writers.values():
+                    kept(where, invariants.producer_faults({pair[0]: numbers}, without_hole=False))
             if rows and rows[-1][0] > self.log.position(*pair):
                 raise Broken(where, [f"back: {rows[-1]} above {self.log.position(*pair)}"])
             if self.log.floor(*pair):
@@ -392,7 +422,9 @@ class LogMachine(Machine):
         with closing(sqlite3.connect(target / DATABASE_NAME)) as connection:
             found = connection.execute("SELECT stream, instance, position FROM pairs").fetchall()
         damaged = {pair: set(tokens) for pair, tokens in self.damaged.items()}
-        self.backups.append((target, {(s, i): token for s, i, token in found}, damaged))
+        positions = {(s, i): token for s, i, token in found}
+        truth = {pair: list(rows) for pair, rows in self.truth.items()}
+        self.backups.append(Backup(target, positions, truth, damaged, len(self.cuts)))
         self.world.saw("back up", "done")
 
     def restore(self, which: int) -> None:
@@ -402,14 +434,20 @@ class LogMachine(Machine):
         if not self.backups:
             self.wipe()
             return
-        copy, positions, damaged = self.backups[which % len(self.backups)]
+        copy = self.backups[which % len(self.backups)]
         self.kill(restart_s=None)
         self.world.goes_back(self)
         aside = self.world.where / f"{self.name}-aside-{self.lives}-{self.world.universe.steps}"
         self.disk.directory.rename(aside)
-        restore_backup(copy, self.disk.directory)
-        self._goes_back(positions)
-        self.damaged = {pair: set(tokens) for pair, tokens in damaged.items()}
+        restore_backup(copy.where, self.disk.directory)
+        since = self.cuts[copy.cuts :]
+        self.returned |= bool(since)
+        same = {
+            pair: min([token, *(cut.get(pair, 0) for cut in since)])
+            for pair, token in copy.positions.items()
+        }
+        self._goes_back(same, copy.truth)
+        self.damaged = {pair: set(tokens) for pair, tokens in copy.damaged.items()}
         self.world.universe.later(1.0, self._boot_if_wanted)
 
     def wipe(self) -> None:
@@ -419,16 +457,19 @@ class LogMachine(Machine):
         self.boot_later()
         for path in self.disk.directory.iterdir():
             path.unlink()
-        self._goes_back({})
+        self._goes_back({}, {})
 
-    def _goes_back(self, positions: dict[Pair, int]) -> None:
+    def _goes_back(
+        self, same: dict[Pair, int], truth: Mapping[Pair, list[tuple[int, int]]]
+    ) -> None:
+        """Note that the log is another: up to *same* the one of before, and what *truth* says."""
         self.forks += 1
         self.reasons.add("restored")
         self.damaged.clear()
-        self.world.voided(self, positions)
+        self.cuts.append(same)
+        self.world.voided(self, same)
         for pair in self.truth:
-            upto = positions.get(pair, 0)
-            self.truth[pair] = [row for row in self.truth[pair] if row[0] <= upto]
+            self.truth[pair] = list(truth.get(pair, ()))
         self.states.clear()
         self.floors.clear()
 

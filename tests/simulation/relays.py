@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -162,6 +163,10 @@ class Relay(LogMachine):
         self.told.append((pair, gap))
         RelayState.begin_anew(self.relay_state, pair, *where, gap=gap, epoch=epoch)
 
+    @property
+    def may_repeat(self) -> bool:
+        return self.world.server.returned
+
     def check_beginning(self, pair: Pair, server: Server) -> None:
         """What was written since it went away has come, or was told as missing.
 
@@ -180,9 +185,11 @@ class Relay(LogMachine):
         lost = [t for t, _ in server.truth[pair] if began < t and t not in had]
         kept(f"{self.name} {pair}", [f"left out without a word: {lost[:5]}"] if lost else [])
 
-    def _goes_back(self, positions: dict[Pair, int]) -> None:
+    def _goes_back(
+        self, same: dict[Pair, int], truth: Mapping[Pair, list[tuple[int, int]]]
+    ) -> None:
         self.began = None
-        super()._goes_back(positions)
+        super()._goes_back(same, truth)
 
     def check_upstream(self, server: Server) -> None:
         """It has what its upstream has, or a gap, as a reader of it has."""
