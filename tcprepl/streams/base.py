@@ -160,6 +160,11 @@ class BaseLog:
         found = self._pairs.get((stream, instance))
         return found.restart_point if found else 0
 
+    def goes_on_after(self, pair: Pair, shared: Token) -> Token:
+        """Return after what a reader reads on whose rows after *shared* are void."""
+        stream = pair[0]
+        return 0 if stream in self._registry and self._registry.get(stream).keyed else shared
+
     def cursor(
         self,
         pair: Pair,

@@ -139,6 +139,7 @@ class _Logs(Protocol):
     history: History
 
     def source(self, pair: Pair) -> Source | None: ...
+    def goes_on_after(self, pair: Pair, shared: Token) -> Token: ...
     def look(self) -> Reading | None: ...
 
 
@@ -292,7 +293,7 @@ class Cursor:
             start, floor, bound = source.restart_point, source.floor, source.bound
         compacted = start < floor
         if why is Void.FORKED and not compacted:
-            start = held
+            start = self._log.goes_on_after(self.pair, held)
         self.token = start
         self._compacted = self._compacted or compacted
         return Restart(after, start, why, floor if compacted else held, bound, compacted)

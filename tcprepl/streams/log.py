@@ -180,6 +180,15 @@ class Log(Protocol):
         """
         ...
 
+    def goes_on_after(self, pair: Pair, shared: Token) -> Token:
+        """Return after what a reader reads on whose rows after *shared* are void.
+
+        That is *shared*, unless the rows are of states (typing, presence): a state cannot be
+        undone row by row, so it is read again from 0, wherever the log keeps it (protocol.md
+        section 7.3).
+        """
+        ...
+
     def append(
         self,
         stream: StreamName,

@@ -30,17 +30,13 @@ def said_incarnation(call: Call) -> IncarnationId | None:
 
 
 def void_above(log: Log, pair: Pair, token: Token, said: IncarnationId | None) -> Token | None:
-    """Return above which token a reader's rows are void; None if all of them count.
-
-    A state cannot be undone row by row, so a stream of states is read again from 0.
-    """
+    """Return above which token a reader's rows are void; None if all of them count."""
     if said is None or not token:
         return None
     shared = log.history.shared(pair, token, said)
     if shared == token:
         return None
-    start = log.restart_point(*pair)
-    return start if start < log.floor(*pair) else shared or 0
+    return log.goes_on_after(pair, shared or 0)
 
 
 def forked(pair: Pair, token: Token, held: Token, extra: dict[str, object]) -> ApiError:

@@ -14,10 +14,12 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.ids import Pair
+from tcprepl.replication.relaying.intake import relay_registry
 from tcprepl.storage.worker import InlineWorker, ThreadWorker
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
+from tcprepl.streams.memory import RESTARTED, MemoryLog
 from tcprepl.streams.pages import Reading
 from tcprepl.streams.retention import Bounds, Retention
 from tests.log_kit import (
@@ -207,6 +209,19 @@ def test_a_reader_of_a_known_incarnation_goes_on(make: Make) -> None:
     publish(store, 3)
     places = ((2, store.log.history.current),)
     assert tokens(store.log.cursor(PAIR, 2, places).next()) == [3]
+
+
+def test_states_are_read_again_whole_though_a_row_of_them_is_shared() -> None:
+    """By a relay's readers, too, whose log keeps them as it keeps everything."""
+    log = MemoryLog(relay_registry(), lambda: 0)
+    pair = ("typing", "w")
+    before = log.history.current
+    for room in (b"a", b"b"):
+        log.append(*pair, [b'["!%b:x",["@a:x"]]' % room])
+    log.history.begin({pair: 1}, 0)
+    cursor = log.cursor(pair, 2, ((2, before),))
+    assert cursor.next() == Restart(2, 0, Void.FORKED, 1, RESTARTED, compacted=False)
+    assert rest(cursor) == [1, 2]
 
 
 def test_a_reader_of_another_log_shares_nothing_with_this_one(make: Make) -> None:

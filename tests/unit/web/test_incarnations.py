@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tcprepl.replication.relaying.intake import relay_registry
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Bounds, Retention
@@ -40,6 +41,15 @@ def test_states_are_read_again_from_the_start() -> None:
     log, before = made()
     assert log.floor(*TYPING) == 1
     assert void_above(log, TYPING, 9, before) == 0
+
+
+def test_states_that_a_relay_keeps_are_read_again_from_the_start() -> None:
+    log = MemoryLog(relay_registry(), lambda: 0)
+    before = log.history.current
+    log.append(*TYPING, [b'["!a:x",[]]'])
+    log.history.begin({TYPING: 1}, 0)
+    assert log.floor(*TYPING) == 0
+    assert void_above(log, TYPING, 2, before) == 0
 
 
 def test_the_refusal_says_where_to_go_on() -> None:
