@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - the first look-up of a name loads it, and needs a descriptor
 from dataclasses import replace
 
 from twisted.internet import error as net

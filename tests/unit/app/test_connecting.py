@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,13 @@ from tcprepl.app.connecting import NamedEndpoint, client_endpoint
 from tcprepl.errors import ConfigError, ConnectionFailed
 from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.values import parse_address
+
+
+def test_a_name_can_be_looked_up_when_no_file_can_be_opened() -> None:
+    """Python loads what that takes at the first look-up; without it nobody hears of a failure."""
+    asked = "import sys, tcprepl.app.connecting; print('encodings.idna' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
 
 
 def test_endpoints() -> None:
