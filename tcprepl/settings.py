@@ -123,7 +123,8 @@ class ReplicationSettings(Settings):
     )
     anonymous: Rights | None = Field(
         default=None,
-        description="null, or a section with read, inspect, write, operate: what needs no token",
+        description="null, or a section with read, inspect, write, operate: what needs no token "
+        "on the line",
     )
     listen: Addresses = Field(
         default=(parse_address(DEFAULT_REPLICATION),), description=_ADDRESS_IS

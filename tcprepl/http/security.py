@@ -110,6 +110,16 @@ class Gate:
             raise ConfigError("an HTTP secret is empty: expected at least one character")
         everything = ((secret, EVERYTHING) for secret in secrets)
         self._tokens = Tokens((*grants, *everything), self._guesses)
+        kinds = (
+            ("the replication secret", secrets),
+            ("a token of replication.tokens", grants),
+        )
+        self._wanted = " or ".join(words for words, configured in kinds if configured)
+        self._wrong = (
+            f"the token is not known here; expected {self._wanted}"
+            if grants
+            else f"{self._wanted} is wrong"
+        )
         self._trusting_clients = not self._tokens and not client_tokens
         self._hosts = frozenset(host.lower() for host in hosts)
         self._judged: dict[str, bool] = {}
@@ -163,10 +173,10 @@ class Gate:
             call.grant = EVERYTHING
             return
         token = bearer(call)
-        needs = "this needs Authorization: Bearer with the replication secret"
+        needs = f"this needs Authorization: Bearer with {self._wanted}"
         if browser:
             token = _basic_password(call) if token is None else token
-            needs = "this needs the replication secret: as Bearer, or as the password"
+            needs = f"this needs {self._wanted}: as Bearer, or as the password"
         if token is None:
             REFUSED_ACCESS.labels("http", "no_token").inc()
             raise unauthorized(needs, browser=browser)
@@ -176,8 +186,7 @@ class Gate:
             REFUSED_ACCESS.labels("http", "waiting" if error.wait_s else "unknown_token").inc()
             if error.wait_s:
                 raise wait(error) from None
-            text = needs if browser else "the replication secret is wrong"
-            raise unauthorized(text, browser=browser) from None
+            raise unauthorized(needs if browser else self._wrong, browser=browser) from None
         call.token = digest(token)
         call.caller = fingerprint(token)
 

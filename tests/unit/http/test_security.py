@@ -111,6 +111,49 @@ def test_people_may_type_it_as_a_password(
         assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted", "wrong"),
+    [
+        ({"secrets": ("one",)}, "the replication secret", "the replication secret is wrong"),
+        (
+            {"grants": [("reader-token", Grant("reader", read=ALL))]},
+            "a token of replication.tokens",
+            "the token is not known here; expected a token of replication.tokens",
+        ),
+        (
+            {"secrets": ("one",), "grants": [("reader-token", Grant("reader", read=ALL))]},
+            "the replication secret or a token of replication.tokens",
+            "the token is not known here; expected the replication secret or a token of "
+            "replication.tokens",
+        ),
+    ],
+)
+def test_what_is_wanted_is_named(options: dict[str, Any], wanted: str, wrong: str) -> None:
+    """What is configured, and nothing else: nobody looks for a secret that there is not."""
+    stage = Stage(**options)
+    said = {
+        (path, scheme): stage.ask("GET", path, headers=headers).json["error"]
+        for path in (UPDATES, STATUS)
+        for scheme, headers in (("none", {}), ("wrong", {"Authorization": "Bearer x"}))
+    }
+    people = f"this needs {wanted}: as Bearer, or as the password"
+    assert said == {
+        (UPDATES, "none"): f"this needs Authorization: Bearer with {wanted}",
+        (UPDATES, "wrong"): wrong,
+        (STATUS, "none"): people,
+        (STATUS, "wrong"): people,
+    }
+    stage.close()
+
+
+def test_what_is_wanted_is_named_anew_when_it_changes(guarded: Stage) -> None:
+    guarded.services.secrets = ()
+    guarded.services.grants = GRANTS
+    guarded.site.changed()
+    error = guarded.ask("GET", UPDATES).json["error"]
+    assert error == "this needs Authorization: Bearer with a token of replication.tokens"
+
+
 def test_health_is_for_everybody(guarded: Stage) -> None:
     """So is the description of the API; neither says anything secret."""
     assert guarded.get("/health").status == 200
