@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,13 +18,13 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from tcprepl import limits
 from tcprepl.access import NONE
 from tcprepl.protocol.grammar import PATTERNS, SECRET_SHAPE
 from tcprepl.replication.redis.url import parse_redis_url
+from tcprepl.streams.registry import BUILT_IN
 from tcprepl.streams.releases import Release, parse_release
 from tcprepl.values import (
     Address,
@@ -152,11 +152,10 @@ class ReplicationSettings(Settings):
     @field_validator("listen")
     @classmethod
     def _guarded(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
-        if "tls" not in info.data or "tokens" not in info.data:
-            return value  # which is told already
-        tls = info.data["tls"]
+        # what has faults of its own counts as there: they are told already
+        tls, tokens = info.data.get("tls", True), info.data.get("tokens", True)
         for address in value:
-            known = info.data["tokens"] or is_vouched(address, tls)
+            known = tokens or "tls" not in info.data or is_vouched(address, tls)
             if address.is_exposed and not (address.is_encrypted_by(tls) and known):
                 raise ValueError(
                     "other machines can reach it; expected a loopback address or a unix: endpoint, "
@@ -224,6 +223,15 @@ class ExtraStream(Settings):
     name: Name = Field(description=_NAME_IS)
     durable: bool = Field(default=True, description="true (kept on disk) or false (kept in memory)")
 
+    @field_validator("name")
+    @classmethod
+    def _own(cls, value: str) -> str:
+        from tcprepl.federation.service import OWN_STREAMS  # takes long, and is seldom needed
+
+        if value in OWN_STREAMS or any(value == stream.name for stream in BUILT_IN):
+            raise ValueError("this stream is built in; expected another name")
+        return value
+
 
 def _extra_streams(value: object) -> object:
     if isinstance(value, list):
@@ -246,6 +254,19 @@ class StreamSettings(Settings):
     extra: Annotated[tuple[ExtraStream, ...], BeforeValidator(_extra_streams)] = Field(
         default=(), description="a list of stream names, or of sections with name and durable"
     )
+
+    @field_validator("extra")
+    @classmethod
+    def _different(cls, value: tuple[ExtraStream, ...]) -> tuple[ExtraStream, ...]:
+        first: dict[str, int] = {}
+        for number, stream in enumerate(value):
+            before = first.setdefault(stream.name, number)
+            if before != number:
+                raise ValueError(
+                    f"{stream.name} stands twice, as extra.{before} and extra.{number}; expected "
+                    "each name once"
+                )
+        return value
 
 
 class FederationSettings(Settings):
@@ -394,8 +415,9 @@ class Config(Settings):
             raise ValueError("no URL of PostgreSQL")
         return value
 
-    @model_validator(mode="after")
-    def _shared(self) -> Self:
-        if self.standby and self.data is None:
-            raise ValueError("standby: found true; expected data to be the URL of a database")
-        return self
+    @field_validator("standby")
+    @classmethod
+    def _shared(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("data", True) is None:
+            raise ValueError("nothing to wait for; expected data to be the URL of a database")
+        return value

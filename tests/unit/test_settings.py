@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tcprepl.app.settings import registry_of
 from tcprepl.config import BadConfig, build
 from tcprepl.settings import Config
 from tcprepl.values import parse_address
@@ -19,7 +20,7 @@ def test_a_database_is_a_url_and_its_password_is_not_shown() -> None:
     assert "hunter2" not in repr(config)
     with pytest.raises(BadConfig, match="data: found a value that is not shown; expected null, or"):
         build({"data": "mysql://h"}, "x")
-    with pytest.raises(BadConfig, match="standby: found true; expected data to be the URL"):
+    with pytest.raises(BadConfig, match=r"standby: found True; .*; expected data to be the URL"):
         build({"standby": True}, "x")
 
 
@@ -42,7 +43,7 @@ def test_defaults_are_loopback_and_embedded() -> None:
         ("0.0.0.0:1", True),
         ("[::]:1", True),
         ("example.com:1", True),
-        ("tcp:1", True),
+        ("tcp:1:backlog=5", True),
         ("tcp:1:interface=127.0.0.1", False),
         (r"tcp6:1:interface=\:\:1", False),
         ("tcp:1:interface=10.0.0.1", True),
@@ -93,3 +94,55 @@ def test_any_instance_may_stand_for_the_others() -> None:
     assert build({"instances": {"*": "http://h:1"}}, "x").config.instances == {"*": "http://h:1"}
     with pytest.raises(BadConfig, match="instances"):
         build({"instances": {"a b": "http://h:1"}}, "x")
+
+
+@pytest.mark.parametrize("name", ["typing", "received_edus", "to_device_messages"])
+@pytest.mark.parametrize("durable", [True, None])
+def test_an_extra_stream_is_none_that_is_built_in(name: str, durable: bool | None) -> None:
+    """It would take the place of the built-in one, whose rows have a form."""
+    given = name if durable is None else {"name": name, "durable": durable}
+    (fault,) = faults({"streams": {"extra": ["mine", given]}})
+    assert fault == (
+        f"streams.extra.1.name: found '{name}'; this stream is built in; expected another name"
+    )
+
+
+def test_an_extra_stream_stands_once() -> None:
+    (fault,) = faults({"streams": {"extra": ["mine", "other", "mine"]}})
+    assert fault == (
+        "streams.extra: found ['mine', 'other', 'mine']; mine stands twice, as extra.0 and "
+        "extra.2; expected each name once"
+    )
+
+
+def test_what_is_built_in_is_what_a_process_knows() -> None:
+    for name in registry_of(Config()).names():
+        assert faults({"streams": {"extra": [name]}})
+
+
+@pytest.mark.parametrize(
+    ("section", "listen", "told"),
+    [
+        ({"tokens": [{}]}, "0.0.0.0:1", True),
+        ({"tokens": [{}]}, "tcp:1:backlog=5", True),
+        ({"tokens": [{}], "tls": TLS}, "0.0.0.0:1", False),
+        ({"tokens": [{}], "tls": TLS}, "tcp:1:backlog=5", True),
+        ({"tls": {}}, "0.0.0.0:1", False),
+        ({"tls": {}}, "tcp:1:backlog=5", True),
+        ({"tls": {}, "tokens": [{}]}, "tcp:1:backlog=5", True),
+        ({"tls": {}, "tokens": [{}]}, "ssl:1:privateKey=k", False),
+        ({"tls": {}}, "127.0.0.1:1", False),
+    ],
+)
+def test_a_listener_is_judged_though_what_guards_it_has_faults(
+    section: dict[str, Any], listen: str, told: bool
+) -> None:
+    """Told unless what has faults could have guarded it."""
+    found = faults({"replication": {**section, "listen": listen}})
+    assert any(fault.startswith("replication.listen: ") for fault in found) is told
+
+
+def test_a_standby_without_a_database_is_told_with_all_others() -> None:
+    found = faults({"standby": True, "log": {"level": "loud"}})
+    assert [fault.partition(":")[0] for fault in found] == ["standby", "log.level"]
+    assert faults({"standby": True, "data": "mysql://h"}) != found
