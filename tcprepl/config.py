@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -21,6 +21,9 @@ from tcprepl.protocol.display import counted
 from tcprepl.settings import Config
 from tcprepl.synapse_names import excerpt, put, translate_synapse
 from tcprepl.values import Address
+
+#: What finds faults in settings that may not be valid.
+Look: TypeAlias = Callable[[Mapping[str, Any]], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ class BadConfig(ConfigError):
         self.faults = faults
 
 
-def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Loaded:
-    """Read a file; see `build` for *overrides*.
+def load(
+    path: Path | str, overrides: Mapping[str, Any] | None = None, look: Look | None = None
+) -> Loaded:
+    """Read a file; see `build` for *overrides* and *look*.
 
     Raises:
         BadConfig: the file cannot be read, is not YAML, or has faults; all are named.
@@ -55,23 +60,31 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Loaded
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise BadConfig(str(path), [f"cannot be read: {reason}"]) from None
-    return parse(text, str(path), overrides)
+    return parse(text, str(path), overrides, look)
 
 
-def loader(path: Path | None, overrides: Mapping[str, Any]) -> Callable[[], Loaded]:
+def loader(
+    path: Path | None, overrides: Mapping[str, Any], look: Look | None = None
+) -> Callable[[], Loaded]:
     """Return what reads the settings of a process, again and again.
 
     Args:
         path: The file; None if there are only *overrides*.
         overrides: What its command line says; see `build`.
+        look: What else is a fault; see `build`.
     """
     if path is None:
-        return lambda: build({}, "command line", overrides)
-    return lambda: load(path, overrides)
+        return lambda: build({}, "command line", overrides, look=look)
+    return lambda: load(path, overrides, look)
 
 
-def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
-    """Validate YAML text; *source* names it in errors; see `build` for *overrides*.
+def parse(
+    text: str,
+    source: str,
+    overrides: Mapping[str, Any] | None = None,
+    look: Look | None = None,
+) -> Loaded:
+    """Validate YAML text; *source* names it in errors; see `build` for *overrides* and *look*.
 
     Raises:
         BadConfig: it is not YAML, or has faults; all are named.
@@ -95,7 +108,7 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
         raw = {}
     if not isinstance(raw, dict):
         raise BadConfig(source, [f"found {_shown(raw)}; expected a section with keys"])
-    return build(raw, source, overrides, faults=twice)
+    return build(raw, source, overrides, faults=twice, look=look)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -129,6 +142,7 @@ def build(
     overrides: Mapping[str, Any] | None = None,
     *,
     faults: Sequence[str] = (),
+    look: Look | None = None,
 ) -> Loaded:
     """Validate settings that are already in memory.
 
@@ -137,6 +151,7 @@ def build(
         source: What to call them in errors.
         overrides: Dotted key -> value, stronger than *raw*; None values do not count.
         faults: Faults that are known already, to be told with the others.
+        look: Called with the settings before they are validated; returns more faults.
 
     Raises:
         BadConfig: there are faults; all are named.
@@ -147,6 +162,8 @@ def build(
         if value is not None:
             put(settings, path, value)
     faults += _read_secrets(settings)
+    if look is not None:
+        faults += look(settings)
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:

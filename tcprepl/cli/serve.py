@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tcprepl.app.checking import faults_for_serve
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.server import Server
 from tcprepl.cli import logs
@@ -101,7 +102,7 @@ def settings_of(
         "replication.dialect": dialect,
         "redis.url": redis,
     }
-    return loader(config_file, overrides)
+    return loader(config_file, overrides, faults_for_serve)
 
 
 def welcome(server: Server) -> str:

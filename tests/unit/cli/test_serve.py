@@ -109,3 +109,22 @@ def test_options_are_stronger_than_the_file(
     assert run(["serve", "--listen", "0.0.0.0:1"]) == 2
     with pytest.raises(BadConfig, match="other machines can reach it"):
         build({}, "command line", {"replication.listen": "0.0.0.0:1"})
+
+
+def test_a_retention_of_no_stream_is_refused(tmp_path: Path) -> None:
+    """As check-config does; where a relay or a bus reads the file as well, it is not."""
+    path = tmp_path / "some.yaml"
+    path.write_text("streams: {retention_of: {cachez: {}}}\n", encoding="utf-8")
+    assert run(["serve", "--config", str(path)]) == 2
+    path.write_text("log: {level: loud}\n" + path.read_text(), encoding="utf-8")
+    nothing = dict.fromkeys(
+        ("server_name", "instance", "listen", "http", "data", "dialect", "redis")
+    )
+    with pytest.raises(BadConfig) as caught:
+        serve.settings_of(config_file=path, standby=False, **nothing)()  # type: ignore[arg-type]
+    assert len(caught.value.faults) == 2
+    path.write_text(
+        "bus: {replay_rows: 1}\nstreams: {retention_of: {theirs: {}}}\n", encoding="utf-8"
+    )
+    read = serve.settings_of(config_file=path, standby=False, **nothing)  # type: ignore[arg-type]
+    assert "theirs" in read().config.streams.retention_of

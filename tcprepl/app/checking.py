@@ -1,0 +1,93 @@
+"""What a configuration names and may not be there: files, and streams.
+
+What is looked at is the settings before they are validated, so that it is told with all other
+faults; what has another form than it should is passed over, as validation tells that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tcprepl.app.settings import registry_of
+from tcprepl.app.tls import tls_context
+from tcprepl.config import read_secret
+from tcprepl.errors import ConfigError, did_you_mean
+from tcprepl.settings import Config, StreamSettings, TlsSettings
+
+
+def missing_files(settings: Mapping[str, Any]) -> list[str]:
+    """Return the faults of certificates, their keys, and the passwords of the bus."""
+    faults: list[str] = []
+    for name in ("replication", "http", "bus"):
+        faults += _of_tls(f"{name}.tls", _section(_section(settings, name), "tls"))
+    federation, bus = _section(settings, "federation"), _section(settings, "bus")
+    faults += _unreadable("federation", federation, ["ca"])
+    passwords = {"bus.password_file": bus.get("password_file")}
+    passwords |= {f"bus.users.{user}": path for user, path in _section(bus, "users").items()}
+    for place, path in passwords.items():
+        if isinstance(path, str):
+            try:
+                read_secret(Path(path))
+            except ConfigError as error:
+                faults.append(f"{place}: {error}")
+    return faults
+
+
+def _of_tls(place: str, section: Mapping[str, Any]) -> list[str]:
+    if faults := list(_unreadable(place, section, TlsSettings.model_fields)):
+        return faults
+    try:
+        tls_context(TlsSettings.model_validate(section))
+    except ValidationError:
+        return []
+    except ConfigError as error:
+        return [f"{place}: {error}"]
+    return []
+
+
+def _unreadable(place: str, section: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        if isinstance(path := section.get(key), str):
+            try:
+                Path(path).read_bytes()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                yield f"{place}.{key}: {path}: cannot be read: {reason}"
+
+
+def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = settings.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def unknown_streams(settings: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with ``streams.retention_of`` for who knows all streams: a server.
+
+    A relay and a bus meet the streams of others, which no configuration names.
+    """
+    streams = _section(settings, "streams")
+    try:
+        found = StreamSettings.model_validate({"extra": streams.get("extra", ())})
+    except ValidationError:
+        return []
+    known = registry_of(Config(streams=found))
+    return [
+        f"streams.retention_of.{name}: there is no such stream, neither built in nor in "
+        f"streams.extra{did_you_mean(str(name), known.names(), shown=0)}"
+        for name in _section(streams, "retention_of")
+        if name not in known
+    ]
+
+
+def is_shared(settings: Mapping[str, Any]) -> bool:
+    """Return whether a file is, as far as one can see, one of a relay or a bus, too."""
+    return bool(settings.get("bus") or settings.get("instances"))
+
+
+def faults_for_serve(settings: Mapping[str, Any]) -> list[str]:
+    """Return what a server refuses besides what has another form than it should."""
+    return [] if is_shared(settings) else unknown_streams(settings)
