@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -70,7 +70,8 @@ class Api:
 
     Args:
         url: Its base, without a slash at the end.
-        token: The bearer token, where it wants one.
+        token: The bearer token, where it wants one, or what reads it: again when the server does
+            not take any more the one that it took.
         retry_s: For how long a request is repeated while the server is away or busy.
         timeout_s: How long one request may take.
 
@@ -83,7 +84,7 @@ class Api:
     def __init__(
         self,
         url: str,
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         retry_s: float = 0.0,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -95,8 +96,10 @@ class Api:
         parts = urlsplit(url)
         self._base = "" if url.startswith(UNIX_URL) else parts.path
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
+        #: Whether a token that may be another by now was taken.
+        self._taken = False
+        self._say_token()
         self._connection: http.client.HTTPConnection
         if url.startswith(UNIX_URL):
             self._connection = UnixConnection("/" + url.removeprefix(UNIX_URL), timeout_s)
@@ -109,6 +112,12 @@ class Api:
         self._pause = threading.Event()
         #: What was said already.
         self._warnings: set[str] = set()
+
+    def _say_token(self) -> None:
+        """Show the token, as it is now, from now on."""
+        token = self._token() if callable(self._token) else self._token
+        if token:
+            self._headers = {**self._headers, "Authorization": f"Bearer {token}"}
 
     def close(self) -> None:
         """Close the connection."""
@@ -165,13 +174,13 @@ class Api:
             ConfigError: it has no such stream.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
-        headers = self._headers
-        if self.incarnation is not None:
-            headers = {**headers, INCARNATION_HEADER: self.incarnation}
         deadline = time.monotonic() + self.retry_s
         pause = FIRST_PAUSE_S
         while True:
             wait = pause
+            headers = self._headers
+            if self.incarnation is not None:
+                headers = {**headers, INCARNATION_HEADER: self.incarnation}
             try:
                 self._connection.request(method, target, body, headers)
                 response = self._connection.getresponse()
@@ -187,7 +196,12 @@ class Api:
                 failure = ApiFailed(f"{self.url} {why}", lines_at=lines_at)
             else:
                 self.heard = response.getheader(INCARNATION_HEADER)
+                if response.status == 401 and self._taken:
+                    self._taken = False
+                    self._say_token()
+                    continue
                 if response.status == 200:
+                    self._taken = callable(self._token)
                     return json.loads(text)
                 refusal = _refusal(text)
                 if refusal.get("errcode") == "TCPREPL_UNKNOWN_STREAM":

@@ -177,7 +177,7 @@ SECONDS = DurationType()
 STREAM = StreamType()
 
 
-def _with_token_options(function: Any) -> Any:
+def with_token_reader(function: Any) -> Any:
     """Add ``--token`` and ``--token-file``; *function* takes *token*: what reads it, or None."""
 
     @functools.wraps(function)
@@ -221,7 +221,7 @@ def token_options(function: F) -> F:
     def with_token(*args: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
         return function(*args, token=token and token(), **rest)
 
-    return cast("F", _with_token_options(with_token))
+    return cast("F", with_token_reader(with_token))
 
 
 def saying_token(name: str, function: F) -> F:
@@ -233,7 +233,7 @@ def saying_token(name: str, function: F) -> F:
             rest[name] = replace(rest[name], token=token)
         return function(*args, **rest)
 
-    return cast("F", _with_token_options(with_token))
+    return cast("F", with_token_reader(with_token))
 
 
 def _any_of(_: object, __: object, addresses: tuple[Address, ...]) -> Address:
@@ -311,14 +311,14 @@ class RowsToType(UrlType):
 def rows_to_option(function: F) -> F:
     """Add ``--to`` for rows: *url* is a URL, or the `Address` of the line protocol.
 
-    The token goes with the address, or is given as *token*.
+    What reads the token goes with the address, or is given as *token*.
     """
 
     @functools.wraps(function)
     def with_token(*args: Any, url: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
         if isinstance(url, Address):
             return function(*args, url=replace(url, token=token), token=None, **rest)
-        return function(*args, url=url, token=token and token(), **rest)
+        return function(*args, url=url, token=token, **rest)
 
     add: Callable[[Any], Any] = click.option(
         "--to",
@@ -331,7 +331,7 @@ def rows_to_option(function: F) -> F:
         help="The server to publish to: the URL of its HTTP side, http://unix:/PATH of its socket, "
         "or tcprepl://HOST:PORT (or a Twisted endpoint string) of its line protocol, for speed.",
     )
-    return cast("F", add(_with_token_options(with_token)))
+    return cast("F", add(with_token_reader(with_token)))
 
 
 def url_option(name: str, text: str) -> Callable[[F], F]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from tcprepl.cli.api import Api, ApiFailed
-from tcprepl.cli.arguments import SECONDS, STREAM, token_options, url_option
+from tcprepl.cli.arguments import SECONDS, STREAM, url_option, with_token_reader
 from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.errors import ConfigError, UnknownStream
 from tcprepl.protocol.display import displayable
@@ -102,7 +102,7 @@ def lines_of(
 @click.command("poll")
 @click.argument("stream", nargs=-1, type=STREAM)
 @url_option("--url", "The server to ask")
-@token_options
+@with_token_reader
 @click.option(
     "--since",
     default="now",
@@ -118,7 +118,7 @@ def lines_of(
 def command(
     stream: tuple[str, ...],
     url: str,
-    token: str | None,
+    token: Callable[[], str] | None,
     since: str,
     limit: int,
     count: int | None,

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import click
@@ -153,7 +153,7 @@ def command(
     stream: str,
     row: tuple[str, ...],
     url: str | Address,
-    token: str | None,
+    token: Callable[[], str] | None,
     batch: bool,
     instance: str | None,
     transaction_id: str | None,

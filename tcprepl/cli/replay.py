@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class SpeedType(click.ParamType[float | None]):
 def command(
     file: Path,
     url: str | Address,
-    token: str | None,
+    token: Callable[[], str] | None,
     speed: float | None,
     streams: tuple[str, ...],
     retry_s: float,

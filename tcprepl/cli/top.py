@@ -13,7 +13,7 @@ import click
 
 from tcprepl.cli import screen
 from tcprepl.cli.api import Api
-from tcprepl.cli.arguments import SECONDS, to_options
+from tcprepl.cli.arguments import SECONDS, url_option, with_token_reader
 from tcprepl.cli.topping import COLUMNS, Top, seconds_of
 from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import counted, displayable
@@ -36,7 +36,8 @@ PROCESS = ("rows_in", "rows_out", "reconnects", "replays")
 
 
 @click.command("top")
-@to_options
+@url_option("--to", "The server to ask")
+@with_token_reader
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON, a line each time.")
 @click.option(
@@ -52,7 +53,7 @@ PROCESS = ("rows_in", "rows_out", "reconnects", "replays")
 )
 def command(
     url: str,
-    token: str | None,
+    token: Callable[[], str] | None,
     once: bool,
     as_json: bool,
     sort: str,

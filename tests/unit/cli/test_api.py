@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tcprepl.cli import api as api_module
+from tcprepl.cli import run
 from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.web.incarnations import INCARNATION_HEADER
 from tests.ports import free_port
@@ -227,3 +228,73 @@ def test_the_line_protocol_is_recognised() -> None:
             api.get("/health")
         thread.join()
     assert caught.value.lines_at == where
+
+
+REFUSED: tuple[int, dict[str, str], bytes] = (401, {}, b'{"error": "the token is not known here"}')
+
+
+def said(server: Script) -> list[str | None]:
+    """Return what each request showed."""
+    return [headers.get("Authorization") for _, _, headers, _ in server.asked]
+
+
+def test_a_token_that_was_taken_is_read_anew_when_it_is_refused() -> None:
+    """So that it can be exchanged while a command runs; the request is made again."""
+    tokens = iter(["old", "new"])
+    with (
+        scripted((200, {}, b"{}"), REFUSED, (200, {}, b'{"a": 1}')) as server,
+        contextlib.closing(Api(server.url, lambda: next(tokens))) as api,
+    ):
+        api.get("/x")
+        assert api.get("/x") == {"a": 1}
+        assert said(server) == ["Bearer old", "Bearer old", "Bearer new"]
+
+
+def test_a_token_that_is_refused_at_the_beginning_is_refused() -> None:
+    """Also the one that is read anew: it is asked once with each."""
+    tokens = iter(["old", "newer", "newest"])
+    with (
+        scripted(REFUSED, (200, {}, b"{}"), REFUSED, REFUSED) as server,
+        contextlib.closing(Api(server.url, lambda: next(tokens))) as api,
+    ):
+        with pytest.raises(ApiFailed, match="answered 401: the token is not known here"):
+            api.get("/x")
+        api.get("/x")
+        with pytest.raises(ApiFailed, match="answered 401"):
+            api.get("/x")
+        assert said(server) == ["Bearer old", "Bearer old", "Bearer old", "Bearer newer"]
+
+
+def test_who_shows_no_token_has_none_to_read_anew() -> None:
+    with (
+        scripted((200, {}, b"{}"), REFUSED) as server,
+        contextlib.closing(Api(server.url)) as api,
+    ):
+        api.get("/x")
+        with pytest.raises(ApiFailed, match="answered 401"):
+            api.get("/x")
+
+
+def test_poll_outlives_a_change_of_tokens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """What it reads is the file, and not what was in it when it began."""
+    file = tmp_path / "token"
+    file.write_text("old")
+    answer = Handler.answer
+
+    def exchanging(handler: Handler) -> None:
+        if handler.server.answers[0] is REFUSED:
+            file.write_text("new")
+        answer(handler)
+
+    monkeypatch.setattr(Handler, "answer", exchanging)
+    present = {"streams": {"rows": [["typing", 1]], "position": "1"}}
+    names = ["position", "room_id", "user_ids"]
+    rows = {"typing": {"rows": [[2, "!r:x", []]], "field_names": names, "position": "2"}}
+    first, last = ((200, {}, json.dumps(found).encode()) for found in (present, rows))
+    with scripted(first, REFUSED, last) as server:
+        asked = ["poll", "typing", "--count", "1", "--url", server.url, "--token-file", str(file)]
+        assert run(asked) == 0
+        assert said(server) == ["Bearer old", "Bearer old", "Bearer new"]
+    assert capsysbinary.readouterr().out == b'typing 2 ["!r:x",[]]\n'

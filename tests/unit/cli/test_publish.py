@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,9 +29,9 @@ class FakeApi:
 
     made: list[FakeApi]
 
-    def __init__(self, url: str, token: str | None, retry_s: float) -> None:
+    def __init__(self, url: str, token: Callable[[], str] | None, retry_s: float) -> None:
         self.url = url
-        self.token = token
+        self.token = token and token()
         self.retry_s = retry_s
         self.calls: list[dict[str, Any]] = []
         FakeApi.made.append(self)
