@@ -12,6 +12,7 @@ import errno
 import os
 import platform
 import pwd
+import re
 import resource
 import shutil
 import socket
@@ -66,6 +67,9 @@ CLIENTS_SHARE = 0.8
 REDIS_TIMEOUT_S = 60
 #: Names that nobody looks up.
 _NOT_ON_THE_INTERNET = ("localhost", "example.com", "example.org", "example.net")
+
+#: What an endpoint string may say without its name.
+_TCP = ("port", "interface")
 
 
 class Verdict(IntEnum):
@@ -254,8 +258,7 @@ def room(config: Config) -> Iterator[Finding]:
 
 def secrets(config: Config) -> Iterator[Finding]:
     """Whether files that hold secrets can be read by us, and not by others."""
-    tls = [section.tls for section in (config.replication, config.http, config.bus) if section.tls]
-    files = [section.private_key for section in tls]
+    files = [tls.private_key for tls in _all_tls(config)]
     named = (
         config.federation.signing_key,
         config.bus.password_file,
@@ -263,13 +266,14 @@ def secrets(config: Config) -> Iterator[Finding]:
         config.http.token_file,
         config.http.replication_secret_file,
         *(settings.token_file for settings in config.replication.tokens),
+        *(settings.token_file for settings in config.http.client_tokens),
     )
-    for path in [*files, *(path for path in named if path is not None)]:
+    for path in dict.fromkeys([*files, *(path for path in named if path is not None)]):
         if not os.access(path, os.R_OK):
-            why = "cannot be read" if path.exists() else "is not there"
-            yield Finding(
-                Verdict.FAULT, "secrets", f"{path} {why} (by {_user()})", f"chown {_user()} {path}"
-            )
+            text, todo = f"{path} is not there", f"put it there, for {_user()} alone to read"
+            if path.exists():
+                text, todo = f"{path} cannot be read (by {_user()})", f"chown {_user()} {path}"
+            yield Finding(Verdict.FAULT, "secrets", text, todo)
         elif path.stat().st_mode & 0o007:
             yield Finding(
                 Verdict.WARNING,
@@ -283,10 +287,63 @@ def secrets(config: Config) -> Iterator[Finding]:
 
 def certificates(config: Config) -> Iterator[Finding]:
     """How long the certificates of our listeners are good for."""
-    sections = (config.replication, config.http, config.bus)
-    settings = {section.tls.certificate: section.tls for section in sections if section.tls}
-    for path, tls in settings.items():
-        yield _certificate(path, tls)
+    settings = _all_tls(config)
+    for tls in dict.fromkeys(settings):
+        yield _certificate(tls.certificate, tls)
+    for path in dict.fromkeys(tls.client_ca for tls in settings):
+        if path is not None and not os.access(path, os.R_OK):
+            yield _no_certificate(path, "cannot be read" if path.exists() else "is not there")
+
+
+def _all_tls(config: Config) -> list[TlsSettings]:
+    """Return what the listeners have for TLS, of their sections and of endpoint strings."""
+    found = []
+    for section in (config.replication, config.http, config.bus):
+        placed = (_placed(address, section.tls) for address in section.listen)
+        found += [section.tls, *(place.tls for place in placed if place is not None)]
+    return list(dict.fromkeys(tls for tls in found if tls is not None))
+
+
+class _Place(NamedTuple):
+    """Where is listened, and with what TLS."""
+
+    host: str
+    port: int | None
+    tls: TlsSettings | None
+
+
+def _placed(address: Address, tls: TlsSettings | None) -> _Place | None:
+    """Return what an address says; None of an endpoint string without a port of its own."""
+    if address.host is not None:
+        return _Place(address.host, address.port, tls)
+    text = address.text.removeprefix("haproxy:")
+    kind, *words = (_unescaped(word) for word in re.split(r"(?<!\\):", text))
+    names = {"ssl": ("port", "privateKey", "certKey"), "tcp": _TCP, "tcp6": _TCP}.get(kind)
+    if names is None:
+        return None
+    given = dict(zip(names, (word for word in words if "=" not in word), strict=False))
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals:
+            given[name] = value
+    port = given.get("port", "")
+    # who is behind a proxy answers nobody who does not begin as the proxy does
+    known = port.isdecimal() and text == address.text
+    own = None
+    if kind == "ssl":
+        key = given.get("privateKey", "server.pem")
+        own = TlsSettings(private_key=Path(key), certificate=Path(given.get("certKey", key)))
+    host = given.get("interface") or ("::" if kind == "tcp6" else "0.0.0.0")  # noqa: S104  # as Twisted does
+    return _Place(host, int(port) if known else None, own)
+
+
+def _unescaped(word: str) -> str:
+    return re.sub(r"\\(.)", r"\1", word)
+
+
+def _no_certificate(path: Path, why: str) -> Finding:
+    todo = "expected a PEM file" if path.exists() else "put it there"
+    return Finding(Verdict.FAULT, "certificates", f"{path}: {why}", todo)
 
 
 def _certificate(path: Path, tls: TlsSettings) -> Finding:
@@ -294,9 +351,10 @@ def _certificate(path: Path, tls: TlsSettings) -> Finding:
         found = x509.load_pem_x509_certificates(path.read_bytes())[0]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "holds no certificate"
-        return Finding(Verdict.FAULT, "certificates", f"{path}: {reason}", "expected a PEM file")
+        return _no_certificate(path, reason)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, tls.private_key)
+        if os.access(tls.private_key, os.R_OK):  # else it is one of the secrets that are missing
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, tls.private_key)
     except (OSError, ssl.SSLError):
         return Finding(
             Verdict.FAULT,
@@ -324,8 +382,9 @@ def ports(config: Config) -> Iterator[Finding]:
         sections.append(("bus", config.bus))
     for name, section in sections:
         for address in section.listen:
-            if address.host is not None and address.port is not None:
-                yield _port(name, address, address.host, address.port, section.tls)
+            place = _placed(address, section.tls)
+            if place is not None and place.port is not None:
+                yield _port(name, address, place.host, place.port, place.tls)
 
 
 def _port(name: str, address: Address, host: str, port: int, tls: TlsSettings | None) -> Finding:

@@ -172,7 +172,58 @@ def test_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "cannot be read" in one(doctor.secrets(given)).text
     token.unlink()
-    assert "is not there" in one(doctor.secrets(given)).text
+    missing = one(doctor.secrets(given))
+    assert (missing.text, missing.remedy) == (
+        f"{token} is not there",
+        f"put it there, for {doctor._user()} alone to read",
+    )
+
+
+def test_a_file_of_two_listeners_is_told_once(tmp_path: Path) -> None:
+    tls = {"certificate": str(tmp_path / "chain.pem"), "private_key": str(tmp_path / "key.pem")}
+    given = config(http={"tls": tls}, replication={"tls": tls})
+    assert one(doctor.secrets(given)).text == f"{tls['private_key']} is not there"
+    assert one(doctor.certificates(given)).remedy == "put it there"
+
+
+def test_a_key_that_is_missing_is_told_once(tmp_path: Path) -> None:
+    """Secrets tell it; its certificate is judged by what else can be said of it."""
+    tls = issue(tmp_path, trustme.CA())
+    tls.private_key.unlink()
+    section = {"certificate": str(tls.certificate), "private_key": str(tls.private_key)}
+    given = config(http={"tls": {**section, "client_ca": str(tmp_path / "ca.pem")}})
+    assert one(doctor.secrets(given)).verdict is FAULT
+    good, authority = doctor.certificates(given)
+    assert (good.verdict, authority.verdict, authority.remedy) == (GOOD, FAULT, "put it there")
+
+
+def test_endpoint_strings_are_looked_at(tmp_path: Path) -> None:
+    """Port, key and certificate of each, as of HOST:PORT and the section tls."""
+    ours, other = (issue(tmp_path / name, trustme.CA()) for name in "ab")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    ends = f"ssl:{port}:privateKey={ours.private_key}:certKey={{}}:interface=127.0.0.1"
+    for certificate, verdict in ((ours.certificate, GOOD), (other.certificate, FAULT)):
+        given = config(
+            replication={"listen": ["unix:/tmp/x", ends.format(certificate)]},
+            http={"listen": "unix:/tmp/y"},
+        )
+        assert one(doctor.certificates(given)).verdict is verdict
+        assert str(ours.private_key) in one(doctor.secrets(given)).text
+        assert "is free" in one(doctor.ports(given)).text
+    with answering(b"220 mail\n") as port:
+        for listen, count in (
+            (f"tcp:{port}:interface=127.0.0.1", 1),
+            (f"tcp6:port={port}:interface=\\:\\:1", 1),
+            (f"haproxy:tcp:{port}:interface=127.0.0.1", 0),  # answers nobody who does not say who
+            ("systemd:domain=INET:index=0", 0),
+            ("tcp:http:interface=127.0.0.1", 0),
+        ):
+            found = list(
+                doctor.ports(config(http={"listen": listen}, replication={"listen": "unix:/x"}))
+            )
+            assert len(found) == count
+            assert all(finding.verdict in (GOOD, FAULT) for finding in found)
 
 
 def test_certificates(tmp_path: Path) -> None:
