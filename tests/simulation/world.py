@@ -692,6 +692,7 @@ def entered(world: World) -> Iterator[None]:
         stack.callback(gc.unfreeze)
         stack.callback(gc.collect)
         stack.callback(world.graves.clear)
+        gc.collect()  # what is frozen is kept, also what a failure has left behind
         gc.disable()
         gc.freeze()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
