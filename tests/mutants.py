@@ -306,6 +306,7 @@ def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
     if child == 0:
         os.setpgid(0, 0)
         atexit._clear()  # what is the parent's to end
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the parent does
         try:
             nowhere = os.open(os.environ.get("MUTANTS_SAY", os.devnull), os.O_RDWR)
             for number in range(3):
