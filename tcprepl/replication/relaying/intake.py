@@ -112,8 +112,6 @@ class RelayIntake(LogQueue):
         self._registry = registry
         self._state = state
         self._offsets: dict[Pair, Token] = {}
-        #: Pairs that were met, and of which nothing is logged or noted yet.
-        self._unrecorded: set[Pair] = set()
         self.shifts: dict[Pair, list[Epoch]] = {}
         #: (after, upto): no row was seen between them, as the upstream counts; oldest first.
         self._holes: dict[Pair, list[tuple[Token, Token]]] = {}
@@ -274,7 +272,6 @@ class RelayIntake(LogQueue):
             return Deferred.fromCoroutine(self._shift(pair, token, raw))
         self._state.enter(pair, self.incarnation, head - offset, token)
         self._pass_over(pair, max(0, head - offset), token)
-        self._unrecorded.discard(pair)
         self._append(pair, [ours] * len(raw), raw)
         return self._wait_for_room()
 
@@ -292,12 +289,11 @@ class RelayIntake(LogQueue):
             return
         if pair not in self._heads:
             self._meet(pair)
-        first = pair in self._unrecorded
+        first = not (self._heads[pair] or self._state.has_epoch(pair))
         ours = token + self._offsets[pair]
         if ours <= self._heads[pair]:
             if first:
                 self._state.set_epoch(pair, Epoch())
-                self._unrecorded.discard(pair)
             return
         before = self._heads[pair] - self._offsets[pair]
         self._state.enter(pair, self.incarnation, before, token)
@@ -305,7 +301,6 @@ class RelayIntake(LogQueue):
         if first:
             # What was before we came is not ours to tell; nothing that we held is missing.
             self._state.add_gap(pair, Gap(0, ours, Cause.RECORD))
-            self._unrecorded.discard(pair)
         self._advance(pair, ours, trims=first)
 
     async def reset(
@@ -396,7 +391,6 @@ class RelayIntake(LogQueue):
         self._log.ensure(stream, instance)
         self._heads[pair] = self._log.position(stream, instance)
         self._offsets[pair] = self._state.epoch(pair).offset
-        self._unrecorded.add(pair)
         if self.on_pair is not None:
             self.on_pair(stream, instance)
 

@@ -113,6 +113,10 @@ class RelayState:
         """Return every pair of which something was noted."""
         return list(self._epochs)
 
+    def has_epoch(self, pair: Pair) -> bool:
+        """Return whether something was noted of *pair*."""
+        return pair in self._epochs
+
     def epoch(self, pair: Pair) -> Epoch:
         """Return how our tokens of *pair* follow from the upstream's."""
         return self._epochs.get(pair, Epoch())

@@ -277,6 +277,23 @@ def test_where_the_record_begins_is_told_though_the_disk_refused_at_first(
     assert world.log.floor(*PAIR) == 4
 
 
+def test_rows_that_came_after_a_refused_position_stay(world: World) -> None:
+    """The connection may end before the position is said again."""
+    world.intake.incarnation = "x"
+    world.state._connection.execute(
+        "CREATE TEMP TRIGGER refuses BEFORE INSERT ON gaps"
+        " BEGIN SELECT RAISE(ABORT, 'the disk refuses'); END"
+    )
+    with pytest.raises(LogError, match="the disk refuses"):
+        world.position(4)
+    world.state._connection.execute("DROP TRIGGER refuses")
+    world.intake.run(*PAIR, [5, 6], [b"[5]", b"[6]"])
+    world.clock.advance(0)
+    world.position(9)
+    assert world.rows() == [(5, b"[5]"), (6, b"[6]")]
+    assert list(world.state.gaps) == []
+
+
 def test_a_pair_that_was_met_at_0_is_known_after_a_restart(world: World) -> None:
     world.position(0)
     world.log = MemoryLog(world.registry, lambda: 0)
