@@ -608,6 +608,7 @@ def test_a_token_is_said_before_anything_is_asked_for(world: World) -> None:
     world.publish("alpha", 1)
     assert world.seen == [("alpha", "master", 1, [1])]
     assert client.last_error is None
+    assert client.token_taken
     assert not any(isinstance(command, AuthorizedCommand) for command in world.commands)
 
 
@@ -624,6 +625,7 @@ def test_a_token_is_read_anew_for_each_connection(world: World) -> None:
     client = world.client(streams=["alpha"], token=read, since="start")
     world.publish("alpha", 1)
     assert client.last_error.startswith("AUTH: the token is not known here")
+    assert not client.token_taken
     assert world.seen == []
     said.clear()
     run_until(world.network, lambda: "is empty" in client.last_error)

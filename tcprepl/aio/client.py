@@ -133,6 +133,11 @@ class ReplicationClient(Running):
         return self._service.incarnation
 
     @property
+    def token_taken(self) -> bool:
+        """Whether the newest connection, which may be gone, had its token taken or needed none."""
+        return self._service.token_taken
+
+    @property
     def quarantined_rows(self) -> int:
         """Rows left out because they do not fit their stream."""
         return self._service.quarantined_rows
