@@ -24,6 +24,7 @@ from tcprepl.cli.progress import Progress
 from tcprepl.errors import ConfigError, LogCorrupt, LogUnavailable
 from tcprepl.ids import StreamName, Token
 from tcprepl.protocol.display import counted, displayable
+from tcprepl.replication.relaying.state import FILE_NAME as STATE_NAME
 from tcprepl.storage.backup import LIST_NAME, backup_faults
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.blocks import rows_of
@@ -143,24 +144,31 @@ def pages(database: Database, pair: StoredPair, after: Token | None = None) -> I
 def ls(data: Path, as_json: bool) -> None:
     """List streams and writers: what is held, how much, from when.
 
+    A stream in memory, as typing is one, has no rows here, and no position: just the token up to
+    which none is given out again, reserved_upto of --json.
+
     \b
     Example:
       $ tcprepl log ls --data /backup/monday
-      STREAM        WRITER  HELD FROM  POSITION  ROWS  BYTES   OLDEST
-      device_lists  master  0          812       812   91.3kB  2d 4h
+      STREAM        WRITER  HELD FROM  POSITION   ROWS  BYTES   OLDEST
+      device_lists  master  0          812        812   91.3kB  2d 4h
+      typing        master  -          in memory  -     -
     """
     with opened(data) as database:
         found = [(pair, _oldest_ms(database, pair)) for pair in database.pairs()]
+    relayed = (data / STATE_NAME).exists()
     if as_json:
         for pair, oldest_ms in found:
+            in_memory = _is_in_memory(pair, relayed)
             _tell_json(
                 stream=pair.stream,
                 writer=pair.instance,
-                held_from=pair.floor,
-                position=pair.position,
+                held_from=None if in_memory else pair.floor,
+                position=None if in_memory else pair.position,
                 rows=pair.rows,
                 bytes=pair.size_bytes,
                 oldest_ms=oldest_ms,
+                **({"reserved_upto": pair.position} if in_memory else {}),
             )
         return
     lines: list[tuple[str, ...]] = [
@@ -168,6 +176,9 @@ def ls(data: Path, as_json: bool) -> None:
     ]
     now_ms = time.time() * 1000
     for pair, oldest_ms in found:
+        if _is_in_memory(pair, relayed):
+            lines.append((pair.stream, pair.instance, "-", "in memory", "-", "-", ""))
+            continue
         age = "" if oldest_ms is None else duration(max(0.0, (now_ms - oldest_ms) / 1000))
         held = (pair.floor, pair.position, pair.rows)
         lines.append((pair.stream, pair.instance, *map(str, held), size(pair.size_bytes), age))
@@ -175,6 +186,15 @@ def ls(data: Path, as_json: bool) -> None:
     for line in lines:
         padded = (word.ljust(width) for word, width in zip(line, widths, strict=True))
         click.echo(displayable("  ".join(padded).rstrip()).replace("\u202f", ""))
+
+
+def _is_in_memory(pair: StoredPair, relayed: bool) -> bool:
+    """Return whether the position of *pair* is what is reserved for a stream in memory.
+
+    No row of it was ever here. A relay, which has every stream on disk, moves positions without
+    rows; nobody else does.
+    """
+    return pair.position > 0 and not (pair.floor or pair.rows or relayed)
 
 
 def _oldest_ms(database: Database, pair: StoredPair) -> int | None:

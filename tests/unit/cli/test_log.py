@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from click.testing import CliRunner
 from tcprepl import cli
 from tcprepl.cli import log, progress
 from tcprepl.errors import ConfigError, LogCorrupt, LogLocked, LogUnavailable
+from tcprepl.replication.relaying.state import FILE_NAME as STATE_NAME
 from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
-from tests.log_kit import SqliteStore, add, row
+from tests.log_kit import SqliteStore, add, row, typing
 
 
 @pytest.fixture
@@ -62,6 +64,43 @@ def test_ls_for_programs(data: Path) -> None:
     names = {"stream": "push_rules", "writer": "w", "held_from": 0, "position": 4, "rows": 5}
     assert first == names
     assert second["stream"] == "caches"
+
+
+def test_a_stream_in_memory_has_no_position_on_disk(data: Path, tmp_path: Path) -> None:
+    """What is there of it is the token up to which none is given out again."""
+    store = SqliteStore(data)
+    add(store, "typing", typing("!r:x", "@a:x"))
+    add(store, "sparks", b"[1]")  # one of the configuration, which nobody reads here
+    killed = tmp_path / "killed"
+    shutil.copytree(data, killed)
+    store.close()
+    lines = [line.split() for line in run("ls", str(killed))[0].splitlines()]
+    in_memory = ["w", "-", "in", "memory", "-", "-"]
+    assert lines[3:] == [["typing", *in_memory], ["sparks", *in_memory]]
+    assert lines[1][:5] == ["push_rules", "w", "0", "4", "5"]
+    told = list(map(json.loads, run("ls", str(killed), "--json")[0].splitlines()))
+    unknown = {"held_from": None, "position": None, "rows": 0, "bytes": 0, "oldest_ms": None}
+    assert told[2:] == [
+        {"stream": stream, "writer": "w", **unknown, "reserved_upto": 10_001}
+        for stream in ("typing", "sparks")
+    ]
+    assert "reserved_upto" not in told[0]
+
+
+def test_a_relay_keeps_every_stream_on_disk(data: Path) -> None:
+    """Of a stream of which no row has come its position is known all the same."""
+    with sqlite3.connect(data / DATABASE_NAME) as connection:
+        connection.execute(
+            "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes)"
+            " VALUES (9, 'typing', 'master', 7, 0, 0, 0), (10, 'receipts', 'master', 0, 0, 0, 0)"
+        )
+    connection.close()
+    told = [line.split() for line in run("ls", str(data))[0].splitlines()]
+    assert told[3] == ["typing", "master", "-", "in", "memory", "-", "-"]
+    assert told[4] == ["receipts", "master", "0", "0", "0", "0B"]
+    (data / STATE_NAME).touch()
+    told = [line.split() for line in run("ls", str(data))[0].splitlines()]
+    assert told[3] == ["typing", "master", "0", "7", "0", "0B"]
 
 
 def test_show(data: Path) -> None:
