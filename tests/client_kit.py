@@ -612,6 +612,24 @@ def test_a_token_is_said_before_anything_is_asked_for(world: World) -> None:
     assert not any(isinstance(command, AuthorizedCommand) for command in world.commands)
 
 
+def test_a_change_of_tokens_makes_no_wait_longer(world: World) -> None:
+    """However many there were: the server is well, and it took the token of before."""
+    said = ["token-0"]
+
+    def admit() -> None:
+        world.server.admit(Tokens([(said[0], Grant("w", read=ALL))]), NOTHING)
+        world.network.settle()
+
+    admit()
+    client = world.client(streams=["alpha"], token=lambda: said[0])
+    for change in range(1, 9):
+        said[0] = f"token-{change}"
+        admit()
+        assert not client.connected
+        world.network.run(limits.RECONNECT_MIN_S, step=limits.RECONNECT_MIN_S)
+        assert (client.token_taken, client.reconnects) == (True, change)
+
+
 def test_a_token_is_read_anew_for_each_connection(world: World) -> None:
     """So that it can be exchanged while the client runs; what cannot be read is told."""
     said = ["wrong-token"]

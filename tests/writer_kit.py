@@ -371,6 +371,35 @@ def test_without_the_right_to_write_it_fails_and_says_why() -> None:
     desk.end()
 
 
+def test_a_cut_makes_no_wait_longer_while_nothing_is_open(desk: Desk) -> None:
+    """However many there were: the server took the name each time."""
+    for cut in range(1, 9):
+        desk.cut()
+        assert not desk.writer.connected
+        desk.network.run(limits.RECONNECT_MIN_S, step=limits.RECONNECT_MIN_S)
+        assert (desk.writer.connected, desk.writer.reconnects) == (True, cut)
+
+
+def test_a_change_of_tokens_makes_no_wait_longer() -> None:
+    """As long as the one of before was taken."""
+    said = ["token-0"]
+    desk = Desk(token=lambda: said[0])
+
+    def admit() -> None:
+        desk.world.server.admit(Tokens([(said[0], Grant("w", write=ALL))]), NOTHING)
+        desk.network.settle()
+
+    admit()
+    desk.start()
+    for change in range(1, 9):
+        said[0] = f"token-{change}"
+        admit()
+        assert not desk.writer.connected
+        desk.network.run(limits.RECONNECT_MIN_S, step=limits.RECONNECT_MIN_S)
+        assert (desk.writer.connected, desk.writer.reconnects) == (True, change)
+    desk.end()
+
+
 def test_a_token_that_does_not_hold_is_tried_again_and_nothing_is_lost() -> None:
     """It may hold again once the server is configured anew."""
     desk = Desk(token="the-token")

@@ -223,7 +223,7 @@ class ReplicationClient(Reconnecting):
 
     async def _left(self, ended: Ended) -> None:
         await self._delivery.end()
-        if ended.established and not ended.unauthorized:
+        if ended.served:
             self._failures = 0
         if ended.speaks_2017:
             self._dialect = "2017"

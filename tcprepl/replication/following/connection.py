@@ -66,17 +66,19 @@ class Ended:
         text: In words; what the server's last ERROR said, if it said one.
         established: Whether the greeting was over: a server of ours was there.
         speaks_2017: Whether the server turned out to speak the dialect of 2017 only.
+        token_taken: Whether the server took our token, or there was none to say.
     """
 
     reason: CloseReason
     text: str
     established: bool
     speaks_2017: bool
+    token_taken: bool
 
     @property
-    def unauthorized(self) -> bool:
-        """Whether the server did not take our token, or takes it no longer."""
-        return self.text.startswith(AUTH_REFUSED)
+    def served(self) -> bool:
+        """Whether a server of ours was there for us, though it may take our token no longer."""
+        return self.established and (self.token_taken or not self.text.startswith(AUTH_REFUSED))
 
 
 @implementer(IProtocol)
@@ -172,6 +174,7 @@ class ClientConnection:
                 text=text,
                 established=established,
                 speaks_2017=self._session.replicate_refused,
+                token_taken=self.token_taken,
             )
         )
 

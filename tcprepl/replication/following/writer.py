@@ -208,6 +208,8 @@ class ReplicationWriter(Reconnecting):
             self._give_up(LogUnavailable("the writer was stopped before the server answered"))
 
     async def _left(self, ended: Ended) -> None:
+        if self._ready and not self._sent:  # what is open may be why it ended
+            self._failures = 0
         self._ready = False
 
     def _give_up(self, error: Exception) -> None:
