@@ -136,6 +136,9 @@ FAULTS = [
     b"*0\r\n*-1\r\nPING\r\n",
     b"GET '\\'x'\r\n",
     b'ECHO "\\x41\\n\\"b"\r\n',
+    b"POST / HTTP/1.1\r\nHost: x\r\n\r\nPING\r\n",
+    b"GET / HTTP/1.1\r\nPING\r\n",
+    b"host: x\r\nPING\r\n",
 ]
 
 

@@ -44,6 +44,9 @@ Words: TypeAlias = Sequence[bytes]
 
 #: Databases that SELECT knows; all are the same one.
 DATABASES: Final = 16
+#: What a request over HTTP begins with, or has in its second line. A page in a browser can send
+#: one to any port of the machine, with requests of ours in its body; none of those is carried out.
+OF_HTTP: Final = frozenset({"post", "host:"})
 _YEARS_MS: Final = 2**62
 
 
@@ -142,6 +145,10 @@ class Client(Protocol):
         """Close once everything has been written."""
         ...
 
+    def turn_away(self) -> None:
+        """Close without an answer: this is a request over HTTP."""
+        ...
+
 
 Run: TypeAlias = Callable[[Client, Words], bytes]
 
@@ -166,6 +173,9 @@ def run(client: Client, words: Words) -> bytes:
     """Return the reply to *words*, at least one, having done what they ask for."""
     name = words[0].decode("latin-1").lower()
     spec = COMMANDS.get(name)
+    if name in OF_HTTP:
+        client.turn_away()
+        return b""
     if spec is None:
         return unknown_command(words)
     if not _fits(spec.arity, len(words)):

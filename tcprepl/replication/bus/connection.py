@@ -317,6 +317,13 @@ class BusConnection:
         """Close once the reply has been written."""
         self._leaving = True
 
+    def turn_away(self) -> None:
+        """Close without an answer: this is a request over HTTP, perhaps of a browser."""
+        log.warning(
+            "bus.http", client=self.label, reason="a page in a browser may try to speak to the bus"
+        )
+        self.close(CloseReason.WRONG_PROTOCOL)
+
     # -- what goes out -----------------------------------------------------------------
 
     def write(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.replication.bus import connection
+from tcprepl.replication.bus.passwords import Passwords
 from tcprepl.replication.redis.resp import encode
 from tests.bus_world import BusWorld
 
@@ -32,6 +33,25 @@ def test_a_fault_is_answered_and_costs_that_connection_alone() -> None:
     assert client.transport.disconnecting
     client.connection.dataReceived(b"PING\r\n")
     assert other.ask("PING") == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize(
+    "head", [b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", b"PUT / HTTP/1.1\r\nhOST: x\r\n\r\n"]
+)
+@pytest.mark.parametrize("passwords", [Passwords(), Passwords("hush")])
+def test_what_is_in_a_request_over_http_is_not_carried_out(
+    head: bytes, passwords: Passwords
+) -> None:
+    """A page in a browser can send one to every port of its machine."""
+    world = BusWorld(passwords=passwords)
+    client = world.client()
+    said = client.raw(
+        head + b"AUTH hush\r\nSET k v\r\nPUBLISH example.com 'RDATA events w1 5 [1]'\r\n"
+    )
+    assert client.transport.disconnecting
+    assert b"+OK" not in said
+    assert len(world.bus.cache) == 0
+    assert world.log.pairs() == []
 
 
 def test_who_has_subscribed_may_only_say_so_much() -> None:
@@ -151,8 +171,6 @@ def test_publish_waits_while_too_much_waits_for_pages(monkeypatch: pytest.Monkey
 
 
 def test_large_requests_wait_for_the_password() -> None:
-    from tcprepl.replication.bus.passwords import Passwords
-
     client = BusWorld(passwords=Passwords("hush")).client()
     assert client.raw(encode(b"AUTH", b"hush") + encode(b"SET", b"k", b"x" * 20_000)) == (
         b"+OK\r\n+OK\r\n"
