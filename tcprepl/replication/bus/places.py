@@ -102,7 +102,7 @@ class Places:
     """The places of all known processes that are away, and which of them are here.
 
     Invariant: what is noted is written down before the call returns, or the disk refused, which is
-    logged, and costs a fetch at most.
+    logged, and costs a fetch at most; then it is owed, and written with what is noted next.
 
     Args:
         directory: The data directory; None keeps everything in memory.
@@ -124,6 +124,8 @@ class Places:
         self._now = now
         self._away: dict[str, Place] = {}
         self._alive_at = float("-inf")
+        #: What the disk has not taken, by table and key: a statement and its values.
+        self._owed: dict[tuple[str, object], tuple[str, tuple[object, ...]]] = {}
         if self._path is not None:
             private_directory(self._path.parent)
         self._database = open_database(self._path, _SCHEMA, Durability.PROCESS_DEATH)
@@ -185,10 +187,13 @@ class Places:
     def forget(self, process: str) -> None:
         """Forget *process*."""
         self._away.pop(process, None)
-        self._execute("DELETE FROM places WHERE process = ?", (process,))
+        self._execute("places", "DELETE FROM places WHERE process = ?", (process,))
 
     def alive(self, said: set[Pair]) -> None:
-        """Write down, now and then, that the bus runs, and of which pairs processes are told."""
+        """Write down, now and then, that the bus runs, and of which pairs processes are told.
+
+        What the disk has refused before is tried again.
+        """
         now = self._now()
         if now - self._alive_at >= ALIVE_INTERVAL_S:
             self._alive_at = now
@@ -196,6 +201,7 @@ class Places:
         if said != self.said:
             self.said = set(said)
             self._fact("said", sorted(said))
+        self._write_owed()
 
     def is_instance(self, process: str, instance: InstanceName) -> None:
         """Note that *process* is *instance*."""
@@ -204,9 +210,8 @@ class Places:
             self._fact("instances", self.instances)
 
     def _fact(self, name: str, value: object) -> None:
-        self._execute(
-            "INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgspec.msgpack.encode(value))
-        )
+        statement = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
+        self._execute("facts", statement, (name, msgspec.msgpack.encode(value)))
 
     def _write(self, process: str, place: Place) -> None:
         stands = [(*pair, *stand) for pair, stand in place.stands.items()]
@@ -216,15 +221,19 @@ class Places:
         )
 
     def _put(self, process: str, written: _Written) -> None:
-        self._execute(
-            "INSERT OR REPLACE INTO places VALUES (?, ?)",
-            (process, msgspec.msgpack.encode(written)),
-        )
+        statement = "INSERT OR REPLACE INTO places VALUES (?, ?)"
+        self._execute("places", statement, (process, msgspec.msgpack.encode(written)))
 
-    def _execute(self, statement: str, values: tuple[object, ...]) -> None:
+    def _execute(self, table: str, statement: str, values: tuple[object, ...]) -> None:
+        self._owed[table, values[0]] = statement, values
+        self._write_owed()
+
+    def _write_owed(self) -> None:
         try:
             with explaining(self._path, _SCHEMA):
-                self._database.execute(statement, values)
+                for key, (statement, values) in list(self._owed.items()):
+                    self._database.execute(statement, values)
+                    del self._owed[key]
         except LogError as error:
             log.warning("bus.place.not_written", error=str(error))
 

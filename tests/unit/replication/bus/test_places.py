@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -83,3 +85,70 @@ def test_places_survive_the_death_of_the_process(tmp_path: Path) -> None:
     assert places._database.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
     places.load({})
     places.close()
+
+
+class Refusing:
+    """A database that refuses some statements, and then takes what there is."""
+
+    def __init__(self, database: sqlite3.Connection, refusals: int) -> None:
+        self.database = database
+        self.refusals = refusals
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        if self.refusals:
+            self.refusals -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.database.execute(*statement)
+
+
+#: What is noted, and what the next run of the bus finds of it.
+NOTES: list[tuple[Callable[[Places], object], Callable[[Places], object], object]] = [
+    (lambda p: p.is_instance("gw", "w1"), lambda p: p.instances, {"gw": "w1"}),
+    (lambda p: p.alive({EVENTS}), lambda p: p.said, {EVENTS}),
+    (
+        lambda p: p.leave("gw", Place(9.0, {EVENTS: Stand(7)}, pid=5)),
+        lambda p: dict(p.away()),
+        {"gw": Place(9.0, {EVENTS: Stand(7)}, pid=5)},
+    ),
+    (
+        lambda p: p.stay("gw", Place(9.0, {EVENTS: Stand(7)})),
+        lambda p: dict(p.away()),
+        {"gw": Place(9.0, {EVENTS: Stand(7)})},
+    ),
+]
+
+
+@pytest.mark.parametrize(("note", "found", "wanted"), NOTES)
+def test_what_the_disk_refuses_is_written_with_the_next_look(
+    tmp_path: Path, note: Callable[[Places], object], found: Callable[[Places], object], wanted: Any
+) -> None:
+    places = Places(tmp_path, lambda: 100.0)
+    places.load({})
+    database = places._database
+    refusing = Refusing(database, 2)
+    places._database = refusing  # type: ignore[assignment]
+    note(places)
+    refusing.refusals = 0
+    places.alive(places.said)  # nothing is new
+    database.close()  # kill -9
+    again = Places(tmp_path, lambda: 101.0)
+    again.load({EVENTS: 9})
+    assert found(again) == wanted
+    assert not places._owed
+    again.close()
+
+
+def test_of_what_the_disk_has_refused_the_newest_is_written(tmp_path: Path) -> None:
+    places = Places(tmp_path, lambda: 100.0)
+    places.load({})
+    database = places._database
+    refusing = Refusing(database, 2)
+    places._database = refusing  # type: ignore[assignment]
+    places.leave("gw", Place(9.0, {EVENTS: Stand(7)}))
+    places.forget("gw")
+    places.leave("ew1", Place(9.0, {EVENTS: Stand(8)}))
+    database.close()
+    again = Places(tmp_path, lambda: 101.0)
+    again.load({EVENTS: 9})
+    assert [process for process, _ in again.away()] == ["ew1"]
+    again.close()
