@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import heapq
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 import click
@@ -26,11 +24,12 @@ from tcprepl.ids import StreamName, Token
 from tcprepl.protocol.display import counted, displayable
 from tcprepl.replication.relaying.state import FILE_NAME as STATE_NAME
 from tcprepl.storage.backup import LIST_NAME, backup_faults
-from tcprepl.storage.lock import DirectoryLock
+from tcprepl.storage.lock import DirectoryLock, kept_from_others
 from tcprepl.streams.blocks import rows_of
 from tcprepl.streams.database import Database
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.gaps import Gap
+from tcprepl.streams.looking import looking_into
 from tcprepl.streams.masking import without_access_tokens
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
@@ -49,7 +48,7 @@ def command() -> None:
     """Look into a data directory: what it holds, and whether it is whole.
 
     The server that has it must be stopped, or look at a copy (`tcprepl backup`). Nothing is
-    changed.
+    changed; the directory may be read-only.
 
     \b
     Example:
@@ -91,37 +90,41 @@ def opened(directory: Path) -> Iterator[Database]:
     Raises:
         ConfigError: There is no log.
         LogLocked: A process has it.
-        LogError: It is no log of ours, or an empty file in its place.
+        LogError: It is no log of ours, or an empty file in its place, or cannot be read.
     """
     path = directory / DATABASE_NAME
-    if not path.exists():
-        raise ConfigError(f"{directory}: no {DATABASE_NAME} is there; expected a data directory")
-    if not path.stat().st_size:
-        raise LogCorrupt(f"{path}: an empty file, no log: what was in it is lost; use a backup")
-    if (directory / LIST_NAME).exists():
-        with _copied(directory) as copy, closing(Database(copy)) as database:
-            yield database
-        return
-    lock = DirectoryLock(directory)
     try:
-        with closing(Database(directory)) as database:
-            yield database
-    finally:
-        lock.release()
+        length = path.stat().st_size
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory}: no {DATABASE_NAME} is there; expected a data directory"
+        ) from None
+    except OSError as error:
+        raise LogUnavailable(f"cannot read {path}: {error.strerror}") from error
+    if not length:
+        raise LogCorrupt(f"{path}: an empty file, no log: what was in it is lost; use a backup")
+    with _kept(directory), looking_into(directory) as database:
+        yield database
 
 
 @contextmanager
-def _copied(backup: Path) -> Iterator[Path]:
-    """Lend a copy of the log of a backup: opening it changes bytes, and restore compares all."""
-    with TemporaryDirectory(prefix="tcprepl-log-") as copy:
-        try:
-            shutil.copyfile(backup / DATABASE_NAME, Path(copy) / DATABASE_NAME)
-        except OSError as error:
-            raise LogUnavailable(
-                f"cannot copy {backup / DATABASE_NAME} to {copy}, to look at it: {error.strerror};"
-                " TMPDIR says where else there is room"
-            ) from error
-        yield Path(copy)
+def _kept(directory: Path) -> Iterator[None]:
+    """Keep others out of *directory*, under our name if there is a place for it.
+
+    A backup stays as it is.
+    """
+    lock = None
+    if not (directory / LIST_NAME).exists():
+        with suppress(LogUnavailable):  # nothing can be written there, and need not be
+            lock = DirectoryLock(directory)
+    if lock is None:
+        with kept_from_others(directory):
+            yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def pages(database: Database, pair: StoredPair, after: Token | None = None) -> Iterator[DiskPage]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +60,36 @@ class DirectoryLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+@contextmanager
+def kept_from_others(directory: Path) -> Iterator[None]:
+    """Let nobody take *directory* while it is read; nothing is written, so it may be read-only.
+
+    One without a lock file was never in use: nothing keeps others out of it.
+
+    Raises:
+        LogLocked: a process has it.
+        LogUnavailable: the lock file cannot be read.
+    """
+    path = directory / LOCK_NAME
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise LogUnavailable(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _process_in(fd)
+        os.close(fd)
+        raise LogLocked(str(directory), holder) from None
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def read_if_held(path: Path, read: Callable[[int], T | None]) -> T | None:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -30,6 +30,8 @@ CONVERTED_BYTES: Final = 64 * 1024 * 1024
 UNFINISHED: Final = ".migrating"
 #: Files that SQLite keeps beside a database.
 _COMPANIONS: Final = ("", "-wal", "-shm")
+#: Of these, and of what it keeps besides, what holds a part of the database.
+_WITH_CONTENT: Final = ("-wal", "-journal")
 
 
 class Durability(Enum):
@@ -121,12 +123,7 @@ def open_database(
             finished.
     """
     if path is not None:
-        unfinished = path.with_name(path.name + UNFINISHED)
-        if unfinished.exists():
-            raise LogUnavailable(
-                f"{unfinished} holds a part of what is migrated to {path.parent}: finish that with "
-                f"tcprepl migrate URL {path.parent}, or remove the file"
-            )
+        _refuse_unfinished(path)
         _private_file(path)
     with explaining(path, schema):
         connection = sqlite3.connect(
@@ -155,6 +152,15 @@ def open_database(
     return connection
 
 
+def _refuse_unfinished(path: Path) -> None:
+    unfinished = path.with_name(path.name + UNFINISHED)
+    if unfinished.exists():
+        raise LogUnavailable(
+            f"{unfinished} holds a part of what is migrated to {path.parent}: finish that with "
+            f"tcprepl migrate URL {path.parent}, or remove the file"
+        )
+
+
 def _let_it_shrink(connection: sqlite3.Connection) -> None:
     """Convert a file from before files could shrink, if that takes but a moment.
 
@@ -176,16 +182,67 @@ def open_reader(path: Path, schema: Schema) -> sqlite3.Connection:
         LogUnavailable: it cannot be opened.
     """
     with explaining(path, schema):
-        connection = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA query_only=ON")
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.execute("PRAGMA cell_size_check=ON")
-        except sqlite3.Error:
-            connection.close()
-            raise
+        return _reading(path)
+
+
+def open_unchanged(path: Path, schema: Schema) -> sqlite3.Connection:
+    """Return a connection that reads a database which nobody writes to meanwhile.
+
+    The file, and the directory that it is in, need not be writable, and stay as they are.
+
+    Raises:
+        LogCorrupt: the file is damaged.
+        LogUnavailable: it cannot be read.
+    """
+    with explaining(path, schema):
+        return _reading(_as_it_is(path), uri=True)
+
+
+def can_be_read_unchanged(path: Path, schema: Schema) -> bool:
+    """Return whether `open_unchanged` reads all of a database, without writing.
+
+    It does not if an older version wrote it, or if what its last process left beside it is to be
+    put into it first, in a directory that is not writable.
+
+    Raises:
+        LogCorrupt: the file is damaged, or another program's.
+        LogTooNew: a newer version of tcprepl wrote it.
+        LogUnavailable: it cannot be read, or a migration to there is not finished.
+    """
+    _refuse_unfinished(path)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise LogUnavailable(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with explaining(path, schema), closing(open_unchanged(path, schema)) as connection:
+            return _checked_version(connection, path, schema) == schema.version
+    except LogUnavailable:
+        return False
+
+
+def left_beside(path: Path) -> list[Path]:
+    """Return the files beside a database that hold a part of it: its last process was killed."""
+    found = (path.with_name(path.name + companion) for companion in _WITH_CONTENT)
+    return [beside for beside in found if beside.exists() and beside.stat().st_size]
+
+
+def _as_it_is(path: Path) -> str:
+    """Return the URI of a database to be read; SQLite takes no lock where it finds all in it."""
+    return f"{path.absolute().as_uri()}?mode=ro{'' if left_beside(path) else '&immutable=1'}"
+
+
+def _reading(where: Path | str, *, uri: bool = False) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        where, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=uri
+    )
+    try:
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute("PRAGMA cell_size_check=ON")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 

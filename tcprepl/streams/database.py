@@ -111,13 +111,16 @@ class Database:
         #: By id of the pair, as ``pairs`` has it; for the writer thread.
         self._newest: dict[int, Token] = {}
         try:
-            self._reader = open_reader(self.path, SCHEMA)
+            self._reader = self._connect_reader()
         except LogError:
             self.close()
             raise
 
     def _connect(self) -> sqlite3.Connection:
         return open_database(self.path, SCHEMA)
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return open_reader(self.path, SCHEMA)
 
     def explained(self, error: sqlite3.Error) -> LogError:
         """Return *error* as one of ours that says what to do."""
@@ -225,7 +228,7 @@ class Database:
             LogUnavailable: the disk refuses.
         """
         if self._page_reader is None:
-            self._page_reader = open_reader(self.path, SCHEMA)
+            self._page_reader = self._connect_reader()
         try:
             return self._page(self._page_reader, pair, after, upto)
         except sqlite3.Error as error:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import pytest
@@ -193,9 +197,7 @@ def test_verify_for_programs(data: Path, tmp_path: Path) -> None:
     assert result == {**whole, "whole": False, "faults": 1, "rows": 0, "streams": 0}
 
 
-def test_a_backup_that_was_looked_at_can_be_restored(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backup_that_was_looked_at_can_be_restored(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     assert cli.run(["backup", "--data", str(data), str(copy)]) == 0
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
@@ -203,12 +205,128 @@ def test_a_backup_that_was_looked_at_can_be_restored(
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
     assert cli.run(["restore", str(copy), str(tmp_path / "again")]) == 0
 
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A place that every user may read, and none writes to while `reading_only` has it."""
+    with TemporaryDirectory(prefix="tcprepl-test-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be nobody, if we are root, who may read and write everything."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+@contextmanager
+def reading_only(place: Path) -> Iterator[None]:
+    """Be somebody who may read all of *place*, and write nothing there; it stays as it is."""
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with as_nobody():
+        yield
+    after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert after == before
+
+
+def copied(data: Path, place: Path) -> Path:
+    """Copy *data* to where others can read it."""
+    return Path(shutil.copytree(data, place / "data"))
+
+
+ALL = (["ls"], ["show", "push_rules", "--writer", "w"], ["verify"], ["top"])
+
+
+def test_what_cannot_be_written_to_is_read(data: Path, elsewhere: Path) -> None:
+    """Neither a lock is put there, nor anything of SQLite's."""
+    expected = [run(*words, str(data)) for words in ALL]
+    found = copied(data, elsewhere)
+    with reading_only(elsewhere):
+        assert [run(*words, str(found)) for words in ALL] == expected
+    (found / "lock").unlink()
+    with reading_only(elsewhere):
+        assert [run(*words, str(found)) for words in ALL] == expected
+
+
+def test_a_backup_that_cannot_be_written_to_is_read_where_it_is(
+    data: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [run(*words, str(data)) for words in ALL]
+    found = elsewhere / "monday"
+    assert cli.run(["backup", "--data", str(data), str(found)]) == 0
+    monkeypatch.setattr("shutil.copyfile", None)
+    with reading_only(elsewhere):
+        assert [run(*words, str(found)) for words in ALL] == expected
+
+
+def test_what_was_left_beside_the_file_is_read_too(data: Path, elsewhere: Path) -> None:
+    """A server was killed, and its directory is mounted read-only: rows are in the WAL."""
+    store = SqliteStore(data)
+    add(store, "push_rules", row("z"), instance="z")
+    found = copied(data, elsewhere)
+    store.close()
+    assert (found / f"{DATABASE_NAME}-wal").stat().st_size
+    shown = ('RDATA push_rules z 1 ["@z:x"]\n', "")
+    words = ("show", "push_rules", "--writer", "z", str(found))
+    with reading_only(elsewhere):
+        assert run(*words) == shown
+    (found / f"{DATABASE_NAME}-shm").unlink()
+    with reading_only(elsewhere):
+        assert run(*words) == shown
+    wal = (found / f"{DATABASE_NAME}-wal").read_bytes()
+    assert run(*words) == shown
+    assert (found / f"{DATABASE_NAME}-wal").read_bytes() == wal
+
+
+def test_who_serves_a_directory_that_we_cannot_write_to_is_noticed(
+    data: Path, elsewhere: Path
+) -> None:
+    found = copied(data, elsewhere)
+    lock = DirectoryLock(found)
+    with reading_only(elsewhere), pytest.raises(LogLocked, match=f"by process {os.getpid()}"):
+        run("ls", str(found))
+    lock.release()
+    with reading_only(elsewhere), log.opened(found):
+        pass
+    (found / "lock").chmod(0)
+    with as_nobody(), pytest.raises(LogUnavailable, match=r"cannot open .*lock: Permission"):
+        run("ls", str(found))
+    (found / DATABASE_NAME).chmod(0)
+    (found / "lock").unlink()
+    with as_nobody(), pytest.raises(LogUnavailable, match=r"cannot read .*sqlite3: Permission"):
+        run("ls", str(found))
+    found.chmod(0)
+    with as_nobody(), pytest.raises(LogUnavailable, match=r"cannot read .*sqlite3: Permission"):
+        run("ls", str(found))
+
+
+def test_what_has_to_be_copied_and_does_not_fit(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite3.connect(data / DATABASE_NAME) as connection:
+        connection.execute("ALTER TABLE incarnations DROP COLUMN ended")
+        connection.execute("PRAGMA user_version=4")
+    connection.close()
+    before = (data / DATABASE_NAME).read_bytes()
+    assert run("verify", str(data))[0] == "6 rows of 2 streams: whole\n"
+    assert (data / DATABASE_NAME).read_bytes() == before
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(LogUnavailable, match="No space left on device; TMPDIR says"):
-        run("verify", "--data", str(copy))
+        run("verify", "--data", str(data))
 
 
 def test_a_backup_is_compared_with_its_list(data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from tcprepl.errors import LogLocked, LogUnavailable
-from tcprepl.storage.lock import LOCK_NAME, DirectoryLock
+from tcprepl.storage.lock import LOCK_NAME, DirectoryLock, kept_from_others
 
 
 def test_the_second_is_told_who_has_it(tmp_path: Path) -> None:
@@ -51,3 +51,25 @@ def test_a_disk_that_is_full_keeps_nobody_out(
         with pytest.raises(LogUnavailable, match=r"cannot write .*lock: No space left"):
             DirectoryLock(tmp_path)
     DirectoryLock(tmp_path).release()
+
+
+def test_who_reads_keeps_writers_out_and_other_readers_in(tmp_path: Path) -> None:
+    with kept_from_others(tmp_path):
+        pass
+    assert not (tmp_path / LOCK_NAME).exists()
+    lock = DirectoryLock(tmp_path)
+    said = f"in use by process {os.getpid()}"
+    with pytest.raises(LogLocked, match=said), kept_from_others(tmp_path):
+        pass
+    lock.release()
+    (tmp_path / LOCK_NAME).chmod(0o400)
+    (tmp_path / LOCK_NAME).write_text("")
+    with kept_from_others(tmp_path), kept_from_others(tmp_path):
+        assert (tmp_path / LOCK_NAME).read_text() == ""
+        with pytest.raises(LogLocked):
+            DirectoryLock(tmp_path)
+    DirectoryLock(tmp_path).release()
+    (tmp_path / LOCK_NAME).unlink()
+    (tmp_path / LOCK_NAME).symlink_to(LOCK_NAME)
+    with pytest.raises(LogUnavailable, match=r"cannot open .*lock"), kept_from_others(tmp_path):
+        pass

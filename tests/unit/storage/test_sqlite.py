@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,11 +15,14 @@ from tcprepl.storage import sqlite as module
 from tcprepl.storage.sqlite import (
     Durability,
     Schema,
+    can_be_read_unchanged,
     checked,
     explained,
     explaining,
+    left_beside,
     open_database,
     open_reader,
+    open_unchanged,
     private_directory,
     transaction,
 )
@@ -200,6 +204,47 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
         with pytest.raises(sqlite3.OperationalError):
             connection.execute("INSERT INTO t VALUES (1)")
+
+
+def test_what_is_read_unchanged_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a?b#c%20" / "db"
+    path.parent.mkdir()
+    open_database(path, SCHEMA).close()
+    before = path.read_bytes()
+    assert left_beside(path) == []
+    assert can_be_read_unchanged(path, SCHEMA)
+    with closing(open_unchanged(path, SCHEMA)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        with pytest.raises(sqlite3.OperationalError):
+            connection.execute("INSERT INTO t VALUES (1)")
+        assert [file.name for file in path.parent.iterdir()] == ["db"]
+    assert path.read_bytes() == before
+    with closing(open_database(path, SCHEMA)) as writer:
+        writer.execute("INSERT INTO t VALUES (1)")
+        assert [file.name for file in left_beside(path)] == ["db-wal"]
+        with closing(open_unchanged(path, SCHEMA)) as connection:
+            assert connection.execute("SELECT count(*) FROM t").fetchone() == (1,)
+
+
+def test_what_cannot_be_read_unchanged(tmp_path: Path) -> None:
+    """What is of an older version is to be made into today's; the rest is refused with why."""
+    path = tmp_path / "db"
+    with pytest.raises(LogUnavailable, match=r"cannot read .*db: No such file"):
+        can_be_read_unchanged(path, SCHEMA)
+    open_database(path, SCHEMA).close()
+    newer = replace(SCHEMA, version=SCHEMA.version + 1, upgrades={SCHEMA.version: ""})
+    assert not can_be_read_unchanged(path, newer)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version={SCHEMA.version + 1}")
+    with pytest.raises(LogTooNew):
+        can_be_read_unchanged(path, SCHEMA)
+    (tmp_path / "db.migrating").touch()
+    with pytest.raises(LogUnavailable, match=r"holds a part of what is migrated"):
+        can_be_read_unchanged(path, SCHEMA)
+    (tmp_path / "db.migrating").unlink()
+    path.write_bytes(b"no database at all, just text\n" * 1_000)
+    with pytest.raises(LogCorrupt):
+        can_be_read_unchanged(path, SCHEMA)
 
 
 def test_a_connection_that_cannot_be_set_up_is_closed(tmp_path: Path) -> None:
