@@ -83,8 +83,16 @@ def judge(peers: list[dict[str, Any]], warn: float, crit: float) -> tuple[int, s
 @command.command("health")
 @to_options
 @timeout_option
-def health(url: str, token: str | None, timeout_s: float) -> int:
+@click.option(
+    "--warn-degraded",
+    is_flag=True,
+    help="Warn when it serves and something is amiss: for monitors, not for what restarts it.",
+)
+def health(url: str, token: str | None, timeout_s: float, warn_degraded: bool) -> int:
     """Check that a server can serve: positions known, log writable.
+
+    One that is degraded serves: its upstream is away, or a block of its log cannot be read. That
+    is said, and is a warning with --warn-degraded.
 
     \b
     Example:
@@ -92,9 +100,13 @@ def health(url: str, token: str | None, timeout_s: float) -> int:
       OK: ready
     """
     try:
-        Api(url, token, timeout_s=timeout_s).get("/health")
+        found = Api(url, token, timeout_s=timeout_s).get("/health")
     except TcpreplError as error:
         click.echo(f"CRITICAL: {displayable(str(error))}")
         return CRITICAL
-    click.echo("OK: ready")
-    return OK
+    if not (degraded := found.get("degraded")):
+        click.echo("OK: ready")
+        return OK
+    word = "WARNING" if warn_degraded else "OK"
+    click.echo(f"{word}: ready, but degraded: {displayable('; '.join(degraded))}")
+    return WARNING if warn_degraded else OK

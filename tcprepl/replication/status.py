@@ -160,13 +160,20 @@ class LinkStatus:
     idle_seconds: float | None = None
     silent_moves: list[str] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """Return it in words, a line each."""
+    def _state(self) -> str:
         state = f"up for {self.seconds:.0f} s" if self.up else f"away for {self.seconds:.0f} s"
         reason = f" ({self.reason})" if self.reason and not self.up else ""
+        return f"{self.kind} {self.name}: {state}{reason}"
+
+    def trouble(self) -> str | None:
+        """Return for how long it has been away, and why, in words; None while it is there."""
+        return None if self.up else self._state()
+
+    def lines(self) -> list[str]:
+        """Return it in words, a line each."""
         last = "" if self.idle_seconds is None else f" (the last {self.idle_seconds:.0f} s ago)"
         first = (
-            f"{self.kind} {self.name}: {state}{reason}, {counted(self.rows, 'row')}{last}, "
+            f"{self._state()}, {counted(self.rows, 'row')}{last}, "
             f"{counted(self.reconnects, 'reconnect')}, {counted(self.gaps, 'gap')}"
         )
         moves = (f"moved without rows: {move}" for move in self.silent_moves)

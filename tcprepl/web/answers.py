@@ -88,7 +88,10 @@ class HealthNow(Struct, omit_defaults=True):
     reason: str | UnsetType = UNSET
     degraded: Annotated[
         list[str] | UnsetType,
-        Meta(description="What it serves is not whole: rows that cannot be read from the disk."),
+        Meta(
+            description="What it serves is not whole, or not new: rows that cannot be read from "
+            "the disk; an upstream, or a Redis, that is away, for how long and why."
+        ),
     ] = UNSET
 
 

@@ -11,6 +11,7 @@ from tcprepl.errors import TcpreplError
 from tcprepl.http.calls import Call, Response, json_response
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
+from tcprepl.protocol.display import displayable
 from tcprepl.web.answers import HealthNow
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.services import WebServices
@@ -20,7 +21,7 @@ class Health:
     """Says whether this process lives and can serve.
 
     Args:
-        services: The ports; uses *log* and *ready*.
+        services: The ports; uses *log*, *ready* and *replication_server*.
         ingest: Knows whether the log can be written.
     """
 
@@ -40,13 +41,20 @@ class Health:
     def get_health(self, call: Call) -> Response:
         """Answer 200 when positions are known and the log can be written, else 503.
 
-        Damage on the disk does not end service: readers are told what they miss.
+        Damage on the disk does not end service: readers are told what they miss. Neither does an
+        upstream, or a Redis, that is away: what is held is served, and the rest follows.
         """
         reason = self.reason()
         if reason is None:
-            degraded = self._services.log.gaps.damage() or UNSET
+            degraded = [*self._away(), *self._services.log.gaps.damage()] or UNSET
             return json_response(HealthNow(live=True, ready=True, degraded=degraded))
         return json_response(HealthNow(live=True, ready=False, reason=reason), status=503)
+
+    def _away(self) -> Iterator[str]:
+        server = self._services.replication_server
+        for link in () if server is None else server.link_states():
+            if (trouble := link.trouble()) is not None:
+                yield displayable(trouble)
 
     def reason(self) -> str | None:
         """Return why this process cannot serve, or None."""

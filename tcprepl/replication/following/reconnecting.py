@@ -35,6 +35,8 @@ class Reconnecting(Service):
         reactor: The reactor; it measures time evenly from now on (`tcprepl.clocks`).
         reconnects: Connections made after the first.
         last_error: Why the newest connection ended or could not be made; None at first.
+        away_since: When the newest connection that served us ended (seconds of the reactor), or
+            when all began.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Reconnecting(Service):
         self.reactor = reactor
         self.reconnects = 0
         self.last_error: str | None = None
+        self.away_since: float = reactor.seconds()
         self._what = what
         self._connect = partial(
             connect, reactor, endpoint, worker_name=name, server_name=server_name, token=token
@@ -135,6 +138,8 @@ class Reconnecting(Service):
                 ended = await connection.lost
                 self._connection = None
                 self.last_error = ended.text
+                if ended.served:
+                    self.away_since = self.reactor.seconds()
                 await self._left(ended)
                 if self.running:
                     log.info(disconnected, reason=ended.reason.value, text=ended.text)

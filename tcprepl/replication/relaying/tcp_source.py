@@ -57,8 +57,7 @@ class TcpUpstream:
         self._intake = intake
         self._on_command = on_command
         self._passive = passive
-        self._was_up = False
-        self._changed_at: float = reactor.seconds()
+        self._up_since: float = reactor.seconds()
         # Rows of 2017 before their POSITION: they come in any order, and the log wants theirs.
         self._unordered: dict[Pair, list[tuple[Token, bytes]]] = {}
         self._client = ReplicationClient(
@@ -96,14 +95,12 @@ class TcpUpstream:
     def status(self) -> LinkStatus:
         """Return how it goes."""
         up = self._client.connected
-        now: float = self._reactor.seconds()
-        if up != self._was_up:  # lost since somebody last looked
-            self._was_up, self._changed_at = up, now
+        since = self._up_since if up else self._client.away_since
         return LinkStatus(
             name=self._name,
             kind="upstream",
             up=up,
-            seconds=now - self._changed_at,
+            seconds=self._reactor.seconds() - since,
             reason=self._client.last_error,
             reconnects=self._client.reconnects,
             rows=self._intake.rows_taken,
@@ -114,7 +111,7 @@ class TcpUpstream:
     def _connected(self, client: ReplicationClient) -> None:
         self._unordered.clear()
         self._intake.incarnation = client.incarnation
-        self._was_up, self._changed_at = True, self._reactor.seconds()
+        self._up_since = self._reactor.seconds()
 
     def _rows(
         self, stream: StreamName, instance: InstanceName, token: Token, rows: Rows

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
@@ -90,6 +92,14 @@ def test_starts_serves_and_stops(where: str) -> None:
     peer.dataReceived(b"STATUS\n")
     assert f"INFO upstream {made_relay.upstream_name}: away for".encode() in transport.value()
     assert made_relay.status_line() == "upstream away, 1 peer, most behind 0 ms"
+    asking = reactor.tcpServers[1][1].buildProtocol(IPv4Address("TCP", "127.0.0.1", 50_000))
+    answer = StringTransport()
+    asking.makeConnection(answer)
+    asking.dataReceived(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    health = json.loads(answer.value().partition(b"\r\n\r\n")[2])
+    (degraded,) = health.pop("degraded")
+    assert health == {"live": True, "ready": True}
+    assert degraded.startswith(f"upstream {made_relay.upstream_name}: away for ")
     peer.connectionLost(_done())
     settle(reactor, made_relay.stop())
 

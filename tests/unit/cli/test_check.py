@@ -64,6 +64,20 @@ def test_health(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "OK: ready\n"
 
 
+def test_what_is_degraded_is_said_and_a_warning_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It serves all the same: what restarts a process that is not well has to leave it alone."""
+    answer(monkeypatch, {"live": True, "ready": True, "degraded": ["upstream h: away\x1b", "b"]})
+    for arguments, code, word in (([], 0, "OK"), (["--warn-degraded"], 1, "WARNING")):
+        assert run(["check", "health", *arguments]) == code
+        out = capsys.readouterr().out
+        assert out == f"{word}: ready, but degraded: upstream h: away\\u001b; b\n"
+    answer(monkeypatch, {"live": True, "ready": True})
+    assert run(["check", "health", "--warn-degraded"]) == 0
+    assert capsys.readouterr().out == "OK: ready\n"
+
+
 def test_a_warning_above_the_alarm_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     """It would never be given."""
     assert run(["check", "lag", "--warn", "60", "--crit", "5"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcprepl.errors import LogUnavailable
+from tcprepl.replication.status import LinkStatus
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
@@ -51,6 +52,36 @@ def test_damage_on_the_disk_degrades_and_does_not_end_service() -> None:
         {"live": True, "ready": True, "degraded": [words]},
     )
     assert stage.get("/_tcprepl/v1/status").json["damage"] == [words]
+    stage.close()
+
+
+def test_a_link_that_is_away_degrades_and_does_not_end_service() -> None:
+    """What is held is served: a load balancer goes on sending here, and whoever looks sees it."""
+
+    class Server:
+        up = False
+
+        def link_states(self) -> list[LinkStatus]:
+            """Return one that is there, and one that may be."""
+            away = LinkStatus("h:9092", "upstream", self.up, 12.3, "refused\u202e", 0, 0)
+            return [LinkStatus("redis://r", "redis", True, 5, None, 0, 0), away]
+
+    server = Server()
+    stage = Stage(replication_server=server)
+    answer = stage.get("/health")
+    assert (answer.status, answer.json) == (
+        200,
+        {
+            "live": True,
+            "ready": True,
+            "degraded": ["upstream h:9092: away for 12 s (refused\\u202e)"],
+        },
+    )
+    stage.gaps.add(("audit", "master"), Gap(0, 2, Cause.DAMAGE, "its checksum is wrong"))
+    assert len(stage.get("/health").json["degraded"]) == 2
+    server.up = True
+    stage.log.gaps.keep(("audit", "master"), 2, 2)
+    assert stage.get("/health").json == {"live": True, "ready": True}
     stage.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from tcprepl.access import ALL, NOTHING, Grant, Tokens
 from tcprepl.protocol.commands import FederationAckCommand, RemoteServerUpCommand
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
 from tcprepl.replication.relaying.state import RelayState
@@ -96,6 +97,24 @@ def test_resumes_after_a_cut_and_after_its_own_end() -> None:
     world.network.settle()
     assert [token for token, _ in world.rows()] == [1, 2, 3]
     assert world.upstream.status().gaps == 0
+
+
+def test_since_when_it_is_away_does_not_depend_on_who_looks() -> None:
+    """It is the loss of what served us that counts, not each try that is turned away."""
+    said = ["the-token"]
+    world = World(token=lambda: said[0])
+    world.server.admit(Tokens([("the-token", Grant("r", read=ALL))]), NOTHING)
+    world.network.run(8)
+    assert world.upstream.status().up
+    up_for = world.upstream.status().seconds
+    assert 4 < up_for <= 8
+    world.clock.advance(1)
+    said[0] = "of-before"
+    world.server.admit(Tokens([("other-token", Grant("r", read=ALL))]), NOTHING)
+    world.network.run(30)
+    status = world.upstream.status()
+    assert (status.up, status.seconds) == (False, 30)
+    assert (status.trouble() or "").startswith("upstream h:9092: away for 30 s (AUTH: too many")
 
 
 def test_what_the_upstream_no_longer_holds_is_a_gap() -> None:
