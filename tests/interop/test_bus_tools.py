@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,81 @@ SUBSCRIBE a
 RESET
 GET k
 AUTH a b c
+SELECT 01
+SELECT -0
+SELECT 00
+SELECT +1
+SET k v EX 01
+SET k v EX -0
+SET k v EX 9223372036854775
+SET k v PX 9223372036854775807
+SET k v PXAT 9223372036854775807
+SET k v EXAT 9223372036854775
+SET k v EXAT 9223372036854776
+SET k v EX 10 EX 20
+TTL k
+SET k v EX 10 PX 10
+SET k v EX abc NX XX
+SET k v EX abc FOO
+SET k v EX abc KEEPTTL
+EXPIRE k 010
+EXPIRE k -0
+EXPIRE k 9223372036854775
+EXPIRE k -9223372036854775
+EXPIRE k -9223372036854776
+PEXPIRE k 9223370000000000000
+PTTL none
+PEXPIRE k 1500
+TTL k
+PEXPIRE k -9223372036854775808
+EXISTS k
+SET k v
+EXPIRE k 10 XX
+EXPIRE k 10 GT
+EXPIRE k 10 LT
+EXPIRE k 20 LT
+EXPIRE k 5 GT
+EXPIRE k 50 gt
+TTL k
+EXPIRE k 10 NX
+SET k v
+EXPIRE k 10 nx
+EXPIRE k 10 NX NX
+EXPIRE k 20 XX XX GT
+EXPIRE k 10 XX NX
+EXPIRE k 10 GT NX
+EXPIRE k 10 LT GT
+EXPIRE k abc NX GT
+EXPIRE k 10 NX FOO
+EXPIRE k -10 GT
+EXPIRE k -10 LT
+EXISTS k
+HELLO -1
+HELLO 02
+HELLO +2
+HELLO 99999999999999999999
+COMMAND COUNT x
+COMMAND INFO nope
+PUBSUB CHANNELS a b
+PUBSUB NUMPAT x
+CLIENT LIST FOO
+CLIENT LIST TYPE
+CLIENT LIST TYPE foo
+CLIENT LIST TYPE pubsub
+CLIENT LIST TYPE replica
+CLIENT LIST TYPE MASTER
+CLIENT LIST TYPE normal x
+CLIENT LIST ID
+CLIENT LIST ID abc
+CLIENT LIST ID 0
+CLIENT LIST ID 999999 999998
+INFO nope
+SUBSCRIBE a
+CLIENT NOPE
+CLIENT LIST
+CLIENT ID x
+PUBSUB NUMPAT
+CONFIG GET x
 QUIT
 """
 #: The same in RESP3; the answer to the first one names who answers.
@@ -130,6 +206,10 @@ FAULTS = [
     b"*1\r\n$-5\r\n",
     b"*1\r\n$x\r\n",
     b"*99999999999\r\n",
+    b"*01\r\n$4\r\nPING\r\n",
+    b"*1\r\n$04\r\nPING\r\n",
+    b"*-0\r\n",
+    b"*+1\r\n$4\r\nPING\r\n",
     b'SET "k\r\n',
     b'SET k "a"b\r\n',
     b"\r\n\r\nPING\r\n",
@@ -149,22 +229,20 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bus]:
         yield running
 
 
+#: The answer to a PING behind each request, by which is seen where its own ends.
+END = b"$13\r\nthat was all!\r\n"
+
+
 def answers(port: int, requests: list[bytes]) -> list[bytes]:
-    """Return what each request is answered with on one connection."""
+    """Return what each request, and a PING behind it, is answered with on one connection."""
     found: list[bytes] = []
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         for request in requests:
-            # ECHO tells where the answer ends, as far as it may be said.
-            connection.sendall(request)
-            connection.settimeout(0.15)
+            connection.sendall(request + encode(b"PING", b"that was all!"))
             data = b""
-            try:
-                while chunk := connection.recv(65_536):
+            with suppress(ConnectionResetError):
+                while not data.endswith(END) and (chunk := connection.recv(65_536)):
                     data += chunk
-            except TimeoutError:
-                pass
-            except ConnectionResetError:
-                data += b"(reset)"
             found.append(data)
     return found
 

@@ -20,7 +20,6 @@ from tcprepl.replication.bus.replies import (
     EMPTY,
     NO_PROTOCOL,
     NOT_LET_IN,
-    NULL,
     OK,
     PONG,
     SYNTAX,
@@ -39,6 +38,7 @@ from tcprepl.replication.bus.replies import (
     unknown_command,
     wrong_count,
 )
+from tcprepl.replication.redis.requests import number_of
 
 Words: TypeAlias = Sequence[bytes]
 
@@ -47,7 +47,8 @@ DATABASES: Final = 16
 #: What a request over HTTP begins with, or has in its second line. A page in a browser can send
 #: one to any port of the machine, with requests of ours in its body; none of those is carried out.
 OF_HTTP: Final = frozenset({"post", "host:"})
-_YEARS_MS: Final = 2**62
+#: The last moment that a key can live to, in milliseconds of the time of day.
+_LAST_MS: Final = 2**63 - 1
 
 
 class Desk(Protocol):
@@ -77,8 +78,8 @@ class Desk(Protocol):
         """Publish on any channel but that of the homeserver; return to how many."""
         ...
 
-    def clients(self) -> list[bytes]:
-        """Return what CLIENT LIST says, a line each."""
+    def clients(self) -> Sequence[Client]:
+        """Return every connection."""
         ...
 
     def info(self, asked: Iterable[str] = ()) -> str:
@@ -150,6 +151,24 @@ class Client(Protocol):
         ...
 
 
+#: Parts of the commands that have some, and how many words there are with each, as `arity`.
+PARTS: Final[dict[str, dict[str, int]]] = {
+    "client": {"setname": 3, "setinfo": 4, "getname": 2, "id": 2, "info": 2, "list": -2},
+    "pubsub": {"channels": -2, "numsub": -2, "numpat": 2},
+    "command": {"count": 2, "docs": -2, "info": -2},
+    "config": {"get": -3},
+}
+#: For each way to say how long a key lives: milliseconds of one, and whether from now on.
+_TIMES: Final = {
+    b"EX": (1000, True),
+    b"PX": (1, True),
+    b"EXAT": (1000, False),
+    b"PXAT": (1, False),
+}
+#: Kinds of clients that Redis knows.
+_TYPES: Final = frozenset({b"normal", b"pubsub", b"master", b"replica", b"slave"})
+
+
 Run: TypeAlias = Callable[[Client, Words], bytes]
 
 
@@ -180,6 +199,14 @@ def run(client: Client, words: Words) -> bytes:
         return unknown_command(words)
     if not _fits(spec.arity, len(words)):
         return wrong_count(name)
+    if name in PARTS and len(words) > 1:
+        part = words[1].decode("latin-1").lower()
+        arity = PARTS[name].get(part)
+        if arity is None:
+            return _unknown_part(name, words[1])
+        name = f"{name}|{part}"
+        if not _fits(arity, len(words)):
+            return wrong_count(name)
     if not client.trusted and not spec.anytime:
         return NOT_LET_IN
     if not client.may_speak and not spec.listening:
@@ -219,11 +246,12 @@ def _hello(client: Client, words: Words) -> bytes:
     rest = list(words[1:])
     proto = client.proto
     if rest:
-        if not rest[0].isdigit():
+        asked = number_of(rest.pop(0))
+        if asked is None:
             return error("ERR Protocol version is not an integer or out of range")
-        if rest[0] not in (b"2", b"3"):
+        if asked not in (2, 3):
             return NO_PROTOCOL
-        proto = int(rest.pop(0))
+        proto = asked
     title: bytes | None = None
     while rest:
         word = rest.pop(0)
@@ -268,12 +296,6 @@ def _title(name: bytes) -> bytes:
 
 def _client(client: Client, words: Words) -> bytes:
     word = words[1].upper()
-    counts = {b"SETNAME": 3, b"SETINFO": 4, b"GETNAME": 2, b"ID": 2, b"LIST": -2, b"INFO": 2}
-    arity = counts.get(word)
-    if arity is None:
-        return _unknown_part("CLIENT", words[1])
-    if not _fits(arity, len(words)):
-        return wrong_count(f"client|{word.decode().lower()}")
     if word == b"SETNAME":
         client.title = _title(words[2])
         return OK
@@ -282,15 +304,34 @@ def _client(client: Client, words: Words) -> bytes:
     if word == b"ID":
         return integer(client.conn_id)
     if word == b"LIST":
-        lines = b"".join(line + b"\n" for line in client.desk.clients())
+        lines = b"".join(one.line() + b"\n" for one in _listed(client, words[2:]))
         return text(lines.decode("utf-8", "replace"), client.proto)
     if word == b"SETINFO":
         return OK
     return text(client.line().decode("utf-8", "replace") + "\n", client.proto)
 
 
+def _listed(client: Client, words: Words) -> list[Client]:
+    """Return the connections that CLIENT LIST is to tell of: all, of a type, or by number."""
+    clients = list(client.desk.clients())
+    if not words:
+        return clients
+    option = words[0].upper()
+    if option == b"TYPE" and len(words) == 2:
+        kind = words[1].lower()
+        if kind not in _TYPES:
+            raise CommandError(error(f"ERR Unknown client type '{quoted(words[1])}'"))
+        return [one for one in clients if kind == (b"pubsub" if one.subscriptions else b"normal")]
+    if option == b"ID" and len(words) > 1:
+        numbers = [number_of(word) for word in words[1:]]
+        if None in numbers:
+            raise CommandError(error("ERR Invalid client ID"))
+        return [one for one in clients if one.conn_id in numbers]
+    raise CommandError(SYNTAX)
+
+
 def _unknown_part(command: str, word: bytes) -> bytes:
-    return error(f"ERR unknown subcommand '{quoted(word)}'. Try {command} HELP.")
+    return error(f"ERR unknown subcommand '{quoted(word)}'. Try {command.upper()} HELP.")
 
 
 def _ping(client: Client, words: Words) -> bytes:
@@ -322,18 +363,19 @@ def _reset(client: Client, words: Words) -> bytes:
 
 def _pubsub(client: Client, words: Words) -> bytes:
     word, rest, channels = words[1].upper(), words[2:], client.desk.channels
-    if word == b"CHANNELS":
-        if len(rest) > 1:
-            return _unknown_part("PUBSUB", words[1])
-        pattern = Pattern(rest[0] if rest else b"*")
-        return strings(name for name in channels.by_name if pattern.matches(name))
     if word == b"NUMSUB":
         return array(
             [part for name in rest for part in (bulk(name), integer(channels.listeners_of(name)))]
         )
-    if word == b"NUMPAT" and not rest:
+    if word == b"NUMPAT":
         return integer(len(channels.by_pattern))
-    return _unknown_part("PUBSUB", words[1])
+    if len(rest) > 1:
+        return error(
+            "ERR unknown subcommand or wrong number of arguments for "
+            f"'{quoted(words[1])}'. Try PUBSUB HELP."
+        )
+    pattern = Pattern(rest[0] if rest else b"*")
+    return strings(name for name in channels.by_name if pattern.matches(name))
 
 
 # -- the cache -------------------------------------------------------------------------------
@@ -343,18 +385,19 @@ def _set(client: Client, words: Words) -> bytes:
     cache, now = client.desk.cache, client.desk.now()
     key, value = words[1], words[2]
     flags: set[bytes] = set()
-    ttl_s: float | None = None
+    time: tuple[bytes, bytes] | None = None
     rest = list(words[3:])
     while rest:
         option = rest.pop(0).upper()
         if option in (b"NX", b"XX", b"KEEPTTL", b"GET"):
             flags.add(option)
-        elif option in (b"EX", b"PX", b"EXAT", b"PXAT") and rest and ttl_s is None:
-            ttl_s = _time_s(client, option, rest.pop(0))
+        elif option in _TIMES and rest and (time is None or time[0] == option):
+            time = option, rest.pop(0)
         else:
             return SYNTAX
-    if flags >= {b"NX", b"XX"} or (b"KEEPTTL" in flags and ttl_s is not None):
+    if flags >= {b"NX", b"XX"} or (b"KEEPTTL" in flags and time is not None):
         return SYNTAX
+    ttl_s = None if time is None else _time_s(client, *time)
     there = cache.has(key, now)
     before = cache.get(key, now) if b"GET" in flags else None
     if (b"NX" in flags and there) or (b"XX" in flags and not there):
@@ -367,15 +410,12 @@ def _set(client: Client, words: Words) -> bytes:
 
 def _time_s(client: Client, option: bytes, word: bytes) -> float:
     """Return how long a key lives that is set with *option*."""
-    time = number(word)
-    if time <= 0 or time > _YEARS_MS:
+    scale, relative = _TIMES[option]
+    now_ms = client.desk.wall_ms()
+    time_ms = number(word) * scale
+    if not 0 < time_ms <= _LAST_MS - (now_ms if relative else 0):
         raise CommandError(error("ERR invalid expire time in 'set' command"))
-    if option == b"EX":
-        return float(time)
-    if option == b"PX":
-        return time / 1000
-    until_ms = time * 1000 if option == b"EXAT" else time
-    return max(0.0, (until_ms - client.desk.wall_ms()) / 1000)
+    return time_ms / 1000 if relative else max(0.0, (time_ms - now_ms) / 1000)
 
 
 def _get(client: Client, words: Words) -> bytes:
@@ -403,24 +443,53 @@ def _exists(client: Client, words: Words) -> bytes:
 
 
 def _expire(client: Client, words: Words) -> bytes:
-    scale = 1000 if words[0].upper() == b"PEXPIRE" else 1
     name = words[0].decode("latin-1").lower()
-    time = number(words[2])
-    if len(words) > 3:
-        return error(f"ERR Unsupported option {quoted(words[3])}")
-    if abs(time) > _YEARS_MS // 1000 * scale:
+    options = _expire_options(words[3:])
+    time_ms = number(words[2]) * (1000 if name == "expire" else 1)
+    if not -_LAST_MS - 1 <= time_ms <= _LAST_MS - client.desk.wall_ms():
         return error(f"ERR invalid expire time in '{name}' command")
-    found = client.desk.cache.expire(words[1], client.desk.now(), time / scale)
-    return integer(found)
+    cache, now, ttl_s = client.desk.cache, client.desk.now(), time_ms / 1000
+    try:
+        held_s = cache.ttl_s(words[1], now)
+    except KeyError:
+        return integer(0)
+    ends_later = held_s is not None and ttl_s > held_s
+    ends_earlier = held_s is None or ttl_s < held_s
+    if (
+        (b"NX" in options and held_s is not None)
+        or (b"XX" in options and held_s is None)
+        or (b"GT" in options and not ends_later)
+        or (b"LT" in options and not ends_earlier)
+    ):
+        return integer(0)
+    return integer(cache.expire(words[1], now, ttl_s))
+
+
+def _expire_options(words: Words) -> set[bytes]:
+    """Return on which conditions a key gets another time to live."""
+    options = {word.upper() for word in words}
+    for word in words:
+        if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
+            raise CommandError(error(f"ERR Unsupported option {quoted(word)}"))
+    if b"NX" in options and len(options) > 1:
+        raise CommandError(
+            error("ERR NX and XX, GT or LT options at the same time are not compatible")
+        )
+    if options >= {b"GT", b"LT"}:
+        raise CommandError(error("ERR GT and LT options at the same time are not compatible"))
+    return options
 
 
 def _ttl(client: Client, words: Words) -> bytes:
-    scale = 1000 if words[0].upper() == b"PTTL" else 1
+    in_seconds = words[0].upper() == b"TTL"
     try:
         left_s = client.desk.cache.ttl_s(words[1], client.desk.now())
     except KeyError:
         return integer(-2)
-    return integer(-1 if left_s is None else round(left_s * scale))
+    if left_s is None:
+        return integer(-1)
+    left_ms = round(left_s * 1000)
+    return integer((left_ms + 500) // 1000 if in_seconds else left_ms)
 
 
 def _dbsize(client: Client, words: Words) -> bytes:
@@ -443,15 +512,13 @@ def _command(client: Client, words: Words) -> bytes:
         return integer(len(COMMANDS))
     if word == b"DOCS":
         return table((), client.proto)
-    if word == b"INFO":
-        names = [name.decode("latin-1").lower() for name in words[2:]] or list(COMMANDS)
-        return array([_described(name, client.proto) for name in names])
-    return _unknown_part("COMMAND", words[1])
+    names = [name.decode("latin-1").lower() for name in words[2:]] or list(COMMANDS)
+    return array([_described(name, client.proto) for name in names])
 
 
 def _described(name: str, proto: int) -> bytes:
     if name not in COMMANDS:
-        return b"*-1\r\n" if proto == 2 else NULL
+        return optional(None, proto)
     zero = integer(0)
     count = integer(COMMANDS[name].arity)
     flags = EMPTY if proto == 2 else b"~0\r\n"
@@ -459,9 +526,7 @@ def _described(name: str, proto: int) -> bytes:
 
 
 def _config(client: Client, words: Words) -> bytes:
-    if words[1].upper() != b"GET":
-        return _unknown_part("CONFIG", words[1])
-    return table((), client.proto) if len(words) > 2 else wrong_count("config|get")
+    return table((), client.proto)
 
 
 def _monitor(client: Client, words: Words) -> bytes:

@@ -7,7 +7,7 @@ and then to those who subscribed; every other channel is plain pub/sub (protocol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final
@@ -429,9 +429,9 @@ class BusListener:
         """Return the name of who says *password*; None if it is wrong."""
         return self.passwords.name_of(user, password)
 
-    def clients(self) -> list[bytes]:
-        """Return what CLIENT LIST says, a line each."""
-        return [connection.line() for connection in self._connections.values()]
+    def clients(self) -> Sequence[BusConnection]:
+        """Return every connection."""
+        return list(self._connections.values())
 
     def info(self, asked: Iterable[str] = ()) -> str:
         """Return what INFO says of sections."""

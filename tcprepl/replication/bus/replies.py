@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from tcprepl.replication.redis.requests import number_of
+
 OK: Final = b"+OK\r\n"
 PONG: Final = b"+PONG\r\n"
 NIL: Final = b"$-1\r\n"
@@ -113,10 +115,10 @@ def number(word: bytes) -> int:
     Raises:
         CommandError: It is none of 64 bits.
     """
-    digits = word.removeprefix(b"-")
-    if not digits.isdigit() or len(digits) > 19 or not -(2**63) <= int(word) < 2**63:
+    found = number_of(word)
+    if found is None:
         raise CommandError(NOT_A_NUMBER)
-    return int(word)
+    return found
 
 
 def message_head(channel: bytes, pattern: bytes | None = None, proto: int = 2) -> bytes:

@@ -30,6 +30,8 @@ _ESCAPES: Final = dict(zip(b"nrtba", b"\n\r\t\b\a", strict=True))
 #: What may stand before and behind a word, and what ends one (as Redis).
 _SPACE: Final = b" \t\r\n\v\f\0"
 _ENDS: Final = b" \t\r\n\0"
+#: Numbers are below it, and not below its negative.
+_LIMIT: Final = 2**63
 _HEX: Final = b"0123456789abcdefABCDEF"
 
 #: A payload published on the reader's channel; or the words of any other request.
@@ -145,8 +147,8 @@ class RequestReader:
             begin = position + skip
             stop = buffer.find(_CRLF, begin, begin + 8)
             digits = buffer[begin:stop]
-            if stop < 0 or not digits.isdigit():
-                break
+            if stop < 0 or digits < b"1" or not digits.isdigit():
+                break  # an empty one, and what is no number, are for the slow way
             begin, position_after = stop + 2, stop + 4 + int(digits)
             if position_after > end:
                 break
@@ -171,7 +173,7 @@ class RequestReader:
         if buffer[position] != _STAR:
             return self._inline()
         digits, position = self._line(position + 1, "too big mbulk count string")
-        count = _number(digits)
+        count = number_of(digits)
         if count is None or count > MAX_WORDS:
             raise _Fault("invalid multibulk length")
         if count > MAX_WORDS_UNTRUSTED and not self.trusted:
@@ -201,7 +203,7 @@ class RequestReader:
     def _string(self, begin: int) -> tuple[bytes, int]:
         """Return the bulk string whose length is at *begin*, and where it ends."""
         digits, begin = self._line(begin, "too big bulk count string")
-        size = _number(digits)
+        size = number_of(digits)
         if size is None or not 0 <= size <= MAX_WORD_BYTES:
             raise _Fault("invalid bulk length")
         if size > MAX_WORD_BYTES_UNTRUSTED and not self.trusted:
@@ -236,10 +238,15 @@ class RequestReader:
         return _Incomplete()
 
 
-def _number(digits: bytes) -> int | None:
-    if len(digits) > 20 or not digits.removeprefix(b"-").isdigit():
+def number_of(digits: bytes) -> int | None:
+    """Return the number of 64 bits that *digits* are; None if they are none.
+
+    Each has one form, as in Redis: no plus, no zero before another digit or behind a minus.
+    """
+    if not digits.removeprefix(b"-").isdigit() or len(digits) > 20:
         return None
-    return int(digits)
+    number = int(digits)
+    return number if b"%d" % number == digits and -_LIMIT <= number < _LIMIT else None
 
 
 def split_words(line: bytes) -> list[bytes]:

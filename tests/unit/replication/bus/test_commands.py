@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tcprepl.replication.bus.commands import COMMANDS
@@ -37,7 +39,24 @@ SYNTAX = b"-ERR syntax error\r\n"
         ("TTL k", b":-2\r\n"),
         ("DBSIZE", b":0\r\n"),
         ("EXPIRE k 5", b":0\r\n"),
-        ("EXPIRE k 5 NX", b"-ERR Unsupported option NX\r\n"),
+        ("EXPIRE k 5 NX", b":0\r\n"),
+        ("EXPIRE k x FOO", b"-ERR Unsupported option FOO\r\n"),
+        (
+            "EXPIRE k x NX GT",
+            b"-ERR NX and XX, GT or LT options at the same time are not compatible\r\n",
+        ),
+        ("EXPIRE k x GT LT", b"-ERR GT and LT options at the same time are not compatible\r\n"),
+        ("EXPIRE k 9223372036854775", b"-ERR invalid expire time in 'expire' command\r\n"),
+        ("PEXPIRE k -9223372036854775808", b":0\r\n"),
+        ("SET k v EX 9223372036854775", b"-ERR invalid expire time in 'set' command\r\n"),
+        ("SET k v EXAT 9223372036854775", b"+OK\r\n"),
+        ("SET k v EX x FOO", SYNTAX),
+        ("SET k v EX 5 PX 5", SYNTAX),
+        ("SET k v EX 5 EX 6", b"+OK\r\n"),
+        ("SET k v EX 05", NOT_A_NUMBER),
+        ("SELECT 00", NOT_A_NUMBER),
+        ("HELLO -1", b"-NOPROTO unsupported protocol version\r\n"),
+        ("HELLO 02", b"-ERR Protocol version is not an integer or out of range\r\n"),
         ("EXPIRE k 9223372036854775807", b"-ERR invalid expire time in 'expire' command\r\n"),
         ("HELLO 4", b"-NOPROTO unsupported protocol version\r\n"),
         ("HELLO x", b"-ERR Protocol version is not an integer or out of range\r\n"),
@@ -50,13 +69,25 @@ SYNTAX = b"-ERR syntax error\r\n"
         ("CLIENT GETNAME", b"$-1\r\n"),
         ("COMMAND COUNT", b":%d\r\n" % len(COMMANDS)),
         ("COMMAND DOCS", b"*0\r\n"),
-        ("COMMAND INFO nope", b"*1\r\n*-1\r\n"),
+        ("COMMAND COUNT x", b"-ERR wrong number of arguments for 'command|count' command\r\n"),
+        ("COMMAND INFO nope", b"*1\r\n$-1\r\n"),
         ("COMMAND NOPE", b"-ERR unknown subcommand 'NOPE'. Try COMMAND HELP.\r\n"),
         ("CONFIG GET save", b"*0\r\n"),
         ("CONFIG GET", b"-ERR wrong number of arguments for 'config|get' command\r\n"),
         ("CONFIG SET a b", b"-ERR unknown subcommand 'SET'. Try CONFIG HELP.\r\n"),
         ("PUBSUB CHANNELS", b"*0\r\n"),
-        ("PUBSUB CHANNELS a b", b"-ERR unknown subcommand 'CHANNELS'. Try PUBSUB HELP.\r\n"),
+        (
+            "PUBSUB CHANNELS a b",
+            b"-ERR unknown subcommand or wrong number of arguments for 'CHANNELS'. "
+            b"Try PUBSUB HELP.\r\n",
+        ),
+        ("PUBSUB NUMPAT x", b"-ERR wrong number of arguments for 'pubsub|numpat' command\r\n"),
+        ("CLIENT LIST FOO", SYNTAX),
+        ("CLIENT LIST TYPE", SYNTAX),
+        ("CLIENT LIST ID", SYNTAX),
+        ("CLIENT LIST TYPE foo", b"-ERR Unknown client type 'foo'\r\n"),
+        ("CLIENT LIST ID x", b"-ERR Invalid client ID\r\n"),
+        ("CLIENT LIST TYPE replica", b"$0\r\n\r\n"),
         ("PUBSUB NUMSUB a", b"*2\r\n$1\r\na\r\n:0\r\n"),
         ("PUBSUB NUMPAT", b":0\r\n"),
         ("PUBSUB NOPE", b"-ERR unknown subcommand 'NOPE'. Try PUBSUB HELP.\r\n"),
@@ -90,6 +121,44 @@ def test_set_with_conditions_and_times() -> None:
     assert client.ask("EXPIRE", "k", "-1") == b":1\r\n"
     client.ask("SET", "k", "5")
     assert client.ask("DEL", "k", "l") == b":1\r\n"
+
+
+def test_a_time_to_live_is_given_under_conditions() -> None:
+    client = BusWorld().client()
+    client.ask("SET", "k", "v")
+    for words, given, left in (
+        ("10 XX", 0, -1),
+        ("10 GT", 0, -1),
+        ("10 LT", 1, 10),
+        ("20 NX", 0, 10),
+        ("20 lt", 0, 10),
+        ("10 GT", 0, 10),
+        ("30 gt XX", 1, 30),
+        ("20 XX", 1, 20),
+    ):
+        assert client.ask("EXPIRE", "k", *words.split()) == b":%d\r\n" % given
+        assert client.ask("TTL", "k") == b":%d\r\n" % left
+    client.ask("PEXPIRE", "k", "1500")
+    assert client.ask("TTL", "k") == b":2\r\n"
+    assert client.ask("EXPIRE", "k", "-1", "LT") == b":1\r\n"
+    assert client.ask("EXISTS", "k") == b":0\r\n"
+
+
+def test_a_list_of_clients_is_of_some_if_asked_for() -> None:
+    world = BusWorld()
+    client, listener = world.client(), world.subscriber()
+    listener.ask("CLIENT", "SETNAME", "x")
+    for words, numbers in (
+        ("", [1, 2]),
+        ("TYPE normal", [1]),
+        ("TYPE PUBSUB", [2]),
+        ("TYPE master", []),
+        ("ID 2 9", [2]),
+    ):
+        said = client.ask("CLIENT", "LIST", *words.split())
+        assert [int(n) for n in re.findall(rb"\bid=([0-9]+)", said)] == numbers
+    assert listener.ask("CLIENT", "LIST").startswith(b"-ERR Can't execute 'client|list'")
+    assert listener.ask("CLIENT", "NOPE").startswith(b"-ERR unknown subcommand 'NOPE'")
 
 
 def test_hello_names_what_it_is_and_takes_a_name() -> None:
@@ -131,7 +200,7 @@ def test_resp3_says_nothing_and_texts_in_its_own_way() -> None:
         assert text.startswith(b"txt:")
     client.ask("RESET")
     assert client.ask("GET", "none") == b"$-1\r\n"
-    assert client.ask("COMMAND", "INFO", "fly") == b"*1\r\n*-1\r\n"
+    assert client.ask("COMMAND", "INFO", "fly") == b"*1\r\n$-1\r\n"
 
 
 def test_who_listens_in_resp3_may_do_everything_else_too() -> None:
