@@ -2,8 +2,9 @@
 
 A world is made from a seed and can be had again: ``--seed 17``. One that fails is made smaller,
 and what is printed then runs just the steps that are left: ``--seed 17 --steps 3,9,25``. The exit
-code is 0 if all was well, 1 if a promise was not kept, 2 if something that is to happen in these
-worlds never did.
+code is 0 if all was well, 1 if a promise was not kept, 2 if something that is to happen never did
+in a hundred worlds or more, or if the command line means nothing, 130 if it was interrupted: what
+had happened by then is said.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection, Sequence
 
-from tests.simulation.world import Failed, play, schedule, shrunk
+from tests.simulation.world import HAPPENINGS, Failed, play, schedule, shrunk
+
+#: How many worlds there are if nothing else is said, and with how many minutes.
+FEW, NO_END = 20, 1_000_000_000
+#: As a shell says it of who is interrupted.
+INTERRUPTED = 130
 
 
 def report(coverage: Counter[tuple[str, str]]) -> None:
@@ -37,29 +44,59 @@ def fail(failed: Failed, seed: int, steps: list[int] | None) -> None:
         print(f"again: python -m tests.simulation --seed {seed} --steps {numbers}")
 
 
-def main() -> int:
+def seeds_in(text: str, *, endless: bool = False) -> range:
+    """Return the seeds that *text* names; "" is a few, or no end of them.
+
+    Raises:
+        ValueError: It names none.
+    """
+    first, dash, last = text.partition("-")
+    if not dash:
+        first, last = "0", str(int(text) - 1) if text else ""
+    begin = int(first)
+    found = range(begin, int(last) + 1 if last else begin + (NO_END if endless else FEW))
+    if not found:
+        raise ValueError(text)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", default="", help="how many, or FIRST-LAST")
+    parser.add_argument(
+        "--seeds", default="", metavar="SEEDS", help="how many, or FIRST-LAST, or FIRST-; else 20"
+    )
     parser.add_argument("--minutes", type=float, help="as many as that takes")
     parser.add_argument("--seed", type=int, help="this one, and say what happens")
-    parser.add_argument("--steps", help="of the one seed only these steps")
-    parser.add_argument("--only", default="", help="of one round, with no other kinds of steps")
-    options = parser.parse_args()
+    parser.add_argument("--steps", help="of the one seed only these steps: 3,9,25")
+    parser.add_argument(
+        "--only", default="", help="of one round, with no other kinds of steps: kill,publish"
+    )
+    options = parser.parse_args(argv)
+    if unknown := set(filter(None, options.only.split(","))) - set(HAPPENINGS):
+        parser.error(f"--only: not known: {', '.join(sorted(unknown))}; {', '.join(HAPPENINGS)}")
+    if options.seed is None and (options.steps or options.only):
+        parser.error("--steps and --only are of one --seed")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error("--minutes: more than nothing")
+    try:
+        seeds = seeds_in(options.seeds, endless=options.minutes is not None)
+    except ValueError:
+        parser.error(f"--seeds {options.seeds}: say how many, FIRST-LAST or FIRST-")
+    try:
+        steps = [int(number) for number in options.steps.split(",")] if options.steps else None
+    except ValueError:
+        parser.error(f"--steps {options.steps}: numbers with commas between them")
     if options.seed is not None:
-        return one(options.seed, options.steps, options.only)
-    first, _, last = options.seeds.rpartition("-")
-    begin = int(first or 0)
-    end = int(last) + bool(first) if last else begin + 1_000_000_000 * bool(options.minutes) + 20
-    return many(begin, end, options.minutes)
+        return one(options.seed, steps, options.only)
+    return many(seeds, options.minutes)
 
 
-def one(seed: int, chosen: str | None, only: str) -> int:
+def one(seed: int, chosen: Collection[int] | None, only: str) -> int:
     """Run one seed."""
     steps = schedule(seed, 1, only=only.split(",")) if only else schedule(seed)
     if chosen is not None:
-        numbers = {int(number) for number in chosen.split(",")}
-        steps = [step for step in steps if step.number in numbers]
+        steps = [step for step in steps if step.number in chosen]
     try:
         played = play(seed, steps)
     except Failed as failed:
@@ -70,24 +107,29 @@ def one(seed: int, chosen: str | None, only: str) -> int:
     return 0
 
 
-def many(begin: int, end: int, minutes: float | None) -> int:
+def many(worlds: range, minutes: float | None) -> int:
     """Run seeds one after the other, and say how it went."""
     started, cpu_s = time.monotonic(), time.process_time()
     coverage: Counter[tuple[str, str]] = Counter()
     simulated_s, calls, seeds, failures = 0.0, 0, 0, 0
-    for seed in range(begin, end):
-        if minutes is not None and time.monotonic() - started > minutes * 60:
-            break
-        seeds += 1
-        try:
-            played = play(seed)
-        except Failed as failed:
-            failures += 1
-            fail(failed, seed, None)
-            continue
-        coverage += played.coverage
-        simulated_s += played.simulated_s
-        calls += played.steps
+    interrupted = False
+    try:
+        for seed in worlds:
+            if minutes is not None and time.monotonic() - started > minutes * 60:
+                break
+            try:
+                played = play(seed)
+            except Failed as failed:
+                failures += 1
+                seeds += 1
+                fail(failed, seed, None)
+                continue
+            seeds += 1
+            coverage += played.coverage
+            simulated_s += played.simulated_s
+            calls += played.steps
+    except KeyboardInterrupt:
+        interrupted = True
     took_s, cpu_s = time.monotonic() - started, time.process_time() - cpu_s
     report(coverage)
     met = {what for what, _ in coverage}
@@ -100,8 +142,12 @@ def many(begin: int, end: int, minutes: float | None) -> int:
     )
     if never:
         print(f"never happened, and has to: {', '.join(never)}")
-        return 2
-    return 1 if failures else 0
+    if failures:
+        return 1
+    if interrupted:
+        print(f"interrupted; the rest from --seeds {worlds.start + seeds}-{worlds.stop - 1}")
+        return INTERRUPTED
+    return 2 if never else 0
 
 
 #: What has to have happened in a hundred worlds; else they damage too little to show anything.
