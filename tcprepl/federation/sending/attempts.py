@@ -211,11 +211,15 @@ class Attempts:
 
     def gave_up(self, destination: Destination, reason: str) -> None:
         """Note that an attempt ended in a way that nobody expected: what was sent is unknown."""
+        self.leave_to_disk(destination)
+        self._note_failure(destination, reason)
+
+    def leave_to_disk(self, destination: Destination) -> None:
+        """Let only the disk say what there is for *destination*; what is under way may arrive."""
         if destination.in_flight is not None:
             destination.judge_unanswered()
         self.forget_memory(destination)
         destination.outdate()
-        self._note_failure(destination, reason)
 
     def forget_memory(self, destination: Destination) -> None:
         """Let *destination* be on disk only."""

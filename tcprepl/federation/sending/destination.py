@@ -233,6 +233,13 @@ class Destination:
         self.held_upto = 0
         return held
 
+    def purged(self) -> None:
+        """Note that nothing is on disk any more; nothing is in memory."""
+        self.stored = False
+        self.held = Held.ALL
+        self.put_off = self.quarantined = 0
+        self.search = None
+
     def forget_memory(self) -> int:
         """Forget the queue and the transaction in flight; returns how many EDUs were held."""
         transaction = self.in_flight

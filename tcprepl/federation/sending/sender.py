@@ -427,17 +427,21 @@ class FederationSender:
 
     def pause(self, name: ServerName) -> Deferred[None]:
         """Send nothing to *name* until `resume`; what waits is kept."""
+        return self.outbox.set_paused(name, True).addCallback(self._paused, name)
+
+    def _paused(self, _: None, name: ServerName) -> None:
         destination = self._destination(name)
         destination.paused = True
         self._turns.withdraw(destination)
-        return self.outbox.set_paused(name, True)
 
     def resume(self, name: ServerName) -> Deferred[None]:
         """Send to *name* again."""
+        return self.outbox.set_paused(name, False).addCallback(self._resumed, name)
+
+    def _resumed(self, _: None, name: ServerName) -> None:
         destination = self._destination(name)
         destination.paused = False
         self._poke(destination)
-        return self.outbox.set_paused(name, False)
 
     async def purge(self, name: ServerName) -> int:
         """Forget every EDU for *name*; answers how many."""
@@ -445,13 +449,15 @@ class FederationSender:
         await self.outbox.flush()
         destination = self._destination(name)
         destination.purges += 1
-        destination.in_flight = None
-        self._attempts.forget_queue(destination)
-        destination.stored = False
-        destination.held = Held.ALL
-        destination.put_off = destination.quarantined = 0
-        destination.search = None
-        return await self.outbox.purge(name)
+        # Until it has answered, only the disk says what there is: perhaps a transaction, too.
+        self._attempts.leave_to_disk(destination)
+        destination.stored = True
+        try:
+            count = await self.outbox.purge(name)
+            destination.purged()
+        finally:
+            self._poke(destination)
+        return count
 
     async def describe(self) -> list[dict[str, Any]]:
         """Return what waits for each destination, and why it waits; the oldest first."""

@@ -10,13 +10,13 @@ from unittest import mock
 
 import pytest
 import structlog
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 
 from tcprepl import metrics
 from tcprepl.federation.sending import sender as module
 from tcprepl.federation.sending.backoff import BackoffPolicy
-from tcprepl.federation.sending.commit_queue import run_inline
+from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.destination import Held
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
@@ -445,6 +445,53 @@ def test_what_has_not_left_when_it_was_purged_never_leaves(world: World, where: 
         assert purged == [1] or leaves
         left += leaves
     assert 0 < left < 39
+
+
+@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("mode", IN_THE_WAY)
+def test_a_purge_that_the_disk_refuses_leaves_all_as_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch, mode: str, killed: bool
+) -> None:
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode, remote.max_edus = mode, 0
+    for number in range(20):
+        send(world, name, {"n": number})
+    world.run(20)
+    monkeypatch.setattr(world.outbox, "purge", lambda _: fail(OutboxUnavailable("full")))
+    assert isinstance(result(world.sender.purge(name), world).value, OutboxUnavailable)
+    send(world, name, {"n": 20})
+    world.run(1)
+    if killed:
+        world.kill()
+        world.boot()
+    remote.mode = "ok"
+    _ = Deferred.fromCoroutine(world.sender.retry(name, quarantined=True))
+    world.run(200)
+    assert sorted(content["n"] for _, content in remote.deliveries) == list(range(21))
+    assert world.sender.pending() == 0
+    assert world.sender._attempts.held == 0
+    assert not world.wrong
+
+
+@pytest.mark.parametrize("pauses", [True, False])
+def test_a_pause_or_its_end_that_the_disk_refuses_is_none(world: World, pauses: bool) -> None:
+    """Whoever asked is told, and it is the same after the next start."""
+    name = "remote1.example"
+    sender = world.sender
+    if not pauses:
+        result(sender.pause(name), world)
+    world.refuse_disk = True
+    asked = sender.pause(name) if pauses else sender.resume(name)
+    assert isinstance(result(asked, world).value, OutboxUnavailable)
+    world.refuse_disk = False
+    assert world.sender._destination(name).paused is not pauses
+    send(world, name, {"n": 1})
+    world.run(5)
+    assert len(world.remote(name).deliveries) == pauses
+    world.kill()
+    world.boot()
+    assert world.sender._destination(name).paused is not pauses
 
 
 # -- turns and the timer -----------------------------------------------------------------------
