@@ -269,6 +269,23 @@ def idempotency_key_of(call: Call, door: str, *given: str | None) -> str | None:
     return idempotency_key(door, call.caller, *set(found.values())) if found else None
 
 
+def other_request(what: str, answer: Mapping[str, object]) -> ApiError:
+    """Return the refusal of a transaction id that was taken with other rows.
+
+    Args:
+        what: What this request has, in words.
+        answer: The stream, the instance, and the tokens that those rows got.
+    """
+    return ApiError(
+        409,
+        "TCPREPL_OTHER_REQUEST",
+        f"this transaction id was taken with other rows, {answer['first']} to {answer['last']} of "
+        f"{answer['stream']}; this request has {what}, and nothing of it was written: give it an "
+        "id of its own",
+        extra=answer,
+    )
+
+
 def to_the_end(work: Deferred[T]) -> Deferred[T]:
     """Return a Deferred with the outcome of *work* that may be cancelled, and *work* not.
 

@@ -25,11 +25,13 @@ from tcprepl.http.calls import (
     idempotency_key_of,
     invalid,
     json_response,
+    other_request,
     to_the_end,
 )
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.metrics import Live
+from tcprepl.protocol.display import counted
 from tcprepl.protocol.grammar import INSTANCE_SHAPE, is_instance_name
 from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.log import Appended
@@ -144,6 +146,10 @@ class Ingest:
             instance=asked.instance,
             transaction_id=transaction_id,
         )
+        count = appended.last - appended.first + 1
+        if count != (1 if asked.batch else len(rows)):
+            what = counted(len(rows), "row") + (" with one token" if asked.batch else "")
+            raise other_request(what, msgspec.structs.asdict(appended))
         warn = self._unpublished
         warning = None if warn is None else warn(appended.stream, appended.instance)
         return json_response(Published(**msgspec.structs.asdict(appended), warning=warning))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Raw, Struct
 from twisted.internet.defer import Deferred
 
@@ -30,11 +31,13 @@ from tcprepl.http.calls import (
     idempotency_key_of,
     invalid,
     json_response,
+    other_request,
     to_the_end,
 )
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
+from tcprepl.protocol.display import counted
 
 #: Destinations of one request.
 MAX_DESTINATIONS = 10_000
@@ -139,7 +142,7 @@ def federation_routes(services: FederationServices, gate: Gate) -> Iterator[Rout
             EdusQuery,
             NewEdu,
             says="On disk.",
-            refuses={503: None},
+            refuses={409: None, 503: None},
         )
         edus = Edus(services.send_queue)
         yield Route("POST", "/_tcprepl/v1/edus", edus.post_edu, gate.operating, about)
@@ -235,6 +238,10 @@ class Edus:
         if appended is None:
             return json_response(Queued(0))
         count = appended.last - appended.first + 1
+        others = set(destinations) - {self._queue.server_name}
+        if count != len(others):
+            what = counted(len(others), "destination")
+            raise other_request(what, msgspec.structs.asdict(appended))
         return json_response(
             Queued(count, appended.stream, appended.instance, appended.first, appended.last)
         )

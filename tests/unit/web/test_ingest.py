@@ -76,6 +76,33 @@ def test_a_repeated_transaction_is_answered_again(stage: Stage, how: str) -> Non
     assert len(held(stage, "audit")) == 2
 
 
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (([1, 2], {}), ([1, 2, 3], {})),
+        (([1, 2], {}), ([1], {})),
+        (([1, 2], {}), ([1, 2], {"batch": 1})),
+        (([1, 2], {"batch": 1}), ([1, 2], {})),
+    ],
+)
+def test_an_id_of_a_request_that_was_another_is_refused(
+    stage: Stage,
+    first: tuple[list[int], dict[str, Any]],
+    again: tuple[list[int], dict[str, Any]],
+) -> None:
+    """As far as the tokens tell: its rows were not written, and the answer may not say that."""
+    rows, query = first
+    taken = post(stage, "audit", rows, **query, txn_id="t").json
+    other, how = again
+    refused = post(stage, "audit", other, **how, txn_id="t")
+    assert refused.error[:2] == (409, "TCPREPL_OTHER_REQUEST")
+    assert "was taken with other rows" in refused.error[2]
+    assert {key: refused.json[key] for key in taken} == taken
+    assert len(held(stage, "audit")) == 2
+    assert post(stage, "audit", rows, **query, txn_id="t").json == taken
+    assert post(stage, "audit", other, **how, txn_id="u").status == 200
+
+
 def test_transaction_ids_that_disagree_are_refused(stage: Stage) -> None:
     """Nobody can say which was meant."""
     answer = stage.ask(

@@ -164,6 +164,16 @@ def test_a_transaction_id_makes_a_request_safe_to_repeat(world: World, how: str)
         assert world.ask("POST", path, body, **headers)[1]["last"] == 1
 
 
+def test_an_id_that_was_taken_for_fewer_servers_is_refused(world: World) -> None:
+    """Those that are new did not get it, and the answer may not say that."""
+    path = PREFIXES[3] + "?txn_id=t"
+    assert world.ask("POST", path, EDU)[0] == 200
+    many = {**EDU, "destinations": ["y.example", "z.example", "x.example"], "destination": None}
+    status, answer = world.ask("POST", path, many)
+    assert (status, answer["errcode"], answer["last"]) == (409, "TCPREPL_OTHER_REQUEST", 1)
+    assert world.ask("POST", path, EDU)[0] == 200
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
