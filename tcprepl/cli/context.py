@@ -71,11 +71,12 @@ def add(
         context.url = f"tcprepl://{url}" if isinstance(url, Address) else url
     if token_file is not None:
         read_secret(token_file)  # what is wrong with it is said at once
-        context.token_file = str(token_file.absolute())
+        context.token_file = str(token_file)
     if ca is not None:
-        context.ca = str(ca.absolute())
+        context.ca = str(ca)
     if server_name is not None:
         context.server_name = server_name
+    known.contexts[name] = context = context.rooted(Path.cwd())
     if not context.source and context.url is None:
         raise click.UsageError("a context needs --from, or --to, or both")
     if use or len(known.contexts) == 1:

@@ -8,6 +8,7 @@ of a context goes to the addresses of this context only. Who types ``--help`` wa
 from __future__ import annotations
 
 import os
+import re
 import stat
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 OPTION, VARIABLE = "--context", "TCPREPL_CONTEXT"
 #: Where a click context keeps the name that was asked for, the one in use, and its token.
 _ASKED, _USED, _TOKEN = "tcprepl.asked", "tcprepl.used", "tcprepl.token"
+
+
+#: What begins an address of the line protocol where a URL may stand.
+_LINES = "tcprepl://"
+#: Options of an endpoint string that name a file or a directory.
+_FILES = frozenset({"caCertsDir", "certKey", "certificate", "path", "privateKey", "trustRoots"})
 
 
 class Context(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -49,6 +56,17 @@ class Context(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         from tcprepl.config import read_secret
 
         return None if self.token_file is None else partial(read_secret, Path(self.token_file))
+
+    def rooted(self, base: Path) -> Context:
+        """Return it with paths that are no relative ones: they were those of *base*."""
+        is_lines = self.url is not None and self.url.startswith(_LINES)
+        return Context(
+            [absolute_address(address, base) for address in self.source],
+            absolute_address(self.url, base) if self.url and is_lines else self.url,
+            None if self.token_file is None else str(base / self.token_file),
+            None if self.ca is None else str(base / self.ca),
+            self.server_name,
+        )
 
     def words(self) -> str:
         """Return it in words."""
@@ -77,6 +95,20 @@ class Contexts(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         return self.contexts[name]
 
 
+def absolute_address(address: str, base: Path) -> str:
+    """Return an address in which the paths of an endpoint string are no relative ones."""
+    lines = _LINES if address.startswith(_LINES) else ""
+    kind, *words = re.split(r"(?<!\\):", address.removeprefix(lines))
+    root = str(base).replace("\\", "\\\\").replace(":", "\\:")
+    for at, word in enumerate(words):
+        name, is_option, value = word.partition("=")
+        if not is_option and kind == "unix" and at == 0:
+            name, value = "path", word
+        if name in _FILES and value and not value.startswith("/"):
+            words[at] = word.removesuffix(value) + f"{root}/{value}"
+    return lines + ":".join([kind, *words])
+
+
 def path() -> Path:
     """Return where they are kept."""
     given = os.environ.get("XDG_CONFIG_HOME", "")
@@ -85,7 +117,7 @@ def path() -> Path:
 
 
 def read() -> Contexts:
-    """Return all of them; none where there is no file.
+    """Return all of them; none where there is no file. Its relative paths begin where it is.
 
     Raises:
         ConfigError: The file cannot be read, or others can change where tokens go.
@@ -105,9 +137,11 @@ def read() -> Contexts:
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{file}: others can change it, and tokens go where it says: chmod 600")
     try:
-        return msgspec.convert(settings or {}, Contexts)
+        found = msgspec.convert(settings or {}, Contexts)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from None
+    rooted = {name: context.rooted(file.parent) for name, context in found.contexts.items()}
+    return Contexts(found.current, rooted)
 
 
 def write(contexts: Contexts) -> None:

@@ -304,6 +304,19 @@ def test_secrets_from_files(tmp_path: Path) -> None:
     assert "token" not in raw
 
 
+def test_relative_paths_begin_where_the_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the file is: the documentation says so."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "c.yaml").write_text("http: {token_file: token}", encoding="utf-8")
+    (tmp_path / "token").write_text("there", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    found = load(Path("etc/c.yaml")).config.http.token
+    assert found is not None
+    assert found.get_secret_value() == "there"
+
+
 def test_faults_of_secret_files(tmp_path: Path) -> None:
     """Absent, empty, not text, or beside the secret itself: one fault each, by its key."""
     (tmp_path / "empty").write_text("\n")

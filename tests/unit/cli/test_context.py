@@ -66,6 +66,23 @@ def test_add_use_ls_rm(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "secret" not in contexts.path().read_text(encoding="utf-8")
 
 
+def test_paths_are_kept_absolute(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the directory that the command is typed in, also those within an address."""
+    for name in ("token", "ca.pem"):
+        (home / name).write_text("secret", encoding="utf-8")
+    monkeypatch.chdir(home)
+    files = ("--token-file", "token", "--ca", "ca.pem")
+    address = "tls:h:1:certificate=c.pem:privateKey=k.pem"
+    printed(capsys, "add", "x", "--from", address, "--to", "tcprepl://unix:run/s", *files)
+    monkeypatch.chdir("/")
+    found = contexts.read().contexts["x"]
+    assert found.source == [f"tls:h:1:certificate={home}/c.pem:privateKey={home}/k.pem"]
+    assert found.url == f"tcprepl://unix:{home}/run/s"
+    assert (found.token_file, found.ca) == (f"{home}/token", f"{home}/ca.pem")
+
+
 @pytest.mark.parametrize(
     ("args", "why"),
     [

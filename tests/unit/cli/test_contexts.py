@@ -109,6 +109,53 @@ def test_its_token_and_authorities_are_used(home: Path) -> None:
     assert os.environ["SSL_CERT_FILE"] == "/ca.pem"
 
 
+RELATIVE = r"""
+current: main
+contexts:
+  main:
+    from:
+    - tls:h:1:trustRoots=trusted:certificate=c\:1.pem:privateKey=/k.pem:timeout=3
+    - ssl:h:1:certKey=c.pem:caCertsDir=trusted
+    - unix:run/socket:timeout=3
+    - h:1
+    to: tcprepl://unix:path=run/socket
+    token_file: token
+    ca: ../ca.pem
+  other:
+    from: [unix:/run/socket]
+    to: https://h/base
+    token_file: /token
+"""
+
+
+def test_relative_paths_are_those_of_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the working directory is."""
+    there = home / "tcprepl"
+    contexts.write(Contexts())
+    contexts.path().write_text(RELATIVE, encoding="utf-8")
+    (there / "token").write_text("secret", encoding="utf-8")
+    monkeypatch.chdir("/")
+    known = contexts.read()
+    main, other = known.contexts["main"], known.contexts["other"]
+    assert main.source == [
+        rf"tls:h:1:trustRoots={there}/trusted:certificate={there}/c\:1.pem:privateKey=/k.pem:timeout=3",
+        f"ssl:h:1:certKey={there}/c.pem:caCertsDir={there}/trusted",
+        f"unix:{there}/run/socket:timeout=3",
+        "h:1",
+    ]
+    assert main.url == f"tcprepl://unix:path={there}/run/socket"
+    assert (main.token_file, main.ca) == (f"{there}/token", f"{there}/../ca.pem")
+    reader = main.reader()
+    assert reader is not None
+    assert reader() == "secret"
+    assert other == Context(["unix:/run/socket"], "https://h/base", "/token")
+
+
+def test_a_directory_may_have_a_colon_in_its_name() -> None:
+    absolute = contexts.absolute_address("unix:socket", Path("/a:b\\c"))
+    assert absolute == r"unix:/a\:b\\c/socket"
+
+
 def test_help_says_which_one_is_used(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     assert "Addresses are those" not in capsys.readouterr().out
