@@ -334,15 +334,29 @@ class Attempts:
                 )
                 return
             if search.has_new_evidence or now_ms >= destination.backoff.next_ms:
+                await self.all_written(destination)
                 await self._outbox.release(destination.name, SET_ASIDE)
                 search.round_ended()
                 destination.outdate()
                 return
         if destination.put_off and now_ms >= destination.backoff.next_ms:
+            await self.all_written(destination)
             taken, left = await self._outbox.take_back(destination.name)
             destination.stored, destination.put_off = taken, left
             # What has one of its keys waits for it, on disk.
             destination.outdate()
+
+    async def all_written(self, destination: Destination) -> None:
+        """Wait until what became of the transactions of *destination* is on disk.
+
+        Raises:
+            OutboxUnavailable: The disk has refused some of it, which is tried again.
+        """
+        await self._outbox.flush()
+        if self._writes.owes(destination):
+            raise OutboxUnavailable(
+                f"{self._outbox.where}: what became of a transaction is not written yet"
+            )
 
     # -- what became of it --------------------------------------------------------------------
 

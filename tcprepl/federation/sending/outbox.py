@@ -370,9 +370,13 @@ class StoredOutbox(CommitQueue):
 
         return self._settled(destination, op)
 
-    def release(self, destination: ServerName, mark: str) -> Deferred[int]:
-        """Let what has *mark* wait again; answers how many EDUs that are."""
-        return self._settled(destination, lambda cursor: free(cursor, destination, mark))
+    def release(self, destination: ServerName, *marks: str) -> Deferred[int]:
+        """Let what has one of *marks* wait again; answers how many EDUs that are."""
+
+        def op(cursor: Cursor) -> int:
+            return sum(free(cursor, destination, mark) for mark in marks)
+
+        return self._settled(destination, op)
 
     def drop_quarantined(self, destination: ServerName) -> Deferred[int]:
         """Forget the EDUs of *destination* that are in quarantine; answers how many."""

@@ -404,12 +404,13 @@ class FederationSender:
         Returns:
             How many EDUs are tried again that were not to be tried yet.
         """
+        await self._attempts.all_written(self._destination(name))
         destination = self._destination(name)
         destination.backoff.due_now()
         self._writes.persist(destination, self.outbox.set_backoff, name, destination.backoff)
-        count = await self.outbox.release(name, SET_ASIDE)
+        marks = (SET_ASIDE, QUARANTINED) if quarantined else (SET_ASIDE,)
+        count = await self.outbox.release(name, *marks)
         if quarantined:
-            count += await self.outbox.release(name, QUARANTINED)
             destination.quarantined = 0
         destination.search = None
         if count:

@@ -28,7 +28,8 @@ class Writes:
     """Has things written about destinations.
 
     While something of a destination is not written, its next transaction does not begin
-    (`Outbox.begin`), so nothing is done twice if that is cut short.
+    (`Outbox.begin`), so nothing is done twice if that is cut short. Nor may anything be undone
+    that may not be done yet: ask `owes`.
     """
 
     def __init__(self, clock: IReactorTime, written: Callable[[Destination], object]) -> None:
@@ -36,11 +37,11 @@ class Writes:
 
         Args:
             clock: For waiting until the disk is asked again.
-            written: Called with a destination of which something was written late.
+            written: Called with a destination of which everything is written that was late.
         """
         self._clock = clock
         self._written = written
-        self._again: set[Deferred[None]] = set()
+        self._again: dict[Deferred[None], Destination] = {}
 
     def persist(
         self,
@@ -53,6 +54,10 @@ class Writes:
         again = partial(write, *args, **kwargs)
         _ = again().addErrback(self._refused, destination, again)
 
+    def owes(self, destination: Destination) -> bool:
+        """Return whether the disk has refused something about *destination*, and not taken it."""
+        return destination in self._again.values()
+
     def stop(self) -> None:
         """Give up what was refused: the disk has what it needs for the next start."""
         for writing in list(self._again):
@@ -62,11 +67,17 @@ class Writes:
         self, failure: Failure, destination: Destination, write: Callable[[], Deferred[Any]]
     ) -> None:
         writing = Deferred.fromCoroutine(self._write(failure, destination, write))
-        self._again.add(writing)
+        self._again[writing] = destination
 
         def ended(result: Failure | None) -> Failure | None:
-            self._again.discard(writing)
-            return None if result is None or result.check(CancelledError) else result
+            del self._again[writing]
+            if result is not None:
+                return None if result.check(CancelledError) else result
+            # Meanwhile the disk was not what memory took it for.
+            destination.outdate()
+            if not self.owes(destination):
+                self._written(destination)
+            return None
 
         run_in_background(writing.addBoth, ended)
 
@@ -87,7 +98,4 @@ class Writes:
             except OutboxUnavailable:
                 failure = Failure()
             else:
-                break
-        # Meanwhile the disk was not what memory took it for.
-        destination.outdate()
-        self._written(destination)
+                return

@@ -12,7 +12,7 @@ import structlog
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tcprepl import metrics
-from tcprepl.federation.sending import attempts
+from tcprepl.federation.sending import attempts, writes
 from tcprepl.federation.sending.commit_queue import OutboxUnavailable
 from tcprepl.federation.sending.destination import Destination, Held
 from tcprepl.federation.sending.stored import StoredTransaction
@@ -642,6 +642,50 @@ def test_an_attempt_that_the_disk_ends_loses_nothing(
     assert world.sender._attempts.held == 0
     world.run(1_300)
     assert sorted(numbers(remote)) == list(range(count))
+    assert not world.wrong
+
+
+@pytest.mark.parametrize("which", ["put_off", "set_aside", "set_aside in quarantine"])
+def test_what_became_of_a_transaction_is_written_before_it_is_undone(
+    world: World, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """It would be undone late, in memory alone, and nobody would look for it any more."""
+    monkeypatch.setattr(writes, "DISK_RETRY_MS", 30_000)
+    name = "remote1.example"
+    remote = world.remote(name)
+    refused: list[str] = []
+
+    def refuse(*given: object) -> Deferred[Any]:
+        if refused:
+            return original(*given)
+        refused.append(which)
+        return fail(OutboxUnavailable("full"))
+
+    operation = which.split()[0]
+    original = getattr(world.outbox, operation)
+    remote.mode = "reset" if which == "put_off" else "ok"
+    if which == "set_aside":
+        remote.refuse_all = REFUSALS["403"]
+    elif which != "put_off":
+        remote.poison = {1}
+    send(world, name, {"n": 1})
+    if which == "put_off":
+        world.run(0.5)
+        remote.refuse_all = Answer(401, b'{"errcode":"M_X"}')
+    monkeypatch.setattr(world.outbox, operation, refuse)
+    until(world, lambda: refused)
+    world.run(0.1)
+    if which.endswith("quarantine"):
+        retried = world.sender.retry(name, quarantined=True)
+        assert isinstance(result(retried, world).value, OutboxUnavailable)
+    world.run(25)
+    remote.mode, remote.refuse_all, remote.poison = "ok", None, set()
+    world.run(10)  # it is written
+    if which.endswith("quarantine"):
+        assert result(world.sender.retry(name, quarantined=True), world) == 1
+    world.run(700)
+    assert numbers(remote) == [1]
+    assert world.sender.pending() == 0
     assert not world.wrong
 
 

@@ -22,6 +22,7 @@ from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.sending.sharding import Shard
+from tcprepl.federation.sending.stored import QUARANTINED
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import Edu, build_edu, edu_row
 from tcprepl.federation.wire.failures import NotReached
@@ -492,6 +493,41 @@ def test_a_pause_or_its_end_that_the_disk_refuses_is_none(world: World, pauses: 
     world.kill()
     world.boot()
     assert world.sender._destination(name).paused is not pauses
+
+
+def test_what_is_to_be_tried_again_is_let_go_at_once_or_not_at_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.poison = {0}
+    send(world, name, {"n": 0})
+    world.run(5)
+    remote.refuse_all = Answer(403, b'{"errcode":"M_FORBIDDEN"}')
+    for number in (1, 2):
+        send(world, name, {"n": number})
+        world.run(0.5)
+    result(world.sender.pause(name), world)
+
+    def waits() -> list[tuple[int]]:
+        found = world.outbox._connection.execute(
+            "SELECT id FROM edus WHERE transaction_id IS NULL ORDER BY id"
+        )
+        return list(found)
+
+    before = waits()
+    assert len(before) < 3
+    release = world.outbox.release
+    monkeypatch.setattr(
+        world.outbox,
+        "release",
+        lambda name, *marks: (
+            fail(OutboxUnavailable("full")) if QUARANTINED in marks else release(name, *marks)
+        ),
+    )
+    retried = result(world.sender.retry(name, quarantined=True), world)
+    assert isinstance(retried.value, OutboxUnavailable)
+    assert waits() == before
 
 
 # -- turns and the timer -----------------------------------------------------------------------
