@@ -120,6 +120,8 @@ PATHS = [
     ROOT / "tcprepl" / name
     for name in ("protocol", "streams", "replication/following", "federation/sending")
 ]
+#: How much of a statement names it.
+LONG = 160
 #: Calls that say something to people, and nothing to the program.
 LOGGERS = {"logger", "log"}
 
@@ -139,6 +141,17 @@ class Mutant(NamedTuple):
 def mutants(text: str) -> Iterator[Mutant]:
     """Yield every mutant of a module."""
     tree = ast.parse(text)
+    for key in _changed(tree):
+        yield Mutant(key, ast.unparse(tree))
+
+
+def keys(text: str) -> set[str]:
+    """Return what every mutant of a module is called, in a tenth of the time."""
+    return set(_changed(ast.parse(text)))
+
+
+def _changed(tree: ast.AST) -> Iterator[str]:
+    """Change *tree* in one place after another; yield what each change is called, while it is."""
     seen: dict[str, int] = {}
     for name, function in _functions(tree):
         for statement, node in _nodes(function):
@@ -146,11 +159,10 @@ def mutants(text: str) -> Iterator[Mutant]:
                 before = _first_line(statement)
                 was = {field: getattr(node, field) for field in fields}
                 node.__dict__.update(fields)
-                key = f"{name}: {what or f'{before} -> {_first_line(statement)}'}"
-                changed = ast.unparse(tree)
-                node.__dict__.update(was)
+                key = f"{name}: {what or _cut(before, _first_line(statement))}"
                 seen[key] = seen.get(key, 0) + 1
-                yield Mutant(key if seen[key] == 1 else f"{key} #{seen[key]}", changed)
+                yield key if seen[key] == 1 else f"{key} #{seen[key]}"
+                node.__dict__.update(was)
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
@@ -187,7 +199,18 @@ def _nodes(function: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
 
 
 def _first_line(node: ast.AST) -> str:
-    return ast.unparse(node).partition("\n")[0][:160]
+    return ast.unparse(node).partition("\n")[0]
+
+
+def _cut(before: str, after: str) -> str:
+    """Return two long lines short: where they begin or, if that is the same, where they part."""
+    begin = 0
+    if before[:LONG] == after[:LONG]:
+        parts = (
+            at for at, (one, other) in enumerate(zip(before, after, strict=False)) if one != other
+        )
+        begin = max(0, next(parts, 0) - LONG // 2)
+    return f"{before[begin : begin + LONG]} -> {after[begin : begin + LONG]}"
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, dict[str, object]]]:
@@ -212,7 +235,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, dict[str, object]]]:
         for index, statement in enumerate(block if isinstance(block, list) else ()):
             if _may_go(statement):
                 left = [*block[:index], ast.Pass(), *block[index + 1 :]]
-                yield f"without {_first_line(statement)}", {name: left}
+                yield f"without {_first_line(statement)[:LONG]}", {name: left}
 
 
 def _says_something(value: ast.expr | None) -> bool:
@@ -251,6 +274,11 @@ class Module(NamedTuple):
     tests: tuple[str, ...]
     code: str
     digest: str
+
+    def keys(self) -> set[str]:
+        """Return what all of its mutants are called, behind its own name."""
+        every = keys((ROOT / self.name).read_text(encoding="utf-8"))
+        return {f"{self.name}: {key}" for key in every}
 
     def sample(self, most: int, seed: int) -> list[Mutant]:
         """Return its mutants; at most so many, the same ones for the same seed."""
@@ -420,7 +448,7 @@ def report_of(
         count = sum(live is not None for live in tried.values())
         living = [key for key, live in tried.items() if live]
         survive = [key for key in living if f"{module.name}: {key}" not in known]
-        all_keys = {f"{module.name}: {one.key}" for one in module.sample(0, 0)}
+        all_keys = module.keys()
         gone = {one for one in known if one.startswith(f"{module.name}: ")} - all_keys
         of = len(all_keys)
         total, left, every = total + count, left + len(survive), every + of

@@ -85,6 +85,30 @@ def test_what_is_listed_and_is_no_mutant_any_more_is_named(
     ]
 
 
+def test_what_is_listed_is_a_mutant_with_a_reason() -> None:
+    """Else a survivor of today may hide behind a reason that was given for another one."""
+    wanted: dict[str, list[str]] = {}
+    reason = ""
+    for line in mutants.EQUIVALENT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("    "):
+            assert reason, line
+            name, _, key = line.strip().partition(": ")
+            wanted.setdefault(name, []).append(key)
+        else:
+            reason = line
+    for name, listed in wanted.items():
+        there = mutants.keys((mutants.ROOT / name).read_text(encoding="utf-8"))
+        assert sorted(listed) == sorted(there & set(listed)), name
+
+
+def test_a_long_statement_is_named_by_where_it_is_changed() -> None:
+    """Else all changes of its end have one name, and the reason for one excuses another."""
+    names = [f"name{number}" for number in range(40)]
+    found = mutants.keys(f"def f():\n    return {' or '.join(names)} or x > 1\n")
+    assert any("(x > 1) -> " in key and key.endswith("(x >= 1)") for key in found), found
+    assert not any("#" in key for key in found)
+
+
 @pytest.mark.parametrize(("body", "passes"), [("pass", True), ("time.sleep(60)", False)])
 def test_what_tests_share_ends_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, passes: bool
