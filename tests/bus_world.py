@@ -36,6 +36,10 @@ class BusTransport(StringTransport):
         """Close at once."""
         self.end()
 
+    def connectionLost(self, reason: Failure) -> None:
+        """End, as Twisted does when the other side has."""
+        self.end()
+
     def end(self) -> None:
         """Tell the connection that it has ended, once."""
         if not self.disconnecting:

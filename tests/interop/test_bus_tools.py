@@ -295,6 +295,21 @@ def test_redis_cli(bus: Bus) -> None:
     assert say("PUBLISH", "example.com", "POSITION events w1 4 4") == "0\n"
 
 
+def test_netcat_that_closes_its_side_gets_its_answers(bus: Bus) -> None:
+    program = find_program("nc", "netcat-openbsd")
+    requests = f"SET long {'x' * 1_000}\n" + "GET long\n" * 5_000 + "PUBLISH other x\n"
+    ran = subprocess.run(
+        [program, "-N", "127.0.0.1", str(bus.port)],
+        input=requests,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ran.stdout.count("$1000\n") == 5_000
+    assert ran.stdout.endswith(":0\n")
+
+
 PROGRAM_PY = """
 import sys, redis
 port = int(sys.argv[1])

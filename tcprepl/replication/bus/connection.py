@@ -11,12 +11,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.interfaces import IProtocol
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcprepl.errors import CloseReason
-from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.limits import CLOSE_TIMEOUT_S, HALF_CLOSED_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.logger import get_logger
 from tcprepl.replication.bus.commands import run
 from tcprepl.replication.bus.patterns import Pattern
@@ -38,9 +39,10 @@ log = get_logger(__name__)
 #: Bytes of messages of other channels than the homeserver's that may wait for a socket before
 #: it is cut off (what Redis allows by default).
 MAX_PUSH_BYTES: Final = 32 * 1_048_576
+_LISTENING: Final = frozenset({b"subscribe", b"psubscribe"})
 
 
-@implementer(IProtocol)
+@implementer(IProtocol, IHalfCloseableProtocol)
 class BusConnection:
     """A client of the bus.
 
@@ -83,6 +85,8 @@ class BusConnection:
         self._reply_bytes = 0
         self._push_bytes = 0
         self._leaving = False
+        self._ends_at: float | None = None
+        self._gone = False
         self._closing_at = 0.0
         self._last_word = "NULL"
         self._connected_at = self._heard_at = desk.reactor.seconds()
@@ -150,11 +154,24 @@ class BusConnection:
             self._reader.feed(data)
             self.desk.turns.serve(self)
 
+    def readConnectionLost(self) -> None:
+        """End, once all that it said is done: it has closed its side (Twisted calls this)."""
+        if self._paused or self.desk.turns.awaits(self):
+            self._ends_at = self.desk.reactor.seconds() + HALF_CLOSED_S
+        else:
+            self._end()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: whoever closes our side has taken our place (Twisted does not call this)."""
+
     def connectionLost(self, reason: Failure) -> None:
-        """Forget it (Twisted calls this)."""
+        """Do what was read of it, and forget it (Twisted calls this)."""
         self.desk.turns.forget(self)
+        self._gone = True
+        why = self.closing or close_reason_of(reason)
+        self._work_off()
         self._depart()
-        self.desk.lost(self, self.closing or close_reason_of(reason))
+        self.desk.lost(self, why)
 
     # -- what it says ------------------------------------------------------------------
 
@@ -167,6 +184,8 @@ class BusConnection:
             done += self._next()
         more = done >= lines and not self._waits
         self._read_on(self.closing is not None or (not more and not self._waits))
+        if self._ends_at is not None and not more and not self._waits:
+            self._end()
         return Worked(done, more)
 
     @property
@@ -215,10 +234,32 @@ class BusConnection:
         """Read from the socket, or do not: what is not read, it cannot send for ever."""
         if reading is self._paused:
             self._paused = not reading
+            if self._ends_at is not None:
+                return  # there is nothing more to read
             if reading:
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
+
+    def _end(self) -> None:
+        """End; with the answers that wait for its socket, if it wants nothing else."""
+        if self.subscriptions or not self._reply_bytes or self.closing is not None:
+            self.transport.connectionLost(Failure(ConnectionDone()))
+        else:
+            self.close(CloseReason.PEER_CLOSED)
+
+    def _work_off(self) -> None:
+        """Do what was read before it was lost, as far as others notice it.
+
+        What it published is not for itself: that nobody is left to be answered is no reason to
+        drop it. Who listens may say nothing that others notice.
+        """
+        while self.closing is None and self.may_speak and (self._requests or self._read(1_000)):
+            request = self._requests[0]
+            if isinstance(request, list) and request[0].lower() in _LISTENING:
+                self._requests.popleft()
+            else:
+                self._next()
 
     def go_on(self) -> None:
         """Listen to it again, if it was not."""
@@ -329,13 +370,13 @@ class BusConnection:
     def write(self, data: bytes) -> None:
         """Write a reply."""
         assert self._outlet is not None
-        if self.closing is None and not self._outlet.write(data):
+        if self.closing is None and not self._gone and not self._outlet.write(data):
             self._reply_bytes += len(data)
 
     def push(self, message: bytes) -> None:
         """Write a message of another channel than the homeserver's, if it keeps up."""
         assert self._outlet is not None
-        if self.closing is not None or self._outlet.write(message):
+        if self.closing is not None or self._gone or self._outlet.write(message):
             return
         self._push_bytes += len(message)
         plain = isinstance(self._outlet, SocketOutlet)
@@ -356,6 +397,8 @@ class BusConnection:
         if self.closing is None:
             self.closing = reason
             self._closing_at = self.desk.reactor.seconds()
+            if self._gone:
+                return
             if self.visit is not None:
                 self.desk.processes.part(self.visit)
             self._unsubscribe_all()
@@ -363,8 +406,12 @@ class BusConnection:
             self._outlet.close()
 
     def sweep(self, now: float) -> None:
-        """Look whether a close does not end."""
-        if self.closing is not None and now - self._closing_at >= CLOSE_TIMEOUT_S:
+        """Look whether a close does not end, or answers to who has closed its side."""
+        if self.closing is not None:
+            overdue = now - self._closing_at >= CLOSE_TIMEOUT_S
+        else:
+            overdue = self._ends_at is not None and now >= self._ends_at
+        if overdue:
             self.transport.abortConnection()
 
     # -- looking -----------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tcprepl.limits import CLOSE_TIMEOUT_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.limits import CLOSE_TIMEOUT_S, HALF_CLOSED_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.replication.bus import connection
 from tcprepl.replication.bus.passwords import Passwords
 from tcprepl.replication.redis.resp import encode
@@ -125,6 +125,92 @@ def test_one_that_does_not_take_messages_of_other_channels_is_cut_off(
         sender.ask("PUBLISH", "ch", "x" * 600)
     assert slow.transport.disconnecting
     assert sender.ask("PUBLISH", "ch", "x") == b":0\r\n"
+
+
+def test_who_closes_its_side_gets_its_answers() -> None:
+    """``nc -N``: it has said all that it will, and not heard all of it."""
+    world = BusWorld()
+    client = world.client()
+    client.ask("SET", "k", "v" * 1_000)
+    client.transport.clear()
+    client.connection.dataReceived(b"GET k\r\n" * 500 + b"half a request")
+    client.full()
+    client.connection.readConnectionLost()
+    world.clock.pump([0] * 50)
+    assert not client.transport.disconnecting
+    client.drain()
+    client.full()  # again, at the end
+    world.clock.pump([0] * 50)
+    client.drain()
+    world.clock.pump([0] * 50)
+    assert client.transport.value().count(b"$1000\r\n") == 500
+    assert client.transport.disconnecting
+
+
+def test_who_closes_its_side_and_waits_for_nothing_is_gone_at_once() -> None:
+    world = BusWorld()
+    writer = world.client()
+    writer.publish("POSITION events w2 4 4")
+    world.clock.advance(5)
+    idle, listener, leaver = world.client(), world.client(), world.client()
+    listener.ask("AUTH", "w1", "any")
+    listener.ask("SUBSCRIBE", "example.com")
+    lingering: Any = leaver.transport
+    lingering.loseConnection = lambda: None
+    leaver.ask("QUIT")
+    for one in (idle, listener, leaver):
+        one.connection.readConnectionLost()
+        assert one.transport.disconnecting
+    assert world.bus.clients() == [writer.connection]
+    # it is taken for one that was lost: what it misses is kept for it
+    writer.publish("RDATA events w2 5 [1]")
+    again = world.client()
+    again.ask("AUTH", "w1", "any")
+    again.ask("SUBSCRIBE", "example.com")
+    assert "RDATA events w2 5 [1]" in again.heard()
+
+
+def test_who_closes_its_side_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = BusWorld()
+    client = world.client()
+    client.publish("POSITION events w1 4 4")
+    monkeypatch.setattr(type(world.bus), "full", property(lambda self: True))
+    client.publish("RDATA events w1 5 [1]")
+    client.connection.readConnectionLost()
+    world.clock.advance(HALF_CLOSED_S - 1)
+    assert not client.transport.disconnecting
+    world.clock.advance(1)
+    assert client.transport.disconnecting
+    assert world.rows("events", "w1") == [(5, b"[1]")]
+
+
+def test_what_was_read_is_done_though_nobody_waits_for_the_answer() -> None:
+    """As a Redis does it: what somebody publishes before the end is not for them."""
+    world = BusWorld()
+    one, client = world.subscriber(), world.client()
+    rows = [b"RDATA events w1 %d [1]" % n for n in range(1, 2_001)]
+    client.connection.dataReceived(
+        b"".join(encode(b"PUBLISH", b"example.com", row) for row in rows)
+        + encode(b"SET", b"k", b"v")
+        + encode(b"SUBSCRIBE", b"a")
+        + encode(b"UNSUBSCRIBE")
+        + encode(b"PUBLISH", b"example.com", b"LOCK_RELEASED x")
+        + encode(b"QUIT")
+        + encode(b"SET", b"k", b"w")
+    )
+    client.leave()
+    world.clock.pump([0] * 50)
+    assert world.log.position("events", "w1") == 2_000
+    heard = [line for line in one.heard() if line != "REPLICATE "]
+    assert heard[0] == "POSITION events w1 0 0"
+    assert heard[1:] == [*(row.decode() for row in rows), "LOCK_RELEASED x"]
+    assert one.ask("UNSUBSCRIBE").endswith(b":0\r\n")
+    assert one.ask("GET", "k") == b"$1\r\nv\r\n"
+    assert one.ask("PUBSUB", "CHANNELS") == b"*0\r\n"
+    faulty = world.client()
+    faulty.connection.dataReceived(b"PING\r\n" * 2_000 + b"SET k w\r\n*x\r\n")
+    faulty.leave()
+    assert one.ask("GET", "k") == b"$1\r\nw\r\n"
 
 
 def test_a_close_that_does_not_end_is_ended() -> None:
