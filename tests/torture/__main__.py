@@ -5,8 +5,10 @@ send and follow, under SIGKILL (at any moment, during starts, and in the middle 
 wires that are cut, freeze and drip, disks that are full, refuse fsync and write short, missing
 descriptors, wall clocks that jump, copies that are restored, and flipped bits. When it ends, all
 faults end, everybody gets the time to come level, and everything is compared (`tests.invariants`).
-The exit code is 0 if nothing was wrong; else the directory of the round is kept and named, and
-``--seed`` with its seed begins with the same choices.
+The exit code is 0 if nothing was wrong, and 1 if something was: the directory of the round is kept
+and named, and ``--seed`` with its seed begins with the same choices. It is 2 if a program is
+missing (without PostgreSQL or Redis the worlds with them are left out, which is said), and 130 if
+it was interrupted: what was done by then is said.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from tests.interop.environments import SetupError, find_program
 from tests.torture import shim
 from tests.torture.faults import Tormentor
 from tests.torture.layouts import BusWorld, PostgresqlWorld, RedisWorld, TcpWorld
@@ -29,59 +34,139 @@ from tests.torture.world import World
 LAYOUTS: dict[str, type[World]] = {
     world.layout: world for world in (TcpWorld, RedisWorld, BusWorld, PostgresqlWorld)
 }
+#: What a layout needs besides Python: programs, and their Debian packages.
+NEEDS = {
+    "redis": [("redis-server", "redis-server")],
+    "postgresql": [
+        ("psql", "postgresql-client"),
+        ("postgres", "postgresql"),
+        ("initdb", "postgresql"),
+    ],
+}
 #: How long a round tortures; with less time, each layout gets its share.
 ROUND_S = 40.0
+#: As a shell says it of who is interrupted.
+INTERRUPTED = 130
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Torture, report, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES", "60")))
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "0")) or None)
-    parser.add_argument("--layout", choices=sorted(LAYOUTS), action="append")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float(os.environ.get("MINUTES", "60")),
+        help="for how long; each layout gets one round in any case (MINUTES, else 60)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=int(os.environ.get("SEED", "0")) or None,
+        help="of the first round, one more of each that follows (SEED, else by chance)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=sorted(LAYOUTS),
+        action="append",
+        help="only this kind of world; may be said again (else all that are possible here)",
+    )
     parser.add_argument("--where", type=Path, help="where directories of rounds go")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    layouts = options.layout or list(LAYOUTS)
+    out = {layout: why for layout in layouts if (why := missing(layout))}
+    if out and options.layout:
+        parser.error("; ".join(out.values()))
+    try:
+        find_program("cc", "gcc")
+    except SetupError as error:
+        parser.error(str(error))
+    for layout, why in out.items():
+        print(f"{layout} is left out: {why}", flush=True)
+    layouts = [layout for layout in layouts if layout not in out]
     seed = options.seed or random.SystemRandom().randrange(1, 1_000_000)
     where = options.where or Path(tempfile.mkdtemp(prefix="tcprepl-torture-"))
     where.mkdir(parents=True, exist_ok=True)
-    layouts = options.layout or list(LAYOUTS)
     seconds = min(ROUND_S, options.minutes * 60 / len(layouts) / 3)
-    tally: Counter[str] = Counter()
-    compared = 0
-    failed: list[str] = []
-    tortured_s = 0.0
+    done = Done()
     began = time.monotonic()
     library = shim.build(where)
-    number = 0
-    while number < len(layouts) or time.monotonic() - began < options.minutes * 60:
-        layout = layouts[number % len(layouts)]
-        directory = where / f"round{number}"
-        with LAYOUTS[layout](directory, library, seed + number) as world:
-            start = time.monotonic()
-            Tormentor(world).run(seconds)
-            tortured_s += time.monotonic() - start
-            try:
+    interrupted = False
+    try:
+        while done.rounds < len(layouts) or time.monotonic() - began < options.minutes * 60:
+            number = done.rounds
+            layout = layouts[number % len(layouts)]
+            done.round(layout, where / f"round{number}", library, seed + number, seconds)
+    except KeyboardInterrupt:
+        interrupted = True
+    report(done.tally, done.compared, done.rounds, done.tortured_s, done.failed)
+    if out:
+        print(f"left out: {', '.join(out)}")
+    if not done.failed and options.where is None:
+        shutil.rmtree(where, ignore_errors=True)
+    if interrupted:
+        print("interrupted")
+    return 1 if done.failed else INTERRUPTED if interrupted else 0
+
+
+def missing(layout: str) -> str:
+    """Return what a layout needs and is not here; "" if nothing is missing."""
+    try:
+        for program, package in NEEDS.get(layout, ()):
+            find_program(program, package)
+    except SetupError as error:
+        return str(error)
+    return ""
+
+
+class Done:
+    """What was done so far.
+
+    Attributes:
+        rounds: How many rounds.
+        tally: How often what.
+        compared: How many rows were compared.
+        tortured_s: How long there were faults.
+        failed: What was wrong.
+    """
+
+    def __init__(self) -> None:
+        self.rounds = self.compared = 0
+        self.tally: Counter[str] = Counter()
+        self.tortured_s = 0.0
+        self.failed: list[str] = []
+
+    def round(self, layout: str, directory: Path, library: Path, seed: int, seconds: float) -> None:
+        """Torture one world, and say what came of it; whatever fails in it is wrong."""
+        world = LAYOUTS[layout](directory, library, seed)
+        start = time.monotonic()
+        try:
+            with world:
+                start = time.monotonic()
+                Tormentor(world).run(seconds)
+                self.tortured_s += time.monotonic() - start
                 world.check()
-            except AssertionError as error:
-                world.failures.append(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+            if not isinstance(error, AssertionError):
+                traceback.print_exc()
+            world.failures.append(f"{type(error).__name__}: {error}")
         print(
-            f"round {number}: {layout}, seed {seed + number}: {world.tally['kills']} kills, "
+            f"round {self.rounds}: {layout}, seed {seed}: {world.tally['kills']} kills, "
             f"{world.compared} rows compared, "
             + ("; ".join(["WRONG", *world.failures]) if world.failures else "good"),
             flush=True,
         )
         if world.failures:
-            failed.append(f"round {number} ({layout}), seed {seed + number}, kept in {directory}")
-            failed += [f"  {failure}" for failure in world.failures]
+            self.failed.append(f"round {self.rounds} ({layout}), seed {seed}, kept in {directory}")
+            self.failed += [f"  {failure}" for failure in world.failures]
         else:
             shutil.rmtree(directory)
-        tally += world.tally
-        compared += world.compared
-        number += 1
-    report(tally, compared, number, tortured_s, failed)
-    if not failed and options.where is None:
-        shutil.rmtree(where)
-    return 1 if failed else 0
+        self.tally += world.tally
+        self.compared += world.compared
+        self.rounds += 1
 
 
 def report(

@@ -45,6 +45,7 @@ class ServeWorld(World):
 
     def build(self) -> None:
         """Make everything."""
+        self._zombies: list[Running] = []
         self.port, self.http_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.data = self.where / "data"
@@ -66,7 +67,6 @@ class ServeWorld(World):
         #: Copies, and what was answered when each was begun.
         self._copies: list[tuple[Path, dict[str, dict[str, int]]]] = []
         self._copy_number = 0
-        self._zombies: list[Running] = []
         self.build_rest()
 
     def more_config(self) -> dict[str, object]:
@@ -478,7 +478,8 @@ class PostgresqlWorld(World):
 
     def close(self) -> None:
         """End the database."""
-        self.postgres.stop()
+        if hasattr(self, "postgres"):
+            self.postgres.stop()
 
     def operations(self) -> list[tuple[str, Callable[[], None]]]:
         """Return what happens to a database."""
