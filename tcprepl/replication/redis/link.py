@@ -36,7 +36,7 @@ from tcprepl.background import (
     run_as_background_process,
 )
 from tcprepl.clocks import Reactor
-from tcprepl.errors import CloseReason, ConnectionFailed
+from tcprepl.errors import CloseReason, ConnectionFailed, LogError
 from tcprepl.logger import get_logger
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.redis.connection import DEAD_AFTER_S, RedisConnection
@@ -67,7 +67,8 @@ class RedisLink:
         endpoint: Where Redis is.
         channel: The channel that matters; what is published goes there.
         on_lines: Called with the payloads that one read brought, in order.
-        on_up: Called when the subscription is confirmed and publishing works.
+        on_up: Called when the subscription is confirmed and publishing works; if it raises, the
+            link is made anew.
         on_down: Called with the reason when the link, which was up, is lost.
         on_drained: Called when the socket takes more again after it was full.
         also: Further channels to subscribe to.
@@ -226,8 +227,14 @@ class RedisLink:
         self._expected = None
         self.changed_at = self._reactor.seconds()
         log.info("redis.up", channel=self.channel.decode())
-        self._on_up()
         early, self._early = self._early, []
+        try:
+            self._on_up()
+        except Exception as error:  # noqa: BLE001 - the next connection may be taken up
+            words = {"error": str(error)} if isinstance(error, LogError) else {"exc_info": error}
+            log.error("redis.not_taken_up", **words)
+            self._give_up("it was not taken up")
+            early = []
         if early:
             self._on_lines(early)
         reason = await lost

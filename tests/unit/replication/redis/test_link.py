@@ -8,6 +8,7 @@ import pytest
 import structlog
 from twisted.internet.defer import Deferred
 
+from tcprepl.errors import LogUnavailable
 from tcprepl.replication.redis.connection import DEAD_AFTER_S, PING_AFTER_S
 from tcprepl.replication.redis.link import RedisLink
 from tcprepl.replication.redis.resp import encode_publish
@@ -71,6 +72,31 @@ def test_up_lines_down_and_up_again() -> None:
     assert user.link.reconnects == 1
     user.stop()
     assert user.told[-1][0] == "down"
+    user.stop()
+
+
+@pytest.mark.parametrize("error", [LogUnavailable("full"), ZeroDivisionError("a bug")])
+def test_a_link_that_nobody_takes_up_is_made_anew(error: Exception) -> None:
+    user = User()
+    refusals = [error]
+
+    def refuse() -> None:
+        if refusals:
+            raise refusals.pop()
+        user.told.append("up")
+
+    user.link._on_up = refuse
+    with structlog.testing.capture_logs() as logs:
+        user.start()
+        user.redis.say("lost")
+        run_until(user.network, lambda: user.told and user.link.up)
+    (line,) = [line for line in logs if line["event"] == "redis.not_taken_up"]
+    assert ("exc_info" in line) is not isinstance(error, LogUnavailable)
+    assert [told for told in user.told if told[0] != "down"] == ["up"]
+    user.redis.say("one")
+    assert user.told[-1] == [b"one"]
+    user.redis.cut()
+    run_until(user.network, lambda: user.told.count("up") == 2)
     user.stop()
 
 
