@@ -123,15 +123,27 @@ class TcpUpstream:
         return self._intake.rows(stream, instance, token, rows)
 
     async def _position(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
-        held = self._unordered.pop((stream, instance), [])
-        held.sort(key=lambda one: one[0])
-        for own, group in groupby(held, key=lambda one: one[0]):
-            waiting = self._intake.take((stream, instance), own, [row for _, row in group])
-            if waiting is not None:
-                await waiting
-        self._intake.position(stream, instance, token)
+        pair = (stream, instance)
+        held = self._unordered.get(pair, [])
+        held.sort(key=_token)
+        taken = 0
+        try:
+            for own, group in groupby(held, key=_token):
+                rows = [row for _, row in group]
+                waiting = self._intake.take(pair, own, rows)
+                if waiting is not None:
+                    await waiting
+                taken += len(rows)
+            self._intake.position(stream, instance, token)
+        finally:
+            del held[:taken]  # what the disk has refused comes again with the position
+        self._unordered.pop(pair, None)
 
     def _command(self, command: Command) -> None:
         of_the_connection = isinstance(command, ErrorCommand | ServerCommand)
         if self._on_command is not None and not of_the_connection:
             self._on_command(command)
+
+
+def _token(one: tuple[Token, bytes]) -> Token:
+    return one[0]

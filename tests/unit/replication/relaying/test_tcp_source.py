@@ -20,6 +20,7 @@ from tcprepl.streams.registry import Registry, StreamDef
 from tests.wire import Network, run_until
 
 ALPHA = ("alpha", "master")
+BETA = ("beta", "master")
 
 
 class World:
@@ -150,6 +151,25 @@ def test_rows_of_2017_come_in_any_order_before_their_position() -> None:
     world.network.turn()
     assert [token for token, _ in world.rows()] == [4, 5, 5]
     assert world.log.position(*ALPHA) == 6
+
+
+def test_rows_of_2017_that_the_disk_refuses_come_again() -> None:
+    world = World(dialect="2017")
+    world.upstream._client._delivery.resumption.ask(BETA, 3)
+    world.state._connection.execute(
+        "CREATE TEMP TRIGGER refuses BEFORE INSERT ON met"
+        " BEGIN SELECT RAISE(ABORT, 'the disk refuses'); END"
+    )
+    world.network.wires["relay"].client.protocol.dataReceived(
+        b"RDATA beta 5 [5]\nRDATA beta 4 [4]\nPOSITION beta 6\n"
+    )
+    world.network.turn()
+    assert BETA not in world.log.pairs()
+    world.state._connection.execute("DROP TRIGGER refuses")
+    run_until(world.network, lambda: BETA in world.log.pairs() and world.log.position(*BETA) == 6)
+    page = world.log.read(*BETA, 0, 6)
+    assert list(page.rows()) == [(4, b"[4]"), (5, b"[5]")]
+    assert not world.upstream._unordered
 
 
 @pytest.mark.parametrize("token", [9, 2**39, 2**63 - 1])
