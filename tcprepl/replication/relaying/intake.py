@@ -297,10 +297,10 @@ class RelayIntake(LogQueue):
             return
         before = self._heads[pair] - self._offsets[pair]
         self._state.enter(pair, self.incarnation, before, token)
-        self._pass_over(pair, max(0, before), token)
         if first:
             # What was before we came is not ours to tell; nothing that we held is missing.
             self._state.add_gap(pair, Gap(0, ours, Cause.RECORD))
+        self._pass_over(pair, max(0, before), token)
         self._advance(pair, ours, trims=first)
 
     async def reset(

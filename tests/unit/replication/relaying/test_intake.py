@@ -277,6 +277,21 @@ def test_where_the_record_begins_is_told_though_the_disk_refused_at_first(
     assert world.log.floor(*PAIR) == 4
 
 
+def test_what_was_passed_over_is_noted_once_however_often_the_disk_refuses(world: World) -> None:
+    """Or the widest of all would keep the later ones out."""
+    world.state._connection.execute(
+        "CREATE TEMP TRIGGER refuses BEFORE INSERT ON gaps"
+        " BEGIN SELECT RAISE(ABORT, 'the disk refuses'); END"
+    )
+    for _ in range(relay_module.MAX_HOLES):
+        with pytest.raises(LogError, match="the disk refuses"):
+            world.position(40)
+    world.state._connection.execute("DROP TRIGGER refuses")
+    world.position(40)
+    world.take(50)
+    assert world.intake.passed_over(PAIR, 45) == 40
+
+
 def test_rows_that_came_after_a_refused_position_stay(world: World) -> None:
     """The connection may end before the position is said again."""
     world.intake.incarnation = "x"
