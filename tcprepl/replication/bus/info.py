@@ -29,7 +29,7 @@ class Facts(NamedTuple):
         connections: How many there are.
         max_connections: How many there may be.
         received: How many there were since the start.
-        rejected: How many of these were turned away.
+        rejected: How many more were turned away.
         listening: How many have subscribed something.
         channels: How many channels are subscribed by name.
         patterns: How many patterns are.

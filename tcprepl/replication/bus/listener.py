@@ -260,9 +260,11 @@ class BusListener:
         """Note that *connection* is there, or turn it away."""
         self._connections[connection.conn_id] = connection
         if too_many(self._connections.values(), self.max_connections):
+            self._rejected += 1
             connection.write(error("ERR max number of clients reached"))
             connection.close(CloseReason.TOO_MANY_CONNECTIONS)
         else:
+            self._accepted += 1
             self.reactor.callLater(ASK_INTERVAL_S, self._look_at, connection)
 
     def _look_at(self, connection: BusConnection) -> None:

@@ -49,6 +49,9 @@ def test_more_clients_than_there_may_be_are_turned_away() -> None:
     late = world.client()
     assert late.transport.value() == b"-ERR max number of clients reached\r\n"
     assert late.transport.disconnecting
+    said = world.bus.info(["stats"])
+    assert "total_connections_received:1\r\n" in said
+    assert "rejected_connections:1\r\n" in said
 
 
 def test_a_client_is_kicked_by_the_number_that_is_shown() -> None:
