@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -18,6 +18,9 @@ from tcprepl import limits
 from tcprepl.access import ALL, Streams
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
+#: A word of an endpoint string: what stands before the first = in it, that, and what is behind it.
+_WORD = re.compile(r"((?:[^:=\\]|\\.)*)(?:(=)((?:[^:\\]|\\.)*))?(:|\\?\Z)", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _ENDPOINT = re.compile(r"[a-z][a-z0-9]*:\S")
 #: Of these endpoint strings an @ may be part.
 _MAY_HAVE_AT = ("haproxy:", "ssl:", "tls:", "unix:")
@@ -26,6 +29,63 @@ NO_USER = "a user or a secret stands before an @, where others can see it"
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f*]+")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _UNITS_BYTES = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+#: The parameters of a listener by their places, which may be given without their names.
+_PLACES = {
+    "tcp": ("port", "interface", "backlog"),
+    "tcp6": ("port", "backlog", "interface"),
+    "ssl": ("port", "privateKey", "certKey", "sslmethod", "interface", "backlog"),
+}
+#: Those that name a file.
+_FILES = ("privateKey", "certKey", "extraCertChain", "dhParameters")
+#: What an endpoint string begins with whose connections say first where they come from.
+HAPROXY = "haproxy:"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointString:
+    """A Twisted endpoint string, taken apart.
+
+    Attributes:
+        kind: What it begins with: ``tcp``, ``ssl``, ``unix``.
+        words: What it says without a name, in order.
+        named: What it says by name.
+    """
+
+    kind: str
+    words: tuple[str, ...]
+    named: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> EndpointString:
+        """Return what *text* says; a backslash takes from ``:`` and ``=`` what they mean."""
+        words: list[str] = []
+        named: dict[str, str] = {}
+        for found in _WORD.finditer(text):
+            name, equals, value, end = (_ESCAPED.sub(r"\1", part or "") for part in found.groups())
+            if equals:
+                named[name] = value
+            else:
+                words.append(name)
+            if end != ":":
+                break
+        return cls(words[0] if words else "", tuple(words[1:]), named)
+
+    def of_listener(self) -> dict[str, str]:
+        """Return every parameter by its name, as who listens reads it."""
+        places = _PLACES.get(self.kind, ())
+        return {**dict(zip(places, self.words, strict=False)), **self.named}
+
+    def files(self) -> dict[str, Path]:
+        """Return the files that a listener with TLS reads, by the names of their parameters.
+
+        The certificate is in the file with the key, unless it is named.
+        """
+        if self.kind != "ssl":
+            return {}
+        given = {"privateKey": "server.pem", **self.of_listener()}  # as Twisted has it
+        return {name: Path(given[name]) for name in _FILES if name in given}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +117,16 @@ class Address:
         return (self, *self.others)
 
     @property
+    def endpoint(self) -> EndpointString | None:
+        """The endpoint string, without what says that a proxy stands before it; or None."""
+        return (
+            None if self.host is not None else EndpointString.parse(self.text.removeprefix(HAPROXY))
+        )
+
+    @property
     def is_encrypted(self) -> bool:
         """Whether the endpoint string itself asks for TLS."""
-        return self.host is None and self.text.removeprefix("haproxy:").startswith(("ssl:", "tls:"))
+        return self.endpoint is not None and self.endpoint.kind in {"ssl", "tls"}
 
     def is_encrypted_by(self, tls: object) -> bool:
         """Whether connections are encrypted, given the listener's section tls, if it has one.
@@ -73,20 +140,18 @@ class Address:
         """Whether others can read what is said to who listens here, other machines at that."""
         if self.host is not None:
             return not _is_loopback(self.host)
-        kind, *words = re.split(r"(?<!\\):", self.text)
-        hosts = [word.removeprefix("host=") for word in words if not word.startswith("port=")]
-        return kind == "tcp" and not (hosts and _is_loopback(hosts[0].replace("\\", "")))
+        given = EndpointString.parse(self.text)
+        host = given.named.get("host") or next(iter(given.words), "")
+        return given.kind == "tcp" and not _is_loopback(host)
 
     @property
     def is_exposed(self) -> bool:
         """Whether a listener here can be reached from other machines."""
-        if self.host is not None:
-            return not _is_loopback(self.host)
-        kind, *words = re.split(r"(?<!\\):", self.text.removeprefix("haproxy:"))
-        if kind not in {"tcp", "tcp6", "ssl", "tls"}:
+        if self.endpoint is None:
+            return not _is_loopback(self.host or "")
+        if self.endpoint.kind not in {"tcp", "tcp6", "ssl", "tls"}:
             return False
-        interfaces = [word.partition("=")[2] for word in words if word.startswith("interface=")]
-        return not (interfaces and _is_loopback(interfaces[0].replace("\\", "")))
+        return not _is_loopback(self.endpoint.of_listener().get("interface", ""))
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,20 +12,26 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tcprepl.app.listening import context_of
 from tcprepl.app.settings import registry_of
 from tcprepl.app.tls import tls_context
 from tcprepl.config import read_secret
 from tcprepl.errors import ConfigError, did_you_mean
 from tcprepl.settings import Config, StreamSettings, TlsSettings
+from tcprepl.values import parse_address
+
+#: What an endpoint string describes is looked at, and not listened on.
+_NO_REACTOR: Any = None
 
 
 def missing_files(settings: Mapping[str, Any]) -> list[str]:
-    """Return the faults of certificates, their keys, and the passwords of the bus."""
+    """Return the faults of certificates, of their keys, and of the passwords of the bus."""
     faults: list[str] = []
     for name in ("replication", "http", "bus"):
         faults += _of_tls(f"{name}.tls", _section(_section(settings, name), "tls"))
+        faults += _of_listen(f"{name}.listen", _section(settings, name).get("listen"))
     federation, bus = _section(settings, "federation"), _section(settings, "bus")
-    faults += _unreadable("federation", federation, ["ca"])
+    faults += _unreadable("federation.", federation, ["ca"])
     passwords = {"bus.password_file": bus.get("password_file")}
     passwords |= {f"bus.users.{user}": path for user, path in _section(bus, "users").items()}
     for place, path in passwords.items():
@@ -38,7 +44,7 @@ def missing_files(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _of_tls(place: str, section: Mapping[str, Any]) -> list[str]:
-    if faults := list(_unreadable(place, section, TlsSettings.model_fields)):
+    if faults := list(_unreadable(f"{place}.", section, TlsSettings.model_fields)):
         return faults
     try:
         tls_context(TlsSettings.model_validate(section))
@@ -49,6 +55,24 @@ def _of_tls(place: str, section: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _of_listen(place: str, listen: object) -> Iterator[str]:
+    for text in listen if isinstance(listen, list | tuple) else [listen]:
+        try:
+            address = parse_address(text) if isinstance(text, str) else None
+        except ValueError:
+            continue
+        if address is None or address.endpoint is None or not address.endpoint.files():
+            continue
+        files = {name: str(path) for name, path in address.endpoint.files().items()}
+        if faults := list(_unreadable(f"{place}: {text}: ", files, files)):
+            yield from faults
+            continue
+        try:
+            context_of(_NO_REACTOR, address)
+        except ConfigError as error:
+            yield f"{place}: {error}"
+
+
 def _unreadable(place: str, section: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
         if isinstance(path := section.get(key), str):
@@ -56,7 +80,7 @@ def _unreadable(place: str, section: Mapping[str, Any], keys: Iterable[str]) -> 
                 Path(path).read_bytes()
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
-                yield f"{place}.{key}: {path}: cannot be read: {reason}"
+                yield f"{place}{key}: {path}: cannot be read: {reason}"
 
 
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:

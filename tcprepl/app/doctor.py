@@ -12,7 +12,6 @@ import errno
 import os
 import platform
 import pwd
-import re
 import resource
 import shutil
 import socket
@@ -34,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.settings import registry_of, retention_of
+from tcprepl.app.tls import BEGIN
 from tcprepl.errors import LogError, TcpreplError
 from tcprepl.protocol.display import counted
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, RespReader, encode
@@ -41,7 +41,7 @@ from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.settings import BusSettings, Config, HttpSettings, ReplicationSettings, TlsSettings
 from tcprepl.storage.lock import holder_of
 from tcprepl.streams.opening import look_at_database
-from tcprepl.values import Address
+from tcprepl.values import HAPROXY, Address, EndpointString
 from tcprepl.web.amounts import size
 
 #: How long a check waits for somebody else.
@@ -67,9 +67,6 @@ CLIENTS_SHARE = 0.8
 REDIS_TIMEOUT_S = 60
 #: Names that nobody looks up.
 _NOT_ON_THE_INTERNET = ("localhost", "example.com", "example.org", "example.net")
-
-#: What an endpoint string may say without its name.
-_TCP = ("port", "interface")
 
 
 class Verdict(IntEnum):
@@ -290,9 +287,23 @@ def certificates(config: Config) -> Iterator[Finding]:
     settings = _all_tls(config)
     for tls in dict.fromkeys(settings):
         yield _certificate(tls.certificate, tls)
-    for path in dict.fromkeys(tls.client_ca for tls in settings):
-        if path is not None and not os.access(path, os.R_OK):
+    files = [endpoint.files() for endpoint in _endpoint_strings(config)]
+    chains = [named["extraCertChain"] for named in files if "extraCertChain" in named]
+    others = [named["dhParameters"] for named in files if "dhParameters" in named]
+    for path in dict.fromkeys([*(tls.client_ca for tls in settings), *chains, *others]):
+        if path is None:
+            continue
+        if not os.access(path, os.R_OK):
             yield _no_certificate(path, "cannot be read" if path.exists() else "is not there")
+        elif path in chains and BEGIN not in path.read_bytes():
+            yield _no_certificate(path, "holds no certificate")
+
+
+def _endpoint_strings(config: Config) -> Iterator[EndpointString]:
+    for section in (config.replication, config.http, config.bus):
+        for address in section.listen:
+            if address.endpoint is not None:
+                yield address.endpoint
 
 
 def _all_tls(config: Config) -> list[TlsSettings]:
@@ -316,29 +327,19 @@ def _placed(address: Address, tls: TlsSettings | None) -> _Place | None:
     """Return what an address says; None of an endpoint string without a port of its own."""
     if address.host is not None:
         return _Place(address.host, address.port, tls)
-    text = address.text.removeprefix("haproxy:")
-    kind, *words = (_unescaped(word) for word in re.split(r"(?<!\\):", text))
-    names = {"ssl": ("port", "privateKey", "certKey"), "tcp": _TCP, "tcp6": _TCP}.get(kind)
-    if names is None:
+    endpoint = address.endpoint
+    if endpoint is None or endpoint.kind not in {"ssl", "tcp", "tcp6"}:
         return None
-    given = dict(zip(names, (word for word in words if "=" not in word), strict=False))
-    for word in words:
-        name, equals, value = word.partition("=")
-        if equals:
-            given[name] = value
+    given, files = endpoint.of_listener(), endpoint.files()
     port = given.get("port", "")
     # who is behind a proxy answers nobody who does not begin as the proxy does
-    known = port.isdecimal() and text == address.text
+    known = port.isdecimal() and not address.text.startswith(HAPROXY)
     own = None
-    if kind == "ssl":
-        key = given.get("privateKey", "server.pem")
-        own = TlsSettings(private_key=Path(key), certificate=Path(given.get("certKey", key)))
-    host = given.get("interface") or ("::" if kind == "tcp6" else "0.0.0.0")  # noqa: S104  # as Twisted does
-    return _Place(host, int(port) if known else None, own)
-
-
-def _unescaped(word: str) -> str:
-    return re.sub(r"\\(.)", r"\1", word)
+    if files:
+        key = files["privateKey"]
+        own = TlsSettings(private_key=key, certificate=files.get("certKey", key))
+    any_host = "::" if endpoint.kind == "tcp6" else "0.0.0.0"  # noqa: S104  # as Twisted does
+    return _Place(given.get("interface") or any_host, int(port) if known else None, own)
 
 
 def _no_certificate(path: Path, why: str) -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
@@ -31,7 +30,7 @@ from tcprepl.replication.bus.listener import BusListener
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.settings import Config, TlsSettings, is_vouched
-from tcprepl.values import Address
+from tcprepl.values import HAPROXY, Address
 
 log = get_logger(__name__)
 
@@ -41,10 +40,6 @@ BACKLOG = 1_024
 LOOK_AT_FILES_S = 30.0
 #: What there is of each file of a certificate.
 Fingerprint: TypeAlias = dict[str, tuple[int, ...] | None]
-#: What may name a file in an endpoint string.
-_FILE = re.compile(r"=((?:[^:\\]|\\.)+)")
-#: What an endpoint string begins with whose connections say first where they come from.
-HAPROXY = "haproxy:"
 
 
 class CannotListen(TcpreplError):
@@ -123,7 +118,7 @@ class Listeners:
         def read(section: str, address: Address) -> Any:
             tls = getattr(config, section).tls
             from_string = tls is None or address.host is None
-            return _context_of(self._reactor, address) if from_string else tls_context(tls)
+            return context_of(self._reactor, address) if from_string else tls_context(tls)
 
         fresh = all_of(
             *(partial(read, section, address) for section, _, address in self._certificates)
@@ -162,8 +157,8 @@ class Listeners:
         files: set[str] = set()
         for section, _, address in self._certificates:
             tls = getattr(self._config, section).tls
-            if address.host is None:
-                files |= {value for value in _FILE.findall(address.text) if "/" in value}
+            if address.endpoint is not None:
+                files |= set(map(str, address.endpoint.files().values()))
             elif tls is not None:
                 given = (tls.certificate, tls.private_key, tls.client_ca)
                 files |= {str(path) for path in given if path is not None}
@@ -221,7 +216,7 @@ def server_endpoint(
     return kind(reactor, address.port, backlog=BACKLOG, interface=address.host), None
 
 
-def _context_of(reactor: Reactor, address: Address) -> Any:
+def context_of(reactor: Reactor, address: Address) -> Any:
     """Return the TLS side that an endpoint string describes, its files read anew."""
     endpoint = _from_string(reactor, address, address.text.removeprefix(HAPROXY))
     assert isinstance(endpoint, SSL4ServerEndpoint)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import BaseModel, ValidationError
+from twisted.internet import endpoints
 
 from tcprepl.access import ALL, Streams
 from tcprepl.values import NO_USER, StreamNames, parse_address
@@ -32,6 +35,46 @@ def test_where_others_can_listen_in(text: str, overheard: bool) -> None:
     if text == "tcp:":
         text = "tcp:port=1"
     assert parse_address(text).is_overheard is overheard
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:port=1",
+        "tcp:1:interface=::1:backlog=5",
+        r"tcp6:port=1:interface=\:\:1",
+        r"ssl:1:/a\:b\=c.pem:certKey=/d=e.pem",
+        r"ssl:1:privateKey=\\:x:",
+        "tcp::=:a=b=c",
+    ],
+)
+def test_endpoint_strings_are_taken_apart_as_twisted_does(text: str) -> None:
+    words, named = endpoints._parse(text)
+    endpoint = parse_address(text).endpoint
+    assert endpoint is not None
+    assert ([endpoint.kind, *endpoint.words], endpoint.named) == (words, named)
+    assert parse_address(f"haproxy:{text}").endpoint == endpoint
+
+
+def test_what_a_listener_reads_in_an_endpoint_string() -> None:
+    def read(text: str) -> Any:
+        endpoint = parse_address(text).endpoint
+        assert endpoint is not None
+        return endpoint.of_listener(), {name: str(path) for name, path in endpoint.files().items()}
+
+    assert read("ssl:port=1")[1] == {"privateKey": "server.pem"}
+    given, files = read(r"ssl:1:/k\:1.pem:interface=h:extraCertChain=c:dhParameters=d")
+    assert (given["port"], given["interface"]) == ("1", "h")
+    assert files == {
+        "privateKey": "/k:1.pem",
+        "extraCertChain": "c",
+        "dhParameters": "d",
+    }
+    assert read("tcp:1:127.0.0.1")[0] == {"port": "1", "interface": "127.0.0.1"}
+    assert read("tcp6:1:5:::1")[0] == {"port": "1", "backlog": "5", "interface": ""}
+    assert read("unix:/run/x:privateKey=y") == ({"privateKey": "y"}, {})
+    assert parse_address("h:1").endpoint is None
+    assert not parse_address("tcp:1:127.0.0.1").is_exposed
 
 
 @pytest.mark.parametrize("text", ["user:hush@h:1", "hush@h:1", "tcp:hush@h:1"])

@@ -41,6 +41,31 @@ def test_what_the_files_of_tls_hold_is_looked_at(tmp_path: Path) -> None:
     assert fault.startswith(f"http.tls: {ours.certificate}: its first certificate is not that of")
 
 
+@pytest.mark.parametrize("section", ["replication", "http", "bus"])
+def test_files_of_endpoint_strings_are_looked_at(section: str, tmp_path: Path) -> None:
+    ours, other = (issue(tmp_path / name, trustme.CA()) for name in "ab")
+    absent = tmp_path / "no:where"
+    key = f"ssl:1:privateKey={ours.private_key}"
+
+    def look(*listen: Any) -> list[str]:
+        return missing_files({section: {"listen": listen[0] if len(listen) == 1 else listen}})
+
+    good = f"{key}:certKey={ours.certificate}:extraCertChain={other.certificate}"
+    assert look("unix:/run/x", good, "h:1", f"haproxy:{good}", 5, "rubbish") == []
+    escaped = str(absent).replace(":", r"\:")
+    text = f"{key}:certKey={escaped}:extraCertChain={escaped}:dhParameters={escaped}"
+    assert look(good, text) == [
+        f"{section}.listen: {text}: {name}: {absent}: cannot be read: No such file or directory"
+        for name in ("certKey", "extraCertChain", "dhParameters")
+    ]
+    # by its place; and one file for both is told once
+    (fault,) = look(f"haproxy:ssl:1:{escaped}")
+    assert fault.startswith(f"{section}.listen: haproxy:ssl:1:{escaped}: privateKey: {absent}: ")
+    for held in (f"certKey={other.certificate}", f"certKey={ours.private_key}"):
+        (fault,) = look(f"{key}:{held}")
+        assert fault.startswith(f"{section}.listen: {key}:{held}: not an endpoint to listen on: ")
+
+
 def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     absent = str(tmp_path / "absent")

@@ -226,6 +226,25 @@ def test_endpoint_strings_are_looked_at(tmp_path: Path) -> None:
             assert all(finding.verdict in (GOOD, FAULT) for finding in found)
 
 
+def test_further_files_of_endpoint_strings_are_looked_at(tmp_path: Path) -> None:
+    """Whether they are there; and whether a chain is one."""
+    ours = issue(tmp_path, trustme.CA())
+    further = tmp_path / "further.pem"
+    ends = f"ssl:1:privateKey={ours.private_key}:certKey={ours.certificate}:interface=127.0.0.1"
+    for name in ("extraCertChain", "dhParameters"):
+        given = config(http={"listen": [f"{ends}:{name}={further}"] * 2})
+        good, missing = doctor.certificates(given)
+        assert good.verdict is GOOD
+        assert (missing.verdict, missing.text) == (FAULT, f"{further}: is not there")
+        further.write_bytes(ours.private_key.read_bytes())
+        found = list(doctor.certificates(given))
+        assert len(found) == (2 if name == "extraCertChain" else 1)
+        assert found[-1].verdict is (FAULT if name == "extraCertChain" else GOOD)
+        further.write_bytes(ours.certificate.read_bytes())
+        assert one(doctor.certificates(given)).verdict is GOOD
+        further.unlink()
+
+
 def test_certificates(tmp_path: Path) -> None:
     authority = trustme.CA()
     tls = issue(tmp_path / "a", authority)

@@ -178,3 +178,21 @@ def test_certificates_that_change_are_noticed(tmp_path: Path) -> None:
     assert Deferred.fromCoroutine(life.stop()).called
     assert metrics.CERTIFICATE_END.samples() == {}
     assert reactor.getDelayedCalls() == []
+
+
+def test_files_of_an_endpoint_string_are_watched_however_they_are_named(tmp_path: Path) -> None:
+    """By their places, without a name; and with colons in their paths."""
+    authority = trustme.CA()
+    both = tmp_path / "a:b.pem"
+    tls = issue(tmp_path, authority)
+    both.write_bytes(tls.private_key.read_bytes() + tls.certificate.read_bytes())
+    reactor = MemoryReactorClock()
+    where = str(both).replace(":", r"\:")
+    config = build({"http": {"listen": f"ssl:2:{where}"}}, "test").config
+    listeners = Listeners(reactor, config, Lifecycle(reactor, "test"))
+    assert Deferred.fromCoroutine(listeners.open_http(Site(Resource()))).called
+    first = reactor.sslServers[0][2].getContext()
+    tls = issue(tmp_path, authority)
+    both.write_bytes(tls.private_key.read_bytes() + tls.certificate.read_bytes())
+    reactor.advance(LOOK_AT_FILES_S)
+    assert reactor.sslServers[0][2].getContext() is not first
