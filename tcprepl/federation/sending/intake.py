@@ -20,7 +20,7 @@ from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.wire.edu import parse_rows
 from tcprepl.ids import IncarnationId, InstanceName, Pair, ServerName, StreamName, Token
 from tcprepl.logger import get_logger
-from tcprepl.streams.lineage import NEW, Places
+from tcprepl.streams.lineage import NEW, Lineage, Places
 
 logger = get_logger(__name__)
 
@@ -88,7 +88,8 @@ class EduIntake:
         self.canonical = False
         self._rows: list[bytes] = []
         self._bytes = 0
-        self._positions: dict[Pair, Token] = {}
+        #: Where each pair is, and in which incarnation of the writer's log.
+        self._positions: dict[Pair, tuple[Token, IncarnationId | None]] = {}
         #: Whether a commit is under way, or will begin within this turn.
         self._scheduled = False
         self._failures = 0
@@ -190,7 +191,7 @@ class EduIntake:
 
     def _note(self, stream: StreamName, instance: InstanceName, token: Token) -> None:
         self._noted_in = self._epoch
-        self._positions[stream, instance] = token
+        self._positions[stream, instance] = token, self._incarnation
         if not self._scheduled:
             self._schedule()
 
@@ -204,7 +205,7 @@ class EduIntake:
         """Begin a commit with all that has come so far."""
         rows, self._rows = self._rows, []
         self._bytes = 0
-        positions, self._positions = self._positions, {}
+        noted, self._positions = self._positions, {}
         now_ms = self._now_ms()
         us = self._server_name
         edus = parse_rows(rows, us, now_ms, canonical=self.canonical)
@@ -218,13 +219,13 @@ class EduIntake:
             for edu_id, edu in zip(ids, edus, strict=True)
             if edu.destination != us
         ]
-        lineages: dict[Pair, bytes] = {}
-        for pair, token in positions.items():
+        lineages: dict[Pair, Lineage] = {}
+        for pair, (token, incarnation) in noted.items():
             lineage = self._lineages.get(pair, NEW)
-            entered = lineage.entered(self._incarnation, self._stored.get(pair, 0), token)
+            entered = lineage.entered(incarnation, self._stored.get(pair, 0), token)
             if entered is not lineage:
-                self._lineages[pair] = entered
-                lineages[pair] = entered.stored()
+                lineages[pair] = entered
+        positions = {pair: token for pair, (token, _) in noted.items()}
         self._attempt(entries, now_ms, positions, lineages, self._noted_in)
 
     def _attempt(
@@ -232,15 +233,16 @@ class EduIntake:
         entries: list[Entry],
         now_ms: int,
         positions: dict[Pair, Token],
-        lineages: dict[Pair, bytes],
+        lineages: dict[Pair, Lineage],
         epoch: int,
     ) -> None:
         if self._stopped:
             return
-        _ = self._outbox.add(entries, now_ms, positions, lineages).addCallbacks(
+        entered = {pair: lineage.stored() for pair, lineage in lineages.items()}
+        _ = self._outbox.add(entries, now_ms, positions, entered).addCallbacks(
             self._have_stored,
             self._could_not_store,
-            callbackArgs=(entries, positions, epoch),
+            callbackArgs=(entries, positions, lineages, epoch),
             errbackArgs=(entries, now_ms, positions, lineages, epoch),
         )
 
@@ -249,11 +251,13 @@ class EduIntake:
         _: None,
         entries: list[Entry],
         positions: dict[Pair, Token],
+        lineages: dict[Pair, Lineage],
         epoch: int,
     ) -> None:
         self._scheduled = False
         self._failures = 0
         self._stored.update(positions)
+        self._lineages.update(lineages)
         if self._stopped:
             return
         self._deliver(entries)
@@ -270,7 +274,7 @@ class EduIntake:
         entries: list[Entry],
         now_ms: int,
         positions: dict[Pair, Token],
-        lineages: dict[Pair, bytes],
+        lineages: dict[Pair, Lineage],
         epoch: int,
     ) -> None:
         wait_s = _DISK_RETRY_S[min(self._failures, len(_DISK_RETRY_S) - 1)]

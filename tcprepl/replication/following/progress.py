@@ -22,21 +22,37 @@ class Progress:
     Attributes:
         known: The token up to which each pair is applied. To be read only.
         atomic: Whether each `advance` commits what a handler wrote.
-        incarnation: That of the log whose rows come now; None if its server names none. To be
-            set before the first of them.
     """
 
     def __init__(self, store: PositionStore) -> None:
         self.known: dict[Pair, Token] = {}
         self.atomic = store.atomic
-        self.incarnation: IncarnationId | None = None
+        self._incarnation: IncarnationId | None = None
         self._store = store
         self._unsaved: dict[Pair, Token] = {}
+        #: What the store has refused of earlier incarnations, oldest first.
+        self._earlier: list[tuple[IncarnationId | None, dict[Pair, Token]]] = []
+
+    @property
+    def incarnation(self) -> IncarnationId | None:
+        """That of the log whose rows come now; None if its server names none.
+
+        To be set before the first of them; what is not saved yet came in the one before.
+        """
+        return self._incarnation
+
+    @incarnation.setter
+    def incarnation(self, incarnation: IncarnationId | None) -> None:
+        if self._unsaved and incarnation != self._incarnation:
+            self._earlier.append((self._incarnation, self._unsaved))
+            self._unsaved = {}
+        self._incarnation = incarnation
 
     def load(self) -> None:
         """Go back to what is saved; call it before anything else, and after each stop."""
         self.known = dict(self._store.load())
         self._unsaved.clear()
+        self._earlier.clear()
 
     def advance(self, pair: Pair, token: Token | None) -> None:
         """Note that *pair* is applied up to *token*; None says that rows were, which have none yet.
@@ -47,7 +63,7 @@ class Progress:
             Exception: The store refused. Nothing was noted; the caller must `undo`.
         """
         if self.atomic:
-            self._store.save({} if token is None else {pair: token}, self.incarnation)
+            self._store.save({} if token is None else {pair: token}, self._incarnation)
         elif token is not None and self.known.get(pair) != token:
             self._unsaved[pair] = token
         if token is None:
@@ -58,10 +74,15 @@ class Progress:
 
     def save(self) -> None:
         """Save what `advance` noted; what the disk refuses is kept for the next time."""
-        if not self._unsaved:
+        if not (self._unsaved or self._earlier):
             return
         try:
-            self._store.save(dict(self._unsaved), self.incarnation)
+            while self._earlier:
+                incarnation, positions = self._earlier[0]
+                self._store.save(positions, incarnation)
+                del self._earlier[0]
+            if self._unsaved:
+                self._store.save(dict(self._unsaved), self._incarnation)
         except Exception as error:
             log.error("replication.positions.not_saved", exc_info=error)
         else:

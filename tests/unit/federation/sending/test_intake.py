@@ -126,6 +126,39 @@ def test_the_incarnation_is_kept_with_the_position(world: World) -> None:
     assert world.outbox.lineages()[pair].places(9) == ((9, "y"), (7, "x"))
 
 
+def test_what_waits_for_the_disk_is_kept_in_the_incarnation_in_which_it_came(
+    world: World,
+) -> None:
+    pair = ("federation", "master")
+    world.intake.connected("x")
+    world.row(7)
+    world.intake.connected("y")
+    world.clock.advance(0)
+    assert world.intake.places(pair, 7) == ((7, "x"),)
+    assert world.outbox.lineages()[pair].places(7) == ((7, "x"),)
+
+
+def test_an_incarnation_counts_once_the_disk_has_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = ("federation", "master")
+    commit = world.outbox._in_one
+
+    def refuse(ops: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(world.outbox, "_in_one", refuse)
+    world.intake.connected("x")
+    world.row(7)
+    with structlog.testing.capture_logs():
+        world.clock.advance(0)
+    assert world.intake.places(pair, 7) == ()
+    monkeypatch.setattr(world.outbox, "_in_one", commit)
+    world.clock.advance(1)
+    assert world.intake.places(pair, 7) == ((7, "x"),)
+    assert world.outbox.lineages()[pair].places(7) == ((7, "x"),)
+
+
 def test_a_reset_moves_the_position_and_a_gap_is_told(world: World) -> None:
     with structlog.testing.capture_logs() as logs:
         world.intake.handle_reset("federation", "master", 5, 9)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog
 
 from tcprepl.replication.following.progress import Progress
+from tcprepl.streams.position_store import SqlitePositionStore
 
 ALPHA, BETA = ("alpha", "master"), ("beta", "master")
 
@@ -112,6 +115,50 @@ def test_the_incarnation_is_saved_with_the_position(atomic: bool) -> None:
     progress.save()
     assert store.calls == [({ALPHA: 4}, "x")]
     assert progress.places(ALPHA) == ((4, "alpha"),)
+
+
+def test_what_was_refused_is_saved_in_the_incarnation_in_which_it_came() -> None:
+    progress, store = made(atomic=False)
+    progress.incarnation = "x"
+    progress.advance(ALPHA, 9)
+    store.error = OSError("disk full")
+    with structlog.testing.capture_logs():
+        progress.save()
+    progress.incarnation = "y"
+    with structlog.testing.capture_logs():
+        progress.save()
+    progress.advance(BETA, 1)
+    store.error = None
+    progress.save()
+    progress.incarnation = "z"
+    progress.save()
+    assert store.calls == [({ALPHA: 9}, "x"), ({BETA: 1}, "y")]
+
+
+def test_what_was_refused_does_not_count_as_rows_of_a_server_that_was_put_back(
+    tmp_path: Path,
+) -> None:
+    """Killed before it has said where it is: it would have other rows up to there."""
+    path = tmp_path / "positions.sqlite3"
+    store = SqlitePositionStore(path)
+    progress = Progress(store)
+    progress.load()
+    progress.incarnation = "x"
+    progress.advance(ALPHA, 9)
+    with (
+        mock.patch.object(store, "save", side_effect=OSError("disk full")),
+        structlog.testing.capture_logs(),
+    ):
+        progress.save()
+    progress.incarnation = "y"
+    progress.advance(BETA, 1)
+    progress.save()
+    store.close()
+    again = SqlitePositionStore(path)
+    assert again.load() == {ALPHA: 9, BETA: 1}
+    assert again.places(ALPHA, 9) == ((9, "x"),)
+    assert again.places(BETA, 1) == ((1, "y"),)
+    again.close()
 
 
 def test_what_does_not_go_back_waits_to_be_saved() -> None:
