@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -173,6 +176,10 @@ class Listeners:
         self, section: str, address: Address, tls: TlsSettings | None
     ) -> IStreamServerEndpoint:
         endpoint, certificates = server_endpoint(self._reactor, address, tls)
+        try:
+            clear_stale(address)
+        except CannotListen as error:
+            raise CannotListen(f"{section}.listen: {error}") from None
         if certificates is not None:
             self._certificates.append((section, certificates, address))
             if len(self._certificates) == 1:
@@ -221,6 +228,42 @@ def context_of(reactor: Reactor, address: Address) -> Any:
     endpoint = _from_string(reactor, address, address.text.removeprefix(HAPROXY))
     assert isinstance(endpoint, SSL4ServerEndpoint)
     return endpoint._sslContextFactory
+
+
+def clear_stale(address: Address) -> None:
+    """Remove a Unix socket at which nobody listens, and Twisted's lock beside it.
+
+    The lock names the process that made it. Whoever has that number now may be another, which in
+    a container is so after every kill -9: the lock alone tells nothing.
+
+    Raises:
+        CannotListen: Somebody listens there.
+    """
+    given = address.endpoint
+    if given is None or given.kind != "unix":
+        return
+    path = given.named.get("address") or next(iter(given.words), "")
+    with suppress(OSError):  # who listens is told why it cannot be
+        if os.path.lexists(path):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                return
+            if _is_listened_at(path):
+                raise CannotListen(f"cannot listen on {address}: somebody listens there")
+        for name in (path, f"{path}.lock"):
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _is_listened_at(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:
+            return True  # it has as many waiting as it takes
+        return True
 
 
 def _from_string(reactor: Reactor, address: Address, text: str) -> IStreamServerEndpoint:

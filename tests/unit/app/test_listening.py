@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tcprepl.app.listening import (
     LOOK_AT_FILES_S,
     CannotListen,
     Listeners,
+    clear_stale,
     listened,
     server_endpoint,
 )
@@ -95,6 +97,43 @@ def test_an_address_that_is_taken(error: Exception) -> None:
     assert failed[0].getErrorMessage() == (
         "http.listen: cannot listen on h:1: Address already in use"
     )
+
+
+def left_behind(path: Path) -> None:
+    """Leave what a listener of Twisted leaves that was killed, and whose number another has."""
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+    os.symlink(str(os.getpid()), f"{path}.lock")
+
+
+@pytest.mark.parametrize("form", ["unix:{}", "unix:address={}:mode=600", "haproxy:unix:{}"])
+def test_a_socket_that_nobody_listens_at_is_taken_over(tmp_path: Path, form: str) -> None:
+    """In containers processes have the same numbers again and again."""
+    path = tmp_path / "a.sock"
+    left_behind(path)
+    clear_stale(parse_address(form.format(path)))
+    assert list(tmp_path.iterdir()) == []
+    clear_stale(parse_address(form.format(path)))
+
+
+def test_a_socket_that_somebody_listens_at_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as here:
+        here.bind(str(path))
+        here.listen()
+        os.symlink("1", f"{path}.lock")
+        with pytest.raises(CannotListen, match="somebody listens there"):
+            clear_stale(parse_address(f"unix:{path}"))
+        assert path.exists()
+        assert Path(f"{path}.lock").is_symlink()
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    path.write_text("of somebody")
+    for text in (f"unix:{path}", "127.0.0.1:1", "tcp:1", f"unix:{tmp_path}/none"):
+        clear_stale(parse_address(text))
+    assert path.read_text() == "of somebody"
 
 
 def test_certificates_are_read_again(tmp_path: Path) -> None:
