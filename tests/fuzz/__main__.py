@@ -5,20 +5,28 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 import traceback
+from collections.abc import Sequence
 
 import structlog
 from twisted.python import log
 
-from tests.fuzz import leading
+from tests.fuzz import leading, others
 from tests.fuzz.driving import run
 from tests.fuzz.targets import TARGETS
 
 
 def main() -> int:
     """Print a line for each target; return 1 if an input broke one."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz",
+        description=__doc__.partition("\n")[0],
+        epilog="SECONDS_EACH (60) says how long for each target, INPUTS_EACH how many inputs at "
+        "most, SEED (0) where chance begins. The exit code is 0 if nothing was found, 1 if "
+        "something was, 2 if a program is missing.",
+    )
     parser.add_argument("--atheris", action="store_true", help="let atheris lead")
     parser.add_argument("--atheris-one", metavar="TARGET", choices=TARGETS, help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="; ".join(TARGETS))
@@ -31,7 +39,7 @@ def main() -> int:
     elif rest or any(name not in TARGETS for name in asked.targets):
         parser.error(f"not known: {' '.join(rest or asked.targets)}")
     seconds, seed = float(os.environ.get("SECONDS_EACH", "60")), int(os.environ.get("SEED", "0"))
-    names = asked.targets or list(TARGETS)
+    names = chosen(parser, asked.targets)
     if asked.atheris:
         if not leading.there():
             parser.error("atheris is not installed: pip install atheris")
@@ -40,6 +48,23 @@ def main() -> int:
         broken = _mutated(names, seconds, seed)
     print(f"{seconds:g} s each, seed {seed}: {broken or 'nothing'} found")
     return 1 if broken else 0
+
+
+def chosen(parser: argparse.ArgumentParser, targets: Sequence[str]) -> list[str]:
+    """Return what to try: *targets* or all of them, but those whose program is missing."""
+    out = {
+        name: TARGETS[name].needs
+        for name in targets or TARGETS
+        if TARGETS[name].needs and shutil.which(TARGETS[name].needs) is None
+    }
+    if out and targets:
+        parser.error("; ".join(f"{name}: please install {needs}" for name, needs in out.items()))
+    names = [name for name in targets or TARGETS if name not in out]
+    for name, needs in out.items():
+        print(f"{name:<12} is left out: please install {needs}", flush=True)
+    if "x-matrix" in names and others.synapse() is None:
+        print("x-matrix     has no Synapse beside it: python -m tests.interop.environments newest")
+    return names
 
 
 def _mutated(names: list[str], seconds: float, seed: int) -> int:

@@ -1,12 +1,18 @@
-"""Every state of the models, and every broken variant found wrong: ``make model``."""
+"""Every state of the models, and every broken variant found wrong: ``make model``.
+
+The exit code is 0 if the models hold and spin finds a fault in each variant, 1 if not, 2 if spin or
+the C compiler is missing.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.interop.environments import SetupError, find_program
 from tests.model.spin import Found, search
 
 #: Model, what is defined, whether spin has to find a fault.
@@ -45,6 +51,17 @@ CHECKS: list[tuple[str, tuple[str, ...], bool]] = [
 
 def main() -> int:
     """Print a line for each search; return 1 if one did not end as it has to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    try:
+        for program, package in (("spin", "spin"), ("cc", "gcc")):
+            find_program(program, package)
+    except SetupError as error:
+        parser.error(str(error))
     began = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers = list(pool.map(lambda check: search(check[0], check[1]), CHECKS))
