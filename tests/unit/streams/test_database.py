@@ -640,6 +640,7 @@ def test_what_is_no_row_of_its_table_is_damage(tmp_path: Path, table: str, damag
     [
         ("pairs", "UPDATE pairs SET position = 0"),
         ("pairs", "UPDATE pairs SET position = -1, newest = 0"),
+        ("pairs", "UPDATE pairs SET position = 9223372036854775807"),
         ("pairs", "UPDATE pairs SET floor = 2"),
         ("pairs", "UPDATE pairs SET floor = -1"),
         ("pairs", "UPDATE pairs SET instance = 'a b'"),
