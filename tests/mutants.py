@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -364,8 +365,13 @@ def run_tests(where: Path, tests: Sequence[str], limit_s: float) -> bool:
         time.sleep(0.01)
 
 
-def work(number: int, jobs: int, asked: Sequence[tuple[Module, list[Mutant]]]) -> None:
-    """Try every mutant that is this worker's, and note what came of it."""
+def work(number: int, jobs: int, asked: Sequence[tuple[Module, list[Mutant]]]) -> int:
+    """Try every mutant that is this worker's, and note what came of it.
+
+    Returns:
+        How many modules could not be tried, as their tests fail without any change.
+    """
+    failing = 0
     for name in (
         "pytest",
         "hypothesis",
@@ -395,6 +401,7 @@ def work(number: int, jobs: int, asked: Sequence[tuple[Module, list[Mutant]]]) -
                     began = time.monotonic()
                     if not run_tests(where, module.tests, 600):
                         print(f"{module.name}: its tests fail without any change", flush=True)
+                        failing += 1
                         break
                     took_s = time.monotonic() - began
                 (where / module.name).write_text(mutant.text, encoding="utf-8")
@@ -411,6 +418,7 @@ def work(number: int, jobs: int, asked: Sequence[tuple[Module, list[Mutant]]]) -
                 if survived:
                     print(f"survived: {module.name}: {mutant.key}", flush=True)
             (where / module.name).write_text(text, encoding="utf-8")
+    return failing
 
 
 def verdicts() -> dict[tuple[str, str], bool]:
@@ -463,19 +471,33 @@ def report_of(
     return share
 
 
-def main() -> int:
-    """Try the mutants of what is named; return 1 if more than *share* of them survive."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try the mutants of what is named.
+
+    Returns:
+        1 if more than *share* of them survive, 2 if not all could be tried.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
     parser.add_argument("--share", type=float, default=8.0, help="percent that may survive")
     parser.add_argument("--report", action="store_true", help="only what is known already")
     parser.add_argument("--sample", type=int, default=0, help="most mutants of a module; 0: all")
     parser.add_argument("--seed", type=int, default=1, help="which are chosen")
     parser.add_argument("paths", nargs="*", type=Path, default=PATHS, help="modules, packages")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     paths = [path.resolve() for path in given.paths]
     files = [file for path in paths for file in (sorted(path.rglob("*.py")) or [path])]
+    if strangers := [
+        path for path in files if not path.is_file() or ROOT / "tcprepl" not in path.parents
+    ]:
+        parser.error(f"no module or package of tcprepl: {', '.join(map(str, strangers))}")
     modules = [module for file in files if (module := module_of(file)) is not None]
+    if not modules:
+        parser.error(f"without a unit test: {', '.join(map(str, files))}")
     asked = [(module, module.sample(given.sample, given.seed)) for module in modules]
     REPORT.parent.mkdir(exist_ok=True)
     if not given.report:
@@ -488,11 +510,19 @@ def main() -> int:
         for number in range(given.jobs):
             pid = os.fork()
             if pid == 0:
-                work(number, given.jobs, untried)
-                os._exit(0)
+                code = 3
+                try:
+                    code = 2 if work(number, given.jobs, untried) else 0
+                except BaseException:  # noqa: BLE001 - said, and told by the code
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
             children.append(pid)
-        for pid in children:
-            os.waitpid(pid, 0)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        if any(codes):
+            report_of(asked, verdicts())
+            print("not all of them could be tried")
+            return 2
     return 1 if report_of(asked, verdicts()) > given.share else 0
 
 

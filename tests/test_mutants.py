@@ -85,6 +85,28 @@ def test_what_is_listed_and_is_no_mutant_any_more_is_named(
     ]
 
 
+@pytest.mark.parametrize("name", ["tcprepl/nothing.py", "tests/kit.py", "tcprepl"])
+def test_what_is_no_module_with_a_test_is_refused(
+    name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else nothing survives of nothing, and all looks well."""
+    monkeypatch.setattr(mutants, "test_of", lambda _: None)
+    with pytest.raises(SystemExit) as ended:
+        mutants.main([str(checkout / name)])
+    assert ended.value.code == 2
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failing", "code"), [(0, 0), (1, 2)])
+def test_a_module_whose_tests_fail_anyhow_was_not_tried(
+    failing: int, code: int, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "REPORT", checkout / "build" / "mutants.jsonl")
+    monkeypatch.setattr(mutants, "EQUIVALENT", checkout / "tests" / "conftest.py")
+    monkeypatch.setattr(mutants, "work", lambda *_: failing)
+    assert mutants.main(["--jobs", "1", str(checkout / "tcprepl" / "module.py")]) == code
+
+
 def test_what_is_listed_is_a_mutant_with_a_reason() -> None:
     """Else a survivor of today may hide behind a reason that was given for another one."""
     wanted: dict[str, list[str]] = {}
