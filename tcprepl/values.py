@@ -99,6 +99,7 @@ class Address:
         token: What to say to who listens there; read again for each connection.
         others: Where else the same can be had, in the order in which they are tried.
         server_name: The homeserver that has to be there; None for any.
+        ca: A PEM file with the authorities to trust in the place of the system's.
     """
 
     text: str
@@ -107,6 +108,7 @@ class Address:
     token: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     others: tuple[Address, ...] = ()
     server_name: str | None = field(default=None, compare=False)
+    ca: Path | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.text

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - the first look-up of a name loads it, and needs a descriptor
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.ssl import PrivateCertificate, optionsForClientTLS
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcprepl.app.tls import trust_root
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.replication.failures import reason_of
@@ -27,7 +31,9 @@ def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint
             others could read it on the way.
     """
     if address.others:
-        places = [replace(each, token=address.token, others=()) for each in address.all]
+        places = [
+            replace(each, token=address.token, ca=address.ca, others=()) for each in address.all
+        ]
         return AnyOf([client_endpoint(reactor, place) for place in places])
     if address.token is not None and address.is_overheard:
         raise ConfigError(
@@ -43,7 +49,49 @@ def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint
             endpoint = clientFromString(reactor, address.text)
         except Exception as error:  # noqa: BLE001  # parsers are plugins, and raise what comes up
             raise ConfigError(f"{address}: not an endpoint to connect to: {error}") from None
+        if address.ca is not None and address.is_encrypted:
+            endpoint = _trusting(reactor, address.text, address.ca) or endpoint
     return NamedEndpoint(endpoint, str(address))
+
+
+def _trusting(reactor: Reactor, text: str, ca: Path) -> IStreamClientEndpoint | None:
+    """Return the endpoint of a string that is in order, which trusts the authorities in *ca* alone.
+
+    Returns:
+        None: The string says itself what is trusted.
+
+    Raises:
+        ConfigError: The file is no good, or endpoints of this kind look at no certificate.
+    """
+    kind, *words = (re.sub(r"\\(.)", r"\1", word) for word in re.split(r"(?<!\\):", text))
+    split = [word.partition("=") for word in words]
+    given = [name for name, is_option, _ in split if not is_option]
+    options = dict(zip(("host", "port"), given, strict=False))
+    options |= {name: value for name, is_option, value in split if is_option}
+    if "trustRoots" in options or "caCertsDir" in options:
+        return None
+    if kind == "ssl":
+        raise ConfigError(
+            f"{text}: {ca} does not count there; expected a tls: endpoint in the place of ssl:"
+        )
+    own = None
+    if "certificate" in options:
+        files = (options.get("privateKey", options["certificate"]), options["certificate"])
+        own = PrivateCertificate.loadPEM(b"\n".join(Path(file).read_bytes() for file in files))
+    if "endpoint" in options:
+        endpoint = clientFromString(reactor, options["endpoint"])
+    else:
+        bound = options.get("bindAddress")
+        endpoint = HostnameEndpoint(
+            reactor,
+            options["host"],
+            int(options["port"]),
+            int(options.get("timeout", 30)),
+            None if bound is None else (bound, 0),
+        )
+    trust = optionsForClientTLS(options["host"], trustRoot=trust_root(ca), clientCertificate=own)
+    trusting: IStreamClientEndpoint = wrapClientTLS(trust, endpoint)
+    return trusting
 
 
 @implementer(IStreamClientEndpoint)

@@ -87,9 +87,13 @@ def trust_root(path: Path) -> Any:
         ConfigError: The file cannot be read, or does not hold what it should.
     """
     parts = _read(path).split(BEGIN)[1:] or [b""]
-    return ssl.trustRootFromCertificates(
-        [_certificate(ssl.Certificate.loadPEM, BEGIN + part, path) for part in parts]
-    )
+    try:
+        found = [ssl.Certificate.loadPEM(BEGIN + part) for part in parts]
+    except (crypto.Error, ValueError) as error:
+        raise ConfigError(
+            f"{path}: expected PEM with certificates of authorities: {error}"
+        ) from None
+    return ssl.trustRootFromCertificates(found)
 
 
 def _read(path: Path) -> bytes:

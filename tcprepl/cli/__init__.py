@@ -111,7 +111,12 @@ class LazyGroup(Group):
         except TcpreplError as error:
             name = contexts.in_use(ctx)
             if name is not None:
-                error.add_note(f"the address is that of the context {name}")
+                note = f"the address is that of the context {name}"
+                ca = contexts.authorities(ctx)
+                if ca is not None and "certificate" in str(error):
+                    remedy = f"tcprepl context add {name} --ca FILE names another file"
+                    note += f", which trusts the authorities in {ca}: {remedy}"
+                error.add_note(note)
             raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+from tcprepl.cli import contexts
 from tcprepl.errors import ConfigError, TcpreplError
 from tcprepl.replication.failures import UNIX_URL, reason_of
 
@@ -66,7 +67,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Api:
-    """The HTTP side of a server.
+    """The HTTP side of a server; of a context's, its authorities are trusted, if it names any.
 
     Args:
         url: Its base, without a slash at the end.
@@ -105,7 +106,7 @@ class Api:
             self._connection = UnixConnection("/" + url.removeprefix(UNIX_URL), timeout_s)
         elif parts.scheme == "https":
             self._connection = http.client.HTTPSConnection(
-                parts.netloc, timeout=timeout_s, context=ssl.create_default_context()
+                parts.netloc, timeout=timeout_s, context=_trusting(contexts.authorities())
             )
         else:
             self._connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
@@ -218,6 +219,20 @@ class Api:
                 raise failure from None
             self._pause.wait(wait)
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _trusting(ca: str | None) -> ssl.SSLContext:
+    """Return what to speak TLS with to whom an authority in *ca*, else one of the system's, knows.
+
+    Raises:
+        ConfigError: The file is no good.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise ConfigError(f"{ca}: expected PEM with certificates of authorities") from None
+    except OSError as error:
+        raise ConfigError(f"{ca}: cannot be read: {error.strerror}") from None
 
 
 def _seconds(value: str | None) -> float:

@@ -248,7 +248,13 @@ def address_of(context: Context | None) -> Address:
     if context is None:
         return parse_address(DEFAULT_REPLICATION)
     first, *others = (ADDRESS.convert(text, None, None) for text in context.source)
-    return replace(first, others=tuple(others), server_name=context.server_name)
+    return _as_in(context, replace(first, others=tuple(others)))
+
+
+def _as_in(context: Context, address: Address) -> Address:
+    """Return *address* with what *context* expects there."""
+    ca = None if context.ca is None else Path(context.ca)
+    return replace(address, server_name=context.server_name, ca=ca)
 
 
 def looking_up() -> Callable[[], Address] | None:
@@ -274,8 +280,7 @@ def _context_url(_: object, param: click.Parameter, url: Any) -> Any:
     if context is None:
         return DEFAULT_URL
     found = param.type.convert(context.url, param, None)
-    is_address = isinstance(found, Address)
-    return replace(found, server_name=context.server_name) if is_address else found
+    return _as_in(context, found) if isinstance(found, Address) else found
 
 
 def from_option(function: F) -> F:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 #: The option and the variable that choose one for one command.
 OPTION, VARIABLE = "--context", "TCPREPL_CONTEXT"
-#: Where a click context keeps the name that was asked for, the one in use, and its token.
+#: Where a click context keeps the name that was asked for, the one in use, its token,
 _ASKED, _USED, _TOKEN = "tcprepl.asked", "tcprepl.used", "tcprepl.token"
+#: and the file with its authorities.
+_CA = "tcprepl.ca"
 
 
 #: What begins an address of the line protocol where a URL may stand.
@@ -41,7 +43,7 @@ class Context(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         source: Addresses of the line protocol; all serve the same.
         url: The URL of the HTTP side.
         token_file: A file with the token, read for each connection.
-        ca: A PEM file with the authorities whose certificates are trusted.
+        ca: A PEM file with the authorities whose certificates are trusted, and no others.
         server_name: The homeserver that has to be there.
     """
 
@@ -201,15 +203,19 @@ def use(side: str) -> Context | None:
     meta = _meta()
     meta[_USED] = name
     meta[_TOKEN] = context.reader()
-    if context.ca is not None:
-        # Where every library that speaks TLS here looks; what is set there already is stronger.
-        os.environ.setdefault("SSL_CERT_FILE", context.ca)
+    meta[_CA] = context.ca
     return context
 
 
 def token() -> Callable[[], str] | None:
     """Return what reads the token of the context in use."""
     found: Callable[[], str] | None = _meta().get(_TOKEN)
+    return found
+
+
+def authorities(ctx: click.Context | None = None) -> str | None:
+    """Return the file with the authorities of the context in use, which it trusts alone."""
+    found: str | None = (_meta() if ctx is None else ctx.meta).get(_CA)
     return found
 
 

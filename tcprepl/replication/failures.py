@@ -28,11 +28,9 @@ def close_reason_of(failure: Failure) -> CloseReason:
 
 def reason_of(error: BaseException | None) -> str:
     """Return why nobody answers, and what can be done about it."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({error.verify_message}); the variable "
-            "SSL_CERT_FILE names a PEM file with those that are"
-        )
+    fault = _fault_of_certificate(error)
+    if fault is not None:
+        return fault
     if isinstance(error, ConnectionRefusedError | net.ConnectionRefusedError):
         return "connection refused; is `tcprepl serve` running there?"
     if isinstance(error, net.DNSLookupError | socket.gaierror):
@@ -43,6 +41,27 @@ def reason_of(error: BaseException | None) -> str:
     if isinstance(error, FileNotFoundError) or number == 2:
         return "there is no such socket; is `tcprepl serve` running there?"
     return str(error).strip() or type(error).__name__
+
+
+def lost_because(failure: Failure) -> str:
+    """Return why a connection ended that had been made."""
+    return _fault_of_certificate(failure.value) or failure.getErrorMessage()
+
+
+def _fault_of_certificate(error: BaseException | None) -> str | None:
+    """Return what is wrong with a certificate, and what can be done; None if it is not that."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = f" ({error.verify_message})"
+    elif "certificate verify failed" in str(error):  # Twisted's OpenSSL says no more
+        why = ""
+    elif type(error).__module__.startswith("service_identity"):
+        return "its certificate is that of another host; is the name right?"
+    else:
+        return None
+    return (
+        f"its certificate is not trusted{why}: the ca of a context, or of a URL, else the variable "
+        "SSL_CERT_FILE, names a PEM file with the authorities that are"
+    )
 
 
 def describe_address(address: object) -> str:

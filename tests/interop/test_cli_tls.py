@@ -124,6 +124,69 @@ def test_https_that_is_trusted(
         assert "level=warning" not in server.stderr, server.stderr
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("environment", ["another", "the same"])
+def test_the_authorities_of_a_context_count(
+    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    """They alone, over both protocols, whatever the environment says; errors name their file."""
+    right, wrong = tmp_path / "trusted" / "ca.pem", tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(wrong)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, str(wrong if environment == "another" else right))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    port, http = free_port(), free_port()
+    tls = f"tls: {{certificate: {tmp_path}/server.pem, private_key: {tmp_path}/server.key}}"
+    config = tmp_path / "tcprepl.yaml"
+    config.write_text(
+        f"""
+        server_name: example.com
+        data_directory: null
+        replication: {{listen: "127.0.0.1:{port}", {tls}}}
+        http: {{listen: "127.0.0.1:{http}", {tls}}}
+        """,
+        encoding="utf-8",
+    )
+    lines, url = f"tls:localhost:{port}", f"https://localhost:{http}"
+    with start(tmp_path, "serve", "--config", str(config)) as server:
+        server.wait_for_output("serve.ready")
+        assert tcprepl("context", "add", "web", "--to", url, "--ca", str(right)).returncode == 0
+        both = ("--from", lines, "--to", f"tcprepl://{lines}", "--ca", str(right))
+        assert tcprepl("context", "add", "lines", *both).returncode == 0
+        for token, name in enumerate(("web", "lines"), 1):
+            done = tcprepl("--context", name, "publish", "typing", ROW)
+            assert done.stdout == f"typing master {token}\n", done.stderr
+        done = tcprepl("--context", "lines", "positions", "typing")
+        assert done.stdout == "typing master 2\n", done.stderr
+
+        for name in ("web", "lines"):
+            tcprepl("context", "add", name, "--ca", str(wrong))
+        for words in (
+            ("web", "publish", "typing", ROW),
+            ("lines", "publish", "typing", ROW),
+            ("lines", "positions"),
+        ):
+            done = tcprepl("--context", *words)
+            assert done.returncode == 1
+            assert "its certificate is not trusted" in done.stderr
+            assert (
+                f"trusts the authorities in {wrong}: tcprepl context add {words[0]} --ca FILE"
+                in (done.stderr)
+            )
+            assert "SSL routines" not in done.stderr
+        wrong.write_text("nothing\n")
+        for name in ("web", "lines"):
+            done = tcprepl("--context", name, "publish", "typing", ROW)
+            assert done.returncode == 2
+            assert f"{wrong}: expected PEM with certificates" in done.stderr
+        wrong.unlink()
+        for name in ("web", "lines"):
+            done = tcprepl("--context", name, "publish", "typing", ROW)
+            assert done.returncode == 2
+            assert f"{wrong}: cannot be read: No such file" in done.stderr
+        assert server.stop() == 0
+
+
 def test_http_token(tmp_path: Path) -> None:
     """With a token configured, nobody publishes without it, and no log shows it."""
     port, http = free_port(), free_port()

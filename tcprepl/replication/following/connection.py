@@ -41,7 +41,7 @@ from tcprepl.protocol.events import (
     RowsReceived,
     RunReceived,
 )
-from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.failures import close_reason_of, lost_because
 from tcprepl.replication.transport import Outlet, make_outlet
 
 log = get_logger(__name__)
@@ -165,7 +165,7 @@ class ClientConnection:
         self._session.receive_eof(self._reactor.seconds())
         closing = self._closing
         why = closing.reason if closing is not None else close_reason_of(reason)
-        text = closing.text if closing is not None else self._last_error or reason.getErrorMessage()
+        text = closing.text if closing is not None else self._last_error or lost_because(reason)
         established = self.ready
         self.ready = False
         self.lost.callback(

@@ -14,7 +14,7 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.logger import get_logger
 from tcprepl.protocol.display import snippet
-from tcprepl.replication.failures import close_reason_of
+from tcprepl.replication.failures import close_reason_of, lost_because
 from tcprepl.replication.redis.resp import BadReply, ErrorReply, Message, RespReader, encode
 from tcprepl.replication.transport import Outlet, make_outlet
 
@@ -103,7 +103,7 @@ class RedisConnection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Say why it ended (Twisted calls this)."""
-        self.ended = self._reason or f"{close_reason_of(reason).value}: {reason.getErrorMessage()}"
+        self.ended = self._reason or f"{close_reason_of(reason).value}: {lost_because(reason)}"
         while self._questions:
             self._questions.popleft().errback(_lost(self.ended))
         self.gone.callback(self.ended)

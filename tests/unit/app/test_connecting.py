@@ -5,18 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import trustme
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.testing import MemoryReactorClock
 
+from tcprepl.app import connecting
 from tcprepl.app.connecting import NamedEndpoint, client_endpoint
 from tcprepl.errors import ConfigError, ConnectionFailed
 from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.values import parse_address
+
+#: What is told whom to trust.
+TRUST = "optionsForClientTLS"
 
 
 def test_a_name_can_be_looked_up_when_no_file_can_be_opened() -> None:
@@ -35,6 +43,64 @@ def test_endpoints() -> None:
     for text in ("nonsense:x", "tcp:host=a", "tcp:host=a:port=x"):
         with pytest.raises(ConfigError, match="not an endpoint to connect to"):
             client_endpoint(reactor, parse_address(text))
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Path:
+    """A file with an authority, and a certificate of its own with a key beside it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("worker.example")
+    issued.private_key_pem.write_to_path(tmp_path / "k.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "c.pem")
+    (tmp_path / "own.pem").write_bytes(
+        issued.cert_chain_pems[0].bytes() + issued.private_key_pem.bytes()
+    )
+    return tmp_path / "ca.pem"
+
+
+def test_the_authorities_that_an_address_names_are_trusted_alone(ca: Path) -> None:
+    """Whatever options the string has; the system's are not asked for."""
+    reactor = MemoryReactorClock()
+    for text in (
+        "tls:h:1",
+        "tls:127.0.0.1:1:timeout=3:bindAddress=127.0.0.1",
+        f"tls:h:1:certificate={ca.parent}/c.pem:privateKey={ca.parent}/k.pem",
+        f"tls:host=h:port=1:certificate={ca.parent}/own.pem",
+        "tls:h:1:endpoint=unix\\:/run/x",
+    ):
+        with mock.patch.object(
+            connecting, "optionsForClientTLS", wraps=optionsForClientTLS
+        ) as made:
+            assert client_endpoint(reactor, replace(parse_address(text), ca=ca)) is not None
+        assert made.call_args.kwargs["trustRoot"] is not None, text
+        own = made.call_args.kwargs["clientCertificate"]
+        assert (own is not None) is ("certificate" in text)
+        assert made.call_args.args == ("127.0.0.1" if "bind" in text else "h",)
+    both = replace(parse_address("h:1"), others=(parse_address("tls:h:1"),), ca=ca)
+    with mock.patch.object(connecting, TRUST, wraps=optionsForClientTLS) as made:
+        assert isinstance(client_endpoint(reactor, both), AnyOf)
+    assert made.call_count == 1
+
+
+def test_where_the_authorities_of_an_address_do_not_count(ca: Path) -> None:
+    """What a string names itself is stronger; where it would be ignored that is said."""
+    reactor = MemoryReactorClock()
+    trusted = ca.parent / "trusted"
+    trusted.mkdir()
+    (trusted / "ca.pem").write_bytes(ca.read_bytes())
+    for text in (f"tls:h:1:trustRoots={trusted}", f"ssl:h:1:caCertsDir={trusted}", "unix:/x"):
+        with mock.patch.object(connecting, TRUST) as made:
+            assert client_endpoint(reactor, replace(parse_address(text), ca=ca)) is not None
+        assert not made.called
+    with pytest.raises(ConfigError, match=r"ca\.pem does not count there; expected a tls:"):
+        client_endpoint(reactor, replace(parse_address("ssl:h:1"), ca=ca))
+    ca.write_text("nothing")
+    with pytest.raises(ConfigError, match=r"ca\.pem: expected PEM with certificates of auth"):
+        client_endpoint(reactor, replace(parse_address("tls:h:1"), ca=ca))
+    ca.unlink()
+    with pytest.raises(ConfigError, match=r"ca\.pem: cannot be read: No such file"):
+        client_endpoint(reactor, replace(parse_address("tls:h:1"), ca=ca))
 
 
 class Endpoint:

@@ -11,11 +11,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import trustme
 
 from tcprepl.cli import api as api_module
 from tcprepl.cli import run
 from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.errors import ConfigError
 from tcprepl.web.incarnations import INCARNATION_HEADER
 from tests.ports import free_port
 
@@ -90,6 +93,21 @@ def post(api: Api, *, batch: bool = False, instance: str | None = None) -> tuple
     return api.post_rows(
         "a/b", [b"[1]", b"[2]"], batch=batch, instance=instance, transaction_id="t 1"
     )
+
+
+def test_the_file_with_the_authorities_of_a_context_has_to_be_good(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(ca)
+    with click.Context(click.Command("x")) as ctx:
+        ctx.meta["tcprepl.ca"] = str(ca)
+        Api("https://h").close()
+        ca.write_text("nothing")
+        with pytest.raises(ConfigError, match=r"ca\.pem: expected PEM with certificates"):
+            Api("https://h")
+        ca.unlink()
+        with pytest.raises(ConfigError, match=r"ca\.pem: cannot be read: No such file"):
+            Api("https://h")
+        Api("http://h").close()
 
 
 def test_rows_are_posted_and_get_their_tokens() -> None:

@@ -6,11 +6,14 @@ import json
 import re
 import shlex
 from pathlib import Path
+from unittest import mock
 
+import click
 import pytest
 
-from tcprepl.cli import contexts, run, tail, writing
+from tcprepl.cli import arguments, contexts, run, tail, writing
 from tcprepl.cli.api import Api, ApiFailed
+from tcprepl.cli.contexts import Context, Contexts
 from tests.cli_world import CliWorld
 from tests.pages import section
 
@@ -160,6 +163,34 @@ def test_the_option_then_the_environment_then_the_context(
     assert run(["top", "--once"]) == 2
     assert "did you mean main" in capsys.readouterr().err
     assert run(["top", "--once", "--to", "http://opt"]) == 1
+
+
+def test_what_a_context_trusts_is_told_where_a_certificate_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "ca.pem").touch()
+    run(["context", "add", "main", "--to", "http://m", "--ca", str(home / "ca.pem")])
+    for reason in ("does not answer", "its certificate is not trusted"):
+        monkeypatch.setattr(Api, "get", mock.Mock(side_effect=ApiFailed(reason)))
+        capsys.readouterr()
+        assert run(["top", "--once"]) == 1
+        where = "  the address is that of the context main"
+        if "certificate" in reason:
+            where += f", which trusts the authorities in {home}/ca.pem: "
+            where += "tcprepl context add main --ca FILE names another file"
+        assert capsys.readouterr().err == f"tcprepl: {reason}\n{where}\n"
+
+
+def test_the_authorities_of_a_context_go_with_its_addresses(home: Path) -> None:
+    """Not into the environment, where what else speaks TLS in the process would find them."""
+    main = Context(["tls:a:1", "b:2"], "tcprepl://tls:a:1", ca="/ca.pem")
+    contexts.write(Contexts("main", {"main": main}))
+    assert arguments.address_of(main).ca == Path("/ca.pem")
+    assert arguments.address_of(Context(["a:1"])).ca is None
+    with click.Context(click.Command("x")):
+        param = click.Option(["--to"], type=arguments.RowsToType())
+        assert arguments._context_url(None, param, None).ca == Path("/ca.pem")
+        assert contexts.authorities() == "/ca.pem"
 
 
 def test_the_example_of_the_documentation(

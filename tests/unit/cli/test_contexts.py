@@ -106,7 +106,9 @@ def test_its_token_and_authorities_are_used(home: Path) -> None:
         reader = contexts.token()
         assert reader is not None
         assert reader() == "secret"
-    assert os.environ["SSL_CERT_FILE"] == "/ca.pem"
+        assert contexts.authorities() == "/ca.pem"
+    assert contexts.authorities() is None
+    assert "SSL_CERT_FILE" not in os.environ
 
 
 RELATIVE = r"""

@@ -7,6 +7,8 @@ import ssl
 from unittest.mock import Mock
 
 import pytest
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet import error as net
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -17,6 +19,7 @@ from tcprepl.replication.failures import (
     backoff_s,
     close_reason_of,
     describe_address,
+    lost_because,
     reason_of,
     too_many,
 )
@@ -25,6 +28,12 @@ from tcprepl.replication.failures import (
 def test_an_orderly_end_is_told_from_a_failure() -> None:
     assert close_reason_of(Failure(ConnectionDone())) is CloseReason.PEER_CLOSED
     assert close_reason_of(Failure(ConnectionLost())) is CloseReason.CONNECTION_LOST
+
+
+def test_why_a_connection_was_lost() -> None:
+    assert lost_because(Failure(ConnectionDone())) == "Connection was closed cleanly."
+    refused = SSL.Error([("SSL routines", "", "certificate verify failed")])
+    assert lost_because(Failure(refused)).startswith("its certificate is not trusted: ")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,12 @@ def untrusted() -> ssl.SSLCertVerificationError:
         (net.TimeoutError(), "no connection in time"),
         (FileNotFoundError(2, "No such file"), "there is no such socket; is"),
         (net.ConnectError(2), "there is no such socket; is"),
-        (untrusted(), "its certificate is not trusted"),
+        (untrusted(), "its certificate is not trusted (self-signed): the ca of a context"),
+        (
+            SSL.Error([("SSL routines", "", "certificate verify failed")]),
+            "its certificate is not t",
+        ),
+        (VerificationError([]), "its certificate is that of another host; is the name right?"),
         (ValueError("odd"), "odd"),
         (ValueError(), "ValueError"),
     ],
