@@ -4,6 +4,9 @@ A user is online because a client said so, or because some process holds a sync 
 open; and goes offline when neither has been true for a while. What the rules are is data in
 `tcprepl.ephemeral.presence_states`; here they meet the world: timers, processes that come and
 go, the log, other servers.
+
+Each step is about what the one before has left to be done about a user: so this may be longer than
+other modules.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 
 from tcprepl import metrics
@@ -43,6 +46,7 @@ from tcprepl.ephemeral.presence_follower import STREAM, make_board
 from tcprepl.ephemeral.presence_states import PresenceTimers
 from tcprepl.ephemeral.presence_syncs import OpenSyncs
 from tcprepl.ephemeral.wheel_timer import WheelTimer
+from tcprepl.errors import LogError
 from tcprepl.ids import ServerName, Token
 from tcprepl.logger import get_logger
 from tcprepl.streams.rows import PresenceRow
@@ -127,6 +131,8 @@ class PresenceWriter:
         self._quiet: set[str] = set()
         #: Users whose row the log refused.
         self._refused: set[str] = set()
+        #: Users of whom the disk refused to queue for other servers.
+        self._untold: set[str] = set()
         self._published_rows = 0
         self._loops: list[LoopingProcess] = []
         self._sources: list[tuple[metrics.Live, metrics.Source]] = []
@@ -409,11 +415,24 @@ class PresenceWriter:
             if ping:
                 asked += [(host, row.user_id) for host in hosts]
             if self._send_presence is not None:
-                run_in_background(self._send_presence, row, hosts)
+                run_in_background(self._send, self._send_presence, row, hosts)
         if asked:
             # Senders of Synapse look the states up themselves; they know of changes from the
             # presence stream, and of pings from here.
             run_in_background(self._publish, FEDERATION_STREAM, asked, batch=True)
+
+    async def _send(
+        self, send_presence: SendPresence, row: PresenceRow, hosts: Sequence[ServerName]
+    ) -> None:
+        self._untold.discard(row.user_id)
+        try:
+            await maybeDeferred(send_presence, row, hosts)
+        except LogError:
+            self._untold.add(row.user_id)
+            raise
+
+    def _tell_again(self, user_ids: Iterable[str]) -> None:
+        run_in_background(self._tell_remotes, list(map(self._row, user_ids)), ping=False)
 
     # -- Time -------------------------------------------------------------------------------
 
@@ -435,6 +454,8 @@ class PresenceWriter:
         """Do what is due, some users a step."""
         refused, self._refused = self._refused, set()
         yield from map(self._publish_users, in_steps(refused))
+        untold, self._untold = self._untold, set()
+        yield from map(self._tell_again, in_steps(untold))
         expired = self._syncs.expire(self._now(), self._timers.process_expiry_ms)
         yield from map(self._check_apart, in_steps(expired))
         yield from map(self._check_apart, in_steps(self._wheel.fetch(self._now())))

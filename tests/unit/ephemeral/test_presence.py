@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import structlog
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from tcprepl import metrics
@@ -15,7 +16,7 @@ from tcprepl.ephemeral import presence
 from tcprepl.ephemeral.presence import PresenceWriter
 from tcprepl.ephemeral.presence_states import BUSY, OFFLINE, ONLINE, UNAVAILABLE
 from tcprepl.ephemeral.wheel_timer import WheelTimer
-from tcprepl.errors import TokenTooOld
+from tcprepl.errors import LogUnavailable, TokenTooOld
 from tcprepl.streams.rows import PresenceRow
 from tests.ephemeral_world import (
     ALICE,
@@ -436,6 +437,41 @@ def test_row_that_the_log_refuses_is_published_later(world: World) -> None:
     world.published.refusing = False
     world.at(15_000)
     assert world.history() == [ONLINE]
+
+
+@pytest.mark.parametrize("error", [LogUnavailable("full"), ZeroDivisionError("a bug")])
+def test_what_the_disk_refuses_to_queue_for_others_is_queued_later(
+    world: World, error: Exception
+) -> None:
+    """As it is then; a bug would be met again."""
+    refusals = [error, error]
+
+    def send(row: PresenceRow, destinations: Any, /) -> Deferred[None]:
+        if refusals:
+            return fail(refusals.pop())
+        world.send(row, destinations)
+        return succeed(None)
+
+    world.writer._send_presence = send
+    with structlog.testing.capture_logs() as logs:
+        world.writer.set_state(ALICE, ONLINE, "here")
+        world.at(5_000)
+    retried = isinstance(error, LogUnavailable)
+    assert [entry["event"] for entry in logs] == ["background.failed"] * (1 + retried)
+    refusals.clear()
+    for ms in (15_000, 25_000):
+        world.at(ms)
+        assert world.sent == [(ALICE, ONLINE, [ELSE])] * retried
+
+
+def test_what_is_told_others_in_the_meantime_is_not_told_again(world: World) -> None:
+    world.writer._send_presence = lambda *_: fail(LogUnavailable("full"))
+    with structlog.testing.capture_logs():
+        world.writer.set_state(ALICE, ONLINE)
+    world.writer._send_presence = world.send
+    world.writer.set_state(ALICE, OFFLINE)
+    world.at(15_000)
+    assert world.sent == [(ALICE, OFFLINE, [ELSE])]
 
 
 class ForgetfulWheel(WheelTimer[str]):
