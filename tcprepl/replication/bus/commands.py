@@ -29,6 +29,7 @@ from tcprepl.replication.bus.replies import (
     bulk,
     error,
     integer,
+    joined,
     number,
     optional,
     quoted,
@@ -44,6 +45,8 @@ Words: TypeAlias = Sequence[bytes]
 
 #: Databases that SELECT knows; all are the same one.
 DATABASES: Final = 16
+#: Values from this length on are not copied into answers.
+SHARED_BYTES: Final = 65_536
 #: What a request over HTTP begins with, or has in its second line. A page in a browser can send
 #: one to any port of the machine, with requests of ours in its body; none of those is carried out.
 OF_HTTP: Final = frozenset({"post", "host:"})
@@ -169,7 +172,9 @@ _TIMES: Final = {
 _TYPES: Final = frozenset({b"normal", b"pubsub", b"master", b"replica", b"slave"})
 
 
-Run: TypeAlias = Callable[[Client, Words], bytes]
+#: What is answered; in pieces where it has values of the cache that are not to be copied.
+Reply: TypeAlias = bytes | list[bytes]
+Run: TypeAlias = Callable[[Client, Words], Reply]
 
 
 class CommandSpec(NamedTuple):
@@ -188,7 +193,7 @@ class CommandSpec(NamedTuple):
     listening: bool = False
 
 
-def run(client: Client, words: Words) -> bytes:
+def run(client: Client, words: Words) -> Reply:
     """Return the reply to *words*, at least one, having done what they ask for."""
     name = words[0].decode("latin-1").lower()
     spec = COMMANDS.get(name)
@@ -418,18 +423,29 @@ def _time_s(client: Client, option: bytes, word: bytes) -> float:
     return time_ms / 1000 if relative else max(0.0, (time_ms - now_ms) / 1000)
 
 
-def _get(client: Client, words: Words) -> bytes:
-    return _look_up(client, words[1])
+def _get(client: Client, words: Words) -> Reply:
+    return _looked_up(client, words[1:], [])
 
 
-def _look_up(client: Client, key: bytes) -> bytes:
-    value = client.desk.cache.get(key, client.desk.now())
-    client.counts["cache_misses" if value is None else "cache_hits"] += 1
-    return optional(value, client.proto)
+def _mget(client: Client, words: Words) -> Reply:
+    return _looked_up(client, words[1:], [b"*%d\r\n" % (len(words) - 1)])
 
 
-def _mget(client: Client, words: Words) -> bytes:
-    return array([_look_up(client, key) for key in words[1:]])
+def _looked_up(client: Client, keys: Words, pieces: list[bytes]) -> Reply:
+    """Return the values of *keys* behind *pieces*.
+
+    A large one is a piece of its own, and no copy: however many answers with it wait for their
+    sockets, it is in memory once.
+    """
+    cache, now = client.desk.cache, client.desk.now()
+    for key in keys:
+        value = cache.get(key, now)
+        client.counts["cache_misses" if value is None else "cache_hits"] += 1
+        if value is None or len(value) < SHARED_BYTES:
+            pieces.append(optional(value, client.proto))
+        else:
+            pieces += b"$%d\r\n" % len(value), value, b"\r\n"
+    return joined(pieces, SHARED_BYTES)
 
 
 def _del(client: Client, words: Words) -> bytes:

@@ -224,8 +224,9 @@ class BusConnection:
         self._last_word = words[0][:32].decode("ascii", "replace").lower()
         self.desk.count(self._last_word)
         reply = run(self, words)
-        if reply:
-            self.write(reply)
+        for piece in reply if isinstance(reply, list) else (reply,):
+            if piece:
+                self.write(piece)
         if self._leaving:
             self.close(CloseReason.PEER_CLOSED)
         return 1

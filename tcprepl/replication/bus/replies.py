@@ -7,6 +7,7 @@ another way than RESP2 is a function of the version that the client asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Final
 
 from tcprepl.replication.redis.requests import number_of
@@ -73,6 +74,15 @@ def integer(number: int) -> bytes:
 def array(parts: Sequence[bytes]) -> bytes:
     """Return an array of what is encoded already."""
     return b"*%d\r\n%b" % (len(parts), b"".join(parts))
+
+
+def joined(pieces: Sequence[bytes], limit: int) -> bytes | list[bytes]:
+    """Return *pieces* in one; in several where some are of *limit* bytes and more, as they are."""
+    found: list[bytes] = []
+    for large, some in groupby(pieces, lambda piece: len(piece) >= limit):
+        group = list(some)
+        found += group if large else [b"".join(group)]
+    return found[0] if len(found) == 1 else found
 
 
 def strings(values: Iterable[bytes]) -> bytes:

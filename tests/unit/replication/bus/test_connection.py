@@ -113,6 +113,39 @@ def test_a_client_that_does_not_read_is_not_listened_to() -> None:
     assert client.transport.producerState == "producing"
 
 
+class Recorder:
+    """An outlet that keeps what it is given, as it is while the socket takes nothing."""
+
+    buffered_bytes = 0
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def write(self, chunk: bytes) -> bool:
+        """Keep *chunk*."""
+        self.chunks.append(chunk)
+        return False
+
+
+def test_answers_that_wait_share_the_values_of_the_cache() -> None:
+    """Otherwise one request for a value again and again, or many that do not read, eat memory."""
+    world = BusWorld()
+    client = world.client()
+    client.ask("SET", "k", "v" * 1_000_000)
+    client.ask("SET", "s", "small")
+    client.connection._outlet = outlet = Recorder()  # type: ignore[assignment]
+    client.ask("MGET", *["k"] * 20, "s", "none", *["s"] * 20)
+    other = world.client()
+    other.connection._outlet = outlet  # type: ignore[assignment]
+    other.ask("GET", "k")
+    large = b"$1000000\r\n" + b"v" * 1_000_000 + b"\r\n"
+    small = b"$5\r\nsmall\r\n"
+    assert b"".join(outlet.chunks) == (
+        b"*42\r\n" + large * 20 + small + b"$-1\r\n" + small * 20 + large
+    )
+    assert sum({id(chunk): len(chunk) for chunk in outlet.chunks}.values()) < 1_100_000
+
+
 def test_one_that_does_not_take_messages_of_other_channels_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

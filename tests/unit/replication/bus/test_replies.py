@@ -16,6 +16,14 @@ def test_values() -> None:
     assert replies.integer(-2) == b":-2\r\n"
 
 
+def test_pieces_are_joined_but_for_large_ones() -> None:
+    large = b"x" * 10
+    assert replies.joined([b"a", b"b"], 10) == b"ab"
+    found = replies.joined([b"a", b"b", large, large, b"c"], 10)
+    assert found == [b"ab", large, large, b"c"]
+    assert found[1] is large
+
+
 def test_an_error_is_one_line_whatever_it_quotes() -> None:
     said = replies.unknown_command([b"a\r\nb\0", b"c\nd", b"x" * 200, b"never shown"])
     assert said.startswith(b"-ERR unknown command 'a  b', with args beginning with: 'c d' 'xxx")
