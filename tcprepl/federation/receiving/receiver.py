@@ -23,7 +23,7 @@ from unpaddedbase64 import decode_base64
 
 from tcprepl import metrics
 from tcprepl.clocks import resumed_ms
-from tcprepl.errors import FederationError, LogUnavailable
+from tcprepl.errors import FederationError, LogError
 from tcprepl.federation.wire.edu import BadEdu, canonicalise, is_server_name
 from tcprepl.federation.wire.keyring import KeyNotFound, Keyring
 from tcprepl.federation.wire.signing import BadAuthorization, parse_authorization, request_bytes
@@ -94,7 +94,7 @@ class EduHandler(Protocol):
 
         Raises:
             ValueError: It is not acceptable; it alone is dropped.
-            LogUnavailable: It cannot be stored now; the origin has to send it again.
+            LogError: It cannot be stored now; the origin has to send it again.
         """
         ...
 
@@ -228,7 +228,7 @@ class TransactionReceiver:
 
         Raises:
             ApiError: It is not a transaction, too large, or another one is under way.
-            LogUnavailable: It cannot be stored now.
+            LogError: It cannot be stored now.
         """
         if not 0 < len(transaction_id) <= MAX_TRANSACTION_ID_CHARS:
             raise ApiError(
@@ -301,7 +301,7 @@ class TransactionReceiver:
             taken = handler(origin, edu, delivery_id)
             if isinstance(taken, Awaitable):
                 await taken
-        except LogUnavailable:
+        except LogError:
             _received.labels("unavailable").inc()
             raise
         except Exception as error:  # noqa: BLE001  # one EDU costs nothing but itself

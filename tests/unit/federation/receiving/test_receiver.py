@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tcprepl.errors import FederationError, LogError, LogUnavailable
+from tcprepl.errors import FederationError, LogCorrupt, LogError, LogUnavailable
 from tcprepl.federation.receiving.receiver import (
     ReceivedEdu,
     SeenTransactions,
@@ -189,16 +189,17 @@ def test_an_edu_that_is_none_is_left_out(world: World) -> None:
     assert len(world.taken) == 1
 
 
-def test_what_cannot_be_stored_has_to_come_again(world: World) -> None:
+@pytest.mark.parametrize("error", [LogUnavailable("disk full"), LogCorrupt("disk malformed")])
+def test_what_cannot_be_stored_has_to_come_again(world: World, error: LogError) -> None:
     full = True
 
     def store(origin: str, edu: ReceivedEdu, delivery_id: str, /) -> None:
         if full:
-            raise LogUnavailable("disk full")
+            raise error
         world.take(origin, edu, delivery_id)
 
     world.receiver.on("m.direct_to_device", store)
-    with pytest.raises(LogUnavailable):
+    with pytest.raises(type(error)):
         world.receive(body("m.x", "m.direct_to_device"))
     full = False
     world.receive(body("m.x", "m.direct_to_device"))
