@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from tcprepl.cli.fitting import columns_in, curve_in, facts_in, late_in, thin, wrapped
 from tcprepl.cli.screen import Line, Span, cells, cut, shortened
 from tcprepl.protocol.display import counted, displayable
 from tcprepl.web.amounts import duration, number, size
@@ -21,7 +22,6 @@ SPARED: Final = (
     "PAUSED", "HELD FROM", "DIALECT", "ADDRESS", "INSTANCE", "BYTES/S", "SENT/S", "BYTES",
     "STATE", "ROWS/S", "POSITION", "ROWS",
 )  # fmt: skip
-_BLOCKS: Final = "▁▂▃▄▅▆▇█"
 
 HELP: Final = (
     ("↑ ↓ j k PgUp PgDn Home End", "choose a peer or a stream"),
@@ -221,9 +221,9 @@ class Top:
         elif self._status is None:
             shown = [[Span((self._trouble and "no answer yet") or "looking ...", "dim")]]
         elif isinstance(self._closer, int):
-            shown = self._peer_lines(self._closer)
+            shown = self._peer_lines(self._closer, width)
         elif self._closer is not None:
-            shown = self._stream_lines(self._closer)
+            shown = self._stream_lines(self._closer, width)
         else:
             shown = self._list_lines(width, body)
         filler: list[Line] = [[]] * max(0, body - len(shown))
@@ -239,9 +239,9 @@ class Top:
         lag = _lag(status["peers"], width)
         wrong = _wrong(status)
         name = displayable(f"{status['server_name']} {status['instance']}")
-        up = f"up {_thin(duration(status['uptime_seconds']))}"
+        up = f"up {thin(duration(status['uptime_seconds']))}"
         count = counted(len(status["peers"]), "peer")
-        rate = f"{_thin(number(status.get('rows_per_second', 0.0)))} rows/s"
+        rate = f"{thin(number(status.get('rows_per_second', 0.0)))} rows/s"
         facts = [up, count, rate]
         for spared in (up, rate, count):
             between = "  ".join(["", *facts, ""])
@@ -333,27 +333,27 @@ class Top:
         active = which == ("streams" if self._on_streams else "peers")
         chosen = self._chosen[which]
         first = max(0, min(chosen - height // 2, len(rows) - height))
-        shown = [[_thin(cell) for cell in row] for row in rows[first : first + height]]
+        shown = [[thin(cell) for cell in row] for row in rows[first : first + height]]
         widths = [max(map(cells, column)) for column in zip(head, *shown, strict=True)]
-        left_out = _left_out(head, widths, width)
-        fitting = [at for at in range(len(head)) if at not in left_out]
-        head, widths = [head[at] for at in fitting], [widths[at] for at in fitting]
-        shown = [[row[at] for at in fitting] for row in shown]
-        more = len(rows) - len(shown)
-        title = "  ".join(cut(word, width) for word, width in zip(head, widths, strict=True))
+        columns = columns_in(width, head, widths, SPARED)
+        title, *texts = (
+            "  ".join(cut(shortened(row[at], room), room) for at, room in columns.items())
+            for row in (head, *shown)
+        )
+        more = f"  {len(shown)} of {len(rows)}" if len(rows) > len(shown) else ""
         lines: list[Line] = [
-            [Span(title, "head"), Span(f"  {len(shown)} of {len(rows)}" if more else "", "dim")]
+            [Span(title, "head"), Span(more if cells(title + more) <= width else "", "dim")]
         ]
-        for at, (row, style) in enumerate(zip(shown, styles[first:], strict=False), first):
-            text = "  ".join(cut(cell, width) for cell, width in zip(row, widths, strict=True))
+        for at, (text, style) in enumerate(zip(texts, styles[first:], strict=False), first):
             lines.append([Span(text, "selected" if active and at == chosen else style)])
         return lines
 
-    def _peer_lines(self, conn_id: int) -> list[Line]:
+    def _peer_lines(self, conn_id: int, width: int) -> list[Line]:
         assert self._status is not None
         found = next((p for p in self._status["peers"] if p["conn_id"] == conn_id), None)
         if found is None:
-            return [[Span(f"connection {conn_id} has ended", "late")]]
+            ended = wrapped(f"connection {conn_id} has ended", width)
+            return [[Span(line, "late")] for line in ended]
         facts = [
             ("peer", found["name"] or "(no name)"),
             ("connection", f"{conn_id}, from {found['address']}, for {_age(found)}"),
@@ -371,22 +371,23 @@ class Top:
         if did:
             text = f"wrote {_rows(did['rows_in'])}, got {number(did['rows_out'])}"
             facts.append(("process", f"{text}, {counted(did['reconnects'], 'reconnect')}"))
-        return [*_facts(facts), [], *self._curve(conn_id, "lag in seconds")]
+        curve = curve_in(width, "lag in seconds", self._curves.get(conn_id, ()))
+        return [*_facts(facts, width), [], *curve]
 
-    def _stream_lines(self, name: str) -> list[Line]:
+    def _stream_lines(self, name: str, width: int) -> list[Line]:
         assert self._status is not None
-        lines: list[Line] = [[Span(displayable(name), "head")]]
-        for stream in self._status["streams"]:
-            if stream["stream"] == name:
-                lines += [[], *_facts(self._of_writer(stream))]
+        lines: list[Line] = [[Span(shortened(displayable(name), width), "head")]]
         behind = [p for p in self._status["peers"] if p.get("behind_stream") == name]
         if behind:
-            text = ", ".join(
-                displayable(f"{p['name'] or p['address']} by {_seconds(p['behind_seconds'])}")
+            late = [
+                (displayable(p["name"] or p["address"]), _seconds(p["behind_seconds"]))
                 for p in sorted(behind, key=COLUMNS["behind"], reverse=True)[:10]
-            )
-            lines += [[], [Span(f"behind in it: {text}", "late")]]
-        return [*lines, [], *self._curve(name, "rows a second")]
+            ]
+            lines += [[], *late_in(width, late)]
+        for stream in self._status["streams"]:
+            if stream["stream"] == name:
+                lines += [[], *_facts(self._of_writer(stream), width)]
+        return [*lines, [], *curve_in(width, "rows a second", self._curves.get(name, ()))]
 
     def _of_writer(self, stream: dict[str, Any]) -> list[tuple[str, str]]:
         rate = size(self._stream_rates.get((stream["stream"], stream["instance"]), 0.0))
@@ -398,31 +399,9 @@ class Top:
             ("now", f"{number(stream.get('rows_per_second', 0.0))} rows/s, {rate}/s"),
         ]
 
-    def _curve(self, key: int | str, what: str) -> list[Line]:
-        """Return the newest values as blocks, with the largest."""
-        values = self._curves.get(key, ())
-        top = max(values, default=0.0)
-        if not top:
-            return [[Span(f"{what}: 0 in the last {len(values)} looks", "dim")]]
-        steps = len(_BLOCKS) - 1
-        blocks = "".join(_BLOCKS[round(value / top * steps)] for value in values)
-        return [[Span(f"{what}, at most {top:.1f}  ", "dim"), Span(blocks)]]
 
-
-def _facts(facts: Iterable[tuple[str, str]]) -> list[Line]:
-    return [[Span(f"{name:13}", "dim"), Span(_thin(displayable(text)))] for name, text in facts]
-
-
-def _left_out(head: Sequence[str], widths: Sequence[int], width: int) -> set[int]:
-    """Return the columns without which a table fits: half of a number would be another one."""
-    left_out: set[int] = set()
-    for name in SPARED:
-        used = [one for at, one in enumerate(widths) if at not in left_out]
-        if sum(used) + 2 * (len(used) - 1) <= width:
-            break
-        if name in head:
-            left_out.add(head.index(name))
-    return left_out
+def _facts(facts: Iterable[tuple[str, str]], width: int) -> list[Line]:
+    return facts_in(width, [(name, displayable(text)) for name, text in facts])
 
 
 def _help() -> list[Line]:
@@ -482,8 +461,3 @@ def _why(peer: Peer) -> str:
     if peer.get("buffered_bytes"):
         return f"{text}: its socket takes no more"
     return f"{text}: it is being served from the log"
-
-
-def _thin(text: str) -> str:
-    """Return *text* with the blanks of a terminal."""
-    return text.replace("\u202f", " ")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcprepl.cli.screen import rendered, width_of
+from tcprepl.cli.screen import cut, rendered, width_of
 from tcprepl.cli.topping import COLUMNS, HELP, Top
 
 
@@ -156,7 +157,9 @@ def test_peers_come_from_the_latest_and_streams_below(top: Top) -> None:
         (70, "PEER ADDRESS STATE BEHIND ROWS BYTES SENT/S", 6),
         (50, "PEER STATE BEHIND ROWS BYTES", 5),
         (30, "PEER BEHIND ROWS", 3),
-        (9, "PEER BEHIND", 1),
+        (17, "PEER BEHIND", 2),
+        (12, "BEHIND", 1),
+        (9, "BEHIND", 1),
     ],
 )
 def test_a_column_that_does_not_fit_is_left_out(width: int, peers: str, streams: int) -> None:
@@ -238,6 +241,50 @@ def test_looking_at_a_stream(top: Top) -> None:
     still.see(quiet)
     assert "rows a second: 0 in the last 1 looks" in shown(press(still, "tab", "right"))
     assert "Tab peers" in shown(press(still, "left"))[-1]
+
+
+def figures(lines: list[str]) -> set[str]:
+    """Return the figures in a picture: 98765.4, 1 234 567, 10.0.0.1:5."""
+    text = "  ".join(lines)
+    return set(re.findall(r"(?<![\w…])[0-9]+(?:[.:][0-9]+| [0-9]{3})*(?![\w])", text))
+
+
+def crowded() -> Top:
+    """Return a top with long names and large figures."""
+    top = Top()
+    late = [peer(f"a reader of a long name {letter}", 987, 98_765.4) for letter in "xyz"]
+    late[1] |= {"conn_id": 654, "behind_seconds": 87_654.3, "acked": 7_654_321}
+    large = {"position": 7_654_321, "floor": 1_234_567, "rows": 6_543_210, "bytes": 987_654_321}
+    at = status(*late, at=98_765.0)
+    at["streams"] = [stream("typing", 4_321.0, **large), stream("receipts", 3.0, **large)]
+    top.see(at)
+    return top
+
+
+@pytest.mark.parametrize("keys", [(), ("enter",), ("tab", "enter"), ("tab",)])
+def test_no_figure_is_cut_however_narrow_it_is(keys: tuple[str, ...]) -> None:
+    """Neither in the lists nor in a closer look, and how late somebody is stands there."""
+    top = press(crowded(), *keys)
+    whole = figures(shown(top, 300, 40))
+    for width in range(9, 120):
+        lines = [cut(line, width) for line in shown(top, width, 40)]
+        assert figures(lines[:-1]) <= whole, width
+        if keys:
+            assert any("98765.4 s" in line for line in lines[1:]) or keys == ("tab",), width
+
+
+def test_each_late_reader_of_a_stream_is_told_whole() -> None:
+    top = press(crowded(), "tab", "enter")
+    lines = shown(top, 40, 40)
+    at = lines.index("behind in it:")
+    assert lines[at + 1 : at + 4] == [
+        "a reader of a long name x by 98765.4 s,",
+        "a reader of a long name z by 98765.4 s,",
+        "a reader of a long name y by 87654.3 s",
+    ]
+    at = shown(top, 20, 40).index("behind in it:")
+    assert shown(top, 20, 40)[at + 1] == "a rea… by 98765.4 s,"
+    assert "98765.4 s" in shown(top, 9, 40)
 
 
 def test_a_pause_keeps_the_picture(top: Top) -> None:
