@@ -45,6 +45,9 @@ Words: TypeAlias = Sequence[bytes]
 
 #: Databases that SELECT knows; all are the same one.
 DATABASES: Final = 16
+#: Longest name of a channel, a client or a user, and longest pattern. How long matching takes
+#: is bounded by the product of both.
+MAX_NAME_BYTES: Final = 512
 #: Values from this length on are not copied into answers.
 SHARED_BYTES: Final = 65_536
 #: What a request over HTTP begins with, or has in its second line. A page in a browser can send
@@ -229,6 +232,16 @@ def _fits(arity: int, count: int) -> bool:
     return count == arity if arity >= 0 else count >= -arity
 
 
+def _bounded(names: Iterable[bytes]) -> None:
+    """Refuse names, or patterns, that are too long.
+
+    Raises:
+        CommandError: One is.
+    """
+    if any(len(name) > MAX_NAME_BYTES for name in names):
+        raise CommandError(error(f"ERR a name or pattern is longer than {MAX_NAME_BYTES} bytes"))
+
+
 # -- connections -----------------------------------------------------------------------------
 
 
@@ -240,6 +253,7 @@ def _auth(client: Client, words: Words) -> bytes:
 
 
 def _let_in(client: Client, user: bytes | None, password: bytes) -> bool:
+    _bounded(() if user is None else (user,))
     said = None if user is None else user.decode("utf-8", "replace")
     name = client.desk.log_in(said, password.decode("utf-8", "replace"))
     if name is not None:
@@ -292,6 +306,7 @@ def _hello(client: Client, words: Words) -> bytes:
 
 
 def _title(name: bytes) -> bytes:
+    _bounded((name,))
     if any(not 33 <= byte <= 126 for byte in name):
         raise CommandError(
             error("ERR Client names cannot contain spaces, newlines or special characters.")
@@ -366,6 +381,20 @@ def _reset(client: Client, words: Words) -> bytes:
 # -- pub/sub ---------------------------------------------------------------------------------
 
 
+def _subscribe(client: Client, words: Words) -> bytes:
+    _bounded(words[1:])
+    return client.subscribe(words[1:], by_pattern=words[0][:1] in b"pP")
+
+
+def _unsubscribe(client: Client, words: Words) -> bytes:
+    return client.unsubscribe(words[1:], by_pattern=words[0][:1] in b"pP")
+
+
+def _publish(client: Client, words: Words) -> bytes:
+    _bounded(words[1:2])
+    return integer(client.desk.publish(words[1], words[2]))
+
+
 def _pubsub(client: Client, words: Words) -> bytes:
     word, rest, channels = words[1].upper(), words[2:], client.desk.channels
     if word == b"NUMSUB":
@@ -379,6 +408,7 @@ def _pubsub(client: Client, words: Words) -> bytes:
             "ERR unknown subcommand or wrong number of arguments for "
             f"'{quoted(words[1])}'. Try PUBSUB HELP."
         )
+    _bounded(rest)
     pattern = Pattern(rest[0] if rest else b"*")
     return strings(name for name in channels.by_name if pattern.matches(name))
 
@@ -562,21 +592,11 @@ COMMANDS: Final[dict[str, CommandSpec]] = {
     "client": CommandSpec(_client, -2),
     "ping": CommandSpec(_ping, -1, listening=True),
     "echo": CommandSpec(lambda client, words: bulk(words[1]), 2),
-    "subscribe": CommandSpec(
-        lambda client, words: client.subscribe(words[1:], by_pattern=False), -2, listening=True
-    ),
-    "psubscribe": CommandSpec(
-        lambda client, words: client.subscribe(words[1:], by_pattern=True), -2, listening=True
-    ),
-    "unsubscribe": CommandSpec(
-        lambda client, words: client.unsubscribe(words[1:], by_pattern=False), -1, listening=True
-    ),
-    "punsubscribe": CommandSpec(
-        lambda client, words: client.unsubscribe(words[1:], by_pattern=True), -1, listening=True
-    ),
-    "publish": CommandSpec(
-        lambda client, words: integer(client.desk.publish(words[1], words[2])), 3
-    ),
+    "subscribe": CommandSpec(_subscribe, -2, listening=True),
+    "psubscribe": CommandSpec(_subscribe, -2, listening=True),
+    "unsubscribe": CommandSpec(_unsubscribe, -1, listening=True),
+    "punsubscribe": CommandSpec(_unsubscribe, -1, listening=True),
+    "publish": CommandSpec(_publish, 3),
     "pubsub": CommandSpec(_pubsub, -2),
     "set": CommandSpec(_set, -3),
     "get": CommandSpec(_get, 2),

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tcprepl.replication.bus.commands import COMMANDS
+from tcprepl.replication.bus.commands import COMMANDS, MAX_NAME_BYTES
 from tests.bus_world import SERVER_NAME, BusWorld
 
 NOT_A_NUMBER = b"-ERR value is not an integer or out of range\r\n"
@@ -159,6 +159,29 @@ def test_a_list_of_clients_is_of_some_if_asked_for() -> None:
         assert [int(n) for n in re.findall(rb"\bid=([0-9]+)", said)] == numbers
     assert listener.ask("CLIENT", "LIST").startswith(b"-ERR Can't execute 'client|list'")
     assert listener.ask("CLIENT", "NOPE").startswith(b"-ERR unknown subcommand 'NOPE'")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "AUTH {} any",
+        "HELLO 2 AUTH {} any",
+        "HELLO 2 SETNAME {}",
+        "CLIENT SETNAME {}",
+        "SUBSCRIBE a {}",
+        "PSUBSCRIBE a {}",
+        "PUBLISH {} x",
+        "PUBSUB CHANNELS {}",
+    ],
+)
+def test_names_and_patterns_have_a_bound(words: str) -> None:
+    """What is done with them takes time, as much as their length, or its square."""
+    world = BusWorld()
+    client = world.client()
+    said = client.ask(*words.format("x" * (MAX_NAME_BYTES + 1)).split())
+    assert said == b"-ERR a name or pattern is longer than 512 bytes\r\n"
+    assert (client.connection.shown_name, client.connection.subscriptions) == ("", 0)
+    assert not client.ask(*words.format("x" * MAX_NAME_BYTES).split()).startswith(b"-")
 
 
 def test_hello_names_what_it_is_and_takes_a_name() -> None:
