@@ -12,6 +12,7 @@ from tests.simulation import __main__ as command
 from tests.simulation.world import Failed, Played
 
 ALL_MET = Counter({(what, ""): 1 for what in command.MUST_BE_MET})
+NO_PART = ALL_MET - Counter({("part: who talk", ""): 1})
 
 
 def played(coverage: Counter[tuple[str, str]]) -> Callable[..., Played]:
@@ -68,6 +69,8 @@ def test_what_means_nothing_is_refused(words: str, capsys: pytest.CaptureFixture
         (played(Counter()), 3, 0, "3 worlds, 3.0 simulated hours"),
         (played(ALL_MET), 100, 0, "100 worlds"),
         (played(Counter()), 100, 2, "never happened, and has to: "),
+        (played(NO_PART), 100, 2, "never happened, and has to: part: who talk"),
+        (played(NO_PART + Counter({("part", "who talk"): 1})), 100, 0, "100 worlds"),
         (raising(Failed(1, None, RuntimeError("x"))), 3, 1, "3 failures"),
         (raising(Failed(1, None, RuntimeError("x"))), 100, 1, "never happened, and has to: "),
         (raising(KeyboardInterrupt()), 3, 130, "the rest from --seeds 0-2"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -249,7 +249,7 @@ def find(mend: Mend, most: int = MOST_SEEDS) -> tuple[int, Failed, int, int] | N
 def main() -> int:
     """Print the table."""
     names = [name for name in MENDS if not sys.argv[1:] or any(a in name for a in sys.argv[1:])]
-    unknown = 0
+    unknown = 0 if names else 1
     print("| mend removed | seed | steps | enough | what showed |\n|---|---|---|---|---|")
     for name in names:
         found = find(MENDS[name])
@@ -264,5 +264,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
+    try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -354,8 +354,30 @@ class World:
         machine = chance.choice(self.machines)
         if chance.random() < 0.3:
             machine = self.server
+        if chance.random() < 0.5:
+            self._occupy(machine, chance)
         self.saw(what, f"{machine.kind}, {machine.state()}")
         return machine
+
+    def _occupy(self, victim: Machine, chance: random.Random) -> None:
+        """Let somebody be met in the middle of something, who has nothing to do at most times."""
+        if not victim.up or victim.process.frozen:
+            return
+        if isinstance(victim, Sender):
+            self.do_queue(chance)
+            self._until(lambda: not victim.up or bool(victim.sender._running))
+        elif isinstance(victim, Worker):
+            victim.moods.insert(0, "waits")
+            (self.do_write if victim.source is self.bus else self.do_publish)(chance)
+            self._until(lambda: not victim.up or victim.handling)
+        elif isinstance(victim, Writer):
+            victim.publish(chance.choice(OFTEN), [len(self.said)], batch=False)
+
+    def _until(self, what: Callable[[], bool]) -> None:
+        for _ in range(600):
+            if what():
+                break
+            self.universe.run(0.005)
 
     def do_kill(self, chance: random.Random) -> None:
         """Somebody is killed."""
@@ -387,6 +409,8 @@ class World:
             if slow:  # long enough for others to hear what was said before it was on disk
                 self.universe.run(chance.random() * 0.2)
                 victim.disk.mood = "ok"
+        elif not victim.threads and chance.random() < 0.5:
+            self._occupy(victim, chance)
         self.saw(what, f"{victim.kind}, {victim.state()}")
         victim.kill(silent=silent, restart_s=chance.choice([0.0, 1.0, 30.0, 200.0]))
 
@@ -420,7 +444,11 @@ class World:
         wires = [wire for wire in self.network.connections if wire.alive]
         if not wires:
             return None
-        wire = chance.choice(wires)
+        if chance.random() < 0.3:
+            self.do_publish(chance)
+            self.universe.run(0.005)
+        busy = [wire for wire in wires if any(side.outgoing for side in wire.sides)]
+        wire = chance.choice(busy if busy and chance.random() < 0.5 else wires)
         self.saw(what, "bytes under way" if any(s.outgoing for s in wire.sides) else "silence")
         return wire
 
@@ -447,9 +475,15 @@ class World:
 
     def do_part(self, chance: random.Random) -> None:
         """Two machines do not hear each other for a while."""
-        one, other = chance.sample([machine.name for machine in self.machines], 2)
-        wall = frozenset((one, other))
-        self.saw("part", "machines")
+        wall = frozenset(chance.sample([machine.name for machine in self.machines], 2))
+        talk = {
+            frozenset(side.process.host for side in wire.sides)
+            for wire in self.network.connections
+            if wire.alive
+        }
+        if talk and chance.random() < 0.7:  # most of them never have anything to do with each other
+            wall = chance.choice(sorted(talk, key=sorted))
+        self.saw("part", "who talk" if wall in talk else "who do not talk")
         self.network.walls.add(wall)
         self.universe.later(chance.choice([1.0, 10.0, 60.0]), self._rejoin, wall)
 
@@ -583,13 +617,19 @@ class World:
         if not sender.up or sender.process.frozen or sender.disk.mood != "ok":
             return
         what = chance.choice(["pause", "pause", "resume", "retry", "purge"])
+        if chance.random() < 0.5:
+            self._occupy(sender, chance)
+            if not sender.up:
+                return
+            name = min((one.name for one in sender.sender._running), default=name)
         self.saw(f"operator: {what}", sender.state())
         if what == "retry":
             done = Deferred.fromCoroutine(sender.sender.retry(name, quarantined=True))
         else:
             done = maybeDeferred(getattr(sender.sender, what), name)
-        if what == "purge":
+        if what == "purge":  # what is there when it is done is gone, too
             self.remotes.purged(name)
+            done.addCallback(lambda _: self.remotes.purged(name))
         _ = done.addErrback(lambda _: None)
 
     def do_remote_up(self, chance: random.Random) -> None:
