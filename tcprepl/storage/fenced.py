@@ -6,7 +6,8 @@ taken, writes nothing.
 
 A connection can break when it is not known whether the last commit went through. Each has a number,
 which it leaves in the row of the name: whoever asks that row, once it is unlocked, knows. Until
-then no other commit is made. A row that says less than what was acknowledged is that of a
+then no other commit is made. One that did not go through never will: what was sent of it is of an
+epoch that is over by then. A row that says less than what was acknowledged is that of a
 database that has lost something, and nothing more is written to it.
 """
 
@@ -102,7 +103,7 @@ class Held(NamedTuple):
 
     Attributes:
         number: The number of the name.
-        epoch: Which taking of it this is.
+        epoch: Which taking of it this is; commits in doubt that were not done count, too.
     """
 
     number: int
@@ -117,7 +118,7 @@ class FencedDatabase:
         writer: The name.
         lease_s: How long the name belongs to a process that is not heard of.
         holder: What we say of ourselves to who wants the name, too.
-        held: What `take` got.
+        held: What `take` got, or what followed it.
         away: Why the database cannot be used now; None while it can.
         waits_for: Who holds the name while `take` waits; empty when nobody is waited for.
         away_since: Since when, in seconds of `time.monotonic`.
@@ -317,7 +318,7 @@ class FencedDatabase:
         while True:
             try:
                 with self._writing.using() as connection:
-                    done = self._check_row(connection) >= number
+                    done = self._has_done(connection, number)
                     answer = [written(connection)] if done else []
                 break
             except LogFenced:
@@ -330,8 +331,26 @@ class FencedDatabase:
             raise LogUnavailable(f"{self.where}: not written: {self.away}")
         return answer[0]
 
+    def _has_done(self, connection: Connection, number: int) -> bool:
+        """Return whether commit *number* went through; if it did not, it never will.
+
+        What was sent of it may still wait in the server, before `fence`. So our epoch ends then.
+
+        Raises:
+            LogFenced: The name is somebody else's, or the database has lost commits.
+        """
+        number_of_name, epoch = self.held
+        with connection.transaction():
+            if self._check_row(connection) >= number:
+                return True
+            connection.execute(
+                "UPDATE writers SET epoch = epoch + 1 WHERE number = %s AND epoch = %s", self.held
+            )
+        self.held = Held(number_of_name, epoch + 1)
+        return False
+
     def _check_row(self, connection: Connection) -> int:
-        """Return the number of the last commit, once nothing of ours is under way any more.
+        """Return the number of the last commit, once nothing that is past `fence` is under way.
 
         Raises:
             LogFenced: The name is somebody else's, or the database has lost commits.

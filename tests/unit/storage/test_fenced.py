@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from tcprepl.errors import LogFenced, LogHeld, LogUnavailable
@@ -12,10 +15,12 @@ from tcprepl.storage.fenced import (
     CREATE_FENCE,
     CREATE_MIGRATION,
     CREATE_WRITERS,
+    GATE,
     FencedDatabase,
 )
 from tcprepl.storage.postgresql import Connection, PostgresSchema
 from tests import postgres_world
+from tests.harness import wait_until
 
 pytestmark = pytest.mark.postgresql
 
@@ -158,3 +163,49 @@ def test_what_is_copied_from_is_not_taken_until_that_is_over(place: Place) -> No
     postgres_world.sql(*where, "UPDATE migration SET held_until = clock_timestamp()")
     place.taken()
     assert postgres_world.sql(*where, "SELECT * FROM migration") == []
+
+
+def test_a_commit_that_was_not_done_never_will_be(place: Place) -> None:
+    """What was sent of it waits at the gate, and nobody knows that its client has left."""
+    first = place.taken()
+    assert write(first, "a") == "a"
+
+    def within(connection: Connection, number: int) -> str:
+        pid = connection.info.backend_pid
+        with connection.pipeline() as pipeline:
+            connection.execute("BEGIN")
+            first.fence(connection, number)
+            connection.execute("INSERT INTO words VALUES ('late', %s)", (number,))
+            connection.execute("COMMIT")
+            connection.pgconn.pipeline_sync()
+            while connection.pgconn.flush():
+                pass
+            wait_until(lambda: waiting(place) == [pid], "it waits at the gate")
+            with socket.socket(fileno=os.dup(connection.fileno())) as gone:
+                gone.shutdown(socket.SHUT_RDWR)
+            pipeline.sync()
+        return "late"
+
+    with psycopg.connect(place.url) as gate:
+        gate.execute(f"SET LOCAL search_path TO {place.schema}")
+        gate.execute(f"SELECT pg_advisory_xact_lock({GATE})")
+        with pytest.raises(LogUnavailable, match="not written"):
+            first.commit(within, lambda _: "late")
+        (pid,) = waiting(place)
+    wait_until(lambda: not alive(place, pid), "the end of what was sent")
+    assert write(first, "b") == "b"
+    assert words(place) == [("a", 1), ("b", 2)]
+
+
+def waiting(place: Place) -> list[int]:
+    """Return the processes of the server that wait for a lock of any kind."""
+    with psycopg.connect(place.url) as connection:
+        found = connection.execute("SELECT pid FROM pg_locks WHERE NOT granted")
+        return [pid for (pid,) in found]
+
+
+def alive(place: Place, pid: int) -> bool:
+    """Return whether a process of the server is there."""
+    with psycopg.connect(place.url) as connection:
+        found = connection.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,))
+        return found.fetchone() is not None
