@@ -8,7 +8,6 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +23,7 @@ from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests.log_kit import SqliteStore, add, row, typing
+from tests.read_only import as_nobody, reading_only
 
 
 @pytest.fixture
@@ -211,32 +211,6 @@ def elsewhere() -> Iterator[Path]:
     """A place that every user may read, and none writes to while `reading_only` has it."""
     with TemporaryDirectory(prefix="tcprepl-test-") as name:
         yield Path(name)
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Be nobody, if we are root, who may read and write everything."""
-    me = os.geteuid()
-    if me == 0:
-        os.seteuid(65_534)
-    try:
-        yield
-    finally:
-        os.seteuid(me)
-
-
-@contextmanager
-def reading_only(place: Path) -> Iterator[None]:
-    """Be somebody who may read all of *place*, and write nothing there; it stays as it is."""
-    for path in (place, *place.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    with as_nobody():
-        yield
-    after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    for path in (place, *place.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    assert after == before
 
 
 def copied(data: Path, place: Path) -> Path:
