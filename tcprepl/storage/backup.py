@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -22,8 +22,14 @@ from typing import Final, TypeAlias
 import msgspec
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
-from tcprepl.storage.lock import LOCK_NAME, PROCESS_NAME, DirectoryLock
-from tcprepl.storage.sqlite import BUSY_TIMEOUT_S, PRIVATE_DIRECTORY, PRIVATE_FILE
+from tcprepl.storage.lock import LOCK_NAME, PROCESS_NAME, DirectoryLock, kept_from_others
+from tcprepl.storage.sqlite import (
+    BUSY_TIMEOUT_S,
+    PRIVATE_DIRECTORY,
+    PRIVATE_FILE,
+    left_beside,
+    uri_as_it_is,
+)
 
 #: The list of what is in a copy.
 LIST_NAME: Final = "backup.json"
@@ -165,6 +171,39 @@ def _copy_bytes(source: Path, target: Path, far: _Far) -> None:
             far.add(len(piece))
 
 
+@contextmanager
+def _reader_of(source: Path) -> Iterator[sqlite3.Connection]:
+    """Lend a connection that reads a database, which a process may have open.
+
+    In a directory that cannot be written to, where nobody has it, it is read as it is.
+
+    Raises:
+        LogLocked: Somebody has it after all.
+        LogUnavailable: A part of it is beside it, and cannot be read there.
+    """
+    with closing(sqlite3.connect(source, timeout=BUSY_TIMEOUT_S)) as reader:
+        try:
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            as_it_is = False
+        except sqlite3.OperationalError as error:
+            as_it_is = any(words in str(error) for words in ("readonly", "unable to open"))
+            if not as_it_is:
+                raise
+        if not as_it_is:
+            yield reader
+            return
+    if left_beside(source):
+        raise LogUnavailable(
+            f"cannot copy {source}: its process was killed, and what it left beside it cannot be "
+            f"read there; copy all of {source.parent} to where it can be written, and that then"
+        )
+    with (
+        kept_from_others(source.parent),
+        closing(sqlite3.connect(uri_as_it_is(source), uri=True)) as reader,
+    ):
+        yield reader
+
+
 def _copy_database(source: Path, target: Path, far: _Far) -> None:
     left: list[int] = []
 
@@ -174,7 +213,7 @@ def _copy_database(source: Path, target: Path, far: _Far) -> None:
 
     try:
         with (
-            closing(sqlite3.connect(source, timeout=BUSY_TIMEOUT_S)) as reader,
+            _reader_of(source) as reader,
             closing(sqlite3.connect(target)) as writer,
         ):
             reader.execute("PRAGMA query_only=ON")

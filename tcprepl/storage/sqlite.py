@@ -195,7 +195,7 @@ def open_unchanged(path: Path, schema: Schema) -> sqlite3.Connection:
         LogUnavailable: it cannot be read.
     """
     with explaining(path, schema):
-        return _reading(_as_it_is(path), uri=True)
+        return _reading(uri_as_it_is(path), uri=True)
 
 
 def can_be_read_unchanged(path: Path, schema: Schema) -> bool:
@@ -227,7 +227,7 @@ def left_beside(path: Path) -> list[Path]:
     return [beside for beside in found if beside.exists() and beside.stat().st_size]
 
 
-def _as_it_is(path: Path) -> str:
+def uri_as_it_is(path: Path) -> str:
     """Return the URI of a database to be read; SQLite takes no lock where it finds all in it."""
     return f"{path.absolute().as_uri()}?mode=ro{'' if left_beside(path) else '&immutable=1'}"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -16,6 +19,7 @@ from tcprepl.errors import LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.storage import backup as module
 from tcprepl.storage.backup import LIST_NAME, check_backup, make_backup, restore_backup
 from tcprepl.storage.lock import DirectoryLock
+from tests.read_only import reading_only
 
 
 @pytest.fixture
@@ -259,6 +263,36 @@ def test_a_database_is_of_one_moment_though_it_is_copied_step_by_step(
     assert dones == sorted(dones)
     assert len({total for _, total in far}) == 1
     check_backup(tmp_path / "copy")
+
+
+def test_a_directory_that_cannot_be_written_to_is_copied(tmp_path: Path) -> None:
+    """Nobody serves it: there is nothing beside the databases, and nothing can be put there."""
+    with TemporaryDirectory(prefix="tcprepl-test-") as name:
+        place = Path(name)
+        (place / "data").mkdir()
+        (place / "copies").mkdir()
+        (place / "copies").chmod(0o777)
+        place.chmod(0o755)
+        write(place / "data" / "log.sqlite3", 1)
+        _open.pop().close()
+        (place / "data" / "lock").touch()
+        with reading_only(place / "data"):
+            make_backup(place / "data", place / "copies" / "a", "1.2")
+            held = os.open(place / "data" / "lock", os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(LogLocked):
+                make_backup(place / "data", place / "copies" / "b", "1.2")
+            os.close(held)
+        assert read(place / "copies" / "a" / "log.sqlite3") == [1]
+        # killed, and mounted without what its process had shared: not all of it is in the file
+        write(tmp_path / "log.sqlite3", 2)
+        for left in ("log.sqlite3", "log.sqlite3-wal"):
+            shutil.copyfile(tmp_path / left, place / "data" / left)
+        with (
+            reading_only(place / "data"),
+            pytest.raises(LogUnavailable, match=r"copy all of .*data to where it can be written"),
+        ):
+            make_backup(place / "data", place / "copies" / "c", "1.2")
 
 
 def test_how_far_a_restore_is(data: Path, tmp_path: Path) -> None:
