@@ -329,6 +329,8 @@ while len(got) < 3:
         got.append(message["data"])
 assert sorted(got) == [b"POSITION events py 4 4", b"RDATA events py 5 [1]", b"hey"], got
 assert client.info()["server_name"] == "tcprepl"
+again = redis.Redis(port=port, protocol=3)
+assert set(again.command()) == set(client.command()) >= {"publish", "set"}
 pipe = client.pipeline(transaction=False)
 for n in range(1000):
     pipe.set(f"k{n}", n)

@@ -565,10 +565,11 @@ def _command(client: Client, words: Words) -> bytes:
 def _described(name: str, proto: int) -> bytes:
     if name not in COMMANDS:
         return optional(None, proto)
-    zero = integer(0)
     count = integer(COMMANDS[name].arity)
-    flags = EMPTY if proto == 2 else b"~0\r\n"
-    return array([bulk(name.encode()), count, flags, zero, zero, zero])
+    keys = [integer(0)] * 3
+    none = EMPTY if proto == 2 else b"~0\r\n"
+    # flags; behind the keys: categories, tips, more of keys, parts
+    return array([bulk(name.encode()), count, none, *keys, none, none, none, none])
 
 
 def _config(client: Client, words: Words) -> bytes:
