@@ -323,7 +323,7 @@ DROPPED = Counter(
 )
 REFUSED_ACCESS = Counter(
     "tcprepl_access_refused",
-    "What was refused for want of a token or a right, by side (line, http) and why: where it "
+    "What was refused for want of a token or a right, by side (line, http, bus) and why: where it "
     "grows, a peer has an old token or lacks a right, or somebody guesses; `why` says which",
     ["side", "why"],
     registry=REGISTRY,

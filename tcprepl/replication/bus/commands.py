@@ -132,6 +132,10 @@ class Client(Protocol):
         """Trust it from now on; it is called *name*, if that is not empty."""
         ...
 
+    def refuse(self) -> None:
+        """Note that it said a wrong password."""
+        ...
+
     def subscribe(self, names: Words, *, by_pattern: bool) -> bytes:
         """Listen to channels; return the confirmations."""
         ...
@@ -256,7 +260,9 @@ def _let_in(client: Client, user: bytes | None, password: bytes) -> bool:
     _bounded(() if user is None else (user,))
     said = None if user is None else user.decode("utf-8", "replace")
     name = client.desk.log_in(said, password.decode("utf-8", "replace"))
-    if name is not None:
+    if name is None:
+        client.refuse()
+    else:
         client.let_in(name)
     return name is not None
 

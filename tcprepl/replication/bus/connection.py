@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcprepl import metrics
 from tcprepl.errors import CloseReason
 from tcprepl.limits import CLOSE_TIMEOUT_S, HALF_CLOSED_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.logger import get_logger
@@ -87,6 +88,7 @@ class BusConnection:
         self._leaving = False
         self._ends_at: float | None = None
         self._gone = False
+        self._refused = False
         self._closing_at = 0.0
         self._last_word = "NULL"
         self._connected_at = self._heard_at = desk.reactor.seconds()
@@ -274,6 +276,13 @@ class BusConnection:
         self._reader.trusted = True
         self.name = name
         self.counts = self.desk.counts_of(self.process)
+
+    def refuse(self) -> None:
+        """Note that it said a wrong password."""
+        metrics.REFUSED_ACCESS.labels("bus", "wrong_password").inc()
+        if not self._refused:
+            self._refused = True
+            log.warning("bus.password.wrong", client=self.label)
 
     def subscribe(self, names: Sequence[bytes], *, by_pattern: bool) -> bytes:
         """Listen to channels; return the confirmations, or write them where rows may follow."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from tcprepl import metrics
 from tcprepl.limits import CLOSE_TIMEOUT_S, HALF_CLOSED_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
 from tcprepl.replication.bus import connection
 from tcprepl.replication.bus.passwords import Passwords
@@ -287,6 +289,21 @@ def test_publish_waits_while_too_much_waits_for_pages(monkeypatch: pytest.Monkey
     world.bus._resume()
     world.settle()
     assert world.rows("events", "w1") == [(5, b"[1]")]
+
+
+def test_a_wrong_password_is_told_to_the_operator() -> None:
+    """Once for each connection; and each is counted."""
+    world = BusWorld(passwords=Passwords("hush"))
+    counted = metrics.REFUSED_ACCESS.labels("bus", "wrong_password")
+    before = counted._value.get()
+    client = world.client()
+    with capture_logs() as logs:
+        client.ask("AUTH", "hush!")
+        client.ask("HELLO", "2", "AUTH", "default", "hash")
+    found = [one for one in logs if one["event"] == "bus.password.wrong"]
+    assert [one["client"] for one in found] == ["1:127.0.0.1:5000"]
+    assert "hush!" not in str(logs)
+    assert counted._value.get() == before + 2
 
 
 def test_large_requests_wait_for_the_password() -> None:
