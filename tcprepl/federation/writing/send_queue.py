@@ -56,7 +56,6 @@ class SendQueue:
 
     Attributes:
         server_name: Who we are; what is addressed to it is dropped.
-        senders: The configured senders, whose acknowledgements count.
         ignored: Acknowledgements that had no effect, because of who sent them or what they said.
     """
 
@@ -81,12 +80,12 @@ class SendQueue:
             seconds: Returns a time that never jumps, in seconds.
         """
         self.server_name = server_name
-        self.senders = tuple(senders)
+        self._senders = tuple(senders)
         self._publish = publish
         self._log = log
         self._instance = instance
         self.ignored = 0
-        self._acknowledged: dict[InstanceName, Token] = dict.fromkeys(self.senders, 0)
+        self._acknowledged: dict[InstanceName, Token] = dict.fromkeys(self._senders, 0)
         self._seconds = seconds
         self._warned_at: float | None = None
         self._source = metrics.SEND_QUEUE_EDUS.add_source(self._sizes)
@@ -230,6 +229,22 @@ class SendQueue:
 
     # -- acknowledgements ---------------------------------------------------------------------
 
+    @property
+    def senders(self) -> tuple[InstanceName, ...]:
+        """The configured senders, whose acknowledgements count.
+
+        Setting it begins with none for those that are new, so they hold everything; what only
+        those held that are gone is forgotten.
+        """
+        return self._senders
+
+    @senders.setter
+    def senders(self, senders: Sequence[InstanceName]) -> None:
+        self._senders = tuple(senders)
+        known = self._acknowledged
+        self._acknowledged = {name: known.get(name, 0) for name in self._senders}
+        self._trim()
+
     def acknowledge(self, name: InstanceName | None, token: Token) -> str | None:
         """Note that sender *name* has everything up to *token*, and trim.
 
@@ -263,10 +278,14 @@ class SendQueue:
             )
         if token > before:
             self._acknowledged[name or ""] = token
-            lowest = min(self._acknowledged.values())
-            if lowest - 1 > self._log.floor(STREAM, self._instance):
-                self._log.trim(STREAM, self._instance, lowest - 1)
+            self._trim()
         return None
+
+    def _trim(self) -> None:
+        """Forget what every configured sender has, but for the newest that all have."""
+        lowest = min(self._acknowledged.values(), default=0)
+        if lowest - 1 > self._log.floor(STREAM, self._instance):
+            self._log.trim(STREAM, self._instance, lowest - 1)
 
     def _ignore(self, name: InstanceName | None, token: Token, reason: str, why: str) -> str:
         metrics.DROPPED.labels("FEDERATION_ACK", why).inc()

@@ -173,6 +173,41 @@ def test_the_slowest_configured_sender_holds_what_it_lacks() -> None:
     world.queue.close()
 
 
+def test_a_sender_that_is_named_later_holds_what_it_lacks() -> None:
+    """As if it had been named from the start; those who stay have said what they have said."""
+    world = World("fed1")
+    for number in range(1, 6):
+        world.send(number)
+    assert world.queue.acknowledge("fed2", 5) is not None
+    world.queue.senders = ("fed2", "fed1")
+    assert world.queue.acknowledged() == {"fed2": 0, "fed1": 0}
+    assert world.queue.acknowledge("fed1", 5) is None
+    assert world.held() == [1, 2, 3, 4, 5]
+    assert world.queue.acknowledge("fed2", 3) is None
+    assert world.held() == [3, 4, 5]
+    world.queue.senders = ("fed1", "fed2", "fed3")
+    assert world.queue.acknowledged() == {"fed1": 5, "fed2": 3, "fed3": 0}
+    world.queue.close()
+
+
+@pytest.mark.parametrize(("left", "held"), [(("fed1",), [4]), (("fed2",), [2, 3, 4]), ((), [1])])
+def test_a_sender_that_is_named_no_more_holds_nothing(left: tuple[str, ...], held: Any) -> None:
+    """What only it had not acknowledged goes at once; without any name retention alone bounds."""
+    world = World("fed1", "fed2", "fed3")
+    for number in range(1, 5):
+        world.send(number)
+    world.queue.acknowledge("fed1", 4)
+    world.queue.acknowledge("fed2", 2)
+    assert world.held() == [1, 2, 3, 4]
+    world.queue.senders = left
+    assert world.held()[: len(held)] == held
+    assert world.queue.acknowledge("fed3", 4) is not None
+    assert world.queue.acknowledged() == {
+        name: token for name, token in (("fed1", 4), ("fed2", 2)) if name in left
+    }
+    world.queue.close()
+
+
 def test_an_acknowledgement_of_what_was_never_written_does_nothing(world: World) -> None:
     world.send(1)
     world.send(2)
