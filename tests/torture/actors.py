@@ -119,10 +119,9 @@ class Actor:
         self._noted = True
         code = self.running.process.wait()
         if self.shim is not None and self.shim.killed:
-            self.shim.kill_in(0)
-            self.shim.kill_behind(0)
+            self.shim.spare()
             self._tally["kills"] += 1
-            self._tally["killed in a write"] += 1
+            self._tally[f"killed in {self.shim.killed}"] += 1
         elif code in self._exits or self._starved or (self.shim is not None and self.shim.bad_disk):
             self._tally["gave up"] += 1
         else:

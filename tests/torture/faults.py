@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import count
 
 from tests.harness import pause
+from tests.torture import shim as shims
 from tests.torture.actors import Actor
 from tests.torture.world import World
 
@@ -33,6 +34,8 @@ class Tormentor:
             (3.0, "kill during a start", self._kill_starting),
             (4.0, "kill in a write", self._kill_in_a_write),
             (3.0, "kill behind a sync", self._kill_behind_a_sync),
+            (2.0, "kill in a checkpoint", lambda: self._kill_at(shims.CHECKPOINT)),
+            (2.0, "kill in a trim", lambda: self._kill_at(shims.TRIM)),
             (2.0, "freeze", self._freeze),
             (1.0, "end", self._end),
             (2.5, "cut wire", self._cut),
@@ -40,6 +43,8 @@ class Tormentor:
             (1.0, "dripping wire", self._drip),
             (1.5, "full disk", self._full),
             (1.0, "failing fsync", self._no_sync),
+            (0.7, "failing checkpoints", lambda: self._fail_at(shims.CHECKPOINT)),
+            (0.7, "failing trims", lambda: self._fail_at(shims.TRIM)),
             (1.0, "short writes", self._short),
             (1.0, "failing reads", self._no_read),
             (1.0, "no descriptors", self._starve),
@@ -113,6 +118,20 @@ class Tormentor:
         shim = self._one(shim=True).shim
         assert shim is not None
         shim.kill_behind(self._chance.randint(1, 10))
+
+    def _kill_at(self, place: int) -> None:
+        shim = self._who_meets(place)
+        shim.kill_at(place, self._chance.randint(1, 12 if place == shims.CHECKPOINT else 4))
+
+    def _fail_at(self, place: int) -> None:
+        shim = self._who_meets(place)
+        shim.fail_at(place, True)
+        self._in(self._chance.uniform(0.5, 4.0), lambda: shim.fail_at(place, False))
+
+    def _who_meets(self, place: int) -> shims.Shim:
+        """Return the shim of a process that was there before; the first, as long as none was."""
+        every = [actor.shim for actor in self._world.actors.values() if actor.shim is not None]
+        return self._chance.choice([shim for shim in every if shim.met(place)] or every[:1])
 
     def _freeze(self) -> None:
         actor = self._one()

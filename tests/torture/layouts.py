@@ -28,8 +28,8 @@ from tests.torture.publishing import BusPublisher, EduPublisher, RowPublisher, S
 from tests.torture.world import LEVEL_S, NAME, READY_S, TRIMMED, WHOLE, World, position
 
 REMOTES = ("r1.example", "r2.example")
-#: Rows of `TRIMMED` that are kept.
-KEPT_ROWS = 300
+#: Rows of `TRIMMED` that are kept: few, so that a round trims for most of its time.
+KEPT_ROWS = 80
 #: Chances that an operator's command is killed, and has to be called again.
 KILL_BACKUP, KILL_RESTORE, KILL_MIGRATE = 0.4, 0.3, 0.5
 #: What a remote says that has not taken it, and asks for no time.
