@@ -381,7 +381,7 @@ def _quarantine(row: bytes, error: Exception, bad: list[BadRow] | None) -> None:
     reason = str(error)
     try:
         kind = _decode_kind(row)[0]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         kind = ""
     if kind in _OBSOLETE_KINDS:
         metrics.DROPPED.labels("federation_row", "obsolete").inc()

@@ -157,7 +157,7 @@ def read_key_document(server: ServerName, body: bytes) -> tuple[dict[str, Verify
                 logger.info("federation.key.ignored", server=server, error=str(error)[:200])
             else:
                 keys[key_id] = key
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
         raise KeyNotFound(f"the key document is malformed: {error}") from error
     if not keys:
         raise KeyNotFound(f"no key of {server} has signed its key document")

@@ -214,3 +214,10 @@ def test_every_character_is_written_as_canonical_json_writes_it() -> None:
         canonical = encode_canonical_json(value)
         assert canonicalise(json.dumps(value).encode()) == canonical
         assert canonicalise(canonical) is None
+
+
+def test_a_row_that_is_too_deep_is_put_aside() -> None:
+    deep = b'["e",%b]' % (b"[" * 100_000 + b"]" * 100_000)
+    bad: list[BadRow] = []
+    assert parse_rows([deep], "x", 0, bad) == []
+    assert [found.row for found in bad] == [deep]

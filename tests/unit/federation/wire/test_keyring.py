@@ -204,3 +204,10 @@ def test_who_goes_away_ends_the_question_that_nobody_else_waits_for() -> None:
     assert (len(failed), ended) == (1, [])
     asked[1].cancel()
     assert (len(failed), len(ended)) == (2, 1)
+
+
+def test_a_key_document_that_is_too_deep_is_none() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for body in (deep, b'{"server_name": "r.test", "old": %b}' % deep):
+        with pytest.raises(KeyNotFound, match="malformed"):
+            read_key_document("r.test", body)
