@@ -98,7 +98,7 @@ class Question:
             )
         try:
             answer = msgspec.json.decode(body, type=_Answer)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise self._failed(
                 f"{self.instance} answered something else than updates of {self.stream}: {error}"
             ) from error

@@ -33,7 +33,7 @@ def are_json(rows: list[bytes]) -> bool:
     try:
         for row in rows:
             _valid_json(row)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return all(map(is_json, rows))
     return True
 
@@ -42,7 +42,7 @@ def is_json(row: bytes) -> bool:
     """Return whether *row* is JSON, as Synapse reads it."""
     try:
         _valid_json(row)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         try:
             json.loads(row)
         except (ValueError, RecursionError):

@@ -140,6 +140,17 @@ def test_a_false_token_costs_no_row_behind_it(false: str, itself: bool) -> None:
     assert sorted(line for line in heard if not line.endswith("[0]")) == said
 
 
+def test_a_row_that_is_too_deep_costs_nobody_anything() -> None:
+    world = BusWorld()
+    one, writer = world.subscriber(), world.client()
+    deep = "[" * 100_000 + "]" * 100_000
+    said = ["RDATA events w1 5 [5]", f"RDATA events w1 6 {deep}", "RDATA events w1 7 [7]"]
+    assert writer.publish("POSITION events w1 4 4", *said) == b":1\r\n" * 4
+    assert [row for _, row in world.rows("events", "w1")] == [b"[5]", b"[7]"]
+    assert [line for line in one.heard() if line.startswith("RDATA")] == [said[0], said[2]]
+    assert not writer.transport.disconnecting
+
+
 def test_rows_said_twice_in_one_piece_are_passed_on_and_kept_once() -> None:
     world = BusWorld()
     one, writer = world.subscriber(), world.client()

@@ -64,6 +64,12 @@ def test_an_answer_that_will_not_do(
     assert raised.value.transient is transient
 
 
+def test_an_answer_that_is_too_deep_is_a_fault_that_is_told() -> None:
+    question = Archive({"*": "http://main"}).question("typing", "master", 1, 9)
+    with pytest.raises(ConnectionFailed, match="something else than updates"):
+        question.page(200, b'{"x": ' + b"[" * 100_000)
+
+
 def test_an_answer_may_be_as_long_as_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", len(PAGE))
     question = Archive({"*": "http://main"}).question("typing", "master", 1, 9)

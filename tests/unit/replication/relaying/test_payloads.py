@@ -22,6 +22,12 @@ def test_what_is_odd_in_one_of_many_is_seen() -> None:
         assert not are_lines([odd, *plain])
 
 
+def test_json_that_nobody_can_read_for_its_depth_is_none() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    assert not is_json(deep)
+    assert not are_json([b"[1]", deep])
+
+
 def test_json_of_many_is_that_of_each() -> None:
     assert are_json([b"[1]", b'["\\ud800"]', b"2"])
     assert not are_json([b"[1]", b"["])
