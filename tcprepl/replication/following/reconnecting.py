@@ -54,7 +54,7 @@ class Reconnecting(Service):
         self.reactor = reactor
         self.reconnects = 0
         self.last_error: str | None = None
-        self.away_since: float = reactor.seconds()
+        self.away_since = 0.0
         self._what = what
         self._connect = partial(
             connect, reactor, endpoint, worker_name=name, server_name=server_name, token=token
@@ -91,6 +91,7 @@ class Reconnecting(Service):
         """Begin to connect (Twisted calls this)."""
         if not self.running:
             self.running = True
+            self.away_since = self.reactor.seconds()
             self._failures = 0
             self._finished = Deferred()
             run_as_background_process(f"replication_{self._what}", self._run)

@@ -291,3 +291,8 @@ def test_a_task_may_be_cancelled_between_any_two_batches(
             assert len(seen()) == taken - 1
     assert seen() == [(s, n) for s in ("alpha", "beta") for n in (1, 2, 3)]
     connection.close()
+
+
+def test_a_follower_is_made_where_no_loop_runs() -> None:
+    """A script makes one before it has a loop, and nothing asks for the time before that."""
+    assert aio.follow("127.0.0.1:1", ["typing"]).client is not None
