@@ -7,8 +7,9 @@ descriptors, wall clocks that jump, copies that are restored, and flipped bits. 
 faults end, everybody gets the time to come level, and everything is compared (`tests.invariants`).
 The exit code is 0 if nothing was wrong, and 1 if something was: the directory of the round is kept
 and named, and ``--seed`` with its seed begins with the same choices. It is 2 if a program is
-missing (without PostgreSQL or Redis the worlds with them are left out, which is said), and 130 if
-it was interrupted: what was done by then is said.
+missing (without PostgreSQL or Redis the worlds with them are left out, which is said), or if a run
+of ten minutes and more has not met every fault that it has to; and 130 if it was interrupted: what
+was done by then is said.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tests.interop.environments import SetupError, find_program
@@ -43,6 +44,41 @@ NEEDS = {
         ("initdb", "postgresql"),
     ],
 }
+#: What has to have happened in `ENOUGH_MINUTES`, by the layout that has to be among the others.
+MUST_BE_MET = {
+    "": (
+        "kills",
+        "killed in a start",
+        "killed in a write",
+        "killed in the moment behind a sync",
+        "killed in a checkpoint",
+        "freeze",
+        "end",
+        "cut wire",
+        "frozen wire",
+        "dripping wire",
+        "met a bad disk",
+        "full disk",
+        "failing fsync",
+        "failing reads",
+        "failing checkpoints",
+        "short writes",
+        "no descriptors",
+        "wall clock",
+    ),
+    "tcp": (
+        "killed in a trim",
+        "failing trims",
+        "copies",
+        "killed in backup",
+        "restore",
+        "killed in restore",
+        "bits flipped",
+        "producer replaced",
+    ),
+    "postgresql": ("migrate", "killed in migrate", "database killed", "connections ended"),
+}
+ENOUGH_MINUTES = 10.0
 #: How long a round tortures; with less time, each layout gets its share.
 ROUND_S = 40.0
 #: As a shell says it of who is interrupted.
@@ -103,13 +139,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
     report(done.tally, done.compared, done.rounds, done.tortured_s, done.failed)
+    never = unmet(done.tally, layouts) if options.minutes >= ENOUGH_MINUTES else []
+    if never and not interrupted:
+        print(f"never happened, and has to: {', '.join(never)}")
     if out:
         print(f"left out: {', '.join(out)}")
     if not done.failed and options.where is None:
         shutil.rmtree(where, ignore_errors=True)
     if interrupted:
         print("interrupted")
-    return 1 if done.failed else INTERRUPTED if interrupted else 0
+    if done.failed:
+        return 1
+    return INTERRUPTED if interrupted else 2 if never else 0
+
+
+def unmet(tally: Mapping[str, int], layouts: Collection[str]) -> list[str]:
+    """Return what never happened in these layouts, and has to."""
+    return [
+        name
+        for layout, names in MUST_BE_MET.items()
+        if layout in ("", *layouts)
+        for name in names
+        if not tally.get(name)
+    ]
 
 
 def missing(layout: str) -> str:
@@ -146,7 +198,7 @@ class Done:
         try:
             with world:
                 start = time.monotonic()
-                Tormentor(world).run(seconds)
+                Tormentor(world, self.tally).run(seconds)
                 self.tortured_s += time.monotonic() - start
                 world.check()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
@@ -175,9 +227,9 @@ def report(
     """Say what was done and what was found."""
     print(f"\n{rounds} rounds, {tortured_s / 60:.1f} minutes of faults")
     for name, times in sorted(tally.items()):
-        print(f"  {name:24} {times:>7}")
-    print(f"  {'kills a minute':24} {tally['kills'] / max(tortured_s / 60, 0.01):>7.1f}")
-    print(f"  {'rows compared':24} {compared:>7}")
+        print(f"  {name:36} {times:>7}")
+    print(f"  {'kills a minute':36} {tally['kills'] / max(tortured_s / 60, 0.01):>7.1f}")
+    print(f"  {'rows compared':36} {compared:>7}")
     print("\n".join(["WRONG:", *failed]) if failed else "nothing lost, nothing twice: good")
 
 

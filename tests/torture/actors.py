@@ -99,6 +99,7 @@ class Actor:
         self.wanted = True
         self.frozen = self._starved = self._noted = False
         if self.shim is not None:
+            self._tally["met a bad disk"] += self.shim.bad_disk
             self.shim.forget()
         extra = {} if self.shim is None else self.shim.environment
         self.running = Running(self.argv, self._where, self.name, extra=extra)

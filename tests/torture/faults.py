@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from itertools import count
 
 from tests.harness import pause
@@ -15,6 +16,21 @@ from tests.torture.world import World
 
 #: How far wall clocks are set.
 CLOCKS_S = (-3_600.0, -5.0, 0.0, 7.0, 3_600.0, 30 * 86_400.0)
+#: How it is counted that something came of what was done; other things cannot fail to.
+MET = {
+    "kill": "kills",
+    "kill during a start": "killed in a start",
+    "kill in a write": "killed in a write",
+    "kill behind a sync": "killed in the moment behind a sync",
+    "kill in a checkpoint": "killed in a checkpoint",
+    "kill in a trim": "killed in a trim",
+    "backup": "killed in backup",
+    "restore": "killed in restore",
+    "migrate": "killed in migrate",
+    "damage": "bits flipped",
+}
+#: How often something is done of which nothing came yet, before anything else.
+UNMET = 0.3
 
 
 class Tormentor:
@@ -22,10 +38,12 @@ class Tormentor:
 
     Args:
         world: What suffers.
+        before: How often what was met in the rounds before.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, before: Mapping[str, int]) -> None:
         self._world = world
+        self._before = before
         self._chance = random.Random(world.seed ^ 0x7031)
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -55,17 +73,24 @@ class Tormentor:
     def run(self, seconds: float) -> None:
         """Torture for so long."""
         end = time.monotonic() + seconds
-        weights = [weight for weight, _, _ in self._kinds]
         while time.monotonic() < end:
             pause(self._chance.uniform(0.1, 1.2))
             self._heal_due()
             self._world.tend()
-            _, name, function = self._chance.choices(self._kinds, weights)[0]
+            kinds = self._unmet() if self._chance.random() < UNMET else []
+            kinds = kinds or self._kinds
+            weights = [weight for weight, _, _ in kinds]
+            _, name, function = self._chance.choices(kinds, weights)[0]
             self._world.tally[name] += 1
             function()
             self._note_descriptors()
         while self._later:
             heapq.heappop(self._later)[2]()
+
+    def _unmet(self) -> list[tuple[float, str, Callable[[], None]]]:
+        """Return what nothing has come of yet."""
+        met = Counter(self._before) + self._world.tally
+        return [kind for kind in self._kinds if not met[MET.get(kind[1], kind[1])]]
 
     # -- what heals later ----------------------------------------------------------------------
 
@@ -102,7 +127,10 @@ class Tormentor:
         for _ in range(self._chance.randint(1, 3)):
             actor.kill()
             actor.start()
+            if actor.shim is not None and self._chance.random() < 0.5:
+                actor.shim.kill_in(self._chance.randint(1, 12))
             pause(self._chance.uniform(0.05, 1.0))
+            self._world.tally["killed in a start"] += 1
         actor.kill()
         actor.start()
 

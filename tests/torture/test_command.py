@@ -32,7 +32,7 @@ class Calm:
 class Idle:
     """Torments nobody."""
 
-    def __init__(self, world: Calm) -> None:
+    def __init__(self, world: Calm, before: Counter[str]) -> None:
         self.world = world
 
     def run(self, seconds: float) -> None:
@@ -115,6 +115,28 @@ def test_worlds_whose_programs_are_missing_are_left_out(
     assert "redis is left out: redis-server was not found" in said
     assert "2 rounds" in said
     assert said.endswith("left out: redis, postgresql\n")
+
+
+def test_a_long_run_that_met_too_little_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only of worlds that were among the others, and only if there was the time."""
+    must = {"": ("kills", "a flood"), "redis": ("rain",), "tcp": ("hail",)}
+    monkeypatch.setattr(command, "MUST_BE_MET", must)
+    assert run(raising(), "--layout", "redis") == 0
+    assert "never happened" not in capsys.readouterr().out
+    monkeypatch.setattr(command, "ENOUGH_MINUTES", 0.0)
+    assert run(raising(), "--layout", "redis") == 2
+    assert "never happened, and has to: a flood, rain\n" in capsys.readouterr().out
+    assert run(raising(AssertionError("lost")), "--layout", "redis") == 1
+
+
+def test_what_has_to_happen_is_what_can() -> None:
+    """Each name is one that something counts; what is done of chance is counted by its name."""
+    source = "".join(path.read_text() for path in Path(command.__file__).parent.glob("*.py"))
+    names = [name for names in command.MUST_BE_MET.values() for name in names]
+    for name in names:
+        assert source.count(f'"{name}"') > 1 or name.startswith("killed in "), name
 
 
 @pytest.mark.parametrize(

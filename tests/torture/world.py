@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -210,20 +211,24 @@ class World:
     def run_command(self, *words: str | Path, chance: float = 0.0) -> tuple[int, str]:
         """Run a command of ours, which is killed by *chance*; return its code and its words."""
         command, *_ = words = tuple(map(str, words))
+        shim = Shim(self._library, self.where / "command.shim")
+        dies = self.chance.random() < chance
+        if dies:  # in one of its first writes, or later
+            shim.kill_in(int(2 ** self.chance.uniform(0, 7)))
         with subprocess.Popen(
             [*TCPREPL, *words],
-            env=environment(),
+            env={**environment(), **shim.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         ) as process:
-            if self.chance.random() < chance:
+            if dies and self.chance.random() < 0.5:
                 pause(self.chance.uniform(0.3, 1.2))
-                if process.poll() is None:
-                    process.kill()
-                    self.tally["kills"] += 1
-                    self.tally[f"killed in {command}"] += 1
+                process.kill()
             _, said = process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            self.tally["kills"] += 1
+            self.tally[f"killed in {command}"] += 1
         return process.returncode, said[-600:]
 
     # -- what has to hold --------------------------------------------------------------------
