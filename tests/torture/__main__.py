@@ -29,7 +29,8 @@ from pathlib import Path
 from tests.interop.environments import SetupError, find_program
 from tests.torture import shim
 from tests.torture.faults import Tormentor
-from tests.torture.layouts import BusWorld, PostgresqlWorld, RedisWorld, TcpWorld
+from tests.torture.layouts import BusWorld, PostgresqlWorld, RedisWorld
+from tests.torture.sending import TcpWorld
 from tests.torture.world import World
 
 LAYOUTS: dict[str, type[World]] = {
