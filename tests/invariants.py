@@ -289,6 +289,48 @@ def remote_faults(
     )
 
 
+class Purge(NamedTuple):
+    """An operator threw away what waited for a remote.
+
+    Attributes:
+        queued: Numbers of all that anybody had tried to queue for it by then.
+        count: How many EDUs went, as the operator was told; None if nobody was told.
+    """
+
+    queued: Collection[int]
+    count: int | None
+
+
+def purged_faults(
+    answered: Iterable[int], taken: Iterable[int], purges: Sequence[Purge]
+) -> list[str]:
+    """Of what was queued before a purge no more is missing than the operator was told.
+
+    Args:
+        answered: Numbers of the EDUs that the writer has answered.
+        taken: Those that the remote took; some may have been purged as well, if the answer of
+            the remote was not there yet.
+        purges: In any order.
+    """
+    had = set(taken)
+    gone = [n for n in answered if n not in had and any(n in purge.queued for purge in purges)]
+    counts = [purge.count for purge in purges if purge.count is not None]
+    if len(counts) < len(purges) or len(gone) <= sum(counts):
+        return []
+    return [f"EDUs that are missing: {len(gone)}; purged: {sum(counts)}"]
+
+
+def paused_faults(transactions: Sequence[str]) -> list[str]:
+    """While a remote is paused it gets nothing but what was under way to it, which is one request.
+
+    Args:
+        transactions: Ids of those that came between the answer to whoever paused it, and his
+            asking to resume.
+    """
+    more = transactions[1:]
+    return [f"came while it was paused: {', '.join(more[:NAMED])}"] if more else []
+
+
 def parked_faults(
     parked: int, told: int, refused: Mapping[int, int], taken: Collection[int]
 ) -> list[str]:

@@ -76,6 +76,9 @@ MUST_BE_MET = {
         "killed in restore",
         "bits flipped",
         "producer replaced",
+        "destinations paused",
+        "destinations resumed",
+        "EDUs purged",
     ),
     "postgresql": ("migrate", "killed in migrate", "database killed", "connections ended"),
 }

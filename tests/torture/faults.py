@@ -28,6 +28,8 @@ MET = {
     "restore": "killed in restore",
     "migrate": "killed in migrate",
     "damage": "bits flipped",
+    "pause": "destinations resumed",
+    "purge": "EDUs purged",
 }
 #: How often something is done of which nothing came yet, before anything else.
 UNMET = 0.3

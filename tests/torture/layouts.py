@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 
@@ -33,6 +34,9 @@ FENCED = 3
 class ServeWorld(World):
     """A server with its log in a directory, who publishes there, and an operator."""
 
+    #: Who sends to other servers; rows for them are kept also where none of them runs.
+    senders: ClassVar[tuple[str, ...]] = ("fed1", "fed2")
+
     def build(self) -> None:
         """Make everything."""
         self._zombies: list[Running] = []
@@ -45,7 +49,7 @@ class ServeWorld(World):
             data_directory=str(self.data),
             replication={"listen": f"127.0.0.1:{self.port}"},
             http={"listen": f"127.0.0.1:{self.http_port}"},
-            federation={"senders": ["fed1"]},
+            federation={"senders": list(self.senders)},
             streams={"retention_of": {TRIMMED: {"rows": KEPT_ROWS}}},
             **self.more_config(),
         )

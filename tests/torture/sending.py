@@ -13,21 +13,27 @@ from typing import Any
 
 import trustme
 
+from tcprepl.federation.sending.sharding import responsible_sender
+from tcprepl.ids import InstanceName, ServerName
 from tests import invariants
 from tests.harness import TCPREPL, environment, wait_until
 from tests.https_remote import OK, HttpsRemote, Reply, matrix_error
+from tests.invariants import Purge
 from tests.ports import free_port
 from tests.torture.layouts import ServeWorld
 from tests.torture.publishing import EduPublisher
 from tests.torture.world import NAME, READY_S
 
-REMOTES = ("r1.example", "r2.example")
+#: Of the first and the last the second sender takes care, of the other the first.
+REMOTES = ("r1.example", "r2.example", "r3.example")
+#: The chance that a sender is killed in what an operator has it do, who then asks again.
+KILL_ASKED = 0.4
 #: What a remote says that has not taken it, and asks for no time.
 DENIED = (500, 502)
 
 
 class TcpWorld(ServeWorld):
-    """A server, a relay of it, workers at both, a producer, a sender and its remotes."""
+    """A server, a relay of it, workers at both, a producer, two senders and their remotes."""
 
     layout = "tcp"
 
@@ -38,30 +44,44 @@ class TcpWorld(ServeWorld):
         at_relay = self.add_relay_of("relay", self.through(self.port))
         self.add_worker("worker-relay", "async-for", at_relay, at_relay=True)
         self.add_producer()
-        self._add_sender()
+        self._add_senders()
 
-    def _add_sender(self) -> None:
+    def _add_senders(self) -> None:
         authority = trustme.CA()
         ca = self.where / "ca.pem"
         authority.cert_pem.write_to_path(str(ca))
         key = self.where / "signing.key"
         shutil.copy(self.data / "signing.key", key)
-        self.outbox = self.where / "sender-data"
-        argv: list[str | Path] = [*TCPREPL, "federation-sender", "--name", "fed1"]
-        argv += ["--from", self.through(self.port), "--server-name", NAME, "--senders", "fed1"]
-        argv += ["--data", self.outbox, "--signing-key", key, "--ca", ca]
-        argv += ["--allow-private", "--retry-first", "0.3", "--retry-cap", "1"]
         self.remotes: dict[str, HttpsRemote] = {}
         #: How often each has refused an EDU alone.
         self.refused: dict[str, Counter[int]] = {name: Counter() for name in REMOTES}
+        #: What each had seen when it was paused; those that are.
+        self.paused: dict[str, int] = {}
+        #: What went with each purge of a destination.
+        self.purges: dict[str, list[Purge]] = {name: [] for name in REMOTES}
         for name in REMOTES:
             remote = self.remotes[name] = HttpsRemote(self.where, name, authority, free_port())
             remote.reply = self._failing(name, random.Random(self.chance.random()))
             remote.__enter__()
-            argv += ["--resolve", f"{name}={self.through(remote.port)}"]
-        self.add("sender", *argv)
+        for sender in self.senders:
+            argv: list[str | Path] = [*TCPREPL, "federation-sender", "--name", sender]
+            argv += ["--from", self.through(self.port), "--server-name", NAME]
+            argv += ["--senders", ",".join(self.senders), "--data", self._outbox(sender)]
+            argv += ["--signing-key", key, "--ca", ca, "--allow-private"]
+            argv += ["--retry-first", "0.3", "--retry-cap", "1"]
+            for remote in self.remotes.values():
+                argv += ["--resolve", f"{remote.name}={self.through(remote.port)}"]
+            self.add(sender, *argv)
         self.edus = EduPublisher(self.url, self.seed, REMOTES, 0.1)
         self.publishers.append(self.edus)
+
+    def _outbox(self, sender: str) -> Path:
+        return self.where / f"{sender}-data"
+
+    def _sender_of(self, remote: str) -> str:
+        sender = responsible_sender(ServerName(remote), list(map(InstanceName, self.senders)))
+        assert sender is not None
+        return sender
 
     def _failing(self, name: str, chance: random.Random) -> Callable[[str, list[Any]], Reply]:
         """Return how a remote answers, which fails now and then as long as anything does."""
@@ -87,20 +107,74 @@ class TcpWorld(ServeWorld):
         for remote in getattr(self, "remotes", {}).values():
             remote.__exit__(None, None, None)
 
+    # -- what an operator of senders does ------------------------------------------------------
+
+    def operations(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return what an operator does."""
+        return [*super().operations(), ("pause", self.pause), ("purge", self.purge)]
+
+    def pause(self) -> None:
+        """Pause a destination, or resume it if it is paused."""
+        name = self.chance.choice(REMOTES)
+        if name in self.paused:
+            self.resume(name)
+            return
+        self._disturb(name)
+        self._fed("pause", name)
+        self.paused[name] = len(self.remotes[name].seen)
+        self.tally["destinations paused"] += 1
+
+    def resume(self, name: str) -> None:
+        """Look at what a destination got while it was paused, and resume it."""
+        seen = self.remotes[name].seen[self.paused.pop(name) :]
+        found = invariants.paused_faults([transaction_id for transaction_id, _ in seen])
+        self.failures += [f"{name}: {fault}" for fault in found]
+        self._disturb(name)
+        self._fed("resume", name)
+        self.tally["destinations resumed"] += 1
+
+    def purge(self) -> None:
+        """Throw away all that waits for a destination: one that is paused, if there is any."""
+        name = self.chance.choice(sorted(self.paused) or REMOTES)
+        self._disturb(name)
+        gone, asked = self._fed("purge", name), self._asked
+        # Of what was thrown away when nobody was told how much, only a bound is known.
+        count = gone["purged"] if asked == 1 else None
+        self.purges[name].append(Purge(set(self.edus.queued[name]), count))
+        self.tally["purges"] += 1
+        self.tally["EDUs purged"] += gone["purged"]
+
+    def _disturb(self, name: str) -> None:
+        """See that a destination's sender is well, and kill it in what it writes next, or not."""
+        sender = self.actors[self._sender_of(name)]
+        sender.heal()
+        if self.chance.random() < KILL_ASKED:
+            assert sender.shim is not None
+            sender.shim.kill_in(self.chance.randint(1, 8))
+
+    def settle(self) -> None:
+        """End every fault; what is paused goes on."""
+        for name in list(self.paused):
+            self.resume(name)
+        super().settle()
+
     def check_others(self) -> None:
         """Compare what remotes have taken with what was queued; what is parked is sent again."""
         for name, remote in self.remotes.items():
             self._take_up_again(name, remote)
 
             def faults(name: str = name, remote: HttpsRemote = remote) -> list[str]:
-                return invariants.remote_faults(
+                taken = [edu["content"]["n"] for edu in remote.taken]
+                # What was answered before a copy was restored may be lost with that future.
+                answered = self.edus.answered[name][self.edus.void[name] :]
+                found = invariants.remote_faults(
                     list(remote.seen),
-                    [edu["content"]["n"] for edu in remote.taken],
+                    taken,
                     self.edus.queued[name],
-                    # What was answered before a copy was restored may be lost with that future.
-                    self.edus.answered[name][self.edus.void[name] :],
+                    [n for n in answered if not any(n in p.queued for p in self.purges[name])],
                     once=not self.restored,
                 )
+                return found + invariants.purged_faults(answered, taken, self.purges[name])
 
             self.level(name, faults)
             self.compared += len(remote.taken)
@@ -110,7 +184,9 @@ class TcpWorld(ServeWorld):
         parked = self._fed("show", name)["quarantined_edus"]
         if not parked:
             return
-        told = self.actors["sender"].logged(f"event=federation.edu.refused destination={name} ")
+        told = self.actors[self._sender_of(name)].logged(
+            f"event=federation.edu.refused destination={name} "
+        )
         # Out of a copy, what was taken before comes again.
         taken = set() if self.restored else {edu["content"]["n"] for edu in remote.taken}
         found = invariants.parked_faults(parked, told, self.refused[name], taken)
@@ -120,20 +196,24 @@ class TcpWorld(ServeWorld):
             self.failures.append(f"{name}: EDUs in quarantine: {parked}; taken up again: {again}")
         self.tally["EDUs parked"] += parked
 
-    def _fed(self, *words: str) -> dict[str, Any]:
-        """Return what the sender answers an operator."""
-        argv = [*TCPREPL, "fed", "--json", "--data", str(self.outbox), *words]
+    def _fed(self, word: str, name: str, *words: str) -> dict[str, Any]:
+        """Return what the sender of a destination answers an operator."""
+        outbox = self._outbox(self._sender_of(name))
+        argv = [*TCPREPL, "fed", "--json", "--data", str(outbox), word, name, *words]
         done = subprocess.CompletedProcess[str](argv, 1)
+        #: How often it was asked the last time.
+        self._asked = 0
 
         def answered() -> bool:
             nonlocal done
             self.tend()
+            self._asked += 1
             done = subprocess.run(
                 argv, env=environment(), capture_output=True, text=True, check=False
             )
             return done.returncode == 0
 
-        wait_until(answered, f"fed {' '.join(words)}", READY_S)
+        wait_until(answered, f"fed {word} {name}", READY_S)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 

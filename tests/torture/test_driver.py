@@ -10,7 +10,7 @@ from tcprepl.app.migrating import migrate_data
 from tcprepl.errors import LogUnavailable
 from tests import invariants, postgres_world
 from tests.harness import wait_until
-from tests.invariants import History, Row, Told
+from tests.invariants import History, Purge, Row, Told
 from tests.log_kit import SqliteStore
 from tests.torture import shim
 from tests.torture.actors import EXCEPTION, TRACEBACK, last_line
@@ -90,6 +90,20 @@ def test_a_remote() -> None:
         "EDUs that nobody queued: 5",
         "EDUs that came twice: 1 (2 times)",
     ]
+
+
+def test_what_is_purged() -> None:
+    purges = [Purge({1, 2, 3}, 1), Purge({1, 2, 3, 4}, 1)]
+    assert not invariants.purged_faults([1, 2, 3, 4, 5], [1, 3], purges)
+    assert not invariants.purged_faults([1, 2, 3, 4], [], [*purges, Purge({1}, None)])
+    assert invariants.purged_faults([1, 2, 3, 4], [3], purges) == [
+        "EDUs that are missing: 3; purged: 2"
+    ]
+
+
+def test_what_is_paused() -> None:
+    assert not invariants.paused_faults(["t1"])
+    assert invariants.paused_faults(["t1", "t1"]) == ["came while it was paused: t1"]
 
 
 def test_what_is_parked() -> None:
