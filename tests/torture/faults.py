@@ -32,7 +32,7 @@ MET = {
     "purge": "EDUs purged",
 }
 #: How often something is done of which nothing came yet, before anything else.
-UNMET = 0.3
+UNMET = 0.2
 
 
 class Tormentor:
@@ -50,8 +50,8 @@ class Tormentor:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._kinds: list[tuple[float, str, Callable[[], None]]] = [
-            (8.0, "kill", self._kill),
-            (3.0, "kill during a start", self._kill_starting),
+            (10.0, "kill", self._kill),
+            (4.0, "kill during a start", self._kill_starting),
             (4.0, "kill in a write", self._kill_in_a_write),
             (3.0, "kill behind a sync", self._kill_behind_a_sync),
             (2.0, "kill in a checkpoint", lambda: self._kill_at(shims.CHECKPOINT)),
@@ -126,15 +126,16 @@ class Tormentor:
 
     def _kill_starting(self) -> None:
         actor = self._one()
+        actor.kill()
+        actor.start()
         for _ in range(self._chance.randint(1, 3)):
-            actor.kill()
-            actor.start()
             if actor.shim is not None and self._chance.random() < 0.5:
                 actor.shim.kill_in(self._chance.randint(1, 12))
             pause(self._chance.uniform(0.05, 1.0))
-            self._world.tally["killed in a start"] += 1
-        actor.kill()
-        actor.start()
+            kills = self._world.tally["kills"]
+            actor.kill()
+            self._world.tally["killed in a start"] += self._world.tally["kills"] - kills
+            actor.start()
 
     def _kill_in_a_write(self) -> None:
         actor = self._one(shim=True)
