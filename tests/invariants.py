@@ -260,6 +260,7 @@ def remote_faults(
     answered: Iterable[int],
     *,
     once: bool = True,
+    may_be_twice: Collection[int] = (),
 ) -> list[str]:
     """A remote sees each transaction id with one content; no EDU is lost, none invented.
 
@@ -270,6 +271,8 @@ def remote_faults(
         answered: Those that the writer has answered.
         once: Whether none may come twice. (After a writer was restored from a copy its EDUs have
             new tokens, and the sender takes all of them.)
+        may_be_twice: Those that may, although others may not: the outbox that they are in was
+            put back to an older copy, or a sender came anew where they are the newest.
     """
     contents: dict[str, object] = {}
     altered = []
@@ -280,7 +283,8 @@ def remote_faults(
     lost = [str(number) for number in answered if number not in had]
     known = set(queued)
     invented = [str(number) for number in had if number not in known]
-    twice = [f"{n} ({times} times)" for n, times in had.items() if times > 1] if once else []
+    again = [n for n, times in had.items() if times > 1 and n not in may_be_twice]
+    twice = [f"{n} ({had[n]} times)" for n in again] if once else []
     return (
         _few("of a remote", altered)
         + _few("EDUs that were lost", lost)

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from tests.simulation.world import HAPPENINGS, Failed, play, schedule, shrunk
+from tests.simulation.world import BESIDES, HAPPENINGS, Failed, play, schedule, shrunk
 
 #: How many worlds there are if nothing else is said, and with how many minutes.
 FEW, NO_END = 20, 1_000_000_000
@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only", default="", help="of one round, with no other kinds of steps: kill,publish"
     )
     options = parser.parse_args(argv)
-    if unknown := set(filter(None, options.only.split(","))) - set(HAPPENINGS):
-        parser.error(f"--only: not known: {', '.join(sorted(unknown))}; {', '.join(HAPPENINGS)}")
+    if unknown := set(filter(None, options.only.split(","))) - {*HAPPENINGS, *BESIDES}:
+        known = ", ".join((*HAPPENINGS, *BESIDES))
+        parser.error(f"--only: not known: {', '.join(sorted(unknown))}; {known}")
     if options.seed is None and (options.steps or options.only):
         parser.error("--steps and --only are of one --seed")
     if options.minutes is not None and options.minutes <= 0:
@@ -190,6 +191,14 @@ MUST_BE_MET = (
     "operator: pause",
     "operator: purge",
     "stranger acknowledges",
+    "senders: one more",
+    "senders: one less: EDUs wait that move",
+    "senders: another order",
+    "senders are told to the server: by a reload",
+    "senders are told to the server: by a start",
+    "put back an outbox",
+    "outbox put back: EDUs wait in it",
+    "outbox put back: rows are gone, and told",
     # in the middle of something
     "part: who talk",
     "cut: bytes under way",

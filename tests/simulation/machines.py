@@ -517,7 +517,7 @@ class Server(LogMachine):
             log,
             SERVER,
             "master",
-            SENDERS,
+            self.world.sender_names,
             seconds=process.seconds,
         )
         self.replication.on(

@@ -9,8 +9,10 @@ import pytest
 
 from tests.harness import FULL
 from tests.invariants import Told
+from tests.simulation.machines import Broken
 from tests.simulation.unmended import MENDS
 from tests.simulation.world import (
+    BESIDES,
     HAPPENINGS,
     Failed,
     Step,
@@ -39,7 +41,20 @@ def test_a_seed_is_a_history() -> None:
 
 
 def test_every_kind_of_step_is_in_the_schedules() -> None:
-    assert {step.what for seed in range(20) for step in schedule(seed)} == set(HAPPENINGS)
+    met = {step.what for seed in range(20) for step in schedule(seed)}
+    assert met == {*HAPPENINGS, *BESIDES}
+
+
+def test_what_happens_besides_leaves_all_else_as_it_is() -> None:
+    """Else a seed that shows something would show something else with each new kind of step."""
+    with_them, without = schedule(3), schedule(3, only=list(HAPPENINGS))
+    assert [step for step in with_them if step.what not in BESIDES] == without
+    numbers = [step.number for step in with_them]
+    assert len(set(numbers)) == len(numbers)
+    assert {step.what for step in schedule(3, only=["queue", *BESIDES])} <= {
+        *BESIDES,
+        *("queue", "quiet"),
+    }
 
 
 @pytest.mark.slow
@@ -112,5 +127,27 @@ def test_a_relay_whose_disk_refused_knows_its_upstreams_incarnation(
             relay.kill(restart_s=0.0)
             with nullcontext() if mended else pytest.raises(AssertionError, match="held twice"):
                 world.happen(Step(14, "quiet", 0, 0.0))
+        finally:
+            world.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drained", [True, False])
+def test_senders_that_change_have_to_stop_at_the_same_row(tmp_path: Path, drained: bool) -> None:
+    """Else an EDU has no sender: it was not its sender's own when it was read."""
+    world = World(5, tmp_path)
+    with entered(world):
+        try:
+            world.begin()
+            world.senders[0].disk.mood = "full"  # it reads, and nothing is in its outbox
+            world.happen(Step(0, "queue", 1, 5.0))
+            world.senders[0].disk.mood = "ok"
+            if drained:
+                world.universe.run(60)
+            for sender in world.senders:
+                sender.kill(restart_s=None)
+            world.sender_names = world.server.send_queue.senders = ("fed2", "fed1")
+            with nullcontext() if drained else pytest.raises(Broken, match="were lost"):
+                world.happen(Step(1, "quiet", 0, 0.0))
         finally:
             world.close()

@@ -56,6 +56,7 @@ from tests.simulation.machines import (
     kept,
     retention,
 )
+from tests.simulation.operators import change_senders, copy_outbox, put_back_outbox
 from tests.simulation.pollers import Poller
 from tests.simulation.relays import Redis, Relay
 from tests.simulation.universe import Connection, Network, Process, Universe
@@ -78,7 +79,8 @@ class Step(NamedTuple):
     """Something that happens.
 
     Attributes:
-        number: Its place in the whole schedule, which seeds what is random in it.
+        number: Its place in the whole schedule, which seeds what is random in it; what happens
+            besides is counted by itself.
         what: The name of a method of `World`, without ``do_``.
         who: Says to whom, and how.
         after_s: How much time passes then.
@@ -124,6 +126,12 @@ HAPPENINGS = {
     "strange_ack": 1,
     "quiet": 0,
 }
+#: What happens besides, by a chance of its own, so that all else stays what it was without.
+BESIDES = {"change_senders": 3, "put_back_an_outbox": 4}
+#: How many of those there are in a round.
+MOST_BESIDES = 4
+#: From which number on they are counted.
+FIRST_BESIDES = 1_000
 
 
 def schedule(
@@ -135,14 +143,34 @@ def schedule(
     weights = [HAPPENINGS[name] for name in names]
     made: list[Step] = []
     for _ in range(rounds):
-        for what in chance.choices(names, weights, k=steps):
+        for what in chance.choices(names, weights, k=steps if names else 0):
             after_s = chance.choices(
                 (0.0, chance.uniform(0, 1), chance.uniform(1, 30), chance.uniform(30, 900)),
                 (30, 40, 25, 5),
             )[0]
             made.append(Step(len(made), what, chance.randrange(1 << 30), round(after_s, 3)))
         made.append(Step(len(made), "quiet", chance.randrange(1 << 30), 0.0))
-    return made
+    return _with_besides(seed, made, steps, only)
+
+
+def _with_besides(seed: int, made: list[Step], steps: int, only: Collection[str]) -> list[Step]:
+    """Return a schedule with what happens besides."""
+    names = [name for name in BESIDES if not only or name in only]
+    chance = random.Random(f"{seed}/besides")
+    found: list[Step] = []
+    left = 0
+    for at, step in enumerate(made):
+        if names and (at == 0 or made[at - 1].what == "quiet"):
+            left = chance.randrange(MOST_BESIDES + 1)
+            places = sorted(chance.randrange(steps) for _ in range(left))
+            begun = at
+        while names and left and places[-left] <= at - begun and step.what != "quiet":
+            number = FIRST_BESIDES + sum(one.number >= FIRST_BESIDES for one in found)
+            what = chance.choices(names, [BESIDES[name] for name in names])[0]
+            found.append(Step(number, what, chance.randrange(1 << 30), chance.choice([0.0, 1.0])))
+            left -= 1
+        found.append(step)
+    return found
 
 
 class World:
@@ -155,6 +183,7 @@ class World:
         over: Whether nothing is started again any more.
         offline: Users who asked to be that.
         coverage: (what happened, to whom in which state) -> how often.
+        sender_names: The senders that share the destinations, as all are told them.
     """
 
     def __init__(self, seed: int, where: Path) -> None:
@@ -190,6 +219,7 @@ class World:
             Poller(self, "h1", self.relays[0]),
         ]
         self.remotes = Remotes(self)
+        self.sender_names: tuple[str, ...] = SENDERS
         self.senders = [Sender(self, name) for name in SENDERS]
         self.machines: list[Machine] = [
             self.server,
@@ -645,6 +675,25 @@ class World:
             self.saw("stranger acknowledges", self.server.state())
             head = self.server.log.position("federation", "master") if self.server.up else 9
             worker.client.send(FederationAckCommand(chance.choice([worker.name, "evil"]), head))
+
+    def do_change_senders(self, chance: random.Random) -> None:
+        """An operator lets other senders share the destinations."""
+        if chance.random() < 0.5:
+            self.do_queue(chance)
+        change_senders(self, chance)
+
+    def do_put_back_an_outbox(self, chance: random.Random) -> None:
+        """An operator copies the directory of a sender, or puts back an older copy."""
+        if chance.random() < 0.5:
+            self.do_queue(chance)
+            self.universe.run(chance.choice([0.0, 0.1, 5.0]))
+        able = [one for one in self.senders if one.up and one.name in self.sender_names]
+        if able:
+            sender = chance.choice(able)
+            if sender.copies and chance.random() < 0.6:
+                put_back_outbox(self, sender, chance.choice(sender.copies))
+            else:
+                copy_outbox(self, sender)
 
     def do_overflow(self, chance: random.Random) -> None:
         """Redis cuts off who does not read fast enough."""
