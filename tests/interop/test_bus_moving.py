@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tcprepl.cli import recording
 from tcprepl.replication.redis.resp import RespReader, encode, encode_publish
 from tests.benchmarks.measure import cpu_ns
-from tests.harness import Running, environment, wait_until
+from tests.harness import Running, environment, start, wait_until
 from tests.interop.busing import Bus
 from tests.interop.environments import find_program
 from tests.interop.processes import accepts
@@ -87,6 +88,14 @@ def tail(rows: int) -> list[int]:
     return [int(token) for token in re.findall(r"^RDATA events w1 ([0-9]+) ", done.stdout, re.M)]
 
 
+def recorded(file: Path) -> list[int]:
+    """Return the tokens of the events in a recording, once there is one."""
+    lines = recording.read(file) if file.exists() else ()
+    rows = [line.line.split(b" ", 4) for line in lines if line.line.startswith(b"RDATA ")]
+    assert all((row[1], row[2]) == (b"events", b"w1") for row in rows)
+    return [int(row[3]) for row in rows]
+
+
 def test_a_homeserver_moves_in_and_out_and_loses_nothing(tmp_path: Path) -> None:
     relay, bus = commands()
     writer = Writer()
@@ -99,7 +108,15 @@ def test_a_homeserver_moves_in_and_out_and_loses_nothing(tmp_path: Path) -> None
         assert pong is not None
         said = subprocess.run(shlex.split(pong[1]), capture_output=True, text=True, check=True)
         assert said.stdout == pong[2] + "\n"
-        writer.write(10)
+        file = tmp_path / "bus.rec"
+        argv = ["record", str(file), "events", "--since", "start", "--count", "20"]
+        with start(tmp_path, *argv) as recorder:
+            wait_until(
+                lambda: recorded(file) == list(range(101, 111)), "what was there is recorded"
+            )
+            writer.write(10)
+            assert recorder.wait() == 0
+        assert recorded(file) == list(range(101, 121))
         # one log: what the relay heard, and what was said to the bus
         assert tail(20) == list(range(101, 121))
     with redis_server(tmp_path), running(relay, tmp_path) as beside:
