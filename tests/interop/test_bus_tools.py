@@ -336,6 +336,12 @@ for n in range(1000):
     pipe.set(f"k{n}", n)
 pipe.mget([f"k{n}" for n in range(1000)])
 assert [int(v) for v in pipe.execute()[-1]] == list(range(1000))
+try:
+    client.pipeline().set("transacted", 1).execute()
+except redis.exceptions.ResponseError as error:
+    assert "unknown command" in str(error), error
+else:
+    raise AssertionError("a transaction was taken")
 print("good")
 """
 
