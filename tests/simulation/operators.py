@@ -33,6 +33,8 @@ MOST_SENDERS = 5
 #: How long an operator waits until all senders have everything, and until one has stopped.
 DRAIN_S = 60
 STOP_S = 10.0
+#: How much later than the others one may be started.
+LATE_S = 20.0
 
 
 class Kept(NamedTuple):
@@ -118,10 +120,15 @@ def change_senders(world: World, chance: random.Random) -> None:
         _stop(world, world.server, random.Random(0))
         world.server.boot()
         world.saw("senders are told to the server", "by a start")
+    late = fresh or chance.choice(world.senders)
+    late = late if chance.random() < 0.5 else None
     for sender in world.senders:
         sender.copies.clear()  # of another list: they are not put back any more
         sender.supervised = True
-        sender.boot()
+        if sender is late:
+            world.universe.later(LATE_S, sender._boot_if_wanted)
+        else:
+            sender.boot()
 
 
 def _changed(

@@ -29,7 +29,7 @@ from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.producing import Producing
 from tcprepl.web.longpoll import LongPoll
 from tests.simulation import universe
-from tests.simulation.world import Failed, play, schedule, shrunk
+from tests.simulation.world import HAPPENINGS, ROUNDS, Failed, play, schedule, shrunk
 
 #: Seeds that are tried before a mend counts as not known to the worlds.
 MOST_SEEDS = 40
@@ -94,6 +94,11 @@ _attempt = EduIntake._attempt
 def anybody(self: Any, name: str | None, token: int) -> None:
     """Let the acknowledgement of anybody count."""
     self._log.trim("federation", "master", token)
+
+
+def holds_nothing(self: Any, senders: Any) -> None:
+    """Take other senders up by their names, and go on counting by those of before."""
+    self._senders = tuple(senders)
 
 
 def resumes(self: Any, pair: Any, known: Any, prev: int, token: int) -> Any:
@@ -217,6 +222,11 @@ MENDS = {
     "only a configured sender's acknowledgement counts": Mend(
         replaced(SendQueue, "acknowledge", anybody)
     ),
+    "a sender that is named later holds what it lacks": Mend(
+        replaced(SendQueue, "senders", SendQueue.senders.setter(holds_nothing)),
+        seed=4,
+        only=("queue", "change_senders"),
+    ),
     "EDUs are acknowledged once they are in the outbox": Mend(
         replaced(EduIntake, "_attempt", early), seed=16, only=("queue", "kill")
     ),
@@ -237,7 +247,8 @@ def find(mend: Mend, most: int = MOST_SEEDS) -> tuple[int, Failed, int, int] | N
     """Return the first seed that shows that *mend* is out, how, at which step, and how few do."""
     with mend.removed():
         for seed in range(mend.seed, mend.seed + most):
-            steps = schedule(seed, 1, only=mend.only) if mend.only else schedule(seed)
+            # without what happens besides: the seeds are known to show it without
+            steps = schedule(seed, 1 if mend.only else ROUNDS, only=mend.only or [*HAPPENINGS])
             try:
                 play(seed, steps)
             except Failed as failed:

@@ -677,10 +677,15 @@ class World:
             worker.client.send(FederationAckCommand(chance.choice([worker.name, "evil"]), head))
 
     def do_change_senders(self, chance: random.Random) -> None:
-        """An operator lets other senders share the destinations."""
+        """An operator lets other senders share the destinations, at times with EDUs that wait."""
         if chance.random() < 0.5:
+            for name in chance.sample(self.remotes.names, 2):
+                self.remotes.by_name[name].mode = chance.choice(["dead", "500", "hang"])
+        if chance.random() < 0.7:
             self.do_queue(chance)
         change_senders(self, chance)
+        if chance.random() < 0.5:
+            self.do_queue(chance)
 
     def do_put_back_an_outbox(self, chance: random.Random) -> None:
         """An operator copies the directory of a sender, or puts back an older copy."""

@@ -90,6 +90,8 @@ def test_a_remote() -> None:
         "EDUs that nobody queued: 5",
         "EDUs that came twice: 1 (2 times)",
     ]
+    twice = invariants.remote_faults((), [1, 1, 2, 2], [1, 2], [1, 2], may_be_twice={2})
+    assert twice == ["EDUs that came twice: 1 (2 times)"]
 
 
 def test_what_is_purged() -> None:
