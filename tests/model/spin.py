@@ -7,7 +7,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+from tcprepl.streams.cursor import AT_HEAD, Restart, Void
+from tcprepl.streams.gaps import Gap
 
 HERE = Path(__file__).parent
 #: What happens, with two numbers: as the macros in resume.pml say.
@@ -20,6 +23,15 @@ NUMBERS = {
         r"^#define (\w+) +(\d+)\b", (HERE / "resume.pml").read_text(encoding="utf-8"), re.MULTILINE
     )
 }
+
+
+def kind_of(answer: Any) -> str:
+    """Return what the models call an answer of a cursor."""
+    if answer is AT_HEAD:
+        return "AT_HEAD"
+    if isinstance(answer, Restart):
+        return "FORKED" if answer.why is Void.FORKED else "AHEAD"
+    return "GAP" if isinstance(answer, Gap) else "PAGE"
 
 
 class Found(NamedTuple):

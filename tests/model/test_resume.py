@@ -19,7 +19,7 @@ import pytest
 from hypothesis import settings
 
 from tcprepl.limits import MAX_SAID_INCARNATIONS
-from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
+from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.lineage import Lineage
 from tcprepl.streams.pages import Reading
@@ -27,20 +27,11 @@ from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests.harness import FULL
 from tests.log_kit import DURABLE, SqliteStore, result, row
 from tests.model import spin
-from tests.model.spin import NUMBERS, Step
+from tests.model.spin import NUMBERS, Step, kind_of
 from tests.stateful.test_cursor import Follower, SqliteMachine, Truth
 
 pytestmark = pytest.mark.interop
 PAIR = (DURABLE, "a")
-
-
-def kind_of(answer: Any) -> int:
-    """Return the model's number of an answer."""
-    if answer is AT_HEAD:
-        return NUMBERS["AT_HEAD"]
-    if isinstance(answer, Restart):
-        return NUMBERS["FORKED" if answer.why is Void.FORKED else "AHEAD"]
-    return NUMBERS["GAP" if isinstance(answer, Gap) else "PAGE"]
 
 
 class Listening:
@@ -62,7 +53,7 @@ class Listening:
         if not isinstance(answer, Reading):
             if isinstance(answer, Gap) and answer.cause is Cause.DAMAGE:
                 self._machine.note("DAMAGE", answer.after, answer.upto)
-            self._machine.note("ASK", kind_of(answer), self.token, reader=self._number)
+            self._machine.note("ASK", NUMBERS[kind_of(answer)], self.token, reader=self._number)
         return answer
 
 
@@ -259,7 +250,7 @@ class Walker:
                 self.log.history.current, self.at, self.cursor.token
             )
             self.at = self.cursor.token
-        return kind_of(answer)
+        return NUMBERS[kind_of(answer)]
 
     def ack(self, token: int, _: int) -> None:
         if token <= self.log.position(*PAIR):
