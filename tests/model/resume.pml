@@ -7,7 +7,8 @@
  * federation sender does, and may be cut off at any moment. `make model` lets spin visit every
  * state within the bounds below, and then takes out one rule after the other (-DNO_...): each of
  * these has to be found wrong. tests/model/test_resume.py gives spin what the code has answered
- * in the random machine of the cursor (-DTAPE), and gives the code what spin has walked.
+ * in the random machine of the cursor (-DTAPE), and gives the code what spin has walked;
+ * tests/simulation/recorded.py makes such tapes of simulated worlds.
  *
  * An answer is taken as soon as it is given. That one is lost with its connection is a cut before it;
  * one that arrives after its server has died changes nothing but the reader, and commutes with
@@ -19,6 +20,7 @@
 #define STARTS 3        /* of servers, over all histories */
 #define COPIES 1        /* that are kept */
 #define PLACES STARTS   /* that a reader says */
+#define KEPT   0        /* copies of what the reader has */
 #define NUM    byte
 #endif
 
@@ -38,6 +40,12 @@
 #define ASK      13     /* how many tokens at most; on tape: the answer, where it ends */
 #define ACK      14     /* token */
 #define AGAIN    15     /* another tape begins: everything as at first */
+#define HELD     16     /* on tape: position, floor: as they are on a disk that was opened */
+#define KEEP     17     /* on tape: number: a copy of what the reader has */
+#define BACK     18     /* on tape: number: it has that again; what it got since was lost */
+#define SAYS     19     /* on tape: incarnation, token: a place that it says, the newest first */
+#define SAID     20     /* on tape: how many places it has said, and where it is */
+#define HEARD    21     /* on tape: at the head, it was told where it is, and in which incarnation */
 
 /* What a cursor answers. */
 #define PAGE    1
@@ -80,6 +88,21 @@ bool told[TOKENS + 1];      /* it was told that rows are missing here */
 NUM entered;
 NUM entered_name[PLACES + 1];
 NUM entered_at[PLACES + 1];
+
+#ifdef TAPE
+typedef Reader {
+	NUM at;
+	NUM begun;
+	NUM has[TOKENS + 1];
+	NUM got[TOKENS + 1];
+	bool told[TOKENS + 1];
+	NUM entered;
+	NUM entered_name[PLACES + 1];
+	NUM entered_at[PLACES + 1];
+};
+Reader kept[KEPT + 1];
+NUM places, shared;         /* that it has said; the token of the last of them */
+#endif
 
 /* Its connection. */
 NUM with;                   /* 1 + server; 0: none */
@@ -398,6 +421,53 @@ inline acknowledge()
 	fi
 }
 
+/* -- what only tapes tell ------------------------------------------------------------------------ */
+
+#ifdef TAPE
+/* Rows that were on disk are there; a floor that readers heard of may not be on it yet. */
+inline held()
+{
+	assert(disk.position == a);
+	assert(b <= disk.floor);
+	disk.floor = b
+}
+
+inline keep()
+{
+	kept[a].at = at; kept[a].begun = begun; kept[a].entered = entered;
+	for (i : 0 .. TOKENS) {
+		kept[a].has[i] = has[i]; kept[a].got[i] = got[i]; kept[a].told[i] = told[i]
+	}
+	for (i : 0 .. PLACES) {
+		kept[a].entered_name[i] = entered_name[i]; kept[a].entered_at[i] = entered_at[i]
+	}
+}
+
+inline back()
+{
+	at = kept[a].at; begun = kept[a].begun; entered = kept[a].entered;
+	for (i : 0 .. TOKENS) {
+		has[i] = kept[a].has[i]; got[i] = kept[a].got[i]; told[i] = kept[a].told[i]
+	}
+	for (i : 0 .. PLACES) {
+		entered_name[i] = kept[a].entered_name[i]; entered_at[i] = kept[a].entered_at[i]
+	}
+}
+
+/* What it says of itself is what it has been through. */
+inline says()
+{
+	if
+	:: places == 0 -> shared = at
+	:: else -> shared = low(shared, entered_at[entered - places + 1])
+	fi;
+	assert(places < entered);
+	assert(a == entered_name[entered - places]);
+	assert(b == shared);
+	places++
+}
+#endif
+
 /* -- the world -------------------------------------------------------------------------------- */
 
 inline again()
@@ -508,6 +578,17 @@ inline happen()
 		said = answer
 	:: op == ACK -> acknowledge()
 	:: op == AGAIN -> again()
+#ifdef TAPE
+	:: op == HELD -> held()
+	:: op == KEEP -> keep()
+	:: op == BACK -> back()
+	:: op == SAYS -> says()
+	:: op == HEARD -> enter(at, at)
+	:: op == SAID ->
+		assert(a == places && places == entered);
+		assert(b == at);
+		places = 0; shared = 0
+#endif
 	fi
 }
 

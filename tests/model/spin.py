@@ -89,7 +89,9 @@ def walk(model: str, seed: int, steps: int, defined: Sequence[str]) -> list[list
     ]
 
 
-def read_tape(steps: Iterable[Step], tokens: int, starts: int, copies: int, places: int) -> str:
+def read_tape(
+    steps: Iterable[Step], tokens: int, starts: int, copies: int, places: int, kept: int = 0
+) -> str:
     """Let resume.pml follow *steps*; return what is wrong with them, "" if nothing is."""
     tape = "".join(f"\ttape!{op},{one},{other};\n" for op, one, other in steps)
     with tempfile.TemporaryDirectory() as name:
@@ -98,6 +100,7 @@ def read_tape(steps: Iterable[Step], tokens: int, starts: int, copies: int, plac
         (where / "tape.pml").write_text(tape, encoding="utf-8")
         (where / "resume.pml").write_text(_file("resume").read_text(encoding="utf-8"))
         bounds = {"TOKENS": tokens, "STARTS": starts, "COPIES": copies, "PLACES": places}
+        bounds["KEPT"] = kept
         defined = [f"-D{key}={value}" for key, value in bounds.items()]
         said = _run(where, "spin", "-DTAPE", "-DNUM=short", *defined, "resume.pml")
     steps_taken = len(re.findall(r"^ *step ", said, re.MULTILINE))

@@ -2,7 +2,8 @@
 
 A world is made from a seed and can be had again: ``--seed 17``. One that fails is made smaller,
 and what is printed then runs just the steps that are left: ``--seed 17 --steps 3,9,25``. The exit
-code is 0 if all was well, 1 if a promise was not kept, 2 if something that is to happen never did
+code is 0 if all was well, 1 if a promise was not kept, or the model of how readers resume refuses
+what they went through (`--tapes`), 2 if something that is to happen never did
 in a hundred worlds or more, or if the command line means nothing, 130 if it was interrupted: what
 had happened by then is said.
 """
@@ -13,8 +14,12 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+from tests.interop.environments import SetupError, find_program
+from tests.simulation.recorded import recording
 from tests.simulation.world import BESIDES, HAPPENINGS, Failed, play, schedule, shrunk
 
 #: How many worlds there are if nothing else is said, and with how many minutes.
@@ -72,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", help="of one round, with no other kinds of steps: kill,publish"
     )
+    parser.add_argument(
+        "--tapes",
+        type=Path,
+        metavar="DIR",
+        help="write there what each reader went through, and let spin say if the model allows it",
+    )
     options = parser.parse_args(argv)
     if unknown := set(filter(None, options.only.split(","))) - {*HAPPENINGS, *BESIDES}:
         known = ", ".join((*HAPPENINGS, *BESIDES))
@@ -88,27 +99,79 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps = [int(number) for number in options.steps.split(",")] if options.steps else None
     except ValueError:
         parser.error(f"--steps {options.steps}: numbers with commas between them")
+    taping = Taping(options.tapes)
+    if options.tapes is not None:
+        try:
+            find_program("spin", "spin")
+            options.tapes.mkdir(parents=True, exist_ok=True)
+        except (SetupError, OSError) as error:
+            parser.error(f"--tapes {options.tapes}: {error}")
     if options.seed is not None:
-        return one(options.seed, steps, options.only)
-    return many(seeds, options.minutes)
+        return one(options.seed, steps, options.only, taping)
+    return many(seeds, options.minutes, taping)
 
 
-def one(seed: int, chosen: Collection[int] | None, only: str) -> int:
+class Taping:
+    """Puts what the readers of worlds go through on tapes, if they are to be kept anywhere.
+
+    Attributes:
+        refused: How many of them the model refuses.
+    """
+
+    def __init__(self, where: Path | None = None) -> None:
+        self.where = where
+        self.refused = 0
+        self._counts: Counter[str] = Counter()
+        self._took_s = 0.0
+
+    @contextmanager
+    def world(self, seed: int) -> Iterator[None]:
+        """Put one world on tapes."""
+        if self.where is None:
+            yield
+            return
+        with recording() as tapes:
+            try:
+                yield
+            finally:
+                began = time.monotonic()
+                refused = tapes.write(self.where, seed)
+                self._took_s += time.monotonic() - began
+                self.refused += len(refused)
+                self._counts += tapes.counts
+                self._counts["tapes"] += len(tapes.steps())
+                for path in refused:
+                    print(f"the model refuses {path}", flush=True)
+
+    def report(self) -> int:
+        """Print what there was; return how many were refused."""
+        if self.where is not None:
+            print(f"\non tapes in {self.where}, of which the model refuses {self.refused}:")
+            for what, count in sorted(self._counts.items()):
+                print(f"  {what:<64} {count:>8}")
+            print(f"written and read in {self._took_s:.1f} s")
+        return self.refused
+
+
+def one(seed: int, chosen: Collection[int] | None, only: str, taping: Taping) -> int:
     """Run one seed."""
     steps = schedule(seed, 1, only=only.split(",")) if only else schedule(seed)
     if chosen is not None:
         steps = [step for step in steps if step.number in chosen]
     try:
-        played = play(seed, steps)
+        with taping.world(seed):
+            played = play(seed, steps)
     except Failed as failed:
         fail(failed, seed, [step.number for step in steps] if chosen or only else None)
         raise
     report(played.coverage)
+    if taping.report():
+        return 1
     print(f"seed {seed}: all is well; trace {played.trace:08x}")
     return 0
 
 
-def many(worlds: range, minutes: float | None) -> int:
+def many(worlds: range, minutes: float | None, taping: Taping) -> int:
     """Run seeds one after the other, and say how it went."""
     started, cpu_s = time.monotonic(), time.process_time()
     coverage: Counter[tuple[str, str]] = Counter()
@@ -119,7 +182,8 @@ def many(worlds: range, minutes: float | None) -> int:
             if minutes is not None and time.monotonic() - started > minutes * 60:
                 break
             try:
-                played = play(seed)
+                with taping.world(seed):
+                    played = play(seed)
             except Failed as failed:
                 failures += 1
                 seeds += 1
@@ -143,7 +207,7 @@ def many(worlds: range, minutes: float | None) -> int:
     )
     if never:
         print(f"never happened, and has to: {', '.join(never)}")
-    if failures:
+    if taping.report() or failures:
         return 1
     if interrupted:
         print(f"interrupted; the rest from --seeds {worlds.start + seeds}-{worlds.stop - 1}")
