@@ -115,11 +115,11 @@ def change_senders(world: World, chance: random.Random) -> None:
     world.sender_names = after
     if chance.random() < 0.5:
         world.server.send_queue.senders = after
-        world.saw("senders are told to the server", "by a reload")
+        world.saw("server takes up the senders", "by a reload")
     else:
         _stop(world, world.server, random.Random(0))
         world.server.boot()
-        world.saw("senders are told to the server", "by a start")
+        world.saw("server takes up the senders", "by a start")
     late = fresh or chance.choice(world.senders)
     late = late if chance.random() < 0.5 else None
     for sender in world.senders:

@@ -162,6 +162,7 @@ def test_what_is_reloaded_holds() -> None:
     assert server._site.max_body_bytes == 9
     assert server.replication.max_connections == 3
     assert server.federation.send_queue.senders == ("fed1",)
+    assert server.federation.send_queue.acknowledged() == {"fed1": 0}
     bad = build({"federation": {"ca": "/absent", "resolve": {"b c": "127.0.0.1:1"}}}, "x").config
     with pytest.raises(BadConfig) as caught:
         server.reload(bad)
