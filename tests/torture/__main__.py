@@ -78,6 +78,7 @@ MUST_BE_MET = {
         "producer replaced",
         "destinations paused",
         "destinations resumed",
+        "killed when a destination was paused",
         "EDUs purged",
     ),
     "postgresql": ("migrate", "killed in migrate", "database killed", "connections ended"),

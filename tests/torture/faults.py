@@ -28,7 +28,7 @@ MET = {
     "restore": "killed in restore",
     "migrate": "killed in migrate",
     "damage": "bits flipped",
-    "pause": "destinations resumed",
+    "pause": "killed when a destination was paused",
     "purge": "EDUs purged",
 }
 #: How often something is done of which nothing came yet, before anything else.

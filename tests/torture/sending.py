@@ -28,6 +28,8 @@ from tests.torture.world import NAME, READY_S
 REMOTES = ("r1.example", "r2.example", "r3.example")
 #: The chance that a sender is killed in what an operator has it do, who then asks again.
 KILL_ASKED = 0.4
+#: The chance that it is killed when it has paused a destination, which it has to know later.
+KILL_PAUSED = 0.6
 #: What a remote says that has not taken it, and asks for no time.
 DENIED = (500, 502)
 
@@ -114,15 +116,21 @@ class TcpWorld(ServeWorld):
         return [*super().operations(), ("pause", self.pause), ("purge", self.purge)]
 
     def pause(self) -> None:
-        """Pause a destination, or resume it if it is paused."""
-        name = self.chance.choice(REMOTES)
-        if name in self.paused:
-            self.resume(name)
-            return
+        """Pause a destination, whose sender may be killed then; resume others that are paused."""
+        before = list(self.paused)
+        name = self.chance.choice([name for name in REMOTES if name not in before])
         self._disturb(name)
         self._fed("pause", name)
         self.paused[name] = len(self.remotes[name].seen)
         self.tally["destinations paused"] += 1
+        if self.chance.random() < KILL_PAUSED:
+            sender = self.actors[self._sender_of(name)]
+            sender.kill()
+            sender.start()
+            self.tally["killed when a destination was paused"] += 1
+        for other in before:
+            if len(self.paused) == len(REMOTES) or self.chance.random() < 0.5:
+                self.resume(other)
 
     def resume(self, name: str) -> None:
         """Look at what a destination got while it was paused, and resume it."""
