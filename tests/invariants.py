@@ -314,14 +314,20 @@ def purged_faults(
         answered: Numbers of the EDUs that the writer has answered.
         taken: Those that the remote took; some may have been purged as well, if the answer of
             the remote was not there yet.
-        purges: In any order.
+        purges: In their order. Of those before the last of which nobody was told, nothing is said.
     """
     had = set(taken)
-    gone = [n for n in answered if n not in had and any(n in purge.queued for purge in purges)]
-    counts = [purge.count for purge in purges if purge.count is not None]
-    if len(counts) < len(purges) or len(gone) <= sum(counts):
-        return []
-    return [f"EDUs that are missing: {len(gone)}; purged: {sum(counts)}"]
+    untold = [place for place, purge in enumerate(purges) if purge.count is None]
+    begin = untold[-1] + 1 if untold else 0
+    void = purges[begin - 1].queued if begin else ()
+    told = purges[begin:]
+    gone = [
+        n
+        for n in answered
+        if n not in had and n not in void and any(n in purge.queued for purge in told)
+    ]
+    count = sum(purge.count or 0 for purge in told)
+    return [f"EDUs that are missing: {len(gone)}; purged: {count}"] if len(gone) > count else []
 
 
 def paused_faults(transactions: Sequence[str]) -> list[str]:

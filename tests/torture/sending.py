@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -28,6 +29,10 @@ from tests.torture.world import NAME, READY_S
 REMOTES = ("r1.example", "r2.example", "r3.example")
 #: The chance that a sender is killed in what an operator has it do, who then asks again.
 KILL_ASKED = 0.4
+#: The same where nobody knows then how much was thrown away, and little can be compared.
+KILL_PURGING = 0.2
+#: How many EDUs are queued before a purge.
+WAITING = 5
 #: The chance that it is killed when it has paused a destination, which it has to know later.
 KILL_PAUSED = 0.6
 #: What a remote says that has not taken it, and asks for no time.
@@ -142,9 +147,19 @@ class TcpWorld(ServeWorld):
         self.tally["destinations resumed"] += 1
 
     def purge(self) -> None:
-        """Throw away all that waits for a destination: one that is paused, if there is any."""
-        name = self.chance.choice(sorted(self.paused) or REMOTES)
-        self._disturb(name)
+        """Throw away all that waits for a destination, which is paused, so that something does."""
+        if not self.paused:
+            self.pause()
+        name = self.chance.choice(sorted(self.paused))
+        behind = len(self.edus.answered[name]) + WAITING
+
+        def waits() -> bool:
+            self.tend()
+            return len(self.edus.answered[name]) >= behind
+
+        with contextlib.suppress(AssertionError):
+            wait_until(waits, "EDUs wait", 5.0)
+        self._disturb(name, KILL_PURGING)
         gone, asked = self._fed("purge", name), self._asked
         # Of what was thrown away when nobody was told how much, only a bound is known.
         count = gone["purged"] if asked == 1 else None
@@ -152,11 +167,11 @@ class TcpWorld(ServeWorld):
         self.tally["purges"] += 1
         self.tally["EDUs purged"] += gone["purged"]
 
-    def _disturb(self, name: str) -> None:
+    def _disturb(self, name: str, chance: float = KILL_ASKED) -> None:
         """See that a destination's sender is well, and kill it in what it writes next, or not."""
         sender = self.actors[self._sender_of(name)]
         sender.heal()
-        if self.chance.random() < KILL_ASKED:
+        if self.chance.random() < chance:
             assert sender.shim is not None
             sender.shim.kill_in(self.chance.randint(1, 8))
 

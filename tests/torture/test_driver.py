@@ -97,7 +97,8 @@ def test_a_remote() -> None:
 def test_what_is_purged() -> None:
     purges = [Purge({1, 2, 3}, 1), Purge({1, 2, 3, 4}, 1)]
     assert not invariants.purged_faults([1, 2, 3, 4, 5], [1, 3], purges)
-    assert not invariants.purged_faults([1, 2, 3, 4], [], [*purges, Purge({1}, None)])
+    assert not invariants.purged_faults([1, 2, 3, 4], [], [Purge({1, 2}, None), *purges])
+    assert invariants.purged_faults([1, 2, 3, 4, 5], [], [Purge({1}, None), *purges])
     assert invariants.purged_faults([1, 2, 3, 4], [3], purges) == [
         "EDUs that are missing: 3; purged: 2"
     ]
