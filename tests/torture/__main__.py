@@ -1,7 +1,8 @@
 """``python -m tests.torture [--minutes 60] [--seed N]``: torture real processes, and say what held.
 
 A round is a world of its own, in a directory of its own: processes that publish, serve, relay,
-send and follow, under SIGKILL (at any moment, during starts, and in the middle of writes), SIGSTOP,
+send and follow, under SIGKILL (at any moment, during starts, and in the middle of writes,
+checkpoints, trims, backups, restores and migrations), operators who pause and purge, SIGSTOP,
 wires that are cut, freeze and drip, disks that are full, refuse fsync and write short, missing
 descriptors, wall clocks that jump, copies that are restored, and flipped bits. When it ends, all
 faults end, everybody gets the time to come level, and everything is compared (`tests.invariants`).

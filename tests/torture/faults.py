@@ -33,6 +33,8 @@ MET = {
 }
 #: How often something is done of which nothing came yet, before anything else.
 UNMET = 0.2
+#: How long a process has to get into a checkpoint or a trim before the next thing is done to it.
+MET_S = 2.0
 
 
 class Tormentor:
@@ -153,6 +155,9 @@ class Tormentor:
     def _kill_at(self, place: int) -> None:
         shim = self._who_meets(place)
         shim.kill_at(place, self._chance.randint(1, 12 if place == shims.CHECKPOINT else 4))
+        end = time.monotonic() + MET_S  # else it dies of something else before
+        while not shim.killed and time.monotonic() < end:
+            pause(0.05)
 
     def _fail_at(self, place: int) -> None:
         shim = self._who_meets(place)
