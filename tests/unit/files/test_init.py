@@ -58,6 +58,17 @@ def test_units_start_what_there_is() -> None:
         assert f"d /var/lib/{state} " in made
 
 
+def test_directories_of_sockets_outlive_their_units() -> None:
+    """A container that has one mounted has that one for good: a new one it never sees."""
+    units = {n: t for n, t in files_of("systemd", WHERE).items() if n.endswith(".service")}
+    for text in units.values():
+        assert "\nRuntimeDirectory=" in text
+        assert "\nRuntimeDirectoryPreserve=yes\n" in text
+    # where Synapse's containers are pointed: there before the bus is, for any user to enter
+    made = files_of("tmpfiles", WHERE)["tcprepl.conf"]
+    assert re.search(r"^d /run/tcprepl-bus +0755 tcprepl tcprepl -$", made, re.MULTILINE)
+
+
 def lines_of_comments(text: str) -> list[str]:
     """Return what is said beside the commands."""
     return [line for line in text.splitlines() if line.startswith("#")]
