@@ -114,7 +114,8 @@ class Stage:
     def complaints(self) -> list[str]:
         """Return the errors in all logs, but for those of a lost connection to Redis itself.
 
-        With redis-server in the place of the bus, and the same done to it, those are there, too.
+        With redis-server in the place of the bus, and the same done to it, those are there, too:
+        test_bus_late.py does that.
         """
         return [
             entry
