@@ -84,6 +84,10 @@ class Follower:
         self.kept: dict[Event, int] = {}
         self.session: Any = None
 
+    def keep(self, state: State) -> int:
+        """Return the number of the copy of a state."""
+        return self.kept.setdefault(state.event, len(self.kept))
+
 
 class PairTape:
     """What happens to one pair of a log.
@@ -153,11 +157,11 @@ class PairTape:
         states = [s for s in follower.states if s.at == asked]
         state = next((s for s in reversed(states) if s.places() == said), None)
         # whoever says what it cannot have: the model will not have it, either
-        state = state or self._within(follower, asked, said) or [*follower.states, *states][-1]
+        state = state or self._within(follower, asked, said) or self._before(follower, asked, said)
+        state = state or [*follower.states, *states][-1]
         self.note("CUT", reader=name)
         if state is not follower.states[-1]:
-            number = follower.kept.setdefault(state.event, len(follower.kept))
-            self.note("BACK", number, reader=name)
+            self.note("BACK", follower.keep(state), reader=name)
             follower.states.append(state)
             self.counts["times that a reader came back to what it had before"] += 1
         self.note("CONNECT", reader=name)
@@ -193,6 +197,27 @@ class PairTape:
                 state = before.moved(after.entered[-1][0], asked, event)
                 if state.places() == said:
                     self.events.insert(self.events.index(after.event), event)
+                    follower.states.insert(index, state)
+                    return state
+        return None
+
+    def _before(self, follower: Follower, asked: int, said: list[tuple[int, int]]) -> State | None:
+        """Return what it had before the first rows of a connection, when it was told where it is.
+
+        The model looks at it once it has answered, so that is put behind the answer.
+        """
+        for index in range(len(follower.states) - 1, 0, -1):
+            before, after = follower.states[index - 1 : index + 1]
+            if before.at == asked and after.event.step[0] == NUMBERS["ASK"]:
+                event = Event("HEARD", reader=after.event.reader)
+                state = before.moved(after.entered[-1][0], asked, event)
+                if state.places() == said:
+                    back = [
+                        Event("BACK", follower.keep(one), 0, event.reader)
+                        for one in (before, after)
+                    ]
+                    behind = self.events.index(after.event) + 1
+                    self.events[behind:behind] = [back[0], event, back[1]]
                     follower.states.insert(index, state)
                     return state
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from functools import cache
@@ -16,7 +17,7 @@ from tests.harness import FULL
 from tests.model.spin import NUMBERS, Step
 from tests.simulation import __main__ as command
 from tests.simulation.recorded import recording, schedule
-from tests.simulation.tapes import STEPS, gathered, joined, ranked, refused, words
+from tests.simulation.tapes import STEPS, PairTape, gathered, joined, ranked, refused, words
 from tests.simulation.unmended import MENDS, Mend, replaced
 from tests.simulation.world import Failed, play
 
@@ -162,3 +163,32 @@ def test_tapes_go_where_there_is_room(tmp_path: Path, capsys: pytest.CaptureFixt
         command.main(["--tapes", str(tmp_path / "file")])
     assert ended.value.code == 2
     assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "allowed"),
+    [
+        (4, [(4, 2), (3, 1)], True),
+        (3, [(3, 1)], True),
+        (2, [(2, 1)], True),
+        (3, [(3, 2), (3, 1)], True),  # it was told where it is, and got no row
+        (0, [], True),
+        (3, [(3, 2)], False),
+        (4, [(4, 1)], False),
+        (5, [(5, 2), (3, 1)], False),
+    ],
+)
+def test_a_reader_says_what_it_kept(
+    asked: int, said: list[tuple[int, int]], *, allowed: bool
+) -> None:
+    tape = PairTape(Counter())
+    tape.begin(0, 0)
+    tape.connect("w", 1, 0, [])
+    tape.move(3)
+    tape.answer("w", 1, "PAGE", 3)
+    tape.begin(3, 0)
+    tape.connect("w", 2, 3, [(3, 1)])
+    tape.move(4)
+    tape.answer("w", 2, "PAGE", 4)
+    tape.connect("w", 3, asked, said)
+    assert (refused(tape.steps("w")) == "") is allowed
