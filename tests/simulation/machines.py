@@ -586,6 +586,10 @@ class Writer(Machine):
         if life != self.lives:
             return
         self.claimed = True
+        if self.forks != (forks := self.world.server.forks):
+            # it was put back while we asked: as in `begin`, under the name that is claimed
+            self.forks, self.first = forks, len(self.plan) - taken
+            first = self.first
         for index in range(first + taken, len(self.plan)):
             self._say(index)
 
