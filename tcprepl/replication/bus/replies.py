@@ -91,14 +91,19 @@ def strings(values: Iterable[bytes]) -> bytes:
 
 
 def error(text: str) -> bytes:
-    """Return an error; what would end its line is left out."""
-    safe = text.encode("utf-8", "replace").translate(None, b"\0").replace(b"\r", b" ")
+    """Return an error; what would end its line is a space, and at its end left out (as Redis)."""
+    said = text.rstrip("\r\n").encode("utf-8", "replace")
+    safe = said.translate(None, b"\0").replace(b"\r", b" ")
     return b"-%b\r\n" % safe.replace(b"\n", b" ")
 
 
 def quoted(word: bytes) -> str:
-    """Return *word* as an error may show it."""
-    return word[:_QUOTED_BYTES].decode("utf-8", "backslashreplace")
+    """Return *word* as an error may show it: so much of it, up to a zero byte (as Redis)."""
+    return _shown(word, _QUOTED_BYTES).decode("utf-8", "backslashreplace")
+
+
+def _shown(word: bytes, size: int) -> bytes:
+    return word[:size].partition(b"\0")[0]
 
 
 def unknown_command(words: Sequence[bytes]) -> bytes:
@@ -108,8 +113,9 @@ def unknown_command(words: Sequence[bytes]) -> bytes:
     for word in words[1:]:
         if size >= _QUOTED_BYTES:
             break
-        shown.append(f"'{quoted(word[: _QUOTED_BYTES - size])}' ")
-        size += len(shown[-1])
+        part = _shown(word, _QUOTED_BYTES - size)
+        shown.append(f"'{quoted(part)}' ")
+        size += len(part) + 3
     name = quoted(words[0])
     return error(f"ERR unknown command '{name}', with args beginning with: {''.join(shown)}")
 

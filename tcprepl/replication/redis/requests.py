@@ -23,7 +23,6 @@ MAX_WORDS_UNTRUSTED: Final = 10
 MAX_WORD_BYTES_UNTRUSTED: Final = 16_384
 
 _CRLF: Final = b"\r\n"
-_DOLLAR: Final = ord("$")
 _STAR: Final = ord("*")
 #: What a backslash stands before between double quotes, and what is meant.
 _ESCAPES: Final = dict(zip(b"nrtba", b"\n\r\t\b\a", strict=True))
@@ -165,15 +164,14 @@ class RequestReader:
             return self._read_words()
         buffer, position = self._buffer, self._position
         if buffer.startswith(self._head, position):
-            begin = position + len(self._head)
-            payload, self._position = self._string(begin)
+            payload, self._position = self._string(position + len(self._head) - 1)
             return payload
         if position >= len(buffer):
             raise self._incomplete(1)
         if buffer[position] != _STAR:
             return self._inline()
-        digits, position = self._line(position + 1, "too big mbulk count string")
-        count = number_of(digits)
+        line, position = self._line(position, "too big mbulk count string")
+        count = number_of(line[1:])
         if count is None or count > MAX_WORDS:
             raise _Fault("invalid multibulk length")
         if count > MAX_WORDS_UNTRUSTED and not self.trusted:
@@ -188,10 +186,7 @@ class RequestReader:
             position = self._position
             if position >= len(buffer):
                 raise self._incomplete(1)
-            if buffer[position] != _DOLLAR:
-                shown = buffer[position : position + 1].decode("latin-1")
-                raise _Fault(f"expected '$', got {shown!a}")
-            word, self._position = self._string(position + 1)
+            word, self._position = self._string(position)
             self._words_bytes += len(word)
             if self._words_bytes > MAX_REQUEST_BYTES:
                 raise _Fault("too big request")
@@ -201,9 +196,12 @@ class RequestReader:
         return words
 
     def _string(self, begin: int) -> tuple[bytes, int]:
-        """Return the bulk string whose length is at *begin*, and where it ends."""
-        digits, begin = self._line(begin, "too big bulk count string")
-        size = number_of(digits)
+        """Return the bulk string at *begin*, and where it ends."""
+        line, begin = self._line(begin, "too big bulk count string")
+        if not line.startswith(b"$"):
+            kind = line[:1].decode(errors="backslashreplace")
+            raise _Fault(f"expected '$', got '{kind or ' '}'")
+        size = number_of(line[1:])
         if size is None or not 0 <= size <= MAX_WORD_BYTES:
             raise _Fault("invalid bulk length")
         if size > MAX_WORD_BYTES_UNTRUSTED and not self.trusted:
@@ -214,10 +212,11 @@ class RequestReader:
         return self._buffer[begin : end - 2], end
 
     def _line(self, begin: int, too_long: str) -> tuple[bytes, int]:
-        stop = self._buffer.find(_CRLF, begin, begin + MAX_INLINE_BYTES)
-        if stop < 0:
-            if len(self._buffer) - begin >= MAX_INLINE_BYTES:
-                raise _Fault(too_long)
+        """Return what stands at *begin* up to CR, and where CR and a byte behind it end."""
+        stop = self._buffer.find(b"\r", begin, begin + MAX_INLINE_BYTES + 1)
+        if stop < 0 and len(self._buffer) - begin > MAX_INLINE_BYTES:
+            raise _Fault(too_long)
+        if stop < 0 or stop + 2 > len(self._buffer):
             raise self._incomplete(len(self._buffer) - self._position + 1)
         return self._buffer[begin:stop], stop + 2
 

@@ -29,6 +29,15 @@ def test_an_error_is_one_line_whatever_it_quotes() -> None:
     assert said.startswith(b"-ERR unknown command 'a  b', with args beginning with: 'c d' 'xxx")
     assert said.count(b"\n") == 1
     assert b"never" not in said
+    assert replies.error("ERR no \r\nx\r\n") == b"-ERR no   x\r\n"
+
+
+def test_an_error_quotes_as_much_as_redis_does() -> None:
+    """Up to a zero byte; of what stands behind the command 128 bytes, with their quotes."""
+    said = replies.unknown_command([b"a\0b", b"\0", "é".encode() * 40, b"\xff" * 90, b"never"])
+    shown = ["", "é" * 40, r"\xff" * 42]
+    quoted = "".join(f"'{word}' " for word in shown)
+    assert said.decode() == f"-ERR unknown command 'a', with args beginning with: {quoted}\r\n"
 
 
 @pytest.mark.parametrize("word", [b"", b"-", b"1.5", b"x", b"9223372036854775808", b"1" * 400])

@@ -124,6 +124,9 @@ def test_a_person_types_words(line: bytes, words: Request | None) -> None:
         (b"*x\r\n", "invalid multibulk length"),
         (b"*99999999\r\n", "invalid multibulk length"),
         (b"*1\r\n:5\r\n", "expected '$', got ':'"),
+        (b"*1\r\n'5\r\n", "expected '$', got '''"),
+        (b"*1\r\n\r\n", "expected '$', got ' '"),
+        (b"*1\r\n\xff5\r\n", "expected '$', got '\\xff'"),
         (b"*1\r\n$x\r\n", "invalid bulk length"),
         (b"*1\r\n$-1\r\n", "invalid bulk length"),
         (b"*1\r\n$99999999999999999999999\r\n", "invalid bulk length"),
@@ -144,6 +147,19 @@ def test_what_is_no_request_is_told_as_redis_tells_it(data: bytes, fault: str) -
     found, said = read(encode(b"PING") + data + encode(b"PING"))
     assert found == [[b"PING"]]
     assert said == f"Protocol error: {fault}"
+
+
+def test_what_follows_the_carriage_return_of_a_head_is_not_looked_at() -> None:
+    """As little as what follows a string: Redis passes over two bytes."""
+    assert read(b"*2\rx$4\r\rECHO..$1\r\nxx\r" + encode(b"PING")) == (
+        [[b"ECHO", b"x"], [b"PING"]],
+        None,
+    )
+
+
+def test_a_head_is_looked_at_once_it_is_whole() -> None:
+    for data in (b"*1\r\n:", b"*1\r\n:5\r", b"*x\r"):
+        assert read(data) == ([], None)
 
 
 def test_nothing_is_read_behind_a_fault() -> None:
