@@ -24,8 +24,8 @@ def main() -> int:
         prog="python -m tests.fuzz",
         description=__doc__.partition("\n")[0],
         epilog="SECONDS_EACH (60) says how long for each target, INPUTS_EACH how many inputs at "
-        "most, SEED (0) where chance begins. The exit code is 0 if nothing was found, 1 if "
-        "something was, 2 if a program is missing.",
+        "most (fewer where they take long), SEED (0) where chance begins. The exit code is 0 if "
+        "nothing was found, 1 if something was, 2 if a program is missing.",
     )
     parser.add_argument("--atheris", action="store_true", help="let atheris lead")
     parser.add_argument("--atheris-one", metavar="TARGET", choices=TARGETS, help=argparse.SUPPRESS)
@@ -53,9 +53,9 @@ def main() -> int:
 def chosen(parser: argparse.ArgumentParser, targets: Sequence[str]) -> list[str]:
     """Return what to try: *targets* or all of them, but those whose program is missing."""
     out = {
-        name: TARGETS[name].needs
+        name: " and ".join(missing)
         for name in targets or TARGETS
-        if TARGETS[name].needs and shutil.which(TARGETS[name].needs) is None
+        if (missing := [one for one in TARGETS[name].needs if shutil.which(one) is None])
     }
     if out and targets:
         parser.error("; ".join(f"{name}: please install {needs}" for name, needs in out.items()))
@@ -72,7 +72,8 @@ def _mutated(names: list[str], seconds: float, seed: int) -> int:
     inputs_each = int(os.environ.get("INPUTS_EACH", "0")) or None
     broken = 0
     for name in names:
-        outcome = run(TARGETS[name], seconds, seed, inputs_each)
+        most = inputs_each and max(1, inputs_each // TARGETS[name].cost)
+        outcome = run(TARGETS[name], seconds, seed, most)
         print(f"{name:<12} {outcome.count:>9,} inputs, {outcome.lines} reached", flush=True)
         if outcome.failed is not None:
             broken += 1

@@ -39,13 +39,15 @@ class Target:
         name: What it is called, and its corpus.
         check: Raises if an input breaks its invariant.
         modules: What it is to reach.
-        needs: A program that has to be there, if any: then ordinary tests leave the target out.
+        needs: Programs that have to be there, if any: then ordinary tests leave the target out.
+        cost: What an input costs, where those of most targets cost 1.
     """
 
     name: str
     check: Callable[[bytes], None]
     modules: Sequence[str]
-    needs: str = ""
+    needs: Sequence[str] = ()
+    cost: int = 1
 
     @property
     def corpus(self) -> Path:

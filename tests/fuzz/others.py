@@ -7,14 +7,13 @@ import base64
 import functools
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from tcprepl.replication.redis import requests
 from tcprepl.replication.redis.resp import ErrorReply, RespReader
+from tests.fuzz.beside import connected
 from tests.interop.environments import cache_directory
 
 _ASK_SYNAPSE = """
@@ -79,17 +78,12 @@ def _redis() -> Path:
         shutil.rmtree(where, ignore_errors=True)
 
     atexit.register(end)
-    for _ in range(1_000):
-        if path.exists():
-            break
-        time.sleep(0.01)
     return path
 
 
 def redis_words(line: bytes) -> list[bytes] | None:
     """Return the words that redis-server sees in an inline request; None if it refuses."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(_redis()))
+    with connected(_redis()) as connection:
         connection.sendall(b"DEL k\r\nRPUSH k %b\r\nLRANGE k 0 -1\r\n" % line)
         reader, values = RespReader(), []
         while len(values) < 3:

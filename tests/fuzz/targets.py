@@ -12,7 +12,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tcprepl.values import parse_address
-from tests.fuzz import fuzz_bus, fuzz_session, others
+from tests.fuzz import fuzz_bus, fuzz_redis, fuzz_session, others
 from tests.fuzz.driving import Target
 from tests.log_kit import DURABLE, SqliteStore
 from tests.web_site import Exchange, Stage
@@ -45,12 +45,14 @@ TARGETS: dict[str, Target] = {}
 
 
 def target(
-    name: str, *modules: str, needs: str = ""
+    name: str, *modules: str, needs: Sequence[str] = (), cost: int = 1
 ) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
     """Make a function a target."""
 
     def take(check: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        TARGETS[name] = Target(name, check, [f"tcprepl.{module}" for module in modules], needs)
+        TARGETS[name] = Target(
+            name, check, [f"tcprepl.{module}" for module in modules], needs, cost
+        )
         return check
 
     return take
@@ -109,7 +111,19 @@ def check_resp(raw: bytes) -> None:
     assert cut[0][: len(whole[0])] == whole[0] or whole[2]
 
 
-@target("inline", "replication.redis.requests", needs="redis-server")
+target(
+    "requests",
+    *("replication.redis.requests", "replication.bus.commands", "replication.bus.replies"),
+    *("replication.bus.patterns", "replication.bus.channels", "replication.bus.cache"),
+    needs=("redis-server", "cc"),
+    cost=2,
+)(fuzz_redis.check_requests)
+target("replies", "replication.redis.resp", needs=("redis-server", "cc"), cost=2)(
+    fuzz_redis.check_replies
+)
+
+
+@target("inline", "replication.redis.requests", needs=("redis-server",))
 def check_inline(raw: bytes) -> None:
     """A line that somebody types means what it means to Redis."""
     line = raw.partition(b"\n")[0].partition(b"\0")[0].removesuffix(b"\r")[:500]

@@ -18,9 +18,10 @@ def nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_it_cannot_compare_is_left_out_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     found = command.chosen(argparse.ArgumentParser(), [])
-    assert set(found) == command.TARGETS.keys() - {"inline"}
+    assert set(found) == command.TARGETS.keys() - {"inline", "requests", "replies"}
     said = capsys.readouterr().out
     assert "inline       is left out: please install redis-server" in said
+    assert "requests     is left out: please install redis-server and cc" in said
     assert "x-matrix     has no Synapse beside it" in said
 
 
