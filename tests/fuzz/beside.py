@@ -29,8 +29,8 @@ from tests.harness import program
 STANDING_S = 1_700_000_000
 #: What it asks for before it serves anybody.
 PASSWORD = "secret"
-#: What names all keys; no client is to send that.
-_KEYS = "all-keys-there-are"
+#: What forgets all keys, and what says when keys end; no client is to send either.
+_CLEAR, _SWITCH = "forget-all-keys", "switch-of-the-server"
 #: What clients are not to do to each other, or to the server.
 _REFUSED = "-client|pause -client|kill -client|reply -client|unblock -config|set -config|rewrite"
 #: Bytes of answers that may be more than the server could write at once.
@@ -95,11 +95,19 @@ class Server:
         clock = where / "standing.so"
         source = Path(__file__).with_name("standing.c")
         subprocess.run([program("cc"), "-shared", "-fPIC", "-o", clock, source], check=True)
-        options = ["port 0", f"unixsocket {self._path}", 'save ""', f"dir {where}"]
+        options = [
+            "port 0",
+            "enable-debug-command yes",
+            f"unixsocket {self._path}",
+            'save ""',
+            f"dir {where}",
+        ]
         options += [f"user default on >{PASSWORD} ~* &* +@all {_REFUSED}"]
         options += [f"proto-max-bulk-len {requests.MAX_WORD_BYTES}"]
-        options += [f"rename-command KEYS {_KEYS}"]
-        options += [f'rename-command {name} ""' for name in _commands() - {*COMMANDS, "keys"}]
+        options += [f"rename-command FLUSHDB {_CLEAR}", f"rename-command DEBUG {_SWITCH}"]
+        options += [
+            f'rename-command {name} ""' for name in _commands() - {*COMMANDS, "flushdb", "debug"}
+        ]
         (where / "conf").write_text("\n".join(options))
         self.process = subprocess.Popen(
             [program("redis-server"), where / "conf"],
@@ -108,17 +116,17 @@ class Server:
         )
         self._control = self.client()
         self._control.ask(encode(b"AUTH", PASSWORD.encode()))
+        # a key whose time is over goes when it is asked for, and not when there is time
+        (said,) = self._control.ask(encode(_SWITCH.encode(), b"SET-ACTIVE-EXPIRE", b"0"))
+        assert said == b"OK", said
 
     def client(self) -> Beside:
         """Return a new client."""
         return Beside(self._path)
 
     def clear(self) -> None:
-        """Forget all keys; FLUSHALL would give back memory as well, which takes long."""
-        (keys,) = self._control.ask(encode(_KEYS.encode(), b"*"))
-        assert isinstance(keys, list)
-        if keys:
-            self._control.ask(encode(b"DEL", *keys))
+        """Forget all keys; if it were done at once, memory would be given back, and take long."""
+        self._control.ask(encode(_CLEAR.encode(), b"ASYNC"))
 
     def read(self) -> None:
         """Wait until all that was sent is read."""

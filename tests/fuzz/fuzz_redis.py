@@ -34,6 +34,8 @@ MAX_BYTES = 50_000
 MAX_PIECES = 3
 #: Most pieces in which an answer comes; each reads from its beginning a value that is not whole.
 MOST_READS = 60
+#: How deep answers are nested that are read: COMMAND DOCS, which nobody here asks, is deeper.
+MAX_DEPTH = 8
 
 
 class Way(enum.IntFlag):
@@ -333,6 +335,11 @@ def check_requests(raw: bytes) -> None:
         assert closed == other.closed, f"closed: ours {closed}, theirs {other.closed} for {sent}"
 
 
+def depth(value: bytes) -> int:
+    """Return how deep the arrays in a value are nested."""
+    return 1 + max(map(depth, parts_of(value)), default=0)
+
+
 def read(pieces: list[bytes]) -> tuple[list[bytes], list[str]]:
     """Return the payloads on the channel ``c`` and what else is read."""
     reader = RespReader(b"c")
@@ -353,6 +360,8 @@ def check_replies(raw: bytes) -> None:
         values = values_of(client.said)
         if any(value[:1] not in b"+-:$*" for value in values):
             continue  # RESP3, which no client here asks for
+        if max(map(depth, values), default=0) > MAX_DEPTH:
+            continue
         whole = payloads, rest = read([client.said])
         assert len(payloads) + len(rest) == len(values)
         least = 1 + len(client.said) // MOST_READS
