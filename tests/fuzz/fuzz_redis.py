@@ -126,7 +126,7 @@ BOUNDS: dict[bytes, str] = {
 }
 _BOUND = re.compile(b"|".join(map(re.escape, BOUNDS)))
 #: Where the options of a request begin.
-_OPTIONS = {"set": 3, "expire": 3, "pexpire": 3, "hello": 2}
+_OPTIONS = {"set": 3, "expire": 3, "pexpire": 3, "hello": 2, "client": 1, "pubsub": 1}
 #: What answers HELLO says what it is, and a number of its own.
 _FACTS = re.compile(
     rb"(\$6\r\nserver\r\n).*?(\$5\r\nproto\r\n:\d\r\n\$2\r\nid\r\n):\d+", flags=re.DOTALL
