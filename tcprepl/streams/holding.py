@@ -13,7 +13,7 @@ class Holder:
 
     Attributes:
         instance: The instance.
-        epoch: How often it was taken.
+        epoch: How often it was taken; a commit that was in doubt and not done counts, too.
         holder: The process that took it last: its host and its process id.
         held_seconds: How long ago that was.
         left_seconds: For how long its lease goes on without being renewed; below 0, it is over
