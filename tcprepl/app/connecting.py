@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - the first look-up of a name loads it, and needs a descriptor
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.replication.failures import reason_of
 from tcprepl.replication.following.any_of import AnyOf
-from tcprepl.values import Address
+from tcprepl.values import Address, EndpointString
 
 
 def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint:
@@ -63,14 +62,11 @@ def _trusting(reactor: Reactor, text: str, ca: Path) -> IStreamClientEndpoint | 
     Raises:
         ConfigError: The file is no good, or endpoints of this kind look at no certificate.
     """
-    kind, *words = (re.sub(r"\\(.)", r"\1", word) for word in re.split(r"(?<!\\):", text))
-    split = [word.partition("=") for word in words]
-    given = [name for name, is_option, _ in split if not is_option]
-    options = dict(zip(("host", "port"), given, strict=False))
-    options |= {name: value for name, is_option, value in split if is_option}
+    said = EndpointString.parse(text)
+    options = {**dict(zip(("host", "port"), said.words, strict=False)), **said.named}
     if "trustRoots" in options or "caCertsDir" in options:
         return None
-    if kind == "ssl":
+    if said.kind == "ssl":
         raise ConfigError(
             f"{text}: {ca} does not count there; expected a tls: endpoint in the place of ssl:"
         )

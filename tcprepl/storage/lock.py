@@ -45,9 +45,9 @@ class DirectoryLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._fd, 32)
+            holder = _process_in(self._fd)
             self.release()
-            raise LogLocked(str(directory), int(holder) if holder.isdigit() else None) from None
+            raise LogLocked(str(directory), holder) from None
         try:
             os.ftruncate(self._fd, 0)
             os.write(self._fd, str(os.getpid()).encode())

@@ -62,11 +62,13 @@ def ca(tmp_path: Path) -> Path:
 def test_the_authorities_that_an_address_names_are_trusted_alone(ca: Path) -> None:
     """Whatever options the string has; the system's are not asked for."""
     reactor = MemoryReactorClock()
+    (ca.parent / "own\\").write_bytes((ca.parent / "own.pem").read_bytes())
     for text in (
         "tls:h:1",
         "tls:127.0.0.1:1:timeout=3:bindAddress=127.0.0.1",
         f"tls:h:1:certificate={ca.parent}/c.pem:privateKey={ca.parent}/k.pem",
         f"tls:host=h:port=1:certificate={ca.parent}/own.pem",
+        f"tls:h:1:certificate={ca.parent}/own\\\\:timeout=3",
         "tls:h:1:endpoint=unix\\:/run/x",
     ):
         with mock.patch.object(
