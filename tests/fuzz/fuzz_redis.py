@@ -217,7 +217,7 @@ class _Zeros(RequestReader):
         return super()._inline()
 
 
-def requests_in(sent: Sequence[bytes]) -> list[list[bytes]] | None:
+def requests_in(sent: Sequence[bytes], *, guarded: bool = False) -> list[list[bytes]] | None:
     """Return what clients ask for; None if what they send is not compared."""
     _Zeros.zeros = False
     found: list[list[bytes]] = []
@@ -225,20 +225,21 @@ def requests_in(sent: Sequence[bytes]) -> list[list[bytes]] | None:
         reader = _Zeros(SERVER_NAME.encode())
         reader.feed(data)
         found += [request for request in reader.take(MAX_BYTES) if isinstance(request, list)]
-    if _Zeros.zeros or SERVER_NAME.encode() in b"".join(sent) or any(map(left_out, found)):
+    if _Zeros.zeros or SERVER_NAME.encode() in b"".join(sent):
         return None
-    return found
+    return None if any(left_out(words, guarded=guarded) for words in found) else found
 
 
-def left_out(words: list[bytes]) -> bool:
-    """Return whether a request is not compared."""
+def left_out(words: list[bytes], *, guarded: bool = False) -> bool:
+    """Return whether a request is not compared; *guarded* if a password may be due before it."""
     name = b" ".join(words[:2]).decode("latin-1").lower()
     word = name.partition(" ")[0]
     options = words[_OPTIONS.get(word, len(words)) :]
     if any(b"\0" in option for option in options):  # which ends it in C
         return True
-    if word == "hello":  # before 7.2 Redis takes the name though what follows is wrong
-        return b"SETNAME" in [option.upper() for option in options[:-2]]
+    if word == "hello":  # before 7.2 Redis takes the name of what it then refuses
+        said = [option.upper() for option in options]
+        return b"SETNAME" in (said if guarded and b"AUTH" not in said else said[:-2])
     if word in ("subscribe", "publish"):  # no pattern of Redis matches nothing, not even *
         return b"" in words[1 : 2 if word == "publish" else None]
     if word == "psubscribe" or name == "pubsub channels":  # a char of C may be signed, or not
@@ -314,7 +315,7 @@ def check_requests(raw: bytes) -> None:
         return
     steps, guarded = steps_of(raw), bool(raw[0] & Way.GUARDED)
     sent = [b"".join(one.data for one in steps if one.who == who) for who in (0, 1)]
-    requests = requests_in(sent)
+    requests = requests_in(sent, guarded=guarded)
     if requests is None:
         return
     with mock.patch.object(clocks, "wall_ms", return_value=STANDING_S * 1000):
