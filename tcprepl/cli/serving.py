@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from tcprepl.app.answering import Answering, Outcome
 from tcprepl.app.lifecycle import Process, run
+from tcprepl.app.memory import give_back_what_is_free
 from tcprepl.app.reload import Reloadable, Reloader
 from tcprepl.background import run_in_background
 from tcprepl.cli import logs
@@ -48,6 +49,7 @@ def run_process(
 
     # Rows are looked at by the hundred, and are gone a moment later: nothing for a collector.
     gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    give_back_what_is_free()
 
     async def main(reactor: Reactor) -> int:
         process = make(reactor)
