@@ -42,6 +42,8 @@ from tcprepl.streams.sqlite import SqliteLog
 
 #: A durable stream, an ephemeral one, and an ephemeral one of states.
 DURABLE, EPHEMERAL, STATES = "push_rules", "sparks", "typing"
+#: A durable one of states, as a relay has it.
+RELAYED = "relayed_typing"
 START_MS = 1_700_000_000_000
 
 
@@ -65,8 +67,9 @@ class Make(Protocol):
 
 
 def make_registry() -> Registry:
-    """Return the built-in streams and an opaque ephemeral one."""
-    return Registry([StreamDef(EPHEMERAL, durable=False)])
+    """Return the built-in streams, an opaque ephemeral one, and durable states."""
+    relayed = StreamDef(RELAYED, key=lambda row: row[0])
+    return Registry([StreamDef(EPHEMERAL, durable=False), relayed])
 
 
 def result(deferred: Deferred[Any]) -> Any:

@@ -37,6 +37,7 @@ from tests import postgres_world
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,
+    RELAYED,
     STATES,
     MemoryStore,
     PostgresStore,
@@ -50,7 +51,9 @@ Pair: TypeAlias = tuple[str, str]
 Rows: TypeAlias = list[tuple[int, bytes]]
 Span: TypeAlias = tuple[int, int]
 
-PAIRS: list[Pair] = [(DURABLE, "a"), (EPHEMERAL, "a"), (STATES, "a")]
+PAIRS: list[Pair] = [(DURABLE, "a"), (EPHEMERAL, "a"), (STATES, "a"), (RELAYED, "a")]
+#: What outlives the process.
+ON_DISK = (DURABLE, RELAYED)
 #: Most of what happens, happens to what is on the disk.
 pairs = st.sampled_from([(DURABLE, "a"), (DURABLE, "a"), *PAIRS])
 SMALL = Retention(
@@ -220,7 +223,7 @@ class CursorMachine(RuleBasedStateMachine):
     @rule(pair=pairs, step=st.integers(1, 5), cause=st.sampled_from([Cause.UPSTREAM, Cause.ANEW]))
     def lose(self, pair: Pair, step: int, cause: Cause) -> None:
         """Go over rows that an upstream could not tell."""
-        if pair[0] != DURABLE:
+        if pair[0] not in ON_DISK:
             return  # a relay has all of them on disk
         position = self.store.log.position(*pair)
         gap = Gap(position, position + step, cause)
@@ -241,7 +244,7 @@ class CursorMachine(RuleBasedStateMachine):
     # -- who follows it ----------------------------------------------------------------
 
     @rule(
-        number=st.integers(0, 5),
+        number=st.integers(0, 2 * len(PAIRS) - 1),
         answers=st.integers(1, 6),
         rows=st.integers(1, 6),
         size=st.sampled_from([1, 60, 200, 9_999]),
@@ -278,11 +281,14 @@ class CursorMachine(RuleBasedStateMachine):
                     break
             assert follower.at == self.store.log.position(*follower.pair)
 
-    @rule(number=st.integers(0, 5), beyond=st.integers(1, 9))
+    @rule(
+        number=st.integers(0, 2 * len(PAIRS) - 1),
+        beyond=st.one_of(st.integers(1, 9), st.just(limits.MAX_TOKEN)),
+    )
     def come_from_elsewhere(self, number: int, beyond: int) -> None:
-        """Ask with a token that was never written."""
+        """Ask with a token that was never written, or that nobody can write."""
         follower = self.followers[number]
-        token = self.store.log.position(*follower.pair) + beyond
+        token = min(self.store.log.position(*follower.pair) + beyond, limits.MAX_TOKEN)
         cursor = self.store.log.cursor(follower.pair, token, compacted=follower.compacted)
         answer = cursor.next()
         assert isinstance(answer, Restart)
@@ -333,7 +339,7 @@ class CursorMachine(RuleBasedStateMachine):
             theirs = [item for item in follower.rows if item[0] <= answer.start]
             truth = [item for item in self.truth.rows.get(pair, []) if item[0] <= answer.start]
             assert answer.compacted or set(theirs) <= set(truth)
-        if pair[0] == STATES:
+        if pair[0] == STATES or (pair[0] == RELAYED and answer.why is Void.FORKED):
             assert answer.start == 0  # a state cannot be undone row by row
         if answer.compacted or answer.why is Void.AHEAD or not answer.start:
             follower.state, follower.rows, follower.missing = {}, [], []
@@ -409,7 +415,7 @@ class SqliteMachine(CursorMachine):
         self.worker.run()
         self.store.close()
         for pair in PAIRS:
-            if pair[0] != DURABLE:
+            if pair[0] not in ON_DISK:
                 self.truth.rows.pop(pair, None)
                 # whoever has them has to be told that they are void
                 for follower in self.followers:
@@ -441,7 +447,7 @@ class SqliteMachine(CursorMachine):
         shutil.copytree(kept, where)
         self.truth = truth.copy()
         for pair in PAIRS:
-            if pair[0] != DURABLE:
+            if pair[0] not in ON_DISK:
                 self.truth.rows.pop(pair, None)
         self.open(where)
 
@@ -506,7 +512,7 @@ class PostgresMachine(SqliteMachine):
         postgres_world.restore(self.url, self.schema, kept)
         self.truth = truth.copy()
         for pair in PAIRS:
-            if pair[0] != DURABLE:
+            if pair[0] not in ON_DISK:
                 self.truth.rows.pop(pair, None)
         self.open(self.where)
 
