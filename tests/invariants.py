@@ -341,23 +341,23 @@ def paused_faults(transactions: Sequence[str]) -> list[str]:
     return [f"came while it was paused: {', '.join(more[:NAMED])}"] if more else []
 
 
-def parked_faults(
-    parked: int, told: int, refused: Mapping[int, int], taken: Collection[int]
+def quarantine_faults(
+    quarantined: int, told: int, refused: Mapping[int, int], taken: Collection[int]
 ) -> list[str]:
-    """What a sender parks was refused alone, and again, and its log has said so.
+    """What a sender keeps in quarantine was refused alone, and again, and its log has said so.
 
     Args:
-        parked: How many EDUs for a remote are in quarantine.
+        quarantined: How many EDUs for a remote are in quarantine.
         told: How often the sender's log says that it has put one there.
         refused: How often the remote has refused each EDU alone.
         taken: Numbers of the EDUs that it took.
     """
     to_blame = [n for n, times in refused.items() if times > 1 and n not in taken]
     wrong = []
-    if parked > len(to_blame):
-        wrong.append(f"EDUs in quarantine: {parked}; refused alone and again: {len(to_blame)}")
-    if parked > told:
-        wrong.append(f"EDUs in quarantine: {parked}; told of in the log: {told}")
+    if quarantined > len(to_blame):
+        wrong.append(f"EDUs in quarantine: {quarantined}; refused alone and again: {len(to_blame)}")
+    if quarantined > told:
+        wrong.append(f"EDUs in quarantine: {quarantined}; told of in the log: {told}")
     return wrong
 
 

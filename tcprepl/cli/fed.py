@@ -160,13 +160,14 @@ def _handle(name: str, summary: str, answer: str) -> None:
 @click.argument("destination")
 @click.option(
     "--quarantined",
-    "--parked",
     is_flag=True,
     help="Also with the EDUs that it refused and that are in quarantine.",
 )
+@click.option("--parked", is_flag=True, hidden=True)
 @_with_options
-def retry(data: Path, as_json: bool, destination: str, quarantined: bool) -> None:
+def retry(data: Path, as_json: bool, destination: str, quarantined: bool, parked: bool) -> None:
     """Try a destination now."""
+    quarantined = quarantined or parked  # what it was called once
     found = ask(data, "retry-quarantined" if quarantined else "retry", destination)
     text = f"{destination}: tried now ({found['taken_up_again']} taken up again)"
     click.echo(json.dumps(found) if as_json else text)

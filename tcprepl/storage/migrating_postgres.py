@@ -184,7 +184,7 @@ class PostgresSource(_PostgresSide):
                 f"of for {self._lease_s:g} s; stop the server and begin again"
             )
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """See that nobody has served it.
 
         Raises:

@@ -89,7 +89,7 @@ class SqliteSource(_SqliteSide):
             self._lock.release()
             raise
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Do nothing: the lock has kept others out."""
 
 

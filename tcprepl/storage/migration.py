@@ -143,7 +143,7 @@ class Side(Protocol):
 class Source(Side, Protocol):
     """Where to copy from; nobody else writes there until it is closed."""
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """See that nobody has written there, and give it back.
 
         Raises:
@@ -248,7 +248,7 @@ def migrate(kind: Kind, source: Source, target: Target, tell: Callable[[Step], o
                 f"expected {wanted[0]} with {wanted[1]}, as in {source.where}; it is not served: "
                 "remove it and begin again"
             )
-    source.let_go()
+    source.release()
     target.finish()
     return Migrated(counts, resumed)
 

@@ -24,7 +24,7 @@ from tcprepl.streams.pages import Reading
 from tcprepl.streams.producers import Produced, ProducerState
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.streams.ring import Kept, Ring, drain_until
+from tcprepl.streams.ring import CompactedRows, Ring, drain_until
 
 #: Why the rows of an ephemeral stream from before the start are gone.
 RESTARTED = "kept in memory, and the process was restarted"
@@ -42,7 +42,16 @@ class MemoryStream:
         bounds: How much is kept; may be changed.
     """
 
-    __slots__ = ("_kept", "_ring", "bound", "bounds", "floor", "instance", "position", "stream")
+    __slots__ = (
+        "_compacted",
+        "_ring",
+        "bound",
+        "bounds",
+        "floor",
+        "instance",
+        "position",
+        "stream",
+    )
 
     def __init__(
         self, stream: StreamDef, instance: InstanceName, bounds: Bounds, start: Token = 0
@@ -54,12 +63,14 @@ class MemoryStream:
         self.bound = RESTARTED
         self.bounds = bounds
         self._ring = Ring()
-        self._kept = Kept(stream, start) if stream.keyed and not stream.durable else None
+        self._compacted = (
+            CompactedRows(stream, start) if stream.keyed and not stream.durable else None
+        )
 
     @property
     def restart_point(self) -> Token:
         """Where a reader that cannot be resumed starts anew."""
-        return 0 if self._kept is not None else self.floor
+        return 0 if self._compacted is not None else self.floor
 
     @property
     def size_bytes(self) -> int:
@@ -100,13 +111,13 @@ class MemoryStream:
 
     def _forget(self, block: Block) -> None:
         self.floor = max(self.floor, block.last)
-        if self._kept is not None:
-            self._kept.fold(block)
+        if self._compacted is not None:
+            self._compacted.fold(block)
 
     def compactable(self, after: Token) -> bool:
         """Return whether the newest row of each key after *after* is known, gone ones too."""
-        kept = self._kept
-        return kept is not None and (not after or after >= kept.blank_floor)
+        compacted = self._compacted
+        return compacted is not None and (not after or after >= compacted.blank_floor)
 
     def page(
         self,
@@ -118,8 +129,8 @@ class MemoryStream:
     ) -> Page:
         """Return a page, as `Source.page` says; of what was let go the newest of each key."""
         blocks = self._ring.after(after)
-        if after < self.floor and self._kept is not None:
-            blocks = chain(self._kept.after(after, self.instance), blocks)
+        if after < self.floor and self._compacted is not None:
+            blocks = chain(self._compacted.after(after, self.instance), blocks)
         return cut_page(blocks, after, upto, rows, size_bytes)
 
 

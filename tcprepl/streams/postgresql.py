@@ -438,14 +438,14 @@ class PostgresLog(GatedLog):
         self.wait_no_longer()
         return super().close()
 
-    def _let_go(self) -> None:
+    def _close_database(self) -> None:
         if self._listener is not None:
             self._listener.stop()
         self._looking_worker.stop()
         for metric, source in self._sources:
             metric.remove_source(source)
         self._sources = ()
-        super()._let_go()
+        super()._close_database()
 
     def _release(self, _: None) -> Deferred[None]:
         released: Deferred[None] = Deferred()
@@ -454,7 +454,7 @@ class PostgresLog(GatedLog):
         def done(_: Freed | None, error: BaseException | None) -> None:
             if error is not None:
                 logger.warning("streams.close.failed", reason=str(error))
-            self._let_go()
+            self._close_database()
             released.callback(None)
 
         self._worker.submit(lambda: self._database.write(last), done)

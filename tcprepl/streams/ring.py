@@ -1,7 +1,7 @@
 """Blocks in memory: the newest of a stream, and the newest state of each key.
 
-A `Ring` holds the newest blocks of one (stream, instance). A `Kept` holds, of a stream of
-states, what the newest evicted row of each key said, for readers that start anew.
+A `Ring` holds the newest blocks of one (stream, instance). `CompactedRows` hold, of a
+stream of states, what the newest evicted row of each key said, for readers that start anew.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _NO_KEY = object()
 _NOTHING = Block("", "", (0,), b"", 0)
 
 
-class Kept:
+class CompactedRows:
     """The newest evicted row of each key, in token order.
 
     A row that is blank is kept too, for a while: a reader that is in the middle of the

@@ -64,6 +64,6 @@ class SqliteLog(StoredLog):
             database, registry, clock_ms, worker, retention, reactor, gaps, reading_worker
         )
 
-    def _let_go(self) -> None:
-        super()._let_go()
+    def _close_database(self) -> None:
+        super()._close_database()
         self._lock.release()

@@ -91,7 +91,7 @@ class StoredLog(GroupCommit):
         try:
             self._load()
         except BaseException:
-            self._let_go()
+            self._close_database()
             raise
         self._start_expiry()
         self._commit_soon()
@@ -455,7 +455,7 @@ class StoredLog(GroupCommit):
             self._worker.call(lambda: self._database.write(last))
         except LogError as error:
             logger.warning("streams.close.failed", reason=str(error))
-        self._let_go()
+        self._close_database()
         return None
 
     def _last_commit(self) -> Commit:
@@ -470,7 +470,7 @@ class StoredLog(GroupCommit):
         self._producing.gather(last)
         return last
 
-    def _let_go(self) -> None:
+    def _close_database(self) -> None:
         """Stop the threads and close the database; what is under way is waited for."""
         self._worker.stop()
         self._pages.close()

@@ -20,7 +20,7 @@ from tcprepl.streams.log import Block
 from tcprepl.streams.memory import MemoryStream
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds
-from tcprepl.streams.ring import Kept
+from tcprepl.streams.ring import CompactedRows
 from tests.log_kit import rows_in, typing
 
 REGISTRY = Registry([StreamDef("opaque")])
@@ -180,25 +180,25 @@ def test_a_block_on_disk_is_the_block(tokens: list[int], consecutive: bool) -> N
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=80), st.integers(1, 5))
 def test_the_newest_row_of_each_key_is_kept(changes: list[tuple[int, bool]], at_once: int) -> None:
-    kept = Kept(REGISTRY.get("typing"))
+    compacted = CompactedRows(REGISTRY.get("typing"))
     state: dict[int, tuple[int, bytes]] = {}
     rows = [typing(f"!{key}", *(["@u"] if on else [])) for key, on in changes]
     for number, start in enumerate(range(0, len(rows), at_once)):
         part: Sequence[bytes] = rows[start : start + at_once]
         if number % 2:  # with the keys beside the rows
             part = REGISTRY.check_json_rows("typing", part)
-        kept.fold(render("typing", "i", range(start + 1, start + 1 + len(part)), part, 0))
+        compacted.fold(render("typing", "i", range(start + 1, start + 1 + len(part)), part, 0))
     for token, ((key, on), row) in enumerate(zip(changes, rows, strict=True), 1):
         state.pop(key, None)
         if on:
             state[key] = (token, row)
     found = [
         (token, row)
-        for block in kept.after(0, "i")
+        for block in compacted.after(0, "i")
         for token, row in zip(block.tokens, rows_of(block), strict=True)
     ]
     assert found == list(state.values())
-    assert len(kept) == len(state)
+    assert len(compacted) == len(state)
 
 
 @settings(max_examples=4 * settings.default.max_examples)

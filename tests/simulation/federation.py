@@ -25,7 +25,7 @@ from tests.federation_world import QUICK, US, Remote
 from tests.simulation.machines import Machine, Server, kept
 
 if TYPE_CHECKING:
-    from tests.simulation.operators import Copy, Kept
+    from tests.simulation.operators import Copy, StoredEdus
     from tests.simulation.world import World
 
 #: How remote servers may behave.
@@ -134,7 +134,7 @@ class Remotes:
             if key[0] not in names or not after < found[1] <= upto
         }
 
-    def may_be_passed(self, kept: Kept) -> None:
+    def may_be_passed(self, kept: StoredEdus) -> None:
         """What waits in an outbox is sent, but perhaps behind what was queued later."""
         for (name, number), key in kept.edus.items():
             self.overtaken[name].add(number)

@@ -37,7 +37,7 @@ STOP_S = 10.0
 LATE_S = 20.0
 
 
-class Kept(NamedTuple):
+class StoredEdus(NamedTuple):
     """What is in an outbox that nobody has open.
 
     Attributes:
@@ -48,19 +48,21 @@ class Kept(NamedTuple):
     edus: dict[tuple[str, int], tuple[str, str] | None]
     position: int
 
-    def moved(self, names: set[str]) -> Kept:
+    def moved(self, names: set[str]) -> StoredEdus:
         """Return what is for one of *names*."""
-        return Kept({edu: key for edu, key in self.edus.items() if edu[0] in names}, self.position)
+        return StoredEdus(
+            {edu: key for edu, key in self.edus.items() if edu[0] in names}, self.position
+        )
 
 
 class Copy(NamedTuple):
     """A copy of a sender's directory: where, what is in it, and how far it had read."""
 
     where: Path
-    kept: Kept
+    kept: StoredEdus
 
 
-def kept_in(directory: Path) -> Kept:
+def stored_in(directory: Path) -> StoredEdus:
     """Return what is in the outbox in *directory*, and leave it as it is."""
     with closing(sqlite3.connect(":memory:")) as connection:
         with closing(sqlite3.connect(directory / OUTBOX_FILE)) as found:
@@ -76,7 +78,7 @@ def kept_in(directory: Path) -> Kept:
         position = cursor.execute(
             "SELECT token FROM positions WHERE (stream, instance) = (?, ?)", FEDERATION
         ).fetchone()
-        return Kept(edus, position[0] if position else 0)
+        return StoredEdus(edus, position[0] if position else 0)
 
 
 def change_senders(world: World, chance: random.Random) -> None:
@@ -100,7 +102,7 @@ def change_senders(world: World, chance: random.Random) -> None:
         _stop(world, sender, chance)
     names = world.remotes.names
     moved = {name for name in names if _owner(name, before) != _owner(name, after)}
-    waiting = [kept_in(sender.disk.directory).moved(moved) for sender in senders]
+    waiting = [stored_in(sender.disk.directory).moved(moved) for sender in senders]
     for kept in waiting:
         world.remotes.may_be_passed(kept)
     if fresh is not None:
@@ -207,7 +209,7 @@ def copy_outbox(world: World, sender: Sender) -> None:
     except (LogError, OSError) as error:
         world.saw("copy an outbox", type(error).__name__)
         return
-    kept = kept_in(target)
+    kept = stored_in(target)
     if kept.position:  # else it is as good as an empty directory, and its sender knows of no loss
         sender.copies.append(Copy(target, kept))
     world.saw("copy an outbox", sender.state() if kept.position else "that has read nothing yet")

@@ -182,7 +182,7 @@ class TcpWorld(ServeWorld):
         super().settle()
 
     def check_others(self) -> None:
-        """Compare what remotes have taken with what was queued; what is parked is sent again."""
+        """Compare what was taken with what was queued; send what is in quarantine again."""
         for name, remote in self.remotes.items():
             self._take_up_again(name, remote)
 
@@ -204,20 +204,22 @@ class TcpWorld(ServeWorld):
 
     def _take_up_again(self, name: str, remote: HttpsRemote) -> None:
         """Look at what is in quarantine, and let it go again: then nothing may be missing."""
-        parked = self._fed("show", name)["quarantined_edus"]
-        if not parked:
+        quarantined = self._fed("show", name)["quarantined_edus"]
+        if not quarantined:
             return
         told = self.actors[self._sender_of(name)].logged(
             f"event=federation.edu.refused destination={name} "
         )
         # Out of a copy, what was taken before comes again.
         taken = set() if self.restored else {edu["content"]["n"] for edu in remote.taken}
-        found = invariants.parked_faults(parked, told, self.refused[name], taken)
+        found = invariants.quarantine_faults(quarantined, told, self.refused[name], taken)
         self.failures += [f"{name}: {fault}" for fault in found]
         again = self._fed("retry", name, "--quarantined")["taken_up_again"]
-        if again != parked:
-            self.failures.append(f"{name}: EDUs in quarantine: {parked}; taken up again: {again}")
-        self.tally["EDUs parked"] += parked
+        if again != quarantined:
+            self.failures.append(
+                f"{name}: EDUs in quarantine: {quarantined}; taken up again: {again}"
+            )
+        self.tally["EDUs in quarantine"] += quarantined
 
     def _fed(self, word: str, name: str, *words: str) -> dict[str, Any]:
         """Return what the sender of a destination answers an operator."""

@@ -109,11 +109,11 @@ def test_what_is_paused() -> None:
     assert invariants.paused_faults(["t1", "t1"]) == ["came while it was paused: t1"]
 
 
-def test_what_is_parked() -> None:
+def test_what_is_in_quarantine() -> None:
     refused = {1: 2, 2: 1, 3: 2}
-    assert not invariants.parked_faults(1, 1, refused, {2, 3})
-    assert not invariants.parked_faults(0, 1, {}, {1})
-    assert invariants.parked_faults(2, 1, refused, {2, 3}) == [
+    assert not invariants.quarantine_faults(1, 1, refused, {2, 3})
+    assert not invariants.quarantine_faults(0, 1, {}, {1})
+    assert invariants.quarantine_faults(2, 1, refused, {2, 3}) == [
         "EDUs in quarantine: 2; refused alone and again: 1",
         "EDUs in quarantine: 2; told of in the log: 1",
     ]

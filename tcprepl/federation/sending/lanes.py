@@ -166,21 +166,21 @@ class LaneQueue:
         """
         if self.length <= max_edus and self.size_bytes <= max_bytes:
             return self._take_all(now_ms, expired)
-        draws = [
-            _Draw(lane, share) for lane, share in zip(self._lanes, SHARES, strict=True) if lane
+        selections = [
+            _Selection(lane, share) for lane, share in zip(self._lanes, SHARES, strict=True) if lane
         ]
         room = _Room(max_edus, max_bytes)
-        if len(draws) > 1:
+        if len(selections) > 1:
             self._turn += 1
-            start = self._turn % len(draws)
-            for draw in draws[start:] + draws[:start]:
-                quota = max(1, max_edus * draw.share // 100)
-                draw.some(room, quota, max_bytes * draw.share // 100, now_ms, expired)
-        for draw in draws:
-            draw.some(room, max_edus, max_bytes, now_ms, expired)
+            start = self._turn % len(selections)
+            for selection in selections[start:] + selections[:start]:
+                quota = max(1, max_edus * selection.share // 100)
+                selection.take(room, quota, max_bytes * selection.share // 100, now_ms, expired)
+        for selection in selections:
+            selection.take(room, max_edus, max_bytes, now_ms, expired)
         self.length = sum(map(len, self._lanes))
         self.size_bytes = self.size_bytes - (max_bytes - room.size_bytes) if self.length else 0
-        return [entry for draw in draws for entry in draw.taken]
+        return [entry for selection in selections for entry in selection.taken]
 
     def _take_all(self, now_ms: int, expired: list[Entry]) -> list[Entry]:
         """Take everything: the usual case, without looking at the size of each."""
@@ -209,7 +209,7 @@ class _Room:
         self.empty = True
 
 
-class _Draw:
+class _Selection:
     """What one lane gives to one transaction."""
 
     __slots__ = ("lane", "share", "taken")
@@ -219,7 +219,7 @@ class _Draw:
         self.share = share
         self.taken: list[Entry] = []
 
-    def some(
+    def take(
         self, room: _Room, quota_edus: int, quota_bytes: int, now_ms: int, expired: list[Entry]
     ) -> None:
         """Take entries within a quota and the *room* that is left."""

@@ -201,7 +201,7 @@ class LogQueue:
         if final or self._ending:
             self._broken = True
             rows = sum(len(item.rows) for item in self._queue)
-            log.warning("replication.relay.let_go", rows=rows, reason=failure.getErrorMessage())
+            log.warning("replication.relay.dropped", rows=rows, reason=failure.getErrorMessage())
             return
         if self.trouble is None:
             log.error("replication.relay.waits", reason=failure.getErrorMessage())

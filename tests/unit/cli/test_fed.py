@@ -131,6 +131,23 @@ def test_age(seconds: float, text: str) -> None:
     assert age(seconds) == text
 
 
+@pytest.mark.parametrize("word", ["--quarantined", "--parked"])
+def test_what_is_in_quarantine_is_asked_for_by_either_word(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    asked: list[str] = []
+
+    def answer(data: Path, operation: str, destination: str) -> dict[str, int]:
+        asked.append(operation)
+        return {"taken_up_again": 2}
+
+    monkeypatch.setattr(control, "ask", answer)
+    assert fed(data, "retry", word, NAME) == 0
+    assert asked == ["retry-quarantined"]
+    assert fed(data, "retry", "--help") == 0
+    assert "--parked" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["retry"], ["retry", "--quarantined"]])
 def test_nothing_to_try(data: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert fed(data, *words, "never.example") == 1

@@ -145,7 +145,7 @@ def test_nobody_takes_a_name_while_it_is_copied_from(
     with pytest.raises(LogUnavailable, match="migrates it; wait for that, or stop it"):
         place.source().open("a third place")  # one that began at the same moment
     assert source.read(WORDS, None) == [("a", b"1"), ("b", b"2")]
-    source.let_go()
+    source.release()
     source.close()
     user = place.user("other")
     user.take()
@@ -202,7 +202,7 @@ def test_who_slept_while_it_was_served_notices(place: Place) -> None:
     with pytest.raises(LogUnavailable, match="it was served meanwhile"):
         source.read(WORDS, None)
     with pytest.raises(LogUnavailable, match="it was served meanwhile"):
-        source.let_go()
+        source.release()
     source.close()
     user.release()
 

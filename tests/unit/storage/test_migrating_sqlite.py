@@ -49,7 +49,7 @@ def test_a_half_is_not_opened_and_is_gone_on_from(target: Path) -> None:
         assert source.read(WORDS, None) == [("a", b"1"), ("b", b"2")]
         assert source.read(WORDS, ("a",)) == [("b", b"2")]
         assert source.count(WORDS) == 2
-        source.let_go()
+        source.release()
     with pytest.raises(LogUnavailable, match=r"words\.db is there already: move it away"):
         SqliteTarget(target, KIND)
 

@@ -32,7 +32,7 @@ class Tables:
         self.identity = ""
         self.progress: Progress | None = Progress()
         self.refuses_after = 1_000
-        self.let_go_of = self.finished = False
+        self.released = self.finished = False
 
     def count(self, table: Table) -> int:
         return table.weight(self.tables[table.name])
@@ -54,8 +54,8 @@ class Tables:
         self.tables[table.name] += rows
         self.progress = Progress.unpacked(progress.packed())
 
-    def let_go(self) -> None:
-        self.let_go_of = True
+    def release(self) -> None:
+        self.released = True
 
     def finish(self) -> None:
         assert not self.finished
@@ -83,7 +83,7 @@ def test_all_is_copied_compared_and_counted() -> None:
     moved = migrate(KIND, given, target, told.append)
     assert moved == Migrated({"pairs": 3, "blocks": 90, "words": 3}, 0)
     assert target.tables == WANTED
-    assert given.let_go_of
+    assert given.released
     assert target.finished
     assert told[0] == ("copying", 2, 96, 0)
     assert told[-1] == ("comparing", 192, 192, 0)
@@ -118,7 +118,7 @@ def test_what_is_not_equal_is_not_served(table: str) -> None:
     with pytest.raises(LogCorrupt, match=f"table {table}: . rows with .* expected . with .*remove"):
         migrate(KIND, given, target, lambda _: None)
     assert not target.finished
-    assert not given.let_go_of
+    assert not given.released
 
 
 def test_a_source_is_known_again() -> None:

@@ -9,7 +9,7 @@ from tcprepl.streams.blocks import render, rows_of
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block
 from tcprepl.streams.registry import Registry, StreamDef
-from tcprepl.streams.ring import BLANKS_KEPT, Kept, Ring, drain_until
+from tcprepl.streams.ring import BLANKS_KEPT, CompactedRows, Ring, drain_until
 from tests.log_kit import typing
 
 
@@ -42,80 +42,80 @@ def test_what_is_drained_is_whole_blocks() -> None:
     assert drain_until(ring, 9) == []
 
 
-def _fold(kept: Kept, token: int, *rows: bytes) -> None:
-    kept.fold(render("typing", "i", range(token, token + len(rows)), rows, 0))
+def _fold(compacted: CompactedRows, token: int, *rows: bytes) -> None:
+    compacted.fold(render("typing", "i", range(token, token + len(rows)), rows, 0))
 
 
-def _state(kept: Kept, after: int = 0) -> list[tuple[int, bytes]]:
+def _state(compacted: CompactedRows, after: int = 0) -> list[tuple[int, bytes]]:
     return [
         (token, row)
-        for found in kept.after(after, "i")
+        for found in compacted.after(after, "i")
         for token, row in zip(found.tokens, rows_of(found), strict=True)
     ]
 
 
 def test_rows_that_are_not_of_the_stream_are_left_out() -> None:
-    kept = Kept(Registry().get("typing"))
-    _fold(kept, 1, b"nonsense", b"[5,[]]", typing("!a", "@1"))
-    assert _state(kept) == [(3, typing("!a", "@1"))]
-    _fold(kept, 4, typing("!b", "@1"))
-    assert len(kept) == 2
+    compacted = CompactedRows(Registry().get("typing"))
+    _fold(compacted, 1, b"nonsense", b"[5,[]]", typing("!a", "@1"))
+    assert _state(compacted) == [(3, typing("!a", "@1"))]
+    _fold(compacted, 4, typing("!b", "@1"))
+    assert len(compacted) == 2
 
 
 def test_keys_that_come_with_rows_are_taken_as_they_are() -> None:
-    kept = Kept(Registry().get("typing"))
+    compacted = CompactedRows(Registry().get("typing"))
     rows = [typing("!a", "@1"), typing("!b", "@1"), typing("!a", "@2")]
     joined = JsonRows(b"".join(row + b"\n" for row in rows), 3, ("a", "b", "a"))
-    kept.fold(render("typing", "i", range(1, 4), joined, 0))
-    assert _state(kept) == [(2, rows[1]), (3, rows[2])]
+    compacted.fold(render("typing", "i", range(1, 4), joined, 0))
+    assert _state(compacted) == [(2, rows[1]), (3, rows[2])]
 
 
 def test_a_newest_row_that_says_nothing_leaves_the_one_before() -> None:
-    kept = Kept(Registry().get("typing"))
-    _fold(kept, 1, typing("!a", "@1"), typing("!a", "@2"), b'["!a",5]')
-    assert _state(kept) == [(2, typing("!a", "@2"))]
+    compacted = CompactedRows(Registry().get("typing"))
+    _fold(compacted, 1, typing("!a", "@1"), typing("!a", "@2"), b'["!a",5]')
+    assert _state(compacted) == [(2, typing("!a", "@2"))]
 
 
 def test_a_key_may_be_anywhere_in_a_row() -> None:
-    kept = Kept(StreamDef("typing", durable=False, key=lambda row: row[1]))
-    _fold(kept, 1, b"[1,5]", b"[2,6]", b"[3,5]")
-    assert _state(kept) == [(2, b"[2,6]"), (3, b"[3,5]")]
+    compacted = CompactedRows(StreamDef("typing", durable=False, key=lambda row: row[1]))
+    _fold(compacted, 1, b"[1,5]", b"[2,6]", b"[3,5]")
+    assert _state(compacted) == [(2, b"[2,6]"), (3, b"[3,5]")]
 
 
 def test_memory_is_bounded_by_the_keys_and_some_blank_rows() -> None:
-    kept = Kept(Registry().get("typing"))
-    _fold(kept, 1, typing("!stays", "@1"))
+    compacted = CompactedRows(Registry().get("typing"))
+    _fold(compacted, 1, typing("!stays", "@1"))
     token = 2
     for number in range(5 * BLANKS_KEPT):
-        _fold(kept, token, typing(f"!{number}", "@1"), typing(f"!{number}"))
+        _fold(compacted, token, typing(f"!{number}", "@1"), typing(f"!{number}"))
         token += 2
-    assert _state(kept) == [(1, typing("!stays", "@1"))]
-    assert len(kept) == 1
-    assert kept.blank_floor > 0
+    assert _state(compacted) == [(1, typing("!stays", "@1"))]
+    assert len(compacted) == 1
+    assert compacted.blank_floor > 0
     # a reader who is above that floor hears of every blank row since
-    blanks = _state(kept, kept.blank_floor)
+    blanks = _state(compacted, compacted.blank_floor)
     assert len(blanks) >= BLANKS_KEPT
     assert blanks[-1] == (token - 1, typing(f"!{5 * BLANKS_KEPT - 1}"))
 
 
 def test_many_changes_of_few_keys_cost_nothing() -> None:
-    kept = Kept(Registry().get("typing"))
+    compacted = CompactedRows(Registry().get("typing"))
     for token in range(1, 10_000):
-        _fold(kept, token, typing(f"!{token % 3}", f"@{token}"))
-        assert len(kept) <= 3  # whoever looks folds what waits
-    assert [row for _, row in _state(kept)] == [
+        _fold(compacted, token, typing(f"!{token % 3}", f"@{token}"))
+        assert len(compacted) <= 3  # whoever looks folds what waits
+    assert [row for _, row in _state(compacted)] == [
         typing("!1", "@9997"),
         typing("!2", "@9998"),
         typing("!0", "@9999"),
     ]
-    assert kept.blank_floor == 0
+    assert compacted.blank_floor == 0
 
 
 def test_states_come_in_blocks_that_part_no_token() -> None:
-    kept = Kept(Registry().get("typing"))
+    compacted = CompactedRows(Registry().get("typing"))
     rows = [typing(f"!{number}", "@1") for number in range(1_200)]
-    kept.fold(render("typing", "i", [1] * 600 + list(range(2, 602)), rows, 0))
-    found = list(kept.after(0, "i"))
+    compacted.fold(render("typing", "i", [1] * 600 + list(range(2, 602)), rows, 0))
+    found = list(compacted.after(0, "i"))
     assert [len(part.tokens) for part in found] == [600, 500, 100]
     assert [row for part in found for row in rows_of(part)] == rows
 
@@ -123,17 +123,17 @@ def test_states_come_in_blocks_that_part_no_token() -> None:
 def test_what_falls_out_is_folded_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is bounded, also when nobody ever looks."""
     monkeypatch.setattr(ring_module, "FOLD_BYTES", 1_000)
-    kept = Kept(Registry().get("typing"))
+    compacted = CompactedRows(Registry().get("typing"))
     for token in range(1, 200):
-        _fold(kept, token, typing("!a", f"@{token}"))
-        assert sum(len(block.lines) for block in kept._waiting) < 1_000
-    assert _state(kept) == [(199, typing("!a", "@199"))]
+        _fold(compacted, token, typing("!a", f"@{token}"))
+        assert sum(len(block.lines) for block in compacted._waiting) < 1_000
+    assert _state(compacted) == [(199, typing("!a", "@199"))]
 
 
 def test_many_states_have_their_own_stream_and_instance_in_every_block() -> None:
-    kept = Kept(Registry().get("typing"))
-    _fold(kept, 1, *[typing(f"!{number}", "@1") for number in range(1_200)])
-    found = list(kept.after(0, "i"))
+    compacted = CompactedRows(Registry().get("typing"))
+    _fold(compacted, 1, *[typing(f"!{number}", "@1") for number in range(1_200)])
+    found = list(compacted.after(0, "i"))
     assert len(found) > 2
     assert {(part.stream, part.instance) for part in found} == {("typing", "i")}
     lines = b"".join(part.lines for part in found).splitlines()
