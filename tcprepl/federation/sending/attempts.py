@@ -346,6 +346,23 @@ class Attempts:
             # What has one of its keys waits for it, on disk.
             destination.outdate()
 
+    async def release(self, destination: Destination, *marks: str) -> int:
+        """Let what has one of *marks* wait again, to be searched anew; return how many that are.
+
+        Raises:
+            OutboxUnavailable: The disk refused; all is as it was.
+        """
+        # What an answer sets aside while the disk works is of a search that begins then.
+        search, destination.search = destination.search, None
+        try:
+            count = await self._outbox.release(destination.name, *marks)
+        except OutboxUnavailable:
+            destination.search_on(search)
+            raise
+        if count:
+            destination.outdate()
+        return count
+
     async def all_written(self, destination: Destination) -> None:
         """Wait until what became of the transactions of *destination* is on disk.
 

@@ -220,6 +220,13 @@ class Destination:
         self.held_upto = max(self.held_upto, entry[0])
         return self.queue.add(entry)
 
+    def search_on(self, search: Search | None) -> None:
+        """Go on with *search*, or with one begun since: what was set aside still is."""
+        if self.search is None:
+            self.search = search
+        elif search is not None and search.set_aside:
+            self.search.set_aside = True
+
     def outdate(self) -> None:
         """Note that something waits on disk that memory may not have; it is read anew."""
         self.held = Held.OUTDATED

@@ -409,13 +409,12 @@ class FederationSender:
         destination.backoff.due_now()
         self._writes.persist(destination, self.outbox.set_backoff, name, destination.backoff)
         marks = (SET_ASIDE, QUARANTINED) if quarantined else (SET_ASIDE,)
-        count = await self.outbox.release(name, *marks)
-        if quarantined:
-            destination.quarantined = 0
-        destination.search = None
-        if count:
-            destination.outdate()
-        self._poke(destination)
+        try:
+            count = await self._attempts.release(destination, *marks)
+            if quarantined:
+                destination.quarantined = 0
+        finally:
+            self._poke(destination)
         return count
 
     async def drop(self, name: ServerName) -> int:

@@ -730,6 +730,70 @@ def test_to_retry_is_to_search_anew(world: World) -> None:
     assert remote.requests - requests == 1
 
 
+def test_what_is_set_aside_while_a_retry_is_being_written_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remote refuses it between the moment of the question and that of its answer."""
+    remote = world.remote("remote1.example")
+    remote.refuse_all = Answer(403, b"{}")
+    held: list[Callable[[], object]] = []
+    set_backoff = world.outbox.set_backoff
+
+    def slow(work: Callable[[], Any]) -> Deferred[Any]:
+        done: Deferred[Any] = Deferred()
+        held.append(lambda: world.disk(work).chainDeferred(done))
+        return done
+
+    def retried(*noted: Any) -> Deferred[None]:
+        monkeypatch.setattr(world.outbox, "_run", slow)
+        return set_backoff(*noted)
+
+    monkeypatch.setattr(world.outbox, "set_backoff", retried)
+    send(world, "remote1.example", {"n": 1})
+    until(world, lambda: world.under_way)
+    asked = Deferred.fromCoroutine(world.sender.retry("remote1.example"))
+    until(world, lambda: not world.under_way)
+    assert held
+    assert not asked.called
+    monkeypatch.setattr(world.outbox, "set_backoff", set_backoff)
+    monkeypatch.setattr(world.outbox, "_run", world.disk)
+    held.pop()()
+    world.run(1)
+    assert asked.called
+    remote.refuse_all = None
+    world.run(3_600)
+    assert [content["n"] for _, content in remote.deliveries] == [1]
+
+
+def test_what_a_retry_could_not_let_go_is_tried_again_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was set aside before, or while the disk was asked."""
+    remote = world.remote("remote1.example")
+    remote.refuse_all = Answer(403, b"{}")
+    send(world, "remote1.example", {"n": 1})
+    world.run(2)
+    refusals: list[Deferred[int]] = []
+
+    def released(*_: Any) -> Deferred[int]:
+        refusals.append(Deferred())
+        return refusals[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.outbox, "release", released)
+        asked = Deferred.fromCoroutine(world.sender.retry("remote1.example"))
+        failed: list[Any] = []
+        asked.addErrback(failed.append)
+        until(world, lambda: refusals)
+        send(world, "remote1.example", {"n": 2})
+        world.run(2)
+        refusals[0].errback(OutboxUnavailable("full"))
+    assert failed[0].check(OutboxUnavailable)
+    remote.refuse_all = None
+    world.run(3_600)
+    assert sorted(content["n"] for _, content in remote.deliveries) == [1, 2]
+
+
 def test_to_retry_is_kept(world: World) -> None:
     """Also when the process dies before the one that is under way is answered."""
     remote = world.remote("remote1.example")
