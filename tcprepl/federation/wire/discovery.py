@@ -193,7 +193,9 @@ class Discovery:
         self._overrides = dict(overrides or {})
         self._chance = chance or random.Random()  # noqa: S311  # load spreading, not a secret
         self._cache: OrderedDict[ServerName, Discovered] = OrderedDict()
-        self._searches: Shared[ServerName, Discovered] = Shared()
+        #: How often something was to be forgotten: what was searched before that is not kept.
+        self._forgotten = 0
+        self._searches: Shared[tuple[int, ServerName], Discovered] = Shared()
         self._well_knowns: Lasting[str, ServerName] = Lasting(now_s, CACHE_ENTRIES, GRACE_S)
         self._srvs: Lasting[str, Sequence[SrvRecord]] = Lasting(now_s, 2 * CACHE_ENTRIES, GRACE_S)
 
@@ -205,12 +207,14 @@ class Discovery:
         Raises:
             NotFound: There is none.
         """
-        found = self.cached(destination)
-        if found is None:
-            found = await self._searches.ask(destination, lambda: self._search(destination))
-            self._cache[destination] = found
-            while len(self._cache) > CACHE_ENTRIES:
-                self._cache.popitem(last=False)
+        while (found := self.cached(destination)) is None:
+            age = self._forgotten
+            found = await self._searches.ask((age, destination), lambda: self._search(destination))
+            if age == self._forgotten:
+                self._cache[destination] = found
+                while len(self._cache) > CACHE_ENTRIES:
+                    self._cache.popitem(last=False)
+                break
         return found.targets
 
     def place(self, overrides: Mapping[ServerName, tuple[str, int]]) -> None:
@@ -233,6 +237,7 @@ class Discovery:
 
     def forget(self, destination: ServerName) -> bool:
         """Forget where *destination* is; returns whether it was known."""
+        self._forgotten += 1
         found = self._cache.pop(destination, None)
         for host in {destination, *(() if found is None else found.hosts)}:
             self._well_knowns.forget(host)

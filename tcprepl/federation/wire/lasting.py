@@ -50,6 +50,8 @@ class Lasting(Generic[K, V]):
         self._max_entries = max_entries
         self._grace_s = grace_s
         self._known: OrderedDict[K, _Known[V]] = OrderedDict()
+        #: How often something was to be forgotten.
+        self._forgotten = 0
 
     def __len__(self) -> int:
         """Return how many answers are remembered."""
@@ -59,6 +61,8 @@ class Lasting(Generic[K, V]):
         self, key: K, ask: Callable[[], Awaitable[tuple[V | None, float]]]
     ) -> tuple[V | None, float]:
         """Return the answer for *key*, asking if need be, and for how many seconds it is good.
+
+        It is not kept if something was to be forgotten while it was on its way.
 
         Args:
             key: What the answer is of.
@@ -73,6 +77,7 @@ class Lasting(Generic[K, V]):
         if known is not None and now_s < known.good_until_s:
             self._known.move_to_end(key)
             return known.value, known.good_until_s - now_s
+        age = self._forgotten
         try:
             value, lifetime_s = await ask()
         except CancelledError:
@@ -95,12 +100,14 @@ class Lasting(Generic[K, V]):
         else:
             good_until_s = self._now_s() + lifetime_s
             known = _Known(value, good_until_s, good_until_s + self._grace_s)
-        self._known[key] = known
-        self._known.move_to_end(key)
-        while len(self._known) > self._max_entries:
-            self._known.popitem(last=False)
+        if age == self._forgotten:
+            self._known[key] = known
+            self._known.move_to_end(key)
+            while len(self._known) > self._max_entries:
+                self._known.popitem(last=False)
         return known.value, known.good_until_s - self._now_s()
 
     def forget(self, key: K) -> bool:
         """Forget the answer for *key*; returns whether there was one."""
+        self._forgotten += 1
         return self._known.pop(key, None) is not None

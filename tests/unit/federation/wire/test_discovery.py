@@ -35,11 +35,12 @@ class Net:
 
     async def fetch(self, host: str) -> WellKnownAnswer:
         self.asked.append(f"https://{host}")
+        found = self.well_known.get(host)
         if self.gate is not None:
             await self.gate
-        if host not in self.well_known:
+        if found is None:
             raise OSError("connection refused")
-        return self.well_known[host]
+        return found
 
     async def lookup(self, name: str) -> Sequence[SrvRecord]:
         self.asked.append(name)
@@ -356,3 +357,27 @@ def test_an_operator_may_place_servers_anew() -> None:
     assert made.cached("h.example") is None
     assert made.cached("i.example") is not None
     assert result(made.resolve("h.example"))[0].port == 6
+
+
+@pytest.mark.parametrize("how", ["placed", "forgotten"])
+def test_what_is_found_by_a_search_of_before_is_not_kept(how: str) -> None:
+    """The operator places a server, or has it forgotten, as a slow answer is on its way."""
+    net = Net()
+    net.well_known = {"m.example": answer("old.example:1")}
+    net.gate = gate = Deferred()
+    found = net.make()
+    asked = [Deferred.fromCoroutine(found.resolve("m.example"))]
+    if how == "placed":
+        found.place({"m.example": ("10.0.0.1", 8448)})
+    else:
+        assert not found.forget("m.example")
+        net.gate = None
+        net.well_known["m.example"] = answer("new.example:1")
+    asked.append(Deferred.fromCoroutine(found.resolve("m.example")))
+    gate.callback(None)
+    expected = {"placed": "10.0.0.1", "forgotten": "new.example"}[how]
+    hosts = [each.result[0].host for each in asked]  # type: ignore[attr-defined]
+    assert hosts == [expected] * 2
+    assert result(found.resolve("m.example"))[0].host == expected
+    net.clock.advance(discovery.WELL_KNOWN_MIN_S - 1)
+    assert result(found.resolve("m.example"))[0].host == expected

@@ -92,3 +92,24 @@ def test_who_is_cancelled_notes_no_failure() -> None:
     with pytest.raises(CancelledError):
         result(lasting.get("k", cancelled))
     assert len(lasting) == 0
+
+
+@pytest.mark.parametrize("answer", [("a", 100.0), None])
+def test_what_was_asked_before_it_was_forgotten_is_not_kept(
+    answer: tuple[str, float] | None,
+) -> None:
+    lasting: Lasting[str, str] = Lasting(Clock().seconds, 9, 0.0)
+    gate: Deferred[None] = Deferred()
+
+    async def slow() -> tuple[str | None, float]:
+        await gate
+        if answer is None:
+            raise OSError("no answer")
+        return answer
+
+    asked = Deferred.fromCoroutine(lasting.get("k", slow))
+    lasting.forget("k")
+    gate.callback(None)
+    assert asked.called
+    assert len(lasting) == 0
+    assert result(lasting.get("k", Source())) == ("a", 100.0)
