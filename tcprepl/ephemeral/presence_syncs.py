@@ -72,9 +72,10 @@ class OpenSyncs:
 
     def expire(self, now: Milliseconds, expiry_ms: int) -> Iterator[str]:
         """Forget processes not heard of for more than *expiry_ms*: yields as `clear`."""
-        silent = [process for process, heard in self._heard.items() if now - heard > expiry_ms]
-        for process in silent:
-            yield from self.clear(process)
+        silent = [(name, heard) for name, heard in self._heard.items() if now - heard > expiry_ms]
+        for process, heard in silent:
+            if self._heard.get(process) == heard:  # it may have come back meanwhile
+                yield from self.clear(process)
 
     def _uncount(self, user_id: str) -> None:
         self._total -= 1

@@ -59,3 +59,16 @@ def test_silent_process_expires_after_its_time(
 def test_process_that_was_heard_of_lives_on(syncs: OpenSyncs) -> None:
     syncs.process_alive("p", 200_000)
     assert list(syncs.expire(400_000, 300_000)) == []
+
+
+def test_process_that_is_heard_of_while_others_expire_lives_on(syncs: OpenSyncs) -> None:
+    """To go through the users of one takes a while."""
+    syncs.process_alive("q", 0)
+    syncs.began("q", "@b:x", None)
+    expiring = syncs.expire(300_001, 300_000)
+    assert next(expiring) == "@a:x"
+    syncs.process_alive("q", 300_002)
+    syncs.began("q", "@b:x", None)
+    assert list(expiring) == []
+    assert syncs.is_syncing("@b:x")
+    assert list(syncs.processes()) == ["q"]
