@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 
@@ -25,9 +26,26 @@ class AnyOf:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect (Twisted calls this); if nobody answers, it fails as the last one did."""
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
+        connected: Deferred[IProtocol]
 
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        def give_up(_: object) -> None:
+            # What an endpoint makes of it that is cancelled does not matter: some fail as if
+            # nobody had answered.
+            connected.errback(CancelledError())
+            work.cancel()
+
+        def pass_on(result: IProtocol | Failure) -> None:
+            if not connected.called:
+                connected.callback(result)
+
+        connected = Deferred(give_up)
+        work = Deferred.fromCoroutine(self._connect(protocolFactory, connected))
+        _ = work.addBoth(pass_on)
+        return connected
+
+    async def _connect(
+        self, factory: IProtocolFactory, connected: Deferred[IProtocol]
+    ) -> IProtocol:
         left = len(self._endpoints)
         while True:
             endpoint = self._endpoints[0]
@@ -35,8 +53,6 @@ class AnyOf:
             left -= 1
             try:
                 return await endpoint.connect(factory)
-            except CancelledError:
-                raise
             except Exception:
-                if not left:
+                if not left or connected.called:
                     raise

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.error import ConnectError
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import MemoryReactorClock
 
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.replication.following.any_of import AnyOf
@@ -60,3 +64,20 @@ def test_an_endpoint_of_your_own_may_fail_as_it_likes() -> None:
     first.connect = lambda _: fail(ConnectError())  # type: ignore[method-assign]
     endpoint: Any = AnyOf([first, second])  # type: ignore[list-item]
     assert endpoint.connect(None).result == "b"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "name"])
+def test_who_stops_goes_nowhere_else_whatever_an_endpoint_makes_of_it(kind: str) -> None:
+    """One that connects says `ConnectingCancelledError`, and one that looks a name up anything."""
+    tried: list[str] = []
+    first: Any = Place("a", tried)
+    if kind == "tcp":
+        first = TCP4ClientEndpoint(MemoryReactorClock(), "203.0.113.1", 9_092)  # type: ignore[arg-type]
+    else:
+        first.connect = lambda _: Deferred(lambda it: it.errback(DNSLookupError()))
+    ended: list[Any] = []
+    waiting: Any = AnyOf([first, Place("b", tried)]).connect(Factory())  # type: ignore[list-item]
+    waiting.addBoth(ended.append)
+    waiting.cancel()
+    assert tried == []
+    assert ended[0].check(CancelledError)
