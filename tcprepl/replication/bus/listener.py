@@ -371,7 +371,7 @@ class BusListener:
             log.info("bus.line.unknown", word=word_of(line), reason=str(fault))
             return
         if isinstance(command, FederationAckCommand) and command.instance is not None:
-            self.processes.acked[command.instance] = command.token
+            self.processes.acknowledge(command.instance, command.token)
         if isinstance(command, UserIpCommand):
             metrics.USER_IP_CACHE.inc()
         elif self._on_command is not None and not isinstance(command, ReplicateCommand):

@@ -16,6 +16,7 @@ from tcprepl.background import run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import LogError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
+from tcprepl.limits import MAX_CONNECTIONS
 from tcprepl.logger import get_logger
 from tcprepl.replication.bus.delivered import Delivered, Stand
 from tcprepl.replication.bus.places import Place, Places, Replayed
@@ -151,7 +152,6 @@ class Processes:
 
     Attributes:
         said: Of which pairs processes are told.
-        acked: The newest FEDERATION_ACK of each instance.
         replays: How often each was given, by outcome.
         on_given: Called with each process that listens, and what it is given.
     """
@@ -177,7 +177,8 @@ class Processes:
         self._shared: set[str] = set()
         self._covered = Covered()
         self._looked_back = False
-        self.acked: dict[InstanceName, Token] = {}
+        #: The newest FEDERATION_ACK of each instance.
+        self._acks: dict[InstanceName, Token] = {}
         self.on_given: Callable[[str, Replayed], object] = lambda process, given: None
         places.load({pair: stream_log.position(*pair) for pair in stream_log.pairs()})
         self.said = Said(places.said)
@@ -410,9 +411,17 @@ class Processes:
             subscriber.next,
         )
 
+    def acknowledge(self, instance: InstanceName, token: Token) -> None:
+        """Note up to where *instance* has taken EDUs.
+
+        Of as many as can be connected: one beyond that is served from where the last of all is.
+        """
+        if instance in self._acks or len(self._acks) < MAX_CONNECTIONS:
+            self._acks[instance] = token
+
     def _acked(self, process: str, pair: Pair) -> Token:
         """Return up to where EDUs of *pair* have been taken: nobody else knows that."""
-        acked = self.acked.get(process, min(self.acked.values(), default=None))
+        acked = self._acks.get(process, min(self._acks.values(), default=None))
         return self._hub.heads[pair].token if acked is None else self._intake.ours(pair, acked)
 
     def _keep(self) -> None:

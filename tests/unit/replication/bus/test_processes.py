@@ -273,6 +273,21 @@ def test_edus_are_told_from_where_they_were_taken() -> None:
         assert heard == [f"POSITION federation w1 0 {acked}", *missed]
 
 
+def test_acknowledgements_are_kept_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+    world, writer = settled()
+    writer.publish("POSITION federation w1 0 0", *rows(1, 2, 3, of="federation w1"))
+    one, beyond = listen(world, "fed1"), listen(world, "fed3")
+    writer.publish("FEDERATION_ACK fed1 1", "FEDERATION_ACK fed2 2", "FEDERATION_ACK fed3 3")
+    writer.publish("FEDERATION_ACK fed1 2", "FEDERATION_ACK fed2 1")
+    one.leave()
+    beyond.leave()
+    for name, acked in (("fed1", 2), ("fed3", 1)):
+        heard = [line for line in listen(world, name).heard() if "federation" in line]
+        missed = rows(*range(acked + 1, 4), of="federation w1")
+        assert heard == [f"POSITION federation w1 0 {acked}", *missed]
+
+
 def test_a_log_that_cannot_be_read_is_no_reason_to_hear_nothing() -> None:
     world, writer = settled()
     listen(world).leave()
