@@ -197,7 +197,7 @@ class BusListener:
             self._ask_call.cancel()
             self._ask_call = None
         await self._followers.stop()
-        await self._intake.drained()
+        await self._intake.settled()
         self.hub.flush()
         for connection in list(self._connections.values()):
             connection.close(CloseReason.SHUTDOWN)

@@ -150,7 +150,17 @@ class LogQueue:
         self._kick()
 
     async def drained(self) -> None:
-        """Wait until everything taken so far is in the log."""
+        """Wait until everything taken so far is in the log.
+
+        Raises:
+            LogUnavailable: It is not, and will not be: the log takes no more.
+        """
+        await self.settled()
+        if self._queue and self._broken:
+            raise LogUnavailable("the log took no more before it had what was taken")
+
+    async def settled(self) -> None:
+        """Wait until everything taken so far is in the log, or let go."""
         if (self._queue or self._busy) and not self._broken:
             waiter: Deferred[None] = Deferred()
             self._drained.append(waiter)
@@ -270,4 +280,4 @@ class LogQueue:
     async def close(self) -> None:
         """Wait for what is under way; what the log refuses now is not tried again."""
         self.end()
-        await self.drained()
+        await self.settled()
