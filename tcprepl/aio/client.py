@@ -88,8 +88,10 @@ class ReplicationClient(Running):
         The handler that runs may end and counts; one that failed is not called again. A handler
         must not wait for this.
         """
+        ended = getattr(self, "ended", None)  # a later start has one of its own
         stopped = future_of(self._service.stopService())
-        stopped.add_done_callback(lambda _: self._end())
+        if ended is not None:
+            stopped.add_done_callback(lambda _: _end(ended))
         return stopped
 
     async def wait(self) -> None:
@@ -110,10 +112,6 @@ class ReplicationClient(Running):
         if not self.ended.done():
             self.ended.set_exception(failure.value or RuntimeError(str(failure)))
             self.ended.exception()  # it is logged already, if nobody waits
-
-    def _end(self) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
 
     # -- what callers may ask ----------------------------------------------------------------
 
@@ -149,3 +147,8 @@ class ReplicationClient(Running):
     def send(self, command: Command) -> bool:
         """Send *command*; return whether there was a connection to send it on."""
         return self._service.send(command)
+
+
+def _end(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)

@@ -196,6 +196,9 @@ class ReplicationClient(Reconnecting):
             return
         if self.failed.called:
             self.failed = Deferred()
+        super().startService()
+
+    def _beginning(self) -> None:
         self._dialect = self._said_dialect
         self._delivery.start()
         rows = self._delivery.received_rows
@@ -211,7 +214,6 @@ class ReplicationClient(Reconnecting):
                 metrics.COMMAND_QUEUE.add_source(lambda: [(("*",), float(self._delivery.waiting))]),
             ),
         ]
-        super().startService()
 
     def stopService(self) -> Deferred[None]:
         """Stop: let the running handler end, save the positions, disconnect."""

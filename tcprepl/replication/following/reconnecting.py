@@ -63,11 +63,16 @@ class Reconnecting(Service):
         self._connection: ClientConnection | None = None
         #: Connections that could not be made, or did not come to anything, one after the other.
         self._failures: int
+        #: What was begun is told to end, or has ended; who starts us meanwhile waits for that.
+        self._ending = False
         #: What a stop need not wait for.
         self._pending: set[Deferred[Any]] = set()
         self._finished: Deferred[None] | None = None
 
     # -- for who inherits ----------------------------------------------------------------------
+
+    def _beginning(self) -> None:
+        """Do nothing more before the first connection of a start; nothing of before is left."""
 
     def _take(self, events: Sequence[object]) -> None:
         raise NotImplementedError
@@ -83,18 +88,28 @@ class Reconnecting(Service):
 
     def _goes_on(self) -> bool:
         """Whether another connection follows."""
-        return bool(self.running)
+        return bool(self.running) and not self._ending
 
     # -- life ----------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Begin to connect (Twisted calls this)."""
+        """Begin to connect (Twisted calls this).
+
+        After a stop that has not ended yet, once it has: one connection follows the other, and
+        what it brings is worked through after what the other has brought.
+        """
         if not self.running:
             self.running = True
-            self.away_since = self.reactor.seconds()
-            self._failures = 0
-            self._finished = Deferred()
-            run_as_background_process(f"replication_{self._what}", self._run)
+            if self._finished is None:
+                self._begin()
+
+    def _begin(self) -> None:
+        self._ending = False
+        self.away_since = self.reactor.seconds()
+        self._failures = 0
+        self._finished = Deferred()
+        self._beginning()
+        run_as_background_process(f"replication_{self._what}", self._run)
 
     def stopService(self) -> Deferred[None]:
         """Stop; fires once the connection is gone."""
@@ -103,6 +118,7 @@ class Reconnecting(Service):
     async def _stop(self) -> None:
         if self.running:
             self.running = False
+            self._ending = True
             for pending in tuple(self._pending):
                 pending.cancel()
             if self._connection is not None:
@@ -125,6 +141,8 @@ class Reconnecting(Service):
         finished, self._finished = self._finished, None
         if finished is not None:
             finished.callback(None)
+        if self.running and self._ending and self._finished is None:
+            self._begin()
 
     async def _follow(self) -> None:
         unreachable = f"replication.{self._what}.unreachable"
@@ -142,7 +160,7 @@ class Reconnecting(Service):
                 if ended.served:
                     self.away_since = self.reactor.seconds()
                 await self._left(ended)
-                if self.running:
+                if not self._ending:
                     log.info(disconnected, reason=ended.reason.value, text=ended.text)
             if self._goes_on():
                 await self._wait(backoff_s(self._failures))
@@ -157,7 +175,7 @@ class Reconnecting(Service):
             )
         )
         self._connection = connection
-        if not self.running:
+        if self._ending:
             connection.close(f"{self._what} stopping")
         return connection
 
@@ -170,7 +188,7 @@ class Reconnecting(Service):
         try:
             await self._unless_stopped(deferLater(self.reactor, seconds))
         except CancelledError:
-            if self.running:
+            if not self._ending:
                 raise
 
     async def _unless_stopped(self, pending: Deferred[T]) -> T:

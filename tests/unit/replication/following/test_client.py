@@ -52,6 +52,31 @@ def test_what_fires_when_it_fails_is_the_same_until_it_has_failed(world: World) 
     assert not client.failed.called
 
 
+def test_a_start_during_the_stop_hands_nothing_over_twice(world: World) -> None:
+    """The handler that still runs counts; its batch is not read anew beside it."""
+    held: list[Deferred[None]] = []
+
+    def handler(stream: str, instance: str, token: int, rows: Any) -> Deferred[None] | None:
+        world.handle(stream, instance, token, rows)
+        if token > 1:
+            return None
+        held.append(Deferred())
+        return held[-1]
+
+    client = world.client(handler)
+    world.publish("alpha", [1], [2])
+    assert len(held) == 1
+    stopped = client.stopService()
+    client.startService()
+    world.network.run(1)
+    assert [token for _, _, token, _ in world.seen] == [1]
+    held[0].callback(None)
+    assert stopped.called
+    world.network.run(1)
+    assert [token for _, _, token, _ in world.seen] == [1, 2]
+    assert len(world.server._peers) == 1
+
+
 def test_a_connection_that_comes_after_the_stop_is_closed(world: World) -> None:
     """By who makes it at least: an endpoint may not know how to give up."""
     made: list[Any] = []

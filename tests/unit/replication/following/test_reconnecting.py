@@ -99,6 +99,42 @@ def test_a_connection_that_is_there_is_closed_by_the_stop() -> None:
     assert service.happened == ["left", "over"]
 
 
+@pytest.mark.parametrize("stops_again", [False, True])
+def test_a_start_while_it_still_stops_begins_when_that_has_ended(stops_again: bool) -> None:
+    """Two loops would keep two connections, and mix what they bring."""
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+    service.startService()
+    first = connected(reactor)
+    stopped = service.stopService()
+    service.startService()
+    assert len(reactor.tcpClients) == 1
+    if stops_again:
+        assert not service.stopService().called
+    first.connectionLost(Failure(ConnectionDone()))
+    assert stopped.called
+    assert service.happened == ["left", "over"]
+    assert len(reactor.tcpClients) == (1 if stops_again else 2)
+    if not stops_again:
+        second = connected(reactor)
+        again = service.stopService()
+        second.connectionLost(Failure(ConnectionDone()))
+        assert again.called
+    assert service._finished is None
+    assert not reactor.getDelayedCalls()
+
+
+def test_who_starts_it_when_the_stop_has_ended_starts_it_once() -> None:
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+    service.startService()
+    first = connected(reactor)
+    service.stopService().addCallback(lambda _: service.startService())
+    first.connectionLost(Failure(ConnectionDone()))
+    assert len(reactor.tcpClients) == 2
+    assert service.stopService().called
+
+
 def test_waits_double_while_nobody_is_there_and_begin_anew_with_the_service(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
