@@ -86,8 +86,10 @@ class ReplicationWriter(Running):
 
     async def stop(self) -> None:
         """Stop for good; what is not answered yet fails with `LogUnavailable`."""
-        await future_of(self._service.stopService())
-        self._not_claimed(LogUnavailable("the writer was stopped before the server answered"))
+        stopped = future_of(self._service.stopService())
+        error = LogUnavailable("the writer was stopped before the server answered")
+        stopped.add_done_callback(lambda _: self._not_claimed(error))
+        await stopped
 
     def _fail(self, failure: Failure) -> None:
         self._not_claimed(failure.value or RuntimeError(str(failure)))
@@ -130,7 +132,7 @@ class ReplicationWriter(Running):
 
     async def when_room(self) -> None:
         """Wait until `publish` takes more, or never will."""
-        if self._service.full:
+        while self._service.full:  # another that waited may have been quicker
             await future_of(self._service.when_room())
 
     async def claimed(self) -> int:

@@ -203,9 +203,11 @@ class ReplicationWriter(Reconnecting):
 
     async def _stop(self) -> None:
         ran = self.running
-        await super()._stop()
-        if ran:
-            self._give_up(LogUnavailable("the writer was stopped before the server answered"))
+        try:
+            await super()._stop()
+        finally:  # who gives up waiting for the connection leaves nobody waiting for an answer
+            if ran:
+                self._give_up(LogUnavailable("the writer was stopped before the server answered"))
 
     async def _left(self, ended: Ended) -> None:
         if self._ready and not self._sent:  # what is open may be why it ended
