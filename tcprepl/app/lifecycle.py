@@ -17,6 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from tcprepl.app.measuring import ProcessMeasures
+from tcprepl.app.memory import Trimming
 from tcprepl.app.systemd import Watchdog, sd_notify, watchdog_interval_s
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.clocks import Reactor, make_steady
@@ -204,6 +205,7 @@ async def run(
     ready, stopping, stopped = f"{name}.ready", f"{name}.stopping", f"{name}.stopped"
     await process.start()
     measures = ProcessMeasures(reactor, process.directory)
+    trimming = Trimming(reactor)
     telling: list[LoopingProcess] = []
     try:
         if on_ready is not None:
@@ -230,6 +232,7 @@ async def run(
         sd_notify("STOPPING=1")
         for looping in telling:
             _ = looping.stop()
+        _ = trimming.stop()
         _ = measures.stop()
         await process.stop()
         log.info(stopped)
