@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: How long to wait before a writer that did not say is asked again.
 ASK_AGAIN_S = 1.0
+#: How long a writer may take to say it once it is connected.
+ANSWER_WITHIN_S = 10.0
 
 
 class _Greeting(Protocol):
@@ -30,6 +32,7 @@ class _Greeting(Protocol):
     def __init__(self) -> None:
         self.name: Deferred[str] = Deferred()
         self._line = b""
+        self._left = False
 
     def dataReceived(self, data: bytes) -> None:
         """Read until the line is whole (Twisted calls this)."""
@@ -46,15 +49,30 @@ class _Greeting(Protocol):
         if not self.name.called:
             self.name.callback("")
 
+    def connectionMade(self) -> None:
+        """Go, if nobody waits any more (Twisted calls this)."""
+        if self._left:
+            self.leave()
+
+    def leave(self) -> None:
+        """End the connection, or the one that comes all the same."""
+        self._left = True
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
 
 async def ask_server_name(reactor: Reactor, endpoint: IStreamClientEndpoint) -> ServerName:
     """Return how the writer calls itself; empty if it does not say, after a while."""
+    greeting = _Greeting()
     try:
-        greeting = await _cancelled_at_once(connectProtocol(endpoint, _Greeting()))
-        name: str = await greeting.name
+        await _cancelled_at_once(connectProtocol(endpoint, greeting))
+        name: str = await greeting.name.addTimeout(ANSWER_WITHIN_S, reactor)
     except CancelledError:
+        greeting.leave()
         raise
     except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
+        greeting.leave()
         logger.info("federation.writer.unreachable", error=str(error))
         name = ""
     if not name:

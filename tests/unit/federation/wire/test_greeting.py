@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from tcprepl.federation.wire.greeting import ASK_AGAIN_S, ask_server_name
+from tcprepl.federation.wire.greeting import ANSWER_WITHIN_S, ASK_AGAIN_S, ask_server_name
 
 
 class Endpoint:
@@ -72,4 +72,56 @@ def test_it_can_be_cancelled(made_of_it: Exception | None) -> None:
     asking.addErrback(failures.append)
     asking.cancel()
     assert failures[0].check(CancelledError)
+    assert clock.getDelayedCalls() == []
+
+
+class Silent:
+    """A writer that takes the connection and says nothing, yet."""
+
+    def __init__(self, connected: bool = True) -> None:
+        self.transport = StringTransport()
+        self.made: Any = None
+        self.done: Deferred[Any] = Deferred()
+        self._connected = connected
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        self.made = factory.buildProtocol(None)
+        if self._connected:
+            self.let_in()
+        return self.done
+
+    def let_in(self) -> None:
+        self.made.makeConnection(self.transport)
+        self.done.callback(self.made)
+
+
+def test_one_that_says_nothing_is_asked_again_on_another_connection() -> None:
+    """Who starts would wait for ever otherwise, whatever the writer does later."""
+    clock, silent = Clock(), Silent()
+    found: list[str] = []
+    endpoint: Any = silent
+    Deferred.fromCoroutine(ask_server_name(clock, endpoint)).addCallback(found.append)
+    clock.advance(ANSWER_WITHIN_S - 1)
+    assert not silent.transport.disconnecting
+    clock.advance(1)
+    assert silent.transport.disconnecting
+    silent.made.connectionLost()
+    clock.advance(ASK_AGAIN_S)
+    assert found == [""]
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_who_gives_up_leaves_no_connection_behind(connected: bool) -> None:
+    """Nor does an endpoint that connects all the same."""
+    clock, silent = Clock(), Silent(connected)
+    failures: list[Any] = []
+    endpoint: Any = silent
+    asking = Deferred.fromCoroutine(ask_server_name(clock, endpoint))
+    asking.addErrback(failures.append)
+    asking.cancel()
+    assert failures[0].check(CancelledError)
+    if not connected:
+        silent.let_in()
+    assert silent.transport.disconnecting
     assert clock.getDelayedCalls() == []
