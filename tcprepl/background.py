@@ -15,8 +15,8 @@ function, an ``async def``, or a function that returns a Deferred. Whatever it i
 `run_in_background` is for an action; `run_as_background_process` for a piece of work with a
 name of its own: it gets a number, a log context that starts empty but for these two, and
 metrics; `looping_background_process` runs one again and again. `spread` parts work of which a
-lot is due at once, `stop_all` ends several; `started` is for a coroutine that seldom waits. No
-global reactor is used.
+lot is due at once, `stop_all` ends several; `started` is for a coroutine that seldom waits,
+`whoever_waits` for work that goes on when nobody waits for it any more. No global reactor is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
-from typing import Any, ParamSpec, Protocol, TypeVarTuple
+from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast
 
 from structlog.contextvars import bind_contextvars, clear_contextvars
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -44,6 +44,7 @@ logger = get_logger(__name__)
 TURN_BUDGET_S = 0.005
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
@@ -96,6 +97,25 @@ def _going_on(coroutine: Coroutine[Any, Any, None], waiting: Any) -> Generator[A
                 waiting = coroutine.send(result)
         except StopIteration:
             return
+
+
+def whoever_waits(work: Deferred[T]) -> Deferred[T]:
+    """Return a Deferred with the outcome of *work*: who cancels it waits no longer, no more.
+
+    For work in a thread, which a cancelled Deferred does not end, and for work whose end others
+    wait for as well. When it fails and nobody waits for it any more, that is logged.
+    """
+    context = contextvars.copy_context()
+    outcome: Deferred[T] = Deferred()
+
+    def settle(result: T | Failure) -> None:
+        if not outcome.called:
+            outcome.callback(cast("T", result))  # a failure makes an errback of it
+        elif isinstance(result, Failure):
+            _log_failure(result, context, whoever_waits)
+
+    _ = work.addBoth(settle)
+    return outcome
 
 
 def run_as_background_process(

@@ -18,6 +18,7 @@ from typing import ClassVar
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from tcprepl.background import whoever_waits
 from tcprepl.clocks import resumed_ms
 from tcprepl.errors import LogError, LogUnavailable, ProducerError, TokenOrder
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
@@ -88,6 +89,7 @@ class StoredLog(GroupCommit):
         self._pages = PageCache(reading_worker or InlineWorker(), ahead=self.reads_ahead)
         self._pairs: dict[Pair, DurableStream | EphemeralStream] = {}
         self._next_id = database.first_id
+        self._closing: Deferred[None] | None = None
         try:
             self._load()
         except BaseException:
@@ -441,12 +443,15 @@ class StoredLog(GroupCommit):
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> Deferred[None]:
-        """Flush, release the lock and the files; later appends are refused."""
-        if self._closed:
-            return succeed(None)
-        flushed = self.flush()
-        self._close()
-        return flushed.addCallback(self._release)
+        """Flush, release the lock and the files; later appends are refused.
+
+        It is done to the end, whoever waits for it.
+        """
+        if self._closing is None:
+            flushed = self.flush()
+            self._close()
+            self._closing = flushed.addCallback(self._release)
+        return whoever_waits(self._closing)
 
     def _release(self, _: None) -> Deferred[None] | None:
         """Give back the tokens that were claimed and not used; close everything."""

@@ -24,6 +24,7 @@ from tcprepl.background import (
     spread,
     started,
     stop_all,
+    whoever_waits,
 )
 from tests.ephemeral_world import WorkingClock
 
@@ -590,3 +591,24 @@ def test_what_is_started_has_a_log_context_of_its_own(waits: bool) -> None:
     assert found == [{"whose": "ours"}, {"whose": "its"}]
     assert get_contextvars() == {"whose": "others"}
     clear_contextvars()
+
+
+def test_work_goes_on_when_nobody_waits_for_it(logs: Logs) -> None:
+    """Its failure is told to who waits, and logged when nobody does."""
+    cancelled: list[Deferred[None]] = []
+    for outcome in ("done", RuntimeError("told"), RuntimeError("logged")):
+        work: Deferred[str] = Deferred(cancelled.append)  # type: ignore[arg-type]
+        found: list[object] = []
+        waiting = whoever_waits(work)
+        waiting.addBoth(found.append)
+        if str(outcome) == "logged":
+            waiting.cancel()
+            assert found[0].check(CancelledError)  # type: ignore[attr-defined]
+        if isinstance(outcome, str):
+            work.callback(outcome)
+            assert found == ["done"]
+        else:
+            work.errback(outcome)
+            assert len(found) == 1
+    assert not cancelled
+    assert logs.only_failure()["error"] == "logged"

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
+from tcprepl.background import whoever_waits
 from tcprepl.errors import FederationError
 
 T = TypeVar("T")
@@ -123,10 +124,10 @@ class CommitQueue(ABC):
         return self.submit(lambda cursor: None)
 
     def close(self) -> Deferred[None]:
-        """Finish what was asked for, and close the file."""
+        """Finish what was asked for, and close the file; it is done to the end, whoever waits."""
         if self._closing is None:
             self._closing = self.flush().addBoth(lambda _: self._shut())
-        return self._closing
+        return whoever_waits(self._closing)
 
     def submit(self, op: Callable[[Cursor], T]) -> Deferred[T]:
         """Do *op* in one of the next commits; answers with what it returns."""

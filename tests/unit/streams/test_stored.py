@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from tcprepl.errors import LogCorrupt, LogUnavailable, TokenFromFuture, TokenOrder, TokenTooOld
@@ -72,6 +73,25 @@ def slow_log(tmp_path: Path, retention: Retention | None = None) -> tuple[Sqlite
     """Return a log whose commits wait."""
     worker = SlowWorker()
     return SqliteLog(tmp_path / "slow", make_registry(), lambda: 0, worker, retention), worker
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_close_is_done_to_the_end_whoever_waits_for_it(tmp_path: Path, cancelled: bool) -> None:
+    """The next process, or the next start in this one, finds the directory free."""
+    log, worker = slow_log(tmp_path)
+    worker.run()
+    appended = log.append(DURABLE, "w", [row("a")])
+    waiting = [log.close(), log.close()]
+    if cancelled:
+        waiting[0].addErrback(lambda failure: failure.trap(CancelledError))
+        waiting[0].cancel()
+    assert [one.called for one in waiting] == [cancelled, False]
+    worker.run()
+    assert result(appended).last == 1
+    assert all(one.called for one in (*waiting, log.close()))
+    again = SqliteLog(tmp_path / "slow", make_registry(), lambda: 0, InlineWorker())
+    assert again.position(DURABLE, "w") == 1
+    result(again.close())
 
 
 def crashed(store: SqliteStore, tmp_path: Path) -> SqliteStore:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from tcprepl.federation.sending.commit_queue import CommitQueue, OutboxUnavailable, run_inline
 from tcprepl.federation.sending.outbox import Outbox
@@ -63,6 +63,22 @@ def test_a_thread_that_cannot_begin_fails_what_was_asked(tmp_path: Path) -> None
     assert found[2] == 5
     outbox.close()
     run.do()
+
+
+def test_a_close_is_done_to_the_end_whoever_waits_for_it(tmp_path: Path) -> None:
+    """A file that is closed under the commit that runs fails what that commit did."""
+    run = Later()
+    outbox = Outbox(tmp_path / "outbox.sqlite", run)
+    done: list[Any] = []
+    outbox.submit(lambda cursor: cursor.execute("SELECT 5").fetchone()).addBoth(done.append)
+    closed = outbox.close()
+    closed.addErrback(lambda failure: failure.trap(CancelledError))
+    closed.cancel()
+    while run.waiting:
+        run.do()
+    assert done == [(5,)]
+    assert outbox.close().called
+    Outbox(tmp_path / "outbox.sqlite", run_inline).close()
 
 
 def test_one_failing_operation_does_not_fail_its_neighbours(tmp_path: Path) -> None:
@@ -182,9 +198,8 @@ def test_it_is_closed_once_behind_all_that_was_asked_for() -> None:
     run = Later()
     queue = Noted(run)
     queue.submit(note("a"))
-    closing = queue.close()
-    assert queue.close() is closing
-    assert not closing.called
+    closing = [queue.close(), queue.close()]
+    assert not any(one.called for one in closing)
     run.do()
-    assert closing.called
+    assert all(one.called for one in closing)
     assert queue.done == [["recalled", "a", "concluded"], ["shut"]]
