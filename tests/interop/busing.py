@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -63,6 +63,7 @@ class BigFleet:
         postgres: Its database.
         redis: What has the port of its Redis.
         through: For some processes another port that leads there.
+        nameless: Processes that do not say a name to it.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class BigFleet:
         postgres: Postgres,
         redis: Any,
         through: Mapping[str, int] = MappingProxyType({}),
+        nameless: Collection[str] = (),
     ) -> None:
         self._through = through
+        self._nameless = nameless
         self.main = SynapseMain(release, postgres=postgres, redis=redis)
         names = ("ew1", "ew2", "tw", "gw", "fed1")
         self.ports = {name: free_port() for name in names}
@@ -102,17 +105,16 @@ class BigFleet:
         redis = self.main.redis
         assert redis is not None
         port = self._through.get(name, redis.port)
-        own = {"enabled": True, "host": "127.0.0.1", "port": port, "username": name}
-        config: dict[str, object] = {
-            "worker_listeners": [listener],
-            "redis": {**own, "password": "any"},
-        }
+        own = {"enabled": True, "host": "127.0.0.1", "port": port}
+        said = {} if name in self._nameless else {"username": name, "password": "any"}
+        config: dict[str, object] = {"worker_listeners": [listener], "redis": {**own, **said}}
         return SynapseWorker(self.main, name, app, config)
 
     def __enter__(self) -> Self:
         self.main.start()
-        for name, worker in self.workers.items():
+        for worker in self.workers.values():
             worker.start()
+        for name, worker in self.workers.items():
             port = self.ports[name]
             worker.child.wait_ready(f"{name} listens", lambda port=port: accepts(port))
         return self

@@ -81,7 +81,7 @@ class Traffic:
             lambda n: self._say(sender, "a", n),
             lambda n: self._say(answers, "b", n),
             lambda n: self._tell(typist, to, n),
-            lambda n: typist.set_typing(rooms[n % len(rooms)], typing=bool(n % 2)),
+            lambda n: typist.set_typing(rooms[n % len(rooms)], typing=bool(n // len(rooms) % 2)),
             lambda n: self._read(reader, n),
             lambda n: presence.set_presence("online" if n % 2 else "unavailable", f"{n}"),
             lambda n: sender.set_account_data("x.note", {"n": n}),
