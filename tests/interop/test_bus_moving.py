@@ -17,26 +17,18 @@ import yaml
 from tcprepl.cli import recording
 from tcprepl.replication.redis.resp import RespReader, encode, encode_publish
 from tests.benchmarks.measure import cpu_ns
-from tests.harness import Running, environment, start, wait_until
+from tests.harness import Running, environment, start, tcprepl, wait_until
 from tests.interop.busing import Bus
 from tests.interop.environments import find_program
+from tests.interop.moving import MOVING, commands
 from tests.interop.processes import accepts
-from tests.pages import section
+from tests.interop.relaying import StubbornRedis
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
 NAME = "example.com"
-MOVING = section("bus", "Moving in, and out")
 #: CPU time that stopping and starting may take: what a restart costs on a machine of its own.
 RESTART_CPU_S = 2.0
-
-
-def commands() -> tuple[str, str]:
-    """Return the relay and the bus as it is shown that they are started."""
-    shown = re.findall(r"^\$ (tcprepl .*)$", MOVING, re.MULTILINE)
-    assert [command.split()[1] for command in shown] == ["relay", "bus"]
-    relay, bus = shown
-    return relay, bus
 
 
 @contextmanager
@@ -136,6 +128,33 @@ def test_settings_of_the_playbook_make_the_path_that_the_bus_listens_at() -> Non
     assert mounted + settings["matrix_synapse_redis_path_socket"] == listened
     (shown,) = re.findall(r"^redis: .*path: (\S+)\}$", MOVING, re.MULTILINE)
     assert shown == listened
+
+
+def test_redis_lets_names_in_that_it_was_given(tmp_path: Path) -> None:
+    (given,) = re.findall(r"^user (worker1 .*)$", MOVING, re.MULTILINE)
+    with StubbornRedis(tmp_path) as redis:
+        assert redis.command("AUTH", "worker1", "any").startswith("WRONGPASS ")
+        assert redis.command("ACL", "SETUSER", *given.split()) == "OK"
+        assert redis.command("AUTH", "worker1", "any") == "OK"
+
+
+def test_systemd_exchanges_bus_and_redis_one_after_the_other(tmp_path: Path) -> None:
+    (unit,) = re.findall(r"^```\n(\[Unit\]\n.*?)^```$", MOVING, re.MULTILINE | re.DOTALL)
+    settings = dict(line.split("=") for line in unit.splitlines()[1:])
+    assert settings == dict.fromkeys(("Conflicts", "After"), "redis-server.service")
+    assert (
+        tcprepl("files", "systemd", "--out", str(tmp_path), "--command", "/bin/true").returncode
+        == 0
+    )
+    more = tmp_path / "tcprepl-bus.service.d" / "override.conf"
+    more.parent.mkdir()
+    more.write_text(unit)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "tcprepl-bus.service")],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_restart_is_short_and_those_who_wait_come_back(tmp_path: Path) -> None:
