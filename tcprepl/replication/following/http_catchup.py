@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import treq
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.web.client import URI, Agent, HTTPConnectionPool
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
@@ -29,6 +31,38 @@ class _UnixEndpoint:
     def endpointForURI(self, uri: URI) -> UNIXClientEndpoint:
         """Return the endpoint (Twisted calls this)."""
         return self._endpoint
+
+
+class _Body(Protocol):
+    """Reads an answer up to a bound; what is waited for no longer does not come any more.
+
+    Attributes:
+        read: Fires with the answer, or with more than it may be.
+    """
+
+    def __init__(self) -> None:
+        self.read: Deferred[bytes] = Deferred(lambda _: self._end())
+        self._parts = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take a part (Twisted calls this)."""
+        self._parts += data
+        if len(self._parts) > catchup.MAX_ANSWER_BYTES and not self.read.called:
+            self.read.callback(bytes(self._parts[: catchup.MAX_ANSWER_BYTES + 1]))
+            self._end()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Take it as it is, unless it broke off (Twisted calls this)."""
+        if self.read.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.read.callback(bytes(self._parts))
+        else:
+            self.read.errback(reason)
+
+    def _end(self) -> None:
+        assert self.transport is not None
+        self.transport.loseConnection()
 
 
 class HttpCatchUp(Archive):
@@ -59,19 +93,13 @@ class HttpCatchUp(Archive):
         question = self.question(stream, instance, after, upto)
         client = self._client if question.socket is None else self._client_of(question.socket)
         headers = Headers({name: [value] for name, value in question.headers.items()})
-        response = await client.get(question.url, headers=headers, timeout=REQUEST_TIMEOUT_S)
-        return question.page(response.code, await self._body(response))
-
-    async def _body(self, response: Any) -> bytes:
-        body = bytearray()
-
-        def collect(part: bytes) -> None:
-            if len(body) <= catchup.MAX_ANSWER_BYTES:
-                body.extend(part)
-
-        done: Deferred[None] = treq.collect(response, collect)
-        await done.addTimeout(REQUEST_TIMEOUT_S, self._reactor)
-        return bytes(body)
+        response = await client.get(
+            question.url, headers=headers, timeout=REQUEST_TIMEOUT_S, unbuffered=True
+        )
+        body = _Body()
+        response.deliverBody(body)
+        answer = await body.read.addTimeout(REQUEST_TIMEOUT_S, self._reactor)
+        return question.page(response.code, answer)
 
     def _client_of(self, path: str) -> treq.client.HTTPClient:
         """Return a client that reaches the Unix socket *path*, whatever the URL says."""

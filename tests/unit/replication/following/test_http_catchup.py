@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -146,8 +146,8 @@ class Wire:
         self.reactor = MemoryReactorClock()
         self.catch_up = HttpCatchUp(self.reactor, {"*": "http://127.0.0.1:9093"})
         self.result: list[Any] = []
-        fetching = Deferred.fromCoroutine(self.catch_up.fetch("typing", "master", 1, 9))
-        fetching.addBoth(self.result.append)
+        self.fetching = Deferred.fromCoroutine(self.catch_up.fetch("typing", "master", 1, 9))
+        self.fetching.addBoth(self.result.append)
         ((host, port, factory, *_),) = self.reactor.tcpClients
         assert (host, port) == ("127.0.0.1", 9093)
         self.protocol = factory.buildProtocol(None)
@@ -179,8 +179,25 @@ def test_an_answer_that_does_not_end_in_time_is_waited_for_no_longer() -> None:
     wire.hear(100, b"{")
     wire.reactor.advance(catchup.REQUEST_TIMEOUT_S - 1)
     assert wire.result == []
+    assert not wire.transport.disconnecting
     wire.reactor.advance(1)
     assert wire.result[0].check(TimeoutError)
+    assert wire.transport.disconnecting  # or each try would leave one behind
+
+
+def test_who_waits_no_longer_ends_the_connection_that_the_answer_comes_on() -> None:
+    wire = Wire()
+    wire.hear(100, b"{")
+    wire.fetching.cancel()
+    assert wire.result[0].check(CancelledError)
+    assert wire.transport.disconnecting
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_whole() -> None:
+    wire, body = Wire(), Updates().body
+    wire.hear(len(body) + 2, body)
+    wire.protocol.connectionLost(Failure(ConnectionDone()))
+    assert isinstance(wire.result[0], Failure)
 
 
 def test_an_answer_that_goes_on_behind_what_is_read_is_not_taken_for_whole(
@@ -190,3 +207,4 @@ def test_an_answer_that_goes_on_behind_what_is_read_is_not_taken_for_whole(
     monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", len(body))
     wire.hear(len(body) + 2, body, b" ", b" ")
     assert "more than" in str(wire.result[0].value)
+    assert wire.transport.disconnecting
