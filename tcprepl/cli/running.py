@@ -119,6 +119,16 @@ def _end_overdue(end: Callable[[int], object]) -> None:
         end(1)
 
 
+def pool_aside(threads: int, name: str) -> ThreadPool:
+    """Return a pool whose threads nobody waits for at the end: what they wait for may never come.
+
+    The end of the reactor waits for those of its own pool, and of the pool alone.
+    """
+    pool = ThreadPool(0, threads, name=name)
+    pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]
+    return pool
+
+
 def _installed_reactor() -> Any:
     """Return Twisted's reactor, which measures time by a clock that never jumps.
 
@@ -128,8 +138,7 @@ def _installed_reactor() -> Any:
 
     reactor = cast("Reactor", installed)
     make_steady(reactor)
-    pool = ThreadPool(0, RESOLVER_THREADS, name="names")
-    pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]
+    pool = pool_aside(RESOLVER_THREADS, "names")
     reactor.callWhenRunning(pool.start)
     reactor.installNameResolver(GAIResolver(reactor, lambda: pool))
     return reactor

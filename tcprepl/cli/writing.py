@@ -22,7 +22,7 @@ from tcprepl.cli.output import write_out
 from tcprepl.cli.posting import NotTaken, refused, story
 from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedRows
-from tcprepl.cli.running import run_until_done
+from tcprepl.cli.running import pool_aside, run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, PublishRefused, TcpreplError
 from tcprepl.protocol.commands import Reason
@@ -91,8 +91,11 @@ class Writing:
         self._last: Deferred[Any] | None = None
         self._failure: Exception | None = None
         self._broken: BaseException | None = None
+        self._pool = pool_aside(1, "reading")
+        #: Fires with the next rows, or when there is no use for them.
+        self._reading: Deferred[None] | None = None
 
-    async def run(self, chunks: Iterable[RecordedRows]) -> int:
+    async def run(self, chunks: Iterable[RecordedRows]) -> None:
         """Publish *chunks*, which are taken in a thread: they may wait for a pipe.
 
         Raises:
@@ -103,6 +106,7 @@ class Writing:
         writer = self._writer
         watching = looping_background_process(self._reactor, "writing", LOOK_S, self._look)
         writer.startService()
+        self._pool.start()
         try:
             await self._or_stuck(writer.claimed)
             pieces = line_sized(chunks)
@@ -125,14 +129,27 @@ class Writing:
         finally:
             await watching.stop()
             await writer.stopService()
-        return self.taken
 
-    def _next(self, pieces: Iterator[RecordedRows]) -> Deferred[RecordedRows | None]:
-        pool = self._reactor.getThreadPool()
-        found: Deferred[RecordedRows | None] = deferToThreadPool(
-            self._reactor, pool, next, pieces, None
-        )
-        return found
+    async def _next(self, pieces: Iterator[RecordedRows]) -> RecordedRows | None:
+        """Wait for what is to be published next; None at the end, or as soon as rows are refused.
+
+        A pipe may be silent for hours: nobody is to learn only then that nothing goes in.
+        """
+        found: list[RecordedRows | Failure | None] = []
+
+        def keep(result: RecordedRows | Failure | None) -> None:
+            found.append(result)
+            if not reading.called:
+                reading.callback(None)
+
+        reading: Deferred[None] = Deferred()
+        self._reading = reading
+        _ = deferToThreadPool(self._reactor, self._pool, next, pieces, None).addBoth(keep)
+        await self._or_stuck(reading)
+        piece = found[0] if found else None
+        if isinstance(piece, Failure):
+            piece.raiseException()
+        return piece
 
     def _publish(self, piece: RecordedRows) -> None:
         def taken(answer: Appended) -> None:
@@ -150,6 +167,8 @@ class Writing:
         def failed(failure: Failure) -> None:
             if self._failure is None:
                 self._failure = self._explained(failure, piece)
+                if self._reading is not None and not self._reading.called:
+                    self._reading.callback(None)
 
         self._last = self._writer.publish(
             piece.stream, piece.rows, batch=piece.batch, instance=piece.instance or None
@@ -227,7 +246,10 @@ def write_rows(
         out = None if told else io.StringIO()
         with Progress("rows", out=out, beside_rows=not quiet) as progress:
             writing = Writing(reactor, address, retry_s, quiet=quiet, progress=progress)
-            taken = await writing.run(chunks)
+            try:
+                await writing.run(chunks)
+            finally:
+                taken = writing.taken
         return 0
 
     run_until_done(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from tcprepl.cli.recording import RecordedRows
 from tcprepl.cli.writing import LINE_BYTES, line_sized
-from tests.harness import Server, tcprepl
+from tests.harness import TCPREPL, WAIT_S, Server, environment, tcprepl
 
 
 def chunk(*rows: bytes, batch: bool = False) -> RecordedRows:
@@ -68,3 +70,42 @@ def test_faults_are_told_with_their_place(server: Server, tmp_path: Path) -> Non
     done = tcprepl("publish", "typing", "[]", "--to", "tcprepl://127.0.0.1:1")
     assert done.returncode == 1
     assert "connection refused" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["Ctrl-C", "a refused row", "the server goes"])
+def test_a_pipe_that_is_silent_keeps_nobody_waiting(what: str, tmp_path: Path) -> None:
+    """Neither who ends it nor who is to hear that nothing goes in."""
+    with Server(tmp_path / "server") as server:
+        to = ("--to", f"tcprepl://{server.address}", "--retry", "1")
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            [*TCPREPL, "publish", "typing", *to],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment(),
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdin.write(b'["!r:x",[]]\n')
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer == b"typing master 1\n", process.stderr.read()
+            if what == "Ctrl-C":
+                process.send_signal(signal.SIGINT)
+            elif what == "a refused row":
+                process.stdin.write(b"[5]\n")
+                process.stdin.flush()
+            else:
+                server.process.stop()
+            try:
+                process.wait(WAIT_S)
+            finally:
+                process.kill()
+            said = process.stderr.read().decode()
+            if what == "Ctrl-C":
+                assert (process.returncode, said) == (0, "1 row published\n")
+            else:
+                assert process.returncode == 1
+                assert "1 row before was taken" in said
