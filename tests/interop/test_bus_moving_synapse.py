@@ -122,7 +122,11 @@ class Mover:
                 words += ["--instance", f"{name}=http://127.0.0.1:{port}"]
         with Running([sys.executable, "-m", *words], self._directory, kind) as process:
             process.wait_for_output("bus.ready" if kind == "bus" else "redis.up", 60.0)
-            wait_until("every writer is known", lambda: self.positions().keys() >= WRITERS)
+            # of who is new it is first known that he writes, and then where he is
+            wait_until(
+                "it is known where every writer is",
+                lambda: all(self.positions().get(pair) for pair in WRITERS),
+            )
             yield
             assert process.stop(timeout_s=60.0) == 0
 
