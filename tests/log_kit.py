@@ -28,7 +28,7 @@ from tcprepl.errors import (
     UnknownStream,
 )
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.storage.worker import InlineWorker, Worker
+from tcprepl.storage.worker import Done, InlineWorker, Worker
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.group_commit import CLEANING_PAUSE_S
 from tcprepl.streams.log import Appended, Block, Log, Page
@@ -648,6 +648,23 @@ def a_closed_log_takes_nothing_and_says_so(make: Make) -> None:
                 with pytest.raises(LogUnavailable, match="closed"):
                     result(waiting)
         store.log.trim(DURABLE, "w", 1)
+
+
+class LateWorker(InlineWorker):
+    """Jobs wait until the test lets them run."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, job: Callable[[], Any], done: Done[Any]) -> None:
+        """Keep the job."""
+        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
+
+    def run(self) -> None:
+        """Let the jobs run that were given so far."""
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
 
 
 # --- the stores of this project -----------------------------------------------------------

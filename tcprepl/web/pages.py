@@ -16,6 +16,8 @@ from tcprepl.http.security import Gate
 from tcprepl.ids import Pair, StreamName, Token
 from tcprepl.protocol.display import counted
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
+from tcprepl.streams.cursor import AT_HEAD, Limits
+from tcprepl.streams.gaps import Gap
 from tcprepl.streams.log import Page
 from tcprepl.streams.masking import masked
 from tcprepl.streams.registry import BUILT_IN
@@ -105,8 +107,8 @@ class Pages:
                 )
         return self._missing(call, "no such peer: its connection may have ended")
 
-    def get_stream(self, call: Call) -> Response:
-        """Answer who writes a stream, and its newest rows."""
+    async def get_stream(self, call: Call) -> Response:
+        """Answer who writes a stream, and its newest rows; the disk is waited for."""
         stream = call.path_args["stream"]
         status = self._board.server_status()
         written = [found for found in status.streams if found.stream == stream]
@@ -138,27 +140,36 @@ class Pages:
             if stream in call.grant.sees:
                 # of a stream that somebody made for himself nobody knows what is secret in it
                 mask = stream in _BUILT_IN or call.grant.masks(stream)
-                inside += self._newest(found, mask=mask)
+                inside += await self._newest(found, mask=mask)
             else:
                 inside.append(paragraph("Not shown: this token may not read the stream."))
         return self._answer(stream, inside)
 
-    def _newest(self, found: StreamStatus, *, mask: bool) -> Sequence[Node]:
+    async def _newest(self, found: StreamStatus, *, mask: bool) -> Sequence[Node]:
         stream, instance, position = found.stream, found.instance, found.position
         after = max(found.floor, position - NEWEST_ROWS)
+        cursor = self._services.log.cursor((stream, instance), after)
+        asked = Limits(position, NEWEST_ROWS)
+        read: list[tuple[Token, bytes]] = []
+        said: list[Node] = []
         try:
-            read = self._services.log.read(
-                stream, instance, after, position, limit_rows=NEWEST_ROWS
-            )
+            while len(read) < NEWEST_ROWS:
+                answer = await cursor.arrived(asked)
+                if answer is AT_HEAD:
+                    break
+                if isinstance(answer, Page):
+                    read += answer.rows()
+                elif isinstance(answer, Gap):
+                    said.append(paragraph(f"Of {stream}, {answer.words()}."))
         except TcpreplError as error:
             return [paragraph(str(error))]
-        if not isinstance(read, Page) or not read.tokens:
-            return [paragraph("None is in memory.")]
+        if not read:
+            return said or [paragraph("None is held.")]
         rows = (
             (number(token), element("code", _cut(masked(stream, row) if mask else row)))
-            for token, row in read.rows()
+            for token, row in read
         )
-        return [table(("Token", "Row"), rows, numeric=(0,), raw=(1,))]
+        return [*said, table(("Token", "Row"), rows, numeric=(0,), raw=(1,))]
 
     def _cursors(self, peer: PeerStatus) -> Nodes:
         """Yield where a peer stands in each stream that it reads, the farthest behind first."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tcprepl import limits
-from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.lineage import Lineage
@@ -39,6 +37,7 @@ from tests.log_kit import (
     EPHEMERAL,
     RELAYED,
     STATES,
+    LateWorker,
     MemoryStore,
     PostgresStore,
     SqliteStore,
@@ -62,23 +61,6 @@ SMALL = Retention(
     recent_bytes=120,
     reserved_tokens=10,
 )
-
-
-class LateWorker(InlineWorker):
-    """Jobs wait until the machine lets them run."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], Any], done: Done[Any]) -> None:
-        """Keep the job."""
-        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
-
-    def run(self) -> None:
-        """Let the jobs run that were given so far."""
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
 
 
 @dataclass

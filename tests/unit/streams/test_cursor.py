@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.ids import Pair
 from tcprepl.replication.relaying.intake import relay_registry
-from tcprepl.storage.worker import InlineWorker, ThreadWorker
+from tcprepl.storage.worker import ThreadWorker
 from tcprepl.streams.cursor import AT_HEAD, Cursor, Limits, Restart, Void
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Page
@@ -25,6 +25,7 @@ from tcprepl.streams.retention import Bounds, Retention
 from tests.log_kit import (
     DURABLE,
     STATES,
+    LateWorker,
     MemoryStore,
     SqliteStore,
     Store,
@@ -363,23 +364,6 @@ def test_a_look_that_fails_leaves_the_reader_and_is_tried_again(
 
 
 # --- the disk -----------------------------------------------------------------------------
-
-
-class LateWorker(InlineWorker):
-    """Jobs wait until the test lets them run."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
-        """Keep the job."""
-        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
-
-    def run(self) -> None:
-        """Let the jobs run that were given so far."""
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
 
 
 def cold(tmp_path: Path, blocks: int) -> tuple[SqliteStore, LateWorker]:

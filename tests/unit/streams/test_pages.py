@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tcprepl import limits
 from tcprepl.errors import LogUnavailable
-from tcprepl.storage.worker import Done, InlineWorker
+from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams import pages as module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.pages import DiskPage, PageCache, Reading
+from tests.log_kit import LateWorker
 
 
-class LateWorker(InlineWorker):
-    """Jobs wait until the test lets them run."""
+class StoppedWorker(LateWorker):
+    """One that notes its end."""
 
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-        self.stopped = False
-
-    def submit(self, job: Callable[[], Any], done: Done[Any]) -> None:
-        """Keep the job."""
-        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
-
-    def run(self) -> None:
-        """Let the jobs run that were given so far."""
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
+    stopped = False
 
     def stop(self) -> None:
         """Note it."""
@@ -64,9 +51,9 @@ class Rows:
 
 
 @pytest.fixture
-def worker() -> LateWorker:
+def worker() -> StoppedWorker:
     """Return a worker that waits."""
-    return LateWorker()
+    return StoppedWorker()
 
 
 def reading(found: DiskPage | Reading) -> Reading:
@@ -76,7 +63,7 @@ def reading(found: DiskPage | Reading) -> Reading:
     return found
 
 
-def test_who_asks_for_the_same_page_meanwhile_shares_it(worker: LateWorker) -> None:
+def test_who_asks_for_the_same_page_meanwhile_shares_it(worker: StoppedWorker) -> None:
     cache, rows, told = PageCache(worker), Rows(), []
     first = reading(cache.get(rows, 0, 100))
     assert cache.get(rows, 0, 100) is first
@@ -107,7 +94,7 @@ def test_a_page_is_kept_for_who_comes_by_at_any_token_of_it() -> None:
     assert (rows.reads, other.reads) == ([0, 10, 30, 20], [0])
 
 
-def test_the_page_behind_is_read_while_nobody_waits(worker: LateWorker) -> None:
+def test_the_page_behind_is_read_while_nobody_waits(worker: StoppedWorker) -> None:
     cache, rows, other = PageCache(worker, ahead=True), Rows(), Rows()
     first = reading(cache.get(rows, 0, 30))
     worker.run()
@@ -153,7 +140,7 @@ def test_the_pages_used_longest_ago_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_waited_for_a_page_gets_it_even_if_it_is_not_kept(
-    worker: LateWorker, monkeypatch: pytest.MonkeyPatch
+    worker: StoppedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a thousand readers at a thousand places could ask for ever."""
     monkeypatch.setattr(limits, "PAGE_CACHE_BYTES", 0)
@@ -167,7 +154,7 @@ def test_who_waited_for_a_page_gets_it_even_if_it_is_not_kept(
     assert rows.reads == [0]
 
 
-def test_a_page_that_is_read_again_replaces_the_one_before(worker: LateWorker) -> None:
+def test_a_page_that_is_read_again_replaces_the_one_before(worker: StoppedWorker) -> None:
     cache, rows = PageCache(worker), Rows()
     waited = reading(cache.get(rows, 0, 100))
     waited.wait()
@@ -181,7 +168,7 @@ def test_a_page_that_is_read_again_replaces_the_one_before(worker: LateWorker) -
     assert (cache.size_bytes, len(cache._pages)) == (512, 1)
 
 
-def test_a_disk_that_refuses_is_told_to_who_waited_and_asked_again(worker: LateWorker) -> None:
+def test_a_disk_that_refuses_is_told_to_who_waited_and_asked_again(worker: StoppedWorker) -> None:
     cache, rows, told = PageCache(worker), Rows(), []
     for error, says in ((LogUnavailable("away"), "away"), (ValueError("odd"), "odd")):
         rows.error = error
@@ -203,7 +190,7 @@ def test_a_disk_that_refuses_is_told_to_who_waited_and_asked_again(worker: LateW
     assert told == [1, 1]
 
 
-def test_damage_is_noted_before_anybody_asks_again(worker: LateWorker) -> None:
+def test_damage_is_noted_before_anybody_asks_again(worker: StoppedWorker) -> None:
     cache, rows = PageCache(worker), Rows()
     rows.damaged_after = 10
     waited = reading(cache.get(rows, 10, 100))
@@ -216,7 +203,7 @@ def test_damage_is_noted_before_anybody_asks_again(worker: LateWorker) -> None:
     reading(cache.get(rows, 10, 100, waited))
 
 
-def test_a_closed_cache_reads_no_more(worker: LateWorker) -> None:
+def test_a_closed_cache_reads_no_more(worker: StoppedWorker) -> None:
     cache, rows = PageCache(worker), Rows()
     cache.close()
     assert worker.stopped
@@ -235,7 +222,7 @@ def test_a_page_that_was_read_goes_without_a_collector_of_garbage(late: bool) ->
     gc.disable()
     try:
         before = how_many()
-        worker = LateWorker() if late else InlineWorker()
+        worker = StoppedWorker() if late else InlineWorker()
         pages = PageCache(worker)
         for after in range(0, 100, 10):
             pages.get(Rows(), after, 100)

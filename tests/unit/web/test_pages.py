@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from tcprepl.ids import Pair
 from tcprepl.replication.serving.readers import Reader
 from tcprepl.replication.status import PeerStatus, ServerStatus, StreamStatus
 from tcprepl.web.pages import CURSORS, NEWEST_ROWS, PEERS_A_PAGE, READERS, ROW_CHARS
+from tests.log_kit import DURABLE, LateWorker, SqliteStore, add, row
 from tests.unit.web.test_elements import Balanced, text
 from tests.unit.web.test_page import HEAD, PEER
 from tests.web_site import Stage
@@ -187,10 +189,43 @@ def test_a_stream_shows_its_writers_and_newest_rows(stage: Stage, server: Server
     assert "&lt;5&gt;" not in told
     assert f"{'x' * 300}" in told
     assert "x" * ROW_CHARS not in told
-    assert "Newest rows of other None is in memory." in told
+    assert "Newest rows of other None is held." in told
     server.peers = []
     assert "Behind in it" not in shown(stage, "/streams/audit")
     assert "no stream of that name" in shown(stage, "/streams/nonsense", 404)
+
+
+def test_rows_on_the_disk_are_waited_for_and_others_are_served(
+    tmp_path: Path, server: Server
+) -> None:
+    """A person who looks at a stream holds nobody up, however slow the disk is."""
+    store = SqliteStore(tmp_path)
+    add(store, DURABLE, row("a"), row("b"))
+    store.close()
+    worker = store.reading_worker = LateWorker()
+    store.open()
+    server.streams = [StreamStatus(DURABLE, "w", 2, 0, 2, 99)]
+    stage = Stage(replication_server=server, log=store.log)
+    stage.site.startFactory()
+    asked = stage.open("GET", f"/streams/{DURABLE}")
+    assert not asked.answered
+    assert len(worker.jobs) == 1
+    assert stage.get("/peers").status == 200
+    worker.run()
+    assert "@b:x" in asked.answer.body.decode()
+    stage.close()
+    store.close()
+
+
+def test_rows_that_cannot_be_read_are_said_to_be_missing(stage: Stage, server: Server) -> None:
+    stage.publish("audit", "before")
+    stage.lose("audit", 3)
+    stage.publish("audit", "behind")
+    server.streams = [StreamStatus("audit", "master", 4, 0, 2, 99)]
+    told = shown(stage, "/streams/audit")
+    assert "before" in told
+    assert "rows in (1, 3]" in told
+    assert "behind" in told
 
 
 def test_what_is_secret_in_rows_is_masked(stage: Stage, server: Server) -> None:

@@ -16,10 +16,10 @@ from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.readers import ANY, Lag, Reader
 from tcprepl.replication.serving.rendering import WireForm
-from tcprepl.storage.worker import Done, InlineWorker
+from tcprepl.storage.worker import InlineWorker
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.registry import Registry
-from tests.log_kit import DURABLE, STATES, SqliteStore, add, row
+from tests.log_kit import DURABLE, STATES, LateWorker, SqliteStore, add, row
 
 NATIVE = WireForm.of(DIALECTS["tcprepl"])
 ALL = (ANY, ANY)
@@ -43,23 +43,6 @@ class Outlet:
         """Return the tokens of the rows that came, in order."""
         lines = b"".join(self.written).split(b"\n")
         return [int(line.split(b" ")[3]) for line in lines if line.startswith(b"RDATA")]
-
-
-class LateWorker(InlineWorker):
-    """Jobs wait until the test lets them run."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], Any], done: Done[Any]) -> None:
-        """Keep the job."""
-        self.jobs.append(lambda: InlineWorker.submit(self, job, done))
-
-    def run(self) -> None:
-        """Let the jobs run that were given so far."""
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
 
 
 class Cold:
