@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from twisted.internet.defer import Deferred
@@ -344,3 +345,6 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
+if settings.default.max_examples >= settings.get_profile("deep").max_examples:
+    #: What is promised of this machine is promised for so many examples of the deep profile.
+    TestHistories.settings = settings(max_examples=20_000)
