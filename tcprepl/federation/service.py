@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -38,7 +38,7 @@ from tcprepl.federation.writing.room_hosts import RoomHosts
 from tcprepl.federation.writing.send_queue import STREAM, Publish, SendQueue
 from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
-from tcprepl.ids import InstanceName, ServerName, StreamName, idempotency_key
+from tcprepl.ids import InstanceName, ServerName, idempotency_key
 from tcprepl.logger import get_logger
 from tcprepl.streams.log import Log
 from tcprepl.streams.publisher import Publisher
@@ -62,14 +62,17 @@ SIGNING_KEY_FILE = "signing.key"
 TakeContent: TypeAlias = Callable[[ServerName, Mapping[str, Any]], object]
 
 
+def _canonical_rows(rows: Sequence[bytes]) -> Sequence[bytes]:
+    return list(map(canonical_row, rows))
+
+
 class CanonicalPublisher(Publisher):
     """A publisher whose rows of ``federation`` are canonical, whoever made them.
 
     Senders rely on it: they do not look into the content of what our own writers send.
     """
 
-    def _prepared(self, stream: StreamName, rows: Sequence[bytes]) -> Sequence[bytes]:
-        return [canonical_row(row) for row in rows] if stream == STREAM else rows
+    _prepare: ClassVar = {STREAM: _canonical_rows}
 
 
 class FederationWriter:

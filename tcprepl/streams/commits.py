@@ -118,12 +118,13 @@ class _Group:
         self.size_bytes += rows.size_bytes
 
     def block(self, stored: StoredPair, now_ms: int) -> Block:
-        first, last = self.tokens[0][0], self.tokens[-1][-1]
-        tokens: Sequence[Token]
-        if last - first + 1 == self.count and all(type(t) is range for t in self.tokens):
-            tokens = range(first, last + 1)
-        else:
-            tokens = list(chain.from_iterable(self.tokens))
+        tokens = self.tokens[0]
+        if len(self.tokens) > 1:
+            first, last = tokens[0], self.tokens[-1][-1]
+            if last - first + 1 == self.count and all(type(t) is range for t in self.tokens):
+                tokens = range(first, last + 1)
+            else:
+                tokens = list(chain.from_iterable(self.tokens))
         rows = JsonRows(b"".join(self.joined), self.count)
         return render(stored.stream, stored.instance, tokens, rows, now_ms)
 
@@ -184,12 +185,14 @@ def gather(items: list[Item], now_ms: int) -> Batch:
             continue
         moved[pair].position = item.tokens[-1]
         moved[pair].rows += len(item.rows)
-        if not groups[pair].has_room(item.rows):
-            _close(batch, groups, pair, now_ms)
         if groups[pair].has_room(item.rows):
             groups[pair].add(item.tokens, item.rows)
         else:
-            _divide(batch, groups, item, now_ms)
+            _close(batch, groups, pair, now_ms)
+            if groups[pair].has_room(item.rows):
+                groups[pair].add(item.tokens, item.rows)
+            else:
+                _divide(batch, groups, item, now_ms)
         commit.staged += item.staged
         if item.transaction_id is not None:
             commit.transactions.append((stored.stream, item.transaction_id, item.answer, now_ms))

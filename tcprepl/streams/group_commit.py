@@ -107,10 +107,7 @@ class GroupCommit(BaseLog):
         batch = self._gather()
         self._committing = batch.items
         if batch.commit:
-            self._worker.submit(
-                lambda: self._commit(batch.commit),
-                lambda freed, error: self._finished(batch, freed, error),
-            )
+            self._worker.submit(partial(self._commit, batch.commit), partial(self._finished, batch))
         else:
             self._finished(batch, Freed(), None)
 

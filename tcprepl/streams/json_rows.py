@@ -43,14 +43,16 @@ class JsonRows(Sequence[bytes]):
 
     Attributes:
         joined: The rows, each ended by LF.
+        size_bytes: Bytes of all rows, LF not counted.
         keys: What each row is a state of, where that was known without a look at the JSON.
     """
 
-    __slots__ = ("_count", "_parted", "joined", "keys")
+    __slots__ = ("_count", "_parted", "joined", "keys", "size_bytes")
 
     def __init__(self, joined: bytes, count: int, keys: Sequence[str] | None = None) -> None:
         """Hold *count* rows, each ended by the only LF in it."""
         self.joined = joined
+        self.size_bytes = len(joined) - count
         self.keys = keys
         self._count = count
         self._parted: list[bytes] | None = None
@@ -61,11 +63,6 @@ class JsonRows(Sequence[bytes]):
         if isinstance(rows, cls):
             return rows
         return cls(b"\n".join(rows) + b"\n" if rows else b"", len(rows))
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all rows, LF not counted."""
-        return len(self.joined) - self._count
 
     @property
     def parted(self) -> list[bytes]:

@@ -10,8 +10,8 @@ gathered before them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from msgspec import Raw
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
@@ -34,6 +34,9 @@ class Publisher:
     a call get in, or none of them does. Rows are encoded at the call: what becomes of the
     objects afterwards does not matter.
     """
+
+    #: Of some streams, what returns rows that fit as they are appended, or raises `TcpreplError`.
+    _prepare: ClassVar[Mapping[StreamName, Callable[[Sequence[bytes]], Sequence[bytes]]]] = {}
 
     def __init__(
         self,
@@ -97,13 +100,12 @@ class Publisher:
                         self._append_gathered(key)
                     return answered
         self._append_gathered(key)
+        pair = (stream, instance or self.instance)
         try:
-            encoded = self._prepared(stream, self._registry.encode_rows(stream, rows))
+            encoded = self._registry.get(stream).codec.encode(rows)
+            return self._append(pair, encoded, batch, tokens, transaction_id)
         except TcpreplError:
             return fail()
-        return self._append(
-            (stream, instance or self.instance), encoded, batch, tokens, transaction_id
-        )
 
     def publish_json(
         self,
@@ -137,13 +139,12 @@ class Publisher:
                         self._append_gathered(key)
                     return answered
         self._append_gathered(key)
+        pair = (stream, instance or self.instance)
         try:
-            checked = self._prepared(stream, self._registry.check_json_rows(stream, rows))
+            checked = self._registry.get(stream).codec.check(rows)
+            return self._append(pair, checked, batch, tokens, transaction_id, produced)
         except TcpreplError:
             return fail()
-        return self._append(
-            (stream, instance or self.instance), checked, batch, tokens, transaction_id, produced
-        )
 
     def publish_each(
         self, stream: StreamName, rows: bytes, count: int, produced: Produced | None = None
@@ -189,12 +190,12 @@ class Publisher:
         checked = codec.checked(rows, count)
         if checked is None or not (produced is None or self._log.may_begin(stream, produced)):
             return None
+        self._append_gathered(stream)
+        appended: Deferred[Any]
         try:
-            prepared = self._prepared(stream, checked)
+            appended = self._append((stream, self.instance), checked, produced=produced)
         except TcpreplError:
             return None
-        self._append_gathered(stream)
-        appended: Deferred[Any] = self._append((stream, self.instance), prepared, produced=produced)
         return appended.addBoth(lambda outcome: [(count, outcome)])
 
     def flush(self) -> None:
@@ -252,7 +253,7 @@ class Publisher:
         together = gathering.together()
         if together is not None:
             try:
-                appended = self._append(pair, self._prepared(pair[0], together))
+                appended = self._append(pair, together)
             except TcpreplError:
                 pass  # one may not be appended: which one is found out below
             else:
@@ -278,14 +279,9 @@ class Publisher:
         self, pair: Pair, codec: RowCodec, rows: Sequence[bytes]
     ) -> Deferred[Appended]:
         try:
-            prepared = self._prepared(pair[0], codec.check(rows))
+            return self._append(pair, codec.check(rows))
         except TcpreplError:
             return fail()
-        return self._append(pair, prepared)
-
-    def _prepared(self, stream: StreamName, rows: Sequence[bytes]) -> Sequence[bytes]:
-        """Return rows that fit as they are appended; raises `TcpreplError` if they may not be."""
-        return rows
 
     def _append(
         self,
@@ -296,6 +292,14 @@ class Publisher:
         transaction_id: str | None = None,
         produced: Produced | None = None,
     ) -> Deferred[Appended]:
+        """Append rows that fit.
+
+        Raises:
+            TcpreplError: They may not be appended for all that, as `_prepare` finds.
+        """
+        prepare = self._prepare.get(pair[0])
+        if prepare is not None:
+            rows = prepare(rows)
         if transaction_id is not None and pair[1] != self.instance:
             transaction_id = idempotency_key("instance", pair[1], transaction_id)
         try:

@@ -112,14 +112,15 @@ class Hub:
     def _publish(self, event: Block | _Move) -> None:
         if self._closed:
             return
-        self._pending.append(event)
         self._events_of_turn += 1
+        if self._turn_open or self._bursting:
+            self._pending.append(event)
         if self._turn_open:
             return
         self._turn_open = True
         try:
             if not self._bursting:
-                self._hand_out()
+                self._deliver([event])
         finally:
             self._turn_end = self._reactor.callLater(0, self._end_turn)
 

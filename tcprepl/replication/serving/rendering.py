@@ -90,7 +90,7 @@ def render_rows(
     """
     if form.unmasked is not None and stream not in form.unmasked:
         lines = masked_lines(stream, lines)
-    if has_longer_line(lines, form.max_line_bytes):
+    if len(lines) > form.max_line_bytes and has_longer_line(lines, form.max_line_bytes):
         return _render_without_long(form, stream, instance, tokens, lines)
     if form.rdata_instance:
         return Rendered(lines)

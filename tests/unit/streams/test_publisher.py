@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -21,6 +21,20 @@ from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.rows import TypingRow
 from tests.log_kit import read_all, result
+
+
+def choosy(bad: bytes) -> type[Publisher]:
+    """Return a publisher that knows more of rows than their shape: none may have *bad* in it."""
+
+    def choose(rows: Sequence[bytes]) -> Sequence[bytes]:
+        if any(bad in row for row in rows):
+            raise BadRow("receipts", "user_id", bad.decode(), "another one")
+        return rows
+
+    class Choosy(Publisher):
+        _prepare: ClassVar = {"receipts": choose, "typing": choose}
+
+    return Choosy
 
 
 def receipt(number: int) -> list[Any]:
@@ -260,14 +274,7 @@ class TestGathering:
 
     def test_what_may_not_be_appended_is_for_its_own_call_to_hear(self) -> None:
         """A publisher may know more of rows than their shape."""
-
-        class Choosy(Publisher):
-            def _prepared(self, stream: str, rows: Sequence[bytes]) -> Sequence[bytes]:
-                if any(b"@bad" in row for row in rows):
-                    raise BadRow(stream, "user_id", "@bad", "another one")
-                return rows
-
-        self.publisher = Choosy(self.log, Registry(), "w", self.clock)
+        self.publisher = choosy(b"@bad")(self.log, Registry(), "w", self.clock)
         self.burst()
         bad = receipt(2)
         bad[2] = "@bad:example.com"
@@ -359,14 +366,7 @@ def test_independent_rows_that_the_disk_refuses_are_refused_all(
 @pytest.mark.parametrize("bad", [b"[5]", b'["!refused",[]]'])
 def test_rows_of_a_producer_are_taken_together_if_they_all_fit(log: MemoryLog, bad: bytes) -> None:
     """Else they have to come one by one, so that each has its own answer."""
-
-    class Choosy(Publisher):
-        def _prepared(self, stream: str, rows: Sequence[bytes]) -> Sequence[bytes]:
-            if any(b"refused" in row for row in rows):
-                raise BadRow(stream, "user_id", "refused", "another one")
-            return rows
-
-    publisher = Choosy(log, Registry(), "w")
+    publisher = choosy(b"refused")(log, Registry(), "w")
     result(log.claim("p"))
     good = b'["!a",[]]'
     taken = publisher.publish_each("typing", lines_of(good, good), 2, Produced("p", 1, 1, 2))
@@ -385,13 +385,7 @@ def test_rows_of_a_producer_are_taken_together_if_they_all_fit(log: MemoryLog, b
 def test_of_many_independent_rows_one_that_does_not_fit_is_refused_alone(
     log: MemoryLog, bad: bytes
 ) -> None:
-    class Choosy(Publisher):
-        def _prepared(self, stream: str, rows: Sequence[bytes]) -> Sequence[bytes]:
-            if any(b"refused" in row for row in rows):
-                raise BadRow(stream, "user_id", "refused", "another one")
-            return rows
-
-    publisher = Choosy(log, Registry(), "w")
+    publisher = choosy(b"refused")(log, Registry(), "w")
     good = [b'["!a",[]]'] * LARGE_CALL_ROWS
     answered = result(publisher.publish_each("typing", lines_of(*good), len(good)))
     assert answered == [(len(good), Appended("typing", "w", 1, len(good)))]
