@@ -112,17 +112,6 @@ class ClientSession(Session):
         lines = self._buffer.feed(data)
         first_line_number = self._line_number + 1
         self._line_number += len(lines)
-        self._receive_lines(lines, data, first_line_number, now, events)
-        self._check_length()
-
-    def _receive_lines(
-        self,
-        lines: list[bytes],
-        data: bytes,
-        first_line_number: int,
-        now: float,
-        events: list[Event],
-    ) -> None:
         valid = len(lines)
         if lines and not (data.isascii() and lines[0].isascii()):
             valid = _valid_lines(lines)
@@ -141,6 +130,7 @@ class ClientSession(Session):
                 index += 1
         if valid < len(lines):
             self._receive_line(lines[valid], first_line_number + valid, now, events)
+        self._check_length()
 
     def _receive_line(self, line: bytes, line_number: int, now: float, events: list[Event]) -> None:
         if self._takes_rows and line.strip(b" ") and word_of(line) is None and _valid_lines([line]):

@@ -144,16 +144,28 @@ class CommitQueue(ABC):
         try:
             while self._pending and not self._running:
                 self._running = True
-                _ = self._run(self._commit_pending).addBoth(self._committed)
+                _ = self._run(self._commit).addBoth(self._committed)
         finally:
             self._pumping = False
 
-    def _commit_pending(self) -> list[Any]:
-        """Commit what is pending by now; in the thread."""
+    def _commit(self) -> list[Any]:
+        """Commit what is pending by now; if that fails, each operation by itself. In the thread."""
         pending, taken = self._pending, self._taken
         while pending:
             taken.append(pending.popleft())
-        return self._commit([op for op, _ in taken])
+        ops = [op for op, _ in taken]
+        try:
+            return self._in_one(ops)
+        except self._failures as error:
+            if len(ops) == 1 or not self._go_on(error):
+                return [self._unavailable(error)] * len(ops)
+        results: list[Any] = []
+        for op in ops:
+            try:
+                results += self._in_one([op])
+            except self._failures as error:
+                results.append(self._unavailable(error))
+        return results
 
     def _committed(self, results: list[Any] | Failure) -> None:
         self._running = False
@@ -169,21 +181,6 @@ class CommitQueue(ABC):
             else:
                 done.callback(result)
         self._pump()
-
-    def _commit(self, ops: Sequence[Callable[[Cursor], Any]]) -> list[Any]:
-        """Do *ops* in one commit; if that fails, each in its own."""
-        try:
-            return self._in_one(ops)
-        except self._failures as error:
-            if len(ops) == 1 or not self._go_on(error):
-                return [self._unavailable(error)] * len(ops)
-        results: list[Any] = []
-        for op in ops:
-            try:
-                results += self._in_one([op])
-            except self._failures as error:
-                results.append(self._unavailable(error))
-        return results
 
     def _unavailable(self, error: Exception) -> Failure:
         failure: Failure = Failure(OutboxUnavailable(f"{self.where}: {error}"))
