@@ -131,7 +131,7 @@ class SocketTests(TestCase):
         with self.assertRaises(RequestFailed):
             await asked
         await self.seen_closed(dripper)
-        self.assertEqual(transport.open_connections, 0)
+        self.assertEqual(len(transport._connections), 0)
 
     async def cancelled(self, start: bytes) -> None:
         """Nobody waits any more: the socket is closed at once."""

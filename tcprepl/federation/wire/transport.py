@@ -362,11 +362,6 @@ class FederationTransport:
         tls = wrapClientTLS(self._tls.to(target.tls_name), plain)
         return EndingEndpoint(tls, self._clock, self._connections)
 
-    @property
-    def open_connections(self) -> int:
-        """How many connections are open, in use or kept."""
-        return len(self._connections)
-
     async def close(self) -> None:
         """End every connection at once; requests that are under way fail."""
         for connection in list(self._connections):

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tcprepl import metrics
@@ -205,28 +204,6 @@ class SendQueue:
         appended: Deferred[Any] = self._publish(STREAM, rows, transaction_id=transaction_id)
         return appended
 
-    # -- reading ------------------------------------------------------------------------------
-
-    def read(
-        self, after: Token, upto: Token, *, limit_rows: int = 1_000
-    ) -> tuple[list[tuple[Token, bytes]], Token, bool]:
-        """Return the rows in ``(after, upto]``, of each key only the newest.
-
-        Args:
-            after: Exclusive lower bound.
-            upto: Inclusive upper bound.
-            limit_rows: Most rows to read; fewer are returned where some collapse.
-
-        Returns:
-            Tokens and rows, the token reached, and whether more remain.
-
-        Raises:
-            TokenTooOld: *after* is below what is kept.
-            TokenFromFuture: *after* is above the position.
-        """
-        page = self._log.read(STREAM, self._instance, after, upto, limit_rows=limit_rows)
-        return collapse(page.rows()), page.upto, page.limited
-
     # -- acknowledgements ---------------------------------------------------------------------
 
     @property
@@ -305,53 +282,3 @@ class SendQueue:
     def acknowledged(self) -> dict[InstanceName, Token]:
         """Return the newest acknowledgement of each configured sender; 0 for none yet."""
         return dict(self._acknowledged)
-
-
-class _RowKey(msgspec.Struct, gc=False):
-    destination: str
-    edu_type: str
-
-
-class _KeyedHead(msgspec.Struct, gc=False):
-    edu: _RowKey
-    key: msgspec.Raw
-
-
-class _StateHead(msgspec.Struct, gc=False):
-    user_id: str
-
-
-class _PresenceHead(msgspec.Struct, gc=False):
-    dests: msgspec.Raw
-    state: _StateHead
-
-
-class _KeyedRow(msgspec.Struct, array_like=True, tag="k", gc=False):
-    head: _KeyedHead
-
-
-class _PresenceRow(msgspec.Struct, array_like=True, tag="pd", gc=False):
-    head: _PresenceHead
-
-
-_decode_head = msgspec.json.Decoder(_KeyedRow | _PresenceRow).decode
-
-
-def collapse(rows: Iterable[tuple[Token, bytes]]) -> list[tuple[Token, bytes]]:
-    """Return *rows* with only the newest of each key, in the order of their tokens."""
-    newest: dict[object, tuple[Token, bytes]] = {}
-    for number, (token, row) in enumerate(rows):
-        ident: object = number
-        if not row.startswith(b'["e"'):
-            try:
-                head = _decode_head(row).head
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                pass
-            else:
-                if isinstance(head, _KeyedHead):
-                    ident = (head.edu.destination, head.edu.edu_type, bytes(head.key))
-                else:
-                    ident = (head.state.user_id, bytes(head.dests))
-                newest.pop(ident, None)
-        newest[ident] = (token, row)
-    return list(newest.values())

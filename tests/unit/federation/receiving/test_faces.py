@@ -46,7 +46,7 @@ class World:
 
     def __init__(self) -> None:
         registry = Registry()
-        log = open_log(None, registry, Clock(), Retention())
+        self.log = log = open_log(None, registry, Clock(), Retention())
         self.publisher = Publisher(log, registry, "master")
         self.queue = SendQueue(self.publisher.publish_json, log, "x.example", "master")
         self.seen = SeenTransactions()
@@ -92,8 +92,8 @@ class World:
         return int(head.split()[1]), json.loads(answer)
 
     def rows(self) -> list[Any]:
-        found, _, _ = self.queue.read(0, self.queue.position)
-        return [json.loads(row) for _, row in found]
+        found = self.log.read("federation", "master", 0, self.queue.position)
+        return [json.loads(row) for _, row in found.rows()]
 
 
 @pytest.fixture

@@ -281,12 +281,12 @@ def test_open_connections_are_counted_and_closed() -> None:
     protocol = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 5))
     transport = StringTransport()
     protocol.makeConnection(transport)
-    assert made.open_connections == 1
+    assert len(made._connections) == 1
     transport.abortConnection = lambda: protocol.connectionLost(  # type: ignore[method-assign]
         Failure(error.ConnectionAborted())
     )
     assert result(made.close()) is None
-    assert made.open_connections == 0
+    assert len(made._connections) == 0
 
 
 def test_a_well_known_is_fetched_with_what_its_headers_say() -> None:

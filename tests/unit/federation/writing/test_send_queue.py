@@ -1,4 +1,4 @@
-"""The writer's queue: onto the stream, collapsed on reading, trimmed by acknowledgement."""
+"""The writer's queue: onto the stream, trimmed by acknowledgement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import TokenTooOld
 from tcprepl.federation.wire.edu import BadEdu, build_edu
-from tcprepl.federation.writing.send_queue import SendQueue, collapse
+from tcprepl.federation.writing.send_queue import SendQueue
 from tcprepl.streams.log import Log
 from tcprepl.streams.opening import open_log
 from tcprepl.streams.publisher import Publisher
@@ -48,10 +48,12 @@ class World:
             )
         )
 
-    def held(self) -> list[int]:
+    def rows(self) -> list[tuple[int, bytes]]:
         floor = self.log.floor("federation", "master")
-        rows, _, _ = self.queue.read(floor, self.queue.position)
-        return [token for token, _ in rows]
+        return list(self.log.read("federation", "master", floor, self.queue.position).rows())
+
+    def held(self) -> list[int]:
+        return [token for token, _ in self.rows()]
 
 
 def result(done: Deferred[Any]) -> Any:
@@ -79,8 +81,8 @@ def test_the_row_is_the_edu_with_its_bytes(world: World) -> None:
     edu = build_edu("x.example", "y.example", "m.test", {"b": 1, "a": "é"})
     result(world.queue.send_edu(edu))
     result(world.queue.send_edu(edu, ("k",)))
-    rows, upto, limited = world.queue.read(0, 9)
-    assert (upto, limited) == (2, False)
+    rows = world.rows()
+    assert len(rows) == 2
     assert edu.content_bytes in rows[0][1]
     assert json.loads(rows[1][1])[1]["key"] == ["k"]
 
@@ -115,37 +117,11 @@ def test_a_transaction_id_makes_it_safe_to_send_again(world: World) -> None:
 def test_presence_is_one_row_for_all(world: World) -> None:
     row = PresenceRow("@a:x", "online", 1, 2, 3, "hi", 1)
     assert result(world.queue.send_presence(row, ["y.example", "z.example"])).last == 1
-    ((_, found),) = world.queue.read(0, 1)[0]
+    ((_, found),) = world.rows()
     kind, presence = json.loads(found)
     assert kind == "pd"
     assert presence["dests"] == ["y.example", "z.example"]
     assert presence["state"]["currently_active"] is True
-
-
-def test_reading_gives_only_the_newest_of_each_key_within_the_range(world: World) -> None:
-    for number, key in enumerate(["a", "b", "a", None, "a"], 1):
-        world.send(number, key=key)
-    world.send(6, "z.example", "a")
-    rows = world.queue.read(0, 6)[0]
-    assert [token for token, _ in rows] == [2, 4, 5, 6]
-    assert [token for token, _ in world.queue.read(0, 3)[0]] == [2, 3]
-    rows, upto, limited = world.queue.read(0, 6, limit_rows=2)
-    assert ([token for token, _ in rows], upto, limited) == ([1, 2], 2, True)
-
-
-def test_collapse_takes_presence_by_user_and_leaves_what_it_does_not_know() -> None:
-    def presence(user: str, *dests: str) -> bytes:
-        return json.dumps(["pd", {"dests": dests, "state": {"user_id": user}}]).encode()
-
-    rows = [
-        (1, presence("@a:x", "y")),
-        (2, presence("@b:x", "y")),
-        (3, presence("@a:x", "y")),
-        (4, presence("@a:x", "z")),
-        (5, b'["zz",1]'),
-        (6, b'["zz",1]'),
-    ]
-    assert [token for token, _ in collapse(rows)] == [2, 3, 4, 5, 6]
 
 
 def test_an_acknowledgement_trims_strictly_below(world: World) -> None:
@@ -154,7 +130,7 @@ def test_an_acknowledgement_trims_strictly_below(world: World) -> None:
     world.queue.acknowledge("fed1", 3)
     assert world.held() == [3, 4, 5]
     with pytest.raises(TokenTooOld):
-        world.queue.read(0, 5)
+        world.log.read("federation", "master", 0, 5)
     world.queue.acknowledge("fed1", 2)
     assert world.held() == [3, 4, 5]
 
