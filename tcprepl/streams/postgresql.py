@@ -161,7 +161,10 @@ class PostgresLog(GatedLog):
     def _look_soon(self) -> None:
         if self._looking:
             self._later = self._later or [Reading(lambda: None)]
-        elif not self._closed and self._fenced is None:
+        elif self._closed or self._fenced is not None:
+            lookers, self._later = self._later, []
+            self._tell_lookers(lookers, LogUnavailable("the log has ended: nobody looks any more"))
+        else:
             self._looking = True
             self._lookers, self._later = self._later, []
             take = not self._taking

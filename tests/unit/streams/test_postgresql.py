@@ -469,6 +469,27 @@ def test_everybody_who_looks_meanwhile_is_told(world: World) -> None:
     assert all(look.done for look in looks)
 
 
+@pytest.mark.parametrize("how", ["fenced", "fenced meanwhile", "closed"])
+def test_who_looks_when_it_has_ended_is_told(world: World, how: str) -> None:
+    """A reader would wait for ever."""
+    looks = [world.log.look(), world.log.look()] if how == "fenced meanwhile" else []
+    if how == "closed":
+        closed = world.log.close()
+        world.work()
+        result(closed)
+    else:
+        other = world.overtake()
+        refused = world.log.append(DURABLE, "w", [row("ours")])
+        world.work()
+        with pytest.raises(LogFenced):
+            result(refused)
+        world.log.failed.addErrback(lambda failure: failure.trap(LogFenced))
+        other.close()
+    looks.append(world.log.look())
+    assert all(look.done for look in looks)
+    assert isinstance(looks[-1].error, LogUnavailable)
+
+
 def test_a_fault_of_ours_in_a_look_is_logged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(module.logger, "error", lambda event, **_: said.append(event))
