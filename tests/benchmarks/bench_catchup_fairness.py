@@ -23,7 +23,7 @@ from typing import Any
 import psycopg
 
 from tests.benchmarks.driver import PEERS, percentile
-from tests.benchmarks.measure import FRIENDLY, Line, Result, raise_open_files
+from tests.benchmarks.measure import FRIENDLY, Limit, Line, Result, raise_open_files
 from tests.interop.processes import Child
 from tests.ports import free_port
 
@@ -34,6 +34,16 @@ RATE = 500
 SECONDS = 10.0
 REPETITIONS = 3
 _PARTS = {"p50": 0.5, "p99": 0.99}
+_OURS = "tcprepl (sqlite)"
+#: How many times the median of before, and what a row takes of all those behind together.
+TIMES, EACH = "beside p50, of that alone", "a row behind"
+
+TARGETS = (
+    Limit(BENCH, "beside p50", 20.0, FRIENDLY, _OURS),
+    Limit(BENCH, "beside p99", 60.0, FRIENDLY, _OURS),
+    Limit(BENCH, TIMES, 10.0, FRIENDLY, _OURS),
+    Limit(BENCH, EACH, 1.0, FRIENDLY, _OURS),
+)
 _STAMP = re.compile(rb'"ts":(\d{9,})\}')
 
 
@@ -178,12 +188,15 @@ def run(seconds: float = SECONDS, repetitions: int = REPETITIONS) -> Iterator[Re
     """Measure, several times."""
     runs = [measure(seconds) for _ in range(repetitions)]
     words = f"{READERS} readers of {ROWS:,} rows on the disk, {RATE} rows/s at the head"
-    for case in ("alone p50", "beside p50", "alone p99", "beside p99"):
-        figures = [figure[case] for figure in runs]
-        yield Line(BENCH, case, "ms").result("tcprepl (sqlite)", FRIENDLY, figures, words)
-    figures = [figure["rows_per_s"] for figure in runs]
-    line = Line(BENCH, "together", "rows/s")
-    yield line.result("tcprepl (sqlite)", FRIENDLY, figures, words)
+    cases = dict.fromkeys(("alone p50", "beside p50", "alone p99", "beside p99"), "ms")
+    for figure in runs:
+        figure[TIMES] = figure["beside p50"] / figure["alone p50"]
+        figure[EACH] = 1e6 / figure["rows_per_s"]
+        figure["together"] = figure["rows_per_s"]
+    for case, unit in {**cases, TIMES: "times", "together": "rows/s", EACH: "us"}.items():
+        yield Line(BENCH, case, unit).result(
+            _OURS, FRIENDLY, [figure[case] for figure in runs], words
+        )
 
 
 if __name__ == "__main__":

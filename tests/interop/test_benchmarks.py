@@ -56,12 +56,15 @@ def test_every_benchmark_is_run_here_or_named():
 
 
 def test_catching_up_beside_live_rows_runs(monkeypatch):
-    """Five figures, of few readers and few rows."""
+    """Seven figures, of few readers and few rows; the promises are of some of them."""
     monkeypatch.setattr(bench_catchup_fairness, "ROWS", 5_000)
     monkeypatch.setattr(bench_catchup_fairness, "READERS", 2)
     found = list(bench_catchup_fairness.run(0.5, 1))
-    assert len(found) == 5
+    assert len(found) == 7
     assert all(one.value is not None and one.value >= 0 for one in found)
+    known = {(one.bench, one.case, one.workload, one.system) for one in found}
+    for limit in bench_catchup_fairness.TARGETS:
+        assert (limit.bench, limit.case, limit.workload, limit.system) in known
 
 
 @pytest.mark.parametrize("name", SMALL)
