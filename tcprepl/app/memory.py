@@ -13,12 +13,13 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
+from time import thread_time
 from typing import Final
 
 from twisted.internet.defer import Deferred
 
 from tcprepl.background import looping_background_process
-from tcprepl.clocks import Reactor, steady_seconds
+from tcprepl.clocks import Reactor
 
 #: What is at least as large has pages of its own, which go back once it is freed.
 LARGE_BYTES: Final = 512 * 1024
@@ -29,7 +30,7 @@ HEAPS: Final = 1
 
 #: How often pages that are free are given back.
 TRIM_INTERVAL_S: Final = 60.0
-#: What may be spent on it at once; beyond that it is done half as often as before, until
+#: CPU time that may be spent on it at once; beyond that it is done half as often as before, until
 #: so many intervals are between two times.
 TRIM_S: Final = 0.01
 MAX_INTERVALS: Final = 64
@@ -81,8 +82,8 @@ class Trimming:
         self._left -= 1
         if self._trim is None or self._left > 0:
             return
-        began = steady_seconds()
+        began = thread_time()
         self._trim(0)
-        took_s = steady_seconds() - began
+        took_s = thread_time() - began
         self._every = min(self._every * 2, MAX_INTERVALS) if took_s > TRIM_S else 1
         self._left = self._every

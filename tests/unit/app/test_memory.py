@@ -113,7 +113,7 @@ class Library:
 def test_the_longer_it_takes_the_less_often_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library()
     monkeypatch.setattr("ctypes.CDLL", lambda name: library)
-    monkeypatch.setattr(memory, "steady_seconds", lambda: library.now)
+    monkeypatch.setattr(memory, "thread_time", lambda: library.now)
     clock = Clock()
     trimming = Trimming(clock)
 
