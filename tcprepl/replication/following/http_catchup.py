@@ -46,8 +46,10 @@ class _Body(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Take a part (Twisted calls this)."""
+        if self.read.called:  # over TLS a peer may go on after it was told to end
+            return
         self._parts += data
-        if len(self._parts) > catchup.MAX_ANSWER_BYTES and not self.read.called:
+        if len(self._parts) > catchup.MAX_ANSWER_BYTES:
             self.read.callback(bytes(self._parts[: catchup.MAX_ANSWER_BYTES + 1]))
             self._end()
 

@@ -17,7 +17,7 @@ from twisted.web.resource import Resource
 from tcprepl.errors import ConnectionFailed
 from tcprepl.replication.following import catchup
 from tcprepl.replication.following.catchup import CatchUpPage
-from tcprepl.replication.following.http_catchup import HttpCatchUp
+from tcprepl.replication.following.http_catchup import HttpCatchUp, _Body
 
 
 class Updates(Resource):
@@ -208,3 +208,13 @@ def test_an_answer_that_goes_on_behind_what_is_read_is_not_taken_for_whole(
     wire.hear(len(body) + 2, body, b" ", b" ")
     assert "more than" in str(wire.result[0].value)
     assert wire.transport.disconnecting
+
+
+def test_what_comes_after_the_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that goes on sending behind TLS would fill the memory."""
+    monkeypatch.setattr(catchup, "MAX_ANSWER_BYTES", 4)
+    body = _Body()
+    body.makeConnection(StringTransport())
+    for _ in range(3):
+        body.dataReceived(b"12345")
+    assert len(body._parts) == 5
