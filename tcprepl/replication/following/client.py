@@ -187,8 +187,6 @@ class ReplicationClient(Reconnecting):
             join_batches=join_batches,
             passed_over=passed_over,
         )
-        # each read goes there at once
-        self._take = self._delivery.take  # type: ignore[method-assign]
 
     # -- life --------------------------------------------------------------------------
 
@@ -221,6 +219,9 @@ class ReplicationClient(Reconnecting):
         """Stop: let the running handler end, save the positions, disconnect."""
         self._delivery.stop()
         return super().stopService()
+
+    def _take(self, events: Sequence[object]) -> None:
+        self._delivery.take(events)
 
     async def _left(self, ended: Ended) -> None:
         await self._delivery.end()
