@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from tcprepl.background import run_in_background
 from tcprepl.conformance.client import Caller, LocalPlayer
 from tcprepl.conformance.document import Block, conversations, specification
-from tcprepl.conformance.server import RemotePlayer
-from tcprepl.conformance.target import Target
+from tcprepl.conformance.server import play
+from tcprepl.conformance.target import CannotPlay, Target
 from tcprepl.replication.following.catchup import CatchUpPage
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.serving.server import ReplicationServer
@@ -118,11 +118,11 @@ class ServerWorld:
 
     def play(self, block: Block) -> str:
         """Play *block*; return why it cannot be, if so."""
-        probe = self.run(self.target.probe(block.streams))
-        why = self.target.why_not(block, probe)
-        if not why:
-            self.run(RemotePlayer(self.target, block, probe).play())
-        return why
+        try:
+            self.run(play(self.target, block))
+        except CannotPlay as reason:
+            return str(reason)
+        return ""
 
 
 class FakeReactor:

@@ -21,7 +21,7 @@ from tcprepl.clocks import Reactor
 from tcprepl.conformance.client import Caller, LocalPlayer
 from tcprepl.conformance.document import Block, conversations, specification
 from tcprepl.conformance.notation import ConversationFailed, parse
-from tcprepl.conformance.server import RemotePlayer
+from tcprepl.conformance.server import play
 from tcprepl.conformance.target import CannotPlay, Target, writes
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.values import Address, parse_address
@@ -269,13 +269,8 @@ async def _servers(
             why = f"it would write: {', '.join(changed)}, and the server has rows (--write)"
             report.add(scene, "not played", why)
         else:
-            probe = await target.probe(block.streams)
-            why = target.why_not(block, probe)
-            if why:
-                report.add(scene, "not played", why)
-                continue
             try:
-                await RemotePlayer(target, block, probe).play()
+                await play(target, block)
             except CannotPlay as reason:
                 report.add(scene, "not played", str(reason))
             except ConversationFailed as failure:

@@ -20,7 +20,15 @@ from twisted.internet.error import ConnectError
 from twisted.internet.utils import getProcessOutputAndValue
 
 from tcprepl.conformance.document import Block
-from tcprepl.conformance.notation import Step, Talker, Unexpected, matches, parse, require
+from tcprepl.conformance.notation import (
+    ConversationFailed,
+    Step,
+    Talker,
+    Unexpected,
+    matches,
+    parse,
+    require,
+)
 from tcprepl.conformance.stage import ServerPlayer
 from tcprepl.conformance.target import QUIET_S, CannotPlay, Probe, Target
 from tcprepl.errors import TcpreplError
@@ -32,6 +40,37 @@ from tcprepl.protocol.dialects import NATIVE_TAG
 _AT_ANY_TIME: Final = frozenset({"PING", "REMOTE_SERVER_UP", "AUTHORIZED"})
 #: Lines whose text, behind so many words, is for people.
 _FREE_TEXT: Final = {"ERROR": 1, "INFO": 1}
+
+
+#: How often a conversation is played into which others write.
+_ATTEMPTS: Final = 3
+
+
+async def play(target: Target, block: Block) -> None:
+    """Play *block* against *target*; anew where others wrote into its streams meanwhile.
+
+    A server may itself write: who synced goes offline later, and that is a row.
+
+    Raises:
+        CannotPlay: It cannot be played here, and why.
+        ConversationFailed: Something else happened than is written.
+    """
+    for left in reversed(range(_ATTEMPTS)):
+        probe = await target.probe(block.streams)
+        if why := target.why_not(block, probe):
+            raise CannotPlay(why)
+        player = RemotePlayer(target, block, probe)
+        try:
+            await player.play()
+        except ConversationFailed as failure:
+            try:
+                disturbed = left and player.disturbed(await target.probe(block.streams))
+            except (TcpreplError, ConnectError):
+                raise failure from None
+            if not disturbed:
+                raise
+        else:
+            return
 
 
 class RemotePlayer(ServerPlayer):
@@ -74,6 +113,13 @@ class RemotePlayer(ServerPlayer):
                 if talker.transport is not None and not talker.closed:
                     talker.transport.resumeProducing()  # type: ignore[attr-defined]
                     talker.transport.loseConnection()
+
+    def disturbed(self, now: Probe) -> bool:
+        """Return whether others wrote into its streams since it began, as is found *now*."""
+        return any(
+            now.positions.get((stream, self._names[name]), 0) > max(known.values())
+            for (stream, name), known in self._tokens.items()
+        )
 
     # -- the wire ------------------------------------------------------------------------------
 

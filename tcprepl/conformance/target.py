@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -148,26 +149,44 @@ class Target:
             CannotPlay: The server asks for a token, or for another one.
         """
         found = Probe()
-        by_name = b"".join(f"REPLICATE {stream} * NOW\n".encode() for stream in streams)
-        for asked in (b"REPLICATE\n", by_name) if everything else (by_name,):
-            talker = await self.connect()
-            assert talker.transport is not None
-            talker.transport.write(asked)
-            while await self.news(talker, QUIET_S if talker.received else self.wait_s):
-                if talker.closed:
-                    break
+        if everything:
+            await self._ask(found, b"REPLICATE\n", ())
+        asked = b"".join(f"REPLICATE {stream} * NOW\n".encode() for stream in streams)
+        await self._ask(found, asked, streams)
+        return found
+
+    async def _ask(self, found: Probe, asked: bytes, streams: Sequence[str]) -> None:
+        """Note what is answered to *asked*, until there is an answer about each of *streams*.
+
+        For how long nobody says anything does not count there: a busy server may take a second.
+        """
+        talker = await self.connect()
+        assert talker.transport is not None
+        talker.transport.write(asked)
+        deadline = self.reactor.seconds() + self.wait_s
+        missing, answered = set(streams), False
+        while True:
             while (line := talker.take_line()) is not None:
                 words = line.split(" ")
                 if words[0] == "POSITION" and words[-1].isdigit():
                     instance = words[2] if len(words) > 3 else self.instance
                     found.positions[words[1], instance] = int(words[-1])
+                    missing.discard(words[1])
+                    answered = True
                 elif line.startswith(("ERROR AUTH: ", "ERROR not allowed: ")):
                     raise CannotPlay(f"the server says: {line.removeprefix('ERROR ')}")
+                elif words[0] == "ERROR":
+                    missing -= set(re.findall(r"\w+", line))
+                    answered = True
                 elif words[0] == "PING" and NATIVE_TAG in words:
                     found.native = True
                     found.incarnation = " ".join(words[words.index(NATIVE_TAG) + 1 :])
-            talker.transport.loseConnection()
-        return found
+            left = deadline - self.reactor.seconds()
+            # Of a stream there may be more instances than the first that is named.
+            wait_s = left if missing or not answered else min(left, QUIET_S)
+            if talker.closed or wait_s <= 0 or not await self.news(talker, wait_s):
+                break
+        talker.transport.loseConnection()
 
     def why_not(self, block: Block, probe: Probe) -> str:
         """Return why a conversation cannot be played; nothing if it can."""
