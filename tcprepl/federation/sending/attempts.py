@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
@@ -125,7 +124,7 @@ class Attempts:
 
         Args:
             destinations: Those that have their turn.
-            prepared: Takes what `begin` and `send` are called with.
+            prepared: Takes what may be sent once it is on disk that this begins.
 
         Returns:
             The others, of whom `attempt` has to find out.
@@ -141,20 +140,15 @@ class Attempts:
             if not written and destination in self._ended:
                 self.write_ended()
                 written = True
-            entries = self._take(destination, now_ms)
-            if entries:
-                transaction = self._new(wall_ms, entries)
-                prepared.append((destination, transaction, destination.purges))
-            else:
+            transaction = self._take(destination, now_ms, wall_ms)
+            if transaction is None:
                 others.append(destination)
+            else:
+                prepared.append((destination, transaction, destination.purges))
         return others
 
-    def begin(self, prepared: Sequence[Prepared]) -> Deferred[None]:
-        """Have it stored that what was prepared is about to be sent: all, or none."""
-        return maybeDeferred(self._outbox.begin, [(one[0].name, one[1]) for one in prepared])
-
     async def not_begun(self, destination: Destination, failure: Failure, *, alone: bool) -> None:
-        """Act on it that `begin` failed: whom that was about shows when each tries *alone*."""
+        """Act on it that nothing of what was prepared is on disk: who is to blame shows *alone*."""
         if not alone:
             destination.outdate()
             await self.attempt(destination)
@@ -171,16 +165,10 @@ class Attempts:
             self._refused(destination, str(failed))
             return
         if transaction is not None:
-            await self._send(destination, transaction)
+            await self.send(destination, transaction)
 
-    async def send(self, prepared: Prepared) -> None:
-        """Send what was prepared and is on disk, and act on what comes of it."""
-        destination, transaction, purges = prepared
-        if destination.purges == purges:
-            destination.begin(transaction)
-            await self._send(destination, transaction)
-
-    async def _send(self, destination: Destination, transaction: StoredTransaction) -> None:
+    async def send(self, destination: Destination, transaction: StoredTransaction) -> None:
+        """Send one that is on disk and that *destination* has begun; act on what comes of it."""
         edus = [entry[2] for entry in transaction.entries]
         body = build_body(
             self._server_name, transaction.origin_server_ts, edus, limits=self._limits
@@ -248,9 +236,8 @@ class Attempts:
                 if destination.purges != purges:
                     self.forget_queue(destination)
                     return None
-            entries = self._take(destination, self._now_ms())
-            if entries:
-                transaction = self._new(self._wall_ms(), entries)
+            transaction = self._take(destination, self._now_ms(), self._wall_ms())
+            if transaction is not None:
                 await self._outbox.begin([(destination.name, transaction)])
                 if destination.purges != purges:
                     return None
@@ -300,11 +287,9 @@ class Attempts:
             if destination.held is Held.OUTDATED:
                 break
 
-    def _new(self, wall_ms: int, entries: list[Entry]) -> StoredTransaction:
-        self._transactions += 1
-        return StoredTransaction(f"{self._prefix}-{self._transactions}", wall_ms, entries)
-
-    def _take(self, destination: Destination, now_ms: int) -> list[Entry]:
+    def _take(
+        self, destination: Destination, now_ms: int, wall_ms: int
+    ) -> StoredTransaction | None:
         """Take out of the queue what goes next; what has expired is forgotten."""
         expired: list[Entry] = []
         entries = destination.take(now_ms, expired)
@@ -313,7 +298,10 @@ class Attempts:
             metrics.DROPPED.labels("edu", "expired").inc(len(expired))
             ids = [entry[0] for entry in expired]
             self._writes.persist(destination, self._outbox.remove, destination.name, ids)
-        return entries
+        if not entries:
+            return None
+        self._transactions += 1
+        return StoredTransaction(f"{self._prefix}-{self._transactions}", wall_ms, entries)
 
     async def _next_round(self, destination: Destination) -> None:
         """Let what was set aside or put off be what is sent next, if it is time.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -334,7 +334,8 @@ class FederationSender:
             for destination in self._attempts.prepare(turns, prepared):
                 self._run(destination, self._attempts.attempt(destination))
             if prepared:
-                beginning = self._attempts.begin(prepared)
+                begun = [(one[0].name, one[1]) for one in prepared]
+                beginning = maybeDeferred(self.outbox.begin, begun)
                 self._beginning[beginning] = None
                 _ = beginning.addBoth(self._begun, beginning, prepared)
         self._dispatching = False
@@ -349,14 +350,18 @@ class FederationSender:
         # Those whose turns end here begin the next ones together.
         outermost = not self._dispatching
         self._dispatching = True
-        for one in prepared:
+        for destination, transaction, purges in prepared:
             if not isinstance(result, Failure):
-                self._run(one[0], attempts.send(one))
+                if destination.purges != purges:  # all that waited was thrown away meanwhile
+                    self._ended(None, destination)
+                    continue
+                destination.begin(transaction)
+                self._run(destination, attempts.send(destination, transaction))
             elif self._started:
                 alone = len(prepared) == 1
-                self._run(one[0], attempts.not_begun(one[0], result, alone=alone))
+                self._run(destination, attempts.not_begun(destination, result, alone=alone))
             else:
-                self._turns.end(one[0])
+                self._turns.end(destination)
         if outermost:
             self._dispatching = False
             self._dispatch()

@@ -266,24 +266,21 @@ class Delivery:
             events = self._descending.sort(events)
             if self._descending.holds and self._release_call is None:
                 self._release_call = self._link.call_later(HOLD_S, self._release)
-        self._take(events)
+        self._work(events)
 
     def _release(self) -> None:
         """Work through what was held for want of a position."""
         self._release_call = None
-        self._take(self._descending.release())
-
-    def _take(self, events: Sequence[object]) -> None:
-        if self._working or self._inbox:
-            self._inbox.extend(events)
-        else:
-            self._work(events)
+        self._work(self._descending.release())
 
     def _work(self, events: Iterable[object]) -> None:
-        """Work through *events* until they end or a handler takes its time.
+        """Work through *events* until they end or a handler takes its time; it may already do so.
 
         This is the hot loop of every worker: what a batch costs beyond its handler is here.
         """
+        if self._working or self._inbox:
+            self._inbox.extend(events)
+            return
         # One at a time where each batch is committed, and where a batch is not what it seems.
         pulled = self._puller is not None and not self._join_batches
         rests: Iterator[object]

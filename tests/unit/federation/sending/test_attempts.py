@@ -389,7 +389,9 @@ def test_what_expires_in_memory_counts_no_more(world: World) -> None:
         edu = build_edu("here.example", made.name, "m.x", {"n": number})
         counted.held += made.hold((number, expires_ms, edu))
     assert counted.held == 3
-    assert [entry[0] for entry in counted._take(made, world.sender.now_ms())] == [2]
+    taken = counted._take(made, world.sender.now_ms(), 1)
+    assert taken is not None
+    assert [entry[0] for entry in taken.entries] == [2]
     assert counted.held == 0
 
 
