@@ -6,6 +6,9 @@ end of the line. One timer serves all that have to wait.
 
 Everything that waits is in the outbox. What is in memory is a copy for destinations that are
 up, bounded per destination and in all.
+
+Whatever begins or ends an attempt passes one loop, and so do the operator's handles: so this may be
+longer than other modules.
 """
 
 from __future__ import annotations
@@ -331,7 +334,14 @@ class FederationSender:
             if not turns:
                 break
             prepared: list[Prepared] = []
-            for destination in self._attempts.prepare(turns, prepared):
+            try:
+                others = self._attempts.prepare(turns, prepared)
+            except Exception:  # noqa: BLE001  # it is told to whom it concerns
+                failure = Failure()
+                for destination in turns:  # some were prepared, but the disk knows of none
+                    self._ended(failure, destination)
+                continue
+            for destination in others:
                 self._run(destination, self._attempts.attempt(destination))
             if prepared:
                 begun = [(one[0].name, one[1]) for one in prepared]

@@ -795,6 +795,30 @@ def test_a_bug_in_the_middle_loses_nothing_that_was_taken(
     assert numbers(world.remote(name)) == [0, 1, 2]
 
 
+def test_a_bug_before_anything_is_taken_stops_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had a turn with the one that has it tries again, as it does itself."""
+    take = Destination.take
+    failing = ["remote2.example"]
+
+    def broken(destination: Destination, *arguments: Any) -> Any:
+        if destination.name in failing:
+            failing.clear()
+            raise ZeroDivisionError("a bug")
+        return take(destination, *arguments)
+
+    monkeypatch.setattr(Destination, "take", broken)
+    names = begin_together(world)
+    world.run(120)
+    assert not failing
+    assert [numbers(world.remote(name)) for name in names] == [[1]] * 3
+    assert not world.sender._turns.running
+    send(world, names[0], {"n": 2})
+    world.run(5)
+    assert numbers(world.remote(names[0])) == [1, 2]
+
+
 def test_what_was_sent_when_something_unexpected_happened_may_have_arrived(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
