@@ -99,6 +99,10 @@ class SocketOutlet:
         else:
             lingering.hear_out(self._transport)
 
+    def abort(self) -> None:
+        """End the connection at once; what waits is lost."""
+        self._transport.abortConnection()
+
     def resumeProducing(self) -> None:
         """Send what waits: the socket is writable (Twisted calls this)."""
         queue = self._queue
@@ -163,6 +167,10 @@ class TransportOutlet:
         """
         self._transport.unregisterProducer()
         self._transport.loseConnection()
+
+    def abort(self) -> None:
+        """End the connection at once; what waits is lost."""
+        self._transport.abortConnection()
 
     def pauseProducing(self) -> None:
         """Note that the transport is full (Twisted calls this)."""

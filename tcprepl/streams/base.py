@@ -320,6 +320,10 @@ class BaseLog:
         self._announcing = True
         try:
             while self._outbox:
-                self._outbox.popleft()()
+                try:
+                    self._outbox.popleft()()
+                except Exception:
+                    # whoever waits for what comes behind it has to hear of it all the same
+                    logger.exception("streams.announcing.failed")
         finally:
             self._announcing = False

@@ -104,7 +104,14 @@ class GroupCommit(BaseLog):
         if self._busy or not (self._waiting or self._owes_disk):
             return
         self._busy = True
-        batch = self._gather()
+        items = take(self._waiting)
+        now = self._clock_ms()
+        try:
+            batch = gather(items, now)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            self._finished(Batch(items), None, error)
+            return
+        self._complete(batch, now)
         self._committing = batch.items
         if batch.commit:
             self._worker.submit(partial(self._commit, batch.commit), partial(self._finished, batch))
@@ -122,10 +129,8 @@ class GroupCommit(BaseLog):
             self._trims or self._expire_transactions or self._shrinking or self._producing.owes_disk
         )
 
-    def _gather(self) -> Batch:
-        """Take what waits, up to a bound, and make it ready to be written."""
-        now = self._clock_ms()
-        batch = gather(take(self._waiting), now)
+    def _complete(self, batch: Batch, now: int) -> None:
+        """Put into *batch* what there is to write for which nobody waits."""
         self._producing.gather(batch.commit)
         if self._may_clean(now, bool(batch.items)):
             self._cleaned_ms = now
@@ -135,7 +140,6 @@ class GroupCommit(BaseLog):
             self._expire_transactions = False
             age_ms = int(self._retention.transaction_age_s * 1000)
             batch.commit.expire_before_ms = now - age_ms
-        return batch
 
     def _finished(self, batch: Batch, freed: Freed | None, error: BaseException | None) -> None:
         """Publish what is on disk, or fail those who wait; the next commit is on its way."""

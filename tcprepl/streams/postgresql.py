@@ -284,10 +284,9 @@ class PostgresLog(GatedLog):
     def _owes_disk(self) -> bool:
         return super()._owes_disk or bool(self._to_refuse)
 
-    def _gather(self) -> Batch:
-        batch = super()._gather()
+    def _complete(self, batch: Batch, now: int) -> None:
+        super()._complete(batch, now)
         batch.commit.refused, self._to_refuse = self._to_refuse, {}
-        return batch
 
     def _owe_again(self, batch: Batch) -> None:
         super()._owe_again(batch)

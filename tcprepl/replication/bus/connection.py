@@ -415,6 +415,10 @@ class BusConnection:
             assert self._outlet is not None
             self._outlet.close()
 
+    def failed(self) -> None:
+        """Close: something that nobody expected came out of its requests, and was logged."""
+        self.close(CloseReason.LOCAL_ERROR)
+
     def sweep(self, now: float) -> None:
         """Look whether a close does not end, or answers to who has closed its side."""
         if self.closing is not None:

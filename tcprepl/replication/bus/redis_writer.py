@@ -202,7 +202,7 @@ class RedisWriter:
         outlet = self.link.outlet
         assert outlet is not None
         self._outlet = PublishOutlet(self.link, outlet)
-        self._reader = Reader(cast("Outlet", self._outlet), f"redis {self._name}")
+        self._reader = Reader(cast("Outlet", self._outlet), f"redis {self._name}", outlet.abort)
         self._announced_at = float("-inf")
         self._announce()
 

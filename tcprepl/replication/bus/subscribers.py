@@ -183,7 +183,7 @@ class Subscriber:
         self.pusher = pusher
         self.held = False
         self.pushes = PushOutlet(outlet, pusher, delivered)
-        self.reader = Reader(cast("Outlet", self.pushes), label)
+        self.reader = Reader(cast("Outlet", self.pushes), label, outlet.abort)
         self.next = number
         self.missed = 0
         self.owed: set[Pair] = set()

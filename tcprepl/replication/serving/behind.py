@@ -48,6 +48,7 @@ class Behind:
         heads: How far everything has been handed out.
         join: Called with a reader that has everything, to let it join those at the head.
         leave: Called with a reader that has joined them and whose socket is full.
+        failed: Called with a reader that an error, which is being handled, keeps from going on.
 
     Attributes:
         served_bytes: Bytes of lines that they were given.
@@ -61,12 +62,14 @@ class Behind:
         heads: Heads,
         join: Callable[[Reader, Backlog], object],
         leave: Callable[[Reader], object],
+        failed: Callable[[Reader], object],
     ) -> None:
         self._reactor = reactor
         self._log = stream_log
         self._heads = heads
         self._join = join
         self._leave = leave
+        self._failed = failed
         self._queue: deque[Reader] = deque()
         self._left = limits.TURN_BYTES
         self._turn_call: Any = None
@@ -101,7 +104,12 @@ class Behind:
             while self._queue and self._left > 0:
                 reader = self._queue.popleft()
                 reader.queued = False
-                self._left -= max(_LEAST_CHARGE, self._serve(reader))
+                try:
+                    charge = self._serve(reader)
+                except Exception:  # noqa: BLE001 - told of the reader
+                    charge = 0
+                    self._failed(reader)
+                self._left -= max(_LEAST_CHARGE, charge)
         finally:
             self._running = False
             if self._left < limits.TURN_BYTES and self._turn_call is None:

@@ -12,6 +12,9 @@ from typing import Generic, Protocol, TypeVar
 
 from tcprepl.clocks import Reactor
 from tcprepl.limits import PING_INTERVAL_S
+from tcprepl.logger import get_logger
+
+log = get_logger(__name__)
 
 #: How late a deadline may be noticed.
 STEP_S = 0.25
@@ -28,6 +31,10 @@ class Watched(Protocol):
 
     def sweep(self, now: float) -> float | None:
         """Do what is due at *now*; return when to look again at the latest, None for never."""
+        ...
+
+    def failed(self) -> None:
+        """End: something that nobody expected came out of `sweep`, and was logged."""
         ...
 
 
@@ -66,7 +73,12 @@ class Deadlines(Generic[W]):
             step = self._steps[number]
             while step:
                 one, _ = step.popitem()
-                due_s = one.sweep(self._clock.seconds())
+                try:
+                    due_s = one.sweep(self._clock.seconds())
+                except Exception:
+                    log.exception("replication.peer.failed")
+                    one.failed()
+                    due_s = self._clock.seconds() + PING_INTERVAL_S  # its end has a deadline, too
                 if due_s is not None:
                     self._put(one, due_s)
                 yield

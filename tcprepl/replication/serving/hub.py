@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from tcprepl import limits, metrics
 from tcprepl.clocks import Reactor
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
+from tcprepl.logger import get_logger
 from tcprepl.replication.serving.behind import Behind, place, say_omitted
 from tcprepl.replication.serving.heads import Head, Heads
 from tcprepl.replication.serving.readers import (
@@ -40,6 +41,8 @@ from tcprepl.replication.serving.rendering import (
 )
 from tcprepl.streams.lineage import Places
 from tcprepl.streams.log import Block, Log
+
+log = get_logger(__name__)
 
 
 class _Move(NamedTuple):
@@ -75,7 +78,9 @@ class Hub:
         self._heads = Heads()
         self.heads = self._heads.by_pair
         self._groups = Groups()
-        self.behind = Behind(reactor, stream_log, self._heads, self._join_head, self._leave_head)
+        self.behind = Behind(
+            reactor, stream_log, self._heads, self._join_head, self._leave_head, self._failed
+        )
         self._pending: list[Block | _Move] = []
         self._turn_end: Any = None
         self._bursting = False
@@ -194,7 +199,12 @@ class Hub:
             key = (group.form, None if len(wants) == len(pairs) else tuple(wants))
             chunk = rendered.get(key)
             if chunk is None:
-                chunk = rendered[key] = self._render(group.form, segment, set(wants), fresh)
+                try:
+                    chunk = rendered[key] = self._render(group.form, segment, set(wants), fresh)
+                except Exception:  # noqa: BLE001 - told of each reader
+                    for reader in tuple(group.readers):
+                        self._failed(reader)
+                    continue
             if chunk:
                 self._write(group, chunk, now)
 
@@ -205,8 +215,11 @@ class Hub:
         full: list[Reader] = []
         for reader in tuple(group.readers):
             reader.served_bytes += length
-            if not reader.outlet.write(chunk):
-                full.append(reader)
+            try:
+                if not reader.outlet.write(chunk):
+                    full.append(reader)
+            except Exception:  # noqa: BLE001 - told of the reader
+                self._failed(reader)
         for reader in full:
             self._leave_head(reader)
 
@@ -348,6 +361,15 @@ class Hub:
         backlog, reader.backlog = reader.backlog, None
         if backlog is not None:
             self._heads.forget(backlog.since)
+
+    def _failed(self, reader: Reader) -> None:
+        """Let go of *reader*: an error, which is being handled, may have kept rows from it.
+
+        It must get nothing that comes after them. Once it is back it asks for them.
+        """
+        log.exception("replication.reader.failed", reader=reader.label)
+        self.unsubscribe(reader)
+        (reader.failed or reader.outlet.abort)()
 
     def _leave_head(self, reader: Reader) -> None:
         """Let *reader* leave its group; what it has is what has been handed out so far."""

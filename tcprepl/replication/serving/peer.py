@@ -454,7 +454,7 @@ class Peer:
         hub = self._server.hub
         if self._reader is None:
             assert self._outlet is not None
-            self._reader = Reader(self._outlet, self.label)
+            self._reader = Reader(self._outlet, self.label, self.failed)
         form = WireForm.of(
             self._session.dialect, words=not self.is_synapse, unmasked=self.grant.unmasked
         )
@@ -552,6 +552,10 @@ class Peer:
         if self.closing is None:
             self._session.close(reason, text, self._server.reactor.seconds())
             self._close_transport(reason, text)
+
+    def failed(self) -> None:
+        """Close: something that nobody expected kept it from being served, and was logged."""
+        self.close(CloseReason.LOCAL_ERROR, "the server failed, its log says how; connect again")
 
     def _pump(self) -> None:
         out = self._session.data_to_send()

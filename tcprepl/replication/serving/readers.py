@@ -239,6 +239,8 @@ class Reader:
         paused_s: Seconds spent not at the head since it first was.
         served_bytes: Bytes of rows written to it.
         gaps: How often it was told that rows are missing.
+        failed: Ends its connection when something that nobody expected has kept rows from it, so
+            that it comes back and asks for them; None: that of its outlet is aborted.
         live: Whether it is still there.
         queued: Whether it waits to be served.
         on_head: Called when it comes to the head, before the last of what it was owed is
@@ -247,6 +249,7 @@ class Reader:
 
     __slots__ = (
         "backlog",
+        "failed",
         "form",
         "gaps",
         "group",
@@ -260,8 +263,11 @@ class Reader:
         "subscription",
     )
 
-    def __init__(self, outlet: Outlet, label: str) -> None:
+    def __init__(
+        self, outlet: Outlet, label: str, failed: Callable[[], object] | None = None
+    ) -> None:
         self.outlet = outlet
+        self.failed = failed
         self.label = label
         self.form = _NO_FORM
         self.subscription = Subscription()

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from tcprepl.clocks import Reactor
 from tcprepl.limits import PEER_TURN_LINES, TURN_LINES
+from tcprepl.logger import get_logger
+
+log = get_logger(__name__)
 
 
 class Worked(NamedTuple):
@@ -27,6 +30,10 @@ class Worker(Protocol):
 
     def work(self, lines: int) -> Worked:
         """Do what costs about *lines*; a single piece of work may cost more."""
+        ...
+
+    def failed(self) -> None:
+        """End: something that nobody expected came out of `work`, and was logged."""
         ...
 
 
@@ -81,7 +88,12 @@ class Turns:
     def _share(self, worker: Worker) -> None:
         if self._next_turn is None:
             self._next_turn = self._reactor.callLater(0, self._turn)
-        worked = worker.work(min(PEER_TURN_LINES, self._left))
+        try:
+            worked = worker.work(min(PEER_TURN_LINES, self._left))
+        except Exception:
+            log.exception("replication.peer.failed")
+            worker.failed()
+            return
         self._left -= worked.lines
         if worked.more:
             self._waiting.add(worker)

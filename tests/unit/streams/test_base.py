@@ -146,3 +146,18 @@ def test_a_log_knows_where_rows_are_missing_and_where_readers_are() -> None:
     log.append("events", "w", [b"[]", b"[]"])
     cursor = log.cursor(("events", "w"), 1)
     assert cursor.token == 1
+
+
+def test_an_error_while_one_hears_of_it_keeps_nothing_from_the_others(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    add(store, DURABLE, row("a"))
+    heard: list[str] = []
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    store.log._outbox += [broken, lambda: heard.append("behind it")]
+    store.log._drain()
+    assert heard == ["behind it"]
+    add(store, DURABLE, row("b"))
+    store.close()

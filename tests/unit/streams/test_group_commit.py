@@ -9,6 +9,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.errors import LogUnavailable
+from tcprepl.streams import group_commit
+from tcprepl.streams.commits import Batch, Item
 from tcprepl.streams.engine import Freed, KnownTransactions
 from tcprepl.streams.group_commit import GroupCommit
 from tcprepl.streams.log import Appended
@@ -279,3 +281,32 @@ def test_what_was_trimmed_counts_no_more(store: SqliteStore) -> None:
     add(store, DURABLE, row("a"))
     assert (stored.rows, stored.size_bytes) == (2, 2 * size)
     store.close()
+
+
+def test_what_cannot_be_made_ready_is_refused_and_what_follows_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits hears of it; the log goes on."""
+    log, worker = slow_log(tmp_path)
+    first = log.append(DURABLE, "w", [row("a")])
+    waiting = [log.append(DURABLE, "w", [row("b")]), log.append(DURABLE, "w", [row("c")])]
+    gather = group_commit.gather
+
+    def failing(items: list[Item], now_ms: int) -> Batch:
+        monkeypatch.setattr(group_commit, "gather", gather)
+        raise MemoryError("no room for the block")
+
+    monkeypatch.setattr(group_commit, "gather", failing)
+    worker.run()
+    worker.run()
+    assert result(first).last == 1
+    for each in waiting:
+        with pytest.raises(MemoryError):
+            result(each)
+    later = log.append(DURABLE, "w", [row("d")])
+    worker.run()
+    assert result(later).last == 4
+    assert [line for _, line in read_all(log, DURABLE, 0)] == [row("a"), row("d")]
+    closed = log.close()
+    worker.run()
+    assert result(closed) is None

@@ -341,3 +341,29 @@ def test_a_socket_that_leads_back_while_it_is_written_to_is_no_trouble() -> None
     clock.advance(0)
     assert outlet.tokens() == [1, 2, 3]
     assert reader.backlog is None
+
+
+def test_a_reader_that_cannot_be_served_ends_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for ever otherwise, connected and told nothing."""
+    cold = Cold(tmp_path, 3)
+    failing, others = cold.reader(), [cold.reader() for _ in range(2)]
+    ended: list[str] = []
+    failing[0].failed = lambda: ended.append("failing")
+    behind: Any = cold.hub.behind
+    step = behind._step
+
+    def broken(reader: Reader, track: Any) -> Any:
+        if reader is failing[0]:
+            raise MemoryError
+        return step(reader, track)
+
+    monkeypatch.setattr(behind, "_step", broken)
+    cold.run(20)
+    assert ended == ["failing"]
+    assert not failing[0].live
+    for reader, outlet in others:
+        assert reader.backlog is None
+        assert outlet.tokens() == list(range(1, 301))
+    cold.close()

@@ -20,6 +20,7 @@ class One:
         self.waits = list(waits)
         self.due = PING_INTERVAL_S
         self.seen: list[float] = []
+        self.ended = False
 
     def sweep(self, now: float) -> float | None:
         self.seen.append(now)
@@ -29,6 +30,9 @@ class One:
             return None
         self.due = now + self.waits.pop(0)
         return self.due
+
+    def failed(self) -> None:
+        self.ended = True
 
 
 def make() -> tuple[Any, Deadlines[One]]:
@@ -84,3 +88,25 @@ def test_a_deadline_that_is_over_comes_in_the_next_step() -> None:
     deadlines.watch(one)
     assert go(clock, deadlines, PING_INTERVAL_S + 1.0 - STEP_S) == 1.0 / STEP_S
     assert len(set(one.seen)) == len(one.seen)
+
+
+def test_who_raises_ends_and_is_watched_until_it_is_gone() -> None:
+    """The others are looked at in the same step."""
+    clock, deadlines = make()
+    watched = [One(5.0, 5.0) for _ in range(3)]
+    for one in watched:
+        deadlines.watch(one)
+    bad = watched[1]
+    sweep = bad.sweep
+
+    def broken(now: float) -> float | None:
+        bad.sweep = sweep  # type: ignore[method-assign]
+        bad.due = now + PING_INTERVAL_S
+        raise ZeroDivisionError
+
+    bad.sweep = broken  # type: ignore[method-assign]
+    assert go(clock, deadlines, 6.0) == 3
+    assert [one.ended for one in watched] == [False, True, False]
+    go(clock, deadlines, 20.0)
+    assert [len(one.seen) for one in watched] == [3, 3, 3]
+    assert deadlines._steps == {}

@@ -699,3 +699,67 @@ def test_states_are_read_again_whole_after_a_fork() -> None:
         'RDATA typing master 2 ["!b:x",["@1:x"]]',
         "POSITION typing master 2 2",
     ]
+
+
+def test_a_reader_that_cannot_be_written_to_gets_nothing_behind_the_hole() -> None:
+    """It comes back and asks; the others miss nothing."""
+    world = World()
+    good, bad = Outlet(), Outlet()
+    ended: list[str] = []
+    readers = [Reader(bad, "bad", lambda: ended.append("bad")), Reader(good, "good")]  # type: ignore[arg-type]
+    for reader in readers:
+        world.hub.subscribe(reader, NATIVE, (ANY, ANY), None)
+        world.hub.serve(reader)
+    good.lines(), bad.lines()
+    write = bad.write
+
+    def failing(chunk: bytes) -> bool:
+        bad.write = write  # type: ignore[method-assign]
+        raise MemoryError
+
+    bad.write = failing  # type: ignore[method-assign]
+    for number in range(3):
+        world.publish("alpha", [number])
+        world.turn()
+    assert ended == ["bad"]
+    assert not readers[0].live
+    assert bad.lines() == []
+    assert good.lines() == [f"RDATA alpha master {number + 1} [{number}]" for number in range(3)]
+    world.hub.unsubscribe(readers[0])  # as its connection ends
+    assert world.hub.lag(readers[0]).rows == 0
+
+
+def test_rows_that_cannot_be_rendered_end_those_who_wanted_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    ended: list[str] = []
+    outlets = {"native": Outlet(), "newest": Outlet(), "beta": Outlet()}
+    forms = {"native": NATIVE, "newest": NEWEST, "beta": NATIVE}
+    for name, outlet in outlets.items():
+        reader = Reader(outlet, name, lambda name=name: ended.append(name))  # type: ignore[arg-type,misc]
+        pattern = ("beta", "master") if name == "beta" else (ANY, ANY)
+        world.hub.subscribe(reader, forms[name], pattern, None)
+        world.hub.serve(reader)
+        outlet.lines()
+    render = world.hub._render
+
+    def failing(form: WireForm, *arguments: Any) -> bytes:
+        if form is NATIVE:
+            raise MemoryError
+        return render(form, *arguments)
+
+    monkeypatch.setattr(world.hub, "_render", failing)
+    world.publish("alpha", [1])
+    world.turn()
+    monkeypatch.undo()
+    world.publish("alpha", [2])
+    world.publish("beta", [3])
+    world.turn()
+    assert ended == ["native"]
+    assert outlets["native"].lines() == []
+    alpha = [f"RDATA alpha master {number} [{number}]" for number in (1, 2)]
+    assert [line for line in outlets["newest"].lines() if "alpha" in line] == alpha
+    assert [line for line in outlets["beta"].lines() if "RDATA" in line] == [
+        "RDATA beta master 1 [3]"
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from itertools import groupby
 from typing import Any
+from unittest import mock
 
 import pytest
 from prometheus_client import generate_latest
@@ -850,3 +851,33 @@ def test_a_token_is_in_no_log_and_no_answer(
         said += caller.lines()
     out = capsys.readouterr()
     assert "hush" not in str(said) + out.out + out.err + caplog.text
+
+
+def test_who_cannot_be_served_is_told_and_finds_its_rows_when_it_comes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller, other = world.call("REPLICATE alpha master NOW"), world.call("REPLICATE")
+    caller.lines(), other.lines()
+    render = world.server.hub._render
+    monkeypatch.setattr(world.server.hub, "_render", mock.Mock(side_effect=MemoryError))
+    world.publisher.publish("alpha", [[1]])
+    world.network.settle()
+    monkeypatch.setattr(world.server.hub, "_render", render)
+    world.publisher.publish("alpha", [[2]])
+    world.network.settle()
+    for one in (caller, other):
+        assert one.over
+        assert one.lines() == ["ERROR the server failed, its log says how; connect again"]
+    again = world.call("REPLICATE alpha master 0")
+    assert [line for line in again.lines() if line.startswith("RDATA")] == [
+        "RDATA alpha master 1 [1]", "RDATA alpha master 2 [2]"
+    ]  # fmt: skip
+
+
+def test_who_says_what_nobody_can_do_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = world.call("REPLICATE")
+    monkeypatch.setattr(world.server, "status_lines", mock.Mock(side_effect=ZeroDivisionError))
+    caller = world.call("STATUS")
+    assert caller.over
+    assert caller.lines()[-1].startswith("ERROR the server failed")
+    assert not good.over

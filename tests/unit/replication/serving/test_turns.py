@@ -15,13 +15,20 @@ class Workload:
     def __init__(self, lines: int) -> None:
         self.left = lines
         self.shares: list[int] = []
+        self.broken = self.ended = False
 
     def work(self, lines: int) -> Worked:
         """Do as much of it as may be."""
+        if self.broken:
+            raise ZeroDivisionError
         done = min(self.left, lines)
         self.left -= done
         self.shares.append(done)
         return Worked(done, self.left > 0)
+
+    def failed(self) -> None:
+        """Note that this is the end."""
+        self.ended = True
 
 
 def test_little_is_done_at_once() -> None:
@@ -90,3 +97,18 @@ def test_after_the_close_nobody_works() -> None:
     turns.close()
     turns.close()
     assert not clock.getDelayedCalls()
+
+
+def test_a_worker_that_raises_ends_and_the_others_work_on() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    much = [Workload(PEER_TURN_LINES * 3) for _ in range(3)]
+    for each in much:
+        turns.serve(each)
+    much[0].broken = True
+    for _ in range(3):
+        one_turn(clock)
+    assert [each.ended for each in much] == [True, False, False]
+    assert [each.left for each in much[1:]] == [0, 0]
+    assert not turns.awaits(much[0])
+    turns.close()
