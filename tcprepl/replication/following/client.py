@@ -257,6 +257,11 @@ class ReplicationClient(Reconnecting):
         call: IDelayedCall = self.reactor.callLater(seconds, function)
         return call
 
+    def fail(self, text: str) -> None:
+        """End the connection: not all that it brought was worked through. It comes again."""
+        if self._connection is not None:
+            self._connection.fail(text)
+
     def give_up(self, failure: Failure) -> None:
         """Stop for good: a handler has failed as often as it may."""
         self.failed.errback(failure)

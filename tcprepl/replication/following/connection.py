@@ -253,6 +253,11 @@ class ClientConnection:
         if self._closing is None and self.transport is not None:
             self._shut(Closing(CloseReason.SHUTDOWN, text))
 
+    def fail(self, text: str) -> None:
+        """Close, because of an error of ours."""
+        if self._closing is None and self.transport is not None:
+            self._shut(Closing(CloseReason.LOCAL_ERROR, text))
+
     def pause(self) -> None:
         """Stop reading from the socket."""
         if not self._paused:

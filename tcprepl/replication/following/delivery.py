@@ -82,6 +82,10 @@ class Link(Protocol):
         """Stop for good: a handler has failed as often as it may."""
         ...
 
+    def fail(self, text: str) -> None:
+        """End the connection: not all that it brought was worked through. It comes again."""
+        ...
+
     async def wait(self, seconds: float) -> None:
         """Wait; stopping the client ends it early."""
         ...
@@ -180,6 +184,8 @@ class Delivery:
         self._blocked = False
         #: A batch was given up: nothing may pass it before the client begins anew.
         self._halted = False
+        #: Something of this connection was not worked through: nothing may pass it.
+        self._broken = False
         self._idle_waiter: Deferred[None] | None = None
 
     # -- what may be asked -------------------------------------------------------------
@@ -234,6 +240,7 @@ class Delivery:
         self._legacy = not dialect.rdata_instance
         self._resumable = dialect.in_band_resume
         self.resumption.clear()
+        self._broken = False
 
     async def end(self) -> None:
         """Forget what a lost connection brought; wait for the handler that runs.
@@ -260,7 +267,7 @@ class Delivery:
         What comes while the client stops comes again when it begins anew: a handler that
         failed now would not be called again.
         """
-        if self._halted or not self._caller.running:
+        if self._halted or self._broken or not self._caller.running:
             return
         if self._sorts:
             events = self._descending.sort(events)
@@ -271,7 +278,17 @@ class Delivery:
     def _release(self) -> None:
         """Work through what was held for want of a position."""
         self._release_call = None
-        self._work(self._descending.release())
+        self._go_on(self._descending.release())
+
+    def _go_on(self, events: Iterable[object]) -> None:
+        """Work through *events*, whose connection ends if something unexpected comes of it."""
+        try:
+            self._work(events)
+        except Exception as error:
+            log.exception("replication.client.delivery_failed")
+            self._broken = True
+            self._inbox.clear()
+            self._link.fail(f"what it brought could not be worked through: {error!r}")
 
     def _work(self, events: Iterable[object]) -> None:
         """Work through *events* until they end or a handler takes its time; it may already do so.
@@ -467,7 +484,7 @@ class Delivery:
         self._tell_idle()
         events = tuple(self._inbox)
         self._inbox.clear()
-        self._work(events)
+        self._go_on(events)
         if not self._blocked:
             self._link.resume()
 

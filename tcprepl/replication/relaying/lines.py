@@ -55,6 +55,9 @@ MAX_UNMET_TOKENS: Final = 10_000
 #: that has written nothing says where the others are.
 SHARED_SEQUENCE: Final = "caches"
 
+#: After how long a pair is followed again when something unexpected has ended that.
+AGAIN_S: Final = 1.0
+
 #: Bad lines of a connection that are logged; of those behind them only every thousandth is.
 TOLD_BAD_LINES: Final = 100
 
@@ -88,9 +91,21 @@ class Follower:
         self._followers.blocked.discard(self)
         self._followers.unblocked()
 
+    def fail(self, text: str) -> None:
+        """Begin anew: all up to the next line of the pair is fetched, or told as missing."""
+        log.error("redis.delivery.broken", pair=self.pair, reason=text)
+        self.heard_by = None
+        self.delivery.begin(_REDIS)
+
     def give_up(self, failure: Failure) -> None:
-        """Say so; there is nothing to retry for ever."""
+        """Begin anew after a while: what does it every time must not fill the log."""
         log.error("redis.delivery.failed", pair=self.pair, error=failure.getErrorMessage())
+        self.call_later(AGAIN_S, self._again)
+
+    def _again(self) -> None:
+        if self.delivery.running:
+            self.delivery.start()
+            self.fail("it begins anew")
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> IDelayedCall:
         """Call *function* after a while."""

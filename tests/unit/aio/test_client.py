@@ -24,7 +24,7 @@ def face() -> Iterator[None]:
 
 #: How each begins and ends, and what is for the rest of the package.
 LIFE = {"start", "stop", "run", "wait", "ended", "failed", "on_connected", *dir(Service)}
-LIFE |= {"pause", "resume", "call_later", "give_up", "catching_up", "waiting"}
+LIFE |= {"pause", "resume", "call_later", "fail", "give_up", "catching_up", "waiting"}
 #: Attributes of the one under Twisted.
 THEIRS = {"reconnects", "last_error"}
 INNER = {"reactor", "endpoint", "streams", "handler", "on_connected", "passed_over", "on_run"}

@@ -37,6 +37,7 @@ class Link:
         self.clock = Clock()
         self.paused = 0
         self.failures: list[Failure] = []
+        self.broken: list[str] = []
 
     def pause(self) -> None:
         """Note it."""
@@ -45,6 +46,10 @@ class Link:
     def resume(self) -> None:
         """Note it."""
         self.paused -= 1
+
+    def fail(self, text: str) -> None:
+        """Note it."""
+        self.broken.append(text)
 
     def give_up(self, failure: Failure) -> None:
         """Note it."""
@@ -735,3 +740,42 @@ def test_joined_rows_that_are_known_are_counted_as_such() -> None:
     stage.delivery.take([RunReceived(*ALPHA, [4, 5], [b"[4]", b"[5]"])])
     assert stage.seen == [(3, [[3]]), (5, [[4], [5]])]
     assert known._value.get() == before + 4
+
+
+def test_what_cannot_be_worked_through_ends_the_connection_and_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waited behind a handler has no dataReceived that would end it."""
+    stage = Stage("tcprepl", alpha=0)
+    waiting: list[Deferred[None]] = []
+
+    def slow(stream: str, instance: str, token: int, rows: Any) -> Deferred[None]:
+        stage.seen.append((token, list(rows)))
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    stage.handle_with(slow)
+    for token in (1, 2, 3):
+        stage.rows(token, b"[%d]" % token)
+    assert stage.tokens == [1]
+    work = stage.delivery._one_batch
+
+    def broken(batch: RowsReceived) -> Any:
+        if batch.token == 2:
+            raise MemoryError
+        return work(batch)
+
+    monkeypatch.setattr(stage.delivery, "_one_batch", broken)
+    waiting[0].callback(None)
+    assert stage.tokens == [1]
+    assert len(stage.link.broken) == 1
+    assert stage.link.paused == 0
+    stage.rows(4, b"[4]")  # of the connection that ends
+    assert stage.tokens == [1]
+    monkeypatch.undo()
+    stage.handle_with(lambda stream, instance, token, rows: stage.seen.append((token, list(rows))))
+    stage.delivery.begin(DIALECTS["tcprepl"])
+    assert stage.delivery.known == {ALPHA: 1}
+    for token in (2, 3, 4):
+        stage.rows(token, b"[%d]" % token)
+    assert stage.tokens == [1, 2, 3, 4]

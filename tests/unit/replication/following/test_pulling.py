@@ -76,6 +76,10 @@ class Stage:
     def resume(self) -> None:
         self.paused = False
 
+    def fail(self, text: str) -> None:
+        """Note it."""
+        self.broken.append(text)
+
     def give_up(self, failure: Any) -> None:
         self.failures.append(failure.value)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from tcprepl.replication.relaying.intake import RelayIntake, relay_registry
-from tcprepl.replication.relaying.lines import Followers, LineReader
+from tcprepl.replication.relaying.lines import AGAIN_S, Followers, LineReader
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.streams.memory import MemoryLog
 
@@ -74,3 +77,33 @@ def test_what_follows_a_pair_goes_on_where_the_log_is() -> None:
     again = Followers(channel.clock, channel.intake, channel.registry, None, lambda: None)
     assert again.of(("events", "w1")).delivery.known == {("events", "w1"): 8}
     assert again.of(("caches", "w2")).delivery.known == {}
+
+
+@pytest.mark.parametrize("how", ["fail", "give_up"])
+def test_a_pair_that_could_not_be_worked_through_is_followed_again(how: str) -> None:
+    """What is missing is told as missing; without it, nothing of the pair would come any more."""
+    channel = Channel()
+    channel.say("POSITION events w1 0 1", "RDATA events w1 2 []")
+    follower = channel.followers.of(("events", "w1"))
+    delivery = follower.delivery
+    if how == "fail":
+        delivery._broken = True
+        follower.fail("no memory")
+    else:
+        delivery._give_up(Failure(ZeroDivisionError("a bug")))
+        channel.say("RDATA events w1 3 []")
+        channel.clock.advance(AGAIN_S)
+    channel.say("RDATA events w1 4 []", "RDATA events w1 5 []")
+    assert channel.intake.positions() == {("events", "w1"): 5}
+    assert [gap.upto for _, gap in channel.intake._state.gaps] == [1, 4]
+    assert channel.blocks[-1] == ("events", [5])
+
+
+def test_a_relay_that_stops_follows_nothing_again() -> None:
+    channel = Channel()
+    channel.say("POSITION events w1 0 1")
+    follower = channel.followers.of(("events", "w1"))
+    follower.delivery._give_up(Failure(ZeroDivisionError("a bug")))
+    assert Deferred.fromCoroutine(channel.followers.stop()).called
+    channel.clock.advance(AGAIN_S)
+    assert not follower.delivery.running
