@@ -32,6 +32,8 @@ MAX_UNSTORED_ROWS = 2_000
 MAX_UNSTORED_BYTES = 16 * 1024 * 1024
 #: Waits after which a disk that refused is tried again.
 _DISK_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+#: After how long rows are looked at again that an error of ours kept from being read.
+_UNREAD_RETRY_S = 5.0
 
 
 class RawRows(Protocol):
@@ -203,22 +205,29 @@ class EduIntake:
 
     def _store(self) -> None:
         """Begin a commit with all that has come so far."""
-        rows, self._rows = self._rows, []
-        self._bytes = 0
-        noted, self._positions = self._positions, {}
+        if self._stopped:
+            return
+        rows, noted = self._rows, self._positions
         now_ms = self._now_ms()
         us = self._server_name
-        edus = parse_rows(rows, us, now_ms, canonical=self.canonical)
-        if not self._shard.whole:
-            owns = self._shard.owns
-            edus = [edu for edu in edus if owns(edu.destination)]
-        lifetime = self._expiry_ms.get
-        ids = self._outbox.take_ids(len(edus))
-        entries: list[Entry] = [
-            (edu_id, now_ms + ms if (ms := lifetime(edu.edu_type)) else 0, edu)
-            for edu_id, edu in zip(ids, edus, strict=True)
-            if edu.destination != us
-        ]
+        try:
+            edus = parse_rows(rows, us, now_ms, canonical=self.canonical)
+            if not self._shard.whole:
+                owns = self._shard.owns
+                edus = [edu for edu in edus if owns(edu.destination)]
+            lifetime = self._expiry_ms.get
+            ids = self._outbox.take_ids(len(edus))
+            entries: list[Entry] = [
+                (edu_id, now_ms + ms if (ms := lifetime(edu.edu_type)) else 0, edu)
+                for edu_id, edu in zip(ids, edus, strict=True)
+                if edu.destination != us
+            ]
+        except Exception:
+            # Nothing passes them: they stay where they are, and whoever sends more waits.
+            logger.exception("federation.rows.not_read", rows=len(rows), retry_s=_UNREAD_RETRY_S)
+            self._clock.callLater(_UNREAD_RETRY_S, self._store)
+            return
+        self._rows, self._bytes, self._positions = [], 0, {}
         lineages: dict[Pair, Lineage] = {}
         for pair, (token, incarnation) in noted.items():
             lineage = self._lineages.get(pair, NEW)

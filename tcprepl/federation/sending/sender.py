@@ -265,7 +265,11 @@ class FederationSender:
         for name, group in by_name.items():
             destination = self._destination(name)
             room = MAX_HELD_EDUS_IN_ALL - self._attempts.held
-            self._attempts.held += destination.hold_all(group, room)
+            try:
+                self._attempts.held += destination.hold_all(group, room)
+            except Exception:
+                logger.exception("federation.edus.not_held", destination=name, edus=len(group))
+                self._attempts.leave_to_disk(destination)
             if group[0][2].edu_type == PRESENCE and all(
                 entry[2].edu_type == PRESENCE for entry in group
             ):

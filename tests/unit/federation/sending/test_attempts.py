@@ -819,6 +819,26 @@ def test_a_bug_before_anything_is_taken_stops_nobody(
     assert numbers(world.remote(names[0])) == [1, 2]
 
 
+def test_what_cannot_be_held_in_memory_is_sent_from_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_all = Destination.hold_all
+    failing = ["remote2.example"]
+
+    def broken(destination: Destination, *arguments: Any) -> Any:
+        if destination.name in failing:
+            failing.clear()
+            raise MemoryError
+        return hold_all(destination, *arguments)
+
+    monkeypatch.setattr(Destination, "hold_all", broken)
+    names = begin_together(world)
+    world.run(10)
+    assert not failing
+    assert [numbers(world.remote(name)) for name in names] == [[1]] * 3
+    assert world.sender._attempts.held == 0
+
+
 def test_what_was_sent_when_something_unexpected_happened_may_have_arrived(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

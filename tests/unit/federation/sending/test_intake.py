@@ -285,3 +285,34 @@ def test_rows_are_made_canonical_unless_the_writer_promises_that_they_are(world:
         world.clock.advance(0)
     contents = [entry[2].content_bytes for entry in world.delivered]
     assert contents == [b'{"a":1,"b":2}', b'{"b":2, "a":1}']
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_rows_that_an_error_of_ours_kept_from_being_read_are_read_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Nothing passes them, and nothing of them is lost."""
+    read = module.parse_rows
+    failing = [True]
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        if failing:
+            failing.clear()
+            raise MemoryError
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(module, "parse_rows", broken)
+    with structlog.testing.capture_logs() as logs:
+        world.row(1)
+        world.clock.advance(0)
+    assert [line["event"] for line in logs] == ["federation.rows.not_read"]
+    assert world.acked == []
+    world.row(2)
+    if stops:
+        world.intake.stop()
+    world.clock.advance(5)
+    assert [entry[2].decode_content()["n"] for entry in world.delivered] == (
+        [] if stops else [1, 2]
+    )
+    assert world.acked == ([] if stops else [("master", 2)])
+    assert not world.clock.getDelayedCalls()
