@@ -175,7 +175,13 @@ class PostgresLog(GatedLog):
     def _looked(self, news: News | None, error: BaseException | None) -> None:
         self._looking = False
         if news is not None:
-            self._take_in(news)
+            try:
+                self._take_in(news)
+            except Exception as unexpected:
+                # what was not taken in would be missing for readers, who get what follows
+                logger.exception("postgresql.look_failed")
+                self._end(self._not_taken_in())
+                news, error = None, unexpected
         elif not isinstance(error, LogError):
             logger.error("postgresql.look_failed", exc_info=error)
         more = news is not None and news.more
@@ -297,6 +303,13 @@ class PostgresLog(GatedLog):
             self._database.writer,
             "another process found it gone, because it had not been heard of for "
             f"{self._database.lease_s:g} s, and has begun after it; this process ends",
+        )
+
+    def _not_taken_in(self) -> LogFenced:
+        return LogFenced(
+            self._database.writer,
+            "what other servers have written could not be taken in, the log says why; start "
+            "again, and readers go on where they are",
         )
 
     def _gone_back(self) -> LogFenced:

@@ -284,6 +284,28 @@ def test_who_cannot_look_does_not_send_readers_back(
     assert isinstance(cursor.next(), Restart)
 
 
+def test_news_that_cannot_be_taken_in_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that were read and not published would be missing for readers, without a word."""
+    world = World()
+    other = second(world)
+    add(other, DURABLE, row("a"), instance="v")
+    heard: list[int] = []
+    world.log.add_listener(lambda block: heard.append(block.last))
+    monkeypatch.setattr(world.log, "_follow", mock.Mock(side_effect=MemoryError))
+    reading = world.log.look()
+    world.work()
+    assert reading.done
+    with pytest.raises(LogFenced, match="could not be taken in"):
+        result(world.log.failed)
+    monkeypatch.undo()
+    add(other, DURABLE, row("b"), instance="v")
+    world.log.look()
+    world.work()
+    assert heard == []
+    other.close()
+    world.close()
+
+
 @pytest.mark.parametrize("how", ["pairs", "beginnings"])
 def test_a_database_that_was_put_back_ends_the_process(how: str) -> None:
     world = World()
