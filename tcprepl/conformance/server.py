@@ -65,7 +65,7 @@ async def play(target: Target, block: Block) -> None:
         except ConversationFailed as failure:
             try:
                 disturbed = left and player.disturbed(await target.probe(block.streams))
-            except (TcpreplError, ConnectError):
+            except (CannotPlay, TcpreplError, ConnectError):
                 raise failure from None
             if not disturbed:
                 raise

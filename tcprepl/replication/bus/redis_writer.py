@@ -87,6 +87,10 @@ class PublishOutlet:
         self._link.expect(lines[-1])
         return self._outlet.write(encode_publish(self._link.channel, lines))
 
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._outlet.abort()
+
     def _without_nothing(self, lines: list[bytes]) -> list[bytes]:
         said: list[bytes] = []
         for line in lines:
@@ -202,7 +206,7 @@ class RedisWriter:
         outlet = self.link.outlet
         assert outlet is not None
         self._outlet = PublishOutlet(self.link, outlet)
-        self._reader = Reader(cast("Outlet", self._outlet), f"redis {self._name}", outlet.abort)
+        self._reader = Reader(cast("Outlet", self._outlet), f"redis {self._name}")
         self._announced_at = float("-inf")
         self._announce()
 

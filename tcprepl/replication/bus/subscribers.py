@@ -153,6 +153,10 @@ class PushOutlet:
             self._delivered.note(chunk)
         return ready
 
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._outlet.abort()
+
 
 class Subscriber:
     """One subscription to the channel, by its name or by a pattern.
@@ -183,7 +187,7 @@ class Subscriber:
         self.pusher = pusher
         self.held = False
         self.pushes = PushOutlet(outlet, pusher, delivered)
-        self.reader = Reader(cast("Outlet", self.pushes), label, outlet.abort)
+        self.reader = Reader(cast("Outlet", self.pushes), label)
         self.next = number
         self.missed = 0
         self.owed: set[Pair] = set()

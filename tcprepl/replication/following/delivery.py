@@ -282,6 +282,8 @@ class Delivery:
 
     def _go_on(self, events: Iterable[object]) -> None:
         """Work through *events*, whose connection ends if something unexpected comes of it."""
+        if self._broken:
+            return
         try:
             self._work(events)
         except Exception as error:

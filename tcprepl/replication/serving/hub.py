@@ -369,7 +369,10 @@ class Hub:
         """
         log.exception("replication.reader.failed", reader=reader.label)
         self.unsubscribe(reader)
-        (reader.failed or reader.outlet.abort)()
+        if reader.owner is not None:
+            reader.owner.failed()
+        else:
+            reader.outlet.abort()
 
     def _leave_head(self, reader: Reader) -> None:
         """Let *reader* leave its group; what it has is what has been handed out so far."""

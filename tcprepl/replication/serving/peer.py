@@ -454,7 +454,7 @@ class Peer:
         hub = self._server.hub
         if self._reader is None:
             assert self._outlet is not None
-            self._reader = Reader(self._outlet, self.label, self.failed)
+            self._reader = Reader(self._outlet, self.label, self)
         form = WireForm.of(
             self._session.dialect, words=not self.is_synapse, unmasked=self.grant.unmasked
         )

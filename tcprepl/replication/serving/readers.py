@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.replication.serving.heads import Head
@@ -226,6 +227,13 @@ class Lag:
     stream: StreamName | None = None
 
 
+class Owner(Protocol):
+    """Whose connection a reader is."""
+
+    def failed(self) -> None:
+        """End the connection: something that nobody expected happened, and was logged."""
+
+
 class Reader:
     """One subscribed connection as the hub sees it.
 
@@ -239,8 +247,8 @@ class Reader:
         paused_s: Seconds spent not at the head since it first was.
         served_bytes: Bytes of rows written to it.
         gaps: How often it was told that rows are missing.
-        failed: Ends its connection when something that nobody expected has kept rows from it, so
-            that it comes back and asks for them; None: that of its outlet is aborted.
+        owner: Hears when something that nobody expected has kept rows from it, and ends its
+            connection, so that it comes back and asks for them; None: its outlet is aborted.
         live: Whether it is still there.
         queued: Whether it waits to be served.
         on_head: Called when it comes to the head, before the last of what it was owed is
@@ -249,7 +257,6 @@ class Reader:
 
     __slots__ = (
         "backlog",
-        "failed",
         "form",
         "gaps",
         "group",
@@ -257,17 +264,16 @@ class Reader:
         "live",
         "on_head",
         "outlet",
+        "owner",
         "paused_s",
         "queued",
         "served_bytes",
         "subscription",
     )
 
-    def __init__(
-        self, outlet: Outlet, label: str, failed: Callable[[], object] | None = None
-    ) -> None:
+    def __init__(self, outlet: Outlet, label: str, owner: Owner | None = None) -> None:
         self.outlet = outlet
-        self.failed = failed
+        self.owner = owner
         self.label = label
         self.form = _NO_FORM
         self.subscription = Subscription()

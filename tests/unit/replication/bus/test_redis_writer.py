@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 from structlog.testing import capture_logs
@@ -246,3 +247,22 @@ def test_a_pair_is_not_mentioned_before_its_first_row() -> None:
     assert outlet.write(b"RDATA b m 8 [1]\n")
     assert b"0 0" not in sink.data
     assert (outlet.rows, outlet.busy, outlet.buffered_bytes) == (1, False, 3)
+
+
+def test_rows_that_could_not_be_published_are_told_by_a_position(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection ends; on the next one workers see where we are, and fetch."""
+    world = World()
+    world.publish("caches", [1])
+    world.lines()
+    broken = mock.Mock(side_effect=MemoryError)
+    monkeypatch.setattr("tcprepl.replication.bus.redis_writer.encode_publish", broken)
+    world.publish("caches", [2])
+    monkeypatch.undo()
+    assert broken.called
+    world.publish("caches", [3])
+    run_until(world.network, lambda: world.redis.published, seconds=30)
+    assert world.lines() == ["POSITION caches master 3 3"]
+    world.publish("caches", [4])
+    assert world.lines() == ["RDATA caches master 4 [4]"]

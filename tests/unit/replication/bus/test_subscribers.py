@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 
 from tcprepl.replication.bus import subscribers
@@ -100,3 +102,22 @@ def test_tokens_of_before_a_restart_are_forgotten_in_the_end() -> None:
     assert pusher.of_chunk(b"POSITION typing w1 0 1\nPOSITION events w1 0 0\n") == b""
     said = pusher.of_chunk(b"POSITION typing w1 1 %d\n" % shifts[0].start)
     assert b"POSITION typing w1 0 0" in said
+
+
+def test_one_that_cannot_be_told_is_cut_off_before_it_gets_what_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it would be by a cut wire: it comes back, and is given what it missed."""
+    world = BusWorld()
+    bad, good, writer = world.subscriber(), world.client(), world.client()
+    good.ask("PSUBSCRIBE", "exam*")
+    writer.publish("POSITION events w1 4 4")
+    bad.heard(), good.heard()
+    (one,) = bad.connection.subscribers
+    monkeypatch.setattr(one.pusher, "of_chunk", mock.Mock(side_effect=MemoryError))
+    writer.publish(*rows(5, 6))
+    monkeypatch.undo()
+    writer.publish(*rows(7, 8))
+    assert bad.transport.disconnected or bad.transport.disconnecting
+    assert not [line for line in bad.heard() if line.startswith("RDATA")]
+    assert [line for line in good.heard() if line.startswith("RDATA")] == rows(5, 8)

@@ -349,8 +349,8 @@ def test_a_reader_that_cannot_be_served_ends_and_the_others_go_on(
     """It would wait for ever otherwise, connected and told nothing."""
     cold = Cold(tmp_path, 3)
     failing, others = cold.reader(), [cold.reader() for _ in range(2)]
-    ended: list[str] = []
-    failing[0].failed = lambda: ended.append("failing")
+    aborted: list[str] = []
+    failing[1].abort = lambda: aborted.append("failing")
     behind: Any = cold.hub.behind
     step = behind._step
 
@@ -361,7 +361,7 @@ def test_a_reader_that_cannot_be_served_ends_and_the_others_go_on(
 
     monkeypatch.setattr(behind, "_step", broken)
     cold.run(20)
-    assert ended == ["failing"]
+    assert aborted == ["failing"]
     assert not failing[0].live
     for reader, outlet in others:
         assert reader.backlog is None
