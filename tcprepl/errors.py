@@ -93,7 +93,7 @@ class CloseReason(Enum):
     DRAINED = "drained"
     #: The peer did not drain its socket after the close was asked for.
     ABORTED = "aborted"
-    #: Our side broke a rule: a bug.
+    #: An error of our side that nobody expected: a bug, or no memory.
     LOCAL_ERROR = "local_error"
 
 
