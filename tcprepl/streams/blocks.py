@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import chain, zip_longest
 from operator import eq
 
@@ -70,13 +71,12 @@ def render(
     whole = JsonRows.of(rows)
     joined = whole.joined
     if len(tokens) == 1:
-        lines = f"RDATA {stream} {instance} {tokens[0]} ".encode() + joined
+        lines = _numbered(stream, instance) % tokens[0] + joined
         return Block(stream, instance, tokens, lines, now_ms, whole.keys)
     words: Sequence[object] = tokens
-    if type(tokens) is range:
-        prefix = f"RDATA {stream} {instance} ".replace("%", "%%").encode() + b"%d "
-    else:
-        prefix = f"RDATA {stream} {instance} ".replace("%", "%%").encode() + b"%b "
+    prefix = _numbered(stream, instance)
+    if type(tokens) is not range:
+        prefix = prefix[: -len(b"%d ")] + b"%b "
         words = [
             b"batch" if token == following else b"%d" % token
             for token, following in zip_longest(tokens, tokens[1:])
@@ -86,6 +86,12 @@ def render(
     template = prefix + joined.replace(b"\n", b"\n" + prefix, len(tokens) - 1)
     lines = template % tuple(words)
     return Block(stream, instance, tokens, lines, now_ms, whole.keys)
+
+
+@lru_cache(maxsize=1024)
+def _numbered(stream: StreamName, instance: InstanceName) -> bytes:
+    """Return what a line begins with, up to the row; its token is to be filled in."""
+    return f"RDATA {stream} {instance} ".replace("%", "%%").encode() + b"%d "
 
 
 def empty_page(upto: Token) -> Page:

@@ -7,8 +7,8 @@ row is encoded, checked and noted, and all else is done once for as many as ther
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, repeat
 from operator import attrgetter, itemgetter
+from sys import getrefcount
 from typing import Any, TypeAlias
 
 from msgspec import MsgspecError, Raw, convert
@@ -21,20 +21,43 @@ from tcprepl.streams.codec import RowCodec, encode
 from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Appended
 
-#: Rows and bytes after which what was gathered is appended, even if the turn has not ended.
-GATHERED_ROWS = 500
-GATHERED_BYTES = 131_072
+#: What may wait for the end of a turn, in shares: a row takes one, and one more for each
+#: `SHARE_BYTES` of it. What exceeds that is appended at once.
+GATHERED_SHARES = 500
+SHARE_BYTES = 256
 #: Rows of a call from which on it is not gathered: it is cheap by itself, and a copy is not.
 LARGE_CALL_ROWS = 32
+
+#: How rows are refused by what is quick: only `RowCodec.encode` can judge them.
+_REFUSED = (MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError)
 
 #: What became of rows that follow one another: how many, and their tokens, or why not.
 Outcome: TypeAlias = "tuple[int, Appended | Failure]"
 
-#: What waits for a Deferred. Releases of Twisted differ in whether that is public.
-_callbacks = attrgetter("_callbacks" if hasattr(Deferred(), "_callbacks") else "callbacks")
-_called = attrgetter("called")
 _first = itemgetter(0)
-_next = (1).__add__
+
+
+class _Answer(Deferred[Any]):
+    """A Deferred that is made once somebody asks it for something, to wait for it above all.
+
+    Attributes:
+        asked: Whether somebody has.
+    """
+
+    asked = False
+    __init__ = object.__init__
+
+    def __getattr__(self, name: str) -> Any:
+        if self.asked:
+            raise AttributeError(name)
+        self.asked = True
+        super().__init__()
+        return getattr(self, name)
+
+
+_asked = attrgetter("asked")
+#: How often an answer is referred to, as seen from here, that its caller has not kept.
+_NOT_KEPT = max(map(getrefcount, [_Answer()]))
 
 
 class Gathering:
@@ -46,9 +69,8 @@ class Gathering:
         lines: Of each call its rows as lines of JSON, an LF between two of them.
         counts: How many rows each call has; negative where they are independent, so that a
             list of outcomes is waited for.
-        waiting: Who waits for each call.
-        room_rows: How many rows more should wait for the end of the turn.
-        room_bytes: How many bytes more.
+        waiting: The answer to each call.
+        room: How many shares more should wait for the end of the turn.
     """
 
     __slots__ = (
@@ -59,8 +81,7 @@ class Gathering:
         "counts",
         "lines",
         "pair",
-        "room_bytes",
-        "room_rows",
+        "room",
         "waiting",
     )
 
@@ -69,9 +90,8 @@ class Gathering:
         self.codec = codec
         self.lines: list[bytes] = []
         self.counts: list[int] = []
-        self.waiting: list[Deferred[Any]] = []
-        self.room_rows = GATHERED_ROWS
-        self.room_bytes = GATHERED_BYTES
+        self.waiting: list[_Answer] = []
+        self.room = GATHERED_SHARES
         self._shape = codec.common_row
         #: Whether all rows are known to fit; the key of each, if so and where rows have one.
         self._sure = True
@@ -83,85 +103,80 @@ class Gathering:
         So it is if it has many rows, or rows that only `RowCodec.encode` can judge.
         They are encoded now: what becomes of the objects afterwards does not matter.
         """
+        # What follows is done for each row of a writer: it has no call more than it needs.
         count = len(rows)
-        lines: bytes | None = None
-        if count == 1 and self._shape is not None and type(rows[0]) is list:
-            try:
-                convert(rows, self._shape)
-                lines = encode(rows[0])
-            except (MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
-                pass
-        elif 0 < count < LARGE_CALL_ROWS:
-            lines = self.codec.sure_lines(rows)
-        else:
+        if count == 1:
+            row = rows[0]
+            if type(row) is list and self._shape is not None:
+                try:
+                    convert(rows, self._shape)
+                    lines = encode(row)
+                except _REFUSED:
+                    return self._take_unsure(rows)
+                if self._keys is not None:
+                    self._keys.append(row[0])
+                self.lines.append(lines)
+                self.counts.append(1)
+                self.room -= 1 + len(lines) // SHARE_BYTES
+                answered: _Answer = _Answer()
+                self.waiting.append(answered)
+                return answered
+        elif not 0 < count < LARGE_CALL_ROWS:
             return None
-        if lines is None:
-            lines = self.codec.snapshot(rows)
-            if not lines:
-                return None
-            self._sure = False
-        elif self._keys is not None:
-            if count == 1:
-                self._keys.append(rows[0][0])
-            else:
-                self._keys += map(_first, rows)
-        answered: Deferred[Any] = Deferred()
-        self.lines.append(lines)
-        self.counts.append(count)
-        self.waiting.append(answered)
-        self.room_rows -= count
-        self.room_bytes -= len(lines)
-        return answered
+        sure = self.codec.sure_lines(rows)
+        if sure is None:
+            return self._take_unsure(rows)
+        if self._keys is not None:
+            self._keys += map(_first, rows)
+        return self._note(sure, count)
+
+    def _take_unsure(self, rows: Sequence[Any]) -> Deferred[Appended] | None:
+        """Note a call whose rows are looked at once all are together."""
+        lines = self.codec.snapshot(rows)
+        if not lines:
+            return None
+        self._sure = False
+        return self._note(lines, len(rows))
 
     def take_json(self, rows: Sequence[bytes | Raw]) -> Deferred[Appended] | None:
         """Note a call with JSON, as `take` does; `RowCodec.check` judges the others."""
         lines = self.codec.snapshot_json(rows) if len(rows) < LARGE_CALL_ROWS else None
-        return self._note(lines, len(rows)) if lines else None
+        if not lines:
+            return None
+        self._sure = False
+        return self._note(lines, len(rows))
 
     def take_each(self, lines: bytes, count: int) -> Deferred[list[Outcome]]:
         """Note *count* calls with a line of JSON each; an LF is between two of them."""
+        self._sure = False
         answered = self._note(lines, count)
         self.counts[-1] = -count
         return answered
 
-    def _note(self, lines: bytes, count: int) -> Deferred[Any]:
-        self._sure = False
-        answered: Deferred[Any] = Deferred()
+    def _note(self, lines: bytes, count: int) -> _Answer:
+        answered: _Answer = _Answer()
         self.lines.append(lines)
         self.counts.append(count)
         self.waiting.append(answered)
-        self.room_rows -= count
-        self.room_bytes -= len(lines)
+        self.room -= count + len(lines) // SHARE_BYTES
         return answered
 
     def together(self) -> JsonRows | None:
         """Return the rows of all calls in one piece; None if one may not fit."""
         lines = b"\n".join((*self.lines, b""))
-        count = GATHERED_ROWS - self.room_rows
         if self._sure and (
             len(lines) <= MAX_ROW_BYTES or max(map(len, self.lines)) <= MAX_ROW_BYTES
         ):
             keys = None if self._keys is None else self.codec.keys_of(self._keys)
-            return JsonRows(lines, count, keys)
-        return self.codec.checked(lines, count)
+            return JsonRows(lines, sum(self.counts), keys)
+        return self.codec.checked(lines, sum(map(abs, self.counts)))
 
     def answer(self, appended: Appended) -> None:
         """Answer each call with its own tokens."""
+        if max(map(getrefcount, self.waiting)) <= _NOT_KEPT and not any(map(_asked, self.waiting)):
+            return  # Most writers do not ask, and to tell nobody costs as much as to encode a row.
         stream, instance, after = *self.pair, appended.first - 1
-        waiting = self.waiting
-        if min(self.counts) > 0 and not (
-            any(map(_callbacks, waiting)) or any(map(_called, waiting))
-        ):
-            # As nearly always nobody listens: to note the answers costs a third of running no
-            # callbacks.
-            upto = list(accumulate(self.counts, initial=after))
-            firsts = map(_next, upto)
-            made = map(Appended, repeat(stream), repeat(instance), firsts, upto[1:])
-            for answered, mine in zip(waiting, made, strict=True):
-                answered.result = mine
-                answered.called = True
-            return
-        for count, answered in zip(self.counts, waiting, strict=True):
+        for count, answered in zip(self.counts, self.waiting, strict=True):
             first, after = after + 1, after + abs(count)
             mine = Appended(stream, instance, first, after)
             answered.callback([(-count, mine)] if count < 0 else mine)

@@ -86,13 +86,13 @@ class MemoryStream:
         """Add rows and return the new block; `expire` lets go of what is then beyond the bounds."""
         block = render(self.stream.name, self.instance, tokens, rows, now_ms)
         self._ring.append(block)
-        self.position = block.last
+        self.position = tokens[-1]
         return block
 
     def expire(self, now_ms: int) -> None:
         """Let go of what is beyond the bounds."""
         ring = self._ring
-        while len(ring):
+        while ring.rows:
             bound = self.bounds.excess(ring.oldest.written_ms, ring.size_bytes, ring.rows, now_ms)
             if bound is None:
                 return

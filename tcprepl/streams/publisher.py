@@ -96,7 +96,7 @@ class Publisher:
             if gathering is not None:
                 answered = gathering.take(rows)
                 if answered is not None:
-                    if gathering.room_rows <= 0 or gathering.room_bytes <= 0:
+                    if gathering.room <= 0:
                         self._append_gathered(key)
                     return answered
         self._append_gathered(key)
@@ -135,7 +135,7 @@ class Publisher:
             if gathering is not None:
                 answered = gathering.take_json(rows)
                 if answered is not None:
-                    if gathering.room_rows <= 0 or gathering.room_bytes <= 0:
+                    if gathering.room <= 0:
                         self._append_gathered(key)
                     return answered
         self._append_gathered(key)
@@ -174,7 +174,7 @@ class Publisher:
         if gathering is None:
             gathering = self._gathered[stream] = Gathering((stream, self.instance), codec)
         answered = gathering.take_each(rows[:-1], count)
-        if at_once or gathering.room_rows <= 0 or gathering.room_bytes <= 0:
+        if at_once or gathering.room <= 0:
             self._append_gathered(stream)
         return answered
 

@@ -52,7 +52,7 @@ class Ring:
     def append(self, block: Block) -> None:
         """Add the newest block."""
         self._blocks.append(block)
-        self._lasts.append(block.last)
+        self._lasts.append(block.tokens[-1])
         self.rows += len(block.tokens)
         self.size_bytes += len(block.lines)
 

@@ -14,7 +14,7 @@ on for as long as turns bring more than one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from tcprepl import limits, metrics
@@ -168,39 +168,40 @@ class Hub:
         now: float = self._reactor.seconds()
         heads.begin()
         fresh: dict[Pair, Token] = {}
-        #: How far each head was before.
-        pairs: dict[Pair, tuple[int, int]] = {}
+        #: How far each head moves: to which token, by how many rows and bytes.
+        moves: dict[Pair, tuple[Token, int, int]] = {}
         for event in segment:
             pair = (event.stream, event.instance)
-            head = heads.by_pair.get(pair)
-            if head is None:
-                before = event.first - 1 if isinstance(event, Block) else event.before
-                fresh[pair] = before
-                head = heads.add(pair, before)
-            if pair not in pairs:
-                pairs[pair] = head.rows, head.size_bytes
+            known = moves.get(pair)
+            if known is None:
+                if pair not in heads.by_pair:
+                    fresh[pair] = event.first - 1 if isinstance(event, Block) else event.before
+                known = (0, 0, 0)
             if isinstance(event, Block):
-                heads.move(head, event.last, len(event.tokens), len(event.lines))
+                _, rows, size = known
+                moves[pair] = (event.last, rows + len(event.tokens), size + len(event.lines))
             else:
-                heads.move(head, event.now)
-            head.sample(now)
+                moves[pair] = (event.now, *known[1:])
         wanted: dict[Group, list[Pair]] = {}
-        for pair, (rows, size_bytes) in pairs.items():
+        for pair, (token, rows, size) in moves.items():
+            head = heads.by_pair.get(pair) or heads.add(pair, fresh[pair])
+            heads.move(head, token, rows, size)
+            head.sample(now)
             readers = 0
             for group in self._groups.wanting(pair):
                 wanted.setdefault(group, []).append(pair)
                 readers += len(group.readers)
             if readers:
-                head = heads.by_pair[pair]
-                head.sent_rows += (head.rows - rows) * readers
-                head.sent_bytes += (head.size_bytes - size_bytes) * readers
+                head.sent_rows += rows * readers
+                head.sent_bytes += size * readers
         rendered: dict[tuple[WireForm, tuple[Pair, ...] | None], bytes] = {}
         for group, wants in wanted.items():
-            key = (group.form, None if len(wants) == len(pairs) else tuple(wants))
+            some = None if len(wants) == len(moves) else tuple(wants)
+            key = (group.form, some)
             chunk = rendered.get(key)
             if chunk is None:
                 try:
-                    chunk = rendered[key] = self._render(group.form, segment, set(wants), fresh)
+                    chunk = rendered[key] = self._render(group.form, segment, some, fresh)
                 except Exception:  # noqa: BLE001 - told of each reader
                     for reader in tuple(group.readers):
                         self._failed(reader)
@@ -227,27 +228,31 @@ class Hub:
         self,
         form: WireForm,
         segment: list[Block | _Move],
-        wants: set[Pair],
+        some: Collection[Pair] | None,
         fresh: dict[Pair, Token],
     ) -> bytes:
-        """Return the lines of the events of *wants*; before those of a new pair its POSITION."""
+        """Return the lines of the events of *some*; before those of a new pair its POSITION."""
         parts: list[bytes] = []
+        verbatim_bytes = form.verbatim_bytes
+        wants = None if some is None else set(some)
         announced: set[Pair] = set()
         for event in segment:
             pair = (event.stream, event.instance)
-            if pair not in wants:
+            if wants is not None and pair not in wants:
                 continue
             if pair in fresh and pair not in announced:
                 announced.add(pair)
                 parts.append(position_line(form, *pair, fresh[pair], fresh[pair]))
-            if isinstance(event, Block):
-                # nearly always these are the very bytes of the log
+            if isinstance(event, _Move):
+                if fresh.get(pair) != event.now:
+                    parts.append(position_line(form, *event))
+            elif len(event.lines) <= verbatim_bytes:  # nearly always
+                parts.append(event.lines)
+            else:
                 result = render_rows(form, *pair, event.tokens, event.lines)
                 if result.omitted:
                     say_omitted(form, pair, result.omitted, "every peer")
                 parts.append(result.lines)
-            elif fresh.get(pair) != event.now:
-                parts.append(position_line(form, *event))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- readers -----------------------------------------------------------------------

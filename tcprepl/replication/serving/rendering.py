@@ -34,6 +34,11 @@ class WireForm(NamedTuple):
     words: bool = True
     unmasked: frozenset[StreamName] | None = None
 
+    @property
+    def verbatim_bytes(self) -> int:
+        """Up to how many bytes of lines go out as the log has them, without another look."""
+        return self.max_line_bytes if self.rdata_instance and self.unmasked is None else 0
+
     @classmethod
     def of(
         cls,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import math
 from typing import Any
 
@@ -9,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
 from tcprepl.errors import BadRow, LogUnavailable
 from tcprepl.limits import MAX_ROW_BYTES
 from tcprepl.streams.gathering import (
-    GATHERED_BYTES,
-    GATHERED_ROWS,
+    GATHERED_SHARES,
     LARGE_CALL_ROWS,
+    SHARE_BYTES,
     Gathering,
 )
 from tcprepl.streams.log import Appended
@@ -137,9 +139,105 @@ def test_it_counts_what_it_has() -> None:
     taken = gathering()
     taken.take([TYPING, TYPING])
     taken.take_each(b'["!r:x",["@a:x"]]\n["!r:x",["@a:x"]]', 2)
-    assert taken.room_rows == GATHERED_ROWS - 4
-    assert taken.room_bytes == GATHERED_BYTES - sum(map(len, taken.lines))
+    assert taken.room == GATHERED_SHARES - 4
     assert taken.counts == [2, -2]
+
+
+@pytest.mark.parametrize("kind", ["rows", "one row", "json", "each"])
+def test_a_long_row_counts_for_several(kind: str) -> None:
+    taken = gathering()
+    room = "!" + "r" * (3 * SHARE_BYTES)
+    line = f'["{room}",[]]'.encode()
+    take = {
+        "one row": lambda: taken.take([[room, []]]),
+        "rows": lambda: taken.take([[room, []], ["!", []]]),
+        "json": lambda: taken.take_json([line]),
+        "each": lambda: taken.take_each(line, 1),
+    }
+    take[kind]()
+    assert taken.room == GATHERED_SHARES - 4 - (kind == "rows")
+
+
+def test_who_waits_is_answered_without_keeping_the_answer() -> None:
+    """All that refers to it is what it is to call."""
+    taken = gathering()
+    heard: list[Any] = []
+    for call in (lambda: taken.take([TYPING]), lambda: taken.take([TYPING, TYPING])):
+        answered = call()
+        assert answered is not None
+        answered.addCallback(heard.append)
+        del answered
+    taken.answer(APPENDED)
+    assert heard == [Appended("typing", "w", 7, 7), Appended("typing", "w", 8, 9)]
+
+
+def test_who_asked_for_nothing_is_told_nothing() -> None:
+    taken = gathering()
+    taken.take([TYPING])
+    taken.answer(Appended("typing", "w", 7, 7))
+    assert not taken.waiting[0].called
+
+
+def test_rows_of_independent_calls_are_looked_at() -> None:
+    taken = gathering()
+    taken.take_each(b'["!r:x",["@a:x"]]\n5', 2)
+    assert taken.together() is None
+
+
+def test_a_row_that_is_not_of_the_usual_shape_is_looked_at_later() -> None:
+    taken = gathering("receipts")
+    row = ["!r:x", "m.read", "@u:x", "$e", {"ts": 1.5}]
+    assert taken.take([row]) is not None
+    together = taken.together()
+    assert together is not None
+    assert list(together) == [json.dumps(row, separators=(",", ":")).encode()]
+
+
+def test_who_keeps_the_answer_is_answered() -> None:
+    """Also where nobody has asked it for anything yet, and of many only one is kept."""
+    taken = gathering()
+    taken.take([TYPING])
+    kept = taken.take([TYPING])
+    taken.answer(Appended("typing", "w", 7, 8))
+    assert kept is not None
+    assert kept.called
+    assert kept.result == Appended("typing", "w", 8, 8)
+
+
+def test_an_answer_is_a_deferred_in_every_respect() -> None:
+    """Cancelled, waited for in a coroutine, shown, compared: as if it had been made at once."""
+    taken = gathering()
+    answers: list[Any] = [taken.take([TYPING]) for _ in range(4)]
+    cancelled, awaited, shown, plain = answers
+    failures: list[Any] = []
+    cancelled.addErrback(failures.append)
+    cancelled.cancel()
+    assert failures[0].check(CancelledError)
+    waiting = ensureDeferred(_wait_for(awaited))
+    assert "Deferred" not in repr(shown).partition(" at ")[2]
+    assert not shown.called
+    assert isinstance(plain, Deferred)
+    assert plain != shown
+    with pytest.raises(AttributeError):
+        _ = plain.nothing_of_the_kind
+    taken.answer(Appended("typing", "w", 7, 10))
+    assert waiting.result == Appended("typing", "w", 8, 8)
+    assert [answered.result.first for answered in (shown, plain)] == [9, 10]
+
+
+async def _wait_for(answered: Deferred[Any]) -> Any:
+    return await answered
+
+
+def test_a_refusal_that_nobody_waits_for_is_logged(unhandled_errors: list[str]) -> None:
+    taken = gathering()
+    taken.take([TYPING])
+    taken.refuse(Failure(LogUnavailable("full")))
+    del taken
+    gc.collect()
+    (logged,) = unhandled_errors
+    unhandled_errors.clear()
+    assert "full" in logged
 
 
 def test_who_asks_after_the_answer_has_it() -> None:

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.errors import BadRow, LogUnavailable, TokenOrder, UnknownStream
 from tcprepl.limits import MAX_ROW_BYTES
-from tcprepl.streams.gathering import GATHERED_ROWS, LARGE_CALL_ROWS
+from tcprepl.streams.gathering import GATHERED_SHARES, LARGE_CALL_ROWS
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.producers import Produced
@@ -131,6 +131,14 @@ class TestGathering:
         assert outcome(answer) == Appended("receipts", "w", 1, 1)
         assert len(self.blocks) == 1
 
+    def test_json_that_is_not_gathered_comes_after_what_waits(self) -> None:
+        self.burst()
+        first = self.publisher.publish("receipts", [receipt(1)])
+        row = json.dumps(receipt(2)).encode()
+        second = self.publisher.publish_json("receipts", [row], batch=True)
+        assert outcome(first) == Appended("receipts", "w", 3, 3)
+        assert outcome(second) == Appended("receipts", "w", 4, 4)
+
     def test_rows_of_one_turn_share_a_block(self) -> None:
         """Each call is answered with its own tokens, in the order of the calls."""
         self.burst()
@@ -212,17 +220,17 @@ class TestGathering:
     def test_much_does_not_wait_for_the_end_of_the_turn(self) -> None:
         """So a turn that brings more than a block makes several."""
         self.burst()
-        for number in range(2 * GATHERED_ROWS + 1):
+        for number in range(2 * GATHERED_SHARES + 1):
             self.publisher.publish("receipts", [receipt(number)])
-        assert [len(block.tokens) for block in self.blocks] == [GATHERED_ROWS, GATHERED_ROWS]
+        assert [len(block.tokens) for block in self.blocks] == [GATHERED_SHARES] * 2
         self.clock.advance(0)
         assert len(self.blocks[2].tokens) == 1
 
     def test_much_json_does_not_wait_either(self) -> None:
         self.burst()
-        for number in range(GATHERED_ROWS):
+        for number in range(GATHERED_SHARES):
             self.publisher.publish_json("receipts", [json.dumps(receipt(number)).encode()])
-        assert [len(block.tokens) for block in self.blocks] == [GATHERED_ROWS]
+        assert [len(block.tokens) for block in self.blocks] == [GATHERED_SHARES]
 
     def test_a_large_call_of_a_callback_comes_after_what_waits(self) -> None:
         """While the turn ends, a call that is not gathered lets go first what it has to follow."""
@@ -405,9 +413,9 @@ def test_many_independent_rows_do_not_wait_for_the_end_of_the_turn(log: MemoryLo
         _ = publisher.publish_each("typing", lines_of(b'["!a",[]]'), 1)
     clock.advance(0)
     at = log.position("typing", "w")
-    rows = lines_of(*[b'["!a",[]]'] * GATHERED_ROWS)
-    assert result(publisher.publish_each("typing", rows, GATHERED_ROWS))
-    assert log.position("typing", "w") == at + GATHERED_ROWS
+    rows = lines_of(*[b'["!a",[]]'] * GATHERED_SHARES)
+    assert result(publisher.publish_each("typing", rows, GATHERED_SHARES))
+    assert log.position("typing", "w") == at + GATHERED_SHARES
 
 
 def test_independent_rows_are_many_from_as_many_as_a_large_call_has(log: MemoryLog) -> None:

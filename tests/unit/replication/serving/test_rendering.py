@@ -47,6 +47,13 @@ def test_newest_form_is_the_very_bytes_of_the_log() -> None:
     assert shown_lines is block.lines
 
 
+def test_how_much_goes_out_without_a_look() -> None:
+    """Nothing in a form that is cut or masked; what is that long in all has no longer line."""
+    assert NEWEST.verbatim_bytes == NEWEST.max_line_bytes
+    assert OLD.verbatim_bytes == 0
+    assert NEWEST._replace(unmasked=frozenset()).verbatim_bytes == 0
+
+
 @given(st.lists(st.integers(0, 12), max_size=30), st.integers(0, 14))
 def test_a_longer_line_is_found_wherever_it_is(lengths: list[int], limit: int) -> None:
     lines = b"".join(b"x" * length + b"\n" for length in lengths)
