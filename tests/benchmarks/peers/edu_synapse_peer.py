@@ -112,21 +112,25 @@ def run(reads, reads_per_request):
     """Take some reads, make bodies until nothing waits, go on.
 
     Returns:
-        The bodies.
+        How many EDUs the bodies held, and how long it took to count them.
     """
     sender = Sender()
     protocol = connect(sender)
-    bodies = []
+    number_of_bodies = edus = 0
+    counting_s = 0.0
     for number, data in enumerate(reads):
         protocol.dataReceived(data)
         if number % reads_per_request == reads_per_request - 1:
             for queue in sender.queues.values():
                 while True:
-                    body = queue.body(len(bodies))
+                    body = queue.body(number_of_bodies)
                     if body is None:
                         break
-                    bodies.append(body)
-    return bodies
+                    before = time.thread_time()
+                    number_of_bodies += 1
+                    edus += body.count(b'"edu_type"')
+                    counting_s += time.thread_time() - before
+    return edus, counting_s
 
 
 def main():
@@ -138,9 +142,8 @@ def main():
     reads = [b"".join(lines[n : n + size]) for n in range(0, count, size)]
     run(reads[:10], module.READS_PER_REQUEST)
     before = time.process_time()
-    bodies = run(reads, module.READS_PER_REQUEST)
-    used = time.process_time() - before
-    edus = sum(body.count(b'"edu_type"') for body in bodies)
+    edus, counting_s = run(reads, module.READS_PER_REQUEST)
+    used = time.process_time() - before - counting_s
     assert edus == count, (edus, count)
     print(used / count * 1e6)
 

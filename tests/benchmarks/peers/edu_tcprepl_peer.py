@@ -86,24 +86,23 @@ class NoDisk:
 
 
 class Sink:
-    """A transport that takes everything at once; what was taken is counted in the end."""
+    """A transport that takes everything at once, and says how long it took to count it.
+
+    As after a real one, a body is gone then: what the memory of many would cost is the machine's.
+    """
 
     def __init__(self) -> None:
-        self.bodies: list[bytes] = []
+        self.edus = 0
+        self.transactions = 0
+        self.counting_s = 0.0
         self.used_s = 0.0
-        self._counted = 0
-        self._edus = 0
-
-    @property
-    def edus(self) -> int:
-        """How many EDUs were taken."""
-        self._edus += sum(body.count(b'"edu_type"') for body in self.bodies[self._counted :])
-        self._counted = len(self.bodies)
-        return self._edus
 
     async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
         """Take one transaction."""
-        self.bodies.append(body)
+        before = time.thread_time()
+        self.edus += body.count(b'"edu_type"')
+        self.transactions += 1
+        self.counting_s += time.thread_time() - before
         return Answer(200, b"{}")
 
 
@@ -220,7 +219,7 @@ def main() -> None:
         found.append(in_memory(reads, per_request, canonical))
     sink = found[0]
     assert sink.edus == count, (sink.edus, count)
-    print(sink.used_s / count * 1e6, count / len(sink.bodies))
+    print((sink.used_s - sink.counting_s) / count * 1e6, count / sink.transactions)
 
 
 main()
