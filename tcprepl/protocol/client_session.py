@@ -101,8 +101,7 @@ class ClientSession(Session):
 
     def events(self, now: float) -> list[Event]:
         """Return all that there is to pull, in one piece."""
-        found = list(self._events)
-        self._events.clear()
+        found = self._unpulled()
         found += self._read(now)  # which leaves nothing that could be read a second time
         return found
 

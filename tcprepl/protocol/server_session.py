@@ -101,7 +101,7 @@ class ServerSession(Session):
             try:
                 self._answer(MalformedCommand(text), now)
             except RemoteProtocolError as error:
-                self._events.append(self._fail(error, now))
+                self._events.insert(0, self._fail(error, now))
 
     def _read_lines(self, now: float, events: list[Event]) -> None:
         """Read up to the first command; count the lines that are passed on the way to it."""

@@ -13,7 +13,6 @@ seconds since 1970.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from typing import ClassVar, Final
 
 from tcprepl.errors import (
@@ -79,7 +78,8 @@ class Session(ABC):
         self.bad_lines = 0
         self._buffer = LineBuffer(max_line_bytes)
         self._unread = b""
-        self._events: deque[Event] = deque()
+        #: What was read and not pulled, the last one first (an empty deque takes 760 bytes).
+        self._events: list[Event] = []
         self._out: list[bytes] = []
         #: What to add to *now* to get seconds since 1970; may be put right at any time.
         self.epoch_s = epoch_s
@@ -110,15 +110,19 @@ class Session(ABC):
         session from which nobody pulls keeps bytes and does no work.
         """
         if not self._events:
-            self._events.extend(self._read(now))
-        return self._events.popleft() if self._events else None
+            self._events = self._read(now)[::-1]
+        return self._events.pop() if self._events else None
 
     def events(self, now: float) -> list[Event]:
         """Return all that there is to pull, in one piece."""
-        found = list(self._events)
-        self._events.clear()
+        found = self._unpulled()
         while more := self._read(now):
             found += more
+        return found
+
+    def _unpulled(self) -> list[Event]:
+        """Return what was read and not pulled, which is pulled then."""
+        found, self._events = self._events[::-1], []
         return found
 
     def _read(self, now: float) -> list[Event]:
