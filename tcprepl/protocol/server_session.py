@@ -61,6 +61,8 @@ class ServerSession(Session):
             PUBLISH may be as long as the native dialect's.
     """
 
+    __slots__ = ("_bare", "_lines", "_publishing", "peer_name")
+
     role = Role.SERVER
 
     def __init__(

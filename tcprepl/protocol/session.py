@@ -60,6 +60,28 @@ class Session(ABC):
         bad_lines: Lines that were answered with an ERROR.
     """
 
+    __slots__ = (
+        "_armed",
+        "_began",
+        "_buffer",
+        "_close_deadline",
+        "_events",
+        "_handshake_deadline",
+        "_handshake_timeout_s",
+        "_last_received",
+        "_last_sent",
+        "_line_number",
+        "_out",
+        "_unread",
+        "bad_lines",
+        "close_reason",
+        "close_text",
+        "dialect",
+        "dialect_chosen",
+        "epoch_s",
+        "state",
+    )
+
     role: ClassVar[Role]
 
     def __init__(

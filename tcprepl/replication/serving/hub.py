@@ -298,10 +298,10 @@ class Hub:
                 if by_name or not had.wants(head.pair):
                     self._ask(backlog, head, asked, places, form)
         reader.form = form
-        had.patterns.add(pattern)
+        had.add(pattern)
         had.only_instance = backlog.owed.only_instance = only_instance
         if owed:
-            backlog.owed.patterns.add(pattern)
+            backlog.owed.add(pattern)
         if backlog.told:
             again = Subscription((pattern,))
             backlog.told = {pair for pair in backlog.told if not again.wants(pair)}

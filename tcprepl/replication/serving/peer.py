@@ -513,7 +513,7 @@ class Peer:
             names = [name for name in self._server.stream_names() if name in self.grant.sees]
             return str(UnknownStream(stream, names))
         held = self._reader.subscription.patterns
-        if len(held) + len(patterns) > MAX_SUBSCRIPTIONS and not held.issuperset(patterns):
+        if len(held) + len(patterns) > MAX_SUBSCRIPTIONS and not held >= set(patterns):
             return (
                 f"more than {MAX_SUBSCRIPTIONS} REPLICATE on one connection; "
                 "name streams, or instances, by *"

@@ -8,7 +8,7 @@ it (protocol.md section 10).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +35,7 @@ class Subscription:
     """What a connection asked for: patterns of (stream, instance), `ANY` standing for all.
 
     Attributes:
-        patterns: The patterns.
+        patterns: The patterns; at the head the very set of all who want the same.
         only_instance: The one instance that the peer can be told of (2017), or None.
     """
 
@@ -44,8 +44,14 @@ class Subscription:
     def __init__(
         self, patterns: Iterable[Pair] = (), only_instance: InstanceName | None = None
     ) -> None:
-        self.patterns = set(patterns)
+        self.patterns: Set[Pair] = set(patterns)
         self.only_instance = only_instance
+
+    def add(self, pattern: Pair) -> None:
+        """Want *pattern*, too."""
+        if not isinstance(self.patterns, set):
+            self.patterns = set(self.patterns)
+        self.patterns.add(pattern)
 
     def wants(self, pair: Pair) -> bool:
         """Return whether rows of *pair* are to be sent."""
@@ -109,6 +115,7 @@ class Groups:
                 self._by_pattern.setdefault(pattern, {})[group] = None
         group.readers[reader] = None
         reader.group = group
+        subscription.patterns = group.patterns  # 216 bytes for all of them, not for each
 
     def leave(self, reader: Reader) -> None:
         """Take *reader* out of its group, if it is in one."""
