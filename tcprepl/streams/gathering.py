@@ -37,22 +37,39 @@ Outcome: TypeAlias = "tuple[int, Appended | Failure]"
 _first = itemgetter(0)
 
 
+# Releases of Twisted differ in whether that is public.
+_CALLBACKS = "_callbacks" if hasattr(Deferred(), "_callbacks") else "callbacks"
+
+
 class _Answer(Deferred[Any]):
-    """A Deferred that is made once somebody asks it for something, to wait for it above all.
+    """A Deferred that is made once somebody has it call something.
 
     Attributes:
         asked: Whether somebody has.
     """
 
     asked = False
+    _canceller = None
     __init__ = object.__init__
 
-    def __getattr__(self, name: str) -> Any:
-        if self.asked:
-            raise AttributeError(name)
-        self.asked = True
-        super().__init__()
-        return getattr(self, name)
+
+class _Unmade:
+    """Stands where an answer keeps what it is to call, until it is made."""
+
+    def __get__(self, answer: _Answer, owner: type) -> Any:
+        answer.asked = True
+        Deferred.__init__(answer)
+        return answer.__dict__[_CALLBACKS]
+
+
+setattr(_Answer, _CALLBACKS, _Unmade())
+
+
+def _made_answer() -> _Answer:
+    """Return an answer that knows who asked for it, for Twisted's debugging."""
+    answer: _Answer = _Answer()
+    getattr(answer, _CALLBACKS)
+    return answer
 
 
 _asked = attrgetter("asked")
@@ -75,6 +92,7 @@ class Gathering:
 
     __slots__ = (
         "_keys",
+        "_new",
         "_shape",
         "_sure",
         "codec",
@@ -92,6 +110,7 @@ class Gathering:
         self.counts: list[int] = []
         self.waiting: list[_Answer] = []
         self.room = GATHERED_SHARES
+        self._new = _made_answer if Deferred.debug else _Answer
         self._shape = codec.common_row
         #: Whether all rows are known to fit; the key of each, if so and where rows have one.
         self._sure = True
@@ -118,7 +137,7 @@ class Gathering:
                 self.lines.append(lines)
                 self.counts.append(1)
                 self.room -= 1 + len(lines) // SHARE_BYTES
-                answered: _Answer = _Answer()
+                answered = self._new()
                 self.waiting.append(answered)
                 return answered
         elif not 0 < count < LARGE_CALL_ROWS:
@@ -154,7 +173,7 @@ class Gathering:
         return answered
 
     def _note(self, lines: bytes, count: int) -> _Answer:
-        answered: _Answer = _Answer()
+        answered = self._new()
         self.lines.append(lines)
         self.counts.append(count)
         self.waiting.append(answered)
@@ -178,8 +197,14 @@ class Gathering:
         stream, instance, after = *self.pair, appended.first - 1
         for count, answered in zip(self.counts, self.waiting, strict=True):
             first, after = after + 1, after + abs(count)
-            mine = Appended(stream, instance, first, after)
-            answered.callback([(-count, mine)] if count < 0 else mine)
+            mine: Any = Appended(stream, instance, first, after)
+            if count < 0:
+                mine = [(-count, mine)]
+            if answered.asked:
+                answered.callback(mine)
+            else:  # there is nothing to call yet
+                answered.result = mine
+                answered.called = True
 
     def refuse(self, failure: Failure) -> None:
         """Answer each call with *failure*."""

@@ -168,11 +168,11 @@ class Hub:
         now: float = self._reactor.seconds()
         heads.begin()
         fresh: dict[Pair, Token] = {}
-        #: How far each head moves: to which token, by how many rows and bytes.
+        #: How far each head moves: to which token, by how many rows and bytes; the newest last.
         moves: dict[Pair, tuple[Token, int, int]] = {}
         for event in segment:
             pair = (event.stream, event.instance)
-            known = moves.get(pair)
+            known = moves.pop(pair, None)
             if known is None:
                 if pair not in heads.by_pair:
                     fresh[pair] = event.first - 1 if isinstance(event, Block) else event.before

@@ -12,6 +12,7 @@ from tcprepl.access import NOTHING, Grant, Streams, Tokens
 from tcprepl.conformance.document import Block, conversations, specification
 from tcprepl.conformance.notation import ConversationFailed, Step
 from tcprepl.conformance.server import RemotePlayer, play
+from tcprepl.protocol.server_session import ServerSession
 from tests.conformance_world import Change, ServerWorld, block_of
 
 WITH_SERVERS = [
@@ -93,15 +94,24 @@ def test_a_wrong_server_fails(name: str, change: Change, complaint: str) -> None
     assert failed.value.step.number > 0
 
 
+class Deaf(ServerSession):
+    """A session that takes nothing in."""
+
+    __slots__ = ()
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        """Do nothing."""
+
+
 def test_a_server_that_goes_deaf_fails() -> None:
     world = ServerWorld()
     block = block_of("A command from the wrong side")
     probe = world.run(world.target.probe(block.streams))
     make = world.server.make_session
 
-    def deaf(*arguments: Any) -> Any:
-        session: Any = make(*arguments)
-        session.receive_data = lambda data, now: None
+    def deaf(*arguments: Any) -> ServerSession:
+        session = make(*arguments)
+        session.__class__ = Deaf
         return session
 
     world.server.make_session = deaf  # type: ignore[method-assign]

@@ -225,6 +225,28 @@ def test_an_answer_is_a_deferred_in_every_respect() -> None:
     assert [answered.result.first for answered in (shown, plain)] == [9, 10]
 
 
+def test_of_the_answers_those_that_nobody_called_anything_on_are_not_made() -> None:
+    """One that asks does not make the others pay."""
+    taken = gathering()
+    kept = taken.take([TYPING])
+    asking = taken.take([TYPING])
+    assert kept is not None
+    assert asking is not None
+    heard: list[Any] = []
+    asking.addCallback(heard.append)
+    taken.answer(Appended("typing", "w", 7, 8))
+    assert [answered.asked for answered in taken.waiting] == [False, True]
+    kept.addCallback(heard.append)
+    assert [appended.first for appended in heard] == [8, 7]
+
+
+def test_debugging_names_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deferred, "debug", True)
+    answered = gathering().take([TYPING])
+    assert answered is not None
+    assert any("test_debugging_names_who_asked" in line for line in answered._debugInfo.creator)  # type: ignore[attr-defined]
+
+
 async def _wait_for(answered: Deferred[Any]) -> Any:
     return await answered
 

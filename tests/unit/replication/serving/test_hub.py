@@ -774,3 +774,18 @@ def test_rows_that_cannot_be_rendered_end_those_who_wanted_them(
     assert [line for line in outlets["beta"].lines() if "RDATA" in line] == [
         "RDATA beta master 1 [3]"
     ]
+
+
+def test_of_a_segment_the_pair_that_moved_last_is_the_newest(world: World) -> None:
+    """So a reader that catches up is served in the order of what came last."""
+    for _ in range(2):  # so that the next turn is one segment
+        for stream in ("alpha", "beta"):
+            world.publish(stream, [1])
+        world.turn()
+    heads = world.hub._heads
+    before = heads.moment
+    for stream in ("alpha", "beta", "alpha"):
+        world.publish(stream, [1])
+    world.turn()
+    assert heads.moment == before + 1
+    assert [head.pair[0] for head in heads.moved_since(before)] == ["alpha", "beta"]
