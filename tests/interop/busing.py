@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 import yaml
 
+from tests.interop.complaints import complaints
 from tests.interop.environments import REPOSITORY
 from tests.interop.processes import Child, Restartable, accepts
 from tests.interop.servers import Postgres
@@ -137,5 +137,5 @@ class BigFleet:
         """Return what the processes logged as errors, without what is special to one run."""
         found: list[str] = []
         for process in (self.main, *self.workers.values()):
-            found += re.findall(r"^.* (?:ERROR|CRITICAL) .*$", process.log(), re.MULTILINE)
+            found += complaints(process.log())
         return found

@@ -82,11 +82,6 @@ def request(
     return answer
 
 
-def faults(log: str) -> list[str]:
-    """Return the lines of a Synapse's log that say that something is wrong."""
-    return [line for line in log.splitlines() if " ERROR " in line or "Traceback" in line]
-
-
 class User:
     """A registered user with an access token."""
 

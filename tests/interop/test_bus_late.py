@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from tests.interop.busing import Bus
+from tests.interop.complaints import complaints
 from tests.interop.environments import find_program
 from tests.interop.processes import Child, Restartable, accepts, wait_until
 from tests.interop.servers import Postgres
@@ -31,8 +32,6 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 #: What Synapse logs of a request that its Redis had not answered when it ended.
 LOST = "txredisapi.ConnectionError"
-#: What begins an entry of a Synapse's log.
-_ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 
 
 class RedisAtSocket(Restartable):
@@ -63,8 +62,7 @@ class Life:
 
     def errors(self) -> list[str]:
         """Return the entries that are errors."""
-        entries = [entry for log in self.logs for entry in _ENTRY.split(log)]
-        return [entry for entry in entries if re.match(r".* (?:ERROR|CRITICAL) ", entry)]
+        return [entry for log in self.logs for entry in complaints(log)]
 
     def kinds(self) -> set[str]:
         """Return what kinds of errors there are: the exception, or who says it."""

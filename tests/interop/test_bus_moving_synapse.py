@@ -6,7 +6,6 @@ log has all of it.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -57,8 +56,6 @@ USERS = {
     "device_lists": "SELECT instance_name, max(stream_id), user_id FROM device_lists_stream"
     " GROUP BY instance_name, user_id",
 }
-#: What begins an entry of a Synapse's log.
-_ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 _numbers = count(100)
 
 #: A stream, and who writes it.
@@ -171,11 +168,7 @@ class Mover:
         These are there, too, when it is redis-server that ends: test_bus_late.py does that.
         """
         return [
-            entry
-            for process in (self.fleet.main, *self.fleet.workers.values())
-            for entry in _ENTRY.split(process.log())
-            if re.match(r".* (?:ERROR|CRITICAL) ", entry)
-            and "txredisapi.ConnectionError" not in entry
+            entry for entry in self.fleet.complaints() if "txredisapi.ConnectionError" not in entry
         ]
 
     def _replication_ports(self) -> dict[str, int]:

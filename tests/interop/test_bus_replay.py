@@ -23,8 +23,6 @@ from tests.interop.wire import Cutter, Wire
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 NAMES = ("main", "ew1", "ew2", "tw", "gw", "fed1")
-#: What begins an entry of a Synapse's log.
-_ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 
 
 class Stage:
@@ -118,11 +116,7 @@ class Stage:
         test_bus_late.py does that.
         """
         return [
-            entry
-            for name in NAMES
-            for entry in _ENTRY.split(self.log(name))
-            if re.match(r".* (?:ERROR|CRITICAL) ", entry)
-            and "txredisapi.ConnectionError" not in entry
+            entry for entry in self.fleet.complaints() if "txredisapi.ConnectionError" not in entry
         ]
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.interop.complaints import complaints
 from tests.interop.processes import wait_until
 from tests.interop.relaying import StubbornRedis
 from tests.interop.servers import Postgres
 from tests.interop.serving import RemoteServer, Serve
-from tests.interop.synapse import SynapseMain, SynapseWorker, faults
+from tests.interop.synapse import SynapseMain, SynapseWorker
 from tests.interop.wire import RedisWire
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
@@ -105,7 +106,7 @@ def test_sender_is_never_told_of_a_stream_that_its_release_lacks(stage: Stage) -
     number, token = stage.queue()
     stage.wait_delivered(number)
     stage.wait_trimmed(token)
-    assert faults(stage.sender.log()) == []
+    assert complaints(stage.sender.log()) == []
 
 
 def test_sender_delivers_what_we_publish_and_its_ack_trims_our_queue(stage: Stage) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.interop.complaints import complaints
 from tests.interop.processes import accepts, wait_until
 from tests.interop.servers import Postgres
 from tests.interop.serving import RemoteServer, Serve
-from tests.interop.synapse import SynapseMain, SynapseWorker, faults
+from tests.interop.synapse import SynapseMain, SynapseWorker
 from tests.interop.wire import Wire
 from tests.ports import free_port
 
@@ -45,9 +46,9 @@ class Stage:
     queued: int = 0
     logged: int = 0
 
-    def faults(self) -> list[str]:
+    def complaints(self) -> list[str]:
         """Return what the sender's log says is wrong, since its present start."""
-        return faults(self.sender.log()[self.logged :])
+        return complaints(self.sender.log()[self.logged :])
 
     def edu(self, number: int) -> dict[str, Any]:
         """Return an EDU for the remote server."""
@@ -130,7 +131,7 @@ def test_worker_above_an_empty_server_finds_nothing_wrong(stage: Stage) -> None:
     """It asks from tokens that its own main gave out, and is answered by POSITION alone."""
     number, _ = stage.queue()
     stage.wait_delivered(number)
-    assert stage.faults() == []
+    assert stage.complaints() == []
 
 
 def test_worker_never_hears_of_what_its_release_lacks(stage: Stage) -> None:
@@ -143,7 +144,7 @@ def test_worker_never_hears_of_what_its_release_lacks(stage: Stage) -> None:
         person.wait_for("INFO")
     number, _ = stage.queue()
     stage.wait_delivered(number)
-    assert stage.faults() == []
+    assert stage.complaints() == []
     assert wait_connected(stage)["conn_id"] == connected["conn_id"]
 
 
