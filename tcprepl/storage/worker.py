@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
@@ -53,21 +51,8 @@ class InlineWorker:
         """Do nothing."""
 
 
-def _let_others_finish() -> None:
-    """Have this thread wait, when it wakes, until a processor is free.
-
-    While all are busy Linux takes one of them away from whom it finds there for whoever wakes,
-    which is the reactor's thread: at each wait for the disk, and each time it has let go of the
-    interpreter's lock, in the middle of what it does. Where one is free nothing changes.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        with suppress(OSError):  # a sandbox may forbid it
-            if os.sched_getscheduler(0) == os.SCHED_OTHER:
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
 class ThreadWorker:
-    """Runs jobs in a thread of its own, which does not press (`sched(7)`, ``SCHED_BATCH``).
+    """Runs jobs in a thread of its own.
 
     The thread is a daemon: a process that ends without closing its log ends all the same,
     and loses nothing that was acknowledged.
@@ -86,7 +71,6 @@ class ThreadWorker:
         self._thread.start()
 
     def _run(self) -> None:
-        _let_others_finish()
         while (job := self._jobs.get()) is not None:
             job()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -77,42 +76,3 @@ def test_a_job_that_nobody_waits_for_any_more_is_done_all_the_same() -> None:
     reactor.turn()
     assert done == [1]
     worker.stop()
-
-
-def _policy_of_a_thread_made_under(policy: int) -> int:
-    """Return how a worker's thread is scheduled that a thread under *policy* has started."""
-    found: list[int] = []
-
-    def start_it() -> None:
-        os.sched_setscheduler(0, policy, os.sched_param(0))
-        worker = ThreadWorker(Reactor().call_from_thread, "test")
-        found.append(worker.call(lambda: os.sched_getscheduler(0)))
-        worker.stop()
-
-    starter = threading.Thread(target=start_it)
-    starter.start()
-    starter.join()
-    return found[0]
-
-
-def test_its_thread_takes_no_processor_from_the_reactor() -> None:
-    assert _policy_of_a_thread_made_under(os.SCHED_OTHER) == os.SCHED_BATCH
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
-def test_its_thread_stays_under_what_else_the_process_was_started_with() -> None:
-    assert _policy_of_a_thread_made_under(os.SCHED_IDLE) == os.SCHED_IDLE
-
-
-def test_its_thread_works_where_nothing_may_be_said_of_that(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError
-
-    for name in ("sched_getscheduler", "sched_setscheduler"):
-        with monkeypatch.context() as context:
-            context.setattr(os, name, refuse)
-            worker = ThreadWorker(Reactor().call_from_thread, "test")
-            assert worker.call(lambda: 7) == 7
-            worker.stop()
