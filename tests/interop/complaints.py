@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+#: What Synapse logs of a request that its Redis had not answered when it ended.
+LOST = "txredisapi.ConnectionError"
 #: What begins an entry of a Synapse's log.
 _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 _WRONG = re.compile(r"^Traceback |^\S+ .* (?:ERROR|CRITICAL) ", re.MULTILINE)

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.interop.busing import Bus
-from tests.interop.complaints import complaints
+from tests.interop.complaints import LOST, complaints
 from tests.interop.environments import find_program
 from tests.interop.processes import Child, Restartable, accepts, wait_until
 from tests.interop.servers import Postgres
@@ -29,9 +29,6 @@ from tests.interop.traffic import Following
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
-
-#: What Synapse logs of a request that its Redis had not answered when it ended.
-LOST = "txredisapi.ConnectionError"
 
 
 class RedisAtSocket(Restartable):
