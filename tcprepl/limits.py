@@ -114,6 +114,8 @@ MAX_SUBSCRIPTIONS = 11_000
 MAX_REPLY_BYTES = 65_536
 #: Lines that are worked on in one turn of the reactor; what costs much counts for several.
 TURN_LINES = 2_000
+#: Time for which lines are worked on in a turn: what costs much on this machine costs turns alone.
+TURN_S = 0.01
 #: Lines of one connection that are worked on in a turn.
 PEER_TURN_LINES = 250
 #: Appends of one connection that are not answered yet; above it nothing more is read from it.

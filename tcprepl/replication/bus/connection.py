@@ -177,14 +177,16 @@ class BusConnection:
 
     # -- what it says ------------------------------------------------------------------
 
-    def work(self, lines: int) -> Worked:
-        """Do what the client asks for, as far as *lines* go and as long as it takes the answers."""
+    def work(self, lines: int, ends_at: float) -> Worked:
+        """Do what the client asks for, as far as share and time go and while it takes answers."""
         done = 0
-        while done < lines and not self._waits:
+        more = False
+        while not more and not self._waits:
             if not self._requests and not self._read(lines - done):
                 break
             done += self._next()
-        more = done >= lines and not self._waits
+            more = done >= lines or self.desk.reactor.seconds() >= ends_at
+        more = more and not self._waits
         self._read_on(self.closing is not None or (not more and not self._waits))
         if self._ends_at is not None and not more and not self._waits:
             self._end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import cache
 from typing import Final
 
 from tcprepl.errors import did_you_mean
@@ -14,6 +15,10 @@ from tcprepl.protocol.state import Role
 _COLUMNS: Final = 80
 
 
+#: What a client may send, by its word.
+_SPECS: Final = {word: spec for word, spec in COMMANDS.items() if Role.CLIENT in spec.sent_by}
+
+
 def help_lines(topic: str = "") -> list[str]:
     """Return what HELP answers: every command a client may send, or the one called *topic*.
 
@@ -21,22 +26,28 @@ def help_lines(topic: str = "") -> list[str]:
 
     With ``INFO`` before them, no line is wider than a terminal.
     """
-    specs = [spec for spec in COMMANDS.values() if Role.CLIENT in spec.sent_by]
-    chosen = [spec for spec in specs if topic.strip().upper() == spec.command.NAME]
-    wanted = topic.split()[0].upper() if topic.split() else ""
-    if wanted and not chosen:
-        # what it is near to depends on its beginning alone: the topic may be as long as a line
-        near = did_you_mean(wanted[:_COLUMNS], [spec.command.NAME for spec in specs], 0)
-        return [f"no command is called {snippet(wanted)}: HELP alone lists all{near}"]
-    lines: list[str] = []
-    for spec in chosen or specs:
-        lines += textwrap.wrap(
+    word = topic.strip().upper()
+    if not word:
+        lines = [line for each in _SPECS for line in _described(each)]
+        return [*lines, "* stands for every stream or instance; words may be in any case"]
+    if word in _SPECS:
+        return list(_described(word))
+    # what it is near to depends on its beginning alone: the topic may be as long as a line
+    wanted = word.split()[0]
+    near = did_you_mean(wanted[:_COLUMNS], list(_SPECS), 0)
+    return [f"no command is called {snippet(wanted)}: HELP alone lists all{near}"]
+
+
+@cache
+def _described(word: str) -> tuple[str, ...]:
+    """Return the lines of one command; kept, since to fold them takes long."""
+    spec = _SPECS[word]
+    return tuple(
+        textwrap.wrap(
             f"{spec.syntax}: {spec.summary}",
             _COLUMNS - len("INFO "),
             subsequent_indent="    ",
             break_long_words=False,
             break_on_hyphens=False,
         )
-    if not chosen:
-        lines.append("* stands for every stream or instance; words may be in any case")
-    return lines
+    )

@@ -235,16 +235,20 @@ class Peer:
 
     # -- what the session says ---------------------------------------------------------
 
-    def work(self, lines: int) -> Worked:
-        """Do what the peer said, as far as *lines* go and as long as it takes the answers."""
+    def work(self, lines: int, ends_at: float) -> Worked:
+        """Do what the peer said, as far as share and time go and while it takes the answers."""
         done = 0
         event: Event | None = None
+        now = self._server.reactor.seconds()
         while done < lines and not self._full:
-            event = self._session.next_event(self._server.reactor.seconds())
+            event = self._session.next_event(now)
             if event is None:
                 break
             done += self._handle(event)
             self._pump()
+            now = self._server.reactor.seconds()
+            if now >= ends_at:
+                break
         self._catch_up()
         full = self._full
         more = event is not None and not full

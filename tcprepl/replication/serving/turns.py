@@ -1,9 +1,9 @@
 """Who works when: what peers ask for is done in turns of bounded length (protocol.md 10.3).
 
 A read of a socket may hold tens of thousands of lines, and a line may ask for much. So the
-work of one turn of the reactor is counted, in lines; who is not done when its share is used
-up goes on in a later turn, after those who have just come. Rows go out, timers run and other
-sockets are read in between.
+work of one turn of the reactor is counted, in lines, and timed; who is not done when its share
+is used up goes on in a later turn, after those who have just come. Rows go out, timers run and
+other sockets are read in between.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, NamedTuple, Protocol
 
 from tcprepl.clocks import Reactor
-from tcprepl.limits import PEER_TURN_LINES, TURN_LINES
+from tcprepl.limits import PEER_TURN_LINES, TURN_LINES, TURN_S
 from tcprepl.logger import get_logger
 
 log = get_logger(__name__)
@@ -28,8 +28,11 @@ class Worked(NamedTuple):
 class Worker(Protocol):
     """Who works in turns; hashed by what it is."""
 
-    def work(self, lines: int) -> Worked:
-        """Do what costs about *lines*; a single piece of work may cost more."""
+    def work(self, lines: int, ends_at: float) -> Worked:
+        """Do what costs about *lines*, and begin nothing more at *ends_at*.
+
+        A single piece of work may cost more, and the first is done in any case.
+        """
         ...
 
     def failed(self) -> None:
@@ -50,6 +53,7 @@ class Turns:
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
         self._left = TURN_LINES
+        self._left_s = TURN_S
         self._next_turn: Any = None
         #: Those who came when the turn was used up; they go before those who have had a share.
         self._new: deque[Worker] = deque()
@@ -60,7 +64,7 @@ class Turns:
         """Let *worker* work: now if the turn has room, else in a turn to come."""
         if worker in self._waiting:
             return
-        if self._left > 0:
+        if self._has_room:
             self._share(worker)
         else:
             self._waiting.add(worker)
@@ -85,26 +89,32 @@ class Turns:
             self._next_turn.cancel()
             self._next_turn = None
 
+    @property
+    def _has_room(self) -> bool:
+        return self._left > 0 and self._left_s > 0.0
+
     def _share(self, worker: Worker) -> None:
         if self._next_turn is None:
             self._next_turn = self._reactor.callLater(0, self._turn)
+        began = self._reactor.seconds()
         try:
-            worked = worker.work(min(PEER_TURN_LINES, self._left))
+            worked = worker.work(min(PEER_TURN_LINES, self._left), began + self._left_s)
         except Exception:
             log.exception("replication.peer.failed")
             worker.failed()
             return
         self._left -= worked.lines
+        self._left_s -= self._reactor.seconds() - began
         if worked.more:
             self._waiting.add(worker)
             self._begun.append(worker)
 
     def _turn(self) -> None:
         self._next_turn = None
-        self._left = TURN_LINES
+        self._left, self._left_s = TURN_LINES, TURN_S
         for queue in (self._new, self._begun):
             for _ in range(len(queue)):
-                if self._left <= 0:
+                if not self._has_room:
                     break
                 worker = queue.popleft()
                 self._waiting.discard(worker)

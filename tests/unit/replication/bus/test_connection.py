@@ -8,11 +8,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from tcprepl import metrics
-from tcprepl.limits import CLOSE_TIMEOUT_S, HALF_CLOSED_S, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS
+from tcprepl.limits import (
+    CLOSE_TIMEOUT_S,
+    HALF_CLOSED_S,
+    MAX_REPLY_BYTES,
+    MAX_SUBSCRIPTIONS,
+    TURN_S,
+)
 from tcprepl.replication.bus import connection
 from tcprepl.replication.bus.passwords import Passwords
 from tcprepl.replication.redis.resp import encode
 from tests.bus_world import BusWorld
+from tests.wire import one_turn
 
 
 def test_requests_in_one_piece_are_answered_in_order() -> None:
@@ -25,6 +32,25 @@ def test_requests_in_one_piece_are_answered_in_order() -> None:
     client.world.settle()
     client.world.clock.pump([0] * 50)
     assert client.transport.value() == b"+PONG\r\n" * 5_000
+
+
+def test_requests_that_take_long_are_worked_on_in_many_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = BusWorld().client()
+    run = connection.run
+
+    def slowly(asker: Any, words: Any) -> Any:
+        client.world.clock.rightNow += TURN_S * 0.6  # two last longer than a turn
+        return run(asker, words)
+
+    monkeypatch.setattr(connection, "run", slowly)
+    client.transport.clear()
+    client.connection.dataReceived(b"PING\r\n" * 10)
+    for turn in (1, 2, 3, 4, 5):
+        assert client.transport.value() == b"+PONG\r\n" * 2 * turn
+        one_turn(client.world.clock)
+    assert client.transport.value() == b"+PONG\r\n" * 10
 
 
 def test_a_fault_is_answered_and_costs_that_connection_alone() -> None:

@@ -20,6 +20,7 @@ from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Streams, Tokens
 from tcprepl.errors import CloseReason
 from tcprepl.limits import MAX_PAIRS, MAX_REPLY_BYTES, MAX_SUBSCRIPTIONS, PEER_TURN_LINES
 from tcprepl.protocol.commands import (
+    Command,
     FederationAckCommand,
     RemoteServerUpCommand,
     UserIpCommand,
@@ -205,8 +206,8 @@ class Meter:
         self.worked = 0
         real = Peer.work
 
-        def work(peer: Peer, lines: int) -> Worked:
-            done = real(peer, lines)
+        def work(peer: Peer, lines: int, ends_at: float) -> Worked:
+            done = real(peer, lines, ends_at)
             self.worked += done.lines
             return done
 
@@ -269,6 +270,31 @@ def test_a_flood_is_worked_off_in_turns_and_others_are_served_in_each(
     wire.client.reading = True
     assert len(list(world.log.pairs())) == 1
     assert len(world.server.received_commands()) < 4 * (MAX_NAMES + 1)
+
+
+def test_lines_that_take_long_are_worked_on_in_many_turns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few they are: what counts as a line or two may take a slow machine long."""
+
+    def slowly(command: Command, peer: Peer) -> None:
+        world.network.clock.rightNow += limits.TURN_S / 3
+
+    world.server.on(FederationAckCommand, slowly)
+    slow, other = world.call(), world.call("REPLICATE alpha master NOW")
+    other.lines()
+    meter = Meter(world, monkeypatch)
+    slow.say(*["FEDERATION_ACK sender 1"] * 40)
+    world.publisher.publish("alpha", [["x"]])
+    costs = []
+    while not costs or costs[-1]:
+        one_turn(world)
+        costs.append(meter.take())
+        if len(costs) == 2:
+            list(world.network.wires.values())[1].client.arrive()
+            assert other.lines() == ['RDATA alpha master 1 ["x"]']
+    assert len(costs) > 10
+    assert max(costs) <= 8 * 4  # two turns meet in one here: what was left, and what has come
 
 
 def test_a_peer_that_does_not_take_the_answers_is_heard_no_further(world: World) -> None:

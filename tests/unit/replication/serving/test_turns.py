@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from tcprepl.limits import PEER_TURN_LINES, TURN_LINES
+from tcprepl.limits import PEER_TURN_LINES, TURN_LINES, TURN_S
 from tcprepl.replication.serving.turns import Turns, Worked
 from tests.wire import one_turn
 
 
 class Workload:
-    """So many lines to do."""
+    """So many lines to do; each takes its time, if *clock* is given."""
 
-    def __init__(self, lines: int) -> None:
+    def __init__(self, lines: int, clock: Clock | None = None, line_s: float = 0.0) -> None:
         self.left = lines
+        self.clock = clock
+        self.line_s = line_s
         self.shares: list[int] = []
         self.broken = self.ended = False
 
-    def work(self, lines: int) -> Worked:
+    def work(self, lines: int, ends_at: float) -> Worked:
         """Do as much of it as may be."""
         if self.broken:
             raise ZeroDivisionError
         done = min(self.left, lines)
+        if self.clock is not None:
+            done = 0
+            while done < min(self.left, lines):
+                done += 1
+                self.clock.rightNow += self.line_s
+                if self.clock.seconds() >= ends_at:
+                    break
         self.left -= done
         self.shares.append(done)
         return Worked(done, self.left > 0)
@@ -72,6 +81,37 @@ def test_a_turn_is_bounded_and_who_comes_anew_goes_before_who_had_a_share() -> N
     for _ in range(1_000):
         one_turn(clock)
     assert not any(one.left for one in crowd)
+    assert not clock.getDelayedCalls()
+
+
+def test_what_takes_long_takes_turns_whatever_it_counts_for() -> None:
+    """On a machine of any speed others are served after about `TURN_S`, of however many."""
+    clock = Clock()
+    turns = Turns(clock)
+    crowd = [Workload(40, clock, TURN_S * 0.3) for _ in range(20)]
+    for one in crowd:
+        turns.serve(one)
+    assert [sum(one.shares) for one in crowd] == [4] + [0] * 19
+    for number in range(1, 20):
+        began = clock.seconds()
+        one_turn(clock)
+        assert clock.seconds() - began <= TURN_S * 1.3
+        assert [sum(one.shares) for one in crowd] == [4] * (number + 1) + [0] * (19 - number)
+    for _ in range(400):
+        one_turn(clock)
+    assert not any(one.left for one in crowd)
+    turns.close()
+
+
+def test_a_single_piece_that_takes_longer_than_a_turn_is_done() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    slow = [Workload(3, clock, TURN_S * 5) for _ in range(2)]
+    for one in slow:
+        turns.serve(one)
+    for _ in range(6):
+        one_turn(clock)
+    assert [one.shares for one in slow] == [[1, 1, 1], [1, 1, 1]]
     assert not clock.getDelayedCalls()
 
 
