@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tcprepl.app.doctor import services
+from tests.doctor_kit import FAULT, GOOD, config
 from tests.interop.environments import find_program
 from tests.interop.processes import Child, accepts, wait_until
 from tests.interop.relaying import Relay, StubbornRedis
@@ -67,6 +69,14 @@ def test_every_way_in(way: str, locked_redis: dict[str, str], tmp_path: Path) ->
         )
         shown = f"{relay.log()}{serve.log()}{relay.status()}{serve.status()}"
         assert "s3cr" not in shown
+
+
+@pytest.mark.parametrize("way", ["password", "file", "unix", "tls"])
+def test_doctor_looks_in_by_every_way(way: str, locked_redis: dict[str, str]) -> None:
+    there, *others = services.redis(config(redis={"url": locked_redis[way]}))
+    assert there.verdict is GOOD
+    assert " is there, " in there.text
+    assert FAULT not in [found.verdict for found in others]
 
 
 @pytest.mark.parametrize("way", ["wrong", "distrusted"])

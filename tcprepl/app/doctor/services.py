@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from tcprepl.app.doctor.findings import WAIT_S, Finding, Verdict
 from tcprepl.app.opening import where_logs_are
@@ -112,21 +113,28 @@ def _wrong_in_redis(info: Mapping[str, str], settings: Mapping[str, str]) -> Ite
         )
 
 
-def _ask_redis(url: RedisUrl) -> tuple[dict[str, str], dict[str, str] | str]:
-    """Return what INFO says; and some settings, or why they are not told."""
-    if url.path is None:
-        peer = socket.create_connection((url.host or "localhost", url.port), WAIT_S)
-    else:
-        peer = socket.socket(socket.AF_UNIX)
-        peer.settimeout(WAIT_S)
-    with peer:
-        if url.path is not None:
+@contextmanager
+def _connected(url: RedisUrl) -> Iterator[socket.socket]:
+    """Be connected to *url*, over TLS if it says so."""
+    with ExitStack() as stack:
+        if url.path is None:
+            address = (url.host or "localhost", url.port)
+            peer = stack.enter_context(socket.create_connection(address, WAIT_S))
+        else:
+            peer = stack.enter_context(socket.socket(socket.AF_UNIX))
+            peer.settimeout(WAIT_S)
             peer.connect(url.path)
         if url.tls:
             context = ssl.create_default_context(cafile=url.ca)
             if url.certificate is not None:
                 context.load_cert_chain(url.certificate, url.private_key)
-            peer = context.wrap_socket(peer, server_hostname=url.host)
+            peer = stack.enter_context(context.wrap_socket(peer, server_hostname=url.host))
+        yield peer
+
+
+def _ask_redis(url: RedisUrl) -> tuple[dict[str, str], dict[str, str] | str]:
+    """Return what INFO says; and some settings, or why they are not told."""
+    with _connected(url) as peer:
         reader = RespReader()
         words = [word.encode() for word in (url.user, url.password) if word is not None]
         if url.password is not None:
