@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import socket
 import ssl
@@ -81,14 +82,15 @@ def _get(question: Question, tls: ssl.SSLContext | None) -> tuple[int, bytes]:
             connection.sock.settimeout(REQUEST_TIMEOUT_S)
             connection.sock.connect(question.socket)
         connection.request("GET", f"{parts.path}?{parts.query}", headers=question.headers)
-        response = connection.getresponse()
-        while len(body) <= catchup.MAX_ANSWER_BYTES and (piece := response.read1(_PIECE_BYTES)):
-            body += piece
-            if time.monotonic() > deadline:
-                raise TimeoutError
-        if response.length and len(body) <= catchup.MAX_ANSWER_BYTES:
-            raise http.client.IncompleteRead(b"", response.length)
-        return response.status, bytes(body)
+        # of a server that closes behind its answer the connection belongs to the answer
+        with contextlib.closing(connection.getresponse()) as response:
+            while len(body) <= catchup.MAX_ANSWER_BYTES and (piece := response.read1(_PIECE_BYTES)):
+                body += piece
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            if response.length and len(body) <= catchup.MAX_ANSWER_BYTES:
+                raise http.client.IncompleteRead(b"", response.length)
+            return response.status, bytes(body)
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionFailed(
             f"{question.instance} at {question.socket or parts.netloc} does not answer when asked "

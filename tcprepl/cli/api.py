@@ -5,6 +5,7 @@ It blocks, which a command that does one thing after the other may do.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -184,8 +185,8 @@ class Api:
                 headers = {**headers, INCARNATION_HEADER: self.incarnation}
             try:
                 self._connection.request(method, target, body, headers)
-                response = self._connection.getresponse()
-                text = response.read()
+                with contextlib.closing(self._connection.getresponse()) as response:
+                    text = response.read()
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, TimeoutError) and self._connection.sock is not None:
                     within = f"within {self._timeout_s:g} s"

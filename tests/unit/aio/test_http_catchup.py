@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,20 @@ def test_an_answer_that_takes_too_long(
     monkeypatch.setattr(http_catchup, "time", SimpleNamespace(monotonic=lambda: next(times)))
     with pytest.raises(ConnectionFailed, match="no connection in time"):
         fetch(socket_directory, http(PAGE))
+
+
+def test_an_answer_that_is_given_up_leaves_no_connection(
+    socket_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor of a server that closes behind it, though who keeps the error keeps all it came by."""
+    times = iter([0.0, 31.0])
+    monkeypatch.setattr(http_catchup, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    answer = http(bytes(100_000)).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConnectionFailed) as raised:
+        fetch(socket_directory, answer)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert raised.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("own", [False, True])
