@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -63,6 +64,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room, *rest = item.path.relative_to(TESTS).parts
         if room == "interop" and not rest[-1].startswith("test_cli"):
             item.add_marker(pytest.mark.interop)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_left_open() -> Iterator[None]:
+    """Collect what a module has left, as long as it is known which one it was.
+
+    A connection that nobody closed is an error of whoever's test is running when it is found.
+    What was there before, thousands of tests above all, is not looked through each time.
+    """
+    gc.freeze()
+    yield
+    gc.collect()
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
