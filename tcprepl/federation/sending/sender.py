@@ -40,7 +40,7 @@ from tcprepl.federation.sending.intake import EduIntake
 from tcprepl.federation.sending.lanes import Entry
 from tcprepl.federation.sending.outbox import StoredOutbox
 from tcprepl.federation.sending.sharding import Shard
-from tcprepl.federation.sending.stored import QUARANTINED, SET_ASIDE, Waiting
+from tcprepl.federation.sending.stored import QUARANTINED, SET_ASIDE, StoredTransaction, Waiting
 from tcprepl.federation.sending.turns import Place, Turns
 from tcprepl.federation.sending.writes import Writes
 from tcprepl.federation.wire.edu import PRESENCE
@@ -330,7 +330,13 @@ class FederationSender:
         if self._dispatching or not self._started:
             return
         self._dispatching = True
-        now_ms = self.now_ms()
+        try:
+            self._begin_attempts(self.now_ms())
+        finally:
+            self._dispatching = False
+            self._arm()
+
+    def _begin_attempts(self, now_ms: int) -> None:
         while self._started:
             turns: list[Destination] = []
             while (destination := self._turns.begin(now_ms)) is not None:
@@ -352,33 +358,45 @@ class FederationSender:
                 beginning = maybeDeferred(self.outbox.begin, begun)
                 self._beginning[beginning] = None
                 _ = beginning.addBoth(self._begun, beginning, prepared)
-        self._dispatching = False
-        self._arm()
 
     def _begun(
         self, result: object, beginning: Deferred[None], prepared: Sequence[Prepared]
     ) -> None:
         """Send what is on disk now."""
         del self._beginning[beginning]
-        attempts = self._attempts
         # Those whose turns end here begin the next ones together.
         outermost = not self._dispatching
         self._dispatching = True
-        for destination, transaction, purges in prepared:
-            if not isinstance(result, Failure):
-                if destination.purges != purges:  # all that waited was thrown away meanwhile
-                    self._ended(None, destination)
-                    continue
-                destination.begin(transaction)
-                self._run(destination, attempts.send(destination, transaction))
-            elif self._started:
-                alone = len(prepared) == 1
-                self._run(destination, attempts.not_begun(destination, result, alone=alone))
-            else:
-                self._turns.end(destination)
+        try:
+            for one in prepared:
+                try:
+                    self._send_begun(*one, result, alone=len(prepared) == 1)
+                except Exception:  # noqa: BLE001  # it is told to whom it concerns
+                    self._ended(Failure(), one[0])
+        finally:
+            self._dispatching = not outermost
         if outermost:
-            self._dispatching = False
             self._dispatch()
+
+    def _send_begun(
+        self,
+        destination: Destination,
+        transaction: StoredTransaction,
+        purges: int,
+        result: object,
+        *,
+        alone: bool,
+    ) -> None:
+        if not isinstance(result, Failure):
+            if destination.purges != purges:  # all that waited was thrown away meanwhile
+                self._ended(None, destination)
+            else:
+                destination.begin(transaction)
+                self._run(destination, self._attempts.send(destination, transaction))
+        elif self._started:
+            self._run(destination, self._attempts.not_begun(destination, result, alone=alone))
+        else:
+            self._turns.end(destination)
 
     def _run(self, destination: Destination, attempt: Coroutine[Any, Any, None]) -> None:
         try:

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 
 from tcprepl import metrics
 from tcprepl.federation.sending import sender as module
+from tcprepl.federation.sending.attempts import Attempts
 from tcprepl.federation.sending.backoff import BackoffPolicy
 from tcprepl.federation.sending.commit_queue import OutboxUnavailable, run_inline
 from tcprepl.federation.sending.destination import Held
@@ -23,6 +24,7 @@ from tcprepl.federation.sending.outbox import Outbox
 from tcprepl.federation.sending.sender import FederationSender
 from tcprepl.federation.sending.sharding import Shard
 from tcprepl.federation.sending.stored import QUARANTINED
+from tcprepl.federation.sending.turns import Turns
 from tcprepl.federation.wire.answer import Answer
 from tcprepl.federation.wire.edu import Edu, build_edu, edu_row
 from tcprepl.federation.wire.failures import NotReached
@@ -201,6 +203,42 @@ def test_one_destination_does_not_keep_the_others_from_their_turn(world: World) 
         send(world, name, {"n": 1})
     world.run(1.5)
     assert all(world.remote(name).deliveries for name in world.names[1:])
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [(Attempts, "prepare"), (Attempts, "send"), (Outbox, "begin")]
+)
+def test_what_nobody_expected_costs_at_most_its_own_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: type, what: str
+) -> None:
+    """The others go on at once, and whom it happened to after a while."""
+    real = getattr(where, what)
+    failed: list[object] = []
+
+    def broken(self: object, *args: Any, **named: Any) -> Any:
+        if not failed:
+            failed.append(self)
+            raise ZeroDivisionError("planted")
+        return real(self, *args, **named)
+
+    monkeypatch.setattr(where, what, broken)
+    for name in world.names[:3]:
+        send(world, name, {"n": 1})
+    world.run(600)
+    assert len(failed) == 1
+    assert all(world.remote(name).deliveries for name in world.names[:3])
+
+
+def test_a_look_at_whose_turn_it_is_that_fails_is_not_the_last(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Turns, "begin", mock.Mock(side_effect=ZeroDivisionError))
+        with pytest.raises(ZeroDivisionError):
+            world.sender._dispatch()
+    send(world, world.names[0], {"n": 1})
+    world.run(5)
+    assert world.remote(world.names[0]).deliveries
 
 
 def test_metrics_tell_what_waits(world: World) -> None:
