@@ -4,10 +4,17 @@ A read of a socket may hold tens of thousands of lines, and a line may ask for m
 work of one turn of the reactor is counted, in lines, and timed; who is not done when its share
 is used up goes on in a later turn, after those who have just come. Rows go out, timers run and
 other sockets are read in between.
+
+The threads of the disk have to get on, too. One that waits for the interpreter's lock may ask
+for it after `sys.getswitchinterval`, which begins again each time that the reactor's thread
+gives the lock back for a moment, as it does for each system call: a row that was published
+beside peers who ask for much, and read nothing, was not on disk before they were done. As long
+as peers have more to do than a turn takes, the interval is `CROWDED_SWITCH_S`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +23,11 @@ from tcprepl.limits import PEER_TURN_LINES, TURN_LINES, TURN_S
 from tcprepl.logger import get_logger
 
 log = get_logger(__name__)
+
+#: How long another thread waits at most for the interpreter while there is more to do than a
+#: turn takes: less than between two system calls of the reactor's thread.
+CROWDED_SWITCH_S = 0.0001
+_USUAL_SWITCH_S = sys.getswitchinterval()
 
 
 class Worked(NamedTuple):
@@ -55,6 +67,8 @@ class Turns:
         self._left = TURN_LINES
         self._left_s = TURN_S
         self._next_turn: Any = None
+        #: Whether the last turn was not enough.
+        self._crowded = False
         #: Those who came when the turn was used up; they go before those who have had a share.
         self._new: deque[Worker] = deque()
         self._begun: deque[Worker] = deque()
@@ -88,6 +102,7 @@ class Turns:
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
+        self._make_way(crowded=False)
 
     @property
     def _has_room(self) -> bool:
@@ -119,3 +134,10 @@ class Turns:
                 worker = queue.popleft()
                 self._waiting.discard(worker)
                 self._share(worker)
+        self._make_way(crowded=bool(self._waiting))
+
+    def _make_way(self, *, crowded: bool) -> None:
+        """Let the other threads of the process have the interpreter sooner while it is crowded."""
+        if crowded is not self._crowded:
+            self._crowded = crowded
+            sys.setswitchinterval(CROWDED_SWITCH_S if crowded else _USUAL_SWITCH_S)

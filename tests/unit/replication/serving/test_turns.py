@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.limits import PEER_TURN_LINES, TURN_LINES, TURN_S
-from tcprepl.replication.serving.turns import Turns, Worked
+from tcprepl.replication.serving.turns import CROWDED_SWITCH_S, Turns, Worked
 from tests.wire import one_turn
 
 
@@ -101,6 +104,26 @@ def test_what_takes_long_takes_turns_whatever_it_counts_for() -> None:
         one_turn(clock)
     assert not any(one.left for one in crowd)
     turns.close()
+
+
+def test_other_threads_have_the_interpreter_sooner_while_it_is_crowded() -> None:
+    usual = sys.getswitchinterval()
+    clock = Clock()
+    turns = Turns(clock)
+    little, much = Workload(1), Workload(PEER_TURN_LINES * 3)
+    turns.serve(little)
+    one_turn(clock)
+    assert sys.getswitchinterval() == usual
+    turns.serve(much)
+    one_turn(clock)
+    assert sys.getswitchinterval() == pytest.approx(CROWDED_SWITCH_S)
+    one_turn(clock)
+    assert sys.getswitchinterval() == usual
+    turns.serve(Workload(PEER_TURN_LINES * 3))
+    one_turn(clock)
+    assert sys.getswitchinterval() == pytest.approx(CROWDED_SWITCH_S)
+    turns.close()
+    assert sys.getswitchinterval() == usual
 
 
 def test_a_single_piece_that_takes_longer_than_a_turn_is_done() -> None:
