@@ -43,6 +43,8 @@ LEVEL_S = 180.0
 MOVES = 4
 #: Descriptors that a process may have more than just after its start: connections, files of SQLite.
 DESCRIPTORS = 40
+#: States of a connection that does not read: who writes is in one of them, to its last answer.
+WRITES = ("new", "closing")
 #: What a worker's handler raises on purpose, and what its own disk does to it.
 WORKER_FAULTS = (
     r"tests\.faults\.worker\.Fault\b|^(__main__\.)?Fault: a fault in the handler",
@@ -274,6 +276,12 @@ class World:
             self.actors["producer"].kill()
         self.wait_ready()
 
+    def _all_worked_off(self) -> bool:
+        """Return whether nobody is left who only writes, and nothing of what they said."""
+        self.tend()
+        urls = [url for _, url in self.sources() if healthy(url)]
+        return bool(urls) and not any(one["state"] in WRITES for url in urls for one in peers(url))
+
     def _relays_ready(self) -> bool:
         """Return whether every relay hears its upstream, however often it has to be started."""
         self.tend()
@@ -286,6 +294,8 @@ class World:
     def check(self) -> None:
         """Compare everything; what is wrong goes to `failures`."""
         self.settle()
+        if "producer" in self.actors:  # what it had said when it ended goes on being done
+            wait_until(self._all_worked_off, "what a producer said is done", READY_S)
         histories = self.histories()
         answered = self.answered()
         for stream, history in histories.items():
@@ -420,12 +430,21 @@ def healthy(url: str) -> bool:
         return False
 
 
+def _status(url: str) -> Any:
+    with urllib.request.urlopen(f"{url}/_tcprepl/v1/status", timeout=30) as answer:
+        return json.load(answer)
+
+
 def position(url: str, stream: str, instance: str = "master") -> int:
     """Return where a stream is, as the status document says."""
-    with urllib.request.urlopen(f"{url}/_tcprepl/v1/status", timeout=30) as answer:
-        status = json.load(answer)
-    pairs = {(one["stream"], one["instance"]): one["position"] for one in status["streams"]}
+    streams = _status(url)["streams"]
+    pairs = {(one["stream"], one["instance"]): one["position"] for one in streams}
     return int(pairs.get((stream, instance), 0))
+
+
+def peers(url: str) -> list[dict[str, Any]]:
+    """Return the connections of a server, as the status document says."""
+    return list(_status(url)["peers"])
 
 
 def complete(
