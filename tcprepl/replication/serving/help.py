@@ -13,8 +13,6 @@ from tcprepl.protocol.state import Role
 
 #: Columns of a terminal.
 _COLUMNS: Final = 80
-
-
 #: What a client may send, by its word.
 _SPECS: Final = {word: spec for word, spec in COMMANDS.items() if Role.CLIENT in spec.sent_by}
 

@@ -73,6 +73,9 @@ class _PeerFactory(Factory):
 class ReplicationServer:
     """Serves the streams of one log to any number of peers.
 
+    While they ask for more than a turn of the reactor takes, the threads of the whole process are
+    switched more often (`sys.setswitchinterval`), so that those of the log get on.
+
     Args:
         reactor: The reactor.
         stream_log: The log whose streams are served.
