@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import ssl
 from collections.abc import Coroutine, Iterable, Sequence
@@ -127,7 +128,11 @@ class LoopEndpoint:
             connecting = loop.create_unix_connection(make, self._path)
         else:
             connecting = loop.create_connection(
-                make, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=0.25
+                make,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                happy_eyeballs_delay=None if _is_near_or_one(self._host) else 0.25,
             )
         task = loop.create_task(connecting)
 
@@ -156,6 +161,19 @@ class LoopEndpoint:
             f"{self._name} does not answer: {reason_of(error)}",
             reason=CloseReason.CONNECTION_LOST,
         )
+
+
+def _is_near_or_one(host: str) -> bool:
+    """Return whether *host* is one address, or this machine, which answers at once.
+
+    There is nothing to race for then; and asyncio leaves a connection open if it is told to give
+    up in the moment in which a race is won.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
 
 
 @implementer(ITransport)

@@ -338,6 +338,34 @@ def test_nobody_there_is_said_with_the_address(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("host", "races"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("main.example", True)],
+)
+def test_only_names_of_other_machines_are_raced_for(host: str, races: bool) -> None:
+    """Of a race that is given up as it is won asyncio leaves a connection open."""
+    asked: list[dict[str, Any]] = []
+
+    class Loop:
+        def __init__(self, loop: Any) -> None:
+            self.create_task = loop.create_task
+
+        async def create_connection(self, *_: Any, **named: Any) -> Any:
+            asked.append(named)
+            raise OSError
+
+    async def main() -> None:
+        loop: Any = Loop(asyncio.get_running_loop())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "get_running_loop", lambda: loop)
+            connected = LoopEndpoint("h:1", host=host, port=1).connect(Factory.forProtocol(Caller))
+        connected.addErrback(lambda _: None)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert [one["happy_eyeballs_delay"] is not None for one in asked] == [races]
+
+
 def test_giving_up() -> None:
     """Before there is a connection, and just when there is one."""
 
