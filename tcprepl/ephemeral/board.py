@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from msgspec import Struct
@@ -17,6 +18,8 @@ V = TypeVar("V")
 UPDATES_LIMIT = 100
 #: Blank states that are held beyond those that changed lately.
 MAX_BLANK = 10_000
+#: States that are forgotten at once: what a turn of the reactor has time for, many times over.
+FORGOTTEN_AT_ONCE = 500
 
 
 class Entry(Struct, Generic[V], frozen=True, gc=False):
@@ -73,7 +76,8 @@ class Board(Generic[V]):
         self._states: dict[str, Entry[V]] = {}
         self._cache = StreamChangeCache(lost, max_size=max_size)
         self._lost = lost
-        self._blank = 0
+        #: The keys whose state is blank, by token: whoever looks for them passes no others.
+        self._blank: dict[str, Token] = {}
 
     def __len__(self) -> int:
         """Return how many keys are held, blank ones included."""
@@ -91,15 +95,14 @@ class Board(Generic[V]):
 
     def post(self, key: str, state: V, token: Token) -> None:
         """Replace the state of *key* by that of its row at *token*."""
-        states = self._states
-        held = states.pop(key, None)
-        if held is not None and self._is_blank(held.state):
-            self._blank -= 1
+        states, blank = self._states, self._blank
+        states.pop(key, None)
+        blank.pop(key, None)
         states[key] = Entry(token, key, state)
         self._cache.entity_has_changed(key, token)
         if self._is_blank(state):
-            self._blank += 1
-            if self._blank > 2 * MAX_BLANK:
+            blank[key] = token
+            if len(blank) > 2 * MAX_BLANK:
                 self.forget_blank(self._cache.earliest)
 
     def get(self, key: str) -> V | None:
@@ -165,27 +168,28 @@ class Board(Generic[V]):
         return Updates(changed, changed[-1].token if changed else after, True)
 
     def forget_blank(self, upto: Token) -> int:
-        """Forget keys that have been blank since *upto*; returns how many they were."""
-        blank: list[str] = []
-        lost = self._lost
-        for entry in self._states.values():
-            if entry.token > upto:
+        """Forget keys that have been blank since *upto*, the longest ones first.
+
+        Returns:
+            How many they were; with `FORGOTTEN_AT_ONCE` there may be more of them.
+        """
+        gone: list[str] = []
+        for key, token in islice(self._blank.items(), FORGOTTEN_AT_ONCE):
+            if token > upto:
                 break
-            if self._is_blank(entry.state):
-                blank.append(entry.key)
-                lost = max(lost, entry.token - 1)
-        for key in blank:
+            gone.append(key)
+            self._lost = max(self._lost, token - 1)
+        for key in gone:
             del self._states[key]
-        self._blank -= len(blank)
-        self._lost = lost
-        return len(blank)
+            del self._blank[key]
+        return len(gone)
 
     def reset(self, lost: Token) -> None:
         """Forget everything; whoever is at or before *lost* has to begin anew."""
         self._states.clear()
         self._cache.reset(lost)
         self._lost = lost
-        self._blank = 0
+        self._blank.clear()
 
 
 def _token_of(entry: Entry[V]) -> Token:

@@ -515,7 +515,11 @@ class PresenceWriter:
 
 
 def in_steps(user_ids: Iterable[str]) -> Iterator[list[str]]:
-    """Yield *user_ids* some at a time, each once: as many as one step may look at."""
-    seen = iter(dict.fromkeys(user_ids)) if isinstance(user_ids, list) else iter(user_ids)
-    while some := list(islice(seen, USERS_A_STEP)):
+    """Yield *user_ids* some at a time, as many as one step may look at; of a list each once."""
+    known: set[str] = set()
+    rest = iter(user_ids)
+    while some := list(islice(rest, USERS_A_STEP)):
+        if isinstance(user_ids, list):
+            some = [user_id for user_id in dict.fromkeys(some) if user_id not in known]
+            known.update(some)
         yield some

@@ -66,7 +66,10 @@ class OpenSyncs:
         The process is forgotten by the time that the first is asked for.
         """
         self._heard.pop(process_id, None)
-        for user_id, _ in self._open.pop(process_id, {}):
+        held = list(self._open.pop(process_id, ()))
+        held.reverse()
+        while held:  # one goes after the other: to let go of all of them at once takes long
+            user_id, _ = held.pop()
             self._uncount(user_id)
             yield user_id
 

@@ -366,7 +366,10 @@ class TypingWriter:
         for room_id in tuple(self._unpublished):
             self._changed(room_id)
             yield
-        for room_id, user_id in self._wheel.fetch(self._now()):
+        due = self._wheel.fetch(self._now())
+        due.reverse()
+        while due:  # one goes after the other: to let go of all of them at once takes long
+            room_id, user_id = due.pop()
             run_in_background(self._check_typist, room_id, user_id, self._now())
             yield
 
@@ -393,7 +396,12 @@ class TypingWriter:
         now = self._now()
         self._marks.append((now, self._board.newest))
         while self._marks and self._marks[0][0] + FORGET_AFTER_MS <= now:
-            self._board.forget_blank(self._marks.popleft()[1])
+            await spread(self._clock, self._forgetting(self._marks.popleft()[1]))
+
+    def _forgetting(self, upto: Token) -> Iterator[None]:
+        """Forget rooms that have been quiet since *upto*, some a step."""
+        while self._board.forget_blank(upto):
+            yield
 
     def _unwatched(self) -> Iterator[None]:
         """Check users whose timers were lost, a step for each room."""

@@ -119,6 +119,40 @@ def test_many_blank_states_are_forgotten_unasked(monkeypatch: pytest.MonkeyPatch
     assert board.lost > 0
 
 
+def test_a_change_costs_the_same_however_many_states_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blank ones are forgotten a few at a time, and without a look at those that are not."""
+    monkeypatch.setattr(module, "MAX_BLANK", 50)
+    monkeypatch.setattr(module, "FORGOTTEN_AT_ONCE", 3)
+    judged: list[str] = []
+
+    def is_blank(state: str) -> bool:
+        judged.append(state)
+        return not state
+
+    board: Board[str] = Board("demo", is_blank, 0, max_size=10)
+    for token in range(1, 1_001):
+        board.post(f"k{token}", "x", token)
+    held = len(board)
+    for token in range(1_001, 2_000):
+        judged.clear()
+        board.post(f"k{token}", "", token)
+        assert len(judged) == 1
+        assert len(board) >= held + 1 - 3
+        held = len(board)
+    assert 1_000 <= held <= 1_000 + 2 * 50
+    assert board.lost == 1_999 - (held - 1_000) - 1
+
+
+def test_what_is_to_be_forgotten_goes_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORGOTTEN_AT_ONCE", 2)
+    board = make(a=(1, ""), b=(2, ""), c=(3, "x"), d=(4, ""), e=(5, ""))
+    assert [board.forget_blank(4) for _ in range(3)] == [2, 1, 0]
+    assert board.lost == 3
+    assert tokens(board, 4) == [5]
+
+
 def test_state_that_comes_back_is_not_counted_as_blank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BLANK", 1)
     board = make(0, 1)

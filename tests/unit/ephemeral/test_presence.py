@@ -551,3 +551,12 @@ class TestManyAtOnce:
         assert clock.calls_done > 3
         assert clock.longest_s < 2 * TURN_BUDGET_S
         writer.stop()
+
+
+def test_a_list_is_gone_through_with_each_user_once_and_what_comes_late_again() -> None:
+    """Who comes again from something that changes meanwhile has to be looked at again."""
+    users = [f"@u{number % 120}:{SERVER}" for number in range(1_000)]
+    steps = list(presence.in_steps(users))
+    assert [user for step in steps for user in step] == users[:120]
+    assert max(map(len, steps)) <= presence.USERS_A_STEP
+    assert [user for step in presence.in_steps(iter(users)) for user in step] == users
