@@ -20,6 +20,9 @@ from tcprepl.streams.registry import StreamDef, never
 BLANKS_KEPT = 1_024
 #: Bytes of evicted rows that wait to be folded together.
 FOLD_BYTES = 1024 * 1024
+#: Rows that are folded in one step, where many wait; states that are copied in one.
+STEP_ROWS = 250
+STEP_STATES = 2_000
 #: Rows that are rendered at once when states are read.
 _CHUNK_ROWS = 500
 
@@ -87,6 +90,9 @@ class CompactedRows:
 
     A row that is blank is kept too, for a while: a reader that is in the middle of the
     states, and got an earlier row of the key, has to hear of it.
+
+    What there is to do for many rows is done a step at a time, as more of them come; whoever
+    looks has all of it done but what only makes room.
     """
 
     def __init__(self, stream: StreamDef, start: Token = 0) -> None:
@@ -94,7 +100,9 @@ class CompactedRows:
         assert stream.key is not None
         self._stream = stream
         self._key = stream.key
+        #: Of each row its token, its key, whether it is blank, and itself: None if superseded.
         self._tokens: list[Token] = []
+        self._keys: list[object] = []
         self._rows: list[bytes | None] = []
         self._blank: list[bool] = []
         self._slots: dict[object, int] = {}
@@ -102,6 +110,9 @@ class CompactedRows:
         self._blank_floor = start
         self._waiting: list[Block] = []
         self._waiting_bytes = 0
+        #: What is under way, of which at most one is: folding, or making room.
+        self._folding: Iterator[None] | None = None
+        self._compacting: Iterator[None] | None = None
 
     def __len__(self) -> int:
         self._settle()
@@ -121,51 +132,75 @@ class CompactedRows:
         """
         self._waiting.append(block)
         self._waiting_bytes += len(block.lines)
-        if self._waiting_bytes >= FOLD_BYTES:
-            self._settle()
+        if self._folding is None and self._compacting is None:
+            if self._takes_room(2):
+                self._compacting = self._compact()
+            elif self._waiting_bytes >= FOLD_BYTES:
+                self._folding = self._fold_waiting()
+            else:
+                return
+        # Faster than rows come, so that it ends before as many wait as it began with.
+        for _ in range(1 + 2 * len(block.tokens) // STEP_ROWS):
+            self._folding = _advanced(self._folding)
+            self._compacting = _advanced(self._compacting)
 
     def _settle(self) -> None:
-        """Fold what waits: of each key the newest row alone."""
+        """Fold all that waits, for who looks."""
+        while self._folding is not None:
+            self._folding = _advanced(self._folding)
+        if self._waiting:
+            self._compacting = None  # it would miss this, and begins again
+            for _ in self._fold_waiting():
+                pass
+        # Where there are many states the next rows make room, unless they seldom could.
+        if self._takes_room(2 if len(self._tokens) <= 5 * STEP_STATES else 4):
+            self._compacting = None
+            for _ in self._compact():
+                pass
+
+    def _takes_room(self, times: int) -> bool:
+        """Return whether more than *times* of what has to be there is there."""
+        return len(self._tokens) > times * (self._live + BLANKS_KEPT)
+
+    def _fold_waiting(self) -> Iterator[None]:
+        """Fold what waits now, of each key the newest row alone; a step each time."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         may_be_blank = self._stream.blank is not never
-        for token, key, row in self._newest():
+        places: dict[object, int] = {}
+        starts: list[int] = []
+        count = looked = 0
+        for block in waiting:
+            starts.append(count)
+            keys = self._keys_of(block)
+            places.update(zip(keys, range(count, count + len(keys)), strict=True))
+            count += len(keys)
+            if count - looked >= STEP_ROWS:
+                looked = count
+                yield
+        places.pop(_NO_KEY, None)
+        rows: list[bytes] = []
+        looked = -1
+        for done, (place, key) in enumerate(sorted(zip(places.values(), places, strict=True)), 1):
+            number = bisect_right(starts, place) - 1
+            block = waiting[number]
+            if number != looked:
+                rows, looked = rows_of(block), number
+            row = rows[place - starts[number]]
             before = self._slots.get(key)
             if before is not None:
                 self._rows[before] = None
                 self._live -= not self._blank[before]
             blank = may_be_blank and self._stream.blank(self._stream.codec.decode(row))
             self._slots[key] = len(self._tokens)
-            self._tokens.append(token)
+            self._tokens.append(block.tokens[place - starts[number]])
+            self._keys.append(key)
             self._rows.append(row)
             self._blank.append(blank)
             self._live += not blank
-        if len(self._tokens) > 2 * (self._live + BLANKS_KEPT):
-            self._compact()
+            if not done % STEP_ROWS:
+                yield
 
-    def _newest(self) -> Iterator[tuple[Token, object, bytes]]:
-        """Take what waits; yield (token, key, row) of the newest row of each key."""
-        places: dict[object, int] = {}
-        starts: list[int] = []
-        count = 0
-        for block in self._waiting:
-            starts.append(count)
-            places.update(
-                zip(self._keys(block), range(count, count + len(block.tokens)), strict=True)
-            )
-            count += len(block.tokens)
-        places.pop(_NO_KEY, None)
-        rows: list[bytes] = []
-        looked_at = -1
-        for place, key in sorted(zip(places.values(), places, strict=True)):
-            number = bisect_right(starts, place) - 1
-            block = self._waiting[number]
-            if number != looked_at:
-                rows, looked_at = rows_of(block), number
-            index = place - starts[number]
-            yield block.tokens[index], key, rows[index]
-        self._waiting.clear()
-        self._waiting_bytes = 0
-
-    def _keys(self, block: Block) -> Sequence[object]:
+    def _keys_of(self, block: Block) -> Sequence[object]:
         """Return the key of each row of *block*."""
         if block.keys is not None:
             return block.keys
@@ -179,21 +214,38 @@ class CompactedRows:
         except BadRow:
             return None
 
-    def _compact(self) -> None:
-        """Let go of superseded rows, and of the older half of the blank ones."""
-        keys: list[object] = [None] * len(self._tokens)
-        for key, slot in self._slots.items():
-            keys[slot] = key
-        alive = [index for index, row in enumerate(self._rows) if row is not None]
-        blanks = [index for index in alive if self._blank[index]]
-        gone = set(blanks[:-BLANKS_KEPT])
-        if gone:
-            self._blank_floor = self._tokens[blanks[-BLANKS_KEPT - 1]]
-            alive = [index for index in alive if index not in gone]
-        self._tokens = [self._tokens[index] for index in alive]
-        self._rows = [self._rows[index] for index in alive]
-        self._blank = [self._blank[index] for index in alive]
-        self._slots = {keys[index]: slot for slot, index in enumerate(alive)}
+    def _compact(self) -> Iterator[None]:
+        """Let go of superseded rows, and of the older half of the blank ones; in steps.
+
+        Nothing is folded meanwhile: what there is now is there until all of it is done.
+        """
+        size = len(self._tokens)
+        blanks: list[int] = []
+        for start in range(0, size, STEP_STATES):
+            part = range(start, min(start + STEP_STATES, size))
+            blanks += [i for i in part if self._blank[i] and self._rows[i] is not None]
+            yield
+        floor, first_blank = self._blank_floor, 0
+        if len(blanks) > BLANKS_KEPT:
+            floor, first_blank = self._tokens[blanks[-BLANKS_KEPT - 1]], blanks[-BLANKS_KEPT]
+        tokens: list[Token] = []
+        keys: list[object] = []
+        rows: list[bytes | None] = []
+        blank: list[bool] = []
+        slots: dict[object, int] = {}
+        for start in range(0, size, STEP_STATES):
+            for i in range(start, min(start + STEP_STATES, size)):
+                if self._rows[i] is None or (self._blank[i] and i < first_blank):
+                    continue
+                slots[self._keys[i]] = len(tokens)
+                tokens.append(self._tokens[i])
+                keys.append(self._keys[i])
+                rows.append(self._rows[i])
+                blank.append(self._blank[i])
+            yield
+        self._tokens, self._keys, self._rows, self._blank = tokens, keys, rows, blank
+        self._slots = slots
+        self._blank_floor = floor
 
     def after(self, token: Token, instance: str) -> Iterator[Block]:
         """Yield the states newer than *token* as blocks, rendered for this call.
@@ -214,6 +266,11 @@ class CompactedRows:
             rows.append(row)
         if rows:
             yield render(self._stream.name, instance, tokens, rows, 0)
+
+
+def _advanced(work: Iterator[None] | None) -> Iterator[None] | None:
+    """Do the next step of *work*; return it, or None if it has ended."""
+    return work if work is not None and next(work, work) is None else None
 
 
 def drain_until(ring: Ring, token: Token) -> Iterable[Block]:

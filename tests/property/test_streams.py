@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcprepl.errors import BadRow
+from tcprepl.streams import ring as ring_module
 from tcprepl.streams.blocks import cut_page, render, rows_of
 from tcprepl.streams.engine import decode_block, encode_block
 from tcprepl.streams.log import Block
@@ -199,6 +201,49 @@ def test_the_newest_row_of_each_key_is_kept(changes: list[tuple[int, bool]], at_
     ]
     assert found == list(state.values())
     assert len(compacted) == len(state)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()) | st.just("look"), max_size=120),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+)
+def test_who_looks_sees_all_whatever_is_under_way(
+    steps: list[tuple[int, bool] | str], fold_bytes: int, rows: int, states: int, blanks: int
+) -> None:
+    """Rows are folded and room is made in steps, and a look may come between any two."""
+    newest: dict[int, tuple[int, bytes, bool]] = {}
+    sizes = {"FOLD_BYTES": fold_bytes, "STEP_ROWS": rows, "STEP_STATES": states}
+    with mock.patch.multiple(ring_module, BLANKS_KEPT=blanks, **sizes):
+        compacted = CompactedRows(REGISTRY.get("typing"))
+        for token, step in enumerate([*steps, "look"], 1):
+            if isinstance(step, tuple):
+                key, on = step
+                row = typing(f"!{key}", *(["@u"] if on else []))
+                newest.pop(key, None)
+                newest[key] = token, row, on
+                compacted.fold(render("typing", "i", [token], [row], 0))
+                continue
+            floor = compacted.blank_floor
+            assert rows_after(compacted, 0) == [(t, row) for t, row, on in newest.values() if on]
+            for after in {1, floor, floor + 1, token // 2, token - 1} - {0}:
+                if after >= floor:  # a reader that hears of blank rows, too
+                    expected = [(t, row) for t, row, _ in newest.values() if t > after]
+                    assert rows_after(compacted, after) == expected
+            assert len(compacted) == sum(on for _, _, on in newest.values())
+            held = len(compacted._tokens)
+            assert held <= 4 * (len(compacted) + blanks)
+
+
+def rows_after(compacted: CompactedRows, after: int) -> list[tuple[int, bytes]]:
+    """Return the states newer than *after*."""
+    return [
+        (token, row)
+        for block in compacted.after(after, "i")
+        for token, row in zip(block.tokens, rows_of(block), strict=True)
+    ]
 
 
 @settings(max_examples=4 * settings.default.max_examples)

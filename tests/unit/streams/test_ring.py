@@ -10,6 +10,7 @@ from tcprepl.streams.json_rows import JsonRows
 from tcprepl.streams.log import Block
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.ring import BLANKS_KEPT, CompactedRows, Ring, drain_until
+from tcprepl.streams.rows import TypingRow
 from tests.log_kit import typing
 
 
@@ -128,6 +129,56 @@ def test_what_falls_out_is_folded_when_it_is_much(monkeypatch: pytest.MonkeyPatc
         _fold(compacted, token, typing("!a", f"@{token}"))
         assert sum(len(block.lines) for block in compacted._waiting) < 1_000
     assert _state(compacted) == [(199, typing("!a", "@199"))]
+
+
+def test_no_fold_does_what_there_is_to_do_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of many keys are folded, and room is made, a step with each that comes."""
+    monkeypatch.setattr(ring_module, "FOLD_BYTES", 20_000)
+    monkeypatch.setattr(ring_module, "STEP_ROWS", 10)
+    monkeypatch.setattr(ring_module, "STEP_STATES", 20)
+    judged: list[object] = []
+
+    def is_blank(row: TypingRow) -> bool:
+        judged.append(row)
+        return False
+
+    compacted = CompactedRows(
+        StreamDef("typing", TypingRow, durable=False, key=lambda row: row.room_id, blank=is_blank)
+    )
+    most_held = 0
+    for token in range(1, 20_001):
+        judged.clear()
+        _fold(compacted, token, typing(f"!{token % 3_000}", "@1"))
+        assert len(judged) <= 10
+        assert sum(len(block.lines) for block in compacted._waiting) < 2 * 20_000
+        most_held = max(most_held, len(compacted._tokens))
+    assert most_held < 3 * (3_000 + BLANKS_KEPT)
+    assert len(compacted) == 3_000
+    assert [token for token, _ in _state(compacted)] == list(range(17_001, 20_001))
+
+
+def test_a_look_while_room_is_made_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module, "BLANKS_KEPT", 1)
+    monkeypatch.setattr(ring_module, "STEP_STATES", 1)
+    compacted = CompactedRows(Registry().get("typing"))
+    token = 0
+    newest: dict[int, int] = {}
+
+    def change(key: int) -> None:
+        nonlocal token
+        token += 1
+        newest.pop(key, None)
+        newest[key] = token
+        _fold(compacted, token, typing(f"!{key}", "@1"))
+
+    for _ in range(3):
+        for key in range(10):
+            change(key)
+        assert len(compacted) == 10
+    for key in range(10, 90):  # the first begins to make room, a step with each
+        change(key)
+        assert [token for token, _ in _state(compacted)] == list(newest.values())
+    assert len(compacted._tokens) < 2 * (90 + 1)
 
 
 def test_many_states_have_their_own_stream_and_instance_in_every_block() -> None:
