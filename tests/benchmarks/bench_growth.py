@@ -141,7 +141,7 @@ def idle(count: int, seconds: float) -> tuple[float, float]:
     """Return ms of CPU a second, and the longest stall in ms, with so many idle readers."""
     settings = {"replication": {"max_connections": 20_000}}
     with Whole(settings) as server, Subscribers(server, count) as subscribers:
-        subscribers.idle(2.0)
+        subscribers.idle(2.0, answer=False)
         before = cpu_ns(server.pid)
         subscribers.idle(seconds, answer=False)
         spent = (cpu_ns(server.pid) - before) / 1e6 / seconds

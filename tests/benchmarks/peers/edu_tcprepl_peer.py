@@ -86,23 +86,21 @@ class NoDisk:
 
 
 class Sink:
-    """A transport that takes everything at once, and says how long it took to count it.
+    """A transport that takes everything at once, and counts it, as Synapse's peer does.
 
     As after a real one, a body is gone then: what the memory of many would cost is the machine's.
+    To look at the clock before and after would cost more than to count.
     """
 
     def __init__(self) -> None:
         self.edus = 0
         self.transactions = 0
-        self.counting_s = 0.0
         self.used_s = 0.0
 
     async def send_transaction(self, destination: str, transaction_id: str, body: bytes) -> Answer:
         """Take one transaction."""
-        before = time.thread_time()
         self.edus += body.count(b'"edu_type"')
         self.transactions += 1
-        self.counting_s += time.thread_time() - before
         return Answer(200, b"{}")
 
 
@@ -219,7 +217,7 @@ def main() -> None:
         found.append(in_memory(reads, per_request, canonical))
     sink = found[0]
     assert sink.edus == count, (sink.edus, count)
-    print((sink.used_s - sink.counting_s) / count * 1e6, count / sink.transactions)
+    print(sink.used_s / count * 1e6, count / sink.transactions)
 
 
 main()
