@@ -3,7 +3,8 @@
 Friendly: one connection, one request on its way at a time, rows kept in memory. Unfriendly: 16
 connections, each with a request on its way, and rows that are on disk before they are answered.
 Beside it what a program would use instead: XADD of Valkey and Redis (in memory, a pipeline of as
-many commands as rows), and JetStream (a file, acknowledged).
+many commands as rows), and JetStream (a file, acknowledged); and the bound: twisted.web alone,
+which takes the same requests and does nothing with them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import contextlib
 import json
 import select
 import socket
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Protocol, Self
 
 from tests.benchmarks import rows
+from tests.benchmarks.driver import PEERS
 from tests.benchmarks.measure import (
     FRIENDLY,
     UNFRIENDLY,
@@ -29,7 +34,9 @@ from tests.benchmarks.measure import (
 )
 from tests.benchmarks.whole import Whole
 from tests.interop.environments import SetupError
+from tests.interop.processes import Child
 from tests.interop.servers import Nats, Redis, Server, Valkey
+from tests.ports import free_port
 
 BENCH = "publish over HTTP"
 UNIT = "us CPU a request"
@@ -41,6 +48,7 @@ BOTH = {
     FRIENDLY: ("memory", 1, "memory, 1 connection"),
     UNFRIENDLY: ("disk", 16, "disk, 16 connections, each with a request on its way"),
 }
+BARE = "twisted.web, bare"
 REQUESTS = 3_000
 REPETITIONS = 5
 #: Bytes that a client reads at once.
@@ -79,22 +87,8 @@ class Asked(Protocol):
         ...
 
 
-class Ours:
-    """``tcprepl serve``, whole."""
-
-    def __init__(self) -> None:
-        self.whole = Whole()
-        self.stop = self.whole.stop
-
-    @property
-    def pid(self) -> int:
-        """The process whose CPU time counts."""
-        return self.whole.pid
-
-    @property
-    def port(self) -> int:
-        """Where it speaks HTTP."""
-        return self.whole.http_port
+class Posts:
+    """Asks by POST, as our server is asked."""
 
     def hello(self, connection: int) -> bytes:
         """Return nothing."""
@@ -115,6 +109,46 @@ class Ours:
         """Count status lines; they come whole, as each answer is one small packet."""
         assert data.count(b"HTTP/1.1 ") == data.count(b"HTTP/1.1 200"), data
         return float(data.count(b"HTTP/1.1 200"))
+
+
+class Ours(Posts):
+    """``tcprepl serve``, whole."""
+
+    def __init__(self) -> None:
+        self.whole = Whole()
+        self.stop = self.whole.stop
+
+    @property
+    def pid(self) -> int:
+        """The process whose CPU time counts."""
+        return self.whole.pid
+
+    @property
+    def port(self) -> int:
+        """Where it speaks HTTP."""
+        return self.whole.http_port
+
+
+class Bare(Posts):
+    """twisted.web, which takes each request and does nothing with it."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="tcprepl-bench-")
+        where = Path(self._directory.name)
+        self.port = free_port()
+        command = [sys.executable, PEERS / "web_peer.py", str(self.port)]
+        self._child = Child(command, where / "log", cwd=where)
+        self._child.wait_ready("READY", lambda: "READY" in self._child.output())
+
+    @property
+    def pid(self) -> int:
+        """The process whose CPU time counts."""
+        return self._child.pid
+
+    def stop(self) -> None:
+        """Stop the process."""
+        self._child.stop()
+        self._directory.cleanup()
 
 
 class Streams:
@@ -177,6 +211,7 @@ class JetStream:
 
 SYSTEMS: tuple[tuple[str, Callable[[], Asked]], ...] = (
     ("tcprepl", Ours),
+    (BARE, Bare),
     ("redis XADD", lambda: Streams(Redis.start())),
     ("valkey XADD", lambda: Streams(Valkey.start())),
     ("nats JetStream", JetStream),
@@ -201,7 +236,7 @@ def run(requests: int = REQUESTS, repetitions: int = REPETITIONS) -> Iterator[Re
                 measurements = {
                     name: partial(cpu_us, system, kind, size, connections, count)
                     for name, system in running.items()
-                    if name == "tcprepl" or (workload == UNFRIENDLY) == ("Jet" in name)
+                    if name in ("tcprepl", BARE) or (workload == UNFRIENDLY) == ("Jet" in name)
                 }
                 for name, taken in paired(repetitions, measurements).items():
                     yield line.result(name, workload, taken, words)

@@ -2,7 +2,8 @@
 
 Friendly: 32 batches of 100 rows are on their way to the disk at once, and what is read back was
 written that way. Unfriendly: one batch at a time, each waited for; and a log of rows that were
-committed one by one. PostgreSQL has as many connections as batches are on their way.
+committed one by one. PostgreSQL has as many connections as batches are on their way. The bound of
+ours is SQLite by itself, which is given blocks that are ready, one commit for all on their way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,6 +32,7 @@ ROWS = 300_000
 REPETITIONS = 5
 OURS = "tcprepl (sqlite)"
 POSTGRES = "postgresql"
+BARE = "sqlite, bare"
 IN_FLIGHT = {FRIENDLY: bench_log.IN_FLIGHT, UNFRIENDLY: 1}
 
 TARGETS = (
@@ -42,7 +45,8 @@ TARGETS = (
 def run(rows: int = ROWS, repetitions: int = REPETITIONS) -> Iterator[Result]:
     """Measure our log through the Python API and through a socket, and PostgreSQL, in turn."""
     measurements: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
-        OURS: partial(_ours, rows)
+        OURS: partial(_ours, rows),
+        BARE: partial(_bare, rows),
     }
     with contextlib.ExitStack() as stack:
         try:
@@ -59,8 +63,10 @@ def run(rows: int = ROWS, repetitions: int = REPETITIONS) -> Iterator[Result]:
         for workload, count in IN_FLIGHT.items():
             figures = [one["ingest"][workload] for one in runs]
             words = f"{count} on their way" if count > 1 else "1 on its way"
-            note = "synchronous=FULL" if name == OURS else note
+            note = "synchronous=FULL" if name != POSTGRES else note
             yield INGEST.result(name, workload, figures, words, note)
+        if name == BARE:
+            continue
         figures = [one["read"][FRIENDLY] for one in runs]
         if name == POSTGRES:
             yield SOCKET.result(name, FRIENDLY, figures, note="server-side cursor")
@@ -85,6 +91,16 @@ def _ours(rows: int) -> dict[str, dict[str, float]]:
             UNFRIENDLY: figures["read_single"]["rows_per_s"],
         },
     }
+
+
+def _bare(rows: int) -> dict[str, dict[str, float]]:
+    ingests: dict[str, float] = {}
+    for workload, count in IN_FLIGHT.items():
+        words = [str(rows if count > 1 else rows // 10), "100", str(count)]
+        command = [sys.executable, "-m", "tests.benchmarks.peers.sqlite_peer", *words]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        ingests[workload] = json.loads(shown.stdout)["rows_per_s"]
+    return {"ingest": ingests}
 
 
 def beside_postgres(python: str, port: int, rows: int) -> dict[str, dict[str, float]]:

@@ -233,6 +233,11 @@ def tcprepl_server(log: str = "memory", *instance: str) -> Controlled:
     return Controlled(name, "tcprepl_peer.py", log, *instance)
 
 
+def bare_server() -> Controlled:
+    """Return the least that a server of our rows does: check, encode, render, send."""
+    return Controlled("bare loop", "bare_peer.py")
+
+
 def raw_server() -> Controlled:
     """Return the bare loop: ready lines, one send for each socket and turn."""
     return Controlled("raw loop", "raw_peer.py")
