@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -49,14 +50,22 @@ def ends_in_time(process: Running) -> int:
     return code
 
 
-def unanswered(port: int) -> int:
-    """Return how many connections to *port* wait for an answer."""
-    waiting = [
-        line
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if line.split()[2].endswith(f":{port:04X}") and line.split()[3] == SYN_SENT
-    ]
-    return len(waiting)
+def is_unanswered(process: Running, port: int) -> bool:
+    """Return whether *process* itself has a connection to *port* that waits for an answer.
+
+    The table names the sockets of everybody, also of who comes back to a port that was its own.
+    """
+    table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    waiting = {
+        f"socket:[{fields[9]}]"
+        for fields in table
+        if fields[2].endswith(f":{port:04X}") and fields[3] == SYN_SENT
+    }
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it is closed by now
+            if str(descriptor.readlink()) in waiting:
+                return True
+    return False
 
 
 def from_command(source: str) -> dict[str, tuple[str, ...]]:
@@ -93,7 +102,7 @@ def test_where_nobody_listens(command: str, after_s: float, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", from_command(""))
 def test_where_the_other_end_says_nothing(command: str, tmp_path: Path) -> None:
     """A connection is there, and no word comes."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", free_port())) as silent:
         arguments = from_command(f"127.0.0.1:{silent.getsockname()[1]}")[command]
         with start(tmp_path, *arguments, name="process") as process:
             connection, _ = silent.accept()
@@ -113,23 +122,19 @@ def test_while_a_name_is_looked_up(command: str, tmp_path: Path) -> None:
 
 def test_a_connection_that_is_not_answered(tmp_path: Path) -> None:
     """The kernel's queue is full: the connection is neither made nor refused."""
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", port))
         full.listen(0)
-        waiting = []
         for _ in range(3):
-            filler = socket.socket()
+            filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
-            waiting.append(filler)
-        port = full.getsockname()[1]
-        ours = unanswered(port)
         arguments = from_command(f"127.0.0.1:{port}")["federation-sender"]
-        with start(tmp_path, *arguments) as process:
-            wait_until(lambda: unanswered(port) > ours, "an attempt to connect")
-            assert ends_in_time(process) == 0
-        for filler in waiting:
-            filler.close()
+        process = stack.enter_context(start(tmp_path, *arguments))
+        wait_until(lambda: is_unanswered(process, port), "an attempt to connect")
+        assert ends_in_time(process) == 0
 
 
 def test_a_reader_that_takes_nothing_does_not_hold_up_the_server(tmp_path: Path) -> None:
