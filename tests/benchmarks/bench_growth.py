@@ -33,7 +33,7 @@ SUBSCRIPTIONS = {FRIENDLY: 2, UNFRIENDLY: 3_000}
 PAIRS = {FRIENDLY: 100, UNFRIENDLY: 10_000}
 CONNECTIONS = {FRIENDLY: 100, UNFRIENDLY: 10_000}
 REPETITIONS = 3
-#: How long idle connections are watched: their pings come every five seconds.
+#: How long idle connections are watched: two rounds of their pings, which come every ten seconds.
 IDLE_S = 20.0
 #: Rows that slow readers are behind.
 SLOW_ROWS = 20_000

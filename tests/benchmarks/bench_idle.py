@@ -41,7 +41,7 @@ CONNECTIONS = 1_000
 PLAIN = Line("idle connection", f"{CONNECTIONS:,} connections", "bytes")
 TLS = Line("idle connection", f"{CONNECTIONS:,} connections, TLS", "bytes")
 REPETITIONS = 3
-#: How long the unfriendly ones are there before it is measured: two pings and a bit.
+#: How long the unfriendly ones are there before it is measured: a ping of ours and a bit.
 IDLE_S = 11.0
 SYNAPSE = "synapse-1.66.0"
 

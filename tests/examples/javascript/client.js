@@ -2,7 +2,7 @@
 'use strict';
 const net = require('net');
 
-const PING_INTERVAL_MS = 5000;
+const PING_INTERVAL_MS = 10000;
 const PING_TIMEOUT_MS = 25000;
 const HANDSHAKE_TIMEOUT_MS = 15000;
 const RECONNECT_MIN_MS = 100;

@@ -20,7 +20,7 @@ while true; do
   fi 2>/dev/null
   printf 'NAME reader.sh\nREPLICATE %s master %s\n' "$stream" "${at:-0}" >&3
   rows=
-  # A server that has nothing else to say says PING every 5 seconds.
+  # A server that has nothing else to say says PING every 10 seconds.
   while read -t 25 -r word name instance token row <&3; do
     case $word in
       ERROR) echo "$name $instance $token $row" >&2 ;;

@@ -57,6 +57,12 @@ def test_a_client_may_leave_out_what_is_its_own_matter() -> None:
     world.play(block_of("A tcprepl server", of_client=True))
 
 
+def test_a_client_may_send_ping_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Synapse does."""
+    monkeypatch.setattr("tcprepl.protocol.session.PING_INTERVAL_S", 5.0)
+    assert ClientWorld().play(block_of("A server that goes silent", of_client=True)) == ""
+
+
 def test_a_client_that_ends_or_does_not_is_dealt_with() -> None:
     world = ClientWorld()
     world.reactor.stubborn = True

@@ -77,7 +77,7 @@ WRONG: list[tuple[str, Change, str]] = [
     ("A token from another life", lacks(b"RDATA receipts master 1"), "got  POSITION"),
     ("A slow reader", lacks(b"RDATA receipts master 20001"), "nothing comes"),
     ("An unknown word", lacks(b"ERROR"), "nothing comes"),
-    ("Both sides are quiet", lacks(b"PING 5"), "nothing comes"),
+    ("Both sides are quiet", lacks(b"PING 1"), "nothing comes"),
     ("A peer dies", lacks(b"ERROR ping"), "the connection is closed"),
     ("2017", says(b"POSITION caches 1", b"POSITION typing 1"), "nothing comes; before it came"),
     ("A remote server is up", lacks(b"REMOTE"), "nothing comes"),
@@ -92,6 +92,14 @@ def test_a_wrong_server_fails(name: str, change: Change, complaint: str) -> None
         assert ServerWorld(change).play(block_of(name)) == ""
     assert complaint in failed.value.got
     assert failed.value.step.number > 0
+
+
+@pytest.mark.parametrize("name", ["Both sides are quiet", "A peer dies"])
+def test_a_server_may_send_ping_more_often(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Synapse does."""
+    for module in ("protocol.session", "replication.serving.deadlines"):
+        monkeypatch.setattr(f"tcprepl.{module}.PING_INTERVAL_S", 5.0)
+    assert ServerWorld().play(block_of(name)) == ""
 
 
 class Deaf(ServerSession):

@@ -7,6 +7,7 @@ import pytest
 from tcprepl.errors import CloseReason, LocalProtocolError
 from tcprepl.limits import (
     CLOSE_TIMEOUT_S,
+    HANDSHAKE_TIMEOUT_S,
     MAX_LINE_BYTES,
     PING_INTERVAL_S,
     PING_TIMEOUT_S,
@@ -36,16 +37,25 @@ def test_an_error_from_the_peer_is_only_news() -> None:
     assert early.state is State.CONNECTED
 
 
-@pytest.mark.parametrize("session", [server(), ClientSession(0.0)], ids=["server", "client"])
-def test_a_ping_goes_out_after_five_seconds_of_sending_nothing(session: Session) -> None:
+@pytest.mark.parametrize(
+    ("session", "then"),
+    [
+        pytest.param(server(), 13.0 + PING_INTERVAL_S, id="server"),
+        pytest.param(client(), 13.0 + PING_INTERVAL_S, id="client"),
+        pytest.param(ClientSession(0.0), HANDSHAKE_TIMEOUT_S, id="client that waits"),
+    ],
+)
+def test_a_ping_goes_out_after_ten_seconds_of_sending_nothing(
+    session: Session, then: float
+) -> None:
     session.data_to_send()
     session.sent_elsewhere(3.0)
     assert session.next_deadline() == 3.0 + PING_INTERVAL_S
-    assert session.tick(7.9) == []
+    assert session.tick(12.9) == []
     assert session.data_to_send() == b""
-    assert session.tick(8.0) == []
-    assert session.data_to_send() == b"PING 8000\n"
-    assert session.next_deadline() == 8.0 + PING_INTERVAL_S
+    assert session.tick(13.0) == []
+    assert session.data_to_send() == b"PING 13000\n"
+    assert session.next_deadline() == then
 
 
 def test_silence_is_only_counted_once_the_peer_has_sent_ping() -> None:

@@ -211,7 +211,7 @@ def test_silence_is_the_server_s_fault_only_if_we_read(paused: bool) -> None:
     for _ in range(round(limits.PING_TIMEOUT_S) + 2):
         world.clock.advance(1)
     pings = [line for line in world.transport.value().splitlines() if line.startswith(b"PING ")]
-    assert pings[:4] == [b"PING 5000", b"PING 10000", b"PING 15000", b"PING 20000"]
+    assert pings[:2] == [b"PING 10000", b"PING 20000"]
     assert world.transport.disconnecting is not paused
     assert world.lose().reason is (
         CloseReason.CONNECTION_LOST if paused else CloseReason.PING_TIMEOUT
@@ -224,9 +224,9 @@ def test_keep_alives_follow_the_time_of_day_when_it_is_set(
     world = World()
     world.transport.clear()
     monkeypatch.setattr("tcprepl.replication.following.connection.epoch_s", lambda reactor: 1_000.0)
-    for _ in range(5):
+    for _ in range(10):
         world.clock.advance(1)
-    assert world.transport.value() == b"PING 1005000\n"
+    assert world.transport.value() == b"PING 1010000\n"
     world.lose()
 
 

@@ -93,7 +93,7 @@ def test_a_deadline_that_is_over_comes_in_the_next_step() -> None:
 def test_who_raises_ends_and_is_watched_until_it_is_gone() -> None:
     """The others are looked at in the same step."""
     clock, deadlines = make()
-    watched = [One(5.0, 5.0) for _ in range(3)]
+    watched = [One(PING_INTERVAL_S, PING_INTERVAL_S) for _ in range(3)]
     for one in watched:
         deadlines.watch(one)
     bad = watched[1]
@@ -105,8 +105,8 @@ def test_who_raises_ends_and_is_watched_until_it_is_gone() -> None:
         raise ZeroDivisionError
 
     bad.sweep = broken  # type: ignore[method-assign]
-    assert go(clock, deadlines, 6.0) == 3
+    assert go(clock, deadlines, PING_INTERVAL_S + 1.0) == 3
     assert [one.ended for one in watched] == [False, True, False]
-    go(clock, deadlines, 20.0)
+    go(clock, deadlines, 4 * PING_INTERVAL_S)
     assert [len(one.seen) for one in watched] == [3, 3, 3]
     assert deadlines._steps == {}

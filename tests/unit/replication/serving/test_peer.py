@@ -96,7 +96,7 @@ def test_silence_is_kept_alive_and_ends_only_who_sent_ping(world: World) -> None
 def test_rows_to_everybody_count_as_signs_of_life(world: World) -> None:
     caller = world.call("REPLICATE")
     caller.lines()
-    for number in range(12):
+    for number in range(2 * round(limits.PING_INTERVAL_S) + 2):
         world.publisher.publish("alpha", [[number]])
         world.network.run(1.0)
     assert b"PING" not in caller.received
