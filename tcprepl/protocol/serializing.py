@@ -232,6 +232,11 @@ def published_line(
     return f"PUBLISHED {words}\n".encode()
 
 
+def ping_line(now_ms: int) -> bytes:
+    """Return the PING line that says a time; it is the same in every dialect that has it."""
+    return b"PING %d\n" % now_ms
+
+
 def serialize(command: Command, dialect: Dialect) -> bytes:
     """Return the line of *command*, LF included, exactly as *dialect* writes it.
 

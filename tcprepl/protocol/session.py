@@ -34,7 +34,7 @@ from tcprepl.protocol.events import ClaimUnread, Closing, CommandReceived, Event
 from tcprepl.protocol.foreign import Foreign, recognise_line, recognise_start
 from tcprepl.protocol.framing import LineBuffer
 from tcprepl.protocol.parsing import parse_line, word_of
-from tcprepl.protocol.serializing import serialize
+from tcprepl.protocol.serializing import ping_line, serialize
 from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 
@@ -314,7 +314,10 @@ class Session(ABC):
         self._last_sent = now
 
     def _ping_text(self, now: float) -> str:
-        return str(int((now + self.epoch_s) * 1000))
+        return str(self._wall_ms(now))
+
+    def _wall_ms(self, now: float) -> int:
+        return int((now + self.epoch_s) * 1000)
 
     # -- time ----------------------------------------------------------------------------
 
@@ -354,7 +357,7 @@ class Session(ABC):
             self.close(CloseReason.HANDSHAKE_TIMEOUT, text, now)
             events.append(Closing(CloseReason.HANDSHAKE_TIMEOUT, text))
         elif now >= self._last_sent + PING_INTERVAL_S:
-            self._write(PingCommand(self._ping_text(now)), now)
+            self.send_lines(ping_line(self._wall_ms(now)), now)
         return events
 
     @abstractmethod

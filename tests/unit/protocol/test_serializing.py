@@ -44,7 +44,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.protocol.parsing import parse_line
-from tcprepl.protocol.serializing import published_line, published_lines, serialize
+from tcprepl.protocol.serializing import ping_line, published_line, published_lines, serialize
 from tcprepl.protocol.specs import COMMANDS
 
 TCP = ("2017", "1.13", "1.14", "1.18", "1.22", "tcprepl")
@@ -253,6 +253,12 @@ def test_what_was_published_is_told_as_the_command_is_written(number: int | None
     assert line == serialize(command, DIALECTS["tcprepl"])
     with pytest.raises(LocalProtocolError):
         published_line("al pha", "w1", 3, 12, number)
+
+
+@pytest.mark.parametrize("dialect", TCP)
+def test_a_ping_is_told_as_the_command_is_written(dialect: str) -> None:
+    line = ping_line(1_490_197_665_618)
+    assert line == serialize(PingCommand("1490197665618"), DIALECTS[dialect])
 
 
 def test_runs_are_told_as_each_of_their_lines_is() -> None:
