@@ -6,6 +6,7 @@ own default is stdout, where its output is: it gets warnings and errors, on stde
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, Final
 
@@ -13,11 +14,18 @@ import structlog
 
 #: What is told to who has not said what to do with log lines.
 _TOLD: Final = frozenset({"warning", "warn", "error", "exception", "err", "critical", "fatal"})
+#: What becomes of a line that is below the level of the logger.
+_UNTOLD: Final = structlog.make_filtering_bound_logger(logging.CRITICAL).debug
 
 
 def get_logger(name: str) -> Any:
     """Return structlog's logger for the module *name*."""
     return structlog.wrap_logger(_Sink(name))
+
+
+def is_debugging() -> bool:
+    """Return whether lines at debug are told; for who would write one with each request."""
+    return structlog.get_config()["wrapper_class"].debug is not _UNTOLD
 
 
 class _Sink:

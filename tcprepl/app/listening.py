@@ -18,8 +18,8 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
 from twisted.protocols.haproxy import proxyEndpoint
-from twisted.web.server import Site
 
 from tcprepl import metrics
 from tcprepl.app.lifecycle import Lifecycle
@@ -95,7 +95,7 @@ class Listeners:
             port = await listened(bus.listen(endpoint), "bus", address)
             self.bus.append(describe_address(port.getHost()))
 
-    async def open_http(self, site: Site) -> None:
+    async def open_http(self, site: Factory) -> None:
         """Listen for HTTP.
 
         Raises:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Annotated, Any, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
 from tcprepl import limits
 from tcprepl.access import NOTHING
 from tcprepl.http.parameters import Unfit, parameters_of
+from tcprepl.http.request import Request
 from tcprepl.ids import idempotency_key
 from tcprepl.logger import get_logger
 
 logger = get_logger(__name__)
 
 JSON = "application/json"
+#: Sends the head of an answer that goes on, given what pauses it.
+Begin: TypeAlias = Callable[[Any], None]
 
 T = TypeVar("T")
 
@@ -107,15 +109,15 @@ class Response:
         body: The whole body.
         content_type: Its media type.
         headers: Further headers.
-        stream: For an answer that goes on: called with the request once the headers are
-            set; it writes and finishes. *body* is ignored then.
+        stream: For an answer that goes on: called with the request and a function that sends the
+            head, given an ``IPushProducer``; it writes and finishes. *body* is ignored then.
     """
 
     status: int = 200
     body: bytes = b""
     content_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
-    stream: Callable[[Request], None] | None = None
+    stream: Callable[[Request, Begin], None] | None = None
 
 
 def json_response(
@@ -129,7 +131,7 @@ class Call:
     """One request, as handlers see it.
 
     Attributes:
-        request: The request of twisted.web.
+        request: The request as it came.
         path_args: The arguments of its path.
         caller: Whose transaction ids its own are among; the guard that let it in says so.
         grant: What the caller may do; the guard says that as well.
@@ -154,9 +156,7 @@ class Call:
     @property
     def body(self) -> bytes:
         """The whole request body."""
-        content: IO[bytes] = cast("IO[bytes]", self.request.content)
-        content.seek(0)
-        return content.read()
+        return self.request.body
 
     @property
     def query(self) -> Sequence[tuple[str, str]]:
@@ -186,8 +186,9 @@ class Call:
     def parameters(self, type_: type[T]) -> T:
         """Return the query parameters that the struct *type_* names; refuse what does not fit."""
         given: dict[str, object] = {}
+        asked = self.query
         for parameter in parameters_of(cast("Any", type_)):
-            text = self.param(parameter.name)
+            text = self.param(parameter.name) if asked else None
             if text is not None:
                 try:
                     given[parameter.name] = parameter.read(text)
@@ -203,8 +204,7 @@ class Call:
         Raises:
             ApiError: 400, one of them is not UTF-8.
         """
-        # By its name in bytes: asked for by str, twisted.web decodes and raises what it likes.
-        values = self.request.requestHeaders.getRawHeaders(name.encode("ascii")) or []
+        values = self.request.headers.get(name.lower().encode("ascii"), [])
         try:
             return [value.decode("utf-8") for value in values]
         except UnicodeDecodeError:

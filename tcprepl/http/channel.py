@@ -1,32 +1,33 @@
 """The edge of the HTTP server: what a connection may cost before a handler sees it.
 
-twisted.web takes bodies of any size, lets a client dribble for ever, and writes query strings
-(with their access tokens) to the log. Here a request has a deadline from the moment the
-connection is ready for it until its last byte, a size, and a share of a total; connections
-are counted; and the access log has the path only.
+A request has a deadline from the moment the connection is ready for it until its last byte, a
+size, and a share of a total; connections are counted; and the log has the path only, as a query
+may hold an access token.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from io import BytesIO
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import msgspec
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IPushProducer,
+    IReactorTime,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as Connected
 from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
-from twisted.web.http import Request as HTTPRequest
-from twisted.web.resource import IResource
-from twisted.web.server import Request, Site
+from zope.interface import implementer
 
 from tcprepl import limits
-from tcprepl.clocks import wall_seconds
-from tcprepl.logger import get_logger
+from tcprepl.http.reading import Refusal, RequestReader
+from tcprepl.http.request import Request, reason
+from tcprepl.logger import get_logger, is_debugging
 from tcprepl.metrics import Live
 from tcprepl.replication import lingering
 
@@ -34,237 +35,190 @@ logger = get_logger(__name__)
 
 CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
-_ABSOLUTE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
-
-#: When the header Date was written last, and what it is.
-_dated: list[Any] = [0, b""]
-
-_REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-}
+#: What may come while a request is answered; from who sends more nothing is read for now.
+_AHEAD_BYTES: Final = 16_384
 
 
-class LimitedRequest(Request):
-    """A request whose body is bounded and kept in memory.
+class Serves(Protocol):
+    """What answers requests."""
 
-    Attributes:
-        body: What has come of the body.
-    """
-
-    channel: LimitedChannel
-
-    def __init__(self, channel: LimitedChannel, *args: Any, **kwargs: Any) -> None:
-        kwargs["parsePOSTFormSubmission"] = False
-        super().__init__(channel, *args, **kwargs)
-        self.body = BytesIO()
-
-    def process(self) -> None:
-        """Hand the request to the router, if that is what the site serves."""
-        if self.path == b"*":  # OPTIONS, which asks whether anybody is there
-            self.answer(204, b"Server: tcprepl\r\nX-Content-Type-Options: nosniff\r\n", None)
-            return
-        serve = getattr(self.channel.site.resource, "serve", None)
-        if serve is None:
-            super().process()
-            return
-        self.prepath: list[bytes] = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
-        serve(self)
-
-    def answer(self, status: int, headers: bytes, body: bytes | None) -> None:
-        """Answer with all there is, in one piece, and finish.
-
-        twisted.web puts a head together from objects, and writes it apart from the body.
-
-        Args:
-            status: The status.
-            headers: Lines of the head, each ended by CR LF.
-            body: The body; None for an answer that has none.
-        """
-        self.code = status
-        self.startedWriting = 1
-        parts = [b"%b %d %b\r\n" % (self.clientproto, status, _reason(status)), _date(), headers]
-        if self.responseHeaders.hasHeader(b"Connection"):  # what came asks for it
-            parts.append(b"Connection: close\r\n")
-        if body is None:
-            parts.append(b"\r\n")
-        else:
-            parts.append(b"Content-Length: %d\r\n\r\n" % len(body))
-            if self.method != b"HEAD":
-                parts.append(body)
-                self.sentLength = len(body)
-        self.channel.send(b"".join(parts))
-        self.finish()
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Take a request in the absolute form, as one that came through a proxy has it, too."""
-        absolute = _ABSOLUTE.match(path)
-        if absolute is not None:
-            # The host of the target counts, whatever the header says (RFC 9112, 3.2.2).
-            self.requestHeaders.setRawHeaders(b"Host", [absolute[1]])
-            path = path[absolute.end() :]
-            path = path if path.startswith(b"/") else b"/" + path
-        if not path.startswith(b"/") and (command, path) != (b"OPTIONS", b"*"):
-            self.channel.refuse(
-                400,
-                "M_UNRECOGNIZED",
-                "the request asks for no path of this server, which is no proxy",
-            )
-            return
-        super().requestReceived(command, path, version)
-
-    def gotLength(self, length: int | None) -> None:
-        """Prepare for a body; twisted.web would write a large one to a temporary file."""
-        self.content = self.body
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Take a piece of the body."""
-        if self.channel.admit(self.body.tell() + len(data), len(data)):
-            self.body.write(data)
+    def serve(self, request: Request) -> None:
+        """Answer *request*, now or later; must not raise."""
+        ...
 
 
-class LimitedChannel(HTTPChannel):
+@implementer(IPushProducer)
+class LimitedChannel(Connected):
     """One HTTP connection, within its limits.
 
-    Attributes:
+    Args:
         site: The site, which counts.
+
+    Attributes:
+        persistent: Whether another request may follow.
     """
 
-    site: LimitedSite
     transport: Any
-    MAX_LENGTH = limits.MAX_HTTP_HEADER_BYTES
-    totalHeadersSize = 2 * limits.MAX_HTTP_HEADER_BYTES  # ours is found first
-    maxHeaders = 2 * limits.MAX_HTTP_HEADERS
-    _deadline: IDelayedCall | None = None
-    _refused = False
-    _closing = False
-    _due_s: float | None = None
-    _send: Callable[[bytes], int] | None = None
-    _held_bytes = 0
-    _head_bytes = 0
-    _head_lines = 0
+
+    def __init__(self, site: LimitedSite) -> None:
+        self._site = site
+        self._reader = RequestReader(self._admit, self._welcome)
+        self.persistent = True
+        self._request: Request | None = None
+        self._producer: Any = None
+        self._deadline: IDelayedCall | None = None
+        self._due_s: float | None = None
+        self._send: Callable[[bytes], int] | None = None
+        self._refused = False
+        self._closing = False
+        self._parsing = False
+        #: Whether the peer does not take what was answered.
+        self._full = False
+        #: Whether nothing is read for now.
+        self._held = False
+        self._ahead = b""
+        self._held_bytes = 0
 
     def connectionMade(self) -> None:
-        """Start waiting for the first request."""
-        self.site.open_channels.add(self)
-        super().connectionMade()
+        """Start waiting for the first request (Twisted calls this)."""
+        self._site.open_channels.add(self)
         transport = self.transport
+        transport.registerProducer(self, True)
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
         if isinstance(transport, Connection) and not transport.TLS:
             self._send = transport.getHandle().send
         self._arm()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Give back what this connection held."""
-        self.site.open_channels.discard(self)
-        self._disarm()
+        """Give back what this connection held (Twisted calls this)."""
+        self._site.open_channels.discard(self)
+        self._closing = True
+        self._ahead = b""
+        self._due_s = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
         self._release()
-        super().connectionLost(reason)
+        self._reader.close()
+        self._producer = None
+        request, self._request = self._request, None
+        if request is not None:
+            request.lost(reason)
 
-    def allHeadersReceived(self) -> None:
-        """Refuse a declared body that is too large before its first byte."""
-        self._head_bytes = self._head_lines = 0
-        if self.length is None or self.admit(self.length, 0):
-            super().allHeadersReceived()
-
-    def rawDataReceived(self, data: bytes) -> None:
-        """Take bytes of a body, unless it was refused."""
-        if not self._refused:
-            super().rawDataReceived(data)
-
-    def lineReceived(self, line: bytes) -> None:
-        """Take a line of the head, unless the request was refused."""
-        if self._refused:
+    def dataReceived(self, data: bytes) -> None:
+        """Take what has come (Twisted calls this)."""
+        if self._closing:
             return
-        self._head_bytes += len(line) + 2
-        self._head_lines += 1
-        if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
-            self.lineLengthExceeded(line)
-        elif self._head_lines > limits.MAX_HTTP_HEADERS + 2:  # the request line and the last
-            self.refuse(
-                431, "M_TOO_LARGE", f"the request has more than {limits.MAX_HTTP_HEADERS} headers"
-            )
+        if self._ahead or self._request is not None:
+            self._ahead += data
         else:
-            super().lineReceived(line)
+            self._go_on(data)
+        if len(self._ahead) > _AHEAD_BYTES:
+            self._hold()
 
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Refuse a request whose head is too large."""
-        if not self._refused:
-            self.refuse(
-                431,
-                "M_TOO_LARGE",
-                f"the request line and headers have more than {limits.MAX_HTTP_HEADER_BYTES} bytes",
-            )
+    # --- flow control (the transport calls these) -------------------------------------------------
 
-    def allContentReceived(self) -> None:
+    def pauseProducing(self) -> None:
+        """Take no further request: the peer does not take what was answered."""
+        self._full = True
+        self._hold()
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Go on."""
+        self._full = False
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        self._read_on()
+
+    def stopProducing(self) -> None:
+        """Do nothing: `connectionLost` follows."""
+
+    def _hold(self) -> None:
+        if not self._held and not self._closing:
+            self._held = True
+            self.transport.pauseProducing()
+
+    def _read_on(self) -> None:
+        """Take up what came meanwhile, once the request before it is answered and read."""
+        if self._request is None and self._ahead and not self._full and not self._closing:
+            data, self._ahead = self._ahead, b""
+            self._go_on(data)
+        if self._held and not self._full and not self._closing and len(self._ahead) <= _AHEAD_BYTES:
+            self._held = False
+            self.transport.resumeProducing()
+
+    # --- what comes -------------------------------------------------------------------------------
+
+    def _go_on(self, data: bytes) -> None:
+        """Take requests from *data*, up to one that is not answered at once."""
+        self._parsing = True
+        try:
+            at = 0
+            while at < len(data) and not self._closing:
+                if self._request is not None or self._full:
+                    self._ahead = data[at:]
+                    return
+                at = self._reader.read(data, at)
+                if self._reader.complete:
+                    self._serve()
+        except Refusal as refusal:
+            self.refuse(refusal)
+        finally:
+            self._parsing = False
+
+    def _serve(self) -> None:
         """Hand over the request, which has no deadline any more."""
-        if not self._refused:
-            self._disarm()
-            super().allContentReceived()
+        message = self._reader.message()
+        self._due_s = None
+        if message.last:
+            self.persistent = False
+        self._request = request = Request(self, message)
+        if message.uri == b"*":
+            request.answer(204, b"Server: tcprepl\r\nX-Content-Type-Options: nosniff\r\n", None)
+        else:
+            self._site.resource.serve(request)
 
-    def requestDone(self, request: HTTPRequest) -> None:
-        """Wait for the next request."""
-        self._release()
-        self._arm()
-        super().requestDone(request)
+    def _admit(self, body_bytes: int, new_bytes: int) -> None:
+        """Account for a body of *body_bytes* so far.
 
-    def admit(self, body_bytes: int, new_bytes: int) -> bool:
-        """Account for a body of *body_bytes* so far; answer and close when it is too much."""
-        if self._refused:
-            return False
-        site = self.site
+        Raises:
+            Refusal: It is too much.
+        """
+        site = self._site
         if body_bytes > site.max_body_bytes:
-            self.refuse(
+            raise Refusal(
                 413,
                 "M_TOO_LARGE",
                 f"the body has more than {site.max_body_bytes} bytes: send fewer rows at a time",
             )
-            return False
         if site.held_bytes + new_bytes > site.max_bodies_bytes:
-            self.refuse(
+            raise Refusal(
                 429, "M_LIMIT_EXCEEDED", "other requests fill the server's memory: come back"
             )
-            return False
         self._held_bytes += new_bytes
         site.held_bytes += new_bytes
-        return True
 
-    def loseConnection(self) -> None:
-        """Close once everything is written; who does not read it is cut off."""
-        if not self._closing:
-            self._closing = True
-            if self._refused:
-                # It may be speaking still, and has a sentence to read.
-                self.transport.unregisterProducer()
-                lingering.close(self.transport)
-                self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
-            else:
-                super().loseConnection()
-                self._arm()
+    def _welcome(self) -> None:
+        self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _respondToBadRequestAndDisconnect(self) -> None:  # what twisted.web calls
-        if not self._refused:
-            self.refuse(400, "M_UNRECOGNIZED", "this is not an HTTP request")
-
-    def refuse(self, status: int, errcode: str, message: str) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Answer what has not been read to its end, and close."""
         self._refused = True
-        body = msgspec.json.encode({"errcode": errcode, "error": message})
-        head = (
-            f"HTTP/1.1 {status} {_REASONS[status]}\r\nServer: tcprepl\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"{'Retry-After: 1' + chr(13) + chr(10) if status == 429 else ''}"
-            "Connection: close\r\n\r\n"
+        body = msgspec.json.encode({"errcode": refusal.errcode, "error": refusal.message})
+        later = b"Retry-After: 1\r\n" if refusal.status == 429 else b""
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\nServer: tcprepl\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n%bConnection: close\r\n\r\n%b"
+            % (refusal.status, reason(refusal.status), len(body), later, body)
         )
-        self.transport.write(head.encode() + body)
         self.loseConnection()
-        logger.info("http.request.refused", peer=str(self.getPeer()), reason=message)
+        peer = str(self.transport.getPeer())
+        logger.info("http.request.refused", peer=peer, reason=refusal.message)
+
+    # --- what is answered -------------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
         """Write *data*: straight to the socket, as long as that has taken everything."""
@@ -279,35 +233,67 @@ class LimitedChannel(HTTPChannel):
             self._send = None
             self.transport.write(data[sent:])
 
-    def write(self, data: bytes) -> None:
-        """Write a part of an answer that goes on; the transport keeps what does not fit."""
+    def stream(self, head: bytes, producer: Any) -> None:
+        """Write the head of an answer that goes on; the transport keeps what does not fit."""
         self._send = None
-        super().write(data)
+        self._producer = producer
+        self.transport.write(head)
+        if self._full:
+            producer.pauseProducing()
 
-    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+    def send_on(self, data: bytes) -> None:
         """Write some more of such an answer."""
-        self._send = None
-        super().writeSequence(iovec)
+        self.transport.write(data)
 
-    def writeHeaders(self, *args: Any) -> None:
-        """Write the head of such an answer."""
-        self._send = None
-        super().writeHeaders(*args)
+    def request_done(self, request: Request) -> None:
+        """Wait for the next request, or close."""
+        self._request = self._producer = None
+        self._release()
+        self._site.log(request)
+        if not self.persistent:
+            self.loseConnection()
+            return
+        self._arm()
+        if not self._parsing:
+            self._read_on()
+
+    def close_when_idle(self) -> None:
+        """Close once the request that is there, if any, is answered."""
+        self.persistent = False
+        if self._request is None and not self._reader.begun:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close once everything is written; who does not read it is cut off."""
+        if self._closing:
+            return
+        self._closing = True
+        self._ahead = b""
+        self.transport.unregisterProducer()
+        if self._refused:
+            # It may be speaking still, and has a sentence to read.
+            lingering.close(self.transport)
+            self._arm(limits.HTTP_CLOSE_TIMEOUT_S)
+        else:
+            self.transport.loseConnection()
+            self._arm()
 
     def _late(self) -> None:
         self._deadline = None
         if self._due_s is None:
             return  # a request is being answered
-        left_s = self._due_s - self.site.reactor.seconds()
+        left_s = self._due_s - self._site.reactor.seconds()
         if left_s > 0:
-            self._deadline = self.callLater(left_s, self._late)
+            self._deadline = self._site.reactor.callLater(left_s, self._late)
         elif self._closing:
             self.transport.abortConnection()
-        elif self.requests:
+        elif self._reader.begun:
             self.refuse(
-                408,
-                "M_LIMIT_EXCEEDED",
-                f"the request was not complete after {self.site.request_timeout_s:g} s",
+                Refusal(
+                    408,
+                    "M_LIMIT_EXCEEDED",
+                    f"the request was not complete after {self._site.request_timeout_s:g} s",
+                )
             )
         else:
             self._refused = True
@@ -315,26 +301,26 @@ class LimitedChannel(HTTPChannel):
 
     def _arm(self, delay_s: float | None = None) -> None:
         """Be late after *delay_s*. The timer goes on from request to request, and looks then."""
-        delay_s = self.site.request_timeout_s if delay_s is None else delay_s
-        self._due_s = self.site.reactor.seconds() + delay_s
+        site = self._site
+        delay_s = site.request_timeout_s if delay_s is None else delay_s
+        self._due_s = site.reactor.seconds() + delay_s
         if self._deadline is not None and self._deadline.getTime() > self._due_s:
             self._deadline.cancel()
             self._deadline = None
         if self._deadline is None:
-            self._deadline = self.callLater(delay_s, self._late)
-
-    def _disarm(self) -> None:
-        self._due_s = None
+            self._deadline = site.reactor.callLater(delay_s, self._late)
 
     def _release(self) -> None:
-        self.site.held_bytes -= self._held_bytes
+        self._site.held_bytes -= self._held_bytes
         self._held_bytes = 0
 
 
-class LimitedSite(Site):
+class LimitedSite(Factory):
     """A site that bounds its connections and their requests, and can be drained.
 
     Attributes:
+        resource: What answers requests.
+        reactor: The clock of the deadlines.
         max_body_bytes: Longest request body.
         max_bodies_bytes: Bytes of all bodies held at once.
         max_connections: Connections admitted at once; more are closed at once.
@@ -343,11 +329,9 @@ class LimitedSite(Site):
         open_channels: The connections open now.
     """
 
-    requestFactory = LimitedRequest
-
     def __init__(
         self,
-        resource: IResource,
+        resource: Serves,
         reactor: IReactorTime,
         *,
         max_body_bytes: int = limits.MAX_HTTP_BODY_BYTES,
@@ -355,7 +339,8 @@ class LimitedSite(Site):
         max_connections: int = limits.MAX_HTTP_CONNECTIONS,
         request_timeout_s: float = limits.HTTP_REQUEST_TIMEOUT_S,
     ) -> None:
-        super().__init__(resource, reactor=reactor, timeout=None)
+        self.resource = resource
+        self.reactor = reactor
         self.max_body_bytes = max_body_bytes
         self.max_bodies_bytes = max_bodies_bytes
         self.max_connections = max_connections
@@ -367,38 +352,35 @@ class LimitedSite(Site):
         self._change_hooks: list[Callable[[], None]] = []
         CONNECTIONS.add_source(self._count)
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
+    def buildProtocol(self, addr: IAddress | None) -> LimitedChannel | None:
         """Return the protocol of a new connection; None closes it."""
         if len(self.open_channels) >= self.max_connections:
             logger.warning("http.too_many_connections", limit=self.max_connections)
             return None
-        channel: Any = LimitedChannel()
+        channel = LimitedChannel(self)
         channel.factory = self
-        channel.requestFactory = self.requestFactory
-        channel.site = self
-        channel.callLater = self.reactor.callLater
-        channel.timeOut = None
         return channel
 
     def startFactory(self) -> None:
-        """Start what runs while the site listens; twisted.web's access log does not."""
+        """Start what runs while the site listens (Twisted calls this)."""
         for hook in self._start_hooks:
             hook()
 
     def stopFactory(self) -> None:
-        """Leave the metrics and answer what waits; connections that are open go on."""
+        """Leave the metrics and answer what waits; what is open goes on (Twisted calls this)."""
         CONNECTIONS.remove_source(self._count)
         self.drain()
 
-    def log(self, request: HTTPRequest) -> None:
+    def log(self, request: Request) -> None:
         """Note an answered request; never its query, which may hold an access token."""
-        logger.debug(
-            "http.request",
-            method=request.method.decode("ascii", "replace"),
-            path=request.path.decode("utf-8", "replace"),
-            status=request.code,
-            sent_bytes=request.sentLength,
-        )
+        if is_debugging():
+            logger.debug(
+                "http.request",
+                method=request.method.decode("ascii", "replace"),
+                path=request.path.decode("utf-8", "replace"),
+                status=request.code,
+                sent_bytes=request.sent_bytes,
+            )
 
     def on_start(self, hook: Callable[[], None]) -> None:
         """Call *hook* when the site starts to listen."""
@@ -422,22 +404,7 @@ class LimitedSite(Site):
         for hook in self._drain_hooks:
             hook()
         for channel in tuple(self.open_channels):
-            channel.persistent = 0
-            if not channel.requests:
-                channel.loseConnection()
+            channel.close_when_idle()
 
     def _count(self) -> list[tuple[tuple[str, ...], float]]:
         return [((), float(len(self.open_channels)))]
-
-
-def _date() -> bytes:
-    """Return the header Date; it says seconds."""
-    now_s = int(wall_seconds())
-    if _dated[0] != now_s:
-        _dated[:] = now_s, b"Date: %b\r\n" % datetimeToString(now_s)
-    line: bytes = _dated[1]
-    return line
-
-
-def _reason(status: int) -> bytes:
-    return RESPONSES.get(status, b"Unknown")

@@ -1,4 +1,4 @@
-"""Requests in, responses out: a router for plain functions, on twisted.web.
+"""Requests in, responses out: a router for plain functions.
 
 A handler takes a `Call` and returns a `Response`, or is an ``async def`` that does. What it
 refuses it raises as `ApiError`, which becomes ``{"errcode", "error"}`` with the right status.
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CoroutineType
+from functools import partial
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from msgspec import Struct
 from prometheus_client import Counter
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
 
-from tcprepl.background import run_in_background
+from tcprepl.background import run_in_background, started
 from tcprepl.errors import LogError
 from tcprepl.http.calls import ApiError, Call, Response, busy, excerpt
+from tcprepl.http.request import Request
 from tcprepl.logger import get_logger
 from tcprepl.metrics import REGISTRY
 
@@ -113,10 +112,8 @@ _CORS_HEADERS = {
 }
 
 
-class Router(Resource):
-    """The leaf under which every route lives."""
-
-    isLeaf = True
+class Router:
+    """Finds the route of a request, and answers with what its handler does."""
 
     def __init__(
         self,
@@ -131,24 +128,26 @@ class Router(Resource):
             headers: What every answer says besides.
             shut: Returns why nothing is written any more, or None.
         """
-        super().__init__()
         self.routes = tuple(routes)
         self._headers = dict(headers or {})
         self._shut = shut
         self._always = header_lines({**_ALWAYS, **self._headers})
         self._counters: dict[tuple[str, str, int], Counter] = {}
-        self._by_length: dict[int, list[Route]] = {}
+        self._by_length: dict[int, list[tuple[tuple[str, ...], Route]]] = {}
         for route in self.routes:
-            self._by_length.setdefault(len(route.segments), []).append(route)
+            segments = route.segments
+            self._by_length.setdefault(len(segments), []).append((segments, route))
 
-    def render(self, request: Request) -> int:
+    def serve(self, request: Request) -> None:
         """Answer *request*, now or later."""
-        self.serve(request)
-        return NOT_DONE_YET
+        run_in_background(self._begin, request)
 
-    def serve(self, request: Any) -> None:
-        """Answer *request*, now or later."""
-        run_in_background(self._serve, request)
+    def _begin(self, request: Request) -> Deferred[None] | None:
+        """Answer *request*; when that takes its time, whoever goes away ends it."""
+        work = started(self._serve(request))
+        if work is not None:
+            _ = request.finished().addErrback(lambda _: work.cancel())
+        return work
 
     def find(self, method: str, segments: Sequence[str]) -> tuple[Route, dict[str, str]]:
         """Return the route for *method* and the path, and its arguments.
@@ -158,8 +157,8 @@ class Router(Resource):
         """
         allowed: dict[str, None] = {}
         cors = False
-        for route in self._by_length.get(len(segments), ()):
-            arguments = _match(route.segments, segments)
+        for template, route in self._by_length.get(len(segments), ()):
+            arguments = _match(template, segments)
             if arguments is None:
                 continue
             if route.method == method or (method == "HEAD" and route.method == "GET"):
@@ -187,15 +186,7 @@ class Router(Resource):
             counter = self._counters[key] = REQUESTS.labels(route, method, str(status))
         return counter
 
-    async def _serve(self, request: Any) -> None:
-        gone: list[Failure] = []
-        work: list[Deferred[Response]] = []
-
-        def finished(failure: Failure) -> None:
-            gone.append(failure)
-            for deferred in work:
-                deferred.cancel()
-
+    async def _serve(self, request: Request) -> None:
         template = ""
         try:
             segments = _segments(request)
@@ -209,13 +200,7 @@ class Router(Resource):
                 if why is not None:
                     raise busy(503, why)
             answer = route.handler(call)
-            if not isinstance(answer, Response):
-                deferred = _to_deferred(answer)
-                if not deferred.called or deferred.paused:
-                    work.append(deferred)
-                    _ = request.notifyFinish().addErrback(finished)
-                answer = await deferred
-            response = answer
+            response = answer if isinstance(answer, Response) else await answer
             if route.cors:
                 response.headers = {**response.headers, **_CORS_HEADERS}
         except _Preflight:
@@ -228,7 +213,7 @@ class Router(Resource):
             logger.warning("http.request.unavailable", route=template, reason=str(error))
             response = busy(503, str(error)).response()
         except CancelledError:
-            if not gone:
+            if not request.gone:
                 raise
             return
         except Exception:
@@ -236,44 +221,28 @@ class Router(Resource):
             response = ApiError(
                 500, "M_UNKNOWN", "the server failed on this request; its log says why"
             ).response()
-        if gone:
+        if request.gone:
             return
         self._counted(template or "none", _known(request.method), response.status).inc()
         self._write(request, response)
 
-    def _write(self, request: Any, response: Response) -> None:
+    def _write(self, request: Request, response: Response) -> None:
         """Send *response* as the answer to *request*, and finish it unless it streams."""
-        if response.stream is not None and request.method != b"HEAD":
-            request.setResponseCode(response.status)
-            headers = {**_ALWAYS, **self._headers, "Content-Type": response.content_type}
-            for name, value in (headers | dict(response.headers)).items():
-                request.responseHeaders.setRawHeaders(name, [value])
-            response.stream(request)
-            return
         lines = self._always
         if response.headers:
             lines = header_lines({**_ALWAYS, **self._headers, **response.headers})
         if response.status == 204:
             request.answer(204, lines, None)
+            return
+        lines += b"Content-Type: %b\r\n" % response.content_type.encode()
+        if response.stream is None or request.method == b"HEAD":
+            request.answer(response.status, lines, response.body)
         else:
-            kind = b"Content-Type: %b\r\n" % response.content_type.encode()
-            request.answer(response.status, lines + kind, response.body)
+            response.stream(request, partial(request.begin, response.status, lines))
 
 
 class _Preflight(Exception):
     """A CORS preflight for a path that allows it."""
-
-
-async def _awaited(answer: Awaitable[Response]) -> Response:
-    return await answer
-
-
-def _to_deferred(answer: Awaitable[Response]) -> Deferred[Response]:
-    if isinstance(answer, Deferred):
-        return answer
-    if not isinstance(answer, CoroutineType):
-        answer = _awaited(answer)
-    return Deferred.fromCoroutine(answer)
 
 
 def _known(method: bytes) -> str:
@@ -284,7 +253,8 @@ def _known(method: bytes) -> str:
 def _segments(request: Request) -> list[str]:
     try:
         return [
-            part.decode("utf-8") for part in (*(request.prepath or ()), *(request.postpath or ()))
+            unquote(part, errors="strict") if "%" in part else part
+            for part in request.path[1:].decode("utf-8").split("/")
         ]
     except UnicodeDecodeError:
         raise ApiError(400, "M_INVALID_PARAM", "the path is not percent-encoded UTF-8") from None

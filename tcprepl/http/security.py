@@ -258,7 +258,7 @@ def wait(error: TokenRefused) -> ApiError:
 
 def _host(call: Call) -> str | None:
     """Return where a request is from; None for this machine: a proxy hides whom it speaks for."""
-    host = getattr(call.request.getClientAddress(), "host", None)
+    host = getattr(call.request.client, "host", None)
     return None if host is None or is_loopback(host) else host
 
 

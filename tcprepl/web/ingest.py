@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
-from twisted.internet.defer import Deferred, maybeDeferred
 
 from tcprepl import limits
 from tcprepl.errors import BadRow, LogError, UnknownStream, WrittenElsewhere
@@ -177,18 +176,15 @@ class Ingest:
             self._pending_bytes -= size
             return result
 
-        self._pending_bytes += size
-        work: Deferred[Appended] = maybeDeferred(
-            self._publisher.publish_json,
-            stream,
-            rows,
-            batch=batch,
-            instance=instance,
-            transaction_id=transaction_id,
-        ).addBoth(settle)
         try:
-            # a client that leaves unpublishes nothing
-            appended = await (work if work.called and not work.paused else to_the_end(work))
+            work = self._publisher.publish_json(
+                stream, rows, batch=batch, instance=instance, transaction_id=transaction_id
+            )
+            if not work.called or work.paused:
+                self._pending_bytes += size
+                # a client that leaves unpublishes nothing
+                work = to_the_end(work.addBoth(settle))
+            appended = await work
         except BadRow as error:
             extra = {"stream": error.stream, "row": error.index, "field": error.field}
             raise ApiError(400, "TCPREPL_BAD_ROW", str(error), extra=extra) from None

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 from twisted.internet.interfaces import IPushProducer
-from twisted.web.server import Request
 from zope.interface import implementer
 
 from tcprepl import __version__, limits
 from tcprepl.background import LoopingProcess, looping_background_process
-from tcprepl.http.calls import ApiError, Call, Response
+from tcprepl.http.calls import ApiError, Begin, Call, Response
+from tcprepl.http.request import Request
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, StreamName
@@ -275,10 +275,11 @@ class Board:
         headers = {"X-Accel-Buffering": "no"}
         return Response(200, content_type="text/event-stream", headers=headers, stream=self._watch)
 
-    def _watch(self, request: Request) -> None:
+    def _watch(self, request: Request, begin: Begin) -> None:
         viewer = Viewer(request)
+        begin(viewer)
         self._viewers[viewer] = None
-        _ = request.notifyFinish().addBoth(lambda _: self._viewers.pop(viewer, None))
+        _ = request.finished().addBoth(lambda _: self._viewers.pop(viewer, None))
         viewer.send(
             b"retry: 1000\ndata: %b\n\n" % msgspec.json.encode(self.parts(self.server_status()))
         )
@@ -291,7 +292,6 @@ class Viewer:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._paused = False
-        request.registerProducer(self, True)
 
     def send(self, event: bytes) -> None:
         """Send *event*, unless the last ones are still on their way."""
@@ -300,7 +300,6 @@ class Viewer:
 
     def end(self) -> None:
         """Finish the response; the page comes back by itself."""
-        self._request.unregisterProducer()
         self._request.finish()
 
     def pauseProducing(self) -> None:

@@ -3,8 +3,8 @@
 Friendly: one connection, one request on its way at a time, rows kept in memory. Unfriendly: 16
 connections, each with a request on its way, and rows that are on disk before they are answered.
 Beside it what a program would use instead: XADD of Valkey and Redis (in memory, a pipeline of as
-many commands as rows), and JetStream (a file, acknowledged); and the bound: twisted.web alone,
-which takes the same requests and does nothing with them.
+many commands as rows), and JetStream (a file, acknowledged); and twisted.web alone, which takes
+the same requests and does nothing with them.
 """
 
 from __future__ import annotations

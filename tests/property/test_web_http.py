@@ -75,6 +75,64 @@ def test_any_bytes_are_answered_or_closed(pieces: list[bytes], cut: int) -> None
     stage.close()
 
 
+_POST = b"POST /_tcprepl/v1/streams/audit/rows HTTP/1.1\r\nHost: localhost\r\n"
+#: Requests, each with the status of its answer.
+REQUESTS = st.sampled_from(
+    [
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"\r\n\r\nGET /none HTTP/1.1\r\nHost:  localhost \t\r\n\r\n", 404),
+        (_POST + b"Content-Length: 5\r\n\r\n[1,2]", 200),
+        (_POST + b"Content-Length: 9\r\n\r\n\r\n\r\n\r\n[1]", 200),
+        (_POST + b"Content-Length: 0\r\n\r\n", 400),
+        (_POST + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\n[1]", 200),
+        (_POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n2;a=b\r\n1]\r\n0\r\n\r\n", 200),
+        (
+            _POST
+            + b"Transfer-Encoding: chunked\r\n\r\n"
+            + b"7\r\n\r\n\r\n[1]\r\n0\r\nGET: /\r\nX: y\r\n\r\n",
+            200,
+        ),
+        (b"HEAD http://localhost/health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", 204),
+        (b"GET /_synapse/replication?typing=0&timeout=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    ]
+)
+
+
+@given(
+    requests=st.lists(REQUESTS, max_size=6),
+    sizes=st.lists(st.integers(1, 60), min_size=1),
+    full=st.sets(st.integers(0, 30), max_size=4),
+)
+def test_requests_are_the_same_however_they_come(
+    requests: list[tuple[bytes, int]], sizes: list[int], full: set[int]
+) -> None:
+    """In pieces of any size, one behind the other, to who reads its answers or for a while not."""
+    stage = Stage()
+    exchange = Exchange(stage)
+    data = b"".join(raw for raw, _ in requests)
+    at = step = 0
+    while at < len(data):
+        if step in full:
+            exchange.channel.pauseProducing()
+        size = sizes[step % len(sizes)]
+        exchange.send(data[at : at + size])
+        if step in full:
+            exchange.channel.resumeProducing()
+        at += size
+        step += 1
+    for _ in requests:
+        stage.clock.advance(1)
+    answers = exchange.transport.value().split(b"HTTP/1.1 ")[1:]
+    assert [int(answer[:3]) for answer in answers] == [status for _, status in requests]
+    rows = sum(2 if b"[1,2]" in raw else b"1]" in raw for raw, _ in requests)
+    assert stage.log.position("audit", "master") == rows
+    assert not exchange.transport.disconnecting
+    assert stage.site.held_bytes == 0
+    exchange.leave()
+    stage.close()
+
+
 async def no_keys(destination: str, uri: str) -> Any:
     """Reach nobody."""
     raise KeyNotFound(destination)

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 import tcprepl
-from tcprepl.logger import get_logger
+from tcprepl.logger import get_logger, is_debugging
 from tests.harness import environment
 
 
@@ -82,3 +82,11 @@ def test_a_program_that_uses_the_library_keeps_its_stdout() -> None:
     )
     assert done.stdout == "row\n"
     assert "planted" in done.stderr
+
+
+def test_who_asks_whether_debugging_lines_are_told() -> None:
+    assert is_debugging()  # structlog's own default tells everything
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+    assert not is_debugging()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
+    assert is_debugging()

@@ -1,6 +1,6 @@
 """twisted.web by itself: it takes a request with its body, and always answers the same.
 
-``python web_peer.py PORT``. What our server costs beyond this is not HTTP; there is no access log.
+``python web_peer.py PORT``. What a server made with it costs at least; there is no access log.
 """
 
 from __future__ import annotations

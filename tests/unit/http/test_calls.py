@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,22 +11,11 @@ from twisted.internet.defer import Deferred
 from tcprepl.http.calls import ApiError, Call, busy, idempotency_key_of, to_the_end
 
 
-class Headers:
-    """The headers of a request."""
-
-    def __init__(self, given: Mapping[str, list[bytes]]) -> None:
-        self.given = {name.encode(): values for name, values in given.items()}
-
-    def getRawHeaders(self, name: bytes) -> list[bytes] | None:
-        """Return them as they came."""
-        return self.given.get(name)
-
-
 class Request:
     """As much of a request as is looked at."""
 
     def __init__(self, **headers: list[bytes]) -> None:
-        self.requestHeaders = Headers({n.replace("_", "-"): v for n, v in headers.items()})
+        self.headers = {n.replace("_", "-").lower().encode(): v for n, v in headers.items()}
         self.uri = b"/"
 
 

@@ -315,3 +315,108 @@ def test_star_is_not_a_path(stage: Stage) -> None:
     exchange = Exchange(stage).send(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
     assert exchange.transport.value().startswith(b"HTTP/1.1 ")
     exchange.leave()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /health HTTP/1.1\n\n",
+        b"GET /health HTTP/1.1\r\nX: a\n\r\n",
+        b"GET /health HTTP/1.1\r\nX : a\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nX: a\r\n b\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nX: \x00\r\n\r\n",
+        b"GET /health HTTP/2.0\r\n\r\n",
+        b"GET /health\r\n\r\n",
+        b"GET /he alth HTTP/1.1\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n",
+        b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\n0\n\n",
+        b"POST /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+def test_what_two_could_read_in_two_ways_is_refused(stage: Stage, request_: bytes) -> None:
+    """What follows it is not taken for a request."""
+    exchange = Exchange(stage).send(request_ + GET)
+    assert exchange.answer.error[:2] == (400, "M_UNRECOGNIZED")
+    assert exchange.transport.value().count(b"HTTP/1.1 ") == 1
+    assert exchange.transport.disconnecting
+    exchange.leave()
+
+
+def test_an_upgrade_is_ignored_and_the_body_is_the_requests(stage: Stage) -> None:
+    """As curl asks for HTTP/2: what follows the head is no request (RFC 9110, 7.8)."""
+    head = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    exchange = Exchange(stage)
+    exchange.send(b"GET /health HTTP/1.1\r\n%b\r\n" % head)
+    body = b"[" + b" " * 20 + b"1]"
+    exchange.send(
+        b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b"
+        % (ROWS.encode(), head.replace(b"x", b"localhost", 1), len(body), body[:5])
+    )
+    exchange.send(body[5:] + GET)
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 3
+    assert stage.log.position("audit", "master") == 1
+    exchange.leave()
+
+
+def test_what_comes_behind_a_body_in_chunks_is_bounded(stage: Stage) -> None:
+    """A trailer says nothing to us, and has an end."""
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    exchange = Exchange(stage)
+    exchange.send(head % ROWS.encode() + b"3\r\n[1]\r\n0\r\nHost: y\r\n\r\n" + GET)
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 2
+    exchange.send(head % ROWS.encode() + b"3\r\n[2]\r\n0\r\nX: ")
+    for _ in range(limits.MAX_HTTP_HEADER_BYTES // 1_000 + 1):
+        exchange.send(b"y" * 1_000)
+    assert exchange.transport.value().count(b"HTTP/1.1 431") == 1
+    assert stage.log.position("audit", "master") == 1
+    exchange.leave()
+
+
+def test_what_follows_a_request_waits_until_that_is_answered(stage: Stage) -> None:
+    """In order; from who sends much meanwhile nothing is read."""
+    exchange = stage.poll(typing=0, timeout=10_000)
+    for _ in range(600):
+        exchange.send(GET)
+    assert not exchange.answered
+    assert exchange.transport.producerState == "paused"
+    stage.clock.advance(10)
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 601
+    assert exchange.transport.producerState == "producing"
+    exchange.leave()
+
+
+def test_who_does_not_read_its_answers_is_not_read(stage: Stage) -> None:
+    """Until it has read them."""
+    exchange = Exchange(stage).send(GET)
+    exchange.channel.pauseProducing()
+    exchange.send(GET).send(GET[:9])
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 1
+    assert exchange.transport.producerState == "paused"
+    exchange.channel.resumeProducing()
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 2
+    assert exchange.transport.producerState == "producing"
+    exchange.send(GET[9:])
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 3
+    exchange.leave()
+
+
+def test_an_answer_that_goes_on_is_in_chunks_where_the_client_knows_them(stage: Stage) -> None:
+    """A client of HTTP/1.0 reads up to the close."""
+    stage.site.startFactory()
+    head = b"GET /_tcprepl/v1/events HTTP/1.%d\r\nHost: localhost\r\n\r\n"
+    new, old = (Exchange(stage).send(head % minor) for minor in (1, 0))
+    assert new.answer.headers["transfer-encoding"] == "chunked"
+    assert "transfer-encoding" not in old.answer.headers
+    assert old.answer.body.startswith(b"retry: 1000\n")
+    new.leave()
+    stage.clock.advance(1)
+    assert old.answer.body.count(b"data: ") == 2
+    assert new.answer.body.count(b"data: ") == 1
+    stage.site.drain()
+    assert old.transport.disconnecting
+    old.leave()
