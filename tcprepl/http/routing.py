@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 from msgspec import Struct
@@ -33,6 +33,10 @@ REQUESTS = Counter(
     ["route", "method", "status"],
     registry=REGISTRY,
 )
+
+#: Methods and paths whose routes are remembered, and how long such a path may be.
+_KNOWN_PATHS: Final = 1_000
+_KNOWN_PATH_BYTES: Final = 200
 
 Handler: TypeAlias = Callable[[Call], Response | Awaitable[Response]]
 #: Raises `ApiError` when the call is not allowed.
@@ -133,6 +137,7 @@ class Router:
         self._shut = shut
         self._always = header_lines({**_ALWAYS, **self._headers})
         self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._known_paths: dict[tuple[bytes, bytes], tuple[Route, Mapping[str, str]]] = {}
         self._by_length: dict[int, list[tuple[tuple[str, ...], Route]]] = {}
         for route in self.routes:
             segments = route.segments
@@ -149,7 +154,19 @@ class Router:
             _ = request.finished().addErrback(lambda _: work.cancel())
         return work
 
-    def find(self, method: str, segments: Sequence[str]) -> tuple[Route, dict[str, str]]:
+    def _found(self, request: Request) -> tuple[Route, Mapping[str, str]]:
+        """Return what `find` does; whoever publishes asks for the same path again and again."""
+        asked = request.method, request.path
+        found = self._known_paths.get(asked)
+        if found is None:
+            found = self.find(request.method.decode("ascii", "replace"), _segments(request))
+            if len(request.path) <= _KNOWN_PATH_BYTES:
+                if len(self._known_paths) >= _KNOWN_PATHS:
+                    self._known_paths.clear()
+                self._known_paths[asked] = found
+        return found
+
+    def find(self, method: str, segments: Sequence[str]) -> tuple[Route, Mapping[str, str]]:
         """Return the route for *method* and the path, and its arguments.
 
         Raises:
@@ -189,9 +206,7 @@ class Router:
     async def _serve(self, request: Request) -> None:
         template = ""
         try:
-            segments = _segments(request)
-            method = request.method.decode("ascii", "replace")
-            route, arguments = self.find(method, segments)
+            route, arguments = self._found(request)
             template = route.template
             call = Call(request, arguments)
             route.guard(call)
