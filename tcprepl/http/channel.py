@@ -37,6 +37,9 @@ CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
 #: What may come while a request is answered; from who sends more nothing is read for now.
 _AHEAD_BYTES: Final = 16_384
+#: For how long requests of one connection are answered in a turn of the reactor, one after the
+#: other; the rest has its turn when the others have had theirs.
+_TURN_S: Final = 0.002
 
 
 class Serves(Protocol):
@@ -68,6 +71,7 @@ class LimitedChannel(Connected):
         self._producer: Any = None
         self._deadline: IDelayedCall | None = None
         self._due_s: float | None = None
+        self._turn: IDelayedCall | None = None
         self._send: Callable[[bytes], int] | None = None
         self._refused = False
         self._closing = False
@@ -99,6 +103,9 @@ class LimitedChannel(Connected):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         self._release()
         self._reader.close()
         self._producer = None
@@ -143,7 +150,9 @@ class LimitedChannel(Connected):
 
     def _read_on(self) -> None:
         """Take up what came meanwhile, once the request before it is answered and read."""
-        if self._request is None and self._ahead and not self._full and not self._closing:
+        if self._closing or self._turn is not None:
+            return
+        if self._request is None and self._ahead and not self._full:
             data, self._ahead = self._ahead, b""
             self._go_on(data)
         if self._held and not self._full and not self._closing and len(self._ahead) <= _AHEAD_BYTES:
@@ -157,17 +166,28 @@ class LimitedChannel(Connected):
         self._parsing = True
         try:
             at = 0
+            turn_ends_s: float | None = None
             while at < len(data) and not self._closing:
                 if self._request is not None or self._full:
                     self._ahead = data[at:]
                     return
+                if turn_ends_s is not None and self._site.reactor.seconds() >= turn_ends_s:
+                    self._ahead = data[at:]
+                    self._turn = self._site.reactor.callLater(0, self._next_turn)
+                    return
                 at = self._reader.read(data, at)
                 if self._reader.complete:
+                    if turn_ends_s is None and at < len(data):
+                        turn_ends_s = self._site.reactor.seconds() + _TURN_S
                     self._serve()
         except Refusal as refusal:
             self.refuse(refusal)
         finally:
             self._parsing = False
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._read_on()
 
     def _serve(self) -> None:
         """Hand over the request, which has no deadline any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -387,6 +388,26 @@ def test_what_follows_a_request_waits_until_that_is_answered(stage: Stage) -> No
     stage.clock.advance(10)
     assert exchange.transport.value().count(b"HTTP/1.1 200") == 601
     assert exchange.transport.producerState == "producing"
+    exchange.leave()
+
+
+def test_many_requests_at_once_take_turns_with_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection is served for a while, and goes on in the next turn; all is in order."""
+    exchange, leaves = Exchange(stage), Exchange(stage)
+    ticks = count()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.clock, "seconds", lambda: next(ticks) / 2_000)
+        exchange.send(GET * 20 + GET[:9])
+        leaves.send(GET * 20)
+    first = exchange.transport.value().count(b"HTTP/1.1 200")
+    assert 0 < first < 10
+    leaves.leave()
+    exchange.send(GET[9:])
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == first
+    stage.clock.advance(1)
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 21
     exchange.leave()
 
 
