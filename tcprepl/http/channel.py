@@ -37,8 +37,8 @@ CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
 #: What may come while a request is answered; from who sends more nothing is read for now.
 _AHEAD_BYTES: Final = 16_384
-#: For how long requests of one connection are answered in a turn of the reactor, one after the
-#: other; the rest has its turn when the others have had theirs.
+#: For how long what one connection has sent is worked on in a turn of the reactor; the rest has its
+#: turn when the others have had theirs.
 _TURN_S: Final = 0.002
 
 
@@ -176,9 +176,9 @@ class LimitedChannel(Connected):
                     self._turn = self._site.reactor.callLater(0, self._next_turn)
                     return
                 at = self._reader.read(data, at)
+                if turn_ends_s is None and at < len(data):
+                    turn_ends_s = self._site.reactor.seconds() + _TURN_S
                 if self._reader.complete:
-                    if turn_ends_s is None and at < len(data):
-                        turn_ends_s = self._site.reactor.seconds() + _TURN_S
                     self._serve()
         except Refusal as refusal:
             self.refuse(refusal)

@@ -25,6 +25,8 @@ from tcprepl import limits
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
 #: What ends a head, and a body in chunks.
 _BLANK_LINE: Final = b"\r\n\r\n"
+#: What is read at once of a head or a body in chunks, each of which may be small.
+_PIECE_BYTES: Final = 16_384
 
 
 class Refusal(Exception):
@@ -97,6 +99,7 @@ class RequestReader:
         self._body_left: int | None = None
         self._body: bytes | bytearray = b""
         self._upgrade = False
+        self._last = False
 
     @property
     def begun(self) -> bool:
@@ -135,7 +138,7 @@ class RequestReader:
             Refusal: It asks for what is not here.
         """
         method, version = self._parser.get_method(), self._parser.get_http_version()
-        headers, uri, body = self._headers, self._uri, bytes(self._body)
+        headers, uri, body, last = self._headers, self._uri, bytes(self._body), self._last
         self._prepare()
         absolute = None if uri.startswith(b"/") else _ABSOLUTE.match(uri)
         if absolute is not None:
@@ -149,8 +152,6 @@ class RequestReader:
                 "M_UNRECOGNIZED",
                 "the request asks for no path of this server, which is no proxy",
             )
-        asked = b",".join(headers.get(b"connection", ())).lower().split(b",")
-        last = version == "1.0" or b"close" in (word.strip() for word in asked)
         return Message(method, uri, version, headers, body, last)
 
     def _end_of_piece(self, data: bytes, at: int) -> int:
@@ -162,8 +163,8 @@ class RequestReader:
             found = begun.find(_BLANK_LINE)
             if found >= 0:
                 return at + found + len(_BLANK_LINE) - len(self._tail)
-        found = data.find(_BLANK_LINE, at)
-        return len(data) if found < 0 else found + len(_BLANK_LINE)
+        found = data.find(_BLANK_LINE, at, at + _PIECE_BYTES)
+        return min(len(data), at + _PIECE_BYTES) if found < 0 else found + len(_BLANK_LINE)
 
     def _take_framed(self, piece: bytes) -> None:
         """Take a piece of a head, or of a body in chunks."""
@@ -217,10 +218,16 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         """Refuse a declared body that is too large before its first byte."""
-        headers = self._headers
-        if self._parser.get_http_version() not in ("1.1", "1.0"):
+        headers, version = self._headers, self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
             self._refuse(400, "M_UNRECOGNIZED", "this is not an HTTP request: expected HTTP/1.1")
             return
+        asked = b",".join(headers.get(b"connection", ())).lower().split(b",")
+        self._last = (
+            version == "1.0"
+            or b"close" in (word.strip() for word in asked)
+            or not self._parser.should_keep_alive()  # it would read nothing more
+        )
         chunked = b"transfer-encoding" in headers
         length = int(headers[b"content-length"][0]) if b"content-length" in headers else 0
         if not chunked and not length:

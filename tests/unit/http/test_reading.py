@@ -84,6 +84,7 @@ def test_no_byte_of_the_next_message_is_read() -> None:
         (b"Connection: close\r\n", b"1.1", True),
         (b"Connection: TE ,\tClose\r\nTE: trailers\r\n", b"1.1", True),
         (b"Connection: TE\r\nConnection: close\r\n", b"1.1", True),
+        (b"Proxy-Connection: close\r\n", b"1.1", True),
         (b"", b"1.0", True),
         (b"Connection: keep-alive\r\n", b"1.0", True),
     ],
@@ -161,3 +162,17 @@ def test_a_body_of_many_pieces_is_one() -> None:
     )
     assert [message.body for message in read.messages] == [body, b""]
     assert read.asked[-1] == (len(body), 1)
+
+
+def test_a_piece_is_small_however_much_has_come() -> None:
+    """Whoever reads may look at the clock between two of them."""
+    reader = Read(10**6).reader
+    at = reader.read(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 0)
+    chunks = b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n"
+    at = pieces = 0
+    while not reader.complete:
+        before, at = at, reader.read(chunks, at)
+        assert 0 < at - before <= 16_384
+        pieces += 1
+    assert (at, pieces) == (len(chunks), -(-len(chunks) // 16_384))
+    assert reader.message().body == b"x" * 20_000
