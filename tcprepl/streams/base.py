@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from tcprepl.background import run_in_background, spread
 from tcprepl.errors import LogCorrupt, TokenFromFuture, TokenTooOld
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_VOLATILE_TRANSACTIONS
@@ -31,6 +32,10 @@ logger = get_logger(__name__)
 #: How often old rows are looked for when nothing is appended.
 EXPIRE_INTERVAL_S = 60.0
 
+#: How much that is too old, and no more than that, goes with an append at most. It is more than
+#: comes; what comes of age together, after a quiet time, goes with the look every minute.
+EXPIRED_AT_ONCE = 4
+
 #: Why a closed log refuses.
 CLOSED = "the log is closed"
 
@@ -42,7 +47,8 @@ class Transactions:
 
     def __init__(self, max_age_s: float) -> None:
         self._max_age_ms = max_age_s * 1000
-        self._answers: dict[tuple[StreamName, str], tuple[int, Appended]] = {}
+        # The oldest goes first; of a dict the places of those that are gone would be passed anew.
+        self._answers: OrderedDict[tuple[StreamName, str], tuple[int, Appended]] = OrderedDict()
 
     def get(self, stream: StreamName, transaction_id: str, now_ms: int) -> Appended | None:
         """Return what was answered to this id, unless that was too long ago."""
@@ -55,16 +61,22 @@ class Transactions:
         """Remember an answer."""
         self._answers.pop((stream, transaction_id), None)
         self._answers[stream, transaction_id] = (now_ms, appended)
-        self.expire(now_ms)
+        _ = self._forgets_oldest(now_ms)
 
-    def expire(self, now_ms: int) -> None:
-        """Forget what was answered too long ago, and what is too much."""
-        while self._answers:
-            key = next(iter(self._answers))
-            young = now_ms - self._answers[key][0] <= self._max_age_ms
-            if young and len(self._answers) <= MAX_VOLATILE_TRANSACTIONS:
-                return
-            del self._answers[key]
+    def expiring(self, now_ms: int) -> Iterator[None]:
+        """Forget what was answered too long ago, one with each step."""
+        while self._forgets_oldest(now_ms):
+            yield
+
+    def _forgets_oldest(self, now_ms: int) -> bool:
+        """Forget the oldest answer if it is too old, or one too many; return whether it was."""
+        answers = self._answers
+        for key, (given_ms, _) in answers.items():
+            if now_ms - given_ms > self._max_age_ms or len(answers) > MAX_VOLATILE_TRANSACTIONS:
+                del answers[key]
+                return True
+            break
+        return False
 
 
 class BaseLog:
@@ -234,7 +246,16 @@ class BaseLog:
         raise NotImplementedError
 
     def expire(self) -> None:
-        """Let go of what is beyond retention."""
+        """Let go of what is beyond retention; where that is much, in turns of the reactor."""
+        steps = self._expiry_steps(self._clock_ms())
+        if self._reactor is not None:
+            run_in_background(spread, self._reactor, steps)
+        else:
+            for _ in steps:
+                pass
+
+    def _expiry_steps(self, now_ms: int) -> Iterator[None]:
+        """Let go of what is beyond retention, a little with each step."""
         raise NotImplementedError
 
     def producers(self) -> int:

@@ -6,7 +6,7 @@ ephemeral streams. `MemoryLog` is the whole `Log` made of them; nothing outlives
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from tcprepl.errors import LogUnavailable, ProducerError, TokenOrder
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.streams.base import CLOSED, BaseLog
+from tcprepl.streams.base import CLOSED, EXPIRED_AT_ONCE, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, render
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
@@ -90,14 +90,31 @@ class MemoryStream:
         return block
 
     def expire(self, now_ms: int) -> None:
-        """Let go of what is beyond the bounds."""
-        ring = self._ring
-        while ring.rows:
-            bound = self.bounds.excess(ring.oldest.written_ms, ring.size_bytes, ring.rows, now_ms)
-            if bound is None:
+        """Let go of what is beyond the bounds, as an append does: of what is too old a little."""
+        done = 0
+        while self._expires_oldest(now_ms):
+            done += 1
+            if done >= EXPIRED_AT_ONCE and not self.bounds.is_full(
+                self._ring.size_bytes, self._ring.rows
+            ):
                 return
-            self._forget(ring.evict())
-            self.bound = bound
+
+    def expiring(self, now_ms: int) -> Iterator[None]:
+        """Let go of what is beyond the bounds, a block with each step."""
+        while self._expires_oldest(now_ms):
+            yield
+
+    def _expires_oldest(self, now_ms: int) -> bool:
+        """Let go of the oldest block if it is beyond the bounds; return whether it was."""
+        ring = self._ring
+        if not ring.rows:
+            return False
+        bound = self.bounds.excess(ring.oldest.written_ms, ring.size_bytes, ring.rows, now_ms)
+        if bound is None:
+            return False
+        self._forget(ring.evict())
+        self.bound = bound
+        return True
 
     def trim(self, upto: Token, why: str) -> None:
         """Let go of the rows up to *upto*."""
@@ -275,13 +292,11 @@ class MemoryLog(BaseLog):
         if found is not None:
             found.trim(upto, why)
 
-    def expire(self) -> None:
-        """Let go of what is beyond retention."""
-        now = self._clock_ms()
-        for found in self._pairs.values():
-            found.expire(now)
-        self._transactions.expire(now)
-        self._expire_producers(now)
+    def _expiry_steps(self, now_ms: int) -> Iterator[None]:
+        self._expire_producers(now_ms)
+        for found in tuple(self._pairs.values()):
+            yield from found.expiring(now_ms)
+        yield from self._transactions.expiring(now_ms)
 
     def flush(self) -> Deferred[None]:
         """Fire at once: what is appended is as safe as it gets."""

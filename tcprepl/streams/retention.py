@@ -28,6 +28,10 @@ class Bounds:
     max_bytes: int | None = None
     max_rows: int | None = None
 
+    def is_full(self, size_bytes: int, rows: int) -> bool:
+        """Return whether so much is more than may be held, however old it is."""
+        return self.excess(0, size_bytes, rows, 0) is not None
+
     def excess(self, oldest_ms: int, size_bytes: int, rows: int, now_ms: int) -> str | None:
         """Return the setting that says that the oldest block has to go, if any does.
 

@@ -11,7 +11,7 @@ given out is on disk, claimed many at a time; a new process begins above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -403,16 +403,14 @@ class StoredLog(GroupCommit):
         pair.trimming = True
         self._trims[pair.stored.id] = floor
 
-    def expire(self) -> None:
-        """Let go of what is beyond retention."""
-        now = self._clock_ms()
-        self._transactions.expire(now)
+    def _expiry_steps(self, now_ms: int) -> Iterator[None]:
         self._expire_transactions = True
-        self._producing.forget(self._expire_producers(now))
-        for pair in self._pairs.values():
-            if isinstance(pair, EphemeralStream):
-                pair.expire(now)
+        self._producing.forget(self._expire_producers(now_ms))
         self._expire_pairs(self._by_id.values())
+        for pair in tuple(self._pairs.values()):
+            if isinstance(pair, EphemeralStream):
+                yield from pair.expiring(now_ms)
+        yield from self._transactions.expiring(now_ms)
 
     def _expire_pairs(self, pairs: Iterable[DurableStream]) -> None:
         if self._closed:

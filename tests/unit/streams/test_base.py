@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from unittest import mock
 
@@ -9,7 +11,12 @@ import pytest
 from twisted.internet.task import Clock
 
 from tcprepl.errors import LogCorrupt
-from tcprepl.streams.base import EXPIRE_INTERVAL_S, BaseLog, Transactions
+from tcprepl.streams.base import (
+    EXPIRE_INTERVAL_S,
+    EXPIRED_AT_ONCE,
+    BaseLog,
+    Transactions,
+)
 from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.memory import MemoryLog
@@ -19,6 +26,23 @@ from tcprepl.streams.retention import Bounds, Retention
 from tests.log_kit import DURABLE, SqliteStore, add, row
 
 ANSWER = Appended("s", "i", 1, 1)
+
+
+def exhaust(steps: Iterable[object]) -> int:
+    """Take every step; return how many there were."""
+    return sum(1 for _ in steps)
+
+
+class Ticking(Clock):
+    """A clock on which each look takes a millisecond."""
+
+    ticking = False
+
+    def seconds(self) -> float:
+        """Return the time, which goes on."""
+        if self.ticking:
+            self.rightNow += 0.001
+        return super().seconds()
 
 
 def test_an_answer_is_forgotten_after_a_while() -> None:
@@ -36,10 +60,10 @@ def test_an_answer_that_is_given_again_is_young_again() -> None:
     known.put("s", "t", ANSWER, 0)
     known.put("s", "u", ANSWER, 5_000)
     known.put("s", "t", ANSWER, 9_000)
-    known.expire(18_000)
+    exhaust(known.expiring(18_000))
     assert known.get("s", "t", 18_000) is ANSWER
     assert known.get("s", "u", 0) is None
-    known.expire(99_000)
+    exhaust(known.expiring(99_000))
     assert known.get("s", "t", 9_000) is None
 
 
@@ -66,6 +90,52 @@ def test_old_rows_go_although_nothing_is_appended() -> None:
     assert log.floor("events", "w") == 1
     log.close()
     assert clock.getDelayedCalls() == []
+
+
+def test_what_comes_of_age_together_goes_in_turns() -> None:
+    """Rows and transaction ids: somebody else has a turn now and then."""
+    clock = Ticking()
+    log = MemoryLog(
+        Registry(),
+        lambda: int(clock.rightNow * 1000),
+        Retention(durable=Bounds(max_age_s=90), transaction_age_s=90),
+        clock,
+    )
+    for number in range(200):
+        log.append("caches", "w", [b'["a",null,null]'], transaction_id=str(number))
+    clock.rightNow += 91
+    clock.ticking = True
+    log.expire()
+    clock.ticking = False
+    before = log.floor("caches", "w")
+    assert 0 < before < 50
+    for _ in range(3):  # what comes meanwhile is no dearer
+        log.append("caches", "w", [b'["a",null,null]'])
+        before, now = log.floor("caches", "w"), before
+        assert before == now + EXPIRED_AT_ONCE
+    clock.advance(1)
+    assert log.floor("caches", "w") == 200
+    assert len(log._transactions._answers) == 0
+    assert exhaust(log._transactions.expiring(10**9)) == 0
+    log.close()
+
+
+def test_what_is_too_much_goes_at_once() -> None:
+    """However old it is: that is what bounds memory."""
+    log = MemoryLog(Registry(), lambda: 0, Retention(durable=Bounds(max_rows=100)))
+    for _ in range(100):
+        log.append("caches", "w", [b'["a",null,null]'])
+    log.append("caches", "w", [b'["a",null,null]'] * 50)
+    assert log.floor("caches", "w") == 50
+
+
+def test_many_ids_are_forgotten_as_fast_as_few() -> None:
+    """The oldest is found without passing those that are gone."""
+    known = Transactions(max_age_s=10)
+    for number in range(1_000):
+        known.put("s", str(number), ANSWER, 0)
+    assert exhaust(known.expiring(10_001)) == 1_000
+    assert isinstance(known._answers, OrderedDict)
 
 
 def test_a_store_says_what_to_let_go_of() -> None:
