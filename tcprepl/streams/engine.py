@@ -19,8 +19,9 @@ from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.producers import Answer, ProducerState
 
-#: Most blocks of a pair, and bytes of lines in all, that one commit removes: a publish that
-#: comes meanwhile waits for that, and not for millions of rows.
+#: Most pairs of which one commit removes blocks, most blocks of each, and bytes of lines in all: a
+#: publish that comes meanwhile waits for that, and not for millions of rows.
+TRIMMED_PAIRS = 100
 TRIMMED_BLOCKS = 1_000
 TRIMMED_BYTES = 524_288
 #: Expired transaction ids removed in one commit: more than a minute brings.

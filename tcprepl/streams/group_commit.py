@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -32,7 +33,7 @@ from tcprepl.streams.commits import (
     take,
 )
 from tcprepl.streams.durable import DurableStream
-from tcprepl.streams.engine import Commit, Engine, Freed, KnownTransactions
+from tcprepl.streams.engine import TRIMMED_PAIRS, Commit, Engine, Freed, KnownTransactions
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.log import Block
 from tcprepl.streams.producing import Producing
@@ -134,7 +135,8 @@ class GroupCommit(BaseLog):
         self._producing.gather(batch.commit)
         if self._may_clean(now, bool(batch.items)):
             self._cleaned_ms = now
-            batch.commit.trims, self._trims = self._trims, {}
+            for pair in tuple(islice(self._trims, TRIMMED_PAIRS)):
+                batch.commit.trims[pair] = self._trims.pop(pair)
             batch.commit.shrink, self._shrinking = self._shrinking, False
         if self._expire_transactions:
             self._expire_transactions = False

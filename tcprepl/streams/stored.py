@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -45,6 +45,9 @@ from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
 
 logger = get_logger(__name__)
+
+#: Pairs that are looked at in one step for what is beyond retention: each may be read from disk.
+_PAIRS_A_STEP: Final = 50
 
 
 class StoredLog(GroupCommit):
@@ -406,7 +409,11 @@ class StoredLog(GroupCommit):
     def _expiry_steps(self, now_ms: int) -> Iterator[None]:
         self._expire_transactions = True
         self._producing.forget(self._expire_producers(now_ms))
-        self._expire_pairs(self._by_id.values())
+        durable = tuple(self._by_id.values())
+        for start in range(0, len(durable), _PAIRS_A_STEP):
+            self._expire_pairs(durable[start : start + _PAIRS_A_STEP])
+            yield
+        self._commit_soon()
         for pair in tuple(self._pairs.values()):
             if isinstance(pair, EphemeralStream):
                 yield from pair.expiring(now_ms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -19,7 +19,7 @@ from tcprepl.storage.worker import Done, InlineWorker
 from tcprepl.streams.base import EXPIRE_INTERVAL_S
 from tcprepl.streams.database import Database
 from tcprepl.streams.durable import DurableStream
-from tcprepl.streams.engine import StoredPair
+from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.group_commit import CLEANING_PAUSE_S
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
@@ -366,6 +366,29 @@ def test_old_rows_and_transactions_go_now_and_then(tmp_path: Path) -> None:
     assert store.clock.getDelayedCalls() == []
 
 
+def test_what_many_pairs_hold_is_looked_for_a_few_at_a_time(tmp_path: Path) -> None:
+    """Somebody else has a turn in between, and all of it goes in the end."""
+    store = SqliteStore(tmp_path, Retention(durable=Bounds(max_rows=2)))
+    names = [f"w{number}" for number in range(120)]
+    for name in names:
+        add(store, DURABLE, row("a"), row("b"), instance=name)
+    looked: list[int] = []
+    expire_pairs = store.log._expire_pairs
+
+    def note(pairs: Iterable[DurableStream]) -> None:
+        pairs = tuple(pairs)
+        looked.append(len(pairs))
+        expire_pairs(pairs)
+
+    with mock.patch.object(store.log, "_expire_pairs", note):
+        store.log.retain(Retention(durable=Bounds(max_rows=1)))
+    store.settle()
+    assert sum(looked) >= len(names)
+    assert max(looked) <= 50
+    assert {store.log.floor(DURABLE, name) for name in names} == {2}  # a block goes whole
+    store.close()
+
+
 def test_expiry_that_cannot_read_is_logged_and_survived(store: SqliteStore) -> None:
     add(store, DURABLE, row("a"))
     with mock.patch.object(DurableStream, "beyond_retention", side_effect=LogCorrupt("damaged")):
@@ -517,6 +540,35 @@ class TestTrimmingInParts:
         clock.advance(0)
         worker.run()
         assert result(later).last == 602
+        closed = log.close()
+        worker.run()
+        result(closed)
+
+    def test_a_commit_trims_a_hundred_pairs_and_no_more(self, tmp_path: Path) -> None:
+        """Who publishes meanwhile does not wait for thousands; all have their turn."""
+        worker, clock = SlowWorker(), Clock()
+        log = SqliteLog(tmp_path, make_registry(), lambda: 0, InlineWorker())
+        names = [f"w{number}" for number in range(250)]
+        for name in names:
+            result(log.append(DURABLE, name, [row("a")]))
+            result(log.append(DURABLE, name, [row("b")]))
+        result(log.close())
+        log = SqliteLog(tmp_path, make_registry(), lambda: 0, worker, reactor=clock)
+        trimmed: list[int] = []
+        write = log._database.write
+
+        def note(commit: Commit) -> Freed:
+            trimmed.append(len(commit.trims))
+            return write(commit)
+
+        with mock.patch.object(log._database, "write", note):
+            for name in names:
+                log.trim(DURABLE, name, 1)
+            for _ in range(10):
+                clock.advance(CLEANING_PAUSE_S)
+                worker.run()
+        assert [count for count in trimmed if count] == [100, 100, 50]
+        assert not any(pair.trimming for pair in log._by_id.values())
         closed = log.close()
         worker.run()
         result(closed)
