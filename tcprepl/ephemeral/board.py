@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
@@ -61,7 +62,16 @@ class Board(Generic[V]):
         max_size: Most keys in the change cache.
     """
 
-    __slots__ = ("_blank", "_cache", "_is_blank", "_lost", "_states", "_stream")
+    __slots__ = (
+        "_blank",
+        "_cache",
+        "_is_blank",
+        "_lost",
+        "_ordered",
+        "_ordered_upto",
+        "_states",
+        "_stream",
+    )
 
     def __init__(
         self,
@@ -76,6 +86,9 @@ class Board(Generic[V]):
         self._states: dict[str, Entry[V]] = {}
         self._cache = StreamChangeCache(lost, max_size=max_size)
         self._lost = lost
+        #: All states up to a token, in its order, for readers that are far behind.
+        self._ordered: list[Entry[V]] | None = None
+        self._ordered_upto: Token = -1
         #: The keys whose state is blank, by token: whoever looks for them passes no others.
         self._blank: dict[str, Token] = {}
 
@@ -96,6 +109,8 @@ class Board(Generic[V]):
     def post(self, key: str, state: V, token: Token) -> None:
         """Replace the state of *key* by that of its row at *token*."""
         states, blank = self._states, self._blank
+        if token <= self._ordered_upto:
+            self._ordered = None  # it came late, and is not in there
         states.pop(key, None)
         blank.pop(key, None)
         states[key] = Entry(token, key, state)
@@ -150,15 +165,9 @@ class Board(Generic[V]):
             raise TokenTooOld(self._stream, "*", after, self._lost + 1, "memory")
         newest = self._cache.newest
         reached = newest if upto is None or upto > newest else upto
-        states = self._states
-        changed: list[Entry[V]]
-        changes = self._cache.changes_since(after)
-        if changes is None:
-            changed = [entry for entry in states.values() if after < entry.token <= reached]
-            changed.sort(key=_token_of)
-        else:
-            # The cache may know keys that were forgotten here.
-            changed = [states[key] for key, token in changes if token <= reached and key in states]
+        changed = self._changed(after, reached)
+        if changed is None:
+            changed = self._changed_long_ago(after, reached, limit)
         end = min(limit, len(changed))
         while 0 < end < len(changed) and changed[end].token == changed[end - 1].token:
             end += 1
@@ -166,6 +175,38 @@ class Board(Generic[V]):
             return Updates(changed, max(reached, after), False)
         del changed[end:]
         return Updates(changed, changed[-1].token if changed else after, True)
+
+    def _changed(self, after: Token, reached: Token) -> list[Entry[V]] | None:
+        """Return what changed in the range, by token; None if it was too long ago to know."""
+        changes = self._cache.changes_since(after)
+        if changes is None:
+            return None
+        states = self._states
+        # The cache may know keys that were forgotten here.
+        return [states[key] for key, token in changes if token <= reached and key in states]
+
+    def _changed_long_ago(self, after: Token, reached: Token, limit: int) -> list[Entry[V]]:
+        """Return what changed in the range, by token: at least a page, if there is one.
+
+        All states were put in order once; that is good for many pages, for as long as the cache
+        knows what has changed since.
+        """
+        if self._ordered is None or (
+            self._cache.earliest >= self._ordered_upto < self._cache.newest
+        ):
+            self._ordered = sorted(self._states.values(), key=_token_of)
+            self._ordered_upto = self._cache.newest
+        ordered, states = self._ordered, self._states
+        found: list[Entry[V]] = []
+        for number in range(bisect_right(ordered, after, key=_token_of), len(ordered)):
+            entry = ordered[number]
+            if entry.token > reached:
+                return found
+            if states.get(entry.key) is entry:
+                found.append(entry)
+                if len(found) > limit and (not limit or entry.token > found[limit - 1].token):
+                    return found
+        return found + (self._changed(max(after, self._ordered_upto), reached) or [])
 
     def forget_blank(self, upto: Token) -> int:
         """Forget keys that have been blank since *upto*, the longest ones first.
@@ -190,6 +231,7 @@ class Board(Generic[V]):
         self._cache.reset(lost)
         self._lost = lost
         self._blank.clear()
+        self._ordered, self._ordered_upto = None, -1
 
 
 def _token_of(entry: Entry[V]) -> Token:

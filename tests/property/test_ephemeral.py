@@ -139,3 +139,46 @@ def test_reader_of_a_board_ends_with_its_states(
     at, compacted = 0, True
     read_on()
     assert {k: s for k, s in held.items() if s} == board.states()
+
+
+_posts = st.tuples(st.just("post"), st.integers(0, 8), st.integers(-3, 2))
+_reads = st.tuples(st.just("read"), st.integers(0, 10), st.integers(0, 4))
+_seldom = st.one_of(
+    st.tuples(st.just("forget"), st.integers(0, 30), st.just(0)),
+    st.tuples(st.just("reset"), st.just(0), st.just(0)),
+)
+
+
+@given(
+    st.lists(st.one_of(_posts, _posts, _reads, _reads, _seldom), min_size=5, max_size=40),
+    st.integers(1, 3),
+)
+def test_a_page_of_a_board_is_that_of_all_its_states(
+    made: list[tuple[str, int, int]], max_size: int
+) -> None:
+    """However far back it begins, whatever came in between, late or again with one token."""
+    board: Board[str] = Board("demo", operator.not_, max_size=max_size)
+    states: dict[str, tuple[int, str]] = {}
+    newest = 0
+    for what, number, more in [("post", number, 1) for number in range(8)] + made:
+        if what == "post":
+            token = max(1, board.lost + 1, newest + more)
+            newest = max(newest, token)
+            key = f"k{number}"
+            if states.get(key, (0, ""))[0] <= token:
+                board.post(key, "x" if number % 3 else "", token)
+                states[key] = token, "x" if number % 3 else ""
+        elif what == "forget":
+            board.forget_blank(number)
+            states = {key: state for key, state in states.items() if board.get(key) is not None}
+        elif what == "reset":
+            board.reset(newest)
+            states.clear()
+        else:
+            found = board.updates(number, limit=more, compacted=True)
+            expected = sorted((t, k) for k, (t, _) in states.items() if t > number)
+            page = expected[:more]
+            page += [one for one in expected[more:] if page and one[0] == page[-1][0]]
+            assert [entry.token for entry in found.entries] == [token for token, _ in page]
+            assert {(entry.token, entry.key) for entry in found.entries} == set(page)
+            assert found.limited == (len(page) < len(expected))

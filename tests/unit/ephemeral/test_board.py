@@ -165,3 +165,27 @@ def test_reset_forgets_everything() -> None:
     board = make(a=(5, "x"))
     board.reset(5)
     assert (len(board), board.states(), board.lost, board.newest) == (0, {}, 5, 5)
+
+
+def test_states_are_put_in_order_once_for_a_reader_that_is_far_behind() -> None:
+    """What changes while it reads comes once, as it is then; a page is no look at all states."""
+    board: Board[str] = Board("demo", operator.not_, 0, max_size=10)
+    for token in range(1, 1_001):
+        board.post(f"k{token}", "x", token)
+    found: list[Entry[str]] = []
+    at, ordered = 0, set()
+    while True:
+        updates = board.updates(at, limit=100, compacted=True)
+        found += updates.entries
+        at = updates.upto
+        ordered.add(id(board._ordered))
+        if not updates.limited:
+            break
+        if at == 500:
+            board.post("k900", "y", 1_001)
+            board.post("k1", "z", 1_002)
+    assert len(ordered) == 1
+    assert [entry.key for entry in found[-2:]] == ["k900", "k1"]
+    assert [entry.token for entry in found] == [*range(1, 900), *range(901, 1_003)]
+    board.reset(2_000)
+    assert board.updates(0, compacted=True).entries == []
