@@ -82,6 +82,9 @@ MAX_HTTP_CONNECTIONS = 20_000
 HTTP_REQUEST_TIMEOUT_S = 60.0
 #: How long a refused HTTP client may take to read why.
 HTTP_CLOSE_TIMEOUT_S = 15.0
+#: How long a client that has closed its side may wait for its answers. A poll waits longer, and
+#: most of those who go away in one have only left.
+HTTP_HALF_CLOSED_S = 5.0
 #: Longest EDU as canonical JSON; remote servers take none that is longer.
 MAX_EDU_BYTES = 65_536
 #: Rows that one POST may publish.

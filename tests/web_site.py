@@ -24,6 +24,9 @@ from tcprepl.web.site import build_site
 START_MS = 1_700_000_000_000
 
 
+_PEER = IPv4Address("TCP", "127.0.0.1", 50_000)
+
+
 class Transport(StringTransport):
     """A transport that a test can close, and that notes an abort."""
 
@@ -43,8 +46,8 @@ class Exchange:
         channel: The server's protocol.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.transport = Transport(peerAddress=IPv4Address("TCP", "127.0.0.1", 50_000))
+    def __init__(self, stage: Stage, transport: Any = None) -> None:
+        self.transport = transport or Transport(peerAddress=_PEER)
         self.channel: Any = stage.site.buildProtocol(self.transport.getPeer())
         self.channel.makeConnection(self.transport)
 

@@ -14,6 +14,7 @@ import msgspec
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
+    IHalfCloseableProtocol,
     IPushProducer,
     IReactorTime,
     ITCPTransport,
@@ -37,9 +38,10 @@ CONNECTIONS = Live("tcprepl_http_connections", "HTTP connections open now")
 
 #: What may come while a request is answered; from who sends more nothing is read for now.
 _AHEAD_BYTES: Final = 16_384
-#: For how long what one connection has sent is worked on in a turn of the reactor; the rest has its
-#: turn when the others have had theirs.
+#: For how long what one connection has sent is worked on in a turn of the reactor at the most; the
+#: rest has its turn when the others have had theirs. Many share the time of the last.
 _TURN_S: Final = 0.002
+_TURNS_S: Final = 0.01
 
 
 class Serves(Protocol):
@@ -50,7 +52,7 @@ class Serves(Protocol):
         ...
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHalfCloseableProtocol)
 class LimitedChannel(Connected):
     """One HTTP connection, within its limits.
 
@@ -75,6 +77,10 @@ class LimitedChannel(Connected):
         self._send: Callable[[bytes], int] | None = None
         self._refused = False
         self._closing = False
+        #: Whether the client has closed its side.
+        self._said_all = False
+        #: What of an answer had not been taken when that was looked at.
+        self._untaken: int | None = None
         self._parsing = False
         #: Whether the peer does not take what was answered.
         self._full = False
@@ -106,6 +112,7 @@ class LimitedChannel(Connected):
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
+            self._site.turns -= 1
         self._release()
         self._reader.close()
         self._producer = None
@@ -121,8 +128,27 @@ class LimitedChannel(Connected):
             self._ahead += data
         else:
             self._go_on(data)
+        self._bound_ahead()
+
+    def _bound_ahead(self) -> None:
+        """Read nothing for now from who has sent much: not for ever, as its end is not heard."""
         if len(self._ahead) > _AHEAD_BYTES:
             self._hold()
+            if self._due_s is None:
+                self._arm()
+
+    def readConnectionLost(self) -> None:
+        """Answer what the client has said, and close: it says no more (Twisted calls this)."""
+        self._said_all = True
+        self._arm()
+        self._close_if_done()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: our side is not closed by itself (Twisted calls this)."""
+
+    def _close_if_done(self) -> None:
+        if self._said_all and self._request is None and not self._ahead:
+            self.loseConnection()
 
     # --- flow control (the transport calls these) -------------------------------------------------
 
@@ -155,9 +181,12 @@ class LimitedChannel(Connected):
         if self._request is None and self._ahead and not self._full:
             data, self._ahead = self._ahead, b""
             self._go_on(data)
+            self._bound_ahead()
         if self._held and not self._full and not self._closing and len(self._ahead) <= _AHEAD_BYTES:
             self._held = False
-            self.transport.resumeProducing()
+            if not self._said_all:
+                self.transport.resumeProducing()
+        self._close_if_done()
 
     # --- what comes -------------------------------------------------------------------------------
 
@@ -174,10 +203,12 @@ class LimitedChannel(Connected):
                 if turn_ends_s is not None and self._site.reactor.seconds() >= turn_ends_s:
                     self._ahead = data[at:]
                     self._turn = self._site.reactor.callLater(0, self._next_turn)
+                    self._site.turns += 1
                     return
                 at = self._reader.read(data, at)
                 if turn_ends_s is None and at < len(data):
-                    turn_ends_s = self._site.reactor.seconds() + _TURN_S
+                    turn_s = min(_TURN_S, _TURNS_S / (1 + self._site.turns))
+                    turn_ends_s = self._site.reactor.seconds() + turn_s
                 if self._reader.complete:
                     self._serve()
         except Refusal as refusal:
@@ -187,12 +218,14 @@ class LimitedChannel(Connected):
 
     def _next_turn(self) -> None:
         self._turn = None
+        self._site.turns -= 1
         self._read_on()
 
     def _serve(self) -> None:
         """Hand over the request, which has no deadline any more."""
         message = self._reader.message()
-        self._due_s = None
+        if not self._said_all:
+            self._due_s = None
         if message.last:
             self.persistent = False
         self._request = request = Request(self, message)
@@ -267,7 +300,7 @@ class LimitedChannel(Connected):
 
     def request_done(self, request: Request) -> None:
         """Wait for the next request, or close."""
-        self._request = self._producer = None
+        self._request = self._producer = self._untaken = None
         self._release()
         self._site.log(request)
         if not self.persistent:
@@ -280,7 +313,7 @@ class LimitedChannel(Connected):
     def close_when_idle(self) -> None:
         """Close once the request that is there, if any, is answered."""
         self.persistent = False
-        if self._request is None and not self._reader.begun:
+        if self._request is None and not self._reader.begun and not self._ahead:
             self.loseConnection()
 
     def loseConnection(self) -> None:
@@ -305,7 +338,9 @@ class LimitedChannel(Connected):
         left_s = self._due_s - self._site.reactor.seconds()
         if left_s > 0:
             self._deadline = self._site.reactor.callLater(left_s, self._late)
-        elif self._closing:
+        elif self._takes_answers():
+            self._arm()
+        elif self._closing or self._request is not None:
             self.transport.abortConnection()
         elif self._reader.begun:
             self.refuse(
@@ -319,10 +354,22 @@ class LimitedChannel(Connected):
             self._refused = True
             self.loseConnection()
 
+    def _takes_answers(self) -> bool:
+        """Return whether the client has taken some of what waits for it since it was looked at."""
+        transport = self.transport
+        if not isinstance(transport, Connection):  # TLS hands on what it has to one
+            transport = getattr(transport, "transport", None)
+        if not isinstance(transport, Connection):
+            return False
+        before = self._untaken
+        self._untaken = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+        return self._untaken > 0 and (before is None or self._untaken < before)
+
     def _arm(self, delay_s: float | None = None) -> None:
         """Be late after *delay_s*. The timer goes on from request to request, and looks then."""
         site = self._site
-        delay_s = site.request_timeout_s if delay_s is None else delay_s
+        if delay_s is None:
+            delay_s = limits.HTTP_HALF_CLOSED_S if self._said_all else site.request_timeout_s
         self._due_s = site.reactor.seconds() + delay_s
         if self._deadline is not None and self._deadline.getTime() > self._due_s:
             self._deadline.cancel()
@@ -346,6 +393,7 @@ class LimitedSite(Factory):
         max_connections: Connections admitted at once; more are closed at once.
         request_timeout_s: From being ready for a request to having read all of it.
         held_bytes: Bytes of bodies held now.
+        turns: Connections of which more is to be worked on in the next turn of the reactor.
         open_channels: The connections open now.
     """
 
@@ -366,6 +414,7 @@ class LimitedSite(Factory):
         self.max_connections = max_connections
         self.request_timeout_s = request_timeout_s
         self.held_bytes = 0
+        self.turns = 0
         self.open_channels: set[LimitedChannel] = set()
         self._start_hooks: list[Callable[[], None]] = []
         self._drain_hooks: list[Callable[[], None]] = []

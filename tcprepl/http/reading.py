@@ -86,7 +86,8 @@ class RequestReader:
 
     def _prepare(self) -> None:
         self.complete = False
-        self._refusal: Refusal | None = None
+        #: What `Refusal` is made of: one that is kept keeps the frames that it went through.
+        self._refusal: tuple[int, str, str] | None = None
         self._uri = b""
         self._headers: dict[bytes, list[bytes]] = {}
         self._header_lines = 0
@@ -107,8 +108,10 @@ class RequestReader:
         return self._framing_bytes > 0 or self._in_body
 
     def close(self) -> None:
-        """Let go of the parser, which refers to this object."""
+        """Let go of everything, at once: parser and owner refer to this object."""
+        self._prepare()
         self._parser = None
+        del self._admit, self._go_on
 
     def read(self, data: bytes, at: int) -> int:
         """Take *data* from *at* on, up to the end of one message at the most; return how far.
@@ -128,7 +131,7 @@ class RequestReader:
         else:
             self._take_framed(piece)
         if self._refusal is not None:
-            raise self._refusal
+            raise Refusal(*self._refusal)
         return end
 
     def message(self) -> Message:
@@ -197,7 +200,7 @@ class RequestReader:
     def _refuse(self, status: int, errcode: str, message: str) -> None:
         """Refuse once httptools has returned; the first reason counts."""
         if self._refusal is None:
-            self._refusal = Refusal(status, errcode, message)
+            self._refusal = status, errcode, message
 
     # --- what httptools calls ---------------------------------------------------------------------
 
@@ -228,7 +231,14 @@ class RequestReader:
             or b"close" in (word.strip() for word in asked)
             or not self._parser.should_keep_alive()  # it would read nothing more
         )
-        chunked = b"transfer-encoding" in headers
+        coding = b",".join(headers.get(b"transfer-encoding", ()))
+        if coding and coding.lower() != b"chunked":
+            self._refuse(400, "M_UNRECOGNIZED", "Transfer-Encoding is not known: expected chunked")
+            return
+        if len(headers.get(b"host", ())) > 1:
+            self._refuse(400, "M_UNRECOGNIZED", "header Host is given twice: expected once")
+            return
+        chunked = bool(coding)
         length = int(headers[b"content-length"][0]) if b"content-length" in headers else 0
         if not chunked and not length:
             return
@@ -239,7 +249,8 @@ class RequestReader:
             self._refuse(400, "M_UNRECOGNIZED", "a body in chunks cannot come with an upgrade")
             return
         self._ask(length, 0)
-        if self._refusal is None and headers.get(b"expect", [b""])[0].lower() == b"100-continue":
+        expected = headers.get(b"expect", [b""])[0].lower()
+        if self._refusal is None and version == "1.1" and expected == b"100-continue":
             self._go_on()
 
     def on_body(self, data: bytes) -> None:
@@ -263,4 +274,4 @@ class RequestReader:
             try:
                 self._admit(body_bytes, new_bytes)
             except Refusal as refusal:
-                self._refusal = refusal
+                self._refuse(refusal.status, refusal.errcode, refusal.message)

@@ -72,6 +72,7 @@ class Board:
         self.row_rates: dict[tuple[StreamName, InstanceName], Series] = {}
         self.trends = Trends()
         self.lags: dict[int, Series] = {}
+        self._stopped = False
         self._viewers: dict[Viewer, None] = {}
         self._loop: LoopingProcess | None = None
         services.log.add_listener(self._count)
@@ -98,7 +99,8 @@ class Board:
         )
 
     def stop(self) -> None:
-        """Take no more samples and say goodbye to who watches."""
+        """Take no more samples, and say goodbye to who watches and who would."""
+        self._stopped = True
         if self._loop is not None:
             _ = self._loop.stop()
             self._loop = None
@@ -264,6 +266,10 @@ class Board:
 
     def get_events(self, call: Call) -> Response:
         """Answer with the parts of the page, again and again."""
+        if self._stopped:
+            raise ApiError(
+                503, "M_LIMIT_EXCEEDED", "the server is ending", headers={"Retry-After": "10"}
+            )
         if len(self._viewers) >= limits.MAX_STATUS_VIEWERS:
             raise ApiError(
                 503,

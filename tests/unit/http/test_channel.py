@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import count
 from typing import Any
 
@@ -11,7 +13,7 @@ from structlog.testing import capture_logs
 from tcprepl import limits
 from tcprepl.http.channel import CONNECTIONS
 from tcprepl.web.services import HttpLimits
-from tests.web_site import Answer, Exchange, Stage
+from tests.web_site import Answer, Exchange, Stage, Transport
 
 ROWS = "/_tcprepl/v1/streams/audit/rows"
 
@@ -380,12 +382,12 @@ def test_what_comes_behind_a_body_in_chunks_is_bounded(stage: Stage) -> None:
 
 def test_what_follows_a_request_waits_until_that_is_answered(stage: Stage) -> None:
     """In order; from who sends much meanwhile nothing is read."""
-    exchange = stage.poll(typing=0, timeout=10_000)
+    exchange = stage.poll(typing=0, timeout=9_000)
     for _ in range(600):
         exchange.send(GET)
     assert not exchange.answered
     assert exchange.transport.producerState == "paused"
-    stage.clock.advance(10)
+    stage.clock.advance(9)
     assert exchange.transport.value().count(b"HTTP/1.1 200") == 601
     assert exchange.transport.producerState == "producing"
     exchange.leave()
@@ -403,11 +405,15 @@ def test_many_requests_at_once_take_turns_with_others(
         leaves.send(GET * 20)
     first = exchange.transport.value().count(b"HTTP/1.1 200")
     assert 0 < first < 10
+    others = leaves.transport.value().count(b"HTTP/1.1 200")
+    assert 0 < others <= first
     leaves.leave()
+    assert stage.site.turns == 1
     exchange.send(GET[9:])
     assert exchange.transport.value().count(b"HTTP/1.1 200") == first
     stage.clock.advance(1)
     assert exchange.transport.value().count(b"HTTP/1.1 200") == 21
+    assert stage.site.turns == 0
     exchange.leave()
 
 
@@ -441,3 +447,132 @@ def test_an_answer_that_goes_on_is_in_chunks_where_the_client_knows_them(stage: 
     stage.site.drain()
     assert old.transport.disconnecting
     old.leave()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"Content-Length: 90\r\n\r\n[",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n[    \r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n[    \r\nZZ\r\n",
+        b"Content-Length: 101\r\n\r\n[",
+    ],
+)
+def test_a_connection_that_ends_leaves_nothing_for_the_collector(
+    stage: Stage, begun: bytes
+) -> None:
+    """Bodies of requests that never come whole are let go of at once, refused ones too."""
+    gc.collect()
+    gc.disable()
+    try:
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\n" % ROWS.encode()
+        exchange = Exchange(stage).send(head + begun)
+        exchange.transport.producer = None  # a real one lets go of it by itself
+        held = weakref.ref(exchange.channel), weakref.ref(exchange.channel._reader)
+        exchange.leave()
+        del exchange
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_who_has_said_all_is_answered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what waits for its turn; then our side is closed, too."""
+    exchange, idle = Exchange(stage), Exchange(stage).send(GET)
+    ticks = count()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.clock, "seconds", lambda: next(ticks) / 2_000)
+        exchange.send(GET * 20 + GET[:9])
+        exchange.channel.readConnectionLost()
+    assert exchange.transport.value().count(b"HTTP/1.1 200") < 20
+    assert not exchange.transport.disconnecting
+    stage.clock.advance(1)
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == 20
+    assert exchange.transport.disconnecting
+    idle.channel.readConnectionLost()
+    assert idle.transport.disconnecting
+    for one in (idle, exchange):
+        one.channel.writeConnectionLost()
+        one.leave()
+
+
+def test_who_has_said_all_waits_for_a_while(stage: Stage) -> None:
+    """Who left in a poll does not keep it for as long as the poll would wait."""
+    stays, left = stage.poll(typing=0, timeout=60_000), stage.poll(receipts=0, timeout=60_000)
+    for poll in (stays, left):
+        poll.channel.readConnectionLost()
+    stage.clock.advance(limits.HTTP_HALF_CLOSED_S - 1)
+    left.send(b"")
+    assert not left.transport.aborted
+    stage.publish("typing", ["!r:x", []])
+    assert stays.answered
+    assert stays.transport.disconnecting
+    stage.clock.advance(1)
+    assert left.transport.aborted
+    for poll in (stays, left):
+        poll.leave()
+
+
+def test_who_sends_much_behind_a_poll_is_cut_off_in_time(stage: Stage) -> None:
+    """It is not read, and so nobody would hear that it is gone."""
+    exchange = stage.poll(typing=0, timeout=5_000)
+    path = b"/_synapse/replication?typing=0&timeout=60000"
+    exchange.send(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+    exchange.send(GET * 600)
+    stage.clock.advance(5)
+    assert exchange.transport.value().count(b"HTTP/1.1") == 1
+    stage.clock.advance(9)
+    assert not exchange.transport.aborted
+    stage.clock.advance(1)
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+class Slow(Transport):
+    """A transport that holds what its peer has not taken, as that of a socket does."""
+
+    TLS = True
+    offset = 0
+
+    def hold(self, size: int) -> None:
+        """Have so much that the peer has not taken."""
+        self.dataBuffer, self._tempDataLen = b"x" * (size - 100), 100
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_who_reads_slowly_is_not_cut_off(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, close: bool
+) -> None:
+    """As long as it reads: an answer may take longer than the time for a request."""
+    monkeypatch.setattr("tcprepl.http.channel.Connection", Slow)
+    exchange = Exchange(stage, Slow())
+    exchange.send(GET[:-2] + (b"Connection: close\r\n\r\n" if close else b"\r\n"))
+    for left in (900, 600, 300):
+        exchange.transport.hold(left)
+        stage.clock.advance(10)
+        assert not exchange.transport.aborted
+        assert exchange.transport.disconnecting == close
+    stage.clock.advance(10)
+    assert exchange.transport.disconnecting
+    stage.clock.advance(limits.HTTP_CLOSE_TIMEOUT_S)
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+def test_drain_answers_what_waits_for_its_turn(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the word that the connection ends."""
+    exchange = Exchange(stage)
+    ticks = count()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.clock, "seconds", lambda: next(ticks) / 2_000)
+        exchange.send(GET * 20)
+    first = exchange.transport.value().count(b"HTTP/1.1 200")
+    stage.site.drain()
+    assert not exchange.transport.disconnecting
+    stage.clock.advance(1)
+    assert exchange.transport.value().count(b"HTTP/1.1 200") == first + 1
+    assert exchange.transport.value().count(b"Connection: close\r\n") == 1
+    assert exchange.transport.disconnecting
+    exchange.leave()

@@ -102,9 +102,12 @@ def test_a_client_that_waits_is_told_before_its_body() -> None:
     assert (read.waiting, read.messages) == (1, [])
     read.take(b"{}" + head % 0)
     assert (read.waiting, len(read.messages)) == (1, 2)
+    read.take(head.replace(b"1.1", b"1.0") % 2 + b"{}")  # RFC 9110, 10.1.1
+    assert (read.waiting, len(read.messages)) == (1, 3)
+    read = Read()
     with pytest.raises(Refusal, match="too much"):
         read.take(head % 101)
-    assert read.waiting == 1
+    assert read.waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,11 @@ def test_a_client_that_waits_is_told_before_its_body() -> None:
             b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "Transfer-Encoding can't be present with Content-Length",
         ),
+        (
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "Transfer-Encoding is not known: expected chunked",
+        ),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "header Host is given twice"),
         (
             b"POST / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n",

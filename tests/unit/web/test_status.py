@@ -170,6 +170,14 @@ def test_viewers_are_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
         exchange.leave()
 
 
+def test_nobody_begins_to_watch_a_server_that_ends(stage: Stage) -> None:
+    """Whoever does would not be told of its end."""
+    stage.site.drain()
+    answer = stage.get("/_tcprepl/v1/events")
+    assert answer.error[:2] == (503, "M_LIMIT_EXCEEDED")
+    assert answer.headers["retry-after"] == "10"
+
+
 def test_head_of_the_events_ends(stage: Stage) -> None:
     """It would go on for ever."""
     assert stage.ask("HEAD", "/_tcprepl/v1/events").status == 200
