@@ -6,6 +6,10 @@ import re
 
 #: What Synapse logs of a request that its Redis had not answered when it ended.
 LOST = "txredisapi.ConnectionError"
+#: What its log contexts say of that, where one of them waited: they are entered anew by the loss of
+#: the connection, after they have ended (``BackgroundProcessLoggingContext``, as of 1.163).
+_REENTERED = "Background process re-entered without a proc"
+_BY_THE_LOSS = re.compile(r"txredisapi\.py\", line \d+, in connectionLost$", re.MULTILINE)
 #: What begins an entry of a Synapse's log.
 _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 _WRONG = re.compile(r"^Traceback |^\S+ .* (?:ERROR|CRITICAL) ", re.MULTILINE)
@@ -29,6 +33,11 @@ def complaints(log: str) -> list[str]:
         elif " CRITICAL " in entry and found and _ANNOUNCED.fullmatch(found[-1]):
             found.pop()
     return found
+
+
+def is_of_a_lost_connection(entry: str) -> bool:
+    """Return whether an entry is of a request that Redis had not answered when it ended."""
+    return LOST in entry or (_REENTERED in entry and bool(_BY_THE_LOSS.search(entry)))
 
 
 def _met_in_the_counters(entry: str) -> bool:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.interop.busing import Bus
-from tests.interop.complaints import LOST, complaints
+from tests.interop.complaints import LOST, complaints, is_of_a_lost_connection
 from tests.interop.environments import find_program
 from tests.interop.processes import Child, Restartable, accepts, wait_until
 from tests.interop.servers import Postgres
@@ -65,6 +65,9 @@ class Life:
         """Return what kinds of errors there are: the exception, or who says it."""
         found: set[str] = set()
         for entry in self.errors():
+            if is_of_a_lost_connection(entry):
+                found.add(LOST)
+                continue
             raised = re.findall(r"^([\w.]+)(?::.*)?$", entry.rstrip(), re.MULTILINE)
             found.add(raised[-1] if raised else " ".join(entry.split()[2:]))
         return found

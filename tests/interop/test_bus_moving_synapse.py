@@ -19,7 +19,7 @@ import pytest
 
 from tests.harness import Running
 from tests.interop.busing import BigFleet
-from tests.interop.complaints import LOST
+from tests.interop.complaints import is_of_a_lost_connection
 from tests.interop.moving import commands, users_of_redis
 from tests.interop.processes import wait_until
 from tests.interop.relaying import StubbornRedis, by_pair, row_of, tokens_of
@@ -168,7 +168,7 @@ class Mover:
 
         These are there, too, when it is redis-server that ends: test_bus_late.py does that.
         """
-        return [entry for entry in self.fleet.complaints() if LOST not in entry]
+        return [one for one in self.fleet.complaints() if not is_of_a_lost_connection(one)]
 
     def _replication_ports(self) -> dict[str, int]:
         return {"main": self.fleet.main.http_replication_port, **self.fleet.ports}

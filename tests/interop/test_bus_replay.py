@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness import FULL
 from tests.interop.busing import BigFleet, Bus
-from tests.interop.complaints import LOST
+from tests.interop.complaints import is_of_a_lost_connection
 from tests.interop.processes import wait_until
 from tests.interop.servers import Postgres
 from tests.interop.synapse import SynapseMain
@@ -116,7 +116,7 @@ class Stage:
         With redis-server in the place of the bus, and the same done to it, those are there, too:
         test_bus_late.py does that.
         """
-        return [entry for entry in self.fleet.complaints() if LOST not in entry]
+        return [one for one in self.fleet.complaints() if not is_of_a_lost_connection(one)]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.interop.complaints import complaints
+from tests.interop.complaints import LOST, complaints, is_of_a_lost_connection
 
 FINE = "2026-11-28 05:42:44,001 synapse.app 92 INFO all is well\n"
 TRACEBACK = (
@@ -49,3 +49,33 @@ def test_an_error_and_a_traceback_are_found(entry: str) -> None:
 def test_a_traceback_before_any_entry_is_found() -> None:
     traceback = "Traceback (most recent call last):\nImportError: twisted\n"
     assert complaints(traceback + FINE) == [traceback]
+
+
+REENTERED = (
+    "2026-11-28 20:29:54,120 synapse.metrics.background_process_metrics 513 ERROR "
+    "Background process re-entered without a proc: process_event_queue_for_federation-96\n"
+    "Stack (most recent call last):\n"
+    '  File "twisted/internet/tcp.py", line 353, in connectionLost\n'
+    "    protocol.connectionLost(reason)\n"
+    '  File "site-packages/txredisapi.py", line 346, in connectionLost\n'
+    '    self.replyReceived(ConnectionError("Lost connection"))\n'
+    '  File "synapse/util/metrics.py", line 258, in __exit__\n'
+    "    self._logging_context.__exit__(exc_type, exc_val, exc_tb)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "lost"),
+    [
+        (REENTERED, True),
+        (f"2026-11-28 05:42:44,001 synapse.util 73 ERROR it\n{LOST}: Lost connection\n", True),
+        (REENTERED.replace("txredisapi", "other"), False),
+        (REENTERED.replace("line 346, in connectionLost", "line 346, in replyReceived"), False),
+        (REENTERED.replace("re-entered", "ended"), False),
+        (OTHER, False),
+    ],
+)
+def test_what_a_lost_connection_to_redis_causes_is_told_apart(entry: str, lost: bool) -> None:
+    """By the exception, or by the loss in the stack of who complains."""
+    assert complaints(entry) == [entry]
+    assert is_of_a_lost_connection(entry) == lost
