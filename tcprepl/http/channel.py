@@ -15,6 +15,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
+    IProtocolNegotiationFactory,
     IPushProducer,
     IReactorTime,
     ITCPTransport,
@@ -382,6 +383,7 @@ class LimitedChannel(Connected):
         self._held_bytes = 0
 
 
+@implementer(IProtocolNegotiationFactory)
 class LimitedSite(Factory):
     """A site that bounds its connections and their requests, and can be drained.
 
@@ -429,6 +431,10 @@ class LimitedSite(Factory):
         channel = LimitedChannel(self)
         channel.factory = self
         return channel
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return what is spoken over TLS with who asks (Twisted calls this)."""
+        return [b"http/1.1"]
 
     def startFactory(self) -> None:
         """Start what runs while the site listens (Twisted calls this)."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from twisted.internet.interfaces import IProtocolNegotiationFactory
 
 from tcprepl import limits
 from tcprepl.http.channel import CONNECTIONS
@@ -150,6 +151,12 @@ def test_as_many_headers_as_allowed_are_taken(stage: Stage) -> None:
         exchange.send(b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * limits.MAX_HTTP_HEADERS + b"\r\n")
     assert exchange.transport.value().count(b"HTTP/1.1 200") == 2
     exchange.leave()
+
+
+def test_a_client_that_asks_for_a_protocol_over_tls_is_told(stage: Stage) -> None:
+    """Twisted ends a handshake in which nothing is agreed on."""
+    assert IProtocolNegotiationFactory.providedBy(stage.site)
+    assert stage.site.acceptableProtocols() == [b"http/1.1"]
 
 
 def test_connections_are_counted(stage: Stage) -> None:
