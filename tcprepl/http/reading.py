@@ -111,7 +111,7 @@ class RequestReader:
         """Let go of everything, at once: parser and owner refer to this object."""
         self._prepare()
         self._parser = None
-        del self._admit, self._go_on
+        self._admit = self._go_on = _ask_nobody
 
     def read(self, data: bytes, at: int) -> int:
         """Take *data* from *at* on, up to the end of one message at the most; return how far.
@@ -275,3 +275,7 @@ class RequestReader:
                 self._admit(body_bytes, new_bytes)
             except Refusal as refusal:
                 self._refuse(refusal.status, refusal.errcode, refusal.message)
+
+
+def _ask_nobody(*_: object) -> None:
+    """Stand for the owner of a reader that is closed."""

@@ -63,6 +63,15 @@ def test_a_message_is_all_that_was_said() -> None:
     assert not read.reader.begun
 
 
+def test_a_reader_that_is_closed_holds_nothing() -> None:
+    """However often it is."""
+    read = Read().take(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n[")
+    assert read.reader.begun
+    for _ in range(2):
+        read.reader.close()
+        assert not read.reader.begun
+
+
 def test_no_byte_of_the_next_message_is_read() -> None:
     """Whoever reads takes one, and decides."""
     reader = Read().reader
