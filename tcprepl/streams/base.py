@@ -34,7 +34,7 @@ EXPIRE_INTERVAL_S = 60.0
 
 #: How much that is too old, and no more than that, goes with an append at most. It is more than
 #: comes; what comes of age together, after a quiet time, goes with the look every minute.
-EXPIRED_AT_ONCE = 4
+AGED_AT_ONCE = 4
 
 #: Why a closed log refuses.
 CLOSED = "the log is closed"
@@ -64,7 +64,7 @@ class Transactions:
         _ = self._forgets_oldest(now_ms)
 
     def expiring(self, now_ms: int) -> Iterator[None]:
-        """Forget what was answered too long ago, one with each step."""
+        """Forget what was answered too long ago, and what is too much: one with each step."""
         while self._forgets_oldest(now_ms):
             yield
 

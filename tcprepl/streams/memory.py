@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from tcprepl.errors import LogUnavailable, ProducerError, TokenOrder
 from tcprepl.ids import InstanceName, Pair, ProducerName, StreamName, Token
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.streams.base import CLOSED, EXPIRED_AT_ONCE, BaseLog
+from tcprepl.streams.base import AGED_AT_ONCE, CLOSED, BaseLog
 from tcprepl.streams.blocks import assign_tokens, cut_page, render
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.history import History
@@ -94,7 +94,7 @@ class MemoryStream:
         done = 0
         while self._expires_oldest(now_ms):
             done += 1
-            if done >= EXPIRED_AT_ONCE and not self.bounds.is_full(
+            if done >= AGED_AT_ONCE and not self.bounds.is_full(
                 self._ring.size_bytes, self._ring.rows
             ):
                 return

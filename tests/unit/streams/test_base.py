@@ -12,8 +12,8 @@ from twisted.internet.task import Clock
 
 from tcprepl.errors import LogCorrupt
 from tcprepl.streams.base import (
+    AGED_AT_ONCE,
     EXPIRE_INTERVAL_S,
-    EXPIRED_AT_ONCE,
     BaseLog,
     Transactions,
 )
@@ -112,7 +112,7 @@ def test_what_comes_of_age_together_goes_in_turns() -> None:
     for _ in range(3):  # what comes meanwhile is no dearer
         log.append("caches", "w", [b'["a",null,null]'])
         before, now = log.floor("caches", "w"), before
-        assert before == now + EXPIRED_AT_ONCE
+        assert before == now + AGED_AT_ONCE
     clock.advance(1)
     assert log.floor("caches", "w") == 200
     assert len(log._transactions._answers) == 0
