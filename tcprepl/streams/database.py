@@ -23,6 +23,7 @@ from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import checked, explained, open_database, open_reader
+from tcprepl.streams.bodies import encode_block
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -30,7 +31,6 @@ from tcprepl.streams.engine import (
     Commit,
     Freed,
     StoredPair,
-    encode_block,
 )
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block

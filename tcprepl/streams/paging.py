@@ -13,7 +13,8 @@ from zlib import crc32
 from tcprepl import limits
 from tcprepl.ids import Token
 from tcprepl.streams.blocks import merge
-from tcprepl.streams.engine import StoredPair, decode_block
+from tcprepl.streams.bodies import decode_block
+from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.log import Block
 from tcprepl.streams.pages import DiskPage

@@ -22,6 +22,7 @@ from tcprepl.errors import LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.fenced import GATE, LEASE_S, FencedDatabase
 from tcprepl.storage.postgresql import Connection, Link
+from tcprepl.streams.bodies import encode_block
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -30,7 +31,6 @@ from tcprepl.streams.engine import (
     Freed,
     KnownTransactions,
     StoredPair,
-    encode_block,
 )
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block

@@ -19,7 +19,8 @@ from tcprepl.errors import LogError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.storage.postgresql import Link
-from tcprepl.streams.engine import StoredPair, decode_block
+from tcprepl.streams.bodies import decode_block
+from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, Incarnation
 from tcprepl.streams.holding import Holder

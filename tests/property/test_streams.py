@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tcprepl.errors import BadRow
 from tcprepl.streams import ring as ring_module
 from tcprepl.streams.blocks import cut_page, render, rows_of
-from tcprepl.streams.engine import decode_block, encode_block
+from tcprepl.streams.bodies import decode_block, encode_block
 from tcprepl.streams.log import Block
 from tcprepl.streams.memory import MemoryStream
 from tcprepl.streams.registry import Registry, StreamDef

@@ -9,7 +9,8 @@ import pytest
 from tcprepl import limits
 from tcprepl.limits import PAGE_ROWS
 from tcprepl.streams.blocks import render
-from tcprepl.streams.engine import StoredPair, encode_block
+from tcprepl.streams.bodies import encode_block
+from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.paging import PageBuilder, StoredBlock
 
