@@ -1,37 +1,70 @@
-"""The bodies of stored blocks: what a database keeps of one, and the block again."""
+"""The bodies of stored blocks: what a database keeps of one, and the block again.
+
+A body is an array of MessagePack: the tokens, whether they follow one another, the last token of
+the block before, and the lines. These are bytes, or, in SQLite where there are more than a few of
+them, a frame of Zstandard (RFC 8878) as an extension: then the disk is given a third or less.
+"""
 
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Sequence
 from typing import Final
 
 import msgpack
+from zstandard import ZstdCompressor, ZstdDecompressor
 
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.streams.log import Block
 
-#: What msgpack writes before bytes, up to 4 GiB of them, and no bytes at all as it writes them.
+#: Bytes of lines from which on they are compressed; of fewer there is little to gain.
+COMPRESSED_BYTES: Final = 1_024
+#: More takes longer than the disk is spared.
+_LEVEL: Final = 1
+#: The code of MessagePack's extension that lines are which are compressed.
+_COMPRESSED: Final = 1
+
+#: What msgpack writes before bytes and before an extension, up to 4 GiB of them, and no bytes at
+#: all as it writes them.
 _BYTES: Final = struct.Struct(">BI")
 _BYTES_32: Final = 0xC6
+_EXTENSION: Final = struct.Struct(">BIb")
+_EXTENSION_32: Final = 0xC9
 _NO_BYTES: Final = msgpack.packb(b"")
 
 
-def encode_block(block: Block, before: Token | None = None) -> bytes:
+class _Zstandard(threading.local):
+    """What compresses and what undoes that: one of each for a thread, as they serve one alone."""
+
+    def __init__(self) -> None:
+        self.compress = ZstdCompressor(level=_LEVEL).compress
+        self.decompress = ZstdDecompressor().decompress
+
+
+_zstandard: Final = _Zstandard()
+
+
+def encode_block(block: Block, before: Token | None = None, *, compressed: bool = False) -> bytes:
     """Return the body that is stored of *block*.
 
     Args:
         block: The block.
         before: The last token of the block before it; None if that is not known.
+        compressed: Whether lines that gain by it are compressed.
     """
     tokens = block.tokens
     consecutive = type(tokens) is range
     given = (tokens[0], len(tokens)) if consecutive else list(tokens)
     head: bytes = msgpack.packb((given, consecutive, before, b""))
+    lines = block.lines
+    mark = _BYTES.pack(_BYTES_32, len(lines))
+    if compressed and len(lines) >= COMPRESSED_BYTES:
+        frame = _zstandard.compress(lines)
+        if len(frame) < len(lines):
+            lines, mark = frame, _EXTENSION.pack(_EXTENSION_32, len(frame), _COMPRESSED)
     # msgpack would copy the lines twice, through a buffer of its own.
-    return b"".join(
-        (head[: -len(_NO_BYTES)], _BYTES.pack(_BYTES_32, len(block.lines)), block.lines)
-    )
+    return b"".join((head[: -len(_NO_BYTES)], mark, lines))
 
 
 def decode_block(
@@ -42,4 +75,6 @@ def decode_block(
     tokens, consecutive, *more, lines = msgpack.unpackb(body)
     before: Token | None = more[0] if len(more) == 1 else None
     given: Sequence[Token] = range(tokens[0], tokens[0] + tokens[1]) if consecutive else tokens
+    if type(lines) is not bytes:
+        lines = _zstandard.decompress(lines.data)
     return Block(stream, instance, given, lines, written_ms), before

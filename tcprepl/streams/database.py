@@ -403,7 +403,7 @@ class Database:
         if before is None:
             before = token_of(connection.execute(SELECT_NEWEST, (pair,)).fetchone())
         newest[pair] = block.last
-        body = encode_block(block, before or None)
+        body = encode_block(block, before or None, compressed=True)
         size = len(block.lines)
         return pair, block.last, len(block.tokens), size, block.written_ms, crc32(body), body
 

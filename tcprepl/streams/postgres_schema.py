@@ -150,10 +150,12 @@ END $$;
 
 #: The last token of the newest block of a pair; 0 is none, or not known.
 _ADD_NEWEST: Final = "ALTER TABLE pairs ADD COLUMN newest bigint NOT NULL DEFAULT 0;"
+#: Bodies that were migrated from SQLite may be compressed, which older releases cannot read.
+_MAY_BE_COMPRESSED: Final = ""
 SCHEMA: Final = PostgresSchema(
     CREATE_WRITERS + CREATE_MIGRATION + _TABLES + _FUNCTIONS + CREATE_FENCE,
-    version=2,
-    upgrades={1: _ADD_NEWEST + CREATE_MIGRATION},
+    version=3,
+    upgrades={1: _ADD_NEWEST + CREATE_MIGRATION, 2: _MAY_BE_COMPRESSED},
 )
 
 # What is said to them.

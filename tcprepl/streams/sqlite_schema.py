@@ -10,7 +10,7 @@ DATABASE_NAME = "log.sqlite3"
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _CREATE = """
 CREATE TABLE pairs (
     id INTEGER PRIMARY KEY,
@@ -61,11 +61,19 @@ _ADD_NEWEST = "ALTER TABLE pairs ADD COLUMN newest INTEGER NOT NULL DEFAULT 0;"
 #: Of an incarnation that ran beside others in PostgreSQL, the one at whose beginning it was over;
 #: all others were over when the next one began.
 _ADD_ENDED = "ALTER TABLE incarnations ADD COLUMN ended INTEGER;"
+#: Bodies may be compressed, which older releases cannot read.
+_MAY_COMPRESS = ""
 #: What the file holds. A page has room for a few blocks of one row.
 SCHEMA = Schema(
     _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST + _ADD_ENDED,
     version=SCHEMA_VERSION,
-    upgrades={1: _CREATE_INCARNATIONS, 2: CREATE_PRODUCERS, 3: _ADD_NEWEST, 4: _ADD_ENDED},
+    upgrades={
+        1: _CREATE_INCARNATIONS,
+        2: CREATE_PRODUCERS,
+        3: _ADD_NEWEST,
+        4: _ADD_ENDED,
+        5: _MAY_COMPRESS,
+    },
     application_id=APPLICATION_ID,
     page_size=16_384,
     shrinks=True,

@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from tests.damage import place_of
 from tests.harness import Lines, Server, tcprepl, wait_until
 
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -190,7 +191,7 @@ def test_a_damaged_block_of_thirty_costs_its_rows_at_every_face(tmp_path: Path) 
         server.process.stop()
         path = database(tmp_path)
         content = bytearray(path.read_bytes())
-        content[content.index(b'["@0150:a"]') + 3] ^= 1
+        content[place_of(path, 150)] ^= 1
         path.write_bytes(bytes(content))
         server.start()
         tokens: list[int] = []

@@ -168,11 +168,14 @@ def test_pages_are_the_list_cut_at_tokens(
     assert found == expected
 
 
-@given(ascending, st.booleans())
-def test_a_block_on_disk_is_the_block(tokens: list[int], consecutive: bool) -> None:
+@given(ascending, st.booleans(), st.booleans(), st.integers(1, 2_000))
+def test_a_block_on_disk_is_the_block(
+    tokens: list[int], consecutive: bool, compressed: bool, length: int
+) -> None:
     given_tokens = range(1, len(tokens) + 1) if consecutive else tokens
-    block = render("s", "i", given_tokens, [b"[%d]" % t for t in tokens], 5)
-    back, before = decode_block("s", "i", encode_block(block, tokens[0]), 5)
+    block = render("s", "i", given_tokens, [b"[%d]" % t * length for t in tokens], 5)
+    body = encode_block(block, tokens[0], compressed=compressed)
+    back, before = decode_block("s", "i", body, 5)
     assert before == tokens[0]
     assert list(back.tokens) == list(block.tokens)
     assert back.lines == block.lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import ClassVar
 import psycopg
 
 from tests import invariants, postgres_world
+from tests.damage import bodies, place_in
 from tests.harness import TCPREPL, Running, program, wait_until
 from tests.interop.servers import Postgres
 from tests.invariants import History, Row
@@ -186,16 +186,16 @@ class ServeWorld(World):
         self.answers.write_text("".join(kept))
 
     def damage(self) -> None:
-        """Stop the server in order, and flip a bit of a row on its disk."""
+        """Stop the server in order, and flip a bit of a block on its disk."""
         self.serve.heal()
         self.wait_ready()
         self.serve.end()
         path = self.data / "log.sqlite3"
+        stored = bodies(path)
         content = bytearray(path.read_bytes())
-        places = [found.start() for found in re.finditer(rb'\["@h?\d+:', content)]
-        if places:
-            # In a digit, so that it stays JSON, and nothing but a checksum can tell.
-            content[self.chance.choice(places) + 3] ^= 1
+        place = place_in(bytes(content), self.chance.choice(stored)[1]) if stored else None
+        if place is not None:
+            content[place] ^= 1
             path.write_bytes(bytes(content))
             self.damaged = True
             self.tally["bits flipped"] += 1

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgpack
 import pytest
+from zstandard import ZstdCompressor
 
 from tcprepl.streams.blocks import render
-from tcprepl.streams.bodies import decode_block, encode_block
+from tcprepl.streams.bodies import COMPRESSED_BYTES, decode_block, encode_block
+from tcprepl.streams.log import Block
+
+
+def many(first: int, count: int = 100) -> Block:
+    """Return a block that is worth compressing."""
+    rows = [b'["!room:example.com","@user%d:example.com"]' % n for n in range(count)]
+    return render("s", "i", range(first, first + count), rows, 0)
 
 
 @pytest.mark.parametrize("tokens", [[1, 2, 2, 9], range(5, 8)])
@@ -30,3 +40,41 @@ def test_a_block_of_before_the_first_release_is_read() -> None:
     body = msgpack.packb(((5, 2), True, 13, b"\x0e\0\0\0\x1c\0\0\0", lines))
     back, before = decode_block("s", "i", body, 77)
     assert (back.tokens, back.lines, before) == (range(5, 7), lines, None)
+
+
+@pytest.mark.parametrize("tokens", [[*range(1, 100), 200], range(5, 105)])
+def test_many_rows_are_stored_compressed(tokens: Sequence[int]) -> None:
+    made = render("s", "i", tokens, [b'["!room:example.com"]'] * len(tokens), 0)
+    body = encode_block(made, 3, compressed=True)
+    assert len(body) * 3 < len(made.lines) < len(encode_block(made, 3))
+    back, before = decode_block("s", "i", body, 77)
+    assert (back.tokens, back.lines, before) == (made.tokens, made.lines, 3)
+
+
+def test_few_rows_and_what_does_not_get_smaller_are_stored_as_they_are() -> None:
+    few = Block("s", "i", (1,), b"x" * (COMPRESSED_BYTES - 1), 0)
+    noise = Block("s", "i", (1,), os.urandom(COMPRESSED_BYTES * 2), 0)
+    enough = Block("s", "i", (1,), b"x" * COMPRESSED_BYTES, 0)
+    for block in (few, noise):
+        assert encode_block(block, compressed=True) == encode_block(block)
+    assert len(encode_block(enough, compressed=True)) < COMPRESSED_BYTES
+
+
+def test_a_body_is_what_it_is_said_to_be() -> None:
+    """What one release writes, the next one reads, however hard it tries to make it small."""
+    made = many(5)
+    frame = msgpack.ExtType(1, ZstdCompressor(level=19, write_checksum=True).compress(made.lines))
+    body = msgpack.packb(((5, 100), True, 4, frame))
+    back, before = decode_block("s", "i", body, 77)
+    assert (back.tokens, back.lines, before) == (made.tokens, made.lines, 4)
+
+
+def test_threads_compress_beside_one_another() -> None:
+    """Several logs of a process write, and others read, at the same time."""
+    blocks = [many(first, 500 + first) for first in range(1, 200)]
+
+    def there_and_back(block: Block) -> bytes:
+        return decode_block("s", "i", encode_block(block, compressed=True), 0)[0].lines
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(there_and_back, blocks)) == [block.lines for block in blocks]

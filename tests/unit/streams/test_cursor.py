@@ -22,6 +22,7 @@ from tcprepl.streams.log import Page
 from tcprepl.streams.memory import RESTARTED, MemoryLog
 from tcprepl.streams.pages import Reading
 from tcprepl.streams.retention import Bounds, Retention
+from tests.damage import place_of
 from tests.log_kit import (
     DURABLE,
     STATES,
@@ -475,8 +476,7 @@ def damage(store: SqliteStore, token: int, how: str = "changed") -> None:
         store.open()
         return
     content = bytearray(path.read_bytes())
-    place = content.index(b"RDATA push_rules w %d " % token)
-    content[place] ^= 1
+    content[place_of(path, token)] ^= 1
     path.write_bytes(bytes(content))
     store.open()
 
