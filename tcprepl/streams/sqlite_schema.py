@@ -63,7 +63,7 @@ _ADD_NEWEST = "ALTER TABLE pairs ADD COLUMN newest INTEGER NOT NULL DEFAULT 0;"
 _ADD_ENDED = "ALTER TABLE incarnations ADD COLUMN ended INTEGER;"
 #: Bodies may be compressed, which older releases cannot read.
 _MAY_COMPRESS = ""
-#: What the file holds. A page has room for a few blocks of one row.
+#: What the file holds. A page has room for a few rows; each commit writes two or three, whole.
 SCHEMA = Schema(
     _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST + _ADD_ENDED,
     version=SCHEMA_VERSION,
@@ -75,7 +75,7 @@ SCHEMA = Schema(
         5: _MAY_COMPRESS,
     },
     application_id=APPLICATION_ID,
-    page_size=16_384,
+    page_size=8_192,
     shrinks=True,
     if_damaged=(
         "stop the process, keep a copy of the directory, then either put a good copy in its "

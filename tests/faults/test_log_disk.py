@@ -14,7 +14,7 @@ import pytest
 
 from tcprepl.errors import LogCorrupt, LogTooNew, LogUnavailable
 from tcprepl.streams.retention import Retention
-from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA_VERSION
+from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA, SCHEMA_VERSION
 from tests.damage import place_of
 from tests.harness import Running
 from tests.log_kit import DURABLE, SqliteStore, add, read_all, result, row
@@ -132,9 +132,10 @@ def test_a_page_of_noise_never_gives_wrong_rows(tmp_path: Path, page: int) -> No
     store.close()
     path = tmp_path / DATABASE_NAME
     content = bytearray(path.read_bytes())
-    assert len(content) > 8 * 16_384
-    content[page * 16_384 : (page + 1) * 16_384] = bytes(
-        (number * 37 + 11) % 256 for number in range(16_384)
+    size = SCHEMA.page_size
+    assert len(content) > 8 * size
+    content[page * size : (page + 1) * size] = bytes(
+        (number * 37 + 11) % 256 for number in range(size)
     )
     path.write_bytes(content)
     complaint = ""

@@ -17,6 +17,7 @@ import pytest
 from tcprepl import limits
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 from tcprepl.storage import sqlite as storage
+from tcprepl.streams import bodies
 from tcprepl.streams import database as database_module
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
@@ -27,7 +28,7 @@ from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.paging import PageBuilder
 from tcprepl.streams.producers import Produced, ProducerState
-from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA_VERSION
+from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA, SCHEMA_VERSION
 from tests.damage import place_of
 from tests.log_kit import DURABLE, SqliteStore, result, row
 
@@ -349,7 +350,7 @@ def _scribble(path: Path, token: int, offset: int | None, scribble: bytes) -> No
     content = bytearray(file.read_bytes())
     place = place_of(file, token)
     if offset is not None:
-        place = place // 16_384 * 16_384 + offset
+        place = place // SCHEMA.page_size * SCHEMA.page_size + offset
     content[place : place + len(scribble)] = scribble
     file.write_bytes(bytes(content))
 
@@ -398,7 +399,8 @@ def test_a_chain_of_pages_that_is_broken_costs_its_block_and_perhaps_a_neighbour
     tmp_path: Path,
 ) -> None:
     """SQLite looks at what it passes while it searches: what is next to it may be out of reach."""
-    _in_file(tmp_path, 512)
+    with mock.patch.object(bodies, "COMPRESSED_BYTES", 1_000_000):
+        _in_file(tmp_path, 240)  # of blocks of that size four stand in a page
     _scribble(tmp_path, 150, 0, b"\xff" * 4)
     database = Database(tmp_path)
     found, gaps = _walk(database)
