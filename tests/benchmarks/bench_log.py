@@ -2,15 +2,16 @@
 
 ``python -m tests.benchmarks.bench_log`` prints the figures; `run` returns them.
 
-* Ingest: through `Publisher` (so encoded and validated), in batches of 100 rows of about
-  200 bytes, each acknowledged only when on disk (SQLite WAL, ``synchronous=FULL``), with
-  several appends in flight, and strictly one after the other.
+* Ingest: through `Publisher` (so encoded and validated), in batches of 100 rows of about 200 bytes
+  that are unlike one another, each acknowledged only when on disk (SQLite WAL,
+  ``synchronous=FULL``), with several appends in flight, and strictly one after the other.
 * Read back: everything, as ready lines, from the disk in a process that has nothing in
   memory, and from the blocks in memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -20,23 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import receipt_rows
+
 BATCH_ROWS = 100
 DEFAULT_ROWS = 300_000
 IN_FLIGHT = 32
-
-
-def make_rows(count: int = BATCH_ROWS) -> list[list[object]]:
-    """Return rows of ``receipts`` of about 200 bytes, line included."""
-    return [
-        [
-            f"!roomwithalongername{index}:example.com",
-            "m.read",
-            f"@someuser{index}:example.com",
-            f"$eventidofthelengththattheyhavenowadays{index:06}",
-            {"ts": 1_661_000_000_000 + index, "thread_id": "main"},
-        ]
-        for index in range(count)
-    ]
 
 
 def ingest(where: str, rows: int, in_flight: int) -> dict[str, float]:
@@ -50,7 +39,7 @@ def ingest(where: str, rows: int, in_flight: int) -> dict[str, float]:
 
     registry = Registry()
     figures: dict[str, float] = {}
-    batch = make_rows()
+    batches = itertools.cycle(receipt_rows.batches(BATCH_ROWS))
 
     async def work() -> None:
         shared = where.startswith("postgresql:")
@@ -68,7 +57,7 @@ def ingest(where: str, rows: int, in_flight: int) -> dict[str, float]:
             nonlocal left
             while left > 0:
                 left -= 1
-                await publisher.publish("receipts", batch)
+                await publisher.publish("receipts", next(batches))
 
         cpu, wall = time.process_time(), time.perf_counter()
         await DeferredList([Deferred.fromCoroutine(one()) for _ in range(in_flight)])
@@ -114,7 +103,7 @@ def write_single_rows(directory: Path, rows: int) -> None:
 
     registry = Registry()
     log = SqliteLog(directory, registry, lambda: int(time.time() * 1000), InlineWorker())
-    lines = registry.encode_rows("receipts", make_rows())
+    lines = registry.encode_rows("receipts", receipt_rows.batches(BATCH_ROWS)[0])
     for number in range(rows):
         log.append("receipts", "master", [lines[number % len(lines)]])
     log.close()

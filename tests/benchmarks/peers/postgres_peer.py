@@ -6,11 +6,14 @@ better one counts. What is sent is made before the clock starts; each of CONNECT
 connection of its own and one batch on its way at a time.
 """
 
+import importlib.util
 import io
+import itertools
 import json
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psycopg2
 
@@ -22,21 +25,12 @@ CREATE TABLE log (
 """
 
 
-def make_rows(count):
-    """Return rows like those of bench_log, as JSON text."""
-    return [
-        json.dumps(
-            [
-                f"!roomwithalongername{index}:example.com",
-                "m.read",
-                f"@someuser{index}:example.com",
-                f"$eventidofthelengththattheyhavenowadays{index:06}",
-                {"ts": 1661000000000 + index, "thread_id": "main"},
-            ],
-            separators=(",", ":"),
-        )
-        for index in range(count)
-    ]
+def load(path):
+    """Import a module of the benchmarks by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def insert(cursor, text):
@@ -68,14 +62,18 @@ def ingest(connections, how, make, rows, batch_rows):
         cursor.execute("DROP TABLE IF EXISTS log")
         cursor.execute(TABLE)
     connections[0].commit()
-    texts = make_rows(batch_rows)
+    made = load(Path(__file__).resolve().parent.parent / "receipt_rows.py").batches(batch_rows)
+    texts = itertools.cycle(
+        [[json.dumps(row, separators=(",", ":")) for row in one] for one in made]
+    )
     each = max(1, rows // batch_rows // len(connections))
     work = []
     token = 0
     for connection in connections:
         batches = []
         for _ in range(each):
-            batch = [("receipts", "master", token + n, text) for n, text in enumerate(texts, 1)]
+            numbered = enumerate(next(texts), token + 1)
+            batch = [("receipts", "master", number, text) for number, text in numbered]
             token += batch_rows
             batches.append(make(connection, batch))
         work.append(batches)

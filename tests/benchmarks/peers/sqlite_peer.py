@@ -7,6 +7,7 @@ is written is made before the clock starts, nobody is answered, and no thread ha
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.bench_log import make_rows
+from tests.benchmarks import receipt_rows
 
 _BLOCK_ROWS = 1_000
 _TABLE = """
@@ -30,12 +31,20 @@ def ingest(path: Path, rows: int, batch_rows: int, in_flight: int) -> float:
     for pragma in ("page_size=16384", "journal_mode=WAL", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}")
     connection.execute(_TABLE)
-    lines = b"".join(
-        b"RDATA receipts master 1234567 %b\n" % json.dumps(row, separators=(",", ":")).encode()
-        for row in make_rows(batch_rows)
-    )
+    texts = [
+        b"".join(
+            b"RDATA receipts master 1234567 %b\n" % json.dumps(row, separators=(",", ":")).encode()
+            for row in batch
+        )
+        for batch in receipt_rows.batches(batch_rows)
+    ]
     in_block = max(1, min(in_flight, _BLOCK_ROWS // batch_rows))
-    body = lines * in_block
+    bodies = itertools.cycle(
+        [
+            b"".join(texts[start : start + in_block])
+            for start in range(0, len(texts) - in_block + 1, in_block)
+        ]
+    )
     commits = max(1, rows // batch_rows // in_flight)
     token = 0
     started = time.perf_counter()
@@ -43,6 +52,7 @@ def ingest(path: Path, rows: int, batch_rows: int, in_flight: int) -> float:
         blocks = []
         for _ in range(max(1, in_flight // in_block)):
             token += in_block * batch_rows
+            body = next(bodies)
             blocks.append((1, token, in_block * batch_rows, len(body), body))
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", blocks)
