@@ -157,15 +157,24 @@ class LimitedChannel(Connected):
         """Take no further request: the peer does not take what was answered."""
         self._full = True
         self._hold()
-        if self._producer is not None:
-            self._producer.pauseProducing()
+        self._pause_producer()
 
     def resumeProducing(self) -> None:
         """Go on."""
         self._full = False
         if self._producer is not None:
+            if not self._said_all and len(self._ahead) <= _AHEAD_BYTES:
+                self._due_s = None
             self._producer.resumeProducing()
         self._read_on()
+
+    def _pause_producer(self) -> None:
+        """Let an answer that goes on wait: not for ever, as its client may read nothing of it."""
+        if self._producer is not None:
+            self._producer.pauseProducing()
+            self._untaken = None
+            if self._due_s is None:
+                self._arm()
 
     def stopProducing(self) -> None:
         """Do nothing: `connectionLost` follows."""
@@ -293,7 +302,7 @@ class LimitedChannel(Connected):
         self._producer = producer
         self.transport.write(head)
         if self._full:
-            producer.pauseProducing()
+            self._pause_producer()
 
     def send_on(self, data: bytes) -> None:
         """Write some more of such an answer."""

@@ -6,6 +6,7 @@ import gc
 import weakref
 from itertools import count
 from typing import Any
+from unittest import mock
 
 import pytest
 from structlog.testing import capture_logs
@@ -565,6 +566,53 @@ def test_who_reads_slowly_is_not_cut_off(
     stage.clock.advance(10)
     assert exchange.transport.disconnecting
     stage.clock.advance(limits.HTTP_CLOSE_TIMEOUT_S)
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+WATCH = b"GET /_tcprepl/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_who_reads_nothing_of_an_answer_without_end_is_cut_off(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep the place of somebody else; who reads slowly stays, and who reads all."""
+    monkeypatch.setattr("tcprepl.http.channel.Connection", Slow)
+    exchange = Exchange(stage, Slow()).send(WATCH)
+    exchange.channel.pauseProducing()
+    for left in (900, 600, 300):
+        exchange.transport.hold(left)
+        stage.clock.advance(10)
+    exchange.channel.resumeProducing()
+    stage.clock.advance(50)
+    assert not exchange.transport.aborted
+    exchange.channel.pauseProducing()
+    exchange.transport.hold(500)
+    stage.clock.advance(10)
+    assert not exchange.transport.aborted
+    stage.clock.advance(10)
+    assert exchange.transport.aborted
+    exchange.leave()
+
+
+@pytest.mark.parametrize("said", [b"", b"x" * 20_000])
+def test_who_sends_while_an_answer_goes_on_is_still_looked_at(stage: Stage, said: bytes) -> None:
+    """Of who has sent much nothing more is read, so its end would not be heard."""
+    exchange = Exchange(stage).send(WATCH + said)
+    exchange.channel.pauseProducing()
+    exchange.channel.resumeProducing()
+    stage.clock.advance(10)
+    assert exchange.transport.aborted is bool(said)
+    exchange.leave()
+
+
+def test_who_has_read_nothing_when_an_answer_without_end_begins_is_cut_off(stage: Stage) -> None:
+    exchange = Exchange(stage)
+    exchange.channel.pauseProducing()
+    exchange.channel._request, exchange.channel._due_s = mock.Mock(), None
+    exchange.channel.stream(b"HTTP/1.1 200 OK\r\n\r\n", producer := mock.Mock())
+    producer.pauseProducing.assert_called_once_with()
+    stage.clock.advance(10)
     assert exchange.transport.aborted
     exchange.leave()
 
