@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from tcprepl.streams.block_store import BODY
+
 #: Bytes by which a block is found: fewer than a page holds of it, more than are the same by chance.
 _BYTES = 12
 
@@ -13,7 +15,7 @@ _BYTES = 12
 def bodies(path: Path) -> list[tuple[int, bytes]]:
     """Return of each block in the file, which nobody has open, its last token and its body."""
     with closing(sqlite3.connect(path)) as connection:
-        return connection.execute("SELECT last, body FROM blocks ORDER BY pair, last").fetchall()
+        return connection.execute(f"SELECT last, {BODY} FROM blocks ORDER BY pair, last").fetchall()
 
 
 def place_of(path: Path, token: int) -> int:

@@ -23,6 +23,7 @@ from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import checked, explained, open_database, open_reader
+from tcprepl.streams.block_store import BlockRow, delete_blocks, write_blocks
 from tcprepl.streams.bodies import encode_block
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
@@ -45,7 +46,6 @@ from tcprepl.streams.sqlite_schema import (
     DELETE_TRANSACTIONS,
     ENDED,
     INSERT_BEGINNING,
-    INSERT_BLOCK,
     INSERT_TRANSACTION,
     NEWEST,
     SCHEMA,
@@ -370,7 +370,7 @@ class Database:
                     for p in commit.pairs
                 ],
             )
-            connection.executemany(INSERT_BLOCK, rows)
+            write_blocks(connection, rows)
             connection.executemany(
                 INSERT_TRANSACTION,
                 [
@@ -397,7 +397,7 @@ class Database:
         newest: dict[int, Token],
         pair: int,
         block: Block,
-    ) -> tuple[int, int, int, int, int, int, bytes]:
+    ) -> BlockRow:
         """Return what is inserted for *block*, which is the newest of its pair then."""
         before = newest.get(pair) or self._newest.get(pair)
         if before is None:
@@ -442,7 +442,7 @@ class Database:
                 size += block_bytes
                 left -= block_bytes
                 taken += 1
-            connection.execute("DELETE FROM blocks WHERE pair = ? AND last <= ?", (pair, upto))
+            delete_blocks(connection, pair, upto)
             connection.execute(
                 "UPDATE pairs SET floor = max(floor, ?), rows = rows - ?, bytes = bytes - ?"
                 " WHERE id = ?",

@@ -11,6 +11,7 @@ from typing import Final
 
 from tcprepl.storage.lock import LOCK_NAME
 from tcprepl.storage.migration import Kind, Table
+from tcprepl.streams.block_store import BODY
 from tcprepl.streams.postgres_schema import SCHEMA as POSTGRES_SCHEMA
 from tcprepl.streams.sqlite_schema import DATABASE_NAME, ENDED
 from tcprepl.streams.sqlite_schema import SCHEMA as SQLITE_SCHEMA
@@ -52,7 +53,7 @@ LOG: Final = Kind(
             size="bytes",
             holds="rows",
             of_pair=True,
-            sqlite={"body": "ifnull(CAST(body AS BLOB), x'')"},
+            sqlite={"body": BODY},
         ),
     ),
     identity=("pairs", "incarnations"),

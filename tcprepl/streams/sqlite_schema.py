@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcprepl.storage.sqlite import Schema
+from tcprepl.streams.block_store import BODY, CREATE_BODIES
 from tcprepl.streams.producer_store import CREATE_PRODUCERS
 
 #: Name of the database in the data directory.
@@ -10,7 +11,7 @@ DATABASE_NAME = "log.sqlite3"
 #: "tcrp": marks the file as ours.
 APPLICATION_ID = 0x74637270
 #: Version of the schema; a lower one in a file is brought up to it, a higher one is refused.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 _CREATE = """
 CREATE TABLE pairs (
     id INTEGER PRIMARY KEY,
@@ -65,7 +66,7 @@ _ADD_ENDED = "ALTER TABLE incarnations ADD COLUMN ended INTEGER;"
 _MAY_COMPRESS = ""
 #: What the file holds. A page has room for a few rows; each commit writes two or three, whole.
 SCHEMA = Schema(
-    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST + _ADD_ENDED,
+    _CREATE + _CREATE_INCARNATIONS + CREATE_PRODUCERS + _ADD_NEWEST + _ADD_ENDED + CREATE_BODIES,
     version=SCHEMA_VERSION,
     upgrades={
         1: _CREATE_INCARNATIONS,
@@ -73,6 +74,7 @@ SCHEMA = Schema(
         3: _ADD_NEWEST,
         4: _ADD_ENDED,
         5: _MAY_COMPRESS,
+        6: CREATE_BODIES,
     },
     application_id=APPLICATION_ID,
     page_size=8_192,
@@ -87,10 +89,6 @@ SCHEMA = Schema(
 ENDED = (
     "coalesce(ended, (SELECT min(number) FROM incarnations AS later"
     " WHERE later.number > incarnations.number))"
-)
-INSERT_BLOCK = (
-    "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 UPSERT_PAIR = (
     "INSERT INTO pairs (id, stream, instance, position, floor, rows, bytes, newest)"
@@ -125,9 +123,8 @@ DELETE_BEGINNINGS = (
     "DELETE FROM beginnings WHERE number < (SELECT max(number) FROM beginnings AS newer"
     " WHERE newer.pair = beginnings.pair AND newer.number <= ?)"
 )
-#: One bit that has turned makes a text or nothing of a blob, which are damage as any other.
 SELECT_BLOCKS = (
-    "SELECT last, written_ms, crc, ifnull(CAST(body AS BLOB), x'') FROM blocks"
+    f"SELECT last, written_ms, crc, {BODY} FROM blocks"  # noqa: S608 - of our own constants
     " WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT ?"
 )
 SELECT_NEXT = (

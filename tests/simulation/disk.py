@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from tcprepl.storage import sqlite as door
+from tcprepl.streams.block_store import BODY
 from tests.simulation.universe import Process
 
 #: What a disk may do, and what SQLite says then.
@@ -298,7 +299,7 @@ def turn_a_bit(
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         found = connection.execute(
-            "SELECT pairs.stream, pairs.instance, blocks.last, blocks.body FROM blocks"
+            f"SELECT pairs.stream, pairs.instance, blocks.last, {BODY} FROM blocks"
             " JOIN pairs ON pairs.id = blocks.pair ORDER BY blocks.pair, blocks.last"
         ).fetchall()
     found = [row for row in found if row[0] in streams]

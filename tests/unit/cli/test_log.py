@@ -21,6 +21,7 @@ from tcprepl.errors import ConfigError, LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.replication.relaying.state import FILE_NAME as STATE_NAME
 from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
+from tcprepl.streams.block_store import BODY
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tests.log_kit import SqliteStore, add, row, typing
 from tests.read_only import as_nobody, reading_only
@@ -289,6 +290,8 @@ def test_what_has_to_be_copied_and_does_not_fit(
 ) -> None:
     with sqlite3.connect(data / DATABASE_NAME) as connection:
         connection.execute("ALTER TABLE incarnations DROP COLUMN ended")
+        connection.execute(f"UPDATE blocks SET body = {BODY}")
+        connection.execute("DROP TABLE bodies")
         connection.execute("PRAGMA user_version=4")
     connection.close()
     before = (data / DATABASE_NAME).read_bytes()

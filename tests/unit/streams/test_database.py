@@ -17,7 +17,7 @@ import pytest
 from tcprepl import limits
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 from tcprepl.storage import sqlite as storage
-from tcprepl.streams import bodies
+from tcprepl.streams import block_store, bodies
 from tcprepl.streams import database as database_module
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
@@ -76,6 +76,7 @@ def test_a_block_of_the_release_before_is_read_and_misses_none(tmp_path: Path) -
             )
         connection.execute("ALTER TABLE pairs DROP COLUMN newest")
         connection.execute("ALTER TABLE incarnations DROP COLUMN ended")
+        connection.execute("DROP TABLE bodies")
         connection.execute("PRAGMA user_version=3")
     again = Database(tmp_path)
     assert tokens(again, 0, 5) == [1, 2, 3, 5]
@@ -267,9 +268,9 @@ def test_a_newer_schema_is_refused(database: Database, tmp_path: Path) -> None:
     database.close()
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(LogTooNew, match=r"version 7 .* reads up to 6: run the newer tcprepl") as e:
+    with pytest.raises(LogTooNew, match=r"version 8 .* reads up to 7: run the newer tcprepl") as e:
         Database(tmp_path)
-    assert (e.value.version, e.value.supported) == (7, 6)
+    assert (e.value.version, e.value.supported) == (8, 7)
 
 
 def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
@@ -395,11 +396,25 @@ def test_a_byte_that_changed_on_the_disk_costs_the_rows_of_its_block(
     database.close()
 
 
-def test_a_chain_of_pages_that_is_broken_costs_its_block_and_perhaps_a_neighbour(
+def test_a_chain_of_pages_that_is_broken_costs_its_block(tmp_path: Path) -> None:
+    """What is looked through while others are searched for holds no long bodies."""
+    _in_file(tmp_path, 500)
+    _scribble(tmp_path, 150, 0, b"\xff" * 4)
+    database = Database(tmp_path)
+    found, gaps = _walk(database)
+    assert gaps == [(100, 200)]
+    assert found == [*range(1, 101), *range(201, 3_001)]
+    database.close()
+
+
+def test_a_chain_of_before_that_is_broken_costs_its_block_and_perhaps_a_neighbour(
     tmp_path: Path,
 ) -> None:
     """SQLite looks at what it passes while it searches: what is next to it may be out of reach."""
-    with mock.patch.object(bodies, "COMPRESSED_BYTES", 1_000_000):
+    with (
+        mock.patch.object(bodies, "COMPRESSED_BYTES", 1_000_000),
+        mock.patch.object(block_store, "INLINE_BODY_BYTES", 1_000_000),
+    ):
         _in_file(tmp_path, 240)  # of blocks of that size four stand in a page
     _scribble(tmp_path, 150, 0, b"\xff" * 4)
     database = Database(tmp_path)
@@ -456,10 +471,29 @@ def test_a_page_of_the_file_that_is_broken_costs_the_blocks_in_it(
     _scribble(tmp_path, first, 0, b"\xff" * 200)
     database = Database(tmp_path)
     found, gaps = _walk(database)
-    assert len(gaps) == 1
+    (after, _), *_, (_, upto) = (gaps[0], *gaps)
+    assert gaps == [(gone, gone + 100) for gone in range(after, upto, 100)]
+    assert after < first <= upto
+    assert upto - after <= 400
+    assert found == [*range(1, after + 1), *range(upto + 1, 3_001)]
+    database.close()
+
+
+@pytest.mark.parametrize("first", [150, 1750])
+def test_a_page_of_the_index_that_is_broken_costs_the_blocks_in_it(
+    tmp_path: Path, first: int
+) -> None:
+    """Those of one row each stand there as they are."""
+    database = Database(tmp_path)
+    blocks = [(1, block(token)) for token in range(1, 3_001)]
+    database.write(Commit(pairs=[stored(position=3_000)], blocks=blocks))
+    database.close()
+    _scribble(tmp_path, first, 0, b"\xff" * 200)
+    database = Database(tmp_path)
+    found, gaps = _walk(database)
     ((after, upto),) = gaps
     assert after < first <= upto
-    assert upto - after <= 700
+    assert upto - after <= 200
     assert found == [*range(1, after + 1), *range(upto + 1, 3_001)]
     database.close()
 

@@ -1,0 +1,78 @@
+"""Blocks in the file of a log: long bodies stand apart, and go with their blocks."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tcprepl.streams.block_store import BODY, INLINE_BODY_BYTES, delete_blocks, write_blocks
+from tcprepl.streams.sqlite_schema import SCHEMA
+
+SHORT, LONG = b"s" * INLINE_BODY_BYTES, b"l" * (INLINE_BODY_BYTES + 1)
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    """A database with blocks of two pairs."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as made:
+        made.executescript(SCHEMA.create)
+        write_blocks(
+            made,
+            [
+                (pair, last, 1, 9, 77, 5, body + b"%d" % last if body is LONG else body)
+                for pair in (1, 2)
+                for last, body in ((3, LONG), (4, SHORT), (7, LONG), (9, LONG))
+            ],
+        )
+        yield made
+
+
+def stored(connection: sqlite3.Connection, pair: int) -> list[tuple[int, bytes]]:
+    """Return the blocks of a pair with their bodies."""
+    found = f"SELECT last, {BODY} FROM blocks WHERE pair = ? ORDER BY last"
+    return connection.execute(found, (pair,)).fetchall()
+
+
+def apart(connection: sqlite3.Connection) -> int:
+    """Return how many bodies stand apart."""
+    ((count,),) = connection.execute("SELECT count(*) FROM bodies").fetchall()
+    return int(count)
+
+
+def test_a_body_is_found_wherever_it_stands(connection: sqlite3.Connection) -> None:
+    expected = [(3, LONG + b"3"), (4, SHORT), (7, LONG + b"7"), (9, LONG + b"9")]
+    assert stored(connection, 1) == stored(connection, 2) == expected
+    assert apart(connection) == 6
+    kinds = connection.execute("SELECT typeof(body) FROM blocks WHERE pair = 1 ORDER BY last")
+    assert [kind for (kind,) in kinds] == ["integer", "blob", "integer", "integer"]
+
+
+def test_a_body_of_before_is_read_where_it_is(connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO blocks VALUES (1, 12, 1, 9, 77, 5, ?)", (LONG,))
+    assert stored(connection, 1)[-1] == (12, LONG)
+    delete_blocks(connection, 1, 12)
+    assert stored(connection, 1) == []
+    assert apart(connection) == 3
+
+
+def test_bodies_go_with_their_blocks(connection: sqlite3.Connection) -> None:
+    """Those of the pair, up to the token, and no others."""
+    delete_blocks(connection, 1, 7)
+    assert [last for last, _ in stored(connection, 1)] == [9]
+    assert len(stored(connection, 2)) == 4
+    assert apart(connection) == 4
+    delete_blocks(connection, 1, 99)
+    delete_blocks(connection, 2, 99)
+    assert apart(connection) == 0
+
+
+@pytest.mark.parametrize("body", ["'99999'", "99999", "NULL", "1.5", "-1"])
+def test_a_body_that_is_none_is_none_of_another(connection: sqlite3.Connection, body: str) -> None:
+    connection.execute("CREATE TABLE plain AS SELECT * FROM blocks")
+    connection.execute(f"UPDATE plain SET body = {body} WHERE last = 3")
+    found = f"SELECT {BODY} FROM (SELECT pair, last, body FROM plain) AS blocks WHERE last = 3"
+    for (read,) in connection.execute(found):
+        assert read in (b"", b"99999", b"1.5")
