@@ -464,7 +464,9 @@ class Database:
         spare = free - max(_SPARE_PAGES, (pages - free) // 4)
         if mode != _INCREMENTAL or spare <= 0:
             return False
-        connection.execute(f"PRAGMA incremental_vacuum({min(spare, _SHRUNK_PAGES)})").fetchall()
+        for _ in range(min(spare, _SHRUNK_PAGES)):
+            # Asked for more, it stops at each, and Python takes what has no columns for the end.
+            connection.execute("PRAGMA incremental_vacuum(1)")
         return bool(spare > _SHRUNK_PAGES)
 
     def _reconnect(self) -> sqlite3.Connection:

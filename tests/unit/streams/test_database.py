@@ -603,6 +603,22 @@ def test_the_file_shrinks_to_what_it_holds(database: Database) -> None:
     database.close()
 
 
+def test_a_commit_gives_back_as_many_pages_as_it_says(database: Database) -> None:
+    """Not one alone: each commit is an fsync."""
+    many(database, 1_500)
+    freed = database.write(Commit(trims={1: 1_000_000}))
+    while freed.unfinished:
+        freed = database.write(Commit(trims=freed.unfinished))
+    assert freed.spare
+    with closing(sqlite3.connect(database.path)) as connection:
+        pages = []
+        for _ in range(3):
+            pages += connection.execute("PRAGMA page_count").fetchone()
+            assert database.write(Commit(shrink=True)).spare
+    assert pages[0] - pages[1] == pages[1] - pages[2] == database_module._SHRUNK_PAGES
+    database.close()
+
+
 def test_a_file_of_before_shrinks_too(tmp_path: Path) -> None:
     """One that holds little is converted when it is opened; a large one is left as it is."""
     with mock.patch.object(
