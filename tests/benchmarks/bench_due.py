@@ -80,7 +80,7 @@ def _users(workload: str, users: int, flush_s: float) -> Iterator[Result]:
 def _trim(workload: str, held: int, seconds: float) -> Iterator[Result]:
     words = f"{held:,} rows of a stream"
     with Whole({"streams": {"retention": {"rows": 2 * ROWS + 1_000_000}}}) as server:
-        server.ask("fill", stream="receipts", rows=held, size=100, in_flight=32)
+        server.ask("fill", rows=held, size=100, in_flight=32)
         server.ask("flush")
         size = _file_bytes(server)
         before = server.ask("latencies", stream="events", seconds=seconds, rate=RATE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import json
 import resource
 import sys
@@ -134,16 +135,16 @@ class Orders:
             await deferLater(reactor, 0)
         return time.process_time() - before
 
-    async def do_fill(self, stream: str, rows: int, size: int, in_flight: int) -> float:
-        """Publish many rows, *size* in a call, some calls at once; return seconds."""
-        batch = [self.rows.row(stream, number) for number in range(size)]
+    async def do_fill(self, rows: int, size: int, in_flight: int) -> float:
+        """Publish many receipts, *size* in a call, some calls at once; return seconds."""
+        batches = itertools.cycle(load(HERE.parent / "receipt_rows.py").batches(size))
         left = rows // size
 
         async def one() -> None:
             nonlocal left
             while left > 0:
                 left -= 1
-                await self.server.publisher.publish(stream, batch)
+                await self.server.publisher.publish("receipts", next(batches))
 
         began = time.monotonic()
         works = [Deferred.fromCoroutine(one()) for _ in range(in_flight)]
