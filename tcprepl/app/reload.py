@@ -152,26 +152,20 @@ class Reloader:
         config = revalidated(merged(old, loaded.config, taken))
         take_up = process.reload(config)
         left = [path for path in paths if path not in taken]
-        self._tell(old, config, taken, left)
-        take_up()
-        process.config = config
-        return Outcome(tuple(taken), tuple(left))
-
-    def _tell(self, old: Config, new: Config, taken: list[str], left: list[str]) -> None:
-        """Say what has changed, by the level that shows more of the two."""
-        if "log.level" not in taken or old.log.level in ("debug", "info"):
-            self._lines(old, new, taken, left)
-            self._configure_log(new.log.level, new.log.format)
-        else:
-            self._configure_log(new.log.level, new.log.format)
-            self._lines(old, new, taken, left)
-
-    def _lines(self, old: Config, new: Config, taken: list[str], left: list[str]) -> None:
+        # All of it is told by the level that shows more of the two.
+        quieter = "log.level" not in taken or old.log.level in ("debug", "info")
+        if not quieter:
+            self._configure_log(config.log.level, config.log.format)
         for path in taken:
-            log.info("reload.changed", setting=path, was=shown(old, path), now=shown(new, path))
+            log.info("reload.changed", setting=path, was=shown(old, path), now=shown(config, path))
         for path in left:
             log.warning("reload.needs_restart", setting=path)
+        take_up()
+        process.config = config
         log.info("reload.done", changed=len(taken), needs_restart=len(left))
+        if quieter:
+            self._configure_log(config.log.level, config.log.format)
+        return Outcome(tuple(taken), tuple(left))
 
 
 def all_of(*makers: Callable[[], Any]) -> list[Any]:

@@ -114,6 +114,25 @@ def test_a_level_that_shows_less_does_not_hide_what_changed() -> None:
     assert order == ["info", "line", "line"]
 
 
+@pytest.mark.parametrize("level", ["info", "debug", "error"])
+def test_the_end_is_told_when_all_is_in_use(level: str) -> None:
+    """Who waits for `reload.done` meets the new certificates, and has read that they are."""
+    process, in_use = Process(config()), []
+    process.reload = lambda settings: lambda: in_use.append(settings)  # type: ignore[method-assign]
+    reloader = Reloader(process, lambda: build({"log": {"level": level}}, "x"), lambda *_: None)
+    reloader.ready()
+
+    def line(_logger: Any, _method: str, entry: Any) -> Any:
+        return {**entry, "in_use": list(in_use), "holds": process.config}
+
+    with structlog.testing.capture_logs(processors=[line]) as logs:
+        reloader.hang_up()
+    done = logs[-1]
+    assert done["event"] == "reload.done"
+    assert done["in_use"] == [done["holds"]]
+    assert done["holds"].log.level == level
+
+
 def test_faults_change_nothing_and_all_are_told() -> None:
     process = Process(config())
     logs = hang_up(process, {"server_nam": "x", "log": {"level": "loud"}})
