@@ -114,7 +114,7 @@ class SqliteTarget(_SqliteSide):
                     f"{self._final} is there already: move it away, or name another directory"
                 )
             self._path = directory / f"{kind.file}{UNFINISHED}"
-            self._schema = replace(kind.sqlite, create=kind.sqlite.create + _CREATE_MIGRATION)
+            self._schema = replace(kind.sqlite, besides=_CREATE_MIGRATION)
             self._connection = open_database(self._path, self._schema)
         except LogError:
             self._lock.release()

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 
@@ -54,6 +55,7 @@ class Schema:
             with tables in it is a file from before there were versions.
         application_id: Marks the file as ours in ``application_id``; 0 does not.
         page_size: Bytes of a page, for a new file.
+        besides: Statements that make what a new file has at first besides, and need not keep.
         shrinks: Whether a new file can give pages back that it does not need any more, step by
             step (``auto_vacuum=INCREMENTAL``).
         if_damaged: What whoever has a damaged file can do: the end of a sentence.
@@ -64,12 +66,17 @@ class Schema:
     upgrades: Mapping[int, str] = field(default_factory=dict)
     application_id: int = 0
     page_size: int = 4096
+    besides: str = ""
     shrinks: bool = False
     if_damaged: str = "put a good copy in its place, or move it away to begin without it"
 
 
-#: What SQLite takes for a fault of the program, and is damage: our statements fit our schema.
-_DAMAGE: Final = ("Could not decode", "no such table", "no such column")
+#: What SQLite or Python takes for a fault of the program, and is damage: our statements fit our
+#: schema. The disk has numbers of its own.
+_FAULT_OF_PROGRAM: Final = sqlite3.SQLITE_ERROR
+_NO_TEXT: Final = "Could not decode"
+#: What a schema has: a table or an index, its name, and of a table the name of a column.
+_Part: TypeAlias = tuple[str, str, str | None]
 
 
 def private_directory(path: Path) -> None:
@@ -143,7 +150,7 @@ def open_database(
             connection.execute("PRAGMA journal_size_limit=67108864")
             connection.execute("PRAGMA trusted_schema=OFF")
             connection.execute("PRAGMA cell_size_check=ON")
-            _bring_up_to_date(connection, version, schema)
+            _bring_up_to_date(connection, version, path, schema)
             if schema.shrinks:
                 _let_it_shrink(connection)
         except BaseException:
@@ -271,15 +278,54 @@ def _checked_version(
         raise LogCorrupt(
             f"{path} has schema version {version}, which tcprepl never wrote; {schema.if_damaged}"
         )
+    if version == schema.version:
+        _check_parts(connection, path, schema)
     return int(version)
 
 
-def _bring_up_to_date(connection: sqlite3.Connection, version: int | None, schema: Schema) -> None:
+def _check_parts(connection: sqlite3.Connection, path: Path | None, schema: Schema) -> None:
+    """Look whether all tables, columns and indexes of today's schema are there.
+
+    What is there besides is let be.
+
+    Raises:
+        LogCorrupt: One is not.
+    """
+    missing = _made_by(schema.create) - _parts(connection)
+    for kind, name, column in sorted(missing, key=_largest_first):
+        what = f"{kind} {name}" if column is None else f"column {column} of table {name}"
+        raise LogCorrupt(f"{path}: {what} is not there; {schema.if_damaged}")
+
+
+@cache
+def _made_by(create: str) -> frozenset[_Part]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(create)
+        return _parts(connection)
+
+
+def _largest_first(part: _Part) -> tuple[bool, bool, str, str]:
+    kind, name, column = part
+    return kind == "index", column is not None, name, column or ""
+
+
+def _parts(connection: sqlite3.Connection) -> frozenset[_Part]:
+    named = connection.execute("SELECT type, name, NULL FROM sqlite_schema")
+    columns = connection.execute(
+        "SELECT whole.type, whole.name, part.name FROM sqlite_schema AS whole"
+        " JOIN pragma_table_info(whole.name) AS part WHERE whole.type = 'table'"
+    )
+    return frozenset((*named, *columns))
+
+
+def _bring_up_to_date(
+    connection: sqlite3.Connection, version: int | None, path: Path | None, schema: Schema
+) -> None:
     """Make the tables, or those of an older version into today's, all or nothing."""
     if version == schema.version:
         return
     if version is None:
-        steps = [schema.create]
+        steps = [schema.create, schema.besides]
     else:
         steps = [schema.upgrades[number] for number in range(version, schema.version)]
     script = "\n".join(
@@ -288,10 +334,11 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int | None, schem
             *steps,
             f"PRAGMA application_id={schema.application_id};",
             f"PRAGMA user_version={schema.version};",
-            "COMMIT;",
         )
     )
     connection.executescript(script)
+    _check_parts(connection, path, schema)
+    connection.execute("COMMIT")
 
 
 def checked(rows: Iterable[Sequence[Any]], types: Sequence[type], table: str) -> Iterator[Any]:
@@ -334,7 +381,9 @@ def explained(
     """Return *error* as one of ours: what is wrong, where, and what to do."""
     text = str(error)
     where = "the database in memory" if path is None else str(path)
-    if isinstance(error, sqlite3.OperationalError) and not text.startswith(_DAMAGE):
+    code = getattr(error, "sqlite_errorcode", None)
+    damaged = code == _FAULT_OF_PROGRAM or text.startswith(_NO_TEXT)
+    if isinstance(error, sqlite3.OperationalError) and not damaged:
         directory = "" if path is None else path.parent
         if "full" in text:
             todo = f"free space in {directory}"

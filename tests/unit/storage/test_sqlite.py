@@ -156,6 +156,56 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None
         assert [name for _, name, *_ in connection.execute("PRAGMA table_info(t)")] == ["x"]
 
 
+def test_an_upgrade_that_does_not_fit_the_file_is_damage(tmp_path: Path) -> None:
+    """It is not the disk that refuses: the file is not as a version of ours left it."""
+    newer = replace(SCHEMA, version=2, upgrades={1: "CREATE TABLE u (x);"})
+    with closing(open_database(tmp_path / "db", SCHEMA)) as connection:
+        connection.execute("CREATE TABLE u (x)")
+    with pytest.raises(LogCorrupt, match="table u already exists; put a good copy"):
+        open_database(tmp_path / "db", newer)
+
+
+WHOLE = Schema(
+    "CREATE TABLE t (x UNIQUE, y); CREATE TABLE u (x); CREATE INDEX t_by_y ON t (y);",
+    version=2,
+    upgrades={1: ""},
+    application_id=7,
+)
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("DROP TABLE t", "table t is not there"),
+        ("DROP TABLE u", "table u is not there"),
+        ("DROP INDEX t_by_y", "index t_by_y is not there"),
+        ("DROP INDEX t_by_y; ALTER TABLE t DROP COLUMN y", "column y of table t is not there"),
+        ("DROP TABLE t; CREATE TABLE t (x, y)", "index sqlite_autoindex_t_1 is not there"),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_not_there_of_the_schema_is_damage(
+    tmp_path: Path, lost: str, told: str, version: int
+) -> None:
+    """It is said when the file is opened, not when somebody first needs it."""
+    with closing(open_database(tmp_path / "db", WHOLE)) as connection:
+        connection.executescript(f"{lost}; PRAGMA user_version={version}")
+    with pytest.raises(LogCorrupt, match=rf"db: {told}; put a good copy"):
+        open_database(tmp_path / "db", WHOLE)
+    with closing(sqlite3.connect(tmp_path / "db")) as connection:
+        assert pragma(connection, "user_version") == version
+    if version == WHOLE.version:
+        with pytest.raises(LogCorrupt, match=f"{told}; put a good copy"):
+            can_be_read_unchanged(tmp_path / "db", WHOLE)
+
+
+def test_what_is_there_beside_the_schema_is_let_be(tmp_path: Path) -> None:
+    """As what ``ANALYZE`` leaves, and a column that an older version had."""
+    with closing(open_database(tmp_path / "db", WHOLE)) as connection:
+        connection.executescript("INSERT INTO u VALUES (1); ALTER TABLE u ADD y; ANALYZE")
+    open_database(tmp_path / "db", WHOLE).close()
+
+
 def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     open_database(tmp_path / "db", UPGRADED).close()
     with pytest.raises(LogTooNew, match=r"version 3 .* reads up to 1: run the newer tcprepl"):

@@ -91,6 +91,32 @@ def test_a_block_of_the_release_before_is_read_and_misses_none(tmp_path: Path) -
     again.close()
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        *(
+            (f"DROP TABLE {name}", f"table {name} is not there")
+            for name in (
+                "pairs", "blocks", "bodies", "transactions", "incarnations", "beginnings",
+                "producers", "answers",
+            )
+        ),
+        ("DROP INDEX transactions_by_age", "index transactions_by_age is not there"),
+        ("ALTER TABLE pairs DROP COLUMN newest", "column newest of table pairs is not there"),
+        ("PRAGMA user_version=6", "table bodies already exists"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_of_its_schema_is_refused(
+    database: Database, tmp_path: Path, damage: str, told: str
+) -> None:
+    """At the start: later some would be served, and others wait for ever."""
+    database.close()
+    _spoil(tmp_path, damage)
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match=f"{told}; stop the process"):
+            Database(tmp_path)
+
+
 @pytest.mark.parametrize("token", [5, 9])
 def test_what_is_read_no_further_still_misses_a_block(database: Database, token: int) -> None:
     """The next one says so, unless it is damaged itself, or is the one that is not there."""
@@ -260,7 +286,7 @@ def test_every_refusal_says_what_to_do(database: Database, text: str, advice: st
         raise error
     damage = database.explained(sqlite3.DatabaseError("malformed"))
     assert isinstance(damage, LogCorrupt)
-    assert "recover" in str(damage)
+    assert "`tcprepl restore`" in str(damage)
     database.close()
 
 
@@ -658,7 +684,7 @@ def test_a_block_that_is_no_blob_any_longer_is_damaged(
 
 _NUMBER = """
 ALTER TABLE incarnations RENAME TO older;
-CREATE TABLE incarnations (number TEXT, id TEXT, began_ms INTEGER, ended INTEGER);
+CREATE TABLE incarnations (number TEXT, id TEXT UNIQUE, began_ms INTEGER, ended INTEGER);
 INSERT INTO incarnations SELECT number, id, began_ms, ended FROM older;
 """
 

@@ -186,7 +186,7 @@ def test_what_is_closed_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "outbox.sqlite"
     Outbox(path, run_inline).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE put_off")
+        connection.execute("INSERT INTO journal (records) VALUES (x'c1')")
         connection.commit()
     with pytest.raises(OutboxError):
         Outbox(path, run_inline)

@@ -114,7 +114,7 @@ def test_a_file_without_tables_of_ours_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rooms.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE room_hosts (other)")
-    with pytest.raises(LogCorrupt, match="no such column"):
+    with pytest.raises(LogCorrupt, match="column hosts of table room_hosts is not there"):
         RoomHosts(path)
 
 
