@@ -80,9 +80,10 @@ SCHEMA = Schema(
     page_size=8_192,
     shrinks=True,
     if_damaged=(
-        "stop the process, keep a copy of the directory, then either put a good copy in its "
-        f"place, or rescue what is readable with `sqlite3 {DATABASE_NAME} .recover`, or move it "
-        "away to begin empty"
+        "stop the process, keep a copy of the directory, then put a good copy in its place "
+        "(`tcprepl restore`), or move it away to begin empty; what is readable may come out of "
+        f"`sqlite3 {DATABASE_NAME} .recover`, which that of Debian 12 cannot: look at what did "
+        "with `tcprepl log verify` before it is served"
     ),
 )
 #: The number of the incarnation at whose beginning one was over; none of the newest.
