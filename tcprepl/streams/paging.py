@@ -7,6 +7,7 @@ gone is missed, as one that is damaged is found by its checksum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeAlias
 from zlib import crc32
 
@@ -21,6 +22,27 @@ from tcprepl.streams.pages import DiskPage
 
 #: Of a block: its last token, when it was written, its checksum, its body.
 StoredBlock: TypeAlias = tuple[Token, object, int, bytes]
+
+
+def opened(
+    pair: StoredPair, last: Token, written_ms: object, crc: int, body: bytes
+) -> tuple[Block, Token | None]:
+    """Return a block that is stored, and the last token of the one before it.
+
+    Raises:
+        ValueError: It is not what was written; says why.
+    """
+    if crc32(body) != crc:
+        raise ValueError(f"the checksum of its block, at token {last}, does not match")
+    if not isinstance(written_ms, int):
+        raise ValueError(f"its block, at token {last}, has no time")
+    try:
+        block, before = decode_block(pair.stream, pair.instance, body, written_ms)
+    except ValueError as error:
+        raise ValueError(f"its block, at token {last}, is none: {error}") from error
+    if block.last != last:
+        raise ValueError(f"its block, at token {last}, ends at {block.last}")
+    return block, before
 
 
 class PageBuilder:
@@ -58,13 +80,11 @@ class PageBuilder:
 
     def put(self, last: Token, written_ms: object, crc: int, body: bytes) -> DiskPage | None:
         """Put a block in; return the page if that ends before it, as it is full or by damage."""
-        if crc32(body) != crc:
-            what = f"the checksum of its block, at token {last}, does not match"
-            return self.damaged(last, what)
-        if not isinstance(written_ms, int):
-            return self.damaged(last, f"its block, at token {last}, has no time")
         pair = self._pair
-        block, before = decode_block(pair.stream, pair.instance, body, written_ms)
+        try:
+            block, before = opened(pair, last, written_ms, crc, body)
+        except ValueError as error:
+            return self.damaged(last, str(error))
         if before is not None and before > max(self.reached, pair.floor):
             return self._without_block(before)
         self._rows += len(block.tokens)
@@ -91,9 +111,9 @@ class PageBuilder:
         """
         if newest > upto:
             newest = 0
-            for _, _, crc, body in behind():
-                if crc32(body) == crc:
-                    _, before = decode_block("", "", body, 0)
+            for last, _, crc, body in behind():
+                with suppress(ValueError):
+                    _, before = opened(self._pair, last, 0, crc, body)
                     newest = min(before or 0, upto)
         if newest > max(self.reached, self._pair.floor):
             return self._without_block(newest)

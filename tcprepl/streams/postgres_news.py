@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
-from zlib import crc32
 
 from tcprepl.errors import LogError
 from tcprepl.ids import InstanceName, Pair, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.storage.postgresql import Link
-from tcprepl.streams.bodies import decode_block
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.gaps import Cause, Gap
 from tcprepl.streams.history import Beginning, Incarnation
 from tcprepl.streams.holding import Holder
 from tcprepl.streams.log import Block
+from tcprepl.streams.paging import opened
 from tcprepl.streams.postgres_schema import CHANNEL, HOLDERS, STAGED
 
 logger = get_logger(__name__)
@@ -166,12 +165,12 @@ class NewsReader:
                         _BLOCKS, (pair.id, after, pair.position, _NEWS_BLOCKS), binary=True
                     ).fetchall()
                     for last, written_ms, crc, body in found:
-                        if crc32(body) != crc:
-                            text = f"the checksum of its block, at token {last}, does not match"
-                            news.damaged[pair.id] = Gap(after, last, Cause.DAMAGE, text)
+                        try:
+                            block, before = opened(pair, last, written_ms, crc, body)
+                        except ValueError as error:
+                            news.damaged[pair.id] = Gap(after, last, Cause.DAMAGE, str(error))
                             after = last
                             break
-                        block, before = decode_block(pair.stream, pair.instance, body, written_ms)
                         if before is not None and before > after:
                             text = f"no block has the rows up to token {before}"
                             news.damaged[pair.id] = Gap(after, before, Cause.DAMAGE, text)

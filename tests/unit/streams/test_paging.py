@@ -59,6 +59,27 @@ def test_a_page_ends_before_a_block_that_is_not_what_was_written() -> None:
     assert (made.after, made.upto, made.damage) == (5, 5, Gap(3, 6, Cause.DAMAGE, text))
 
 
+def test_a_body_that_is_none_is_damage_whatever_its_checksum() -> None:
+    """It keeps nobody from what is before it, or behind."""
+    last, written_ms, crc, body = stored(4, 6, 3)
+    none = b"\x93" + body
+    for put, words in (
+        ((last, written_ms, crc32(none), none), "its block, at token 6, is none: "),
+        ((7, written_ms, crc, body), "its block, at token 7, ends at 6"),
+        ((last, "x", crc, body), "its block, at token 6, has no time"),
+    ):
+        page = begun()
+        page.put(*stored(1, 3))
+        made = page.put(*put)
+        assert made is not None
+        assert made.upto == 3
+        assert made.damage is not None
+        assert (made.damage.after, made.damage.upto) == (3, put[0])
+        assert made.damage.detail.startswith(f"bad: {words}")
+    made = begun().ended(0, 9, lambda: [(last, written_ms, crc32(none), none)])
+    assert made.damage is None
+
+
 def test_a_block_that_is_gone_is_missed_by_the_next_one() -> None:
     """Unless it is below the floor: then it went by right."""
     text = "bad: no block has the rows up to token 3"

@@ -36,7 +36,7 @@ def test_each_row_is_read_once_and_in_order(place: Place, monkeypatch: pytest.Mo
     assert read.pairs == []
     writer.write(commit(writer, 11, 11))
     assert news.read(lambda _: False).pairs == []
-    broken = mock.patch.object(module, "decode_block", side_effect=psycopg.OperationalError)
+    broken = mock.patch.object(module, "opened", side_effect=psycopg.OperationalError)
     with broken, pytest.raises(LogUnavailable):
         news.read(lambda _: True)
     ((pair, blocks),) = news.read(lambda _: True).pairs
