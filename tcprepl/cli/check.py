@@ -10,11 +10,13 @@ from tcprepl.cli import Group
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, to_options
 from tcprepl.errors import TcpreplError
-from tcprepl.protocol.display import counted, displayable
+from tcprepl.protocol.display import counted, displayable, few
 
 OK, WARNING, CRITICAL = 0, 1, 2
 #: How long a server may take to answer: less than those wait who ask, ten seconds with Nagios.
 TIMEOUT_S = 8.0
+#: Things that are amiss that are said: a server says fewer, one of an earlier version may not.
+_MOST_AMISS = 30
 
 timeout_option = click.option(
     "--timeout",
@@ -107,6 +109,7 @@ def health(url: str, token: str | None, timeout_s: float, warn_degraded: bool) -
     if not (degraded := found.get("degraded")):
         click.echo("OK: ready")
         return OK
+    said = few(degraded, most=_MOST_AMISS)
     word = "WARNING" if warn_degraded else "OK"
-    click.echo(f"{word}: ready, but degraded: {displayable('; '.join(degraded))}")
+    click.echo(f"{word}: ready, but degraded: {displayable('; '.join(said))}")
     return WARNING if warn_degraded else OK

@@ -8,7 +8,8 @@ it. None of them has a business in a name or a reason; in JSON they may stand ra
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from tcprepl.limits import SNIPPET_BYTES
 
@@ -24,6 +25,8 @@ _ONE_LINE: Final = re.compile(f"[{_UNSAFE}]")
 _LINES: Final = re.compile(f"(?![\\n\\t])[{_UNSAFE}]")
 #: Characters of an offending part that are looked at for a snippet.
 _SCANNED_CHARS: Final = 1_024
+#: How many of many are said, where nobody would read all.
+FEW: Final = 20
 #: Access tokens are recognised by what issues them, wherever they stand.
 _SECRETS: Final = re.compile(r"(?i)(?:sy[tr]_|ma[tr]_|mc[tr]_|MDAx)\S+|(?<=access_token=)[^&\s]+")
 
@@ -31,6 +34,23 @@ _SECRETS: Final = re.compile(r"(?i)(?:sy[tr]_|ma[tr]_|mc[tr]_|MDAx)\S+|(?<=acces
 def counted(number: float, noun: str, shown: str = "") -> str:
     """Return how many there are of what: ``1 row``, ``2 rows``; *shown* in place of the digits."""
     return f"{shown or number} {noun}{'' if number == 1 else 's'}"
+
+
+def few(
+    items: Sequence[Any], what: str = "", *, say: Callable[[Any], str] = str, most: int = FEW
+) -> list[str]:
+    """Return the first of *items* in words, and how many more there are, if there are.
+
+    Args:
+        items: There may be thousands.
+        what: What the others are, if that has to be said.
+        say: Returns one in words.
+        most: How many are said.
+    """
+    said = [say(item) for item in items[:most]]
+    if (left := len(items) - most) > 0:
+        said.append(f"and {counted(left, f'more {what}')}" if what else f"and {left} more")
+    return said
 
 
 def displayable(text: str, *, lines: bool = False) -> str:

@@ -13,9 +13,6 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.display import counted, displayable
 from tcprepl.streams.holding import DatabaseStatus
 
-#: Damaged ranges that STATUS names.
-_DAMAGE_SHOWN = 20
-
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
@@ -192,7 +189,8 @@ class ServerStatus:
         peers: Every connection.
         closed: How many connections have ended, by reason.
         links: Where streams come from, if this is a relay, and the Redis they go to.
-        damage: Ranges of rows that cannot be read from the disk, in words.
+        damage: Ranges of rows that cannot be read from the disk, in words: of many the first, and
+            how many more there are.
         database: The database that the log shares with other servers, if it does.
     """
 
@@ -229,9 +227,7 @@ class ServerStatus:
             f"{self.uptime_seconds:.0f} s, {counted(len(self.peers) + more_peers, 'peer')}, "
             f"{behind} behind"
         ]
-        lines += [f"damaged: {words}" for words in self.damage[:_DAMAGE_SHOWN]]
-        if len(self.damage) > _DAMAGE_SHOWN:
-            lines.append(f"and {len(self.damage) - _DAMAGE_SHOWN} more that are damaged")
+        lines += [f"damaged: {words}" for words in self.damage]
         if self.database is not None:
             lines += self.database.lines()
         lines += [line for link in self.links for line in link.lines()]

@@ -8,11 +8,12 @@ disk does not give back as they were written. Whoever reads passes each of them 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from tcprepl.ids import Pair, Token
+from tcprepl.protocol.display import few
 
 
 class Cause(Enum):
@@ -45,17 +46,24 @@ class Gap:
         cause: What made it.
         detail: More about that, for people: the setting that bounds retention, the place of
             the damage.
+        several: Whether it is the damage of more than one block; *detail* is of the last.
     """
 
     after: Token
     upto: Token
     cause: Cause
     detail: str = ""
+    several: bool = False
 
     @property
     def lost(self) -> bool:
         """Whether rows that concern readers are missing."""
         return self.cause.lost
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are in it."""
+        return self.upto - self.after
 
     def words(self) -> str:
         """Return what is missing, in words."""
@@ -67,8 +75,35 @@ class Gap:
         if self.cause is Cause.UPSTREAM:
             return f"rows in {where} may be missing: the upstream could not tell them"
         if self.cause is Cause.DAMAGE:
-            return f"rows in {where} cannot be read: {self.detail}"
+            which = "several blocks, the last: " if self.several else ""
+            return f"rows in {where} cannot be read: {which}{self.detail}"
         return f"rows in {where} are gone: {self.detail}"
+
+
+def outgrows(longer: int, shorter: int) -> bool:
+    """Return whether a gap of *longer* tokens is to be told again that was told with *shorter*.
+
+    It is, once it has come to the next power of two: a run of any length is told a few times.
+    """
+    return longer.bit_length() > shorter.bit_length()
+
+
+def in_words(gaps: Sequence[Gap]) -> str:
+    """Return what is missing in *gaps*, each of which begins where the one before ends."""
+    told: list[Gap] = []
+    for gap in gaps:
+        if told and gap.cause is told[-1].cause is Cause.DAMAGE:
+            told.append(_joined((told.pop(), gap)))
+        else:
+            told.append(gap)
+    return "; ".join(few(told, "gap", say=Gap.words))
+
+
+def _joined(damage: Sequence[Gap]) -> Gap:
+    """Return ranges that adjoin, or overlap, as one."""
+    after = min(gap.after for gap in damage)
+    last = max(damage, key=lambda gap: (gap.upto, gap.tokens))
+    return last if last.after == after else replace(last, after=after, several=True)
 
 
 class Gaps:
@@ -89,11 +124,23 @@ class Gaps:
     def add(self, pair: Pair, gap: Gap) -> bool:
         """Add *gap*; it replaces one that begins at the same token, and those within it.
 
+        Damage that adjoins other damage is one gap with it: of a disk that fails there may be
+        as many damaged blocks as there are blocks.
+
         Returns:
-            Whether it was not known.
+            Whether it is to be told: it was not known, nor does it go on from what was told.
         """
         known = self._gaps.setdefault(pair, [])
         new = gap not in known
+        if gap.cause is Cause.DAMAGE:
+            near = [
+                other
+                for other in known
+                if other.cause is gap.cause and other.after <= gap.upto and gap.after <= other.upto
+            ]
+            if near:
+                gap = _joined((*near, gap))
+                new = outgrows(gap.tokens, max(other.tokens for other in near))
         known[:] = [
             other
             for other in known
@@ -134,13 +181,22 @@ class Gaps:
         return [(pair, gap) for pair, gap in self if gap.cause is cause]
 
     def damage(self) -> list[str]:
-        """Return, in words, every range of rows that the disk does not give back."""
-        return [
-            f"stream {stream} of {instance}: {gap.words()}"
-            for (stream, instance), gap in self.of(Cause.DAMAGE)
-        ]
+        """Return, in words, which rows the disk does not give back: of many ranges the first."""
+        return few(self.of(Cause.DAMAGE), "damaged range", say=_of_pair)
 
     def keep(self, pair: Pair, floor: Token, position: Token) -> None:
-        """Forget what ends at or below *floor*, or above *position*."""
+        """Forget what ends at or below *floor*, or above *position*.
+
+        Of damage what is at or below the floor is forgotten, too: a range may have many blocks.
+        """
         known = self._gaps.get(pair, [])
-        known[:] = [gap for gap in known if floor < gap.upto <= position]
+        known[:] = [
+            replace(gap, after=floor) if gap.cause is Cause.DAMAGE and gap.after < floor else gap
+            for gap in known
+            if floor < gap.upto <= position
+        ]
+
+
+def _of_pair(found: tuple[Pair, Gap]) -> str:
+    (stream, instance), gap = found
+    return f"stream {stream} of {instance}: {gap.words()}"

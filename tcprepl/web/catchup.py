@@ -20,7 +20,7 @@ from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.metrics import DROPPED
 from tcprepl.streams.cursor import AtHead, Limits
-from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.gaps import Cause, Gap, in_words
 from tcprepl.streams.log import Page
 from tcprepl.streams.masking import masked
 from tcprepl.web.answers import Forked, Updates
@@ -115,10 +115,11 @@ class CatchUp:
         gaps: Sequence[Gap],
     ) -> None:
         """Count and log what a reader is not told."""
-        past = [gap for gap in gaps if gap.cause is Cause.RETENTION]
+        others = [gap for gap in gaps if gap.cause is not Cause.RETENTION]
+        past = len(others) < len(gaps)
         if past:
             DROPPED.labels("rows", "asked for past retention").inc()
-        if len(past) < len(gaps):
+        if others:
             DROPPED.labels("rows", "asked for in a gap").inc()
         logger.warning(
             "http.catch_up.gap",
@@ -126,7 +127,7 @@ class CatchUp:
             instance=instance,
             after=missing[0],
             upto=missing[1],
-            why="; ".join("past retention" if gap in past else gap.words() for gap in gaps),
+            why="; ".join([*["past retention"] * past, *[in_words(others)] * bool(others)]),
         )
 
     def _instance(self, stream: StreamName, asked: str | None) -> InstanceName:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tcprepl.errors import TokenFromFuture, TokenTooOld
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
-from tcprepl.streams.gaps import Gap
+from tcprepl.streams.gaps import Gap, in_words
 from tcprepl.web.tables import Feed
 from tcprepl.web.vector import Vector, format_vector
 
@@ -34,7 +34,7 @@ def rows_missing(
     return ApiError(
         410,
         "TCPREPL_ROWS_MISSING",
-        f"stream {feed.stream} of {instance}: {'; '.join(gap.words() for gap in gaps)}; "
+        f"stream {feed.stream} of {instance}: {in_words(gaps)}; "
         f"go on from {held}, and forget what was built from earlier rows",
         extra=where_to_go_on(feed, vector, instance, held, own),
     )

@@ -24,9 +24,10 @@ from tcprepl.http.calls import ApiError, Begin, Call, Response
 from tcprepl.http.request import Request
 from tcprepl.http.routing import About, Route
 from tcprepl.http.security import Gate
-from tcprepl.ids import InstanceName, StreamName
-from tcprepl.protocol.display import displayable
+from tcprepl.ids import InstanceName, Pair, StreamName
+from tcprepl.protocol.display import displayable, few
 from tcprepl.replication.status import ServerStatus, StreamStatus
+from tcprepl.streams.gaps import Gap
 from tcprepl.streams.log import Block
 from tcprepl.web import page
 from tcprepl.web.answers import Status
@@ -231,13 +232,10 @@ class Board:
         """Return what an operator wants to know of the log."""
         services = self._services
         history = services.log.history
-        gaps = [
-            f"{stream} of {instance}: {gap.words()}"
-            for (stream, instance), gap in services.log.gaps
-        ]
+        gaps = few(list(services.log.gaps)[::-1], say=_gap, most=10)
         said = {
             "Incarnation": f"{history.current}, {len(history.incarnations)} remembered",
-            "Gaps": "; ".join(gaps[-10:]) or "none",
+            "Gaps": "; ".join(gaps) or "none",
         }
         if services.room is not None:
             said |= services.room()
@@ -289,6 +287,11 @@ class Board:
         viewer.send(
             b"retry: 1000\ndata: %b\n\n" % msgspec.json.encode(self.parts(self.server_status()))
         )
+
+
+def _gap(found: tuple[Pair, Gap]) -> str:
+    (stream, instance), gap = found
+    return f"{stream} of {instance}: {gap.words()}"
 
 
 @implementer(IPushProducer)

@@ -29,7 +29,7 @@ from tcprepl.replication.serving.rendering import (
     render_rows,
 )
 from tcprepl.streams.cursor import AT_HEAD, Limits, Restart, Void
-from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.gaps import Cause, Gap, outgrows
 from tcprepl.streams.log import Log, Page
 from tcprepl.streams.pages import Reading
 
@@ -282,7 +282,7 @@ class Behind:
             track.begun = True
             begin = position_line(form, stream, instance, gap.after, gap.after)
         if gap.cause is Cause.DAMAGE:
-            self._count(reader, track, gap.after, gap.upto, gap.detail)
+            self._count_damage(reader, track, gap)
             text = f"cannot read {stream} of {instance} after {gap.after}: {gap.words()}"
             error = error_line(form, text)
         else:
@@ -315,12 +315,30 @@ class Behind:
             )
         return error_line(form, text) + where
 
+    def _count_damage(self, reader: Reader, track: Track, gap: Gap) -> None:
+        """Count damage; many blocks in a row are logged a few times, from the first on."""
+        after, upto = track.damage
+        if upto != gap.after:
+            after = upto = gap.after
+        track.damage = after, gap.upto
+        told = outgrows(gap.upto - after, upto - after)
+        self._count(reader, track, after, gap.upto, gap.detail, told=told)
+
     def _count(
-        self, reader: Reader, track: Track, after: Token, begins_after: Token, reason: str
+        self,
+        reader: Reader,
+        track: Track,
+        after: Token,
+        begins_after: Token,
+        reason: str,
+        *,
+        told: bool = True,
     ) -> None:
         stream, instance = track.head.pair
         reader.gaps += 1
         metrics.GAPS.labels(stream).inc()
+        if not told:
+            return
         log.warning(
             "replication.reader.gap",
             reader=reader.label,

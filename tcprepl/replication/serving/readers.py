@@ -165,9 +165,10 @@ class Track:
             that they can be estimated only.
         sent: The token of the last row that was sent, where rows end below the cursor.
         reading: What tells when to ask again, if the next page is not there yet.
+        damage: After and up to which token it met damaged blocks one after another, last.
     """
 
-    __slots__ = ("begun", "cursor", "head", "reading", "rows", "sent", "size_bytes")
+    __slots__ = ("begun", "cursor", "damage", "head", "reading", "rows", "sent", "size_bytes")
 
     def __init__(self, head: Head, cursor: Cursor, *, begun: bool) -> None:
         self.head = head
@@ -177,6 +178,7 @@ class Track:
         self.size_bytes: int | None = None
         self.sent: Token | None = None
         self.reading: Reading | None = None
+        self.damage: tuple[Token, Token] = (0, 0)
 
 
 class Backlog:

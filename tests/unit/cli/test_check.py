@@ -78,6 +78,17 @@ def test_what_is_degraded_is_said_and_a_warning_where_that_is_asked_for(
     assert capsys.readouterr().out == "OK: ready\n"
 
 
+def test_of_much_that_is_amiss_the_first_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server of before names thousands of damaged blocks, and a monitor keeps one line."""
+    answer(monkeypatch, {"ready": True, "degraded": [f"block {n}" for n in range(3_000)]})
+    assert run(["check", "health"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("OK: ready, but degraded: block 0; block 1; ")
+    assert out.endswith("; block 29; and 2970 more\n")
+
+
 def test_a_warning_above_the_alarm_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     """It would never be given."""
     assert run(["check", "lag", "--warn", "60", "--crit", "5"]) == 2

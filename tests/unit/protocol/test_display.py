@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcprepl.limits import SNIPPET_BYTES
-from tcprepl.protocol.display import counted, displayable, printable, snippet
+from tcprepl.protocol.display import counted, displayable, few, printable, snippet
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,10 @@ def test_printable_text_is_left_alone() -> None:
 def test_one_of_a_thing_is_not_many() -> None:
     assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
     assert counted(1_500, "row", "1,500") == "1,500 rows"
+
+
+def test_of_many_the_first_few_are_said_and_how_many_more_there_are() -> None:
+    assert few([]) == []
+    assert few(range(20), say=hex)[18:] == ["0x12", "0x13"]
+    assert few(range(21), say=hex)[18:] == ["0x12", "0x13", "and 1 more"]
+    assert few("abcd", "letter", most=2) == ["a", "b", "and 2 more letters"]

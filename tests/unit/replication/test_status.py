@@ -90,12 +90,10 @@ def test_links_are_told_with_their_gaps() -> None:
     assert up.lines() == ["redis redis://h: up for 3 s, 0 rows, 1 reconnect, 0 gaps"]
 
 
-def test_damage_is_named_and_bounded() -> None:
-    damage = [f"stream s of i: rows in ({n}, {n + 1}] cannot be read" for n in range(23)]
+def test_damage_is_named() -> None:
+    damage = ["stream s of i: rows in (0, 1] cannot be read", "and 3 more damaged ranges"]
     lines = ServerStatus("x", "m", 1.0, damage=damage).lines()
-    assert lines[1] == "damaged: stream s of i: rows in (0, 1] cannot be read"
-    assert lines[-1] == "and 3 more that are damaged"
-    assert len(lines) == 22
+    assert lines[1:] == [f"damaged: {words}" for words in damage]
 
 
 def test_a_name_is_shown_and_not_obeyed() -> None:

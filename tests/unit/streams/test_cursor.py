@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from structlog.testing import capture_logs
 from twisted.internet.defer import CancelledError, Deferred
 
 from tcprepl.errors import LogCorrupt, LogUnavailable
@@ -546,6 +547,43 @@ def test_a_damaged_block_of_thirty_is_a_gap_of_its_hundred_rows(tmp_path: Path, 
     assert "put a good copy of the directory in its place" in noted.detail
     store.log.trim(*PAIR, 250)
     assert store.log.gaps.of(Cause.DAMAGE) == []
+    store.close()
+
+
+def test_damaged_blocks_that_adjoin_are_told_as_they_are_found_and_kept_as_one(
+    tmp_path: Path,
+) -> None:
+    """Whoever finds them is told of each; whoever comes later has them in one go."""
+    store, worker = cold(tmp_path, 12)
+    for token in range(200, 1_001, 100):
+        damage(store, token)
+
+    def read(after: int) -> list[object]:
+        cursor = store.log.cursor(PAIR, after)
+        answers: list[object] = []
+        while (answer := cursor.next()) is not AT_HEAD:
+            if isinstance(answer, Reading):
+                worker.run()
+            elif isinstance(answer, Gap):
+                assert f"at token {answer.upto}," in answer.detail
+                answers.append((answer.after, answer.upto, answer.cause))
+            else:
+                answers += tokens(answer)
+        return answers
+
+    before, behind = range(1, 101), range(1_001, 1_201)
+    with capture_logs() as logs:
+        found = read(0)
+        gaps = [(upto - 100, upto, Cause.DAMAGE) for upto in range(200, 1_001, 100)]
+        assert found == [*before, *gaps, *behind]
+        assert read(0) == [*before, (100, 1_000, Cause.DAMAGE), *behind]
+        assert read(450) == [(450, 1_000, Cause.DAMAGE), *behind]
+    told = [entry["upto"] for entry in logs if entry["event"] == "streams.block.damaged"]
+    assert told == [200, 300, 400, 700]
+    (words,) = store.log.gaps.damage()
+    assert "rows in (100, 1000] cannot be read: several blocks, the last: " in words
+    store.log.trim(*PAIR, 600)
+    assert [gap.after for _, gap in store.log.gaps] == [600]
     store.close()
 
 

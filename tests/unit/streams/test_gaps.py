@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tcprepl.streams.gaps import Cause, Gap, Gaps
+from itertools import permutations
+
+from tcprepl.streams.gaps import Cause, Gap, Gaps, in_words
 
 PAIR = ("typing", "master")
 
@@ -94,3 +96,80 @@ def test_damage_is_told_in_words_and_is_a_loss() -> None:
     assert [gap.lost for _, gap in gaps] == [True, False]
     (words,) = gaps.damage()
     assert words == "stream typing of master: rows in (5, 9] cannot be read: block 3"
+
+
+def damaged(*spans: tuple[int, int]) -> tuple[Gaps, list[bool]]:
+    """Return the gaps after *spans* were found damaged, and which of them were to be told."""
+    gaps = Gaps()
+    told = [gaps.add(PAIR, Gap(*span, Cause.DAMAGE, f"block {span[1]}")) for span in spans]
+    return gaps, told
+
+
+def spans_of(gaps: Gaps) -> list[tuple[int, int]]:
+    """Return where there are gaps."""
+    return [(gap.after, gap.upto) for _, gap in gaps]
+
+
+def test_damage_that_adjoins_is_one_gap_of_exactly_those_rows() -> None:
+    one, other, between = (0, 100), (200, 300), (100, 200)
+    assert spans_of(damaged(one, other)[0]) == [one, other]
+    for order in permutations((one, other, between)):
+        assert spans_of(damaged(*order, (400, 500))[0]) == [(0, 300), (400, 500)]
+    # what two readers found at once, with other ends; and what is known already
+    assert spans_of(damaged((100, 300), (50, 200), (120, 130), (50, 300))[0]) == [(50, 300)]
+    assert spans_of(damaged((100, 200), (50, 300))[0]) == [(50, 300)]
+    gaps, _ = damaged(one)
+    gaps.add(PAIR, Gap(100, 200, Cause.UPSTREAM))
+    gaps.add(("typing", "w1"), Gap(100, 200, Cause.DAMAGE))
+    assert [span for span in spans_of(gaps) if span == one] == [one]
+    assert len(list(gaps)) == 3
+
+
+def test_damage_is_said_with_the_reason_of_its_last_block() -> None:
+    """Whoever stands in the gap has that block before him; the blocks of one are not several."""
+    gaps, _ = damaged((200, 300), (100, 200), (0, 100))
+    assert gaps.at(PAIR, 120) == Gap(0, 300, Cause.DAMAGE, "block 300", several=True)
+    (words,) = gaps.damage()
+    assert words == (
+        "stream typing of master: rows in (0, 300] cannot be read: several blocks, the last: "
+        "block 300"
+    )
+    assert not any(gap.several for _, gap in damaged((0, 100), (0, 100), (20, 50))[0])
+
+
+def test_damage_that_goes_on_is_told_a_few_times() -> None:
+    """Its first block at once, and a run of any length seldom."""
+    _, told = damaged(*((n, n + 1) for n in range(3_000)), (0, 1), (7, 9), (5_000, 5_001))
+    assert told[:5] == [True, True, False, True, False]
+    assert sum(told[:3_000]) == 12
+    assert told[3_000:] == [False, False, True]
+
+
+def test_damage_is_forgotten_as_far_as_its_rows_are_past_retention() -> None:
+    gaps, _ = damaged((0, 100), (100, 200), (200, 300), (400, 500))
+    gaps.keep(PAIR, 200, 1_000)
+    assert spans_of(gaps) == [(200, 300), (400, 500)]
+    gaps.add(PAIR, Gap(500, 600, Cause.UPSTREAM))
+    gaps.keep(PAIR, 510, 1_000)
+    assert spans_of(gaps) == [(500, 600)]
+
+
+def test_of_much_damage_the_first_ranges_are_told_and_how_many_more_there_are() -> None:
+    gaps, _ = damaged(*((n, n + 1) for n in range(0, 46, 2)))
+    words = gaps.damage()
+    assert words[0] == "stream typing of master: rows in (0, 1] cannot be read: block 1"
+    assert "rows in (38, 39]" in words[19]
+    assert words[20:] == ["and 3 more damaged ranges"]
+
+
+def test_of_many_gaps_in_a_row_the_first_are_told() -> None:
+    gaps = [Gap(n, n + 1, Cause.ANEW) for n in range(21)]
+    assert in_words(gaps[:2]) == (
+        "the stream began anew upstream after 0; the stream began anew upstream after 1"
+    )
+    assert in_words(gaps).endswith("began anew upstream after 19; and 1 more gap")
+    run = [Gap(n, n + 1, Cause.DAMAGE, f"block {n}") for n in range(3_000)]
+    assert in_words([gaps[0], *run[1:]]) == (
+        "the stream began anew upstream after 0; rows in (1, 3000] cannot be read: several "
+        "blocks, the last: block 2999"
+    )

@@ -152,6 +152,16 @@ def test_gaps_that_adjoin_are_one(stage: Stage) -> None:
     assert ask(stage, "audit", 1, 2).json["missing"] == [1, 2]
 
 
+def test_of_many_gaps_in_a_row_not_all_are_logged(stage: Stage) -> None:
+    stage.publish("audit", 1)
+    for upto in range(2, 42):
+        stage.lose("audit", upto, lost=bool(upto % 2))
+    with capture_logs() as logs:
+        assert ask(stage, "audit", 1, 41).json["missing"] == [1, 41]
+    (gap,) = [entry for entry in logs if entry["event"] == "http.catch_up.gap"]
+    assert gap["why"].endswith("; and 20 more gaps")
+
+
 def test_what_is_past_retention_and_a_gap_further_on_are_two(stage: Stage) -> None:
     """Each is named in an answer of its own, the rows between them in the first."""
     for row in range(1, 6):

@@ -55,6 +55,23 @@ def test_damage_on_the_disk_degrades_and_does_not_end_service() -> None:
     stage.close()
 
 
+def test_of_much_damage_the_first_ranges_are_named_and_how_many_more_there_are() -> None:
+    """A disk that fails has thousands: health, status and page are read by people."""
+    stage = Stage()
+    for token in range(0, 6_000, 2):
+        stage.gaps.add(("audit", "master"), Gap(token, token + 1, Cause.DAMAGE, "x" * 250))
+    degraded = stage.get("/health").json["degraded"]
+    assert len(degraded) == 21
+    assert degraded[0].startswith("stream audit of master: rows in (0, 1] cannot be read: ")
+    assert degraded[-1] == "and 2980 more damaged ranges"
+    assert stage.get("/_tcprepl/v1/status").json["damage"] == degraded
+    shown = stage.get("/").body
+    assert b"and 2980 more damaged ranges" in shown
+    assert b"and 2990 more" in shown  # of all gaps
+    assert len(shown) < 60_000
+    stage.close()
+
+
 def test_a_link_that_is_away_degrades_and_does_not_end_service() -> None:
     """What is held is served: a load balancer goes on sending here, and whoever looks sees it."""
 

@@ -43,6 +43,16 @@ def test_whoever_cannot_go_on_is_told_where_to(refusal: ApiError, held: int) -> 
     }
 
 
+def test_of_many_gaps_in_a_row_not_all_are_named() -> None:
+    """A disk that fails has thousands of damaged blocks."""
+    gaps = [Gap(n, n + 1, Cause.DAMAGE, f"block {n + 1}") for n in range(3_000)]
+    refusal = rows_missing(FEED, {}, "w1", gaps, "m")
+    assert "rows in (0, 3000] cannot be read: several blocks, the last: block 3000; go" in str(
+        refusal
+    )
+    assert len(str(refusal)) < 300
+
+
 def test_a_position_that_was_never_written_is_no_place_to_go_on_from() -> None:
     refusal = from_future(TokenFromFuture("typing", "w1", 9, 4))
     assert (refusal.status, refusal.extra["held"]) == (409, 4)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from twisted.internet.task import Clock
 
 from tcprepl import limits
+from tcprepl.ids import Pair, Token
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.serving.hub import Hub
 from tcprepl.replication.serving.readers import ANY, Reader
 from tcprepl.replication.serving.rendering import WireForm
-from tcprepl.streams.gaps import Cause, Gap
+from tcprepl.streams.gaps import Cause, Gap, Gaps
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry, StreamDef
@@ -541,6 +543,32 @@ def test_a_damaged_block_costs_its_rows_and_not_those_around(world: World) -> No
         ]
         assert lines[0] == f"POSITION alpha master {asked} {asked}"
         assert reader.gaps == 1
+
+
+def test_damaged_blocks_that_a_reader_meets_in_a_row_are_logged_a_few_times(world: World) -> None:
+    """It is told of each, and each counts."""
+
+    class Found(Gaps):
+        """The blocks as they are found, each by who comes to it."""
+
+        def next(self, pair: Pair, token: Token) -> Gap | None:
+            return Gap(token, token + 1, Cause.DAMAGE, "bad") if token < 60 else None
+
+    world.publish("alpha", *[[n] for n in range(61)])
+    world.turn()
+    world.log.gaps = Found()
+    with capture_logs() as logs:
+        reader, outlet = world.reader("alpha", "master", 0)
+        for _ in range(200):
+            world.turn()
+    lines = outlet.lines()
+    assert len([line for line in lines if line.startswith("ERROR cannot read alpha")]) == 60
+    assert lines[-2:] == ["RDATA alpha master 61 [60]", "POSITION alpha master 61 61"]
+    assert reader.gaps == 60
+    told = [entry for entry in logs if entry["event"] == "replication.reader.gap"]
+    assert [(entry["after"], entry["begins_after"]) for entry in told] == [
+        (0, upto) for upto in (1, 2, 4, 8, 16, 32)
+    ]
 
 
 def test_a_reader_that_is_gone_gets_nothing(world: World) -> None:
