@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from tcprepl.ids import InstanceName
+from tcprepl.protocol.display import few
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class DatabaseStatus:
             f"database {self.where}: {state}, instance {self.instance} has epoch {self.epoch}, "
             f"its lease was renewed {self.renewed_seconds:.1f} s ago"
         )
-        lines = [first, *(holder.words() for holder in self.holders)]
+        lines = [first, *few(self.holders, "instance", say=Holder.words)]
         if self.elsewhere:
-            names = ", ".join(self.elsewhere)
+            names = ", ".join(few(self.elsewhere))
             lines.append(f"not served here, but by the server that writes it, from memory: {names}")
         return lines

@@ -252,8 +252,10 @@ def _streams(view: View) -> Nodes:
     else:
         yield paragraph("No stream has a row yet.")
     if silent:
-        names = (node for name in silent for node in (" ", element("code", name)))
+        shown = silent[:_MOST_STREAMS]
+        names = (node for name in shown for node in (" ", element("code", name)))
         yield paragraph("Not written yet:", *names)
+        yield from _more(len(silent) - _MOST_STREAMS, _AS_JSON)
 
 
 def stream_link(stream: StreamName) -> Tag:
@@ -327,6 +329,7 @@ def _processes(peers: Sequence[PeerStatus]) -> Nodes:
             ),
             numeric=(1, 2, 3, 4, 5),
         )
+        yield from _more(len(known) - _MOST_PEERS, _AS_JSON)
 
 
 def _peer_row(peer: PeerStatus, lags: Sequence[float]) -> Sequence[Node]:

@@ -26,6 +26,14 @@ def test_it_is_said_what_another_server_alone_serves() -> None:
     )
 
 
+def test_of_many_who_write_to_it_the_first_are_said() -> None:
+    names = [f"typing of w{n}" for n in range(23)]
+    status = DatabaseStatus("db", "a", 1, 0.5, holders=[HELD] * 23, elsewhere=names)
+    lines = status.lines()
+    assert lines[20:22] == [HELD.words(), "and 3 more instances"]
+    assert lines[22].endswith("typing of w18, typing of w19, and 3 more")
+
+
 def test_it_is_said_since_when_the_database_is_away_and_why() -> None:
     status = DatabaseStatus("postgresql://db/x", "a", 3, 20.0, 12.0, "no route")
     assert status.lines()[0].startswith("database postgresql://db/x: away for 12 s (no route), ")

@@ -171,6 +171,14 @@ def test_streams_have_position_rate_and_plot() -> None:
     assert '<polyline points="118.0,27.0 119.0,14.5 120.0,2.0"></polyline>' in html
 
 
+def test_only_so_many_streams_without_a_row_are_listed() -> None:
+    """A configuration may name thousands."""
+    silent = [StreamStatus(f"s{n:02}", "master", 0, 0, 0, 0) for n in range(53)]
+    html = page.parts(view(status=ServerStatus("example.com", "master", 9.0, silent)))["streams"]
+    assert "s49 3 more are in the status as JSON" in text(html)
+    assert "s50" not in html
+
+
 def test_peers_have_their_lag_and_the_latest_comes_first() -> None:
     """Rows, bytes, seconds, the time paused; and which stream."""
     html = page.parts(view())["peers"]
