@@ -33,5 +33,14 @@ def place_in(content: bytes, body: bytes) -> int | None:
     return next(found, None)
 
 
+def invert_page(path: Path, number: int) -> None:
+    """Invert every bit of a page; the second one says which page points to which."""
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[16:18], "big")
+    page = slice((number - 1) * size, number * size)
+    content[page] = bytes(byte ^ 0xFF for byte in content[page])
+    path.write_bytes(content)
+
+
 def _is_once(content: bytes, body: bytes, start: int) -> bool:
     return content.count(body[start : start + _BYTES]) == 1

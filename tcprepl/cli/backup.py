@@ -9,8 +9,8 @@ import click
 import tcprepl
 from tcprepl.cli.progress import Progress
 from tcprepl.config import load
-from tcprepl.protocol.display import counted
-from tcprepl.storage.backup import make_backup
+from tcprepl.protocol.display import counted, displayable
+from tcprepl.storage.backup import faults_at_its_making, make_backup
 
 
 @click.command("backup")
@@ -26,11 +26,13 @@ from tcprepl.storage.backup import make_backup
     type=click.Path(path_type=Path, dir_okay=False),
     help="The configuration file of the server.",
 )
-def command(directory: Path, data: Path | None, config_file: Path | None) -> None:
+def command(directory: Path, data: Path | None, config_file: Path | None) -> int:
     """Copy the whole data directory to DIRECTORY, which must not exist yet.
 
     The server, relay or federation sender goes on meanwhile. The copy has its signing key and
-    is for its owner alone. DIRECTORY appears when all of it is on disk.
+    is for its owner alone. DIRECTORY appears when all of it is on disk. If a
+    database is damaged, the copy is kept all the same, what is wrong is said on stderr, and the
+    exit code is 1: keep the copies of before. `tcprepl log verify` reads every row as well.
 
     \b
     Example:
@@ -47,3 +49,7 @@ def command(directory: Path, data: Path | None, config_file: Path | None) -> Non
         made = make_backup(data, directory, tcprepl.__version__, progress.of)
     files, room = counted(len(made.files), "file"), counted(made.size_bytes, "byte")
     click.echo(f"{directory}: {files}, {room}")
+    faults = list(faults_at_its_making(directory, made))
+    for fault in faults:
+        click.echo(displayable(fault), err=True)
+    return int(bool(faults))

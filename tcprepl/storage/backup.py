@@ -27,6 +27,7 @@ from tcprepl.storage.sqlite import (
     BUSY_TIMEOUT_S,
     PRIVATE_DIRECTORY,
     PRIVATE_FILE,
+    faults_of,
     left_beside,
     uri_as_it_is,
 )
@@ -284,6 +285,15 @@ def check_backup(backup: Path) -> Backup:
     return _checked(backup, lambda done, total: None)[0]
 
 
+def faults_at_its_making(backup: Path, made: Backup) -> Iterator[str]:
+    """Yield what is wrong with each database of a copy that `make_backup` has just made."""
+    for file in made.files:
+        path = backup / file.name
+        if _is_database(path):
+            for fault in faults_of(path):
+                yield f"{path}: {fault}; so it is in what was copied: keep the copies of before"
+
+
 def backup_faults(backup: Path, told: Told = lambda done, total: None) -> Iterator[str]:
     """Yield what is wrong with each file of a copy, after a look at every byte of it.
 
@@ -331,17 +341,8 @@ def _faults(backup: Path, made: Backup, far: _Far) -> Iterator[str]:
         if not sound:
             yield f"{path} is not what was backed up; use another backup"
         elif _is_database(path):
-            yield from _database_faults(path)
-
-
-def _database_faults(path: Path) -> Iterator[str]:
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as reader:
-            ((found,), *_) = reader.execute("PRAGMA quick_check(1)").fetchall()
-    except sqlite3.Error as error:
-        found = str(error)
-    if found != "ok":
-        yield f"{path}: {found}; it was damaged when it was backed up: use another"
+            for fault in faults_of(path):
+                yield f"{path}: {fault}; it was damaged when it was backed up: use another"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -27,6 +27,8 @@ PRIVATE_FILE: Final = 0o600
 PRIVATE_DIRECTORY: Final = 0o700
 #: Most bytes that a file may hold to be converted when it is opened (`Schema.shrinks`).
 CONVERTED_BYTES: Final = 64 * 1024 * 1024
+#: Most faults of one file that are named.
+MOST_FAULTS: Final = 20
 #: What a database is called, behind its name, until all that is migrated into it is there.
 UNFINISHED: Final = ".migrating"
 #: Files that SQLite keeps beside a database.
@@ -237,6 +239,21 @@ def left_beside(path: Path) -> list[Path]:
 def uri_as_it_is(path: Path) -> str:
     """Return the URI of a database to be read; SQLite takes no lock where it finds all in it."""
     return f"{path.absolute().as_uri()}?mode=ro{'' if left_beside(path) else '&immutable=1'}"
+
+
+def faults_of(path: Path) -> list[str]:
+    """Return what SQLite finds wrong with how a file is built, which nobody writes to meanwhile.
+
+    That takes reading all of it. What its rows hold is not looked at.
+    """
+    try:
+        with closing(sqlite3.connect(uri_as_it_is(path), uri=True)) as reader:
+            found = reader.execute(f"PRAGMA quick_check({MOST_FAULTS})").fetchall()
+    except sqlite3.Error as error:
+        return [str(error)]
+    lines = [line for (text,) in found for line in str(text).splitlines()]
+    # A heading names the database of the connection, of which there is but one.
+    return [line for line in lines if line != "ok" and not line.startswith("***")]
 
 
 def _reading(where: Path | str, *, uri: bool = False) -> sqlite3.Connection:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tcprepl.cli import run
+from tcprepl.storage.sqlite import MOST_FAULTS
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
+from tests.damage import invert_page
 from tests.log_kit import SqliteStore
 
 
@@ -35,3 +38,22 @@ def test_what_is_in_memory_cannot_be_copied(
 def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["backup", str(tmp_path / "copy"), "--data", str(tmp_path / "none")]) == 1
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_copy_of_what_is_damaged_is_kept_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that goes by the exit code keeps the good copies of before."""
+    SqliteStore(tmp_path / "data").close()
+    invert_page(tmp_path / "data" / DATABASE_NAME, 2)
+    assert run(["backup", str(tmp_path / "copy"), "--data", str(tmp_path / "data")]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'copy'}: 1 file, ")
+    lines = err.splitlines()
+    assert 1 <= len(lines) <= MOST_FAULTS
+    for line in lines:
+        assert line.startswith(f"{tmp_path / 'copy' / DATABASE_NAME}: ")
+        assert line.endswith("; so it is in what was copied: keep the copies of before")
+    assert "***" not in err
+    assert run(["restore", str(tmp_path / "copy"), str(tmp_path / "back")]) == 1
+    assert "it was damaged when it was backed up: use another" in capsys.readouterr().err
