@@ -127,7 +127,7 @@ class CatchUp:
             instance=instance,
             after=missing[0],
             upto=missing[1],
-            why="; ".join([*["past retention"] * past, *[in_words(others)] * bool(others)]),
+            why="; ".join(filter(None, ["past retention" * past, in_words(others)])),
         )
 
     def _instance(self, stream: StreamName, asked: str | None) -> InstanceName:

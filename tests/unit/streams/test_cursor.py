@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -550,6 +551,23 @@ def test_a_damaged_block_of_thirty_is_a_gap_of_its_hundred_rows(tmp_path: Path, 
     store.close()
 
 
+def read_on(store: SqliteStore, worker: LateWorker, after: int) -> list[object]:
+    """Return the tokens and the gaps that a cursor gives from *after* on, up to the head."""
+    cursor = store.log.cursor(PAIR, after)
+    answers: list[object] = []
+    while (answer := cursor.next()) is not AT_HEAD:
+        if isinstance(answer, Reading):
+            worker.run()
+        elif isinstance(answer, Gap):
+            # Its reason is that of the block at its end.
+            assert f"token {answer.upto}" in answer.detail
+            answers.append((answer.after, answer.upto, answer.cause))
+        else:
+            answers += tokens(answer)
+    assert cursor.token == store.log.position(*PAIR)
+    return answers
+
+
 def test_damaged_blocks_that_adjoin_are_told_as_they_are_found_and_kept_as_one(
     tmp_path: Path,
 ) -> None:
@@ -558,19 +576,7 @@ def test_damaged_blocks_that_adjoin_are_told_as_they_are_found_and_kept_as_one(
     for token in range(200, 1_001, 100):
         damage(store, token)
 
-    def read(after: int) -> list[object]:
-        cursor = store.log.cursor(PAIR, after)
-        answers: list[object] = []
-        while (answer := cursor.next()) is not AT_HEAD:
-            if isinstance(answer, Reading):
-                worker.run()
-            elif isinstance(answer, Gap):
-                assert f"at token {answer.upto}," in answer.detail
-                answers.append((answer.after, answer.upto, answer.cause))
-            else:
-                answers += tokens(answer)
-        return answers
-
+    read = partial(read_on, store, worker)
     before, behind = range(1, 101), range(1_001, 1_201)
     with capture_logs() as logs:
         found = read(0)
@@ -594,19 +600,7 @@ def test_blocks_at_the_end_that_are_not_there_are_missed(tmp_path: Path) -> None
     damage(store, 300, "removed")
     damage(store, 400, "removed")
 
-    def read(after: int) -> list[object]:
-        cursor = store.log.cursor(PAIR, after)
-        answers: list[object] = []
-        while (answer := cursor.next()) is not AT_HEAD:
-            if isinstance(answer, Reading):
-                worker.run()
-            elif isinstance(answer, Gap):
-                answers.append((answer.after, answer.upto, answer.cause))
-            else:
-                answers += tokens(answer)
-        assert cursor.token == store.log.position(*PAIR)
-        return answers
-
+    read = partial(read_on, store, worker)
     gap = (200, 400, Cause.DAMAGE)
     assert read(0) == [*range(1, 201), gap]
     assert read(350) == [(350, 400, Cause.DAMAGE)]
