@@ -491,6 +491,14 @@ def test_everybody_who_looks_meanwhile_is_told(world: World) -> None:
     assert all(look.done for look in looks)
 
 
+def test_without_a_reactor_who_looks_is_told_at_once(world: World) -> None:
+    other = PostgresStore(
+        world.store.url, world.store.schema, writer="other", looking_worker=InlineWorker()
+    )
+    assert other.log.look().done
+    other.close()
+
+
 @pytest.mark.parametrize("how", ["fenced", "fenced meanwhile", "closed"])
 def test_who_looks_when_it_has_ended_is_told(world: World, how: str) -> None:
     """A reader would wait for ever."""
