@@ -16,7 +16,6 @@ import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TypeGuard
 from zlib import crc32
 
 from tcprepl import limits
@@ -25,6 +24,7 @@ from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import checked, explained, open_database, open_reader
 from tcprepl.streams.block_store import BlockRow, delete_blocks, write_blocks
 from tcprepl.streams.bodies import encode_block
+from tcprepl.streams.damaged_file import end_of_damage, is_between
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -52,7 +52,6 @@ from tcprepl.streams.sqlite_schema import (
     SELECT_BEFORE,
     SELECT_BLOCKS,
     SELECT_NEWEST,
-    SELECT_NEXT,
     UPSERT_PAIR,
 )
 
@@ -68,11 +67,6 @@ _SHRUNK_PAGES = 32
 _SPARE_PAGES = 256
 #: What ``PRAGMA auto_vacuum`` says of a file that can shrink.
 _INCREMENTAL = 2
-
-
-def _is_between(after: Token, last: object, upto: Token) -> TypeGuard[Token]:
-    """Return whether *last* is a token in ``(after, upto]``."""
-    return isinstance(last, int) and after < last <= upto
 
 
 def _block_before(connection: sqlite3.Connection, pair: StoredPair, after: Token) -> Token:
@@ -250,11 +244,11 @@ class Database:
             try:
                 cursor.execute(SELECT_BLOCKS, (pair.id, after, upto, most))
                 for last, written_ms, crc, body in cursor:
-                    if not _is_between(page.reached, last, upto):
+                    if not is_between(page.reached, last, upto):
                         # the index of the file is not that of its rows
                         if page.blocks:
                             return page.so_far()
-                        end = self._end_of_damage(connection, pair, after, upto)
+                        end = end_of_damage(connection, pair.id, after, upto)
                         return page.damaged(end, f"a block ends at {last!r}, which it cannot")
                     done = page.put(last, written_ms, crc, body)
                     if done is not None:
@@ -267,7 +261,7 @@ class Database:
                     return page.so_far()
                 if most != 1:
                     return self._page(connection, pair, after, upto, most=1)
-                end = self._end_of_damage(connection, pair, after, upto)
+                end = end_of_damage(connection, pair.id, after, upto)
                 return page.damaged(end, str(error))
         if page.blocks and most == 1:
             return page.so_far()
@@ -291,40 +285,6 @@ class Database:
             f"{self.path}, table blocks: {what}; put a good copy of the directory in its "
             "place (`tcprepl restore`), or leave it: the damage goes when retention reaches it"
         )
-
-    def _end_of_damage(
-        self, connection: sqlite3.Connection, pair: StoredPair, after: Token, upto: Token
-    ) -> Token:
-        """Return where that which cannot be read after *after* ends, *upto* at the latest.
-
-        If the file still tells where the next block ends, that is it. Otherwise a page of the
-        file is broken with all its blocks, and the first place behind them is found by halves.
-        """
-        found = self._next_last(connection, pair, after, upto)
-        if found is not None:
-            return found
-        low, high = after, upto
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._next_last(connection, pair, middle, upto) is None:
-                low = middle
-            else:
-                high = middle
-        return high
-
-    def _next_last(
-        self, connection: sqlite3.Connection, pair: StoredPair, after: Token, upto: Token
-    ) -> Token | None:
-        """Return the last token of the block after *after*; None if the file does not tell."""
-        try:
-            found = connection.execute(SELECT_NEXT, (pair.id, after, upto)).fetchone()
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            return None
-        if found is None:
-            return upto
-        return found[0] if _is_between(after, found[0], upto) else None
 
     def is_trimmed(self, pair: StoredPair) -> bool:
         """Return whether no blocks below the floor of *pair* are left to be removed."""

@@ -17,7 +17,7 @@ import pytest
 from tcprepl import limits
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 from tcprepl.storage import sqlite as storage
-from tcprepl.streams import block_store, bodies
+from tcprepl.streams import block_store, bodies, damaged_file
 from tcprepl.streams import database as database_module
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
@@ -459,9 +459,9 @@ def test_a_block_whose_token_is_none_it_can_have_is_damaged(
     """The index of a damaged file can name rows that say something else themselves."""
     database.write(Commit(blocks=[(1, block(7, 8)), (1, block(10))]))
     spoilt = f"SELECT iif(last = 8, {last}, last), "
-    for name in ("SELECT_BLOCKS", "SELECT_NEXT"):
-        statement = getattr(database_module, name)
-        monkeypatch.setattr(database_module, name, statement.replace("SELECT last", spoilt[:-2]))
+    for module, name in ((database_module, "SELECT_BLOCKS"), (damaged_file, "SELECT_NEXT")):
+        statement = getattr(module, name)
+        monkeypatch.setattr(module, name, statement.replace("SELECT last", spoilt[:-2]))
     page = database.page(stored(), 0, 20)
     assert (page.upto, page.damage) == (3, None)
     page = database.page(stored(), 3, 20)
@@ -470,21 +470,6 @@ def test_a_block_whose_token_is_none_it_can_have_is_damaged(
     assert (page.damage.after, page.damage.upto) == (3, 8)
     assert "which it cannot" in page.damage.detail
     assert tokens(database, 8, 20) == [10]
-    database.close()
-
-
-def test_a_block_whose_end_is_known_is_the_end_of_the_damage(database: Database) -> None:
-    with mock.patch.object(database, "_next_last", return_value=3) as look:
-        assert database._end_of_damage(mock.Mock(), stored(), 0, 99) == 3
-    assert look.call_count == 1
-    database.close()
-
-
-def test_a_disk_that_refuses_while_damage_is_looked_at_is_no_damage(database: Database) -> None:
-    connection = mock.Mock()
-    connection.execute.side_effect = sqlite3.OperationalError("disk I/O error")
-    with pytest.raises(sqlite3.OperationalError):
-        database._next_last(connection, stored(), 0, 3)
     database.close()
 
 
