@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from typing import Final, TypeAlias
+from zlib import crc32
 
 from tcprepl.ids import Token
 
@@ -34,11 +35,14 @@ _INSERT_BLOCK: Final = (
     "INSERT INTO blocks (pair, last, rows, bytes, written_ms, crc, body)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+#: A body goes with its block if it is that block's: a number that is damaged may be another's.
 _DELETE_BODIES: Final = (
     "DELETE FROM bodies WHERE id IN"
-    " (SELECT body FROM blocks WHERE pair = ? AND last <= ? AND typeof(body) = 'integer')"
+    " (SELECT apart.id FROM blocks JOIN bodies AS apart ON apart.id = blocks.body"
+    " WHERE pair = ? AND last > ? AND last <= ? AND typeof(blocks.body) = 'integer'"
+    " AND crc32(apart.body) = crc)"
 )
-_DELETE_BLOCKS: Final = "DELETE FROM blocks WHERE pair = ? AND last <= ?"
+_DELETE_BLOCKS: Final = "DELETE FROM blocks WHERE pair = ? AND last > ? AND last <= ?"
 
 #: The columns of a block: pair, last token, rows, bytes of lines, time in ms, checksum, body.
 BlockRow: TypeAlias = tuple[int, Token, int, int, int, int, bytes]
@@ -56,7 +60,27 @@ def write_blocks(connection: sqlite3.Connection, rows: Iterable[BlockRow]) -> No
     connection.executemany(_INSERT_BLOCK, stored)
 
 
-def delete_blocks(connection: sqlite3.Connection, pair: int, upto: Token) -> None:
-    """Delete the blocks of *pair* up to the one that ends with *upto*, in the same way."""
-    for statement in (_DELETE_BODIES, _DELETE_BLOCKS):
-        connection.execute(statement, (pair, upto))
+def prepare(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Return a connection that `delete_blocks` may be called with."""
+    connection.create_function("crc32", 1, _checksum, deterministic=True)
+    return connection
+
+
+def delete_blocks(
+    connection: sqlite3.Connection, pair: int, after: Token, upto: Token, *, bodies: bool = True
+) -> None:
+    """Delete the blocks of *pair* that end in ``(after, upto]``, within the caller's transaction.
+
+    Args:
+        connection: The database, prepared.
+        pair: The id of the pair.
+        after: Blocks up to there stay.
+        upto: Blocks behind it stay.
+        bodies: Whether bodies that stand apart go as well.
+    """
+    for statement in (_DELETE_BODIES, _DELETE_BLOCKS) if bodies else (_DELETE_BLOCKS,):
+        connection.execute(statement, (pair, after, upto))
+
+
+def _checksum(body: object) -> int | None:
+    return crc32(body) if isinstance(body, bytes) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import TypeAlias, TypeGuard
 
 from twisted.internet.defer import Deferred
@@ -144,10 +144,10 @@ class Batch:
     commit: Commit = field(default_factory=Commit)
 
 
-def take(waiting: list[Item]) -> list[Item]:
-    """Remove from *waiting*, and return, as much as one commit should carry."""
+def take(waiting: list[Item], most: int | None) -> list[Item]:
+    """Remove from *waiting*, and return, as much as one commit should carry, *most* items of it."""
     size = taken = 0
-    for item in waiting:
+    for item in islice(waiting, most):
         if size >= COMMIT_BYTES:
             break
         if isinstance(item, Append):

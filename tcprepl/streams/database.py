@@ -22,17 +22,10 @@ from tcprepl import limits
 from tcprepl.errors import LogError, LogUnavailable
 from tcprepl.ids import ProducerName, StreamName, Token
 from tcprepl.storage.sqlite import checked, explained, open_database, open_reader
-from tcprepl.streams.block_store import BlockRow, delete_blocks, write_blocks
+from tcprepl.streams.block_store import BlockRow, prepare, write_blocks
 from tcprepl.streams.bodies import encode_block
-from tcprepl.streams.damaged_file import end_of_damage, is_between
-from tcprepl.streams.engine import (
-    EXPIRED_AT_ONCE,
-    TRIMMED_BLOCKS,
-    TRIMMED_BYTES,
-    Commit,
-    Freed,
-    StoredPair,
-)
+from tcprepl.streams.damaged_file import end_of_damage, is_between, oldest_blocks
+from tcprepl.streams.engine import Commit, Freed, StoredPair
 from tcprepl.streams.history import Beginning, History, Incarnation
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
@@ -43,7 +36,6 @@ from tcprepl.streams.producers import Answer, ProducerState
 from tcprepl.streams.sqlite_schema import (
     DATABASE_NAME,
     DELETE_BEGINNINGS,
-    DELETE_TRANSACTIONS,
     ENDED,
     INSERT_BEGINNING,
     INSERT_TRANSACTION,
@@ -54,19 +46,12 @@ from tcprepl.streams.sqlite_schema import (
     SELECT_NEWEST,
     UPSERT_PAIR,
 )
+from tcprepl.streams.trimming import Trimming
 
 #: Of a row of ``pairs``: what a damaged file gives back may be of others.
 _INCARNATION_TYPES = [int, str, int]
 _BEGINNING_TYPES = [str, str, int, int]
 _TRANSACTION_TYPES = [str, int, int]
-_BLOCK_TYPES = [int, int, int]
-
-
-#: Pages that one commit gives back, and pages without use that a file may have.
-_SHRUNK_PAGES = 32
-_SPARE_PAGES = 256
-#: What ``PRAGMA auto_vacuum`` says of a file that can shrink.
-_INCREMENTAL = 2
 
 
 def _block_before(connection: sqlite3.Connection, pair: StoredPair, after: Token) -> Token:
@@ -104,6 +89,7 @@ class Database:
         self._page_reader: sqlite3.Connection | None = None
         #: By id of the pair, as ``pairs`` has it; for the writer thread.
         self._newest: dict[int, Token] = {}
+        self._trimming = Trimming()
         try:
             self._reader = self._connect_reader()
         except LogError:
@@ -111,7 +97,7 @@ class Database:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        return open_database(self.path, SCHEMA)
+        return prepare(open_database(self.path, SCHEMA))
 
     def _connect_reader(self) -> sqlite3.Connection:
         return open_reader(self.path, SCHEMA)
@@ -191,19 +177,14 @@ class Database:
         return None
 
     def oldest(self, pair: StoredPair, after: Token) -> Generator[tuple[Token, int, int, int]]:
-        """Yield (last token, rows, bytes, time in ms) of the blocks after *after*."""
-        cursor = self._read_connection.cursor()
+        """Yield (last token, rows, bytes, time in ms) of the blocks after *after*.
+
+        What cannot be read is a block of nothing that is older than all: it goes in its turn.
+        """
         try:
-            found = cursor.execute(
-                "SELECT last, rows, bytes, written_ms FROM blocks"
-                " WHERE pair = ? AND last > ? ORDER BY last",
-                (pair.id, after),
-            )
-            yield from checked(found, [*_BLOCK_TYPES, int], "blocks")
+            yield from oldest_blocks(self._read_connection, pair.id, after, pair.position)
         except sqlite3.Error as error:
             raise self.explained(error) from error
-        finally:
-            cursor.close()
 
     # --- in the reading thread ------------------------------------------------------------
 
@@ -292,8 +273,10 @@ class Database:
             found = self._read_connection.execute(
                 "SELECT 1 FROM blocks WHERE pair = ? AND last <= ? LIMIT 1", (pair.id, pair.floor)
             ).fetchone()
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             raise self.explained(error) from error
+        except sqlite3.DatabaseError:
+            return False  # there may be some behind the damage
         return found is None
 
     # --- in the writer thread -------------------------------------------------------------
@@ -306,50 +289,70 @@ class Database:
             LogCorrupt: the database is damaged; nothing was written.
         """
         try:
-            connection = self._writer or self._reconnect()
-            newest: dict[int, Token] = {}
-            rows = [self._row(connection, newest, pair, block) for pair, block in commit.blocks]
-            connection.execute("BEGIN IMMEDIATE")
-            freed = self._trim_some(connection, commit.trims)
-            if commit.expire_before_ms is not None:
-                connection.execute(DELETE_TRANSACTIONS, (commit.expire_before_ms, EXPIRED_AT_ONCE))
-            write_producers(connection, commit.producers, commit.answers, commit.forgotten)
-            connection.executemany(
-                UPSERT_PAIR,
-                [
-                    (
-                        p.id,
-                        p.stream,
-                        p.instance,
-                        p.position,
-                        p.floor,
-                        p.rows,
-                        p.size_bytes,
-                        newest.get(p.id, 0),
-                    )
-                    for p in commit.pairs
-                ],
-            )
-            write_blocks(connection, rows)
-            connection.executemany(
-                INSERT_TRANSACTION,
-                [
-                    (stream, id_, answer.instance, answer.first, answer.last, now_ms)
-                    for stream, id_, answer, now_ms in commit.transactions
-                ],
-            )
-            if commit.begun is not None:
-                self._begin(connection, *commit.begun, commit.oldest_incarnation)
-            if commit.shrink or commit.trims:
-                freed.spare = self._shrink(connection)
-            connection.execute("COMMIT")
+            try:
+                return self._write(commit, clean=True)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                if not commit.cleans:
+                    raise
+            self._undo()
+            # Who waits is served, whatever a damaged file keeps of what has to go.
+            self._write(commit, clean=False)
+            return self._clean_around(commit)
         except BaseException as error:
             self._undo()
             if isinstance(error, sqlite3.Error):
                 raise self.explained(error) from error
             raise
+
+    def _clean_around(self, commit: Commit) -> Freed:
+        """Remove what *commit*, which is on disk, says has to go, from a file that is damaged."""
+        try:
+            return self._settled(self._trimming.clean_around(self._connected(), commit))
+        except sqlite3.Error:  # the disk refuses: what was written is written, the rest comes again
+            self._undo()
+            return Freed(unfinished=dict(commit.trims), spare=commit.shrink)
+
+    def _write(self, commit: Commit, *, clean: bool) -> Freed:
+        """Write *commit* in one transaction, with what has to go or without."""
+        connection = self._connected()
+        newest: dict[int, Token] = {}
+        rows = [self._row(connection, newest, pair, block) for pair, block in commit.blocks]
+        connection.execute("BEGIN IMMEDIATE")
+        freed = self._trimming.clean(connection, commit) if clean else Freed()
+        write_producers(connection, commit.producers, commit.answers, commit.forgotten)
+        connection.executemany(
+            UPSERT_PAIR,
+            [
+                (
+                    p.id,
+                    p.stream,
+                    p.instance,
+                    p.position,
+                    p.floor,
+                    p.rows,
+                    p.size_bytes,
+                    newest.get(p.id, 0),
+                )
+                for p in commit.pairs
+            ],
+        )
+        write_blocks(connection, rows)
+        connection.executemany(
+            INSERT_TRANSACTION,
+            [
+                (stream, id_, answer.instance, answer.first, answer.last, now_ms)
+                for stream, id_, answer, now_ms in commit.transactions
+            ],
+        )
+        if commit.begun is not None:
+            self._begin(connection, *commit.begun, commit.oldest_incarnation)
+        if clean and (commit.shrink or commit.trims):
+            self._trimming.shrink(connection, freed)
+        connection.execute("COMMIT")
         self._newest |= newest
-        return freed
+        return self._settled(freed)
 
     def _row(
         self,
@@ -383,54 +386,20 @@ class Database:
         connection.execute("DELETE FROM incarnations WHERE number < ?", (oldest,))
         connection.execute(DELETE_BEGINNINGS, (oldest,))
 
-    def _trim_some(self, connection: sqlite3.Connection, trims: dict[int, Token]) -> Freed:
-        """Raise the floors, and remove blocks below them, as many as one commit should."""
-        freed = Freed()
-        left = TRIMMED_BYTES
-        for pair, floor in trims.items():
-            found = connection.execute(
-                "SELECT last, rows, bytes FROM blocks WHERE pair = ? AND last <= ?"
-                " ORDER BY last LIMIT ?",
-                (pair, floor, TRIMMED_BLOCKS),
-            ).fetchall()
-            upto = rows = size = taken = 0
-            for last, block_rows, block_bytes in checked(found, _BLOCK_TYPES, "blocks"):
-                if left <= 0:
-                    break
-                upto = last
-                rows += block_rows
-                size += block_bytes
-                left -= block_bytes
-                taken += 1
-            delete_blocks(connection, pair, upto)
-            connection.execute(
-                "UPDATE pairs SET floor = max(floor, ?), rows = rows - ?, bytes = bytes - ?"
-                " WHERE id = ?",
-                (floor, rows, size, pair),
-            )
-            freed.trimmed.append((pair, rows, size))
-            if taken < len(found) or len(found) == TRIMMED_BLOCKS:
-                freed.unfinished[pair] = floor
+    def _settled(self, freed: Freed) -> Freed:
+        """Let the system have the pages that were given back, once that was the last of them.
+
+        They are the file's until its WAL is copied into it, which else comes with the next
+        thousand pages that are written.
+        """
+        if freed.shrunk:
+            with suppress(sqlite3.Error):  # it is on disk, wherever
+                self._connected().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         return freed
 
-    def _shrink(self, connection: sqlite3.Connection) -> bool:
-        """Give some pages back to the system; return whether there are more.
-
-        A part is kept: what is appended next needs pages, too.
-        """
-        (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
-        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        spare = free - max(_SPARE_PAGES, (pages - free) // 4)
-        if mode != _INCREMENTAL or spare <= 0:
-            return False
-        for _ in range(min(spare, _SHRUNK_PAGES)):
-            # Asked for more, it stops at each, and Python takes what has no columns for the end.
-            connection.execute("PRAGMA incremental_vacuum(1)")
-        return bool(spare > _SHRUNK_PAGES)
-
-    def _reconnect(self) -> sqlite3.Connection:
-        self._writer = self._connect()
+    def _connected(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = self._connect()
         return self._writer
 
     def _undo(self) -> None:

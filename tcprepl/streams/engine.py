@@ -97,14 +97,17 @@ class Commit:
         known = self.producers.get(name, state)
         self.producers[name] = ProducerState(*map(max, known, state))
 
+    @property
+    def cleans(self) -> bool:
+        """Whether something has to go that is in the database."""
+        return bool(self.trims or self.shrink or self.expire_before_ms is not None)
+
     def __bool__(self) -> bool:
         return bool(
             self.pairs
             or self.blocks
-            or self.trims
-            or self.shrink
+            or self.cleans
             or self.transactions
-            or self.expire_before_ms is not None
             or self.producers
             or self.forgotten
             or self.staged
@@ -121,11 +124,15 @@ class Freed:
         trimmed: Id of a pair, rows and bytes that went.
         unfinished: The trims of which blocks are left, as in `Commit.trims`.
         spare: Whether the file has pages that it could give back.
+        shrunk: Whether it has given back the last of them.
+        damaged: What could not be freed for damage, in words, and the id of its pair if it has one.
     """
 
     trimmed: list[tuple[int, int, int]] = field(default_factory=list)
     unfinished: dict[int, Token] = field(default_factory=dict)
     spare: bool = False
+    shrunk: bool = False
+    damaged: list[tuple[int | None, str]] = field(default_factory=list)
 
 
 class Engine(Protocol):

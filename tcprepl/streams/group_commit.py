@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from tcprepl.errors import LogError
+from tcprepl.errors import LogCorrupt, LogError
 from tcprepl.ids import StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.metrics import COMMIT_SECONDS
@@ -76,6 +76,8 @@ class GroupCommit(BaseLog):
         self._cleaned_ms = 0
         self._pausing = False
         self._busy = False
+        #: Most items of a commit, while some of them meet damage.
+        self._most: int | None = None
         self._start_call: IDelayedCall | None = None
 
     def _expire_pairs(self, pairs: Iterable[DurableStream]) -> None:
@@ -105,7 +107,7 @@ class GroupCommit(BaseLog):
         if self._busy or not (self._waiting or self._owes_disk):
             return
         self._busy = True
-        items = take(self._waiting)
+        items = take(self._waiting, self._most)
         now = self._clock_ms()
         try:
             batch = gather(items, now)
@@ -148,7 +150,12 @@ class GroupCommit(BaseLog):
         self._busy = False
         self._committing = []
         if isinstance(error, KnownTransactions):
-            self._write_again(batch, error)
+            self._write_again(batch, self._unanswered(batch, error))
+            return
+        if isinstance(error, LogCorrupt) and len(batch.items) > 1:
+            # By halves: it is refused alone who asks for what the damaged file cannot take.
+            self._most = len(batch.items) // 2
+            self._write_again(batch, batch.items)
             return
         self._decided(batch.items)
         producers = self._producing.finished(batch, error, self._waiting)
@@ -156,9 +163,11 @@ class GroupCommit(BaseLog):
             self._refused(batch, error)
         else:
             assert freed is not None
+            self._most = self._most * 2 if self._most and self._waiting else None
             for pair_id, floor in freed.unfinished.items():
                 self._trims.setdefault(pair_id, floor)
             self._shrinking |= freed.spare
+            self._tell_damage(freed)
             for pair_id, rows, size in freed.trimmed:
                 pair = self._by_id[pair_id]
                 pair.stored.rows -= rows
@@ -185,8 +194,8 @@ class GroupCommit(BaseLog):
             if isinstance(item, Append) and item.transaction_id is not None:
                 del self._in_flight[item.pair.stored.stream, item.transaction_id]
 
-    def _write_again(self, batch: Batch, known: KnownTransactions) -> None:
-        """Answer what another server has taken; all else of *batch* goes into the next commit."""
+    def _unanswered(self, batch: Batch, known: KnownTransactions) -> list[Item]:
+        """Answer what another server has taken of *batch*; return all else."""
         rest: list[Item] = []
         for item in batch.items:
             key = ("", "")
@@ -198,7 +207,11 @@ class GroupCommit(BaseLog):
                 self._outbox += [partial(waiter.callback, answer) for waiter in item.waiting]
             else:
                 rest.append(item)
-        self._waiting[:0] = rest
+        return rest
+
+    def _write_again(self, batch: Batch, items: list[Item]) -> None:
+        """Put *items* of *batch*, which was not written, into the next commits."""
+        self._waiting[:0] = items
         self._owe_again(batch)
         self._producing.owe_again(batch.commit)
         self._start()
@@ -208,6 +221,16 @@ class GroupCommit(BaseLog):
         """Have that written again of *batch* for which nobody waits."""
         for pair_id, floor in batch.commit.trims.items():
             self._trims[pair_id] = max(floor, self._trims.get(pair_id, 0))
+        self._shrinking |= batch.commit.shrink
+        self._expire_transactions |= batch.commit.expire_before_ms is not None
+
+    def _tell_damage(self, freed: Freed) -> None:
+        for pair_id, reason in freed.damaged:
+            whose = {}
+            if pair_id is not None:
+                stored = self._by_id[pair_id].stored
+                whose = {"stream": stored.stream, "instance": stored.instance}
+            logger.error("streams.trim.damaged", reason=reason, **whose)
 
     def _may_clean(self, now_ms: int, others_wait: bool) -> bool:
         """Return whether a commit may clean up, too: now and then, if somebody waits for it."""

@@ -128,6 +128,10 @@ SELECT_BLOCKS = (
     f"SELECT last, written_ms, crc, {BODY} FROM blocks"  # noqa: S608 - of our own constants
     " WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT ?"
 )
+SELECT_COUNTS = (
+    "SELECT last, rows, bytes, written_ms FROM blocks"
+    " WHERE pair = ? AND last > ? AND typeof(last) = 'integer' ORDER BY last LIMIT ?"
+)
 SELECT_NEXT = (
     "SELECT last FROM blocks WHERE pair = ? AND last > ? AND last <= ? ORDER BY last LIMIT 1"
 )

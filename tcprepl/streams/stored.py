@@ -142,7 +142,10 @@ class StoredLog(GroupCommit):
             self._clock_ms = lambda: clock_ms() + moved_ms
         start.begun = self.history.begin(positions, self._clock_ms(), over=self._database.over)
         start.oldest_incarnation = self.history.incarnations[0].number
-        self._database.write(start)
+        start.shrink = True  # a process that was killed may have left pages to be given back
+        freed = self._database.write(start)
+        self._shrinking |= freed.spare
+        self._tell_damage(freed)
 
     def _owns(self, stored: StoredPair) -> bool:
         """Return whether this log writes *stored*; all of them, unless others write here, too."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.damage import place_of
 from tests.harness import Lines, Server, tcprepl, wait_until
+from tests.log_kit import SqliteStore, add
 
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
@@ -230,3 +231,40 @@ def test_a_damaged_block_of_thirty_costs_its_rows_at_every_face(tmp_path: Path) 
         wanted = 'tcprepl_log_damaged_ranges{instance="master",stream="device_lists"} 1.0'
         assert wanted in server.request("GET", "/metrics")
         assert server.process.stderr.count("streams.block.damaged") == 1
+
+
+def test_a_broken_page_that_retention_reaches_keeps_nobody_from_publishing(
+    tmp_path: Path,
+) -> None:
+    """Nor does it keep what is not damaged: of no stream, and of its own no more than it must."""
+    store = SqliteStore(tmp_path / "data")
+    for n in range(1, 1_501):
+        add(store, "push_rules", f'["@{n:04}:a"]'.encode(), instance="master")
+    store.close()
+    path = database(tmp_path)
+    content = bytearray(path.read_bytes())
+    page_bytes = int.from_bytes(content[16:18], "big")
+    content[place_of(path, 400) // page_bytes * page_bytes] = 0x77
+    path.write_bytes(bytes(content))
+    config = tmp_path / "config.yaml"
+    config.write_text("streams: {retention: {rows: 600}}\n")
+    with Server(tmp_path, "--config", str(config)) as server:
+        for n in range(1_501, 1_601):
+            server.publish("push_rules", [f"@{n:04}:a"])
+            server.publish("caches", ["c", [f"{n}"], 1])
+
+        newest = ("tail", "push_rules", "--since", "1000", "--until-head")
+        done = tcprepl(*newest, "--from", server.address)
+        assert len(done.stdout.splitlines()) == 600, done.stderr
+        server.process.stop()
+        said = server.process.stderr
+    assert 0 < said.count("streams.trim.damaged") < 10
+    assert "streams.commit.failed" not in said
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (counts,) = connection.execute(
+            "SELECT floor, rows FROM pairs WHERE stream = 'push_rules'"
+        ).fetchall()
+        (held,) = connection.execute(
+            "SELECT count(*), min(last) FROM blocks WHERE pair = 1 AND last > 600"
+        ).fetchall()
+    assert (counts, held) == ((1_000, 600), (600, 1_001))

@@ -101,9 +101,9 @@ def test_a_commit_takes_no_more_than_it_should() -> None:
         Append(of, range(2, 3), half, None, []),
         Append(of, range(3, 4), JsonRows.of([b"1"]), None, []),
     ]
-    assert len(take(waiting)) == 3
-    assert len(take(waiting)) == 1
-    assert take(waiting) == []
+    assert len(take(waiting, None)) == 3
+    assert len(take(waiting, None)) == 1
+    assert take(waiting, None) == []
 
 
 def test_an_append_is_answered_with_its_first_and_last_token() -> None:

@@ -17,12 +17,12 @@ import pytest
 from tcprepl import limits
 from tcprepl.errors import LogCorrupt, LogError, LogTooNew, LogUnavailable
 from tcprepl.storage import sqlite as storage
-from tcprepl.streams import block_store, bodies, damaged_file
+from tcprepl.streams import block_store, bodies, damaged_file, trimming
 from tcprepl.streams import database as database_module
 from tcprepl.streams import history as history_module
 from tcprepl.streams.blocks import render
 from tcprepl.streams.database import Database
-from tcprepl.streams.engine import Commit, Freed, StoredPair
+from tcprepl.streams.engine import TRIMMED_BYTES, Commit, Freed, StoredPair
 from tcprepl.streams.history import History
 from tcprepl.streams.log import Appended, Block
 from tcprepl.streams.pages import DiskPage
@@ -41,7 +41,7 @@ def block(*tokens: int) -> Block:
 
 def stored(**changes: int) -> StoredPair:
     """Return a row of ``pairs``."""
-    pair = StoredPair(1, "s", "i", 3, 0, 3, 30)
+    pair = StoredPair(1, "s", "i", 3, 0, 3, len(block(1, 2, 3).lines))
     for name, value in changes.items():
         setattr(pair, name, value)
     return pair
@@ -539,7 +539,7 @@ def test_a_closed_database_says_so(database: Database) -> None:
 
 def test_a_commit_is_on_the_disk_before_it_is_answered(database: Database) -> None:
     """Also in the connection that is made after one that failed."""
-    for connection in (database._writer, database._reconnect()):
+    for connection in (database._writer, database._connect()):
         assert connection is not None
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -565,7 +565,7 @@ def test_a_commit_trims_a_part_and_says_what_is_left(database: Database) -> None
         assert pair.floor == 601  # readers of the next process are told from the first part on
         assert database.is_trimmed(pair) == (not freed.unfinished)
         ((_, part, size),) = freed.trimmed
-        assert size <= database_module.TRIMMED_BYTES + 30_000
+        assert size <= TRIMMED_BYTES + 30_000
         rows += part
         parts += 1
         trims = freed.unfinished
@@ -626,7 +626,7 @@ def test_a_commit_gives_back_as_many_pages_as_it_says(database: Database) -> Non
         for _ in range(3):
             pages += connection.execute("PRAGMA page_count").fetchone()
             assert database.write(Commit(shrink=True)).spare
-    assert pages[0] - pages[1] == pages[1] - pages[2] == database_module._SHRUNK_PAGES
+    assert pages[0] - pages[1] == pages[1] - pages[2] == trimming._SHRUNK_PAGES
     database.close()
 
 
@@ -734,16 +734,6 @@ def test_a_transaction_that_is_none_is_damage(database: Database, tmp_path: Path
     _spoil(tmp_path, "UPDATE transactions SET first = 'x'")
     with pytest.raises(LogCorrupt, match="a row of transactions is none"):
         database.transaction("s", "t", 0)
-    database.close()
-
-
-def test_a_block_whose_size_is_none_is_not_trimmed(database: Database, tmp_path: Path) -> None:
-    database.write(Commit(blocks=[(1, block(7, 8))]))
-    _spoil(tmp_path, "UPDATE blocks SET bytes = 'x' WHERE last = 8")
-    with pytest.raises(LogCorrupt, match="a row of blocks is none"):
-        list(database.oldest(stored(), 0))
-    with pytest.raises(LogCorrupt, match="a row of blocks is none"):
-        database.write(Commit(trims={1: 8}))
     database.close()
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from structlog.testing import capture_logs
 from twisted.internet.task import Clock
 
-from tcprepl.errors import LogUnavailable
+from tcprepl.errors import LogCorrupt, LogUnavailable
 from tcprepl.streams import group_commit
 from tcprepl.streams.commits import Batch, Item
-from tcprepl.streams.engine import Freed, KnownTransactions
+from tcprepl.streams.database import Database
+from tcprepl.streams.engine import Commit, Freed, KnownTransactions
 from tcprepl.streams.group_commit import GroupCommit
 from tcprepl.streams.log import Appended
 from tcprepl.streams.producers import Produced
@@ -19,6 +21,7 @@ from tcprepl.streams.retention import Retention
 from tests.log_kit import (
     DURABLE,
     EPHEMERAL,
+    RELAYED,
     SqliteStore,
     add,
     read_all,
@@ -310,3 +313,109 @@ def test_what_cannot_be_made_ready_is_refused_and_what_follows_is_written(
     closed = log.close()
     worker.run()
     assert result(closed) is None
+
+
+def test_a_damaged_file_refuses_those_alone_who_ask_for_what_it_cannot_take(
+    tmp_path: Path,
+) -> None:
+    """Whoever else is in the same commit is served, in order, and so is who comes later."""
+    log, worker = slow_log(tmp_path)
+    log.append(DURABLE, "w", [row("x")])
+    log.append(RELAYED, "w", [row("x")])
+    while worker.jobs:
+        worker.run()
+    whole = log._database.write
+    broken = log._by_id[2].stored.id
+    sizes: list[int] = []
+
+    def write(commit: Commit) -> Freed:
+        sizes.append(sum(len(block.tokens) for _, block in commit.blocks))
+        if any(pair == broken for pair, _ in commit.blocks):
+            raise LogCorrupt("a page is broken")
+        return whole(commit)
+
+    heard: list[int] = []
+    log.add_listener(lambda block: heard.extend(block.tokens))
+    first = log.append(DURABLE, "w", [row("0")])
+    waiting = [log.append(RELAYED if n == 5 else DURABLE, "w", [row(f"{n}")]) for n in range(9)]
+    flushed = log.flush()
+    log.trim(DURABLE, "w", 1)
+    with mock.patch.object(log._database, "write", side_effect=write):
+        while worker.jobs:
+            worker.run()
+    for number, each in enumerate((first, *waiting)):
+        if number == 6:
+            with pytest.raises(LogCorrupt):
+                result(each)
+        else:
+            assert result(each).stream == DURABLE
+    assert result(flushed) is None
+    assert heard == [*range(2, 11)]
+    assert read_all(log, DURABLE, 1)[-1] == (10, row("8"))
+    assert log.floor(DURABLE, "w") == 1
+    assert next(log._database.oldest(log._by_id[1].stored, 0))[0] == 2
+    # With 10 that wait (one for the flush) these are 10, 5, then what is left, by halves.
+    assert len(sizes) < 12
+    assert log._most is None
+    log.append(RELAYED, "w", [row("y")])
+    worker.run()
+    assert [token for token, _ in read_all(log, RELAYED, 1)] == [3]
+    result(log.close())
+
+
+def test_what_goes_is_owed_until_it_has_gone(tmp_path: Path) -> None:
+    log, worker = slow_log(tmp_path)
+    commits: list[Commit] = []
+
+    def write(commit: Commit) -> Freed:
+        commits.append(commit)
+        if len(commits) < 3:
+            raise LogUnavailable("full")
+        return Freed(spare=len(commits) == 3)
+
+    log._shrinking = log._expire_transactions = True
+    with mock.patch.object(log._database, "write", side_effect=write):
+        for _ in range(5):
+            log.append(DURABLE, "w", [row("b")]).addErrback(lambda _: None)
+            worker.run()
+        closed = log.close()
+        while worker.jobs:
+            worker.run()
+    result(closed)
+    assert [commit.shrink for commit in commits[:5]] == [True, True, True, True, False]
+    kept = [commit.expire_before_ms is not None for commit in commits[:5]]
+    assert kept == [True, True, True, False, False]
+
+
+def test_a_start_gives_back_what_a_process_that_was_killed_has_left(tmp_path: Path) -> None:
+    freed = [Freed(spare=True), Freed()]
+    with mock.patch.object(Database, "write", side_effect=freed) as write, capture_logs() as said:
+        log, worker = slow_log(tmp_path)
+        worker.run()
+    assert [call.args[0].shrink for call in write.call_args_list] == [True, True]
+    assert said == []
+    result(log.close())
+    kept = Freed(damaged=[(None, "pages are kept")])
+    with mock.patch.object(Database, "write", return_value=kept), capture_logs() as said:
+        log, _ = slow_log(tmp_path)
+    assert [line["event"] for line in said] == ["streams.trim.damaged"]
+    result(log.close())
+
+
+def test_what_damage_keeps_is_told(tmp_path: Path) -> None:
+    log, worker = slow_log(tmp_path)
+    log.append(DURABLE, "w", [row("a")])
+    freed = Freed(damaged=[(1, "blocks are kept"), (None, "pages are kept")])
+    with mock.patch.object(log._database, "write", return_value=freed), capture_logs() as said:
+        worker.run()
+    assert [{**line, "log_level": ""} for line in said] == [
+        {
+            "event": "streams.trim.damaged",
+            "reason": "blocks are kept",
+            "stream": DURABLE,
+            "instance": "w",
+            "log_level": "",
+        },
+        {"event": "streams.trim.damaged", "reason": "pages are kept", "log_level": ""},
+    ]
+    result(log.close())
