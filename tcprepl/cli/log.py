@@ -26,10 +26,11 @@ from tcprepl.replication.relaying.state import FILE_NAME as STATE_NAME
 from tcprepl.storage.backup import LIST_NAME, backup_faults
 from tcprepl.storage.lock import DirectoryLock, kept_from_others
 from tcprepl.streams.blocks import rows_of
+from tcprepl.streams.counts import Counts
 from tcprepl.streams.database import Database
 from tcprepl.streams.engine import StoredPair
 from tcprepl.streams.gaps import Gap
-from tcprepl.streams.looking import looking_into
+from tcprepl.streams.looking import LookedAt, looking_into
 from tcprepl.streams.masking import without_access_tokens
 from tcprepl.streams.pages import DiskPage
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
@@ -84,7 +85,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSO
 
 
 @contextmanager
-def opened(directory: Path) -> Iterator[Database]:
+def opened(directory: Path) -> Iterator[LookedAt]:
     """Open the log in *directory* to be looked at, and keep others out meanwhile.
 
     Raises:
@@ -259,7 +260,8 @@ def show(
 def verify(data: Path, as_json: bool) -> int:
     """Read every row, compare every checksum, and name what cannot be read.
 
-    Of a backup every file is compared with what was backed up, too. The exit code is 1 if
+    What SQLite finds wrong with the file is named too, and counts that are not those of the
+    rows. Of a backup every file is compared with what was backed up. The exit code is 1 if
     anything is damaged.
 
     \b
@@ -268,24 +270,36 @@ def verify(data: Path, as_json: bool) -> int:
       3000 rows of 2 streams: whole
     """
     faults = streams = 0
-    tell = _tell_fault_json if as_json else _tell_fault
-    if (data / LIST_NAME).exists():
+    said = _tell_fault_json if as_json else _tell_fault
+
+    def tell(text: str, where: Mapping[str, object] | None = None) -> None:
+        nonlocal faults
+        said(text, where)
+        faults += 1
+
+    copied = (data / LIST_NAME).exists()
+    if copied:
         with Progress("bytes") as progress:
             for fault in backup_faults(data, progress.of):
                 tell(fault)
-                faults += 1
         if not (data / DATABASE_NAME).exists():  # a federation sender's
             return _verified(faults, "a backup without a log", as_json, rows=0, streams=0)
     with opened(data) as database, Progress("rows") as progress:
+        for fault in () if copied else database.faults():
+            tell(fault)
         whole = database.pairs()
         progress.begin("reading", sum(found.rows for found in whole))
         for pair in whole:
             streams += pair.rows > 0
+            counts = Counts(database, pair)
             for page in pages(database, pair):
                 progress.add(0 if page.block is None else len(page.block.tokens))
+                for fault in counts.of(page):
+                    tell(*_of_pair(fault, pair))
                 if page.damage is not None:
                     tell(*_damage(page.damage, pair))
-                    faults += 1
+            for fault in counts.ended():
+                tell(*_of_pair(fault, pair))
     found = f"{counted(progress.done, 'row')} of {counted(streams, 'stream')}"
     return _verified(faults, found, as_json, rows=progress.done, streams=streams)
 
@@ -391,9 +405,14 @@ def _batches(page: DiskPage) -> Iterator[tuple[Token, list[bytes]]]:
 
 def _damage(damage: Gap, pair: StoredPair) -> tuple[str, dict[str, object]]:
     """Return what cannot be read, in words and for programs."""
-    place = {"stream": pair.stream, "writer": pair.instance}
-    text = f"{pair.stream} of {pair.instance}: {damage.words()}"
+    text, place = _of_pair(damage.words(), pair)
     return text, {**place, "after": damage.after, "upto": damage.upto}
+
+
+def _of_pair(text: str, pair: StoredPair) -> tuple[str, dict[str, object]]:
+    """Return what is said of a pair, in words and for programs."""
+    place: dict[str, object] = {"stream": pair.stream, "writer": pair.instance}
+    return f"{pair.stream} of {pair.instance}: {text}", place
 
 
 def _tell_fault(text: str, _: Mapping[str, object] | None = None) -> None:

@@ -69,13 +69,18 @@ class Database:
     Attributes:
         first_id: The lowest id of a pair.
         over: None: all incarnations of before are over.
+        named: The file, as who reads of it knows it.
     """
 
     first_id = 1
     over = None
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, named: Path | None = None) -> None:
         """Open the database of *directory*, which is created if need be.
+
+        Args:
+            directory: Where it is.
+            named: The file it is a copy of, if it is one.
 
         Raises:
             LogCorrupt: the file is not what we wrote.
@@ -84,6 +89,7 @@ class Database:
         """
         self.directory = directory
         self.path = directory / DATABASE_NAME
+        self.named = named or self.path
         self._writer: sqlite3.Connection | None = self._connect()
         self._reader: sqlite3.Connection | None = None
         self._page_reader: sqlite3.Connection | None = None
@@ -104,7 +110,7 @@ class Database:
 
     def explained(self, error: sqlite3.Error) -> LogError:
         """Return *error* as one of ours that says what to do."""
-        return explained(error, self.path, SCHEMA)
+        return explained(error, self.named, SCHEMA)
 
     # --- in the reactor's thread ----------------------------------------------------------
 
@@ -263,8 +269,8 @@ class Database:
 
     def _damage_in_words(self, what: str) -> str:
         return (
-            f"{self.path}, table blocks: {what}; put a good copy of the directory in its "
-            "place (`tcprepl restore`), or leave it: the damage goes when retention reaches it"
+            f"{self.named}: {what}; put a good copy of the directory in its place "
+            "(`tcprepl restore`), or leave it: the damage goes when retention reaches it"
         )
 
     def is_trimmed(self, pair: StoredPair) -> bool:

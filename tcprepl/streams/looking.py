@@ -9,14 +9,38 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tcprepl.errors import LogUnavailable
-from tcprepl.storage.sqlite import can_be_read_unchanged, left_beside, open_unchanged
+from tcprepl.errors import LogCorrupt, LogUnavailable
+from tcprepl.storage.sqlite import (
+    can_be_read_unchanged,
+    faults_of,
+    left_beside,
+    open_unchanged,
+)
 from tcprepl.streams.database import Database
 from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA
 
 
-class UnchangedDatabase(Database):
-    """A database of which nothing is asked but what is in it; its directory may be read-only."""
+class LookedAt(Database):
+    """A database of which nothing is asked but what is in it."""
+
+    def __init__(self, directory: Path, named: Path | None = None) -> None:
+        """Open it, as `Database` does; what is wrong is told of the file that is *named*."""
+        try:
+            super().__init__(directory, named)
+        except (LogCorrupt, LogUnavailable) as error:
+            text = str(error).replace(str(self.path), str(self.named))
+            raise type(error)(text) from error
+
+    def faults(self) -> list[str]:
+        """Return what SQLite finds wrong with how the file is built, which takes reading it."""
+        return [
+            f"{self.named}: {fault}; put a good copy in its place (`tcprepl restore`)"
+            for fault in faults_of(self.path)
+        ]
+
+
+class UnchangedDatabase(LookedAt):
+    """One that is read where it is; its directory may be read-only."""
 
     def _connect(self) -> sqlite3.Connection:
         return open_unchanged(self.path, SCHEMA)
@@ -26,7 +50,7 @@ class UnchangedDatabase(Database):
 
 
 @contextmanager
-def looking_into(directory: Path) -> Iterator[Database]:
+def looking_into(directory: Path) -> Iterator[LookedAt]:
     """Lend what a log holds, of which the caller knows that nobody writes to it.
 
     A file that cannot be read as it is, because its last process was killed and nothing can be
@@ -43,7 +67,7 @@ def looking_into(directory: Path) -> Iterator[Database]:
         return
     with TemporaryDirectory(prefix="tcprepl-log-") as copy:
         _copy(directory / DATABASE_NAME, Path(copy))
-        with closing(Database(Path(copy))) as database:
+        with closing(LookedAt(Path(copy), directory / DATABASE_NAME)) as database:
             yield database
 
 

@@ -270,7 +270,7 @@ class PostgresDatabase(FencedDatabase):
 
     def _damage_in_words(self, what: str) -> str:
         return (
-            f"{self.where}, table blocks: {what}; restore the database, or leave it: the damage "
+            f"{self.where}: {what}; restore the database, or leave it: the damage "
             "goes when retention reaches it"
         )
 

@@ -107,7 +107,7 @@ def test_altered_pages_are_noticed_and_the_rest_can_be_read(tmp_path: Path) -> N
     path.write_bytes(content)
     store.open()
     with pytest.raises(
-        LogCorrupt, match=r"push_rules of w: rows in \(2000, 2500\] .* table blocks"
+        LogCorrupt, match=r"push_rules of w: rows in \(2000, 2500\] .*log.sqlite3: "
     ) as caught:
         read_all(store.log, DURABLE, 0)
     assert caught.value.token == 2_500

@@ -21,8 +21,10 @@ from tcprepl.errors import ConfigError, LogCorrupt, LogLocked, LogUnavailable
 from tcprepl.replication.relaying.state import FILE_NAME as STATE_NAME
 from tcprepl.storage.backup import LIST_NAME
 from tcprepl.storage.lock import DirectoryLock
+from tcprepl.storage.sqlite import MOST_FAULTS
 from tcprepl.streams.block_store import BODY
-from tcprepl.streams.sqlite_schema import DATABASE_NAME
+from tcprepl.streams.sqlite_schema import DATABASE_NAME, SCHEMA_VERSION
+from tests.damage import invert_page
 from tests.log_kit import SqliteStore, add, row, typing
 from tests.read_only import as_nobody, reading_only
 
@@ -196,6 +198,91 @@ def test_verify_for_programs(data: Path, tmp_path: Path) -> None:
     fault, result = map(json.loads, out.splitlines())
     assert DATABASE_NAME in fault["text"]
     assert result == {**whole, "whole": False, "faults": 1, "rows": 0, "streams": 0}
+
+
+def test_verify_looks_at_how_the_file_is_built(data: Path) -> None:
+    """As it does in a backup: rows may be readable that no retention can remove any more."""
+    path = data / DATABASE_NAME
+    invert_page(path, 2)
+    out, err = run("verify", str(data), code=1)
+    assert out == "6 rows of 2 streams: damaged\n"
+    lines = err.splitlines()
+    assert 1 <= len(lines) <= MOST_FAULTS
+    for line in lines:
+        assert line.startswith(f"{path}: ")
+        assert line.endswith("; put a good copy in its place (`tcprepl restore`)")
+    assert "***" not in err
+    assert "\\u" not in err
+    *faults, result = map(json.loads, run("verify", str(data), "--json", code=1)[0].splitlines())
+    assert [fault["text"] for fault in faults] == lines
+    assert result["faults"] == len(lines)
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION, 5])
+def test_damage_is_told_of_the_file_that_was_named(data: Path, version: int) -> None:
+    """Also where a copy is looked at, which is gone then."""
+    damage(data)
+    path = data / DATABASE_NAME
+    with sqlite3.connect(path) as connection:
+        if version < SCHEMA_VERSION:
+            connection.execute(f"UPDATE blocks SET body = {BODY}")
+            connection.execute("DROP TABLE bodies")
+        connection.execute("UPDATE blocks SET written_ms = 'x' WHERE pair = 2")
+        connection.execute(f"PRAGMA user_version={version}")
+    connection.close()
+    err = run("verify", str(data), code=1)[1]
+    assert f"rows in (1, 2] cannot be read: {path}: the checksum of its block" in err
+    assert f"caches of w: rows in (0, 1] cannot be read: {path}: its block" in err
+    assert "tcprepl-log-" not in err
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE incarnations")
+    connection.close()
+    with pytest.raises(LogCorrupt, match=f"^{path}: "):
+        run("verify", str(data))
+
+
+def test_verify_compares_what_is_counted(data: Path) -> None:
+    """Retention goes by what the columns say; what they should say is told."""
+    path = data / DATABASE_NAME
+    with sqlite3.connect(path) as connection:
+        right = connection.execute("SELECT rows, bytes FROM blocks WHERE last = 4").fetchone()
+        counted = connection.execute("SELECT rows, bytes FROM pairs WHERE id = 2").fetchone()
+        connection.execute("UPDATE blocks SET bytes = bytes + 1000000 WHERE last = 4")
+        connection.execute("UPDATE blocks SET rows = 7 WHERE last = 2")
+        connection.execute("UPDATE pairs SET rows = 9 WHERE id = 2")
+    connection.close()
+    out, err = run("verify", str(data), code=1)
+    assert out == "6 rows of 2 streams: damaged\n"
+    second, fourth, pair = err.splitlines()
+    assert second.startswith(f"push_rules of w: {path}: the block at token 2 has 1 row and ")
+    assert f", and 7 rows and {size_of(path, 2)} bytes are said of it" in second
+    set_to = f"SET rows = {right[0]}, bytes = {right[1]} WHERE pair = 1 AND last = 4"
+    assert f"`UPDATE blocks {set_to}` puts that right" in fourth
+    assert pair.startswith(
+        f"caches of w: {path}: its blocks have 1 row and {counted[1]} bytes, and"
+    )
+    with sqlite3.connect(path) as connection:
+        for line in (second, fourth, pair):
+            connection.execute(line.split("`")[1])
+    connection.close()
+    assert run("verify", str(data)) == ("6 rows of 2 streams: whole\n", "")
+
+
+def size_of(path: Path, last: int) -> int:
+    """Return the bytes that are said of a block of the first stream."""
+    with sqlite3.connect(path) as connection:
+        statement = "SELECT bytes FROM blocks WHERE pair = 1 AND last = ?"
+        ((found,),) = connection.execute(statement, (last,)).fetchall()
+    connection.close()
+    return int(found)
+
+
+def test_what_is_to_be_trimmed_is_counted_too(data: Path) -> None:
+    """Blocks below the floor stay until a commit removes them, with what is counted of them."""
+    with sqlite3.connect(data / DATABASE_NAME) as connection:
+        connection.execute("UPDATE pairs SET floor = 2 WHERE id = 1")
+    connection.close()
+    assert run("verify", str(data)) == ("4 rows of 2 streams: whole\n", "")
 
 
 def test_a_backup_that_was_looked_at_can_be_restored(data: Path, tmp_path: Path) -> None:
