@@ -16,11 +16,12 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from tcprepl.addresses import Address
 from tcprepl.errors import ConfigError, did_you_mean
 from tcprepl.protocol.display import counted
+from tcprepl.secret_files import read_secret
 from tcprepl.settings import Config
 from tcprepl.synapse_names import excerpt, put, translate_synapse
-from tcprepl.values import Address
 
 #: What finds faults in settings that may not be valid.
 Look: TypeAlias = Callable[[Mapping[str, Any]], list[str]]
@@ -223,22 +224,6 @@ def _read_secrets(settings: dict[str, Any]) -> list[str]:
         ]
         settings["replication"] = {**replication, "tokens": tokens}
     return faults
-
-
-def read_secret(path: Path) -> str:
-    """Return the secret that a file holds; white space around it does not count.
-
-    Raises:
-        ConfigError: The file cannot be read, or is empty.
-    """
-    try:
-        secret = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None
-    if not secret:
-        raise ConfigError(f"{path}: is empty; expected a secret")
-    return secret
 
 
 # Faults, in plain words.

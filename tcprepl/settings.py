@@ -22,12 +22,18 @@ from pydantic import (
 
 from tcprepl import limits
 from tcprepl.access import NONE
+from tcprepl.addresses import (
+    DEFAULT_HTTP,
+    DEFAULT_REPLICATION,
+    Address,
+    is_database_url,
+    parse_address,
+)
 from tcprepl.protocol.grammar import PATTERNS, SECRET_SHAPE
 from tcprepl.replication.redis.url import parse_redis_url
 from tcprepl.streams.registry import BUILT_IN
 from tcprepl.streams.releases import Release, parse_release
 from tcprepl.values import (
-    Address,
     Addresses,
     AddressRange,
     DialectName,
@@ -39,14 +45,9 @@ from tcprepl.values import (
     Size,
     StreamNames,
     TokenName,
-    parse_address,
 )
 
-DEFAULT_REPLICATION = "127.0.0.1:9092"
-DEFAULT_HTTP = "127.0.0.1:9093"
 DEFAULT_DATA = "./tcprepl-data"
-#: How the URL of a database begins, which is no directory.
-DATABASE_URLS = ("postgresql://", "postgres://")
 DEFAULT_BUS = "127.0.0.1:6379"
 _NAME_IS = f"a name without spaces, at most {limits.MAX_NAME_CHARS} characters"
 _ADDRESS_IS = "HOST:PORT or a Twisted endpoint string, or a list of them"
@@ -55,11 +56,6 @@ _SIZE_IS = "a number of bytes above 0, or a text such as 64M or 2G"
 _TEXT_IS = "a text; better read from a file that only the server may read"
 _HELD_IN_IS = "the path of a file that holds it"
 _STREAMS_ARE = "all, or a list of stream names"
-
-
-def is_database_url(text: str) -> bool:
-    """Return whether *text*, which says where the logs are, is no directory."""
-    return text.startswith(DATABASE_URLS)
 
 
 class Settings(BaseModel):

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from tcprepl.addresses import Address
 from tcprepl.cli import following, watch
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.publisher import Publisher
 from tcprepl.streams.registry import Registry
-from tcprepl.values import Address
 from tests.wire import Network, run_until
 
 ADDRESS = Address("test:1", "test", 1)

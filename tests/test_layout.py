@@ -26,6 +26,8 @@ TOP = {
     "conformance",
     "settings.py",
     "synapse_names.py",
+    "addresses.py",
+    "secret_files.py",
     "values.py",
     "ephemeral",
     "docs",

@@ -9,7 +9,6 @@ from tcprepl.app.listening import peers_in_words
 from tcprepl.app.relay import Relay
 from tcprepl.app.reload import all_of
 from tcprepl.clocks import Reactor
-from tcprepl.config import read_secret
 from tcprepl.errors import LogError
 from tcprepl.ids import Pair
 from tcprepl.logger import get_logger
@@ -19,6 +18,7 @@ from tcprepl.replication.bus.places import Places
 from tcprepl.replication.bus.processes import Bounds
 from tcprepl.replication.relaying.intake import RelayIntake, Upstream
 from tcprepl.replication.serving.readers import ANY, EVERYTHING
+from tcprepl.secret_files import read_secret
 from tcprepl.settings import Config
 from tcprepl.streams.releases import SYNAPSE_STREAMS, streams_of
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tcprepl.addresses import parse_address
 from tcprepl.app.listening import context_of
 from tcprepl.app.settings import registry_of
 from tcprepl.app.tls import tls_context
-from tcprepl.config import read_secret
 from tcprepl.errors import ConfigError, did_you_mean
+from tcprepl.secret_files import read_secret
 from tcprepl.settings import Config, StreamSettings, TlsSettings
-from tcprepl.values import parse_address
 
 #: What an endpoint string describes is looked at, and not listened on.
 _NO_REACTOR: Any = None

@@ -14,12 +14,12 @@ from twisted.internet.ssl import PrivateCertificate, optionsForClientTLS
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcprepl.addresses import Address, EndpointString
 from tcprepl.app.tls import trust_root
 from tcprepl.clocks import Reactor
 from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed
 from tcprepl.replication.failures import reason_of
 from tcprepl.replication.following.any_of import AnyOf
-from tcprepl.values import Address, EndpointString
 
 
 def client_endpoint(reactor: Reactor, address: Address) -> IStreamClientEndpoint:

@@ -22,6 +22,7 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.haproxy import proxyEndpoint
 
 from tcprepl import metrics
+from tcprepl.addresses import HAPROXY, Address
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.reload import all_of
 from tcprepl.app.tls import Certificates, tls_context
@@ -33,7 +34,6 @@ from tcprepl.replication.bus.listener import BusListener
 from tcprepl.replication.failures import describe_address
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.settings import Config, TlsSettings, is_vouched
-from tcprepl.values import HAPROXY, Address
 
 log = get_logger(__name__)
 

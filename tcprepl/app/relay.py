@@ -13,13 +13,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 
+from tcprepl.addresses import Address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.lifecycle import end
 from tcprepl.app.opening import open_log_of, room_in_words
 from tcprepl.app.reload import SERVING, all_of
 from tcprepl.app.serving import Serving
 from tcprepl.clocks import Reactor
-from tcprepl.config import read_secret
 from tcprepl.ephemeral.presence_peers import SyncsBelow
 from tcprepl.http.calls import ApiError
 from tcprepl.ids import InstanceName, Token
@@ -37,8 +37,8 @@ from tcprepl.replication.relaying.intake import RelayIntake, Upstream, relay_reg
 from tcprepl.replication.relaying.redis_source import RedisUpstream
 from tcprepl.replication.relaying.state import RelayState
 from tcprepl.replication.relaying.tcp_source import TcpUpstream
+from tcprepl.secret_files import read_secret
 from tcprepl.settings import Config
-from tcprepl.values import Address
 from tcprepl.web.services import WebServices
 
 #: What readers may say to those upstream.

@@ -9,6 +9,7 @@ from pathlib import Path
 from OpenSSL import crypto
 
 from tcprepl.access import EVERYTHING, NOTHING, Grant, Guesses, Tokens
+from tcprepl.addresses import parse_address
 from tcprepl.errors import ConfigError
 from tcprepl.federation.service import OWN_STREAMS
 from tcprepl.federation.wire.addresses import AddressPolicy
@@ -17,7 +18,6 @@ from tcprepl.federation.wire.edu import is_server_name
 from tcprepl.settings import Config, RetentionSettings, Rights
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.streams.retention import Bounds, Retention
-from tcprepl.values import parse_address
 
 
 def retention_of(config: Config) -> Retention:

@@ -18,9 +18,10 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+from tcprepl.addresses import UNIX_URL
 from tcprepl.cli import contexts
 from tcprepl.errors import ConfigError, TcpreplError
-from tcprepl.replication.failures import UNIX_URL, reason_of
+from tcprepl.replication.failures import reason_of
 
 #: How long one request may take.
 TIMEOUT_S = 60.0

@@ -11,13 +11,20 @@ from urllib.parse import urlsplit
 
 import click
 
+from tcprepl.addresses import (
+    DEFAULT_HTTP,
+    DEFAULT_REPLICATION,
+    LINES_URL,
+    NO_USER,
+    UNIX_URL,
+    Address,
+    is_database_url,
+    parse_address,
+)
 from tcprepl.cli import contexts
 from tcprepl.cli.contexts import Context
-from tcprepl.config import read_secret
 from tcprepl.errors import ConfigError
-from tcprepl.replication.failures import UNIX_URL
-from tcprepl.settings import DEFAULT_HTTP, DEFAULT_REPLICATION, is_database_url
-from tcprepl.values import LINES_URL, NO_USER, Address, parse_address
+from tcprepl.secret_files import read_secret
 
 #: Where the HTTP side is, when nothing else is said.
 DEFAULT_URL = f"http://{DEFAULT_HTTP}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from tcprepl.addresses import Address
 from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
 from tcprepl.cli.arguments import STREAM as STREAM_NAME
@@ -28,7 +29,6 @@ from tcprepl.cli.publish import NotJson
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.protocol.display import counted
-from tcprepl.values import Address
 from tcprepl.web.amounts import size
 
 

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from tcprepl.addresses import Address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.cli.following import positions_of
 from tcprepl.cli.progress import Progress
@@ -22,7 +23,6 @@ from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.writer import ReplicationWriter
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.position_store import MemoryPositionStore
-from tcprepl.values import Address
 
 #: Where rows are written when nothing else is said: a durable stream whose row is a user's name,
 #: and no user of a homeserver is called as ours is.

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from tcprepl.addresses import Address
 from tcprepl.app.bus import Bus
 from tcprepl.app.opening import where_logs_are
 from tcprepl.cli.arguments import ADDRESS
 from tcprepl.cli.relaying import by_hand, load, relaying_options
 from tcprepl.cli.serving import run_process
 from tcprepl.clocks import Reactor
-from tcprepl.values import Address
 
 DEFAULT_DATA = "./tcprepl-bus"
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import click
 
+from tcprepl.addresses import Address, parse_address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.listening import server_endpoint
 from tcprepl.cli import logs
@@ -24,7 +25,6 @@ from tcprepl.conformance.notation import ConversationFailed, parse
 from tcprepl.conformance.server import play
 from tcprepl.conformance.target import CannotPlay, Target, writes
 from tcprepl.protocol.dialects import DIALECTS
-from tcprepl.values import Address, parse_address
 
 Outcome = Literal["passed", "failed", "not played"]
 

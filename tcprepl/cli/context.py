@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 import msgspec
 
+from tcprepl.addresses import Address
 from tcprepl.cli import Group, contexts
 from tcprepl.cli.arguments import ADDRESS, RowsToType
 from tcprepl.cli.contexts import Context
-from tcprepl.config import read_secret
 from tcprepl.protocol.display import displayable
-from tcprepl.values import Address
+from tcprepl.secret_files import read_secret
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 

@@ -55,7 +55,7 @@ class Context(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     def reader(self) -> Callable[[], str] | None:
         """Return what reads its token; None where it has none."""
-        from tcprepl.config import read_secret
+        from tcprepl.secret_files import read_secret
 
         return None if self.token_file is None else partial(read_secret, Path(self.token_file))
 

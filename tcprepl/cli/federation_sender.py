@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tcprepl.addresses import Address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.sender import FederationWorker
 from tcprepl.app.settings import trust_of
@@ -24,7 +25,6 @@ from tcprepl.federation.wire.transaction import (
     MIN_TRANSACTION_BYTES,
     TransactionLimits,
 )
-from tcprepl.values import Address
 
 DEFAULT_DATA = "./tcprepl-sender"
 

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from zope.interface import implementer
 
+from tcprepl.addresses import Address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.cli.formats import Format
 from tcprepl.clocks import Reactor
@@ -39,7 +40,6 @@ from tcprepl.replication.serving.rights import NOT_ALLOWED
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.masking import REDACTED, without_access_tokens
 from tcprepl.streams.position_store import MemoryPositionStore
-from tcprepl.values import Address
 
 Pair = tuple[StreamName, InstanceName]
 #: Makes lines of rows that share a token, without LF.

@@ -6,12 +6,12 @@ import json
 
 import click
 
+from tcprepl.addresses import Address
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import STREAM, from_option
 from tcprepl.cli.following import positions_of
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
-from tcprepl.values import Address
 
 
 @click.command("positions")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tcprepl.addresses import LINES_URL
 from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.errors import TcpreplError
-from tcprepl.values import LINES_URL
 
 
 class NotTaken(TcpreplError):

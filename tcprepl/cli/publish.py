@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from tcprepl.addresses import Address
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, STREAM, rows_to_option
 from tcprepl.cli.posting import Posting
@@ -20,7 +21,6 @@ from tcprepl.cli.recording import BOM, RecordedRows
 from tcprepl.cli.writing import write_rows
 from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import counted
-from tcprepl.values import Address
 
 #: Most rows and bytes that go into one request; what a pipe holds at the moment goes at once.
 CHUNK_ROWS = 2_000

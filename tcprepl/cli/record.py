@@ -10,6 +10,7 @@ from typing import BinaryIO
 import click
 from twisted.internet.defer import CancelledError
 
+from tcprepl.addresses import Address
 from tcprepl.cli import logs, recording
 from tcprepl.cli.arguments import SECONDS, STREAM, from_option, looking_up
 from tcprepl.cli.following import Follower, row_lines
@@ -19,7 +20,6 @@ from tcprepl.cli.running import run_until_done
 from tcprepl.cli.tail import SINCE
 from tcprepl.clocks import Reactor
 from tcprepl.protocol.display import counted
-from tcprepl.values import Address
 
 
 class Recorder:

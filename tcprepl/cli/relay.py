@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tcprepl.addresses import Address, parse_address
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.relay import Relay
 from tcprepl.cli.arguments import saying_token
@@ -16,7 +17,6 @@ from tcprepl.cli.serving import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.protocol.dialects import DIALECTS
 from tcprepl.replication.redis.url import RedisUrl, is_redis_url, parse_redis_url
-from tcprepl.values import Address, parse_address
 
 DEFAULT_DATA = "./tcprepl-relay"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from tcprepl.addresses import Address
 from tcprepl.cli import recording
 from tcprepl.cli.api import Api
 from tcprepl.cli.arguments import SECONDS, STREAM, rows_to_option
@@ -21,7 +22,6 @@ from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedLine, RecordedRows
 from tcprepl.cli.writing import write_rows
 from tcprepl.errors import ConfigError, did_you_mean
-from tcprepl.values import Address
 
 #: Most single rows that are published together when nothing asks for their pace.
 GROUP_ROWS = 1_000

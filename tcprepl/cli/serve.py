@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tcprepl.addresses import DEFAULT_HTTP, Address
 from tcprepl.app.checking import faults_for_serve
 from tcprepl.app.opening import where_logs_are
 from tcprepl.app.server import Server
@@ -16,8 +17,6 @@ from tcprepl.cli import logs
 from tcprepl.cli.arguments import ADDRESS, DATA, data_settings
 from tcprepl.cli.serving import run_process
 from tcprepl.config import Loaded, loader
-from tcprepl.settings import DEFAULT_HTTP
-from tcprepl.values import Address
 
 
 @click.command("serve")

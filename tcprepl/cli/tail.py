@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tcprepl.addresses import Address
 from tcprepl.cli import logs
 from tcprepl.cli.arguments import SECONDS, STREAM, from_option, looking_up
 from tcprepl.cli.following import Follower, renderer
@@ -13,7 +14,6 @@ from tcprepl.cli.formats import Format, output_options, writer_for
 from tcprepl.cli.running import run_until_done
 from tcprepl.clocks import Reactor
 from tcprepl.limits import MAX_TOKEN
-from tcprepl.values import Address
 
 
 class SinceType(click.ParamType[str | int]):

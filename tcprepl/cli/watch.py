@@ -14,6 +14,7 @@ import click
 from msgspec import structs
 from twisted.internet.defer import Deferred
 
+from tcprepl.addresses import Address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.cli import Group, logs
 from tcprepl.cli.arguments import SECONDS, from_option
@@ -31,7 +32,6 @@ from tcprepl.protocol.display import displayable
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.streams.codec import Rows
 from tcprepl.streams.rows import PresenceRow
-from tcprepl.values import Address
 
 #: Silence after which everything that a server had to say at first has been said.
 SETTLE_S = 0.2

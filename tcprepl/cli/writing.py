@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
+from tcprepl.addresses import Address
 from tcprepl.app.connecting import client_endpoint
 from tcprepl.background import looping_background_process
 from tcprepl.cli import logs
@@ -28,7 +29,6 @@ from tcprepl.errors import CloseReason, ConfigError, ConnectionFailed, PublishRe
 from tcprepl.protocol.commands import Reason
 from tcprepl.replication.following.writer import ReplicationWriter
 from tcprepl.streams.log import Appended
-from tcprepl.values import Address
 
 #: Most bytes of rows on one line.
 LINE_BYTES: Final = 262_144

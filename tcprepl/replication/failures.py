@@ -15,9 +15,6 @@ from twisted.python.failure import Failure
 from tcprepl import limits
 from tcprepl.errors import CloseReason
 
-#: How the URL of an HTTP server on a Unix socket begins; the rest of its path follows.
-UNIX_URL = "http://unix:/"
-
 
 def close_reason_of(failure: Failure) -> CloseReason:
     """Return why a connection ended that we did not close."""

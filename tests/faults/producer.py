@@ -44,9 +44,9 @@ async def under_twisted(reactor: Any, address: str, path: str, pause_s: float) -
     from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
 
+    from tcprepl.addresses import parse_address
     from tcprepl.app.connecting import client_endpoint
     from tcprepl.replication.following import writer as following
-    from tcprepl.values import parse_address
 
     first, *others = map(parse_address, address.split(","))
     writer = following.ReplicationWriter(

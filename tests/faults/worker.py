@@ -84,9 +84,9 @@ def under_twisted(worker: Worker, address: str, streams: Sequence[str]) -> None:
     from twisted.internet import reactor as installed
     from twisted.internet.task import deferLater
 
+    from tcprepl.addresses import parse_address
     from tcprepl.app.connecting import client_endpoint
     from tcprepl.replication.following.client import ReplicationClient
-    from tcprepl.values import parse_address
 
     reactor: Any = installed
 

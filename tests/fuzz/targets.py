@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tcprepl.access import Grant, Tokens, digest
+from tcprepl.addresses import parse_address
 from tcprepl.cli import recording
 from tcprepl.config import BadConfig, parse
 from tcprepl.errors import BadRow, ConfigError, LogError, TokenRefused
@@ -35,7 +36,6 @@ from tcprepl.streams.json_rows import rows_in
 from tcprepl.streams.position_store import SqlitePositionStore
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.sqlite_schema import DATABASE_NAME
-from tcprepl.values import parse_address
 from tests.fuzz import fuzz_bus, fuzz_redis, fuzz_session, others
 from tests.fuzz.driving import Target
 from tests.log_kit import DURABLE, SqliteStore

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tcprepl.access import ALL, Streams
+from tcprepl.addresses import parse_address
 from tcprepl.config import BadConfig, build, load, parse
 from tcprepl.settings import Config
-from tcprepl.values import parse_address
 
 TOKEN = {"name": "w1", "token": "a-token-of-sixteen", "read": "all"}
 #: What lets a listener leave loopback beside TLS.

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from tcprepl.addresses import parse_address
 from tcprepl.app.settings import registry_of
 from tcprepl.config import BadConfig, build
 from tcprepl.federation.service import OWN_STREAMS
 from tcprepl.settings import Config
-from tcprepl.values import parse_address
 from tests.unit.test_config import TLS, TOKENS, faults
 
 

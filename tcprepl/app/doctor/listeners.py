@@ -14,12 +14,12 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from tcprepl.addresses import HAPROXY, Address, EndpointString
 from tcprepl.app.doctor.findings import WAIT_S, Finding, Verdict, user
 from tcprepl.app.tls import BEGIN
 from tcprepl.protocol.display import counted
 from tcprepl.replication.redis.resp import encode
 from tcprepl.settings import BusSettings, Config, HttpSettings, ReplicationSettings, TlsSettings
-from tcprepl.values import HAPROXY, Address, EndpointString
 
 #: A certificate that ends sooner than this is worth a word.
 CERTIFICATE_WARN_S = 14 * 86_400

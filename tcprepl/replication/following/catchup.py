@@ -15,9 +15,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from tcprepl.addresses import UNIX_URL
 from tcprepl.errors import CloseReason, ConnectionFailed
 from tcprepl.ids import InstanceName, StreamName, Token
-from tcprepl.replication.failures import UNIX_URL
 
 #: How long one request may take.
 REQUEST_TIMEOUT_S = 30.0

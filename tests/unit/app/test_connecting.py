@@ -17,11 +17,11 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.testing import MemoryReactorClock
 
+from tcprepl.addresses import parse_address
 from tcprepl.app import connecting
 from tcprepl.app.connecting import NamedEndpoint, client_endpoint
 from tcprepl.errors import ConfigError, ConnectionFailed
 from tcprepl.replication.following.any_of import AnyOf
-from tcprepl.values import parse_address
 
 #: What is told whom to trust.
 TRUST = "optionsForClientTLS"

@@ -14,6 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 
+from tcprepl.addresses import parse_address
 from tcprepl.app import lifecycle
 from tcprepl.app.lifecycle import STATUS_INTERVAL_S, STOP_WITHIN_S, Lifecycle, run
 from tcprepl.app.relay import Relay
@@ -22,7 +23,6 @@ from tcprepl.app.server import Server
 from tcprepl.config import build
 from tcprepl.federation.sending.commit_queue import run_inline
 from tcprepl.replication.redis.url import parse_redis_url
-from tcprepl.values import parse_address
 
 
 def server(reactor: Any, where: Path) -> Server:

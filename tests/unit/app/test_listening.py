@@ -18,6 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from tcprepl import metrics
+from tcprepl.addresses import parse_address
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import (
     LOOK_AT_FILES_S,
@@ -29,7 +30,6 @@ from tcprepl.app.listening import (
 )
 from tcprepl.config import build
 from tcprepl.errors import ConfigError
-from tcprepl.values import parse_address
 from tests.unit.app.test_tls import issue
 
 # Twisted hands its certificates to pyOpenSSL in the form of old.

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
+from tcprepl.addresses import Address, parse_address
 from tcprepl.app import relay, serving
 from tcprepl.app.lifecycle import run
 from tcprepl.app.relay import Relay
@@ -26,7 +27,6 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.replication.redis.url import RedisUrl, parse_redis_url
 from tcprepl.replication.relaying.state import RelayState
-from tcprepl.values import Address, parse_address
 from tcprepl.web.services import WebServices
 from tcprepl.web.site import build_site
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from twisted.internet.testing import MemoryReactorClock
 
+from tcprepl.addresses import parse_address
 from tcprepl.app.serving import Serving
 from tcprepl.config import build
 from tcprepl.errors import LogUnavailable
-from tcprepl.values import parse_address
 from tests.unit.app import test_relay, test_server
 from tests.unit.app.test_relay import settle
 

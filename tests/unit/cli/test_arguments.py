@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tcprepl.addresses import parse_address
 from tcprepl.cli.arguments import (
     ADDRESS,
     DATA,
@@ -18,7 +19,6 @@ from tcprepl.cli.arguments import (
     to_options,
 )
 from tcprepl.errors import ConfigError
-from tcprepl.values import parse_address
 
 
 def test_addresses() -> None:

@@ -13,6 +13,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
 from tcprepl.access import ALL, EVERYTHING, NOTHING, Grant, Tokens
+from tcprepl.addresses import Address
 from tcprepl.cli import following
 from tcprepl.cli.following import (
     Follower,
@@ -24,7 +25,6 @@ from tcprepl.cli.following import (
 from tcprepl.errors import ConfigError, ConnectionFailed
 from tcprepl.protocol.commands import PositionCommand, UserIpCommand
 from tcprepl.streams.masking import without_access_tokens
-from tcprepl.values import Address
 from tests.cli_world import ADDRESS, CliWorld
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from twisted.internet.testing import MemoryReactorClock
 
+from tcprepl.addresses import Address, parse_address
 from tcprepl.app.relay import Relay
 from tcprepl.cli import relay, run
 from tcprepl.config import build
-from tcprepl.values import Address, parse_address
 from tests.harness import tcprepl
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tcprepl.addresses import Address
 from tcprepl.cli import contexts, following, run, tail
-from tcprepl.values import Address
 from tests.cli_world import CliWorld
 
 #: Returns the lines printed.
