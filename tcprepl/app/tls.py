@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL, crypto
 from twisted.internet import ssl
@@ -13,7 +13,9 @@ from twisted.internet.interfaces import IOpenSSLContextFactory
 from zope.interface import implementer
 
 from tcprepl.errors import ConfigError
-from tcprepl.settings import TlsSettings
+
+if TYPE_CHECKING:  # who connects needs no settings
+    from tcprepl.settings import TlsSettings
 
 #: How each certificate of a PEM file begins.
 BEGIN = b"-----BEGIN CERTIFICATE-----"

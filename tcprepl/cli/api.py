@@ -21,7 +21,6 @@ import click
 from tcprepl.addresses import UNIX_URL
 from tcprepl.cli import contexts
 from tcprepl.errors import ConfigError, TcpreplError
-from tcprepl.replication.failures import reason_of
 
 #: How long one request may take.
 TIMEOUT_S = 60.0
@@ -248,6 +247,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
         what = "the line protocol, " if _is_line_protocol(error) else ""
         return f"that is {what}no HTTP server; it says {str(error).strip()[:60]!r}"
+    from tcprepl.replication.failures import reason_of  # and Twisted, which HTTP does without
+
     return reason_of(error)
 
 

@@ -12,7 +12,6 @@ from tcprepl.cli.arguments import DurationType, token_options, url_option
 from tcprepl.errors import TcpreplError
 from tcprepl.limits import DRAIN_WITHIN_S, MAX_DRAIN_WITHIN_S
 from tcprepl.protocol.display import displayable
-from tcprepl.replication.serving.draining import DrainState
 
 
 def _one_word(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -87,4 +86,6 @@ def command(
 
 def _words(state: dict[str, Any]) -> str:
     """Return how far it is, in words."""
+    from tcprepl.replication.serving.draining import DrainState  # and Twisted
+
     return displayable(DrainState(**state).words)

@@ -18,7 +18,6 @@ from tcprepl.cli.arguments import SECONDS, STREAM, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import BOM, RecordedRows
-from tcprepl.cli.writing import write_rows
 from tcprepl.errors import TcpreplError
 from tcprepl.protocol.display import counted
 
@@ -196,6 +195,8 @@ def command(
         chunks = as_they_come(groups)
     if isinstance(url, Address):
         checked = (_checked(stream, instance, batch, chunk) for chunk in chunks)
+        from tcprepl.cli.writing import write_rows  # and Twisted, which HTTP does without
+
         taken = write_rows(url, checked, retry_s, quiet=quiet)
         if not row:
             click.echo(f"{counted(taken, 'row')} published", err=True)

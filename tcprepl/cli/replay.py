@@ -20,7 +20,6 @@ from tcprepl.cli.arguments import SECONDS, STREAM, rows_to_option
 from tcprepl.cli.posting import Posting
 from tcprepl.cli.progress import Progress
 from tcprepl.cli.recording import RecordedLine, RecordedRows
-from tcprepl.cli.writing import write_rows
 from tcprepl.errors import ConfigError, did_you_mean
 
 #: Most single rows that are published together when nothing asks for their pace.
@@ -139,6 +138,8 @@ def command(
         if dry_run:
             taken = sum(len(rows.rows) for rows in groups)
         elif isinstance(url, Address):
+            from tcprepl.cli.writing import write_rows  # and Twisted, which HTTP does without
+
             taken = write_rows(url, groups, retry_s, quiet=False, told=False)
         else:
             posting = Posting(Api(url, token, retry_s), str(uuid.uuid4()))

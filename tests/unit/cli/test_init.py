@@ -51,6 +51,26 @@ def test_every_command_has_help_with_an_example(
     assert "Example:" in text or "Commands:" in text
 
 
+@pytest.mark.parametrize(
+    ("names", "without"),
+    [
+        ("publish replay kick drain top check context", {"twisted", "pydantic", "structlog"}),
+        ("tail watch positions record", {"pydantic"}),
+    ],
+)
+def test_what_only_talks_to_a_server_is_quick_to_start(names: str, without: set[str]) -> None:
+    """It needs no settings, and over HTTP no Twisted: that was a second of each call."""
+    code = (
+        "import sys; from tcprepl.cli import run;"
+        f"assert not any([run([name, '--help']) for name in {names.split()}]);"
+        f"sys.exit(' '.join({without} & {{name.split('.')[0] for name in sys.modules}}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.stderr.strip() == ""
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """``--version`` says the package's."""
     assert cli.run(["--version"]) == 0
