@@ -3,20 +3,19 @@
 It goes with what is written, in the same transaction, as long as the file is sound. One that is
 damaged keeps what cannot be removed from it, and that alone: then it goes in transactions of its
 own, so nobody is kept from writing, and other streams, and what stands behind the damage, go on.
-What cannot be removed is passed over by this process; the next one tries again.
+What cannot be removed is passed over by this process, which tells so once; the next tries again.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from tcprepl.ids import Token
 from tcprepl.streams.block_store import delete_blocks
-from tcprepl.streams.damaged_file import attempted, end_of_damage, number_of
+from tcprepl.streams.damaged_file import attempted, end_of_damage, number_of, oldest_blocks
 from tcprepl.streams.engine import (
     EXPIRED_AT_ONCE,
     TRIMMED_BLOCKS,
@@ -37,7 +36,6 @@ _SELECT_OLDEST: Final = (
     "SELECT last, rows, bytes FROM blocks"
     " WHERE pair = ? AND last > ? AND last <= ? AND typeof(last) = 'integer' ORDER BY last LIMIT ?"
 )
-_SELECT_SIZES: Final = "SELECT rows, bytes FROM blocks WHERE pair = ? AND last > ? ORDER BY last"
 
 
 class Trimming:
@@ -141,9 +139,11 @@ class Trimming:
             met, kept = _delete(connection, pair, after, lasts)
         else:
             reached = kept = end_of_damage(connection, pair, after, floor)
+        if met and pair not in self._passed:  # beside a broken page each trim may meet it again
+            words = f"blocks cannot all be removed, the first of them up to token {kept}: {met}"
+            freed.damaged.append((pair, words))
         if met:
             self._passed[pair] = kept
-            freed.damaged.append((pair, f"blocks up to token {kept} cannot all be removed: {met}"))
         if reached < floor:
             freed.unfinished[pair] = floor
         had = _counts(connection, pair)
@@ -158,10 +158,12 @@ class Trimming:
         """
         rows = size = 0
         after = self._passed.get(pair, _BEFORE_ALL)
-        with suppress(sqlite3.DatabaseError):  # what is behind other damage goes with that
-            for block_rows, block_bytes in connection.execute(_SELECT_SIZES, (pair, after)):
-                rows += number_of(block_rows)
-                size += number_of(block_bytes)
+        found = connection.execute("SELECT position FROM pairs WHERE id = ?", (pair,)).fetchone()
+        for _, block_rows, block_bytes, _ in oldest_blocks(
+            connection, pair, after, number_of(found and found[0])
+        ):
+            rows += block_rows
+            size += block_bytes
         return rows, size
 
     def shrink(self, connection: sqlite3.Connection, freed: Freed) -> None:

@@ -258,7 +258,7 @@ def test_a_broken_page_that_retention_reaches_keeps_nobody_from_publishing(
         assert len(done.stdout.splitlines()) == 600, done.stderr
         server.process.stop()
         said = server.process.stderr
-    assert 0 < said.count("streams.trim.damaged") < 10
+    assert said.count("streams.trim.damaged") == 1
     assert "streams.commit.failed" not in said
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (counts,) = connection.execute(

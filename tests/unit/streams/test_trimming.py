@@ -174,7 +174,7 @@ def test_a_broken_page_of_blocks_is_passed_over(file: File) -> None:
     file.damage(partial(break_page_of, row(1_500, 40)[2:]))
     more = append(THEIRS, 4, 3, 40)
     freed = file.trim(2_900, more)
-    assert {pair for pair, _ in freed.damaged} == {OURS}
+    assert [pair for pair, _ in freed.damaged] == [OURS]
     left = file.lasts(OURS)
     assert left[-100:] == [*range(2_901, 3_001)]
     assert len(left) < 300  # a page beside the broken one cannot be emptied either
@@ -190,6 +190,17 @@ def test_a_broken_page_of_blocks_is_passed_over(file: File) -> None:
     assert file.trim(2_950).damaged
     assert file.counts(OURS) == expected(ours, above=2_950)
     assert file.trim(2_960).damaged == []
+
+
+def test_what_stands_behind_damage_counts(file: File) -> None:
+    """Or a process that is started each day would keep another week each time."""
+    file.write(append(OURS, 1, 3_000, 40))
+    file.damage(partial(break_page_of, row(1_500, 40)[2:]))
+    assert file.trim(1_450).damaged, "the page beside the broken one cannot be emptied"
+    held = [rows for last, rows, *_ in file.database.oldest(file.database.pairs()[0], 1_450)]
+    rows, size = file.counts(OURS)
+    assert 2_900 - 1_450 < sum(held) <= rows < sum(held) + 100
+    assert size == rows * expected(append(OURS, 2_000, 1, 40))[1]
 
 
 @pytest.mark.parametrize("size", [40, 3_000, 30_000])
@@ -312,7 +323,7 @@ def test_damage_that_a_file_begins_with_may_be_what_is_to_go(file: File) -> None
     assert not file.database.is_trimmed(replace(pair, floor=1))
     told = file.trim(1).damaged
     assert [words.partition(":")[0] for _, words in told] == [
-        "blocks up to token 1 cannot all be removed"
+        "blocks cannot all be removed, the first of them up to token 1"
     ]
 
 
