@@ -37,6 +37,7 @@ class Counts:
     def of(self, page: DiskPage) -> Iterator[str]:
         """Yield what is wrong with the counts of the blocks of *page*."""
         block = page.block
+        self._damaged |= page.damage is not None
         start = offset = 0
         while self._next is not None and self._next[0] <= page.upto:
             last, rows, size, _ = self._next

@@ -81,3 +81,8 @@ def test_a_pair_of_which_not_everything_can_be_read_is_not_judged(data: Path) ->
     """What cannot be removed is in the file, and counts no more."""
     damage = "UPDATE blocks SET rows = 0, bytes = 0, written_ms = 0, crc = crc + 1 WHERE last = 4"
     assert faults(data, damage, "UPDATE pairs SET rows = 1") == []
+
+
+def test_a_pair_of_which_nothing_can_be_read_is_not_judged(data: Path) -> None:
+    """What the file says of it may be all that is right."""
+    assert faults(data, "UPDATE blocks SET crc = crc + 1", "UPDATE pairs SET rows = 1") == []
