@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from types import ModuleType
 from typing import NoReturn
 
 import click
@@ -122,11 +124,40 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_main_exits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The console script hands the code to the shell."""
+    """The console script hands the code to the shell, and leaves Python nothing to look through."""
     monkeypatch.setattr(sys, "argv", ["tcprepl", "frobnicate"])
+    frozen: list[object] = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
+    assert frozen == [True]
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_as_before_an_import(
+    collecting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not while a command is imported, also where that fails."""
+    seen = []
+
+    def imported(name: str) -> ModuleType:
+        seen.append(gc.isenabled())
+        if name == "tcprepl.cli.typing":
+            raise ImportError
+        return ModuleType(name)
+
+    monkeypatch.setattr("importlib.import_module", imported)
+    was = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        for name, failure in (("serve", AttributeError), ("typing", ImportError)):
+            with pytest.raises(failure):
+                cli.cli.get_command(click.Context(cli.cli), name)
+            assert gc.isenabled() is collecting
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen == [False, False]
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), None])
