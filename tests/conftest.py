@@ -58,10 +58,20 @@ pytest_plugins = [
 TESTS = Path(__file__).parent
 
 
+#: Whose tests count for no coverage floor, and so take half the time: what they have in this
+#: process is whole worlds, and the rest of it are processes of their own.
+UNMEASURED = frozenset({"faults", "interop", "simulation", "stateful"})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lives in ``interop/``, except the tests of our own command line."""
+    """Mark what no coverage is measured of, and what needs a program that is not ours.
+
+    That is what lives in ``interop/``, except the tests of our own command line.
+    """
     for item in items:
         room, *rest = item.path.relative_to(TESTS).parts
+        if room in UNMEASURED:
+            item.add_marker("no_cover")
         if room == "interop" and not rest[-1].startswith("test_cli"):
             item.add_marker(pytest.mark.interop)
 

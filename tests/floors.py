@@ -48,7 +48,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     assert reporter is not None
-    for part, reached, wanted, report in measure(config.rootpath / ".coverage"):
+    try:
+        found = measure(config.rootpath / ".coverage")
+    except coverage.exceptions.NoDataError as error:
+        # An exception would take the runner's own report with it.
+        reporter.write_line(f"the coverage floors cannot be checked: {error}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
+    for part, reached, wanted, report in found:
         missed = reached < wanted
         if missed:
             reporter.write_line(report)
