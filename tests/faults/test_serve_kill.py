@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tcprepl.cli.api import Api
-from tests.harness import FULL, Running, Server, pause, tcprepl, wait_until
+from tests.harness import FULL, Running, Server, pause, wait_until
 
 ROUNDS = 30 if FULL else 4
 DURABLE = ("device_lists", "to_device")
@@ -81,10 +81,8 @@ class SteadyPublisher(threading.Thread):
 
 def positions(server: Server) -> dict[tuple[str, str], int]:
     """Return the position of every stream."""
-    done = tcprepl("positions", "--json", "--from", server.address)
-    assert done.returncode == 0, done.stderr
-    found = map(json.loads, done.stdout.splitlines())
-    return {(p["stream"], p["instance"]): p["token"] for p in found}
+    status = server.request("GET", "/_tcprepl/v1/status")
+    return {(p["stream"], p["instance"]): p["position"] for p in status["streams"]}
 
 
 def seen(database: Path) -> dict[str, list[tuple[int, str]]]:
