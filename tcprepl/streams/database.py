@@ -314,11 +314,15 @@ class Database:
 
     def _clean_around(self, commit: Commit) -> Freed:
         """Remove what *commit*, which is on disk, says has to go, from a file that is damaged."""
+        freed = Freed()
         try:
-            return self._settled(self._trimming.clean_around(self._connected(), commit))
+            self._trimming.clean_around(self._connected(), commit, freed)
         except sqlite3.Error:  # the disk refuses: what was written is written, the rest comes again
             self._undo()
-            return Freed(unfinished=dict(commit.trims), spare=commit.shrink)
+            done = {pair for pair, *_ in freed.trimmed}
+            freed.unfinished |= {p: floor for p, floor in commit.trims.items() if p not in done}
+            freed.spare |= commit.shrink
+        return self._settled(freed)
 
     def _write(self, commit: Commit, *, clean: bool) -> Freed:
         """Write *commit* in one transaction, with what has to go or without."""

@@ -58,12 +58,12 @@ class Trimming:
             left -= self._trim(connection, pair, floor, left, freed)
         return freed
 
-    def clean_around(self, connection: sqlite3.Connection, commit: Commit) -> Freed:
+    def clean_around(self, connection: sqlite3.Connection, commit: Commit, freed: Freed) -> None:
         """Remove as much of what `clean` would as the damage of the file lets go.
 
-        Each step is a transaction of its own, for the damage that it may meet.
+        Each step is a transaction of its own, for the damage that it may meet, and in *freed* once
+        it is done.
         """
-        freed = Freed()
         met = attempted(connection, lambda: self._expire(connection, commit))
         if met:
             self._expires = False
@@ -86,7 +86,6 @@ class Trimming:
             freed.damaged.append((None, f"pages of the file cannot be given back: {met}"))
         else:
             freed.spare, freed.shrunk = shrunk.spare, shrunk.shrunk
-        return freed
 
     def _expire(self, connection: sqlite3.Connection, commit: Commit) -> None:
         if commit.expire_before_ms is not None and self._expires:

@@ -230,16 +230,19 @@ def test_a_disk_that_refuses_is_no_damage(file: File) -> None:
 
 
 def test_a_disk_that_refuses_to_clean_around_damage_has_written_all_else(file: File) -> None:
-    """What was to go comes again."""
-    file.write(append(OURS, 1, 60, 3_000))
+    """What was to go comes again, but for what has gone."""
+    theirs = append(THEIRS, 1, 10, 3_000)
+    file.write(append(OURS, 1, 60, 3_000), theirs)
     file.damage(partial(break_page_of, body_of(file, 11)))
-    more = append(THEIRS, 1, 3, 3_000)
-    more.trims, more.shrink = {OURS: 40}, True
+    more = append(THEIRS, 11, 3, 3_000)
+    more.trims, more.shrink = {THEIRS: 4, OURS: 40}, True
     full = sqlite3.OperationalError("database or disk is full")
-    with mock.patch.object(Trimming, "clean_around", side_effect=full):
+    with mock.patch.object(Trimming, "_trim_around", side_effect=full):
         (freed,) = file.write(more)
     assert (freed.unfinished, freed.spare, freed.damaged) == ({OURS: 40}, True, [])
-    assert file.lasts(THEIRS) == [1, 2, 3]
+    assert [(pair, rows) for pair, rows, _ in freed.trimmed] == [(THEIRS, 4)]
+    assert file.lasts(THEIRS) == [*range(5, 14)]
+    assert file.counts(THEIRS) == expected(theirs, more, above=4)
     file.trim(40)
     assert file.lasts(OURS) == [*range(41, 61)]
 
