@@ -308,9 +308,9 @@ def parse_rows(
             continue
         try:
             parsed = decode(row)
-            if type(parsed) is _EduRow:
+            if isinstance(parsed, _EduRow):
                 edu = parsed.edu
-            elif type(parsed) is _KeyedRow:
+            elif isinstance(parsed, _KeyedRow):
                 keyed = parsed.keyed
                 edu = keyed.edu
                 edu.key = keyed.key
@@ -333,7 +333,7 @@ def _made_canonical(row: bytes) -> Edu | None:
     """
     try:
         parsed = _decode_plain_row(row)
-        if type(parsed) is _PlainRow:
+        if isinstance(parsed, _PlainRow):
             edu, key = parsed.edu, None
         else:
             edu, key = parsed.keyed.edu, parsed.keyed.key
