@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run fmt lint types test stateful simulation simulate interop faults cover mirror \
+.PHONY: help venv run fmt lint types test stateful simulation simulate newest interop faults cover mirror \
 	docs-check bench fuzz torture check clean
 
 help:  ## list the targets
@@ -32,9 +32,10 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml tests/constraints.txt | $(BIN)/python
 	@echo "installing tcprepl and its test tools into $(VENV) ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint tests/constraints.txt --editable '.[dev]'
 	@touch $(VENV)/.run $@
 
 venv: $(VENV)/.dev  ## make .venv with everything that the targets below need
@@ -104,6 +105,13 @@ model: $(VENV)/.dev  ## spin looks at every state of how readers resume, and at 
 
 mutants: $(VENV)/.dev  ## small changes of the code that no test notices; ARGS=tcprepl/protocol
 	nice $(BIN)/python -m tests.mutants $(ARGS)
+
+newest: $(VENV)/.dev  ## the newest release of each library and tool, listed in tests/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  --upgrade-strategy eager --editable '.[dev]'
+	@sed -i '/^[^#]/d' tests/constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable >>tests/constraints.txt
+	@git diff --stat tests/constraints.txt
 
 check: lint types docs-check test  ## what a commit passes
 
