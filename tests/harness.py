@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests import warm
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -87,14 +88,16 @@ class Running:
         self.argv = list(argv)
         self.stdout_path = where / f"{name}-{count}.out"
         self.stderr_path = where / f"{name}-{count}.err"
+        env = {**environment(), **(extra or {})}
         with self.stdout_path.open("wb") as out, self.stderr_path.open("wb") as err:
-            self.process = subprocess.Popen(
+            forked = None if stdin else warm.start(self.argv, where, env, out, err)
+            self.process: subprocess.Popen[bytes] | warm.Forked = forked or subprocess.Popen(
                 self.argv,
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 cwd=where,
-                env={**environment(), **(extra or {})},
+                env=env,
                 start_new_session=True,
             )
 
