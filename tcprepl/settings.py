@@ -29,7 +29,7 @@ from tcprepl.addresses import (
     is_database_url,
     parse_address,
 )
-from tcprepl.protocol.grammar import PATTERNS, SECRET_SHAPE
+from tcprepl.protocol.grammar import SECRET_SHAPE, is_secret
 from tcprepl.replication.redis.url import parse_redis_url
 from tcprepl.streams.registry import BUILT_IN
 from tcprepl.streams.releases import Release, parse_release
@@ -97,7 +97,7 @@ class TokenSettings(Rights):
     @field_validator("token")
     @classmethod
     def _fits_a_line(cls, value: SecretStr) -> SecretStr:
-        if not PATTERNS["secret"].fullmatch(value.get_secret_value()):
+        if not is_secret(value.get_secret_value()):
             raise ValueError("not a word")
         return value
 

@@ -97,7 +97,10 @@ class Api:
         self.heard: str | None = None
         parts = urlsplit(url)
         self._base = "" if url.startswith(UNIX_URL) else parts.path
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._headers: dict[str, str | bytes] = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
         self._token = token
         #: Whether a token that may be another by now was taken.
         self._taken = False
@@ -119,7 +122,7 @@ class Api:
         """Show the token, as it is now, from now on."""
         token = self._token() if callable(self._token) else self._token
         if token:
-            self._headers = {**self._headers, "Authorization": f"Bearer {token}"}
+            self._headers = {**self._headers, "Authorization": f"Bearer {token}".encode()}
 
     def close(self) -> None:
         """Close the connection."""

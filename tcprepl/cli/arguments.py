@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from tcprepl.addresses import (
 from tcprepl.cli import contexts
 from tcprepl.cli.contexts import Context
 from tcprepl.errors import ConfigError
-from tcprepl.secret_files import read_secret
+from tcprepl.protocol.grammar import SECRET_SHAPE, is_secret
+from tcprepl.secret_files import is_one_line, read_secret
 
 #: Where the HTTP side is, when nothing else is said.
 DEFAULT_URL = f"http://{DEFAULT_HTTP}"
@@ -54,6 +56,19 @@ class AddressType(click.ParamType[Address]):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
+def _host_of(url: str) -> str:
+    """Return what stands between the scheme and the path of *url*, whether or not it is a host."""
+    return re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # what stands for the host or the port is none
+        return False
+
+
 class UrlType(click.ParamType[str]):
     """URL of a server's HTTP side, or of its socket; HOST:PORT is completed to one.
 
@@ -69,14 +84,9 @@ class UrlType(click.ParamType[str]):
         url = value if "://" in value else f"http://{value}"
         if url.startswith(UNIX_URL):
             return url
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
+        if "@" in _host_of(url):
             self.fail(f"not shown here: {NO_USER}; --token-file is the place", param, ctx)
-        try:
-            fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-        except ValueError:
-            fine = False
-        if not fine:
+        if not _is_url(url):
             self.fail(
                 f"{value!r}: expected {self.expected}http://HOST:PORT or http://unix:/PATH",
                 param,
@@ -140,9 +150,9 @@ class InstanceType(click.ParamType[tuple[str, str]]):
         if isinstance(value, tuple):
             return value
         name, _, url = value.partition("=")
-        if "@" in urlsplit(url).netloc:
+        if "@" in _host_of(url):
             self.fail(f"{name}=... : {NO_USER}; --secret-file is the place", param, ctx)
-        if not name or not url.startswith(("http://", "https://")):
+        if not name or not _is_url(url):
             self.fail(
                 f"{value!r}: expected NAME=http://HOST:PORT or NAME=http://unix:/PATH", param, ctx
             )
@@ -196,6 +206,8 @@ def with_token_reader(function: Any) -> Any:
             reader = functools.partial(read_secret, token_file)
             reader()  # what is wrong with it is said at once
         elif token is not None:
+            if not is_one_line(token):
+                raise click.UsageError("--token has more than one line, or control characters")
             reader = functools.partial(str, token)
         else:
             reader = contexts.token()
@@ -237,10 +249,17 @@ def saying_token(name: str, function: F) -> F:
     @functools.wraps(function)
     def with_token(*args: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
         if isinstance(rest[name], Address):
-            rest[name] = replace(rest[name], token=token)
+            rest[name] = _saying(rest[name], token)
         return function(*args, **rest)
 
     return cast("F", with_token_reader(with_token))
+
+
+def _saying(address: Address, token: Callable[[], str] | None) -> Address:
+    """Return *address* with what reads the token, which AUTH has to be able to say."""
+    if token is not None and (said := token()) and not is_secret(said):
+        raise click.UsageError(f"the token is not {SECRET_SHAPE}, so no server has it")
+    return replace(address, token=token)
 
 
 def _any_of(_: object, __: object, addresses: tuple[Address, ...]) -> Address:
@@ -329,7 +348,7 @@ def rows_to_option(function: F) -> F:
     @functools.wraps(function)
     def with_token(*args: Any, url: Any, token: Callable[[], str] | None, **rest: Any) -> Any:
         if isinstance(url, Address):
-            return function(*args, url=replace(url, token=token), token=None, **rest)
+            return function(*args, url=_saying(url, token), token=None, **rest)
         return function(*args, url=url, token=token, **rest)
 
     add: Callable[[Any], Any] = click.option(

@@ -114,3 +114,8 @@ def is_name(name: str) -> bool:
 def is_instance_name(name: str) -> bool:
     """Return whether *name* can stand as an instance before a token on every line."""
     return is_name(name) and name not in ("batch", "*") and not (name.isascii() and name.isdigit())
+
+
+def is_secret(token: str) -> bool:
+    """Return whether AUTH can say *token*."""
+    return PATTERNS["secret"].fullmatch(token) is not None

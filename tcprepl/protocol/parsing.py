@@ -49,7 +49,7 @@ from tcprepl.protocol.commands import (
 )
 from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
 from tcprepl.protocol.display import snippet
-from tcprepl.protocol.grammar import LABEL_SHAPE, PATTERNS, SECRET_SHAPE
+from tcprepl.protocol.grammar import LABEL_SHAPE, PATTERNS, SECRET_SHAPE, is_secret
 
 _SP: Final = b" "
 _BATCH: Final = "batch"
@@ -58,7 +58,6 @@ _INCARNATION_COUNTS: Final = tuple(range(4, 4 + 2 * MAX_SAID_INCARNATIONS, 2))
 _EVERY: Final = "*"
 _is_label = PATTERNS["label"].fullmatch
 _is_reason = PATTERNS["reason"].fullmatch
-_is_secret = PATTERNS["secret"].fullmatch
 
 
 def _one_name(make: Callable[[str], Command], what: str) -> Callable[[Arguments, Dialect], Command]:
@@ -284,7 +283,7 @@ def _producer(arguments: Arguments, dialect: Dialect) -> Command:
 def _auth(arguments: Arguments, dialect: Dialect) -> Command:
     arguments.split(1)
     token = arguments.values[0]
-    if not _is_secret(token):
+    if not is_secret(token):
         raise arguments.wrong(f"the token is not {SECRET_SHAPE}")
     return AuthCommand(token)
 

@@ -51,6 +51,7 @@ from tcprepl.protocol.grammar import (
     SECRET_SHAPE,
     TOKEN_RANGE,
     is_instance_name,
+    is_secret,
 )
 from tcprepl.protocol.specs import COMMANDS
 
@@ -60,7 +61,6 @@ _EVERY: Final = "*"
 _is_name = PATTERNS["name"].fullmatch
 _is_label = PATTERNS["label"].fullmatch
 _is_reason = PATTERNS["reason"].fullmatch
-_is_secret = PATTERNS["secret"].fullmatch
 
 
 def _word(value: str) -> str:
@@ -187,7 +187,7 @@ def _arguments(command: Command, dialect: Dialect) -> str:
             given = itertools.takewhile(lambda value: value is not None, (epoch, sequence))
             return " ".join((_word(name), *(str(_number(value or 0)) for value in given)))
         case AuthCommand(token):
-            if not _is_secret(token):
+            if not is_secret(token):
                 raise LocalProtocolError(f"a token is not {SECRET_SHAPE}")
             return token
         case AuthorizedCommand(name, text):

@@ -41,6 +41,7 @@ from tcprepl.protocol.events import (
     RowsReceived,
     RunReceived,
 )
+from tcprepl.protocol.grammar import SECRET_SHAPE, is_secret
 from tcprepl.replication.failures import close_reason_of, lost_because
 from tcprepl.replication.transport import Outlet, make_outlet
 
@@ -168,6 +169,7 @@ class ClientConnection:
         text = closing.text if closing is not None else self._last_error or lost_because(reason)
         established = self.ready
         self.ready = False
+        self._closing = closing or Closing(why, text)  # there is nothing left to close
         self.lost.callback(
             Ended(
                 reason=why,
@@ -322,12 +324,17 @@ async def connect(
         token: What AUTH says before anything else; a server that is not ours does not hear it.
 
     Raises:
-        ConnectionFailed: Nobody answered, or the token cannot be read.
+        ConnectionFailed: Nobody answered, or the token cannot be read, or is none.
     """
     try:
         said = (token() if callable(token) else token) or None
     except ConfigError as error:
         raise ConnectionFailed(str(error), reason=CloseReason.NOT_AUTHORIZED) from error
+    if said is not None and not is_secret(said):
+        raise ConnectionFailed(
+            f"the token is not {SECRET_SHAPE}, so no server has it",
+            reason=CloseReason.NOT_AUTHORIZED,
+        )
 
     def make_session() -> ClientSession:
         return ClientSession(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 
-from tcprepl.addresses import parse_address
+from tcprepl.addresses import Address, parse_address
 from tcprepl.cli.arguments import (
     ADDRESS,
     DATA,
@@ -16,6 +17,8 @@ from tcprepl.cli.arguments import (
     URL,
     RowsToType,
     data_settings,
+    from_option,
+    rows_to_option,
     to_options,
 )
 from tcprepl.errors import ConfigError
@@ -59,6 +62,9 @@ def test_data_is_a_directory_or_a_database(tmp_path: Path) -> None:
         ("ftp://h", None),
         ("http://", None),
         ("http://h:x", None),
+        ("http://[::1]:1", "http://[::1]:1"),
+        ("http://[::1:1", None),
+        ("[::1:1", None),
     ],
 )
 def test_urls(text: str, url: str | None) -> None:
@@ -130,3 +136,39 @@ def test_a_token_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     file.write_text("", encoding="utf-8")
     assert run("--token-file", str(file)) == 2
     assert "hush" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "to", "words"),
+    [
+        ("new\nold", "http://h:1", "--token has more than one line"),
+        ("new old", "http://h:1", None),
+        ("new", "tcprepl://h:1", None),
+        ("new old", "tcprepl://h:1", "the token is not 1 to 1024 printable ASCII characters"),
+        ("n\N{LATIN SMALL LETTER E WITH ACUTE}w", "tcprepl://h:1", "the token is not 1 to"),
+    ],
+)
+def test_a_token_that_cannot_be_said_is_a_fault(given: str, to: str, words: str | None) -> None:
+    """At once, and in words that do not show it: a server would never take it."""
+
+    @click.command()
+    @rows_to_option
+    def publish(url: str | Address, token: Callable[[], str] | None) -> None:
+        reader = url.token if isinstance(url, Address) else token
+        assert reader is not None
+        assert reader() == given
+
+    @click.command()
+    @from_option
+    def tail(source: Address) -> None:
+        assert source.token is not None
+
+    runs = [(publish, "--to")] + ([(tail, "--from")] if to.startswith("tcprepl") else [])
+    for command, option in runs:
+        argv = [option, to, "--token", given]
+        if words is None:
+            command.main(argv, standalone_mode=False)
+        else:
+            with pytest.raises(click.UsageError, match=words) as raised:
+                command.main(argv, standalone_mode=False)
+            assert "new" not in raised.value.message

@@ -124,7 +124,7 @@ class Asked:
         def get(api: Api, _: str) -> object:
             self.urls.append(api.url)
             said = api._headers.get("Authorization")
-            self.tokens.append(said and said.removeprefix("Bearer "))
+            self.tokens.append(said and said.decode().removeprefix("Bearer "))
             raise ApiFailed(f"{api.url} does not answer")
 
         monkeypatch.setattr(Api, "get", get)

@@ -291,6 +291,34 @@ def test_a_token_that_cannot_be_read_is_no_reason_to_try_without() -> None:
     assert asked == []
 
 
+@pytest.mark.parametrize("token", ["two words", lambda: "two\nlines", "\x7f"])
+def test_a_token_that_no_line_can_say_is_not_tried(token: Token) -> None:
+    asked: list[Any] = []
+    (error,) = connected(lambda factory: asked.append(factory) or Deferred(), token)
+    assert isinstance(error, ConnectionFailed)
+    assert error.reason is CloseReason.NOT_AUTHORIZED
+    assert str(error).startswith("the token is not 1 to 1024 printable ASCII")
+    assert asked == []
+
+
+def test_what_is_lost_cannot_be_closed_any_more() -> None:
+    """Whoever is handed what came may find its connection gone."""
+    transport: Any = Transport()
+
+    def way(factory: Any) -> Deferred[Any]:
+        protocol = factory.buildProtocol(None)
+        protocol.makeConnection(transport)
+        return succeed(protocol)
+
+    (connection,) = connected(way)
+    connection.dataReceived(b"SERVER example.com\nPING 1 tcprepl/1\n")
+    connection.connectionLost(Failure(ConnectionLost()))
+    before = transport.value(), transport.disconnecting
+    connection.fail("too late")
+    connection.close("as well")
+    assert (transport.value(), transport.disconnecting) == before
+
+
 def test_who_does_not_answer_is_left() -> None:
     clock = Clock()
     attempt = connected(lambda _: Deferred(), clock=clock)
