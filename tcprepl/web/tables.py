@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw
 
 from tcprepl.ids import StreamName
+from tcprepl.streams.json_rows import rows_in
 
 if TYPE_CHECKING:
     from tcprepl.streams.registry import Registry, StreamDef
@@ -30,7 +31,19 @@ Convert: TypeAlias = Callable[[list[Cell]], Placed | None]
 
 NULL: Cell = b"null"
 
-_elements = msgspec.json.Decoder(list[Raw])
+_decode = msgspec.json.Decoder(list[Raw]).decode
+
+
+def _elements(array: bytes) -> list[Cell]:
+    """Return the elements of a JSON array.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return [bytes(cell) for cell in _decode(array)]
+    except (msgspec.MsgspecError, RecursionError):
+        return [bytes(cell) for cell in rows_in(array)]  # it takes more, and is slower
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,12 @@ class Feed:
         """
         if self.convert is _whole:
             return 0, [row]
-        placed = self.convert([bytes(cell) for cell in _elements.decode(row)])
+        cells = [row]
+        try:
+            cells = _elements(row)
+            placed = self.convert(cells)
+        except (ValueError, IndexError):  # of another version, perhaps
+            placed = 0, cells
         if placed is None:
             return None
         table, cells = placed
@@ -95,11 +113,11 @@ def _events(cells: list[Cell]) -> Placed:
     if len(cells) > 2:  # the flat rows of before 2019
         return 0, cells
     if word == b'"ev"':
-        return 0, [bytes(cell) for cell in _elements.decode(data)]
+        return 0, _elements(data)
     if word == b'"state"':
-        return 1, [bytes(cell) for cell in _elements.decode(data)]
+        return 1, _elements(data)
     if word == b'"state-all"':
-        return 1, [bytes(cell) for cell in _elements.decode(data)][:1]
+        return 1, _elements(data)[:1]
     return 2, [word, as_text(data)]
 
 

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tcprepl.streams.registry import Registry, StreamDef
 from tcprepl.web.tables import OLD_SLOTS, feeds, listed_as, slots
@@ -82,6 +84,24 @@ def test_a_row_becomes_cells(
 ) -> None:
     """Each shape that a stream has had lands in the columns of its table."""
     assert place(parameter, row) == expected
+
+
+@given(
+    st.sampled_from(sorted(FEEDS)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=())),
+        lambda inner: st.lists(inner, max_size=10) | st.dictionaries(st.text(), inner, max_size=2),
+    ),
+)
+@example("device_lists", ["\ud800"])
+@example("events", ["ev", {"no": "event"}])
+@example("receipts", [])
+@example("room_account_data", ["@a:x"])
+@example("typing", {"no": "array"})
+def test_any_row_has_its_place(parameter: str, row: Any) -> None:
+    """What one row is must not keep a reader from all that come after it."""
+    placed = place(parameter, row)
+    assert placed is None or placed[1]
 
 
 def test_every_stream_has_a_feed() -> None:
