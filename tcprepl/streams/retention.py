@@ -33,7 +33,7 @@ class Bounds:
         return self.excess(0, size_bytes, rows, 0) is not None
 
     def excess(self, oldest_ms: int, size_bytes: int, rows: int, now_ms: int) -> str | None:
-        """Return the setting that says that the oldest block has to go, if any does.
+        """Return which setting (`streams.retention`) wants the oldest block gone, if any does.
 
         Args:
             oldest_ms: When the oldest block was written.
@@ -42,11 +42,11 @@ class Bounds:
             now_ms: The present.
         """
         if self.max_rows is not None and rows > self.max_rows:
-            return f"max_rows={self.max_rows}"
+            return f"retention.rows={self.max_rows}"
         if self.max_bytes is not None and size_bytes > self.max_bytes:
-            return f"max_bytes={self.max_bytes}"
+            return f"retention.bytes={self.max_bytes}"
         if self.max_age_s is not None and now_ms - oldest_ms > self.max_age_s * 1000:
-            return f"max_age_s={self.max_age_s:g}"
+            return f"retention.age={self.max_age_s:g}s"
         return None
 
 

@@ -129,20 +129,20 @@ def test_what_is_past_retention_is_a_gap_with_the_setting(make: Make) -> None:
     store = make(SMALL)
     publish(store, 6)
     cursor = store.log.cursor(PAIR, 1)
-    assert cursor.next() == Gap(1, 3, Cause.RETENTION, "max_rows=3")
+    assert cursor.next() == Gap(1, 3, Cause.RETENTION, "retention.rows=3")
     assert rest(cursor) == [4, 5, 6]
     # who asks for less than that is told of what was asked for
     cursor = store.log.cursor(PAIR, 1)
-    assert cursor.next(Limits(upto=2)) == Gap(1, 2, Cause.RETENTION, "max_rows=3")
+    assert cursor.next(Limits(upto=2)) == Gap(1, 2, Cause.RETENTION, "retention.rows=3")
     assert cursor.next(Limits(upto=2)) is AT_HEAD
-    assert cursor.next() == Gap(2, 3, Cause.RETENTION, "max_rows=3")
+    assert cursor.next() == Gap(2, 3, Cause.RETENTION, "retention.rows=3")
 
 
 def test_a_token_from_the_future_begins_anew(make: Make) -> None:
     store = make(SMALL)
     publish(store, 6)
     cursor = store.log.cursor(PAIR, 9)
-    assert cursor.next() == Restart(9, 3, Void.AHEAD, 6, "max_rows=3", compacted=False)
+    assert cursor.next() == Restart(9, 3, Void.AHEAD, 6, "retention.rows=3", compacted=False)
     assert rest(cursor) == [4, 5, 6]
 
 
@@ -152,7 +152,7 @@ def test_a_reader_of_states_begins_anew_with_the_newest_of_each_key(make: Make) 
         add(store, STATES, typing(f"!{room}", "@a"))
     pair = (STATES, "w")
     cursor = store.log.cursor(pair, 1)
-    assert cursor.next() == Restart(1, 0, Void.STATES, 2, "max_rows=3", compacted=True)
+    assert cursor.next() == Restart(1, 0, Void.STATES, 2, "retention.rows=3", compacted=True)
     assert tokens(cursor.next(Limits(rows=1))) == [1]
     assert tokens(cursor.next(Limits(rows=1))) == [2]
     assert tokens(cursor.next()) == [3, 4, 5]
@@ -232,8 +232,8 @@ def test_a_reader_of_another_log_shares_nothing_with_this_one(make: Make) -> Non
     store = make(SMALL)
     publish(store, 6)
     cursor = store.log.cursor(PAIR, 5, ((5, "elsewhere"),))
-    assert cursor.next() == Restart(5, 0, Void.FORKED, 0, "max_rows=3", compacted=False)
-    assert cursor.next() == Gap(0, 3, Cause.RETENTION, "max_rows=3")
+    assert cursor.next() == Restart(5, 0, Void.FORKED, 0, "retention.rows=3", compacted=False)
+    assert cursor.next() == Gap(0, 3, Cause.RETENTION, "retention.rows=3")
     assert rest(cursor) == [4, 5, 6]
     # who has nothing has nothing that could be wrong
     assert isinstance(store.log.cursor(PAIR, 0, ((0, "elsewhere"),)).next(), Gap)

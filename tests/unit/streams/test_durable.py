@@ -124,5 +124,5 @@ def test_it_is_said_which_bound_let_rows_go(tmp_path: Path) -> None:
     for index in range(4):
         add(store, DURABLE, row(str(index)))
     found = stream(store)
-    assert (found.floor, found.bound) == (1, "max_rows=3")
+    assert (found.floor, found.bound) == (1, "retention.rows=3")
     store.close()

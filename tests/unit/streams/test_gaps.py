@@ -63,11 +63,11 @@ def test_a_gap_is_new_once_and_found_by_its_cause() -> None:
     damage = Gap(100, 200, Cause.DAMAGE, "its checksum does not match")
     assert gaps.add(PAIR, damage)
     assert not gaps.add(PAIR, damage)
-    assert gaps.add(PAIR, Gap(300, 400, Cause.RETENTION, "max_rows=3"))
+    assert gaps.add(PAIR, Gap(300, 400, Cause.RETENTION, "retention.rows=3"))
     assert gaps.of(Cause.DAMAGE) == [(PAIR, damage)]
     assert damage.words() == "rows in (100, 200] cannot be read: its checksum does not match"
     assert [gap.words() for _, gap in gaps.of(Cause.RETENTION)] == [
-        "rows in (300, 400] are gone: max_rows=3"
+        "rows in (300, 400] are gone: retention.rows=3"
     ]
 
 

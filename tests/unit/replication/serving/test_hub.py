@@ -287,7 +287,7 @@ def test_past_retention_is_told_with_the_setting_and_the_connection_goes_on() ->
     reader, outlet = world.reader("alpha", "master", 1)
     error, *rest = outlet.lines()
     assert error == (
-        "ERROR rows of alpha of master after 1 up to 4 (3 tokens) are gone: max_rows=2; "
+        "ERROR rows of alpha of master after 1 up to 4 (3 tokens) are gone: retention.rows=2; "
         "service begins after 4"
     )
     assert rest == [
@@ -376,7 +376,7 @@ def test_a_gap_of_one_token_is_told_as_one() -> None:
     world.turn()
     _, outlet = world.reader("alpha", "master", 1)
     assert outlet.lines()[0] == (
-        "ERROR rows of alpha of master after 1 up to 2 (1 token) are gone: max_rows=2; "
+        "ERROR rows of alpha of master after 1 up to 2 (1 token) are gone: retention.rows=2; "
         "service begins after 2"
     )
 
@@ -393,7 +393,7 @@ def test_falling_off_the_log_while_slow_is_told_and_survived() -> None:
     world.hub.drained(reader)
     assert outlet.lines() == [
         "RDATA alpha master 1 [0]",
-        "ERROR rows of alpha of master after 1 up to 4 (3 tokens) are gone: max_rows=2; "
+        "ERROR rows of alpha of master after 1 up to 4 (3 tokens) are gone: retention.rows=2; "
         "service begins after 4",
         "POSITION alpha master 4 4",
         "RDATA alpha master 5 [4]",
