@@ -15,11 +15,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tcprepl.addresses import HAPROXY, Address, EndpointString
+from tcprepl.app.answering import told
 from tcprepl.app.doctor.findings import WAIT_S, Finding, Verdict, user
 from tcprepl.app.tls import BEGIN
+from tcprepl.errors import LogUnavailable
 from tcprepl.protocol.display import counted
 from tcprepl.replication.redis.resp import encode
 from tcprepl.settings import BusSettings, Config, HttpSettings, ReplicationSettings, TlsSettings
+from tcprepl.storage.lock import holder_of
 
 #: A certificate that ends sooner than this is worth a word.
 CERTIFICATE_WARN_S = 14 * 86_400
@@ -157,10 +160,24 @@ def ports(config: Config) -> Iterator[Finding]:
         for address in section.listen:
             place = _placed(address, section.tls)
             if place is not None and place.port is not None:
-                yield _port(name, address, place.host, place.port, place.tls)
+                unused = "" if name == "bus" else _unused(config)
+                yield _port(name, address, place.host, place.port, place.tls, unused)
 
 
-def _port(name: str, address: Address, host: str, port: int, tls: TlsSettings | None) -> Finding:
+def _unused(config: Config) -> str:
+    """Return the directory of our data, if it is known that no process has it; else ""."""
+    directory = config.data_directory
+    if config.data is not None or directory is None:
+        return ""
+    try:
+        return "" if told(directory) or holder_of(directory) else str(directory)
+    except LogUnavailable:
+        return ""  # whoever has it is not to be seen
+
+
+def _port(
+    name: str, address: Address, host: str, port: int, tls: TlsSettings | None, unused: str
+) -> Finding:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -183,8 +200,16 @@ def _port(name: str, address: Address, host: str, port: int, tls: TlsSettings | 
                 )
         else:
             return Finding(Verdict.GOOD, "ports", f"{name}.listen {address} is free")
-    if who := _ours(host, port, name, tls):
+    who = _ours(host, port, name, tls)
+    if who and not unused:
         return Finding(Verdict.GOOD, "ports", f"{name}.listen {address}: {who} answers there")
+    if who:
+        return Finding(
+            Verdict.FAULT,
+            "ports",
+            f"{name}.listen {address}: another {who} answers there, as no process has {unused}",
+            f"stop it (ss -ltnp 'sport = :{port}' shows which it is), or name another port",
+        )
     return Finding(
         Verdict.FAULT,
         "ports",

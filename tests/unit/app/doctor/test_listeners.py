@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import ssl
@@ -149,6 +150,34 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     assert "may not listen" in look("127.0.0.1:1").text
+
+
+@pytest.mark.parametrize("name", ["lock", "process.json"])
+def test_who_answers_is_another_when_nobody_has_our_data(tmp_path: Path, name: str) -> None:
+    """A server of another directory keeps ours from starting."""
+    directory = tmp_path / "data"
+    nowhere = {"listen": "unix:/tmp/x"}
+
+    def look(section: str, said: bytes) -> Finding:
+        with answering(said) as port:
+            sections = {"replication": nowhere, "http": nowhere}
+            sections |= {section: {"listen": f"127.0.0.1:{port}"}}
+            found = one(listeners.ports(config(data_directory=directory, **sections)))
+        assert found.verdict is GOOD or f"sport = :{port}" in found.remedy
+        return found
+
+    found = look("replication", b"SERVER example.com\n")
+    assert found.verdict is FAULT
+    assert f"another tcprepl answers there, as no process has {directory}" in found.text
+    directory.mkdir()
+    (directory / name).write_text('{"pid":1}' if name == "process.json" else "1")
+    assert look("http", b'{"live":true}').verdict is FAULT  # that process has ended
+    assert look("bus", b"tcprepl_version:0.2\r\n").verdict is GOOD  # one of its own
+    with (directory / name).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert look("replication", b"SERVER example.com\n").verdict is GOOD
+        file.truncate()  # which it is, is not to be seen
+        assert look("replication", b"SERVER example.com\n").verdict is GOOD
 
 
 @pytest.mark.parametrize(
