@@ -64,6 +64,8 @@ def _check_slowly(text: bytes, place: str) -> None:
             f"{place}: not JSON at column {error.colno}: {error.msg}\n"
             f"  {line[start : start + 100]}\n  {' ' * (error.colno - 1 - start)}^"
         ) from None
+    except ValueError:
+        raise NotJson(f"{place}: an integer of too many digits for anybody to read it") from None
 
 
 class Given(NamedTuple):

@@ -343,7 +343,11 @@ class RowCodec:
             value = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise BadRow(
-                self.stream, "", shortened(line.decode(errors="replace")), f"JSON ({error})", index
+                self.stream,
+                "",
+                shortened(line.decode(errors="replace")),
+                f"JSON ({_in_words(error)})",
+                index,
             ) from None
         try:
             return self._convert(value)
@@ -480,6 +484,11 @@ def _has_nan(value: object) -> bool:
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(map(_has_nan, value))
     return False
+
+
+def _in_words(error: Exception) -> str:
+    """Return what is wrong with JSON: Python tells whoever sends long integers to change Python."""
+    return "an integer has too many digits" if "max_str_digits" in str(error) else str(error)
 
 
 def _refuse_constant(word: str) -> NoReturn:

@@ -163,5 +163,8 @@ def snippet(value: object) -> str:
     try:
         text = json.dumps(msgspec.to_builtins(value))
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
-        text = repr(value)
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):  # a number of thousands of digits, or a cycle
+            text = f"a {type(value).__name__} that cannot be shown"
     return shortened(text)

@@ -152,6 +152,7 @@ def test_a_terminal_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"[1, x]", "not JSON at column 5"),
         (b"", "not JSON at column 1"),
         (b"[" * 100_000, "row 1: nested too deep"),
+        (b"[" + b"9" * 5000 + b"]", "row 1: an integer of too many digits"),
         (b"[" + b"1, " * 100 + b"x]", "not JSON at column 302"),
     ],
 )

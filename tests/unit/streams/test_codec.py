@@ -397,3 +397,15 @@ def test_plain_rows_of_the_common_shape_are_sure() -> None:
     assert codec.sure_lines([row, ["x" * MAX_ROW_BYTES, []]]) is None
     assert len(codec.sure_lines([["x" * (MAX_ROW_BYTES - 7), []]]) or b"") == MAX_ROW_BYTES
     assert OPAQUE.sure_lines([[1]]) is None
+
+
+def test_an_integer_that_python_does_not_read_is_refused_in_words() -> None:
+    """The remedy that Python names is for whoever runs the server."""
+    for refuse in (
+        lambda: OPAQUE.check([b"[" + b"9" * 5000 + b"]"]),
+        lambda: STREAMS["caches"].check([b'["f",[' + b"9" * 5000 + b"],1]"]),
+    ):
+        with pytest.raises(BadRow, match=r"JSON \(an integer has too many digits\)"):
+            refuse()
+    with pytest.raises(BadRow):
+        STREAMS["caches"].encode([["f", [10**5000], 1]])

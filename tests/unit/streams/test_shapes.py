@@ -103,3 +103,4 @@ def test_what_is_shown_is_short() -> None:
     assert len(shortened("x" * 1_000)) == SNIPPET_CHARS + 3
     assert snippet({"a": None}) == '{"a": null}'
     assert snippet(object()).startswith("<object")
+    assert snippet([10**5000]) == "a list that cannot be shown"
