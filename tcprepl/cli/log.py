@@ -264,6 +264,10 @@ def verify(data: Path, as_json: bool) -> int:
     rows. Of a backup every file is compared with what was backed up. The exit code is 1 if
     anything is damaged.
 
+    What is not there is not missed: after a crash the newest rows, or all, are in
+    log.sqlite3-wal alone, and a copy without that file is whole, but older. `tcprepl backup`
+    makes copies that have everything.
+
     \b
     Example:
       $ tcprepl log verify --data /backup/monday
@@ -284,22 +288,26 @@ def verify(data: Path, as_json: bool) -> int:
                 tell(fault)
         if not (data / DATABASE_NAME).exists():  # a federation sender's
             return _verified(faults, "a backup without a log", as_json, rows=0, streams=0)
-    with opened(data) as database, Progress("rows") as progress:
-        for fault in () if copied else database.faults():
-            tell(fault)
-        whole = database.pairs()
-        progress.begin("reading", sum(found.rows for found in whole))
-        for pair in whole:
-            streams += pair.rows > 0
-            counts = Counts(database, pair)
-            for page in pages(database, pair):
-                progress.add(0 if page.block is None else len(page.block.tokens))
-                for fault in counts.of(page):
+    progress = Progress("rows")
+    try:
+        with opened(data) as database, progress:
+            for fault in () if copied else database.faults():
+                tell(fault)
+            whole = database.pairs()
+            progress.begin("reading", sum(found.rows for found in whole))
+            for pair in whole:
+                streams += pair.rows > 0
+                counts = Counts(database, pair)
+                for page in pages(database, pair):
+                    progress.add(0 if page.block is None else len(page.block.tokens))
+                    for fault in counts.of(page):
+                        tell(*_of_pair(fault, pair))
+                    if page.damage is not None:
+                        tell(*_damage(page.damage, pair))
+                for fault in counts.ended():
                     tell(*_of_pair(fault, pair))
-                if page.damage is not None:
-                    tell(*_damage(page.damage, pair))
-            for fault in counts.ended():
-                tell(*_of_pair(fault, pair))
+    except LogCorrupt as error:  # no log of ours, or the rest of it cannot be read
+        tell(str(error))
     found = f"{counted(progress.done, 'row')} of {counted(streams, 'stream')}"
     return _verified(faults, found, as_json, rows=progress.done, streams=streams)
 

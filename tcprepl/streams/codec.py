@@ -135,7 +135,7 @@ class RowCodec:
                     return self._encode_each(rows)
                 if b"null" in together and _may_have_nan(rows):
                     return self._encode_each(rows)
-        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
             return self._encode_each(rows)
         encoded = JsonRows(together, len(rows), self._keys(rows, types))
         if len(together) > MAX_ROW_BYTES:
@@ -195,7 +195,7 @@ class RowCodec:
             return None
         try:
             lines = _encoder.encode_lines(rows)[:-1]
-        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
             return None
         return lines if len(lines) <= MAX_ROW_BYTES else None
 
@@ -216,7 +216,7 @@ class RowCodec:
                 lines = _encoder.encode_lines(rows)[:-1]
                 if lines.count(b"\n") != len(rows) - 1:
                     return None
-        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
             return None
         if b"null" in lines and _may_have_nan(rows):
             return None

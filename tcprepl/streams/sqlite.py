@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from twisted.internet.interfaces import IReactorTime
 
+from tcprepl.logger import get_logger
 from tcprepl.storage.lock import DirectoryLock
 from tcprepl.storage.sqlite import private_directory
 from tcprepl.storage.worker import Worker
@@ -14,7 +16,10 @@ from tcprepl.streams.database import Database
 from tcprepl.streams.gaps import Gaps
 from tcprepl.streams.registry import Registry
 from tcprepl.streams.retention import Retention
+from tcprepl.streams.sqlite_schema import DATABASE_NAME
 from tcprepl.streams.stored import StoredLog
+
+logger = get_logger(__name__)
 
 
 class SqliteLog(StoredLog):
@@ -52,6 +57,7 @@ class SqliteLog(StoredLog):
         directory = Path(directory)
         private_directory(directory)
         self._lock = DirectoryLock(directory)
+        _warn_if_emptied(directory / DATABASE_NAME)
         try:
             database = Database(directory)
         except BaseException:
@@ -67,3 +73,20 @@ class SqliteLog(StoredLog):
     def _close_database(self) -> None:
         super()._close_database()
         self._lock.release()
+
+
+def _warn_if_emptied(path: Path) -> None:
+    """Say that a file without a byte begins anew: a first start that was killed leaves one as well.
+
+    What is in its write-ahead log is not lost.
+    """
+    with suppress(OSError):
+        if path.stat().st_size:
+            return
+        wal = path.with_name(f"{path.name}-wal")
+        if not wal.exists() or not wal.stat().st_size:
+            logger.warning(
+                "streams.log.empty_file",
+                path=str(path),
+                meaning="begins without a row; if it had some, stop, and put a good copy in place",
+            )

@@ -237,8 +237,9 @@ def test_damage_is_told_of_the_file_that_was_named(data: Path, version: int) -> 
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE incarnations")
     connection.close()
-    with pytest.raises(LogCorrupt, match=f"^{path}: "):
-        run("verify", str(data))
+    out, err = run("verify", str(data), code=1)
+    assert out == "0 rows of 0 streams: damaged\n"
+    assert err.startswith(f"{path}: table incarnations is not there; ")
 
 
 def test_verify_compares_what_is_counted(data: Path) -> None:
@@ -465,9 +466,10 @@ def test_show_in_a_form(data: Path) -> None:
 
 def test_an_empty_file_is_no_log_and_stays_empty(tmp_path: Path) -> None:
     (tmp_path / DATABASE_NAME).touch()
-    for words in (["verify"], ["ls"], ["show", "typing"], ["top"]):
+    for words in (["ls"], ["show", "typing"], ["top"]):
         with pytest.raises(LogCorrupt, match="an empty file, no log"):
             run(*words, "--data", str(tmp_path))
+    assert "an empty file, no log" in run("verify", str(tmp_path), code=1)[1]
     assert (tmp_path / DATABASE_NAME).read_bytes() == b""
 
 
@@ -480,3 +482,15 @@ def test_the_directory_is_an_argument_too(data: Path, tmp_path: Path) -> None:
         run("ls", str(data), "--data", str(data))
     with pytest.raises(click.UsageError, match="does not exist"):
         run("ls", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no database\n", b"SQLite format 3\0" + b"\xff" * 9000])
+def test_programs_are_told_of_a_file_that_is_no_log(tmp_path: Path, content: bytes) -> None:
+    """As of any other fault: an object for it, and one for the result."""
+    (tmp_path / DATABASE_NAME).write_bytes(content)
+    out, err = run("verify", str(tmp_path), "--json", code=1)
+    fault, result = map(json.loads, out.splitlines())
+    assert fault["kind"] == "fault"
+    assert fault["text"].startswith(f"{tmp_path / DATABASE_NAME}: ")
+    assert result == {"kind": "result", "whole": False, "faults": 1, "rows": 0, "streams": 0}
+    assert err == ""
