@@ -27,6 +27,8 @@ TIMEOUT_S = 60.0
 #: The pauses between two tries of a request grow from the first to the second.
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
+#: How long a server may be away before that is said: a restart is shorter.
+SILENT_S = 3.0
 #: Names the incarnation of a log (protocol.md section 13).
 INCARNATION_HEADER = "Tcprepl-Incarnation"
 
@@ -179,7 +181,9 @@ class Api:
             ConfigError: it has no such stream.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
-        deadline = time.monotonic() + self.retry_s
+        begun = time.monotonic()
+        deadline = begun + self.retry_s
+        silent_until = begun + SILENT_S
         pause = FIRST_PAUSE_S
         while True:
             wait = pause
@@ -219,8 +223,12 @@ class Api:
                 if response.status not in {429, 503}:
                     raise failure
                 wait = max(wait, _seconds(response.getheader("Retry-After")))
-            if time.monotonic() + wait > deadline:
+            now = time.monotonic()
+            if now + wait > deadline:
                 raise failure from None
+            if now > silent_until:
+                silent_until = deadline
+                click.echo(f"{failure}; trying again for {deadline - now:.0f} s", err=True)
             self._pause.wait(wait)
             pause = min(pause * 2, LONGEST_PAUSE_S)
 

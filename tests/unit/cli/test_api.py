@@ -172,6 +172,27 @@ def test_busy_and_broken_servers_are_asked_again() -> None:
         api.get("/health")
 
 
+def test_who_waits_for_long_is_told_once_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A restart is not worth a word; a wrong port looks like one at first."""
+    busy = [(503, {}, b'{"error": "full"}')] * 3
+    with scripted(*busy, published(1, 2)) as server:
+        with contextlib.closing(Api(server.url, retry_s=30.0)) as api:
+            post(api)
+        assert capsys.readouterr().err == ""
+    monkeypatch.setattr(api_module, "SILENT_S", 0.0)
+    with (
+        scripted(*busy, published(1, 2)) as server,
+        contextlib.closing(Api(server.url, retry_s=30.0)) as api,
+    ):
+        post(api)
+        said = f"{server.url} answered 503: full; trying again for "
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [
