@@ -20,6 +20,7 @@ UNIX_URL = "http://unix:/"
 #: How an address of the line protocol may begin, where a URL may stand, too.
 LINES_URL = "tcprepl://"
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
+_BARE_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 #: A word of an endpoint string: what stands before the first = in it, that, and what is behind it.
 _WORD = re.compile(r"((?:[^:=\\]|\\.)*)(?:(=)((?:[^:\\]|\\.)*))?(:|\\?\Z)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -181,4 +182,6 @@ def parse_address(text: str) -> Address:
         raise ValueError("a URL of HTTP: expected HOST:PORT or a Twisted endpoint string")
     if not found and _ENDPOINT.match(text):
         return Address(text)
+    if found or _BARE_IPV6.fullmatch(text):
+        raise ValueError("expected HOST:PORT, PORT up to 65535, and an IPv6 host in brackets")
     raise ValueError("expected HOST:PORT or a Twisted endpoint string")

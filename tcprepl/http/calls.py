@@ -220,6 +220,8 @@ class Call:
     def json(self, type_: type[T]) -> T:
         """Return the body decoded as *type_*; refuse it with the place that is wrong."""
         body = self.body
+        if not body:
+            raise ApiError(400, "M_NOT_JSON", "the body is empty: expected JSON")
         try:
             body.decode("utf-8")
             return msgspec.json.decode(body, type=type_)

@@ -32,6 +32,7 @@ from tcprepl.http.request import Request, reason
 from tcprepl.logger import get_logger, is_debugging
 from tcprepl.metrics import Live
 from tcprepl.replication import lingering
+from tcprepl.replication.failures import describe_address
 
 logger = get_logger(__name__)
 
@@ -278,7 +279,7 @@ class LimitedChannel(Connected):
             % (refusal.status, reason(refusal.status), len(body), later, body)
         )
         self.loseConnection()
-        peer = str(self.transport.getPeer())
+        peer = describe_address(self.transport.getPeer())
         logger.info("http.request.refused", peer=peer, reason=refusal.message)
 
     # --- what is answered -------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Arguments:
 
     def split_at_most(self, count: int) -> int:
         """Split into exactly *count* arguments, of which the last may hold spaces."""
-        self.values = self.rest.split(" ", count - 1)
+        self.values = self.rest.split(" ", count - 1) if self.rest else []
         return self._check((count,))
 
     def _check(self, counts: tuple[int, ...], wanted: str = "") -> int:

@@ -6,7 +6,7 @@ import random
 import socket
 import ssl
 from collections.abc import Collection
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet import error as net
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -14,6 +14,8 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.errors import CloseReason
+
+_NO_TLS: Final = "no TLS is spoken there; is it the address of a listener without?"
 
 
 def close_reason_of(failure: Failure) -> CloseReason:
@@ -34,6 +36,8 @@ def reason_of(error: BaseException | None) -> str:
         return "there is no such host; is the name right?"
     if isinstance(error, TimeoutError | net.TimeoutError):
         return "no connection in time; is it the right host, and does a firewall let us through?"
+    if _is_no_tls(error):
+        return _NO_TLS
     number = getattr(error, "errno", None) or getattr(error, "osError", None)
     if isinstance(error, FileNotFoundError) or number == 2:
         return "there is no such socket; is `tcprepl serve` running there?"
@@ -42,7 +46,15 @@ def reason_of(error: BaseException | None) -> str:
 
 def lost_because(failure: Failure) -> str:
     """Return why a connection ended that had been made."""
+    if _is_no_tls(failure.value):
+        return _NO_TLS
     return _fault_of_certificate(failure.value) or failure.getErrorMessage()
+
+
+def _is_no_tls(error: BaseException | None) -> bool:
+    """Return whether whoever answered a TLS hello with *error* does not know what that is."""
+    text = str(error).lower().replace("_", " ")
+    return "wrong version number" in text and ("ssl" in text or isinstance(error, ssl.SSLError))
 
 
 def _fault_of_certificate(error: BaseException | None) -> str | None:

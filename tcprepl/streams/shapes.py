@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import msgspec.inspect
@@ -92,12 +94,29 @@ def fault_in(row_type: Any, value: Any, error: msgspec.ValidationError) -> tuple
     match = _PATH.match(str(error))
     assert match is not None
     expected = match["text"].partition(", got")[0].removeprefix("Expected ").replace("`", "")
-    field, found = _place(row_type, value, match["path"] or "", match["text"])
+    field, found, wanted = _place(row_type, value, match["path"] or "", match["text"])
+    if expected.startswith("Invalid enum value"):  # which says what was found
+        expected = " or ".join(_words_of(wanted)) or "another value"
     return field, found, expected
 
 
-def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any]:
-    """Follow a path of msgspec's into a row; return it by field names, and what stands there."""
+def _words_of(wanted: Any) -> Iterator[str]:
+    """Yield what a type with values of its own takes, as JSON and in words."""
+    for one in get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,):
+        if one is bool:
+            yield "true or false"
+        elif get_origin(one) is Literal:
+            yield " or ".join(map(json.dumps, get_args(one)))
+        elif one is str:
+            yield "str"
+
+
+def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any, Any]:
+    """Follow a path of msgspec's into a row.
+
+    Returns:
+        The path by field names, what stands there, and the type of what should; Any if unknown.
+    """
     names: list[str] = []
     for match in _SEGMENT.finditer(path):
         number, key = match.groups()
@@ -115,7 +134,7 @@ def _place(row_type: Any, value: Any, path: str, text: str) -> tuple[str, Any]:
             name, row_type = _element(row_type, value, int(number))
             names.append(name)
             value = value[int(number)]
-    return "".join(names).removeprefix("."), value
+    return "".join(names).removeprefix("."), value, row_type
 
 
 def _element(row_type: Any, value: Any, index: int) -> tuple[str, Any]:

@@ -95,6 +95,12 @@ def test_a_url_of_http_is_no_address(text: str) -> None:
         parse_address(text)
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1:99999", "[::1]:65536", "::1:9092", "::1"])
+def test_what_is_nearly_an_address_is_told_what_is_missing(text: str) -> None:
+    with pytest.raises(ValueError, match="PORT up to 65535, and an IPv6 host in brackets"):
+        parse_address(text)
+
+
 def test_an_at_may_be_part_of_a_path() -> None:
     assert parse_address("unix:/run/a@b.sock").host is None
 

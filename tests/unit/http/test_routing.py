@@ -184,6 +184,7 @@ def test_bad_bodies(small: Small, body: bytes, errcode: str) -> None:
     """Not JSON, or JSON of another shape."""
     assert small.ask("POST", "/body", body=body).error[:2] == (400, errcode)
     assert small.ask("POST", "/body", body=b"[1]").json == [1]
+    assert small.ask("POST", "/body").error[2] == "the body is empty: expected JSON"
 
 
 def test_a_header_given_twice_is_refused(small: Small) -> None:

@@ -162,6 +162,11 @@ REPLICATE_SYNTAX = "expected REPLICATE [<stream> [<instance>] <token|NOW> [<inca
             '"<name>","<key>"]',
         ),
         (
+            "PUBLISH",
+            "PUBLISH: 0 arguments, not 2; "
+            "expected PUBLISH <stream> [@<instance>] [#<number>] <row>",
+        ),
+        (
             "PUBLISH s",
             "PUBLISH: 1 argument, not 2; expected PUBLISH <stream> [@<instance>] [#<number>] <row>",
         ),

@@ -34,6 +34,9 @@ def test_why_a_connection_was_lost() -> None:
     assert lost_because(Failure(ConnectionDone())) == "Connection was closed cleanly."
     refused = SSL.Error([("SSL routines", "", "certificate verify failed")])
     assert lost_because(Failure(refused)).startswith("its certificate is not trusted: ")
+    plain = SSL.Error([("SSL routines", "", "wrong version number")])
+    assert lost_because(Failure(plain)).startswith("no TLS is spoken there; ")
+    assert lost_because(Failure(ValueError("wrong version number"))) == "wrong version number"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,11 @@ def untrusted() -> ssl.SSLCertVerificationError:
             SSL.Error([("SSL routines", "", "certificate verify failed")]),
             "its certificate is not t",
         ),
+        (
+            SSL.Error([("SSL routines", "", "wrong version number")]),
+            "no TLS is spoken there; is it",
+        ),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "no TLS is spoken"),
         (VerificationError([]), "its certificate is that of another host; is the name right?"),
         (ValueError("odd"), "odd"),
         (ValueError(), "ValueError"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -35,6 +36,19 @@ class Named(msgspec.Struct):
     pair: Pair
 
 
+class Kind(Enum):
+    """One of which msgspec says no more."""
+
+    X = "x"
+
+
+class Choice(msgspec.Struct):
+    """Values of its own."""
+
+    of: Literal["a", "b"]
+    kind: Kind = Kind.X
+
+
 def fault(row_type: Any, value: Any) -> tuple[str, Any, str]:
     """Return what is wrong with *value*."""
     with pytest.raises(msgspec.ValidationError) as caught:
@@ -47,6 +61,14 @@ def fault(row_type: Any, value: Any) -> tuple[str, Any, str]:
     [
         (rows.TypingRow, ["!r", [5]], ("user_ids[0]", 5, "str")),
         (rows.TypingRow, 5, ("", 5, "array")),
+        (rows.DeviceListsRow, ["@a:x", False, 2], ("calculated", 2, "true or false or 0 or 1")),
+        (
+            rows.DeviceListsRow,
+            ["@a:x", 2],
+            ("destination_or_signature", 2, "true or false or 0 or 1 or str"),
+        ),
+        (Choice, {"of": "c"}, ("of", "c", '"a" or "b"')),
+        (Choice, {"of": "a", "kind": "z"}, ("kind", "z", "another value")),
         (rows.EventsRow, ["ev", [1, "!r", "t"]], ("data.event_id", 1, "str")),
         (rows.CommonFederationRow, ["x", {}], ("type", "x", "")),
         (
