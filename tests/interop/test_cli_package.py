@@ -23,20 +23,26 @@ TRACKED = subprocess.run(
 ).stdout.split()
 
 
-def pip(python: Path | str, *words: str, where: Path) -> None:
-    """Run pip of an environment."""
-    argv = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
-    done = subprocess.run(argv, cwd=where, capture_output=True, text=True)
+def environment_with(what: str, where: Path, interpreter: Path | str = sys.executable) -> Path:
+    """Make an environment in *where* that has *what*; return the directory of its programs.
+
+    Our own pip fills it: one for each would take most of the time.
+    """
+    subprocess.run([str(interpreter), "-m", "venv", "--without-pip", str(where)], check=True)
+    python = str(where / "bin" / "python")
+    argv = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*argv, "--python", python, "install", what], cwd=where, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
+    return where / "bin"
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return the sdist and the wheel, made of what is tracked."""
     where = tmp_path_factory.mktemp("built")
-    subprocess.run([sys.executable, "-m", "venv", str(where / "venv")], check=True)
-    python = where / "venv" / "bin" / "python"
-    pip(python, "install", "setuptools>=77", where=where)
+    python = environment_with("setuptools>=77", where / "venv") / "python"
     copy = where / "copy"
     for name in TRACKED:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +78,7 @@ def test_they_are_complete(built: tuple[Path, Path]) -> None:
 def test_it_runs_alone(built: tuple[Path, Path], tmp_path: Path, version: str, kind: int) -> None:
     """In an empty environment: help, a server, a row in and out, a clean end."""
     python = sys.executable if version == HERE else find_interpreter(version)
-    subprocess.run([str(python), "-m", "venv", str(tmp_path / "venv")], check=True)
-    beside = tmp_path / "venv" / "bin"
-    pip(beside / "python", "install", str(built[kind]), where=tmp_path)
+    beside = environment_with(str(built[kind]), tmp_path / "venv", python)
     port, http = free_port(), free_port()
 
     def tcprepl(*words: str) -> str:
