@@ -11,6 +11,7 @@ and ends when nobody holds the other end of the socket FD.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -109,6 +110,11 @@ class Template:
                 env=dict(env),
                 start_new_session=True,
             )
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
 
     def start(
         self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], files: Sequence[int]
