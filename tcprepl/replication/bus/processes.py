@@ -43,7 +43,8 @@ log = get_logger(__name__)
 AT_ONCE_S: Final = 2.0
 #: How often it is written down where one stands that is behind.
 WRITE_INTERVAL_S: Final = 5.0
-#: How long a writer that is back may take to say what it writes.
+#: How long a writer that is back may take to say what it writes, once it can be asked: it
+#: listens on a connection of its own, which may come back later.
 SETTLE_S: Final = 2.0
 #: For how long a process that writes a stream with others is not told of it, if none of them does:
 #: the connection on which a Synapse says where it is itself comes back after 10 s at the latest.
@@ -74,9 +75,16 @@ class Said:
 
     Args:
         carried: The pairs of an earlier run of the bus.
+        listens_since: Returns when the process that is an instance began to listen; None while it
+            does not, 0 if it is not known which that is.
     """
 
-    def __init__(self, carried: set[Pair]) -> None:
+    def __init__(
+        self,
+        carried: set[Pair],
+        listens_since: Callable[[InstanceName], float | None] = lambda instance: 0.0,
+    ) -> None:
+        self._listens_since = listens_since
         self._by: dict[Pair, object] = dict.fromkeys(carried)
         self._writers: dict[InstanceName, tuple[object, float]] = {}
         self._only: dict[StreamName, Pair] = {
@@ -100,10 +108,17 @@ class Said:
         found: set[Pair] = set()
         for pair, connection in self._by.items():
             writer, since = self._writers.get(pair[1], (connection, now))
-            current = writer is connection or now - since < SETTLE_S
+            current = writer is connection or now < self._settled_at(pair[1], since)
             if current and self._only.get(pair[0], pair) == pair:
                 found.add(pair)
         return found
+
+    def _settled_at(self, instance: InstanceName, since: float) -> float:
+        """Return by when a writer that is back since *since* has said what it writes."""
+        listens_since = self._listens_since(instance)
+        if listens_since is None:
+            return since + UNSAID_S
+        return min(since + UNSAID_S, max(since, listens_since) + SETTLE_S)
 
 
 class Visit:
@@ -181,13 +196,21 @@ class Processes:
         self._acks: dict[InstanceName, Token] = {}
         self.on_given: Callable[[str, Replayed], object] = lambda process, given: None
         places.load({pair: stream_log.position(*pair) for pair in stream_log.pairs()})
-        self.said = Said(places.said)
+        self.said = Said(places.said, self._listens_since)
         stream_log.add_listener(self._used)
 
     @property
     def _now(self) -> float:
         now: float = self._reactor.seconds()
         return now
+
+    def _listens_since(self, instance: InstanceName) -> float | None:
+        known = [name for name, own in self._places.instances.items() if own == instance]
+        if not known:
+            return 0.0
+        return max(
+            (self._here[name].began_at for name in known if name in self._here), default=None
+        )
 
     def _used(self, block: Block) -> None:
         self._covered.add(block.stream, block.tokens)

@@ -198,6 +198,40 @@ def test_what_a_writer_does_not_write_any_longer_is_not_told() -> None:
     ]
 
 
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_writer_that_cannot_be_asked_yet_still_writes_what_it_said(listens: bool) -> None:
+    """Its listening connection may be the last to come back; whoever comes before needs a place."""
+    world = BusWorld()
+
+    def writer() -> BusClient:
+        client = world.client()
+        client.ask("AUTH", "worker1", "any")
+        return client
+
+    def is_told() -> bool:
+        one = listen(world)
+        told = "POSITION device_lists w1 7 7" in one.heard()
+        world.clock.advance(module.AT_ONCE_S)
+        one.leave()
+        return told
+
+    gone = [writer(), listen(world, "worker1"), listen(world)]
+    gone[0].publish("POSITION events w1 4 4", "POSITION device_lists w1 7 7")
+    world.clock.advance(5)
+    for client in gone:
+        client.leave()
+    writer().publish("POSITION events w1 4 4")
+    world.clock.advance(module.SETTLE_S + 1)
+    assert is_told()
+    if listens:
+        listen(world, "worker1")  # and says what it writes, which is less
+        assert is_told()
+        world.clock.advance(module.SETTLE_S)
+    else:
+        world.clock.advance(module.UNSAID_S)
+    assert not is_told()
+
+
 def test_of_a_stream_in_memory_one_writer_is_told() -> None:
     said = Said({("typing", "a"), ("events", "a"), ("events", "b")})
     assert said.pairs(0) == {("typing", "a"), ("events", "a"), ("events", "b")}
