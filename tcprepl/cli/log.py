@@ -294,22 +294,29 @@ def verify(data: Path, as_json: bool) -> int:
             for fault in () if copied else database.faults():
                 tell(fault)
             whole = database.pairs()
-            progress.begin("reading", sum(found.rows for found in whole))
+            progress.begin("reading", sum(pair.rows for pair in whole))
             for pair in whole:
                 streams += pair.rows > 0
-                counts = Counts(database, pair)
-                for page in pages(database, pair):
-                    progress.add(0 if page.block is None else len(page.block.tokens))
-                    for fault in counts.of(page):
-                        tell(*_of_pair(fault, pair))
-                    if page.damage is not None:
-                        tell(*_damage(page.damage, pair))
-                for fault in counts.ended():
-                    tell(*_of_pair(fault, pair))
+                _verify_pair(database, pair, progress, tell)
     except LogCorrupt as error:  # no log of ours, or the rest of it cannot be read
         tell(str(error))
     found = f"{counted(progress.done, 'row')} of {counted(streams, 'stream')}"
     return _verified(faults, found, as_json, rows=progress.done, streams=streams)
+
+
+def _verify_pair(
+    database: LookedAt, pair: StoredPair, progress: Progress, tell: Callable[..., None]
+) -> None:
+    """Read all rows of *pair*, and tell what is wrong with them and with what is counted."""
+    counts = Counts(database, pair)
+    for page in pages(database, pair):
+        progress.add(0 if page.block is None else len(page.block.tokens))
+        for fault in counts.of(page):
+            tell(*_of_pair(fault, pair))
+        if page.damage is not None:
+            tell(*_damage(page.damage, pair))
+    for fault in counts.ended():
+        tell(*_of_pair(fault, pair))
 
 
 def _verified(faults: int, found: str, as_json: bool, **counts: int) -> int:
