@@ -5,10 +5,11 @@ One snapshot serves the STATUS command, the HTTP status page and the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tcprepl import metrics
 from tcprepl.ids import InstanceName, StreamName, Token
 from tcprepl.protocol.display import counted, displayable
 from tcprepl.streams.holding import DatabaseStatus
@@ -175,6 +176,27 @@ class LinkStatus:
         )
         moves = (f"moved without rows: {move}" for move in self.silent_moves)
         return [first, *(f"gap: {gap}" for gap in self.newest_gaps), *moves]
+
+
+def link_sources(
+    links: Callable[[], Iterable[LinkStatus]],
+) -> list[tuple[metrics.Live, metrics.Source]]:
+    """Return what the metrics are to show of *links*, which is called at each scrape."""
+
+    def of(what: str) -> metrics.Source:
+        def samples() -> list[tuple[tuple[str, str], float]]:
+            found = [(link, getattr(link, what)) for link in links()]
+            return [((link.name, link.kind), float(n)) for link, n in found if n is not None]
+
+        return samples
+
+    return [
+        (metrics.LINK_UP, of("up")),
+        (metrics.LINK_ROWS, of("rows")),
+        (metrics.LINK_RECONNECTS, of("reconnects")),
+        (metrics.LINK_GAPS, of("gaps")),
+        (metrics.LINK_IDLE_SECONDS, of("idle_seconds")),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

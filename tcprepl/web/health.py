@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from msgspec import UNSET
 
@@ -29,17 +29,8 @@ class Health:
         self._services = services
         self._ingest = ingest
 
-    def routes(self, gate: Gate) -> Iterator[Route]:
-        """Return the paths."""
-        health = About(
-            "Whether the process lives and can serve", HealthNow, refuses={503: HealthNow}
-        )
-        yield Route("GET", "/health", self.get_health, gate.open, health)
-        numbers = About("Every metric, in the Prometheus text format", media={"text/plain": str})
-        yield Route("GET", "/metrics", self.get_metrics, gate.looking, numbers)
-
-    def get_health(self, call: Call) -> Response:
-        """Answer 200 when positions are known and the log can be written, else 503.
+    def now(self) -> HealthNow:
+        """Return whether positions are known and the log can be written.
 
         Damage on the disk does not end service: readers are told what they miss. Neither does an
         upstream, or a Redis, that is away: what is held is served, and the rest follows.
@@ -47,8 +38,8 @@ class Health:
         reason = self.reason()
         if reason is None:
             degraded = [*self._away(), *self._services.log.gaps.damage()] or UNSET
-            return json_response(HealthNow(live=True, ready=True, degraded=degraded))
-        return json_response(HealthNow(live=True, ready=False, reason=reason), status=503)
+            return HealthNow(live=True, ready=True, degraded=degraded)
+        return HealthNow(live=True, ready=False, reason=reason)
 
     def _away(self) -> Iterator[str]:
         server = self._services.replication_server
@@ -68,6 +59,23 @@ class Health:
             return str(error)
         return reason or self._ingest.trouble
 
-    def get_metrics(self, call: Call) -> Response:
-        """Answer every metric of this process."""
+
+def watched(gate: Gate, health: Callable[[], HealthNow]) -> Iterator[Route]:
+    """Return the paths for who watches a process.
+
+    Args:
+        gate: Guards them.
+        health: Returns how the process is now.
+    """
+
+    def get_health(call: Call) -> Response:
+        now = health()
+        return json_response(now, status=200 if now.ready else 503)
+
+    def get_metrics(call: Call) -> Response:
         return Response(200, metrics.render(), metrics.CONTENT_TYPE)
+
+    about = About("Whether the process lives and can serve", HealthNow, refuses={503: HealthNow})
+    yield Route("GET", "/health", get_health, gate.open, about)
+    numbers = About("Every metric, in the Prometheus text format", media={"text/plain": str})
+    yield Route("GET", "/metrics", get_metrics, gate.looking, numbers)

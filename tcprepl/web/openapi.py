@@ -19,7 +19,6 @@ from tcprepl.http.routing import Route
 from tcprepl.http.security import Gate
 from tcprepl.ids import StreamName
 from tcprepl.web.answers import Error
-from tcprepl.web.services import WebServices
 
 Json: TypeAlias = dict[str, Any]
 
@@ -172,10 +171,11 @@ class Document:
     def __init__(self) -> None:
         self._encoded = b""
 
-    def describe(self, routes: Iterable[Route], services: WebServices) -> None:
-        """Make the document."""
-        described = document(routes, services.registry.names(), services.server_name)
-        self._encoded = msgspec.json.encode(described)
+    def describe(
+        self, routes: Iterable[Route], streams: Sequence[StreamName] = (), server_name: str = ""
+    ) -> None:
+        """Make the document; the arguments are those of `document`."""
+        self._encoded = msgspec.json.encode(document(routes, streams, server_name))
 
     def get_document(self, call: Call) -> Response:
         """Answer the document."""

@@ -11,7 +11,7 @@ from tcprepl.http.security import Gate
 from tcprepl.web.acknowledgements import Acknowledgements
 from tcprepl.web.catchup import CatchUp
 from tcprepl.web.client_api import ClientApi
-from tcprepl.web.health import Health
+from tcprepl.web.health import Health, watched
 from tcprepl.web.incarnations import INCARNATION_HEADER
 from tcprepl.web.ingest import Ingest
 from tcprepl.web.longpoll import LongPoll
@@ -44,7 +44,7 @@ def build_site(services: WebServices) -> LimitedSite:
     def routes() -> Iterator[Route]:
         about = About("This document", dict[str, Any])
         yield Route("GET", "/openapi.json", description.get_document, gate.open, about)
-        yield from health.routes(gate)
+        yield from watched(gate, health.now)
         yield from board.routes(gate)
         yield from Pages(services, board).routes(gate)
         yield from polls.routes(gate)
@@ -56,7 +56,7 @@ def build_site(services: WebServices) -> LimitedSite:
         yield from services.further(gate)
 
     served = tuple(routes())
-    description.describe(served, services)
+    description.describe(served, services.registry.names(), services.server_name)
     bounds = services.limits
     site = LimitedSite(
         Router(served, {INCARNATION_HEADER: services.log.history.current}, services.shut),

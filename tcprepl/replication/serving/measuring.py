@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Final
 
 from tcprepl import limits, metrics
-from tcprepl.replication.status import PeerStatus
+from tcprepl.replication.status import PeerStatus, link_sources
 
 if TYPE_CHECKING:
     from tcprepl.replication.serving.server import ReplicationServer
@@ -129,11 +129,7 @@ class Sources:
                 metrics.DAMAGED_RANGES,
                 lambda: [(pair, 1.0) for pair in server.damaged_ranges()],
             ),
-            (metrics.LINK_UP, _of_links(server, "up")),
-            (metrics.LINK_ROWS, _of_links(server, "rows")),
-            (metrics.LINK_RECONNECTS, _of_links(server, "reconnects")),
-            (metrics.LINK_GAPS, _of_links(server, "gaps")),
-            (metrics.LINK_IDLE_SECONDS, _of_links(server, "idle_seconds")),
+            *link_sources(server.link_states),
         ]
 
     def add(self) -> None:
@@ -163,16 +159,6 @@ def _budgets(server: ReplicationServer) -> list[tuple[tuple[str], float]]:
         "unanswered_rows": server.door.waiting_bytes / limits.MAX_ALL_UNANSWERED_BYTES,
     }
     return [((budget,), ratio) for budget, ratio in used.items()]
-
-
-def _of_links(server: ReplicationServer, what: str) -> metrics.Source:
-    """Return the source of one number of each link, where it is known."""
-
-    def samples() -> list[tuple[tuple[str, str], float]]:
-        found = [(link, getattr(link, what)) for link in server.link_states()]
-        return [((link.name, link.kind), float(n)) for link, n in found if n is not None]
-
-    return samples
 
 
 def _label(peer: PeerStatus) -> str:
