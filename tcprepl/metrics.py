@@ -286,8 +286,8 @@ PEER_PAUSED_SECONDS = Live(
 )
 LINK_UP = Live(
     "tcprepl_link_up",
-    "Whether an upstream, or the Redis that is published to, is there (1) or away (0): the "
-    "status page says why; what was missed is fetched when it is back",
+    "Whether an upstream, the writer of a federation sender, or the Redis that is published to, is "
+    "there (1) or away (0): the status says why; what was missed is fetched when it is back",
     labels=("link", "kind"),
 )
 LINK_ROWS = Live(
@@ -417,7 +417,8 @@ PENDING_DESTINATIONS = Live(
     "Destinations with something to send",
 )
 PENDING_EDUS = Live(
-    "synapse_federation_transaction_queue_pending_edus", "EDUs that wait to be sent"
+    "synapse_federation_transaction_queue_pending_edus",
+    "EDUs that wait to be sent, counted every half minute",
 )
 SEND_QUEUE_EDUS = Live(
     "synapse_federation_send_queue_edus_size", "Entries in the writer's send queue: edus"

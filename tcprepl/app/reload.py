@@ -22,12 +22,10 @@ from tcprepl.settings import Config
 
 log = get_logger(__name__)
 
-#: What a process that serves takes up while it runs; a section stands for all in it.
-SERVING: frozenset[str] = frozenset(
+#: What whoever may be asked over HTTP takes up while it runs; a section stands for all in it.
+ASKED: frozenset[str] = frozenset(
     {
-        "http.client_tokens",
         "http.hosts",
-        "http.max_body_bytes",
         "http.replication_secret",
         "http.replication_secret_file",
         "http.tls.certificate",
@@ -35,6 +33,14 @@ SERVING: frozenset[str] = frozenset(
         "http.tls.private_key",
         "http.token",
         "http.token_file",
+        "replication.tokens",
+    }
+)
+#: What a process that serves takes up.
+SERVING: frozenset[str] = ASKED | frozenset(
+    {
+        "http.client_tokens",
+        "http.max_body_bytes",
         "log",
         "replication.anonymous",
         "replication.max_connections",
@@ -42,7 +48,6 @@ SERVING: frozenset[str] = frozenset(
         "replication.tls.certificate",
         "replication.tls.client_ca",
         "replication.tls.private_key",
-        "replication.tokens",
         "streams.retention",
         "streams.retention_ephemeral",
         "streams.retention_of",

@@ -1,18 +1,21 @@
-"""A federation sender as a process: client, outbox, sender, control socket, put together."""
+"""A federation sender as a process: client, outbox, sender, what it is asked by, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from tcprepl.access import Guesses
 from tcprepl.app.lifecycle import Lifecycle
-from tcprepl.app.reload import ASKING, all_of
-from tcprepl.app.settings import placed_servers, policy_of, trust_of
+from tcprepl.app.listening import Listeners
+from tcprepl.app.reload import ASKED, ASKING, all_of
+from tcprepl.app.settings import grants_of, http_secrets, placed_servers, policy_of, trust_of
 from tcprepl.background import looping_background_process, run_in_background
 from tcprepl.clocks import Reactor
 from tcprepl.errors import ConfigError
@@ -30,6 +33,7 @@ from tcprepl.federation.wire.greeting import ask_server_name
 from tcprepl.federation.wire.signing import Signer, load_or_create_signing_key
 from tcprepl.federation.wire.transaction import TransactionLimits
 from tcprepl.federation.wire.transport import FederationTransport
+from tcprepl.http.security import Gate
 from tcprepl.ids import InstanceName, ServerName, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command, FederationAckCommand, RemoteServerUpCommand
@@ -37,9 +41,11 @@ from tcprepl.protocol.dialects import NATIVE
 from tcprepl.protocol.display import counted
 from tcprepl.replication.following.client import ReplicationClient
 from tcprepl.replication.following.connection import Token as AccessToken
+from tcprepl.replication.status import LinkStatus, link_sources
 from tcprepl.settings import Config
 from tcprepl.storage.sqlite import private_directory
 from tcprepl.storage.worker import ThreadWorker, answer_of
+from tcprepl.web.sender_site import SenderServices, build_sender_site
 
 T = TypeVar("T")
 
@@ -56,15 +62,14 @@ class FederationWorker:
         failed: Fails once another process has taken the outbox over; nothing else ends a sender.
         config: The settings.
         name: The name of this sender.
-        server_name: Who we are; known once started, and so is all below.
+        server_name: Who we are; empty until it is known. All below is there once started.
         client: Follows the writer.
         sender: Sends.
         outbox: What waits.
         transport: Asks other servers.
     """
 
-    reloads = ASKING
-    server_name: ServerName
+    server_name: ServerName = ""
     client: ReplicationClient
     sender: FederationSender
     outbox: StoredOutbox
@@ -85,6 +90,8 @@ class FederationWorker:
         max_concurrent: int = MAX_CONCURRENT_REQUESTS,
         dialect: str = "auto",
         token: AccessToken | None = None,
+        source: str = "the writer",
+        http: bool = False,
     ) -> None:
         """Note what it is made of; `start` makes it.
 
@@ -101,6 +108,9 @@ class FederationWorker:
             max_concurrent: Requests under way at once.
             dialect: The dialect of the writer.
             token: What the writer asks for.
+            source: What the writer is called where it is told that it is away.
+            http: Whether it may be asked how it goes, where ``http.listen`` of *config* says and
+                by whom its section http lets in.
 
         Raises:
             ValueError: *name* is not one of the senders.
@@ -119,7 +129,14 @@ class FederationWorker:
         self._max_concurrent = max_concurrent
         self._dialect = dialect
         self._token = token
+        self._source = source
+        self._http = http
+        self._gate = Gate(())
+        self._up_since = 0.0
+        #: Why nothing is sent; None when it is.
+        self._not_ready: Callable[[], str] | None = lambda: "starting"
         self._life = Lifecycle(reactor, "federation")
+        self._listeners = Listeners(reactor, config, self._life)
 
     async def start(self) -> None:
         """Find out who we are, send what waits, follow the writer, open the control socket.
@@ -130,15 +147,27 @@ class FederationWorker:
             LogError: The database with the outbox is not, or another process has it.
         """
         await self._life.start(self._start)
+        self._not_ready = None
 
     async def stop(self) -> None:
         """Stop following and sending; what waits is on disk."""
+        self._not_ready = lambda: "stopping"
         await self._life.stop()
 
     def facts(self) -> dict[str, object]:
         """Return what the log says of a sender that is ready."""
         where = str(self._data) if self._url is None else self.outbox.where
-        return {"server_name": self.server_name, "name": self.name, "data": where}
+        facts: dict[str, object] = {
+            "server_name": self.server_name,
+            "name": self.name,
+            "data": where,
+        }
+        return facts | ({"http": " ".join(self.http_addresses)} if self._http else {})
+
+    @property
+    def http_addresses(self) -> list[str]:
+        """Where it may be asked how it goes."""
+        return self._listeners.http
 
     @property
     def directory(self) -> Path | None:
@@ -155,27 +184,63 @@ class FederationWorker:
         away = "" if self.client.connected else ", the writer is away"
         return f"{counted(waiting, 'destination')}{away}"
 
+    def trouble(self) -> str | None:
+        """Return why nothing is sent, or None."""
+        return self.outbox.trouble if self._not_ready is None else self._not_ready()
+
+    def links(self) -> list[LinkStatus]:
+        """Return how it goes with the writer, once it is followed."""
+        if self._not_ready is not None:
+            return []
+        client, up = self.client, self.client.connected
+        return [
+            LinkStatus(
+                name=self._source,
+                kind="writer",
+                up=up,
+                seconds=self._reactor.seconds() - (self._up_since if up else client.away_since),
+                reason=client.last_error,
+                reconnects=client.reconnects,
+                rows=client.received_rows,
+            )
+        ]
+
+    @property
+    def reloads(self) -> frozenset[str]:
+        """What a sender takes up while it runs."""
+        return ASKING | ASKED if self._http else ASKING
+
     def reload(self, config: Config) -> Callable[[], None]:
-        """Return what takes up *config*, as far as a sender can while it runs (`ASKING`).
+        """Return what takes up *config*, as far as a sender can while it runs (`reloads`).
 
         Raises:
             ConfigError: A file that it names is not what it should be.
         """
         settings = config.federation
-        trust, placed = all_of(
-            lambda: trust_of(settings.ca), lambda: placed_servers(settings.resolve)
+        certificates, trust, placed = all_of(
+            lambda: self._listeners.reload(config) if self._http else lambda: None,
+            lambda: trust_of(settings.ca),
+            lambda: placed_servers(settings.resolve),
         )
-        return lambda: self.transport.change(
-            trust=trust, policy=policy_of(config), overrides=placed
-        )
+
+        def take_up() -> None:
+            certificates()
+            self._admit(config)
+            self.transport.change(trust=trust, policy=policy_of(config), overrides=placed)
+
+        return take_up
 
     async def _start(self) -> None:
         private_directory(self._data)
         settings = self.config.federation
         trust, placed = trust_of(settings.ca), placed_servers(settings.resolve)
         key = load_or_create_signing_key(settings.signing_key or self._data / SIGNING_KEY_FILE)
+        if self._http:
+            await self._open_http()
         given = self.config.server_name if "server_name" in self.config.model_fields_set else None
+        self._not_ready = lambda: f"{self._source} has not said yet which homeserver it is"
         self.server_name = await find_server_name(self._reactor, self._endpoint, self._data, given)
+        self._not_ready = lambda: "starting"
         self._worker = ThreadWorker(self._reactor.callFromThread, "outbox")
         self._life.add("outbox_thread", self._worker.stop)
         self.transport = FederationTransport(
@@ -224,8 +289,38 @@ class FederationWorker:
         self.sender.start()
         self._life.add("client", self.client.stopService)
         self.client.startService()
+        for live, told in link_sources(self.links):
+            live.add_source(told)
+            self._life.add("metrics", partial(live.remove_source, told))
         handles = control.Handles(self.sender, self.transport.discovery.forget)
         self._life.add("control", control.ControlSocket(self._reactor, self._data, handles).close)
+
+    async def _open_http(self) -> None:
+        """Let who watches ask how it goes, from the beginning: waiting is most worth telling.
+
+        Raises:
+            ConfigError: An address is none, or certificates cannot be read.
+            CannotListen: An address is taken, or is not ours.
+        """
+        self._gate = Gate((), guesses=Guesses(), now=self._reactor.seconds)
+        self._admit(self.config)
+        services = SenderServices(
+            reactor=self._reactor,
+            gate=self._gate,
+            name=self.name,
+            server_name=lambda: self.server_name,
+            trouble=self.trouble,
+            links=self.links,
+            destinations=self._destinations,
+        )
+        await self._listeners.open_http(build_sender_site(services))
+
+    def _destinations(self) -> Awaitable[list[dict[str, Any]]]:
+        return self.sender.describe()
+
+    def _admit(self, config: Config) -> None:
+        """Let in who may ask, by the section http."""
+        self._gate.admit(http_secrets(config), config.http.hosts, grants=grants_of(config))
 
     async def _open_shared(self, url: str) -> None:
         """Open the outbox in a database, and keep it.
@@ -249,8 +344,9 @@ class FederationWorker:
             return PostgresOutbox(database, url, self._run)
 
         standing_by: control.ControlSocket | None = None
+        waiting = control.StandingBy(self.name, lambda: database.waits_for)
+        self._not_ready = waiting.why
         if not control.answers(self._data):  # or one that sends has this directory, too
-            waiting = control.StandingBy(self.name, lambda: database.waits_for)
             standing_by = control.ControlSocket(self._reactor, self._data, waiting)
         try:
             outbox = await self._run(opened)
@@ -261,6 +357,7 @@ class FederationWorker:
             if standing_by is not None:
                 await standing_by.close()
         self.outbox = outbox
+        self._not_ready = lambda: "starting"
         self._life.add("outbox", outbox.close)
         _ = outbox.failed.addErrback(self._taken_over)
         # what was committed is kept for as long as the lease, and so is the name
@@ -290,6 +387,7 @@ class FederationWorker:
 
     def _on_connected(self, client: ReplicationClient) -> None:
         # Only our own writers promise canonical rows, and only they speak this dialect.
+        self._up_since = self._reactor.seconds()
         self.sender.intake.canonical = client.dialect == NATIVE
         self.sender.intake.connected(client.incarnation)
 

@@ -11,7 +11,7 @@ from tcprepl.app.connecting import client_endpoint
 from tcprepl.app.sender import FederationWorker
 from tcprepl.app.settings import trust_of
 from tcprepl.cli import logs
-from tcprepl.cli.arguments import DATA, SECONDS, from_option
+from tcprepl.cli.arguments import ADDRESS, DATA, SECONDS, from_option
 from tcprepl.cli.serving import run_process
 from tcprepl.clocks import Reactor
 from tcprepl.config import loader
@@ -49,8 +49,8 @@ def placed_servers(
     "--config",
     "config_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A configuration file (YAML), as of serve: its server_name, federation and log; the "
-    "options here are stronger.",
+    help="A configuration file (YAML), as of serve: its server_name, federation and log, and who "
+    "may ask by its http; the options here are stronger.",
 )
 @click.option(
     "--data",
@@ -94,6 +94,13 @@ def placed_servers(
     multiple=True,
     metavar="CIDR",
     help="Connect to this range too; again for each.",
+)
+@click.option(
+    "--http",
+    type=ADDRESS,
+    multiple=True,
+    help="Where /health, /metrics and the status are, 127.0.0.1:9094 for example; again for each.  "
+    "[default: nowhere]",
 )
 @click.option(
     "--concurrency",
@@ -145,6 +152,7 @@ def command(
     resolve: dict[str, str],
     allow_private: bool,
     allow_range: tuple[str, ...],
+    http: tuple[Address, ...],
     concurrency: int,
     max_edus: int,
     max_bytes: int,
@@ -176,6 +184,7 @@ def command(
         "federation.resolve": resolve or None,
         "federation.allowed_addresses": allow_range or None,
         "federation.allow_private_addresses": allow_private or None,
+        "http.listen": [str(address) for address in http] or None,
         "log.level": log_level,
     }
     read = loader(config_file, overrides)
@@ -201,14 +210,19 @@ def command(
             max_concurrent=concurrency,
             dialect=dialect,
             token=source.token,
+            source=", ".join(map(str, source.all)),
+            http=bool(http),
         )
 
     return run_process(make, "federation", welcome, None if config_file is None else read)
 
 
 def welcome(worker: FederationWorker) -> str:
-    """Return whose EDUs it sends."""
-    return f'tcprepl sends the EDUs of "{worker.server_name}" as {worker.name}.\n'
+    """Return whose EDUs it sends, and where it may be asked how it goes."""
+    scheme = "http" if worker.config.http.tls is None else "https"
+    urls = (a if a.startswith("unix:") else f"{scheme}://{a}" for a in worker.http_addresses)
+    asked = "".join(f"Ask how it goes: {url}/_tcprepl/v1/status\n" for url in urls)
+    return f'tcprepl sends the EDUs of "{worker.server_name}" as {worker.name}.\n{asked}'
 
 
 def backoff_policy(first_s: float | None, cap_s: float | None) -> BackoffPolicy:

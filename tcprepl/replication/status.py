@@ -132,7 +132,8 @@ class LinkStatus:
 
     Attributes:
         name: Where it leads, without secrets.
-        kind: ``upstream`` (rows come from there) or ``redis`` (ours go there).
+        kind: ``upstream`` (rows come from there), ``redis`` (ours go there), or ``writer`` (whom a
+            federation sender follows).
         up: Whether it is there.
         seconds: For how long it has been there, or away.
         reason: Why it was lost or cannot be made; None when it never was.

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import TCPREPL, Lines, Running, Server, program, tcprepl
+from tests.harness import (
+    TCPREPL,
+    Lines,
+    Running,
+    Server,
+    program,
+    start,
+    tcprepl,
+    wait_until,
+)
 from tests.ports import free_port
 
 pytestmark = pytest.mark.interop
@@ -82,6 +91,30 @@ def test_a_live_server_exposes_what_is_asked_for(tmp_path: Path) -> None:
     # names that are Synapse's are as Synapse has them
     ours = [line for line in done.stderr.decode().splitlines() if line.startswith("tcprepl_")]
     assert ours == []
+
+
+def test_a_live_sender_exposes_what_its_alerts_ask_for(tmp_path: Path) -> None:
+    """And says that its writer is away."""
+    http = free_port()
+    with Server(tmp_path) as server:
+        words = ["federation-sender", "--from", server.address, "--http", f"127.0.0.1:{http}"]
+        with start(tmp_path / "sender", *words) as sender:
+            sender.wait_for_output("sends the EDUs")
+            ask = ["check", "health", "--to", f"http://127.0.0.1:{http}", "--warn-degraded"]
+            wait_until(lambda: tcprepl(*ask).returncode == 0 or None, "a sender in good health")
+            with urllib.request.urlopen(f"http://127.0.0.1:{http}/metrics") as answer:
+                text = answer.read()
+            assert b"# TYPE tcprepl_outbox_oldest_seconds gauge" in text
+            up = f'tcprepl_link_up{{kind="writer",link="{server.address}"}} 1.0'
+            assert up in text.decode().splitlines()
+            done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+            assert [line for line in done.stderr.decode().splitlines() if "tcprepl_" in line] == []
+            server.process.kill()
+            told = wait_until(
+                lambda: found if (found := tcprepl(*ask)).returncode == 1 else None, "a warning"
+            )
+            assert f"writer {server.address}: away for" in told.stdout
+            assert sender.stop() == 0
 
 
 def test_man_shows_the_pages(tmp_path: Path) -> None:

@@ -69,9 +69,11 @@ class CommitQueue(ABC):
 
     Attributes:
         where: Where it is, for people.
+        trouble: Why the last operation could not be done; None when it was done.
     """
 
     where: str
+    trouble: str | None = None
     #: What is raised within a commit that may succeed later, or without the other operations.
     _failures: tuple[type[Exception], ...]
 
@@ -175,6 +177,9 @@ class CommitQueue(ABC):
         batch, self._taken = self._taken, []
         if isinstance(results, Failure):
             results = [results] * len(batch)
+        if results:
+            last = results[-1]
+            self.trouble = last.getErrorMessage() if isinstance(last, Failure) else None
         for (_, done), result in zip(batch, results, strict=True):
             if isinstance(result, Failure):
                 done.errback(result)

@@ -107,17 +107,21 @@ class StandingBy:
         self._name = name
         self._held_by = held_by
 
+    def why(self) -> str:
+        """Return why nothing is sent, in words."""
+        holder = self._held_by()
+        return (
+            f"this sender stands by, and sends nothing: the outbox of {self._name} is held by "
+            f"{holder or 'another process'} (HOST:PROCESS)"
+        )
+
     async def do(self, operation: str, destination: str | None) -> Any:
         """Say who could do it.
 
         Raises:
             ControlError: Always.
         """
-        holder = self._held_by()
-        raise ControlError(
-            f"this sender stands by, and sends nothing: the outbox of {self._name} is held by "
-            f"{holder or 'another process'} (HOST:PROCESS); ask there"
-        )
+        raise ControlError(f"{self.why()}; ask there")
 
 
 class _Handling(Protocol):

@@ -294,6 +294,11 @@ class ReplicationClient(Reconnecting):
         return dict(self._delivery.known)
 
     @property
+    def received_rows(self) -> int:
+        """Rows received since the start."""
+        return sum(self._delivery.received_rows.values())
+
+    @property
     def catching_up(self) -> Collection[Pair]:
         """In the dialect of 2017: what was asked for and has not had its POSITION yet."""
         return self._delivery.resumption.asked.keys()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 
+from tcprepl import metrics
 from tcprepl.app import sender as module
 from tcprepl.app.sender import NAME_FILE, FederationWorker, find_server_name
 from tcprepl.config import build
@@ -161,6 +164,107 @@ def test_what_is_reloaded_holds(worker: FederationWorker) -> None:
         worker.reload(build({"federation": {"ca": "/absent"}}, "test").config)
 
 
+# --- asked over HTTP ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FederationWorker]:
+    monkeypatch.setattr(FederationWorker, "_run", lambda self, work: run_inline(work))
+    reactor: Any = Reactor()
+    settings = {"http": {"listen": "127.0.0.1:9094", "token": "first"}}
+    made = FederationWorker(
+        reactor,
+        TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
+        tmp_path,
+        build(settings, "t").config,
+        name="fed1",
+        source="127.0.0.1:1",
+        http=True,
+    )
+    yield made
+    stopping = Deferred.fromCoroutine(made.stop())
+    reactor.pump([1.0] * 20)
+    assert stopping.called
+
+
+def get(worker: FederationWorker, path: str, token: str) -> tuple[int, Any]:
+    """Ask the site that the reactor listens for."""
+    reactor: Any = worker._reactor
+    peer = IPv4Address("TCP", "127.0.0.1", 1)
+    ((_, factory, *_),) = reactor.tcpServers
+    channel = factory.buildProtocol(peer)
+    transport: Any = StringTransport(peerAddress=peer)
+    channel.makeConnection(transport)
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    channel.dataReceived(request.encode())
+    head, _, body = transport.value().partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), json.loads(body)
+
+
+def test_it_can_be_asked_while_it_waits_for_its_writer(
+    watched: FederationWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then, while it follows, and while it ends."""
+    said: Deferred[str] = Deferred()
+
+    async def ask(reactor: Any, endpoint: Any) -> str:
+        return await said
+
+    monkeypatch.setattr(module, "ask_server_name", ask)
+    starting = Deferred.fromCoroutine(watched.start())
+    waits = "127.0.0.1:1 has not said yet which homeserver it is"
+    assert get(watched, "/health", "") == (503, {"live": True, "ready": False, "reason": waits})
+    said.callback("x.example")
+    assert starting.called
+    status, health = get(watched, "/health", "")
+    assert status == 200
+    assert health["degraded"][0].startswith("writer 127.0.0.1:1: away for 0 s")
+    status, found = get(watched, "/_tcprepl/v1/status", "first")
+    assert (status, found["server_name"], found["ready"]) == (200, "x.example", True)
+    assert metrics.LINK_UP.samples()["127.0.0.1:1", "writer"] == 0
+    client: Any = Client()
+    watched._on_connected(client)
+    watched.client = client
+    client.reconnects, client.received_rows, client.last_error = 1, 5, None
+    watched._reactor.advance(3)
+    (link,) = watched.links()
+    assert (link.up, link.seconds, link.rows) == (True, 3, 5)
+    assert watched.facts()["http"] == " ".join(watched.http_addresses)
+
+
+def test_nobody_finds_the_link_of_one_that_has_ended(watched: FederationWorker) -> None:
+    watched.config = build({"server_name": "x.example", "http": {"listen": []}}, "t").config
+    assert result(watched.start()) is None
+    assert ("127.0.0.1:1", "writer") in metrics.LINK_UP.samples()
+    stopping = Deferred.fromCoroutine(watched.stop())
+    assert watched.trouble() == "stopping"
+    watched._reactor.pump([1.0] * 20)
+    assert stopping.called
+    assert ("127.0.0.1:1", "writer") not in metrics.LINK_UP.samples()
+
+
+def test_who_may_ask_is_reloaded(watched: FederationWorker) -> None:
+    (watched._data / NAME_FILE).write_text("x.example\n")
+    assert result(watched.start()) is None
+    assert "http.token" in watched.reloads
+    assert get(watched, "/_tcprepl/v1/status", "second")[0] == 401
+    watched.reload(build({"http": {"token": "second"}}, "t").config)()
+    assert get(watched, "/_tcprepl/v1/status", "second")[0] == 200
+    assert get(watched, "/_tcprepl/v1/status", "first")[0] == 401
+
+
+def test_what_nobody_asks_has_nothing_of_it_to_reload(worker: FederationWorker) -> None:
+    assert "http.token" not in worker.reloads
+    assert worker.http_addresses == []
+    assert "http" not in worker.facts()
+
+
+def test_a_disk_that_refuses_is_told(worker: FederationWorker) -> None:
+    assert worker.trouble() is None
+    worker.outbox.trouble = "outbox.sqlite: disk is full"
+    assert worker.trouble() == "outbox.sqlite: disk is full"
+
+
 # --- with the outbox in a database --------------------------------------------------------------
 
 
@@ -235,6 +339,7 @@ def test_who_is_stopped_while_it_waits_stops_waiting(
     monkeypatch.setattr(FencedDatabase, "stop", lambda self: stopped.append(self.where))
     waiting = shared.worker(standby=True)
     starting = Deferred.fromCoroutine(waiting.start())
+    assert "stands by, and sends nothing: the outbox of fed1" in (waiting.trouble() or "")
     starting.addErrback(lambda failure: failure.trap(CancelledError))
     starting.cancel()
     assert len(stopped) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,18 @@ def test_it_is_closed_once_behind_all_that_was_asked_for() -> None:
     run.do()
     assert all(one.called for one in closing)
     assert queue.done == [["recalled", "a", "concluded"], ["shut"]]
+
+
+def test_what_could_not_be_done_is_its_trouble_until_something_was(tmp_path: Path) -> None:
+    """The last one counts: what is refused alone says nothing of the disk."""
+
+    def refused(cursor: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    outbox = Outbox(tmp_path / "outbox.sqlite", run_inline)
+    assert outbox.trouble is None
+    outbox.submit(refused).addErrback(lambda failure: failure.trap(OutboxUnavailable))
+    assert outbox.trouble == f"{outbox.where}: database or disk is full"
+    outbox.flush()
+    assert outbox.trouble is None
+    outbox.close()
