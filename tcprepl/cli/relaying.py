@@ -28,9 +28,16 @@ def relaying_options(default_data: str) -> Callable[[F], F]:
         click.option(
             "--listen",
             type=ADDRESS,
-            help="Where the line protocol listens.  [default: 127.0.0.1:9092]",
+            multiple=True,
+            help="Where the line protocol listens; again for each address.  "
+            "[default: 127.0.0.1:9092]",
         ),
-        click.option("--http", type=ADDRESS, help="Where HTTP listens.  [default: 127.0.0.1:9093]"),
+        click.option(
+            "--http",
+            type=ADDRESS,
+            multiple=True,
+            help="Where HTTP listens; again for each address.  [default: 127.0.0.1:9093]",
+        ),
         click.option(
             "--data",
             type=DATA,
@@ -74,11 +81,11 @@ def load(
         ConfigError: The settings are not what they should be.
         click.UsageError: Nothing says whose streams they are.
     """
-    config_file, listen, http = shared["config_file"], shared["listen"], shared["http"]
+    config_file = shared["config_file"]
     overrides: dict[str, object] = {
         "server_name": shared["server_name"],
-        "replication.listen": listen and str(listen),
-        "http.listen": http and str(http),
+        "replication.listen": [str(address) for address in shared["listen"]] or None,
+        "http.listen": [str(address) for address in shared["http"]] or None,
         **data_settings(shared["data"], None if config_file else default_data),
         "instances": dict(shared["instances"]) or None,
         **(more or {}),

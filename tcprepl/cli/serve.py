@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,15 @@ from tcprepl.config import Loaded, loader
 @click.option(
     "--listen",
     type=ADDRESS,
-    help="Where the line protocol listens.  [default: 127.0.0.1:9092]",
+    multiple=True,
+    help="Where the line protocol listens; again for each address.  [default: 127.0.0.1:9092]",
 )
-@click.option("--http", type=ADDRESS, help="Where HTTP listens.  [default: 127.0.0.1:9093]")
+@click.option(
+    "--http",
+    type=ADDRESS,
+    multiple=True,
+    help="Where HTTP listens; again for each address.  [default: 127.0.0.1:9093]",
+)
 @click.option(
     "--data",
     type=DATA,
@@ -83,8 +89,8 @@ def settings_of(
     config_file: Path | None,
     server_name: str | None,
     instance: str | None,
-    listen: Address | None,
-    http: Address | None,
+    listen: Sequence[Address],
+    http: Sequence[Address],
     data: Path | str | None,
     standby: bool,
     dialect: str | None,
@@ -94,8 +100,8 @@ def settings_of(
     overrides = {
         "server_name": server_name,
         "instance": instance,
-        "replication.listen": listen and str(listen),
-        "http.listen": http and str(http),
+        "replication.listen": [str(address) for address in listen] or None,
+        "http.listen": [str(address) for address in http] or None,
         **data_settings(data),
         "standby": standby or None,
         "replication.dialect": dialect,

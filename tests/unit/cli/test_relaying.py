@@ -31,11 +31,12 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_are_stronger_than_the_file_which_is_read_again(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("server_name: example.org\nhttp: {listen: 127.0.0.1:1}\n")
-    words = ["--config", str(config), "--http", "127.0.0.1:2", "--instance", "*=http://h:1"]
+    words = ["--config", str(config), "--http", "127.0.0.1:2", "--http", "127.0.0.1:3"]
+    words += ["--instance", "*=http://h:1"]
     assert CliRunner().invoke(command, words).exit_code == 0
     ((loaded, read),) = GIVEN
     assert loaded.config.server_name == "example.org"
-    assert [str(one) for one in loaded.config.http.listen] == ["127.0.0.1:2"]
+    assert [str(one) for one in loaded.config.http.listen] == ["127.0.0.1:2", "127.0.0.1:3"]
     assert loaded.config.replication.max_connections == 7
     assert dict(loaded.config.instances) == {"*": "http://h:1"}
     config.write_text("server_name: example.net\n")

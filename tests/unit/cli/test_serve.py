@@ -111,15 +111,23 @@ def test_options_are_stronger_than_the_file(
         build({}, "command line", {"replication.listen": "0.0.0.0:1"})
 
 
+def test_it_listens_wherever_it_is_told() -> None:
+    """Of two options the last alone counted."""
+    words = ["--listen", "127.0.0.1:1", "--listen", "unix:/tmp/a", "--http", "[::1]:2"]
+    options = serve.command.make_context("serve", [*words, "--http", "127.0.0.1:3"]).params
+    config = serve.settings_of(**options)().config
+    assert list(map(str, config.replication.listen)) == ["127.0.0.1:1", "unix:/tmp/a"]
+    assert list(map(str, config.http.listen)) == ["[::1]:2", "127.0.0.1:3"]
+
+
 def test_a_retention_of_no_stream_is_refused(tmp_path: Path) -> None:
     """As check-config does; where a relay or a bus reads the file as well, it is not."""
     path = tmp_path / "some.yaml"
     path.write_text("streams: {retention_of: {cachez: {}}}\n", encoding="utf-8")
     assert run(["serve", "--config", str(path)]) == 2
     path.write_text("log: {level: loud}\n" + path.read_text(), encoding="utf-8")
-    nothing = dict.fromkeys(
-        ("server_name", "instance", "listen", "http", "data", "dialect", "redis")
-    )
+    nothing = dict.fromkeys(("server_name", "instance", "data", "dialect", "redis"))
+    nothing |= {"listen": (), "http": ()}
     with pytest.raises(BadConfig) as caught:
         serve.settings_of(config_file=path, standby=False, **nothing)()  # type: ignore[arg-type]
     assert len(caught.value.faults) == 2
