@@ -82,7 +82,8 @@ def tail(rows: int) -> list[int]:
 
 def recorded(file: Path) -> list[int]:
     """Return the tokens of the events in a recording, once there is one."""
-    lines = recording.read(file) if file.exists() else ()
+    begun = file.exists() and file.stat().st_size  # the first lines are written in one go
+    lines = recording.read(file) if begun else ()
     rows = [line.line.split(b" ", 4) for line in lines if line.line.startswith(b"RDATA ")]
     assert all((row[1], row[2]) == (b"events", b"w1") for row in rows)
     return [int(row[3]) for row in rows]
