@@ -65,7 +65,7 @@ def run_in_background(f: Callable[P, object], *args: P.args, **kwargs: P.kwargs)
     if isinstance(result, Deferred):
         _ = result.addErrback(_log_failure, context, f)
     elif isinstance(result, (CoroutineType, Awaitable)):
-        _ = context.run(Deferred.fromCoroutine, _supervise(result, f))
+        _ = context.run(started, _supervise(result, f))
 
 
 def started(coroutine: Coroutine[Any, Any, None]) -> Deferred[None] | None:
@@ -325,7 +325,7 @@ def _run_process(
         statistics = _statistics[name] = _Statistics(name)
     statistics.started += 1
     statistics.in_flight += 1
-    started = perf_counter()
+    began = perf_counter()
     context = contextvars.copy_context()
     context.run(_enter_process, name, statistics.started)
     result = context.run(_call, f, name, args, kwargs)
@@ -333,11 +333,15 @@ def _run_process(
     if isinstance(result, Deferred):
         ended = result.addErrback(_log_failure, context, name)
     elif isinstance(result, (CoroutineType, Awaitable)):
-        ended = context.run(Deferred.fromCoroutine, _supervise(result, name))
+        waits = context.run(started, _supervise(result, name))
+        if waits is None:
+            _process_ended(None, statistics, began)
+            return None
+        ended = waits
     else:
-        _process_ended(None, statistics, started)
+        _process_ended(None, statistics, began)
         return None
-    return ended.addCallback(_process_ended, statistics, started)
+    return ended.addCallback(_process_ended, statistics, began)
 
 
 def _enter_process(name: str, number: int) -> None:
@@ -345,9 +349,9 @@ def _enter_process(name: str, number: int) -> None:
     bind_contextvars(process=name, process_number=number)
 
 
-def _process_ended(_: object, statistics: _Statistics, started: float) -> None:
+def _process_ended(_: object, statistics: _Statistics, began: float) -> None:
     statistics.in_flight -= 1
-    statistics.seconds += perf_counter() - started
+    statistics.seconds += perf_counter() - began
 
 
 def _call(
