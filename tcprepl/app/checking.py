@@ -89,7 +89,9 @@ def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def unknown_streams(settings: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with ``streams.retention_of`` for who knows all streams: a server.
+    """Return where streams are named that are not there, for who knows all of them: a server.
+
+    In ``streams.retention_of``, and in what tokens and who has none may do.
 
     A relay and a bus meet the streams of others, which no configuration names.
     """
@@ -100,11 +102,27 @@ def unknown_streams(settings: Mapping[str, Any]) -> list[str]:
         return []
     known = registry_of(Config(streams=found))
     return [
-        f"streams.retention_of.{name}: there is no such stream, neither built in nor in "
+        f"{place}: there is no such stream, neither built in nor in "
         f"streams.extra{did_you_mean(str(name), known.names(), shown=0)}"
-        for name in _section(streams, "retention_of")
+        for place, name in _named_streams(settings)
         if name not in known
     ]
+
+
+def _named_streams(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield each place where a stream is named, and its name."""
+    for name in _section(_section(settings, "streams"), "retention_of"):
+        yield f"streams.retention_of.{name}", name
+    replication = _section(settings, "replication")
+    given = {"anonymous": replication.get("anonymous")}
+    tokens = replication.get("tokens")
+    if isinstance(tokens, list | tuple):
+        given |= {f"tokens.{number}": token for number, token in enumerate(tokens)}
+    for who, rights in given.items():
+        for right in ("read", "inspect", "write"):
+            names = rights.get(right) if isinstance(rights, Mapping) else None
+            for name in names if isinstance(names, list | tuple) else ():
+                yield f"replication.{who}.{right}: {name}", name
 
 
 def is_shared(settings: Mapping[str, Any]) -> bool:

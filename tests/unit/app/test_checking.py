@@ -95,6 +95,20 @@ def test_streams_that_no_server_has() -> None:
     assert unknown_streams({"streams": {"extra": 5, **streams}}) == []
 
 
+def test_rights_to_streams_that_no_server_has() -> None:
+    """Such a token was taken, and refused what it was made for."""
+    tokens = [{"read": "all", "write": ["typing", "tpying"]}, 5, {"inspect": ["caches"], "read": 5}]
+    rights = {"tokens": tokens, "anonymous": {"read": ["typing", "mine"]}}
+    ends = "there is no such stream, neither built in nor in streams.extra"
+    assert unknown_streams({"replication": rights}) == [
+        f"replication.anonymous.read: mine: {ends}",
+        f"replication.tokens.0.write: tpying: {ends}; did you mean typing?",
+    ]
+    extra = {"streams": {"extra": ["mine", "tpying"]}}
+    assert unknown_streams({"replication": rights, **extra}) == []
+    assert unknown_streams({"replication": {"tokens": 5, "anonymous": None}}) == []
+
+
 def test_who_meets_streams_of_others_is_not_refused() -> None:
     streams = {"streams": {"retention_of": {"cachez": {}}}}
     assert faults_for_serve(streams)
