@@ -93,7 +93,7 @@ class Homeserver:
         path = self.directory / "config.yaml"
         path.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "tcprepl", "serve", "--config", path]
-        self.writer = Child(command, self.directory / "writer.log")
+        self.writer = Child(command, self.directory / "writer.log", starts_warm=True)
         self.writer.wait_ready("it listens", lambda: accepts(self.http_port) or None)
 
     def start_sender(self, name: str = "fed1", data: Path | None = None) -> None:
@@ -112,7 +112,7 @@ class Homeserver:
         if self.senders:
             command += ["--senders", ",".join(self.senders)]
         command += [*self.extra_options, *options]
-        child = Child(command, self.directory / f"{log or name}.log")
+        child = Child(command, self.directory / f"{log or name}.log", starts_warm=True)
         if "--standby" in options:
             return child
         said = child.output().count("tcprepl sends")
@@ -156,7 +156,7 @@ class Homeserver:
         """Follow streams by ``tcprepl tail --json``, from the start."""
         command: list[str | Path] = [sys.executable, "-m", "tcprepl", "tail", *streams]
         command += ["--from", f"127.0.0.1:{self.replication_port}", "--since", "start", "--json"]
-        child = Child(command, self.directory / f"tail{len(self._tails)}.log")
+        child = Child(command, self.directory / f"tail{len(self._tails)}.log", starts_warm=True)
         self._tails.append(child)
         return child
 

@@ -72,3 +72,17 @@ def test_anything_else_is_executed(tmp_path: Path) -> None:
 def _parent(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(status.split("PPid:")[1].split()[0])
+
+
+def test_a_synapse_is_forked_by_its_own_interpreter_if_that_is_new_enough(tmp_path: Path) -> None:
+    """And nothing else of what it has installed."""
+    argv = [str(tmp_path / "bin" / "python"), "-m", "synapse.app.homeserver"]
+    settings = tmp_path / "pyvenv.cfg"
+    settings.write_text("home = /usr\nversion = 3.11.7\nexecutable = x\n", encoding="utf-8")
+    assert warm._imported_for(argv) == warm.SYNAPSE
+    assert warm._imported_for([*argv[:2], "synapse.app.admin_cmd"]) == ()
+    assert warm._imported_for([*argv[:2], "tcprepl"]) == ()
+    assert warm._imported_for([argv[0], "-c"]) == ()
+    settings.write_text("version = 3.7.17\n", encoding="utf-8")
+    warm._minor_version.cache_clear()
+    assert warm._imported_for(argv) == ()

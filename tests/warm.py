@@ -1,12 +1,13 @@
 """Processes that start warm: forked from one that has imported what they need.
 
-``python -m tcprepl serve`` has a second of CPU to import before it does anything, and the tests
-kill and start hundreds. What is forked here differs from what is executed in that second alone,
-and in its command line: it runs the same ``__main__``, it has its session, its directory, its
-environment and its standard files to itself, and is waited for and killed by its id.
+``python -m tcprepl serve`` has a second of CPU to import before it does anything, a Synapse two or
+three, and the tests kill and start hundreds. What is forked here differs from what is executed in
+that time alone, and in its command line: it runs the same ``__main__``, it has its session, its
+directory, its environment and its standard files to itself, and is waited for and killed by its id.
 
-Run as ``python -m tests.warm FD``, it is the process that forks: it has no thread and no reactor,
-and ends when nobody holds the other end of the socket FD.
+Run as ``python -m tests.warm FD MODULE...``, by the interpreter of those modules (3.9 or newer), it
+is the process that forks: it has no thread and no running reactor, and ends when nobody holds the
+other end of the socket FD.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import runpy
 import select
 import signal
@@ -25,12 +27,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent
-#: What may be started warm; anything else is executed.
+#: What of ours may be started warm; anything else is executed.
 MODULES = ("tcprepl", "tests.faults.")
+#: What of Synapse may be.
+SYNAPSE = ("synapse.app.homeserver", "synapse.app.generic_worker")
 #: The parts of the environment that are read before anything is forked: each has its own template.
 _READ_AT_START = ("PYTHON", "COV", "LD_", "MALLOC_", "GLIBC_", "OPENSSL_", "LANG", "LC_", "TZ")
 #: What would install the reactor: its descriptors would be shared by all.
@@ -95,15 +100,21 @@ class Forked:
 
 
 class Template:
-    """A process that others are forked from; the first waits until all is imported."""
+    """A process that others are forked from; the first waits until all is imported.
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    Args:
+        python: Its interpreter.
+        modules: What it imports.
+        env: Its environment.
+    """
+
+    def __init__(self, python: str, modules: Sequence[str], env: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm", str(theirs.fileno())],
+                [python, "-m", "tests.warm", str(theirs.fileno()), *modules],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
@@ -135,7 +146,7 @@ class Template:
         return int(answer)
 
 
-_templates: dict[frozenset[tuple[str, str]], Template] = {}
+_templates: dict[object, Template] = {}
 _templates_lock = threading.Lock()
 
 
@@ -143,28 +154,45 @@ def start(
     argv: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[bytes], err: IO[bytes]
 ) -> Forked | None:
     """Start *argv* warm, its input closed; None for what cannot be, and has to be executed."""
-    if list(argv[:2]) != [sys.executable, "-m"] or not argv[2].startswith(MODULES):
+    modules = _imported_for(argv)
+    if not modules:
         return None
     read = frozenset(item for item in env.items() if item[0].startswith(_READ_AT_START))
+    key = (argv[0], modules, read)
     with _templates_lock:
-        template = _templates.get(read)
+        template = _templates.get(key)
         if template is None:
-            template = _templates[read] = Template(env)
+            template = _templates[key] = Template(argv[0], modules, env)
     with Path(os.devnull).open("rb") as nothing:
         files = [file.fileno() for file in (nothing, out, err)]
         return template.start(argv[2:], cwd, env, files)
 
 
+def _imported_for(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return what is imported for what is started so; nothing if it has to be executed."""
+    if len(argv) < 3 or argv[1] != "-m":
+        return ()
+    if argv[0] == sys.executable:
+        return ("tcprepl",) if argv[2].startswith(MODULES) else ()
+    return SYNAPSE if argv[2] in SYNAPSE and _minor_version(argv[0]) >= 9 else ()
+
+
+@cache
+def _minor_version(python: str) -> int:
+    settings = Path(python).parent.parent / "pyvenv.cfg"
+    return int(re.findall(r"^version *= *3\.([0-9]+)", settings.read_text(), re.MULTILINE)[0])
+
+
 # --- the process that forks -----------------------------------------------------------------------
 
 
-def _import_everything() -> None:
-    import tcprepl
-
-    for module in pkgutil.walk_packages(tcprepl.__path__, "tcprepl."):
-        if module.name not in _NOT_IMPORTED:
-            importlib.import_module(module.name)
-    assert "twisted.internet.reactor" not in sys.modules
+def _import_everything(names: Sequence[str]) -> None:
+    for name in names:
+        module = importlib.import_module(name)
+        for part in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
+            if part.name not in _NOT_IMPORTED:
+                importlib.import_module(part.name)
+    assert "tcprepl" not in names or "twisted.internet.reactor" not in sys.modules
 
 
 def _serve_forks(orders: socket.socket) -> list[str]:
@@ -199,12 +227,23 @@ def _serve_forks(orders: socket.socket) -> list[str]:
 def main() -> None:
     """Import, and fork until nobody asks any more."""
     with socket.socket(fileno=int(sys.argv[1])) as orders:
-        _import_everything()
+        _import_everything(sys.argv[2:])
         gc.collect()
         gc.freeze()
         argv = _serve_forks(orders)
     sys.argv[:] = argv
-    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+    if argv[0] in SYNAPSE:
+        _own_reactor()
+        importlib.import_module(argv[0]).main()  # what its ``__main__`` does
+    else:
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+
+
+def _own_reactor() -> None:
+    """Have the descriptors of a reactor that was made before the fork to ourselves."""
+    reactor: Any = sys.modules["twisted.internet.reactor"]
+    reactor.waker = None
+    reactor.__init__()
 
 
 if __name__ == "__main__":

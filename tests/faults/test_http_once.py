@@ -54,7 +54,7 @@ class Served:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         command = [sys.executable, "-m", "tcprepl", "serve", "--config", str(self.config)]
-        self.child = Child(command, self.directory / "log")
+        self.child = Child(command, self.directory / "log", starts_warm=True)
         self.child.wait_ready("it listens", lambda: accepts(self.port) or None)
 
     def kill(self) -> None:

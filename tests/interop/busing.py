@@ -47,7 +47,7 @@ class Bus(Restartable):
         command += ["--listen-redis", f"{self.host}:{self.port}"]
         command += ["--listen", f"127.0.0.1:{self.line_port}"]
         command += ["--http", f"127.0.0.1:{self.http_port}", *self.options]
-        self._child = Child(command, self.log_path, cwd=REPOSITORY)
+        self._child = Child(command, self.log_path, cwd=REPOSITORY, starts_warm=True)
         self._child.wait_ready("the bus listens", lambda: accepts(self.port) or None)
 
     def status(self) -> Any:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from tests import warm
+
 T = TypeVar("T")
 
 #: How long a process may take to become ready, to stop, or to do what is waited for.
@@ -53,13 +55,24 @@ def accepts(port: int) -> bool:
 
 
 class Child:
-    """One child process whose output goes to a file; stopped by its own pid and no other."""
+    """One child process whose output goes to a file; stopped by its own pid and no other.
+
+    Args:
+        command: What to run.
+        log_path: Where its output goes.
+        starts_warm: Whether it may be forked (`tests.warm`): not where memory or CPU is measured.
+        cwd: Its directory.
+        env: What its environment has besides ours.
+        user: Whose it is.
+        stop_signal: What asks it to end.
+    """
 
     def __init__(
         self,
         command: Sequence[str | Path],
         log_path: Path,
         *,
+        starts_warm: bool = False,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
@@ -68,14 +81,18 @@ class Child:
         self.command = [str(part) for part in command]
         self.log_path = log_path
         self._stop_signal = stop_signal
+        whole = {**os.environ, **(env or {})}
         with log_path.open("ab") as log:
-            self._popen: subprocess.Popen[bytes] = subprocess.Popen(
+            forked = None
+            if starts_warm:
+                forked = warm.start(self.command, cwd or Path.cwd(), whole, log, log)
+            self._popen: subprocess.Popen[bytes] | warm.Forked = forked or subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env=None if env is None else {**os.environ, **env},
+                env=whole,
                 start_new_session=True,
                 user=user,
                 group=user,

@@ -47,7 +47,7 @@ class Relay(Restartable):
         command += ["--upstream", self.upstream, "--server-name", self.server_name]
         command += ["--data", self._data, "--listen", f"127.0.0.1:{self.port}"]
         command += ["--http", f"127.0.0.1:{self.http_port}", *self._options]
-        self._child = Child(command, self.log_path, cwd=REPOSITORY)
+        self._child = Child(command, self.log_path, cwd=REPOSITORY, starts_warm=True)
         self._child.wait_ready(
             "the relay listens", lambda: accepts(self.port) and accepts(self.http_port)
         )

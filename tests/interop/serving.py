@@ -41,7 +41,9 @@ class Serve(Restartable):
         command: list[str | Path] = [sys.executable, "-m", "tcprepl", "serve"]
         command += ["--server-name", self.server_name, "--data", self._directory / "data"]
         command += ["--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http_port}"]
-        self._child = Child([*command, *self._options], self.log_path, cwd=REPOSITORY)
+        self._child = Child(
+            [*command, *self._options], self.log_path, cwd=REPOSITORY, starts_warm=True
+        )
         self._child.wait_ready(
             "tcprepl listens", lambda: accepts(self.port) and accepts(self.http_port)
         )

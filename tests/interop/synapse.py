@@ -190,7 +190,7 @@ class SynapseWorker(_Process):
     def start(self) -> None:
         """Start the process; what it connects to says when it is there."""
         command: list[str | Path] = [self.python, "-m", self._app, "-c", self._main_config]
-        self._child = Child([*command, "-c", self._config_path], self.log_path)
+        self._child = Child([*command, "-c", self._config_path], self.log_path, starts_warm=True)
 
 
 class SynapseMain(_Process):
@@ -238,7 +238,7 @@ class SynapseMain(_Process):
         """Start the main process and wait until it answers over HTTP and replication."""
         app = "synapse.app.homeserver"
         command: list[str | Path] = [self.python, "-m", app, "-c", self.config_path]
-        self._child = Child(command, self.log_path, cwd=self.directory)
+        self._child = Child(command, self.log_path, cwd=self.directory, starts_warm=True)
         self._child.wait_ready("the main answers", self._answers)
 
     def close(self) -> None:
