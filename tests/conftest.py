@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import coverage
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
@@ -64,16 +65,33 @@ UNMEASURED = frozenset({"faults", "interop", "simulation", "stateful"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what no coverage is measured of, and what needs a program that is not ours.
+    """Mark what needs a program that is not ours.
 
     That is what lives in ``interop/``, except the tests of our own command line.
     """
     for item in items:
         room, *rest = item.path.relative_to(TESTS).parts
-        if room in UNMEASURED:
-            item.add_marker("no_cover")
         if room == "interop" and not rest[-1].startswith("test_cli"):
             item.add_marker(pytest.mark.interop)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure nothing of what does not count.
+
+    pytest-cov's ``no_cover`` is not enough: in a worker of xdist two measurements are begun, one
+    over the other, and to stop the upper one is to go on with the lower one.
+    """
+    stopped: list[coverage.Coverage] = []
+    if item.path.relative_to(TESTS).parts[0] in UNMEASURED:
+        while (measuring := coverage.Coverage.current()) is not None:
+            measuring.stop()
+            stopped.append(measuring)
+    try:
+        return (yield)
+    finally:
+        for measuring in reversed(stopped):
+            measuring.start()
 
 
 @pytest.fixture(autouse=True, scope="module")
