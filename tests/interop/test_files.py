@@ -22,6 +22,8 @@ from tests.harness import (
 )
 from tests.ports import free_port
 
+ROOT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.interop
 
 
@@ -78,6 +80,16 @@ def test_prometheus_takes_the_alerts(tmp_path: Path) -> None:
     done = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rules found" in done.stdout
+
+
+def test_prometheus_takes_what_the_documents_tell_it(tmp_path: Path) -> None:
+    text = (ROOT / "tcprepl" / "docs" / "operation.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"```yml\n(scrape_configs:\n.*?)```", text, re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(found, encoding="utf-8")
+    (tmp_path / "tcprepl.token").write_text("secret\n", encoding="utf-8")
+    command = ["promtool", "check", "config", "prometheus.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_live_server_exposes_what_is_asked_for(tmp_path: Path) -> None:
