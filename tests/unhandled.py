@@ -35,7 +35,7 @@ def collect() -> list[str]:
     # An object with a finaliser may free others: the second run sees those.
     gc.collect()
     gc.collect()
-    if not gc.get_freeze_count():  # what a test started has thawed all
+    if not gc.get_freeze_count():  # something has thawed all
         gc.freeze()
     return take()
 
@@ -55,7 +55,7 @@ def pytest_collection_finish() -> None:
     """Look at what was there before any test ran once, and not at the end of each module.
 
     These are the objects of all modules and tests, which stay: a collection that looks at them
-    takes a quarter of a second of CPU.
+    takes a second of CPU, and there are some at the end of each of hundreds of modules.
     """
     gc.collect()
     gc.freeze()

@@ -783,7 +783,8 @@ def entered(world: World) -> Iterator[None]:
         stack.callback(setattr, sys, "unraisablehook", unraisable)
         sys.unraisablehook = lambda _: None
         stack.callback(gc.enable)
-        stack.callback(gc.unfreeze)
+        if not gc.get_freeze_count():  # else most was frozen before, and stays so
+            stack.callback(gc.unfreeze)
         stack.callback(gc.collect)
         stack.callback(world.graves.clear)
         gc.collect()  # what is frozen is kept, also what a failure has left behind
