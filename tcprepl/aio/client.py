@@ -136,6 +136,11 @@ class ReplicationClient(Running):
         return self._service.token_taken
 
     @property
+    def received_rows(self) -> int:
+        """Rows received since the start."""
+        return self._service.received_rows
+
+    @property
     def quarantined_rows(self) -> int:
         """Rows left out because they do not fit their stream."""
         return self._service.quarantined_rows

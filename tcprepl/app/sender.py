@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from tcprepl import metrics
 from tcprepl.access import Guesses
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners
@@ -289,9 +290,8 @@ class FederationWorker:
         self.sender.start()
         self._life.add("client", self.client.stopService)
         self.client.startService()
-        for live, told in link_sources(self.links):
-            live.add_source(told)
-            self._life.add("metrics", partial(live.remove_source, told))
+        told = [(live, live.add_source(source)) for live, source in link_sources(self.links)]
+        self._life.add("metrics", partial(_untell, told))
         handles = control.Handles(self.sender, self.transport.discovery.forget)
         self._life.add("control", control.ControlSocket(self._reactor, self._data, handles).close)
 
@@ -397,6 +397,11 @@ class FederationWorker:
     def _on_command(self, command: Command) -> None:
         if isinstance(command, RemoteServerUpCommand):
             run_in_background(self.sender.remote_server_up, command.server)
+
+
+def _untell(told: Iterable[tuple[metrics.Live, metrics.Source]]) -> None:
+    for live, source in told:
+        live.remove_source(source)
 
 
 async def find_server_name(
