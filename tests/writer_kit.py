@@ -543,6 +543,44 @@ def test_who_fails_with_something_to_send_stops_all_the_same(desk: Desk) -> None
     assert desk.rows() == said
 
 
+@pytest.mark.parametrize(
+    ("rows", "number", "why"),
+    [
+        ([b'["@\xff:x"]'], 0, "not UTF-8 at byte 4"),
+        ([b'["\xed\xa0\x80"]'], 0, "not UTF-8 at byte 3"),
+        ([b"1", ("@a:x",)], 1, "it is of type tuple; expected JSON as bytes"),
+        ([bytearray(b"1")], 0, "it is of type bytearray; expected JSON as bytes"),
+        (["1"], 0, "it is of type str; expected JSON as bytes"),
+        ([b"1", b" \r"], 1, "it is empty; expected JSON"),
+        ([b""], 0, "it is empty; expected JSON"),
+        ([b"\xef\xbb\xbf1"], 0, "it begins with a byte order mark; expected JSON without"),
+        ([b'["@a:x"', b'"x"]'], 0, "it is not one value of JSON"),
+        ([b"1", b"2,3"], 1, "it is not one value of JSON"),
+        ([], 0, "there are none; expected one or more"),
+    ],
+)
+def test_a_row_that_cannot_be_said_concerns_no_other(
+    desk: Desk, rows: list[Any], number: int, why: str
+) -> None:
+    """The writer hung with it for ever, and so did all that came behind."""
+    desk.publish(1, rows=rows)
+    desk.publish(2)
+    desk.network.run(1)
+    assert isinstance(desk.results[1], PublishRefused)
+    assert desk.results[1].value == number
+    assert str(desk.results[1]) == f"alpha: refused (row): {why}"
+    assert desk.results[2].last == 1
+    assert desk.rows() == [b"2"]
+
+
+def test_blanks_around_a_row_are_not_its_own(desk: Desk) -> None:
+    """As of a file whose lines end in CR LF; what JSON may say, it may."""
+    desk.publish(1, rows=[b' ["@a:x"]\r'])
+    desk.publish(2, rows=[b"1 ", b'"\\ud800"\r'])
+    desk.network.run(1)
+    assert desk.rows() == [b'["@a:x"]', b"1", b'"\\ud800"']
+
+
 def test_what_no_server_would_take_is_refused_here_in_the_same_way(desk: Desk) -> None:
     for number, (stream, rows) in enumerate([("alpha", [b"[\n]"]), ("a b", [b"1"])]):
         desk.publish(number, stream, rows=rows)

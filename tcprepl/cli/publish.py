@@ -54,7 +54,7 @@ def _check_slowly(text: bytes, place: str) -> None:
         raise NotJson(f"{place}: {word} is not JSON")
 
     try:
-        json.loads(text, parse_constant=refuse)
+        json.loads(text.decode(), parse_constant=refuse)
     except UnicodeDecodeError as error:
         raise NotJson(f"{place}: not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:

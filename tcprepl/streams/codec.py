@@ -340,7 +340,8 @@ class RowCodec:
     def _read(self, line: bytes, index: int | None, *, longer: bool) -> Any:
         """Read what the typed decoder refused, or say what is wrong with it."""
         try:
-            value = json.loads(line, parse_constant=_refuse_constant)
+            # of bytes it would take other encodings, and a mark at the beginning
+            value = json.loads(line.decode(), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise BadRow(
                 self.stream,

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Final, overload
 
 import msgspec
+
+#: Raises `msgspec.DecodeError` for what is not one value of JSON; lone surrogates are not, for it.
+one_value: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def is_json(row: bytes) -> bool:
+    """Return whether *row* is JSON, as Synapse reads it."""
+    try:
+        one_value(row)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            json.loads(row.decode())
+        except (ValueError, RecursionError):
+            return False
+    return True
 
 
 def rows_in(array: bytes) -> Sequence[bytes | msgspec.Raw]:
@@ -23,7 +38,7 @@ def rows_in(array: bytes) -> Sequence[bytes | msgspec.Raw]:
         pass
     # The standard library takes what msgspec does not: lone surrogates, as Synapse sends.
     try:
-        found = json.loads(array, parse_constant=_refuse)
+        found = json.loads(array.decode(), parse_constant=_refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(found, list):

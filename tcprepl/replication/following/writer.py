@@ -7,6 +7,7 @@ cut or the server restarted: nothing is lost, and nothing is appended twice.
 
 from __future__ import annotations
 
+import codecs
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from tcprepl.protocol.grammar import is_instance_name, is_name
 from tcprepl.replication.following.connection import Ended
 from tcprepl.replication.following.connection import Token as AccessToken
 from tcprepl.replication.following.reconnecting import Reconnecting
+from tcprepl.streams.json_rows import is_json
 from tcprepl.streams.log import Appended
 
 log = get_logger(__name__)
@@ -48,6 +50,34 @@ _PASSING: Final = frozenset({Reason.UNAVAILABLE.value, Reason.HOLE.value})
 _OF_THE_ROWS: Final = frozenset(
     {Reason.ROW.value, Reason.STREAM.value, Reason.OLD.value, Reason.DENIED.value}
 )
+
+
+#: What may stand around a value of JSON, and at the end of a line would not be its own.
+_BLANKS: Final = b" \t\r"
+
+
+def _fault_in(rows: Sequence[object]) -> tuple[int, str] | None:
+    """Return which of *rows* cannot be said on a line as a row of its own, and why; or None.
+
+    Whether it fits its stream the server knows.
+    """
+    if not rows:
+        return 0, "there are none; expected one or more"
+    for number, row in enumerate(rows):
+        if not isinstance(row, bytes):
+            return number, f"it is of type {type(row).__name__}; expected JSON as bytes"
+        if not row.isascii():
+            try:
+                row.decode()
+            except UnicodeDecodeError as error:
+                return number, f"not UTF-8 at byte {error.start + 1}"
+            if row.startswith(codecs.BOM_UTF8):
+                return number, "it begins with a byte order mark; expected JSON without"
+        if not row.strip(_BLANKS):
+            return number, "it is empty; expected JSON"
+        if len(rows) > 1 and not is_json(row):  # else it would be joined with the next
+            return number, "it is not one value of JSON"
+    return None
 
 
 class _Append:
@@ -139,13 +169,13 @@ class ReplicationWriter(Reconnecting):
 
         Args:
             stream: Name of the stream.
-            rows: Rows as JSON; at least one, and together no longer than a line (1 MiB).
+            rows: Each as JSON, in bytes; at least one, and together no longer than a line (1 MiB).
             batch: Whether all rows share one token.
             instance: The writing instance, if it is another than the server's own.
 
         Raises:
-            PublishRefused: (in the Deferred) the server does not take these rows; the reason says
-                what is wrong. Those behind them are not concerned.
+            PublishRefused: (in the Deferred) the server does not take these rows, or could not be
+                told them; the reason says what is wrong. Those behind them are not concerned.
             LogUnavailable: (in the Deferred) so much is held that no more can be, see `when_room`;
                 or the service was stopped before the server answered.
         """
@@ -153,9 +183,12 @@ class ReplicationWriter(Reconnecting):
             return fail(self._failure)
         if self.full:
             return fail(LogUnavailable("the writer holds all that it may: wait for when_room()"))
+        if (fault := _fault_in(rows)) is not None:
+            number, text = fault
+            return fail(PublishRefused(stream, Reason.ROW.value, number, text))
         kind: type[PublishCommand] = PublishBatchCommand if batch else PublishRowsCommand
         if len(rows) == 1 and not batch:
-            command = PublishCommand(stream, rows[0], instance)
+            command = PublishCommand(stream, rows[0].strip(_BLANKS), instance)
         else:
             command = kind(stream, b"[%b]" % b",".join(rows), instance)
         if len(command.rows) > limits.MAX_ROW_BYTES or b"\n" in command.rows:

@@ -39,7 +39,8 @@ from tcprepl.replication.relaying.intake import (
     RelayCatchUp,
     RelayIntake,
 )
-from tcprepl.replication.relaying.payloads import are_json, are_lines, as_line, is_json
+from tcprepl.replication.relaying.payloads import are_json, are_lines, as_line
+from tcprepl.streams.json_rows import is_json
 from tcprepl.streams.registry import Registry
 
 log = get_logger(__name__)

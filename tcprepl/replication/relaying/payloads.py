@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import msgspec
 
-_valid_json = msgspec.json.Decoder(msgspec.Raw).decode
+from tcprepl.streams.json_rows import is_json, one_value
 
 
 def as_line(payload: bytes) -> bytes | None:
@@ -32,19 +30,7 @@ def are_json(rows: list[bytes]) -> bool:
     """Return whether all of *rows* are JSON, as Synapse reads it."""
     try:
         for row in rows:
-            _valid_json(row)
+            one_value(row)
     except (msgspec.DecodeError, RecursionError):
         return all(map(is_json, rows))
-    return True
-
-
-def is_json(row: bytes) -> bool:
-    """Return whether *row* is JSON, as Synapse reads it."""
-    try:
-        _valid_json(row)
-    except (msgspec.DecodeError, RecursionError):
-        try:
-            json.loads(row)
-        except (ValueError, RecursionError):
-            return False
     return True

@@ -127,7 +127,8 @@ def test_a_null_is_not_taken_for_a_nan() -> None:
 
 
 def test_json_that_other_parsers_take_is_refused() -> None:
-    for text in (b"[NaN]", b"[Infinity]", b"[1", b"", b"[1] [2]", b"\xff"):
+    strange = [b"\xef\xbb\xbf[]", "[]".encode("utf-16"), "[]".encode("utf-32-le")]
+    for text in (b"[NaN]", b"[Infinity]", b"[1", b"", b"[1] [2]", b"\xff", *strange):
         with pytest.raises(BadRow) as caught:
             OPAQUE.check([b"[]", text])
         assert caught.value.index == 1
