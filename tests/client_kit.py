@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
@@ -73,7 +74,7 @@ class World:
             handler or self.handle,
             on_reset=lambda *a: self.resets.append(a),
             on_position=lambda *a: self.positions.append(a),
-            on_command=self.commands.append,
+            on_command=options.pop("on_command", self.commands.append),
             **options,
         )
         client.startService()
@@ -133,6 +134,47 @@ def test_since_now_and_since_start(world: World) -> None:
     assert world.seen == [("alpha", "master", 1, [[1]])]
     with pytest.raises(ValueError, match="expected 'now' or 'start'"):
         world.client(since="then")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"streams": "alpha"}, r"streams is a text, expected a collection of names: \['alpha'\]"),
+        ({"streams": ["alpha", "a b"]}, "'a b' can be no name of a stream"),
+        ({"dialect": "1.66"}, "dialect is '1.66', expected auto or one of .*1.22"),
+        ({"dialect": "redis"}, "dialect is 'redis', expected auto or one of"),
+    ],
+)
+def test_what_can_never_do_is_told_at_once(world: World, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        world.client(**options)
+
+
+def test_what_the_server_refuses_is_logged_where_nobody_listens(world: World) -> None:
+    """A follower of a stream that is not there waited in silence."""
+    with capture_logs() as logs:
+        world.client(streams=["alpha", "gamma"], on_command=None)
+    (line,) = [line for line in logs if line["event"] == "replication.client.told"]
+    assert line["log_level"] == "warning"
+    assert "gamma" in line["text"]
+    assert world.commands == []
+
+
+def test_a_token_that_cannot_be_read_is_read_again(world: World) -> None:
+    """What reads it may fail as it likes, and once."""
+    said: list[str] = []
+
+    def token() -> str:
+        said.append("")
+        if len(said) == 1:
+            raise FileNotFoundError("it is just being replaced")
+        return "x" * 20
+
+    client = world.client(token=token)
+    assert client.last_error == (
+        "the token cannot be read: FileNotFoundError: it is just being replaced"
+    )
+    run_until(world.network, lambda: len(said) == 2)
 
 
 def test_resume_after_a_cut_misses_and_repeats_nothing(world: World) -> None:

@@ -573,6 +573,11 @@ def test_a_row_that_cannot_be_said_concerns_no_other(
     assert desk.rows() == [b"2"]
 
 
+def test_a_producer_that_can_be_none_is_told_at_once() -> None:
+    with pytest.raises(ValueError, match="'a b' can be no name of a producer"):
+        Desk(producer="a b")
+
+
 def test_blanks_around_a_row_are_not_its_own(desk: Desk) -> None:
     """As of a file whose lines end in CR LF; what JSON may say, it may."""
     desk.publish(1, rows=[b' ["@a:x"]\r'])

@@ -70,7 +70,11 @@ def client_endpoint(where: Where, tls: ssl.SSLContext | None = None) -> IStreamC
     Raises:
         ValueError: It is no such address; or TLS was asked for where there is none.
     """
+    if tls is not None and not isinstance(tls, ssl.SSLContext):
+        raise ValueError(f"tls is of type {type(tls).__name__}; expected an ssl.SSLContext")
     if not isinstance(where, str):
+        if not callable(getattr(where, "connect", None)):
+            raise ValueError(f"{where!r} is no address; expected HOST:PORT as a str")
         if tls is not None:
             raise ValueError("tls goes with an address, not with an endpoint of your own")
         return where

@@ -111,6 +111,11 @@ def is_name(name: str) -> bool:
     return PATTERNS["name"].fullmatch(name) is not None and not any(map(str.isspace, name))
 
 
+def is_label(name: str) -> bool:
+    """Return whether NAME can say *name*."""
+    return PATTERNS["label"].fullmatch(name) is not None and name == name.strip(" ")
+
+
 def is_instance_name(name: str) -> bool:
     """Return whether *name* can stand as an instance before a token on every line."""
     return is_name(name) and name not in ("batch", "*") and not (name.isascii() and name.isdigit())

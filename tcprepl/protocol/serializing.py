@@ -51,6 +51,7 @@ from tcprepl.protocol.grammar import (
     SECRET_SHAPE,
     TOKEN_RANGE,
     is_instance_name,
+    is_label,
     is_secret,
 )
 from tcprepl.protocol.specs import COMMANDS
@@ -59,7 +60,6 @@ _LF: Final = b"\n"
 _BATCH: Final = "batch"
 _EVERY: Final = "*"
 _is_name = PATTERNS["name"].fullmatch
-_is_label = PATTERNS["label"].fullmatch
 _is_reason = PATTERNS["reason"].fullmatch
 
 
@@ -139,7 +139,7 @@ def _arguments(command: Command, dialect: Dialect) -> str:
         case ErrorCommand(text) | PingCommand(text) | SyncCommand(text) | InfoCommand(text):
             return text
         case NameCommand(name):
-            if not _is_label(name) or name != name.strip(" "):
+            if not is_label(name):
                 raise LocalProtocolError(f'"{snippet(name)}" is not {LABEL_SHAPE}')
             return name
         case (

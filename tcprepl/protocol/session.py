@@ -39,7 +39,7 @@ from tcprepl.protocol.specs import COMMANDS
 from tcprepl.protocol.state import TRANSITIONS, Role, State, Way
 
 #: What an ERROR ends with that is the last line.
-_GOODBYE: Final = "; this ends the connection"
+ENDS_CONNECTION: Final = "; this ends the connection"
 #: Characters that an ERROR is cut to, but for that.
 _ERROR_CHARS: Final = 1_000
 
@@ -251,7 +251,7 @@ class Session(ABC):
         assert reason is not None, "an error that lets the connection live is answered earlier"
         text = _shown(error)
         answer = error.answer if isinstance(error, _ForeignProtocolError) else None
-        self.close(reason, f"{text}{_GOODBYE}" if answer is None else "", now)
+        self.close(reason, f"{text}{ENDS_CONNECTION}" if answer is None else "", now)
         self.close_text = text
         if answer is not None:
             self._out.append(answer)
@@ -303,7 +303,7 @@ class Session(ABC):
             return
         self._forget_input()
         if text:
-            self._write(ErrorCommand(printable(text)[: _ERROR_CHARS + len(_GOODBYE)]), now)
+            self._write(ErrorCommand(printable(text)[: _ERROR_CHARS + len(ENDS_CONNECTION)]), now)
         self.close_reason = reason
         self.close_text = text
         self._close_deadline = now + CLOSE_TIMEOUT_S

@@ -24,7 +24,8 @@ from tcprepl.background import run_in_background
 from tcprepl.ids import IncarnationId, Pair, ServerName, StreamName, Token
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import Command, ReplicateCommand
-from tcprepl.protocol.dialects import DEFAULT_INSTANCE, Dialect
+from tcprepl.protocol.dialects import DEFAULT_INSTANCE, DIALECTS, Dialect
+from tcprepl.protocol.grammar import is_name
 from tcprepl.replication.following.any_of import AnyOf
 from tcprepl.replication.following.asyncio_bridge import bridged
 from tcprepl.replication.following.catchup import CatchUp
@@ -158,6 +159,13 @@ class ReplicationClient(Reconnecting):
     ) -> None:
         if since not in ("now", "start"):
             raise ValueError(f"since is {since!r}, expected 'now' or 'start'")
+        if isinstance(streams, str):
+            raise ValueError(f"streams is a text, expected a collection of names: [{streams!r}]")
+        if bad := [stream for stream in streams or () if not is_name(stream)]:
+            raise ValueError(f"{bad[0]!r} can be no name of a stream")
+        if dialect != "auto" and not (dialect in DIALECTS and DIALECTS[dialect].over_tcp):
+            known = ", ".join(name for name, found in DIALECTS.items() if found.over_tcp)
+            raise ValueError(f"dialect is {dialect!r}, expected auto or one of {known}")
         if isinstance(endpoint, Sequence):
             endpoint = AnyOf(endpoint)
         super().__init__(

@@ -330,7 +330,10 @@ async def connect(
         said = (token() if callable(token) else token) or None
     except ConfigError as error:
         raise ConnectionFailed(str(error), reason=CloseReason.NOT_AUTHORIZED) from error
-    if said is not None and not is_secret(said):
+    except Exception as error:  # it is not ours
+        why = f"the token cannot be read: {type(error).__name__}: {error}"
+        raise ConnectionFailed(why, reason=CloseReason.NOT_AUTHORIZED) from error
+    if said is not None and not (isinstance(said, str) and is_secret(said)):
         raise ConnectionFailed(
             f"the token is not {SECRET_SHAPE}, so no server has it",
             reason=CloseReason.NOT_AUTHORIZED,

@@ -24,7 +24,7 @@ from tcprepl.background import run_in_background
 from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import IncarnationId, InstanceName, Pair, StreamName, Token
 from tcprepl.logger import get_logger
-from tcprepl.protocol.commands import Command, PositionCommand
+from tcprepl.protocol.commands import Command, ErrorCommand, PositionCommand
 from tcprepl.protocol.dialects import Dialect
 from tcprepl.protocol.events import (
     MixedReceived,
@@ -33,6 +33,7 @@ from tcprepl.protocol.events import (
     in_batches,
     unmixed,
 )
+from tcprepl.protocol.session import ENDS_CONNECTION
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.asyncio_bridge import bridged, settled
 from tcprepl.replication.following.catchup import CatchUp
@@ -425,6 +426,9 @@ class Delivery:
             return self._position_2017(event) if self._legacy else self._position(event)
         if self._on_command is not None:
             run_in_background(self._on_command, cast("Command", event))
+        elif isinstance(event, ErrorCommand) and not event.text.endswith(ENDS_CONNECTION):
+            # nobody else says that a stream is not there, or may not be read
+            log.warning("replication.client.told", text=event.text)
         return None
 
     def _follows(self, stream: StreamName) -> bool:

@@ -17,6 +17,7 @@ from tcprepl.errors import ConnectionFailed
 from tcprepl.ids import ServerName
 from tcprepl.logger import get_logger
 from tcprepl.protocol.dialects import Dialect
+from tcprepl.protocol.grammar import LABEL_SHAPE, is_label
 from tcprepl.replication.failures import backoff_s
 from tcprepl.replication.following.connection import ClientConnection, Ended, Token, connect
 
@@ -33,7 +34,7 @@ class Reconnecting(Service):
 
     Attributes:
         reactor: The reactor; it measures time evenly from now on (`tcprepl.clocks`).
-        reconnects: Connections made after the first.
+        reconnects: How often a connection was tried after the first.
         last_error: Why the newest connection ended or could not be made; None at first.
         away_since: When the newest connection that served us ended (seconds of the reactor), or
             when all began.
@@ -49,7 +50,17 @@ class Reconnecting(Service):
         server_name: ServerName | None,
         token: Token | None,
     ) -> None:
-        """Begin with no connection; *what* this is, is said in the log."""
+        """Begin with no connection; *what* this is, is said in the log.
+
+        Raises:
+            ValueError: An argument is not what it has to be.
+        """
+        if not callable(getattr(endpoint, "connect", None)):
+            raise ValueError(f"{endpoint!r} is no endpoint to connect to")
+        if not is_label(name):
+            raise ValueError(f"the name {name!r} is not {LABEL_SHAPE}")
+        if not (token is None or isinstance(token, str) or callable(token)):
+            raise ValueError(f"token is of type {type(token).__name__}; expected a str")
         make_steady(reactor)
         self.reactor = reactor
         self.reconnects = 0
@@ -152,7 +163,14 @@ class Reconnecting(Service):
                 connection = await self._attempt()
             except ConnectionFailed as error:
                 self.last_error = str(error)
-                log.info(unreachable, error=str(error), failures=self._failures)
+                # who has never been connected may be told nowhere else
+                say = log.info if self.reconnects else log.warning
+                say(unreachable, error=str(error), failures=self._failures)
+            except CancelledError:
+                raise
+            except Exception as error:  # whatever it is, who waits for us waits for the next one
+                self.last_error = f"{type(error).__name__}: {error}"
+                log.exception(unreachable, error=self.last_error, failures=self._failures)
             else:
                 ended = await connection.lost
                 self._connection = None

@@ -131,6 +131,8 @@ class ReplicationWriter(Reconnecting):
         max_held_appends: int = MAX_HELD_APPENDS,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
+        if producer is not None and not is_name(producer):
+            raise ValueError(f"{producer!r} can be no name of a producer")
         super().__init__(
             reactor, endpoint, "writer", name=name, server_name=server_name, token=token
         )

@@ -56,8 +56,18 @@ def test_a_secret_before_an_address_is_not_shown() -> None:
         assert "s3cret" not in str(raised.value)
 
 
+def test_what_is_no_place_at_all_is_told_at_once() -> None:
+    """It was tried for ever."""
+    nothing: Any = 5
+    with pytest.raises(ValueError, match="5 is no address; expected HOST:PORT as a str"):
+        client_endpoint(nothing)
+    name: Any = "ca.pem"
+    with pytest.raises(ValueError, match=r"tls is of type str; expected an ssl\.SSLContext"):
+        client_endpoint("tls:h:1", name)
+
+
 def test_an_endpoint_of_your_own_and_where_there_is_no_tls() -> None:
-    own: Any = object()
+    own: Any = LoopEndpoint("own")
     assert client_endpoint(own) is own
     context = ssl.create_default_context()
     for where in (own, "unix:/x"):
@@ -71,7 +81,7 @@ def test_several_servers_over_one_database() -> None:
     assert [place._name for place in endpoint._endpoints] == ["h:1", "unix:/x"]
     one: Any = any_endpoint("h:1")
     assert isinstance(one, LoopEndpoint)
-    own: Any = object()
+    own: Any = LoopEndpoint("own")
     assert any_endpoint(own) is own
     with pytest.raises(ValueError, match="expected one at least"):
         any_endpoint([])

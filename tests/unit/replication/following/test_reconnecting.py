@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -69,6 +69,61 @@ def test_what_is_lost_is_made_again_until_it_stops() -> None:
         "replication.test.unreachable",
         "replication.test.disconnected",
     ]
+
+
+def test_whatever_happens_it_tries_again() -> None:
+    """It ended for ever, and nobody who waited for a row or an answer heard of it."""
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+
+    async def failing(**_: object) -> Any:
+        raise RuntimeError("nobody has thought of it")
+
+    connect, service._connect = service._connect, cast(Any, failing)
+    with capture_logs() as logs:
+        service.startService()
+        assert service.last_error == "RuntimeError: nobody has thought of it"
+        service._connect = connect
+        reactor.advance(RECONNECT_MIN_S)
+        protocol = connected(reactor)
+        protocol.dataReceived(b"SERVER x\nPING 1\n")
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("replication.test.unreachable", "error")
+    ]
+    assert len(service.happened) == 2
+    stopped = service.stopService()
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert stopped.called
+
+
+def test_who_was_never_connected_is_warned_once() -> None:
+    """Where nothing else is said, as in a program without a log of its own."""
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+    with capture_logs() as logs:
+        service.startService()
+        for number in range(3):
+            reactor.tcpClients[number][2].clientConnectionFailed(None, Failure(OSError("nobody")))
+            reactor.advance(60)
+    assert [line["log_level"] for line in logs] == ["warning", "info", "info"]
+    assert service.stopService().called
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"endpoint": ["h:1"]}, "no endpoint to connect to"),
+        ({"name": "a\nb"}, "the name 'a\\\\nb' is not"),
+        ({"name": " a"}, "the name ' a' is not"),
+        ({"token": b"secret"}, "token is of type bytes; expected a str"),
+    ],
+)
+def test_what_can_never_do_is_told_at_once(given: dict[str, Any], why: str) -> None:
+    reactor = MemoryReactorClock()
+    words: dict[str, Any] = {"name": "t", "server_name": None, "token": None, **given}
+    endpoint = words.pop("endpoint", TCP4ClientEndpoint(reactor, "127.0.0.1", 1))
+    with pytest.raises(ValueError, match=why):
+        Reconnecting(reactor, endpoint, "test", **words)
 
 
 def test_a_stop_waits_for_nothing_but_the_connection() -> None:
@@ -170,14 +225,9 @@ def test_who_stops_waiting_while_the_service_goes_on_hears_of_it() -> None:
 
 
 def test_who_inherits_says_what_is_done() -> None:
-    bare = Reconnecting(
-        MemoryReactorClock(),
-        None,
-        "test",
-        name="t",
-        server_name=None,
-        token=None,  # type: ignore[arg-type]
-    )
+    reactor = MemoryReactorClock()
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
+    bare = Reconnecting(reactor, endpoint, "test", name="t", server_name=None, token=None)
     with pytest.raises(NotImplementedError):
         bare._take([])
     with pytest.raises(NotImplementedError):
