@@ -7,7 +7,7 @@ from the log outward (nobody is let in before positions are known), stopping goe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 
@@ -81,6 +81,9 @@ class Server(Serving):
         await self._listeners.open_replication(self.replication)
         await self._open_http(self._services())
         self._join_redis()
+
+    def _lacking(self) -> Sequence[InstanceName]:
+        return self.federation.send_queue.lacking()
 
     def _safe(self) -> Deferred[None]:
         self.publisher.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -18,6 +19,7 @@ from tcprepl.app.settings import (
     tokens_of,
 )
 from tcprepl.clocks import Reactor
+from tcprepl.ids import InstanceName
 from tcprepl.replication.serving.draining import Drain
 from tcprepl.replication.serving.publishing import PublisherPort
 from tcprepl.replication.serving.server import ReplicationServer
@@ -135,11 +137,15 @@ class Serving:
             The drain; the one that there is already, as it was asked for first.
         """
         if self._drain is None:
-            self._drain = Drain(self.replication, self._safe, within_s, to)
+            self._drain = Drain(self.replication, self._safe, within_s, to, self._lacking)
             self._life.add("drain", self._drain.stop)
             self._not_ready = self._drain.text
             _ = self._drain.done.addCallback(lambda _: end(self.failed))
         return self._drain
+
+    def _lacking(self) -> Sequence[InstanceName]:
+        """Return the federation senders that have not acknowledged everything."""
+        return ()
 
     def _safe(self) -> Deferred[None]:
         """Fire once all that was taken is in the log, or refused."""

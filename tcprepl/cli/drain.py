@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+import msgspec
 
 from tcprepl.cli.api import Api, ApiFailed
 from tcprepl.cli.arguments import DurationType, token_options, url_option
@@ -45,12 +46,14 @@ def command(
     """Take no new connections and no rows, let everybody go who has everything, and end a server.
 
     What was taken is on disk and answered. Each reader is closed once it has every row, and told
-    where to go by --elsewhere; federation senders once they have acknowledged. After --within the
-    rest is closed, and resumes elsewhere. The process then ends with exit code 0, and the systemd
+    where to go by --elsewhere; federation senders once they have acknowledged. Those that
+    federation.senders names are waited for even if they are away. After --within the rest is
+    closed, and resumes elsewhere. The process then ends with exit code 0, and the systemd
     units of `tcprepl files` do not start it again. Where a .socket unit holds the ports, stop that
     first.
 
-    The exit code is 1 if somebody was closed without everything.
+    The exit code is 1 if somebody was closed without everything, or a federation sender has not
+    acknowledged everything.
 
     \b
     Example:
@@ -77,7 +80,7 @@ def command(
             click.echo(_words(state), err=not no_wait)
         if no_wait:
             return 0
-    if state["unserved"]:
+    if state["unserved"] or state.get("senders"):
         raise TcpreplError(_words(state))
     if not as_json:
         click.echo(_words(state))
@@ -88,4 +91,4 @@ def _words(state: dict[str, Any]) -> str:
     """Return how far it is, in words."""
     from tcprepl.replication.serving.draining import DrainState  # and Twisted
 
-    return displayable(DrainState(**state).words)
+    return displayable(msgspec.convert(state, DrainState).words)

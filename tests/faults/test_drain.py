@@ -73,3 +73,32 @@ def test_at_the_end_of_the_time_the_rest_is_closed(tmp_path: Path) -> None:
         sender.socket.close()
         evil.socket.close()
         assert server.process.wait() == 0
+
+
+def test_a_sender_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    """Else what it has not read is trimmed, or passed over by whoever takes its place."""
+    config = tmp_path / "tcprepl.yaml"
+    config.write_text("federation: {senders: [fed1, fed2]}\n", encoding="utf-8")
+    with Server(tmp_path, "--config", str(config)) as server, Lines(server.port) as sender:
+        edu = {"destination": "example.org", "edu_type": "m.test", "content": {}}
+        server.request("POST", "/_tcprepl/v1/edus", edu)
+        sender.send("NAME fed2\nREPLICATE federation * 0\n")
+        sender.expect("RDATA federation")
+        sender.send("FEDERATION_ACK fed2 1\n")
+        drained = tcprepl("drain", "--to", server.url, "--within", "1s")
+        assert drained.returncode == 1
+        assert "drained: fed1 has not acknowledged everything" in drained.stderr
+        sender.socket.close()
+        assert server.process.wait() == 0
+    with server, Lines(server.port) as second, Lines(server.port) as first:
+        for name, lines in (("fed2", second), ("fed1", first)):
+            lines.send(f"NAME {name}\nREPLICATE federation * 0\n")
+            lines.expect("RDATA federation")
+            lines.send(f"FEDERATION_ACK {name} 1\n")
+        with start(tmp_path, "drain", "--to", server.url, "--within", "30s") as draining:
+            for lines in (first, second):
+                assert list(lines.until_closed())[-1] == "ERROR the server is being drained"
+                lines.socket.close()
+            assert draining.wait() == 0, draining.stderr
+            assert draining.lines == ["drained: everybody has everything"]
+        assert server.process.wait() == 0

@@ -279,6 +279,11 @@ class SendQueue:
             )
         return reason
 
+    def lacking(self) -> list[InstanceName]:
+        """Return the configured senders that have not acknowledged the newest row."""
+        position = self.position
+        return [name for name, token in self._acknowledged.items() if token < position]
+
     def acknowledged(self) -> dict[InstanceName, Token]:
         """Return the newest acknowledgement of each configured sender; 0 for none yet."""
         return dict(self._acknowledged)

@@ -6,7 +6,7 @@ come together here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from tcprepl.background import LoopingProcess, looping_background_process
 from tcprepl.errors import CloseReason, LogUnavailable, did_you_mean
+from tcprepl.ids import InstanceName
 from tcprepl.logger import get_logger
 from tcprepl.protocol.commands import InfoCommand
 from tcprepl.protocol.display import counted, printable
@@ -29,6 +30,8 @@ log = get_logger(__name__)
 
 #: How often it is looked who has everything.
 LOOK_S: Final = 0.1
+#: How long the end waits for who has asked how far it is, and is about to ask again.
+ASKS_AGAIN_S: Final = 1.0
 #: How often who asked for a drain on a line is told how far it is.
 TELL_S: Final = 1.0
 #: Why some processes are not drained.
@@ -87,6 +90,8 @@ class DrainState(Struct, frozen=True):
         over: Whether nothing is waited for any more.
         unserved: Connections that were closed at the end of the time without everything.
         to: Where peers were told to go; empty for nowhere.
+        senders: The configured federation senders, here or not, that have not acknowledged
+            everything.
     """
 
     peers: int
@@ -96,20 +101,29 @@ class DrainState(Struct, frozen=True):
     over: bool
     unserved: int
     to: str
+    senders: Sequence[InstanceName] = ()
 
     @property
     def words(self) -> str:
         """How far it is, in words."""
+        lacking = []
         if self.unserved:
             who = f"{counted(self.unserved, 'peer')} {'was' if self.unserved == 1 else 'were'}"
-            return f"drained: {who} closed without everything, as the time was over"
+            lacking.append(f"{who} closed without everything")
+        if self.senders:
+            have = "has" if len(self.senders) == 1 else "have"
+            lacking.append(f"{', '.join(self.senders)} {have} not acknowledged everything")
         if self.over:
+            if lacking:
+                return f"drained: {' and '.join(lacking)}, as the time was over"
             return "drained: everybody has everything"
         words = f"{counted(self.peers, 'peer')} left"
         if self.rows:
             words += f", {self.behind} of them behind by {counted(self.rows, 'row')}"
         elif self.behind:  # for an answer to them, or an acknowledgement
             words += f", {self.behind} of them waited for"
+        if self.senders:
+            words += f", {lacking[-1]}"
         return f"draining: {words}, {self.seconds_left:.0f} s to go"
 
 
@@ -133,14 +147,17 @@ class Shut:
 class Drain:
     """Lets everybody go who has everything, and takes nothing new.
 
-    Invariant: a row that was answered reaches every peer that asked for it, unless the time is
-    over first; who has everything is told where to go, and closed; nobody new is let in.
+    Invariant: a row that was answered reaches every peer that asked for it, and each configured
+    federation sender has said that it is safe with it, unless the time is over first; who has
+    everything is told where to go, and closed; nobody new is let in.
 
     Args:
         server: What is drained.
         flush: Returns what fires once all rows that were taken are on disk, or refused.
         within_s: How long peers have.
         to: Where they are told to go; empty for nowhere.
+        senders: Returns the configured federation senders that have not acknowledged everything:
+            one that is away is not less to be waited for.
 
     Attributes:
         text: Why nothing is taken any more.
@@ -153,16 +170,19 @@ class Drain:
         flush: Callable[[], Deferred[None]],
         within_s: float,
         to: str = "",
+        senders: Callable[[], Sequence[InstanceName]] = lambda: (),
     ) -> None:
         self.text = "the server is being drained" + (f"; go to {printable(to)}" if to else "")
         self.done: Deferred[None] = Deferred()
         self._server = server
         self._to = to
+        self._senders = senders
         self._deadline = server.reactor.seconds() + within_s
         self._flushed = False
         self._over = False
         self._unserved = 0
         self._waiters: list[Deferred[DrainState]] = []
+        self._asked = False
         self._watchers: set[Peer] = set()
         self._told_at = server.reactor.seconds()
         log.info("drain.began", peers=server.connections, within_s=within_s, to=to)
@@ -194,6 +214,7 @@ class Drain:
             over=self._over,
             unserved=self._unserved,
             to=self._to,
+            senders=self._senders(),
         )
 
     def watch(self, peer: Peer) -> None:
@@ -203,6 +224,7 @@ class Drain:
 
     def wait(self, seconds: float) -> Deferred[DrainState]:
         """Return the state when it is over, or after *seconds*."""
+        self._asked = True
         waiter: Deferred[DrainState] = Deferred(self._waiters.remove)
         if self._looping is None:
             waiter.callback(self.state())
@@ -238,7 +260,7 @@ class Drain:
             head = self._server.hub.heads.get((_FEDERATION, self._server.instance))
             if head is not None and acked < head.token:
                 return True
-        return peer.is_behind or peer.unanswered
+        return peer.is_behind or peer.unanswered or peer.name in self._senders()
 
     def _look(self) -> None:
         server = self._server
@@ -254,15 +276,18 @@ class Drain:
                 elif late:
                     self._unserved += 1
                     peer.close(CloseReason.DRAINED, f"{self.text}; not everything was sent in time")
-            self._over = late or not any(map(self._awaited, server.connected()))
+            awaited = any(map(self._awaited, server.connected())) or self._senders()
+            self._over = late or not awaited
         if self._over or now >= self._told_at + TELL_S:
             self._told_at = now
             self._tell()
         if self._over:
-            log.info("drain.over", unserved=self._unserved)
+            log.info("drain.over", unserved=self._unserved, senders=self._senders())
+            about_to_ask = self._asked and not self._waiters
             self.stop()
             # Who waits for the state is answered before the process begins to end.
-            server.reactor.callLater(0, self.done.callback, None)
+            end_in_s = ASKS_AGAIN_S if about_to_ask else 0
+            server.reactor.callLater(end_in_s, self.done.callback, None)
 
     def _tell(self) -> None:
         """Tell those who watch how far it is; the end is their end, too."""

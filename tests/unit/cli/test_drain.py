@@ -57,6 +57,15 @@ def test_somebody_was_left(
     assert f"drained: {words} closed without everything" in told.err
 
 
+def test_a_sender_has_not_acknowledged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what a later release may add does no harm."""
+    answers(monkeypatch, state(0, senders=["fed1"], further=1))
+    assert run(["drain"]) == 1
+    assert "drained: fed1 has not acknowledged everything" in capsys.readouterr().err
+
+
 def test_begun_and_left_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

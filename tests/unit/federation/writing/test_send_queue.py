@@ -184,6 +184,20 @@ def test_a_sender_that_is_named_no_more_holds_nothing(left: tuple[str, ...], hel
     world.queue.close()
 
 
+def test_who_has_not_acknowledged_the_newest_row_is_lacking() -> None:
+    world = World("fed1", "fed2")
+    assert world.queue.lacking() == []  # there is nothing to be had
+    world.send(1)
+    assert world.queue.lacking() == ["fed1", "fed2"]
+    assert world.queue.acknowledge("fed1", 1) is None
+    assert world.queue.lacking() == ["fed2"]
+    assert world.queue.acknowledge("fed2", 1) is None
+    assert world.queue.lacking() == []
+    world.send(2)
+    assert world.queue.lacking() == ["fed1", "fed2"]
+    world.queue.close()
+
+
 def test_an_acknowledgement_of_what_was_never_written_does_nothing(world: World) -> None:
     world.send(1)
     world.send(2)

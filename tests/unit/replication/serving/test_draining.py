@@ -394,3 +394,56 @@ def test_words_of_a_drain() -> None:
     assert state.words == "draining: 1 peer left, 1 of them behind by 1 row, 4 s to go"
     left = structs.replace(state, over=True, unserved=1)
     assert left.words == ("drained: 1 peer was closed without everything, as the time was over")
+    away = structs.replace(state, peers=0, behind=0, rows=0, senders=["fed1"])
+    assert away.words == "draining: 0 peers left, fed1 has not acknowledged everything, 4 s to go"
+    both = structs.replace(left, senders=["fed1", "fed2"])
+    assert both.words == (
+        "drained: 1 peer was closed without everything and fed1, fed2 have not acknowledged "
+        "everything, as the time was over"
+    )
+
+
+def test_a_sender_that_is_away_is_waited_for_as_one_that_is_here(world: World) -> None:
+    """What the others have passed over is in no outbox."""
+    lacking = ["fed1", "fed2"]
+    here = world.call("NAME fed2", "REPLICATE")  # it has not acknowledged anything yet
+    reader = world.call("NAME other", "REPLICATE")
+    drain = Drain(world.server, lambda: succeed(None), 1.0, senders=lambda: list(lacking))
+    look(world, 2)
+    assert reader.over
+    assert not here.over
+    lacking.remove("fed2")
+    look(world, 2)
+    assert here.over
+    assert not drain.done.called
+    assert drain.state().senders == ["fed1"]
+    look(world, 9)
+    assert drain.done.called
+    assert (drain.state().unserved, drain.state().senders) == (0, ["fed1"])
+
+
+def test_who_asks_again_hears_of_the_end(world: World) -> None:
+    """Between two questions the process had ended, and nobody could say how."""
+    lacking = ["fed1"]
+    drain = Drain(world.server, lambda: succeed(None), 9.0, senders=lambda: list(lacking))
+    asked = drain.wait(LOOK_S)
+    look(world, 3)
+    assert not result_of(asked).over
+    lacking.clear()
+    look(world, 2)
+    assert drain.state().over
+    assert not drain.done.called
+    assert result_of(drain.wait(1.0)).over
+    look(world, 10)
+    assert drain.done.called
+
+
+def test_the_last_acknowledgement_ends_it(world: World) -> None:
+    lacking = ["fed1"]
+    drain = Drain(world.server, lambda: succeed(None), 9.0, senders=lambda: list(lacking))
+    look(world, 3)
+    assert not drain.done.called
+    lacking.clear()
+    look(world, 2)
+    assert drain.done.called
+    assert drain.state().words == "drained: everybody has everything"
