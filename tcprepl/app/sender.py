@@ -235,7 +235,12 @@ class FederationWorker:
         private_directory(self._data)
         settings = self.config.federation
         trust, placed = trust_of(settings.ca), placed_servers(settings.resolve)
-        key = load_or_create_signing_key(settings.signing_key or self._data / SIGNING_KEY_FILE)
+        if (named := settings.signing_key) is not None and not named.exists():
+            raise ConfigError(
+                f"{named}: there is no such file; expected the signing key that the homeserver "
+                "publishes: with another one nobody takes what it signs"
+            )
+        key = load_or_create_signing_key(named or self._data / SIGNING_KEY_FILE)
         if self._http:
             await self._open_http()
         given = self.config.server_name if "server_name" in self.config.model_fields_set else None

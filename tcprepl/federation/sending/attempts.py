@@ -193,7 +193,8 @@ class Attempts:
     def _refused(self, destination: Destination, reason: str) -> None:
         """Note that the disk refuses; that is not written down."""
         logger.error("federation.outbox.unavailable", error=reason)
-        self._note_failure(destination, reason, DISK_RETRY_MS)
+        wait_ms = int(DISK_RETRY_MS * self._chance.uniform(1.0, 1.2))
+        destination.backoff.kept_waiting(self._now_ms(), wait_ms, reason)
         self.forget_memory(destination)
         destination.outdate()
 
@@ -412,8 +413,9 @@ class Attempts:
         if not self._ended:
             self._later(self.write_ended)
         self._ended[destination] = transaction
-        if destination.backoff.failures and destination.backoff.cleared():
-            self._writes.persist(destination, self._outbox.set_backoff, name, destination.backoff)
+        backoff = destination.backoff
+        if (backoff.failures or backoff.interval_ms) and backoff.cleared():
+            self._writes.persist(destination, self._outbox.set_backoff, name, backoff)
             logger.info("federation.destination.recovered", destination=name)
         self.sent_transactions += 1
 

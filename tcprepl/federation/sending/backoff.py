@@ -127,14 +127,20 @@ class Backoff:
             wait = min(asked, policy.cap_ms)
         self.interval_ms = wait
 
+    def kept_waiting(self, now_ms: int, wait_ms: int, reason: str) -> None:
+        """Note that it has to wait for a reason of ours, which says nothing of the remote."""
+        self.last_ms = now_ms
+        self.interval_ms = wait_ms
+        self.reason = reason
+        self.refusing = False
+
     def cleared(self) -> bool:
         """Forget every failure; returns whether there was one."""
-        if not self.failures:
-            return False
+        failed = self.failures > 0
         self.failures = self.failure_ms = self.last_ms = self.interval_ms = 0
         self.reason = ""
         self.refusing = False
-        return True
+        return failed
 
     def due_now(self) -> None:
         """Let the next try be at once, without forgetting that there were failures."""

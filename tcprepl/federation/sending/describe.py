@@ -55,6 +55,8 @@ def describe_destination(
         state, why = "sending", "a request is under way"
     elif backoff.failures and edus:
         state, why = "waiting", f"{_times(backoff.failures)} failed: {backoff.reason}"
+    elif backoff.reason and edus:
+        state, why = "waiting", backoff.reason
     elif place is Place.IN_LINE:
         state, why = "in line", "other destinations have their turn first"
     elif quarantined is not None and quarantined.edus == edus:

@@ -153,6 +153,21 @@ def test_a_name_that_is_none_is_told(tmp_path: Path) -> None:
         result(find_server_name(nothing, nothing, tmp_path, "not a name"))
 
 
+def test_a_key_that_is_named_is_not_made(tmp_path: Path) -> None:
+    """Nobody would take what a new one signs, and nothing said so."""
+    reactor: Any = Reactor()
+    made = FederationWorker(
+        reactor,
+        TCP4ClientEndpoint(reactor, "127.0.0.1", 1),
+        tmp_path / "data",
+        build({"federation": {"signing_key": str(tmp_path / "a.key")}}, "t").config,
+        name="fed1",
+    )
+    with pytest.raises(ConfigError, match=r"a\.key: there is no such file; expected the signing"):
+        result(made.start())
+    assert not (tmp_path / "a.key").exists()
+
+
 def test_what_is_reloaded_holds(worker: FederationWorker) -> None:
     """Where servers are, whose certificates and which addresses."""
     resolve = {"resolve": {"y.example": "127.0.0.1:5"}, "allow_private_addresses": True}

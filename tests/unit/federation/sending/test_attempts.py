@@ -605,6 +605,31 @@ def test_the_end_of_a_transaction_is_written_when_the_disk_takes_it_again(world:
     assert [world.remote(name).requests for name in world.names[:3]] == [2] * 3
 
 
+def test_a_disk_that_refuses_says_nothing_of_the_remote(world: World) -> None:
+    """A minute of it counted as a dozen failures, and the next wait was an hour."""
+    name = "remote1.example"
+    remote = world.remote(name)
+    remote.mode = "dead"
+    send(world, name, {"n": 1})
+    until(world, lambda: remote.requests)
+    world.run(1)
+    backoff = world.sender.destinations[name].backoff
+    assert backoff.failures == 1
+    world.refuse_disk = True
+    world.run(60)
+    assert backoff.failures <= 2
+    world.refuse_disk = False
+    before = remote.requests
+    until(world, lambda: remote.requests > before)
+    assert backoff.failures <= 3
+    assert backoff.next_ms - world.sender.now_ms() <= 80_000
+    remote.mode = "ok"
+    world.run(100)
+    assert numbers(remote) == [1]
+    assert world.sender.destinations.get(name) is None or not backoff.reason
+    assert not world.wrong
+
+
 @pytest.mark.parametrize("error", [OutboxUnavailable("full"), ZeroDivisionError("a bug")])
 @pytest.mark.parametrize("which", ["load", "load_transaction", "begin", "take_back", "release"])
 def test_an_attempt_that_the_disk_ends_loses_nothing(

@@ -110,6 +110,17 @@ def test_what_is_new_waits_an_eighth_where_the_remote_answers(
     assert backoff.next_ms == (interval_ms and 1_000 + interval_ms)
 
 
+def test_what_is_no_fault_of_the_remote_is_no_failure() -> None:
+    backoff = Backoff(3, 1_000, 2_000, 60_000, "no answer", refusing=True)
+    backoff.kept_waiting(5_000, 100, "the disk is full")
+    assert (backoff.failures, backoff.failure_ms, backoff.next_ms) == (3, 1_000, 5_100)
+    assert backoff.reason == "the disk is full"
+    assert backoff.cleared()
+    backoff.kept_waiting(5_000, 100, "the disk is full")
+    assert not backoff.cleared()
+    assert backoff == Backoff()
+
+
 def test_the_shortest_policy_there_can_be_waits_a_millisecond() -> None:
     policy = BackoffPolicy(quick_ms=(0,), first_ms=1, factor=1, cap_ms=1)
     assert [policy.wait_ms(failures, middle) for failures in (1, 2, 99)] == [1, 1, 1]
