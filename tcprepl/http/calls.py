@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from tcprepl import limits
 from tcprepl.access import NOTHING
+from tcprepl.errors import did_you_mean
 from tcprepl.http.parameters import Unfit, parameters_of
 from tcprepl.http.request import Request
 from tcprepl.ids import idempotency_key
@@ -183,11 +184,23 @@ class Call:
             raise invalid(name, found, "it once")
         return found[0] if found else None
 
-    def parameters(self, type_: type[T]) -> T:
-        """Return the query parameters that the struct *type_* names; refuse what does not fit."""
+    def parameters(self, type_: type[T], *, closed: bool = False) -> T:
+        """Return the query parameters that the struct *type_* names; refuse what does not fit.
+
+        Others are passed over, or refused if the type is *closed*.
+        """
         given: dict[str, object] = {}
         asked = self.query
-        for parameter in parameters_of(cast("Any", type_)):
+        known = parameters_of(cast("Any", type_))
+        if closed and asked:
+            names = {parameter.name for parameter in known}
+            for name, _ in asked:
+                if name not in names:
+                    near = did_you_mean(name, names)
+                    raise ApiError(
+                        400, "M_INVALID_PARAM", f"unknown parameter {excerpt(name)}{near}"
+                    )
+        for parameter in known:
             text = self.param(parameter.name) if asked else None
             if text is not None:
                 try:

@@ -123,7 +123,7 @@ class Ingest:
         """Publish the rows of the body."""
         stream = call.path_args["stream"]
         check_stream(self._registry, stream)
-        asked = call.parameters(RowsQuery)
+        asked = call.parameters(RowsQuery, closed=True)
         transaction_id = idempotency_key_of(call, "rows", asked.txn_id)
         if asked.instance is not None:
             check_instance(asked.instance)

@@ -201,7 +201,7 @@ class Edus:
 
     async def post_edu(self, call: Call) -> Response:
         """Queue it; the answer comes once it is on disk."""
-        asked = call.parameters(EdusQuery)
+        asked = call.parameters(EdusQuery, closed=True)
         given = call.json(NewEdu)
         if (given.destination is None) == (given.destinations is None):
             raise ApiError(400, "M_BAD_JSON", "expected either destination or destinations")

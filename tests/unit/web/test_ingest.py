@@ -128,6 +128,14 @@ def test_transaction_ids_that_disagree_are_refused(stage: Stage) -> None:
         ("audit", [1], {"instance": "a\x7f"}, 400, "M_INVALID_PARAM", "control characters"),
         ("audit", [1], {"instance": "a\x9b"}, 400, "M_INVALID_PARAM", "control characters"),
         ("audit", [1], {"batch": "yes"}, 400, "M_INVALID_PARAM", "batch is 'yes'"),
+        (
+            "audit",
+            [1],
+            {"txnid": "a"},
+            400,
+            "M_INVALID_PARAM",
+            "unknown parameter 'txnid'; did you mean txn_id?",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(
