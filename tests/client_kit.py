@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from tcprepl import limits, metrics
 from tcprepl.access import ALL, NOTHING, Grant, Tokens
-from tcprepl.errors import ConfigError
+from tcprepl.errors import ConfigError, LogUnavailable
 from tcprepl.protocol.commands import (
     AuthorizedCommand,
     FederationAckCommand,
@@ -25,6 +25,7 @@ from tcprepl.protocol.commands import (
     ReplicateCommand,
 )
 from tcprepl.protocol.dialects import DIALECTS
+from tcprepl.replication.following.delivery import SAVE_AGAIN_S
 from tcprepl.replication.serving.server import ReplicationServer
 from tcprepl.streams.memory import MemoryLog
 from tcprepl.streams.position_store import MemoryPositionStore, SqlitePositionStore
@@ -202,6 +203,32 @@ def test_positions_survive_the_worker(world: World, tmp_path: Path) -> None:
     world.client(positions=again)
     assert [token for _, _, token, _ in world.seen] == [1, 2]
     again.close()
+
+
+class Refusing(MemoryPositionStore):
+    """Refuses a few times."""
+
+    times = 2
+
+    def save(self, positions: Any, incarnation: str | None = None) -> None:
+        """Save, or not."""
+        if self.times:
+            self.times -= 1
+            raise LogUnavailable("database is locked")
+        super().save(positions, incarnation)
+
+
+def test_a_position_that_was_refused_is_saved_though_nothing_comes(world: World) -> None:
+    """It was kept until more rows came, and lost if none did before the worker was killed."""
+    store = Refusing()
+    world.client(positions=store)
+    world.publish("alpha", [1])
+    assert store.load() == {}
+    for _ in range(2):
+        world.network.run(SAVE_AGAIN_S)
+    assert store.load()["alpha", "master"] == 1
+    world.publish("alpha", [2])
+    assert store.load()["alpha", "master"] == 2
 
 
 def test_a_store_that_shares_the_transaction_is_committed_with_each_batch(

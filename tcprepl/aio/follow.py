@@ -42,7 +42,9 @@ class Follower:
         """Stop; the batch in hand counts, unless something was raised.
 
         Raises:
-            Exception: Its position could not be saved: it does not count, and comes again.
+            Exception: Its position could not be saved on the connection that you write with: it
+                does not count, and comes again. (Of a store of its own that is logged, and the rows
+                come again next time.)
         """
         await self.stop(counts=kind is None)
 
@@ -118,7 +120,8 @@ class Follower:
             counts: Whether the batch in hand counts; what was written with it is undone if not.
 
         Raises:
-            Exception: Its position could not be saved, so it does not count.
+            Exception: Its position could not be saved on the caller's connection, so it does not
+                count.
         """
         try:
             if counts:
@@ -150,11 +153,12 @@ def follow(
                 for row in batch.rows:
                     connection.execute("INSERT INTO seen VALUES (?)", (row.room_id,))
 
-    A position that cannot be saved is logged, what was written with it is undone, and its batch
-    comes again a little later. Rows that do not fit their stream are logged, counted and left out.
-    Cuts and restarts of the server are not seen here: `Follower.client` tells of them. While you
-    do not ask for the next batch nothing is read. Without ``async with`` it works, too, but
-    then the batch in hand never counts when the loop is left.
+    A position that cannot be saved is logged. With a store on your connection what was written
+    with it is undone, and its batch comes again a little later; another store is tried again.
+    Rows that do not fit their stream are logged, counted and left out. Cuts and restarts of the
+    server are not seen here: `Follower.client` tells of them. While you do not ask for the next
+    batch nothing is read. Without ``async with`` it works, too, but then the batch in hand
+    never counts when the loop is left.
 
     Args:
         where: Where the server is: ``HOST:PORT``, ``tls:HOST:PORT`` or ``unix:PATH``. Of several,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -50,6 +50,8 @@ from tcprepl.streams.registry import Registry
 
 log = get_logger(__name__)
 
+#: When positions that could not be saved are tried again, if no more rows come.
+SAVE_AGAIN_S: Final = 5.0
 #: Called with (stream, instance, token, rows) for each batch, in order; may be async.
 RowHandler: TypeAlias = Callable[[StreamName, InstanceName, Token, Rows], object]
 #: Called with (stream, instance, tokens, rows as JSON), for batches of one row each; may be async.
@@ -175,6 +177,7 @@ class Delivery:
         self._inbox: deque[object] = deque()
         self._descending = DescendingRows(self._progress)
         self._release_call: IDelayedCall | None = None
+        self._saving: IDelayedCall | None = None
         #: Whether a writer may be at the other end whose rows come in any order.
         self._sorts = False
         self._legacy = False
@@ -253,6 +256,9 @@ class Delivery:
         if self._release_call is not None:
             self._release_call.cancel()
             self._release_call = None
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
         await self._idle()
         self._progress.save()
 
@@ -334,7 +340,16 @@ class Delivery:
                 if waiting is not None and not self._passed(waiting):
                     self._keep((*(() if rest is None else (rest,)), *rests))
                     return
-        self._progress.save()
+        self._save()
+
+    def _save(self) -> None:
+        """Save how far we are; what the disk refuses again after a while, if no more rows come."""
+        if self._saving is not None:
+            if self._saving.active():
+                self._saving.cancel()
+            self._saving = None
+        if not self._progress.save() and self._caller.running:
+            self._saving = self._link.call_later(SAVE_AGAIN_S, self._save)
 
     def _whole(self, run: RunReceived) -> tuple[Deferred[None] | None, MixedReceived | None]:
         """Hand over a run as it is, if the handler has seen nothing of it."""

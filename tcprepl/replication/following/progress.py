@@ -72,10 +72,14 @@ class Progress:
         if token < before:
             self.save()  # what was above is void, wherever it goes from here
 
-    def save(self) -> None:
-        """Save what `advance` noted; what the disk refuses is kept for the next time."""
+    def save(self) -> bool:
+        """Save what `advance` noted; what the disk refuses is kept for the next time.
+
+        Returns:
+            Whether all of it is saved.
+        """
         if not (self._unsaved or self._earlier):
-            return
+            return True
         try:
             while self._earlier:
                 incarnation, positions = self._earlier[0]
@@ -85,8 +89,9 @@ class Progress:
                 self._store.save(dict(self._unsaved), self._incarnation)
         except Exception as error:
             log.error("replication.positions.not_saved", exc_info=error)
-        else:
-            self._unsaved.clear()
+            return False
+        self._unsaved.clear()
+        return True
 
     def places(self, pair: Pair) -> Places:
         """Return in which incarnations of the server's log *pair* was read, newest first."""
