@@ -220,7 +220,7 @@ def command(
 def welcome(worker: FederationWorker) -> str:
     """Return whose EDUs it sends, and where it may be asked how it goes."""
     scheme = "http" if worker.config.http.tls is None else "https"
-    urls = (a if a.startswith("unix:") else f"{scheme}://{a}" for a in worker.http_addresses)
+    urls = [f"{scheme}://{a}" for a in worker.http_addresses if not a.startswith("unix:")]
     asked = "".join(f"Ask how it goes: {url}/_tcprepl/v1/status\n" for url in urls)
     return f'tcprepl sends the EDUs of "{worker.server_name}" as {worker.name}.\n{asked}'
 

@@ -270,7 +270,9 @@ class SendQueue:
         now = self._seconds()
         if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = now
-            logger.warning(
+            # where no sender is named, as at first, each that comes acknowledges in vain
+            say = logger.warning if self._senders else logger.info
+            say(
                 "federation.ack.ignored",
                 sender=name,
                 token=token,

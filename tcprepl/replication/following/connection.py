@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import (
     IAddress,
     IProtocol,
@@ -353,7 +354,11 @@ async def connect(
     attempt = endpoint.connect(_Factory(connection))
     try:
         await attempt.addTimeout(limits.HANDSHAKE_TIMEOUT_S, reactor)
-    except (CancelledError, DeferredTimeout) as error:
+    except (CancelledError, ConnectingCancelledError) as error:
+        raise ConnectionFailed(
+            "given up before there was a connection", reason=CloseReason.CONNECTION_LOST
+        ) from error
+    except DeferredTimeout as error:
         raise ConnectionFailed(
             f"no connection within {limits.HANDSHAKE_TIMEOUT_S:.0f} s",
             reason=CloseReason.HANDSHAKE_TIMEOUT,

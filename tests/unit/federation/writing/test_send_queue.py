@@ -184,6 +184,20 @@ def test_a_sender_that_is_named_no_more_holds_nothing(left: tuple[str, ...], hel
     world.queue.close()
 
 
+@pytest.mark.parametrize(("senders", "level"), [((), "info"), (("fed1",), "warning")])
+def test_an_acknowledgement_in_vain_warns_where_senders_are_named(
+    senders: tuple[str, ...], level: str
+) -> None:
+    """Without any, as the first steps have it, nobody's counts."""
+    world = World(*senders)
+    with structlog.testing.capture_logs() as logs:
+        assert world.queue.acknowledge("other", 0) is not None
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("federation.ack.ignored", level)
+    ]
+    world.queue.close()
+
+
 def test_who_has_not_acknowledged_the_newest_row_is_lacking() -> None:
     world = World("fed1", "fed2")
     assert world.queue.lacking() == []  # there is nothing to be had

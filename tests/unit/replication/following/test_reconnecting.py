@@ -140,6 +140,15 @@ def test_a_stop_waits_for_nothing_but_the_connection() -> None:
         assert not reactor.getDelayedCalls()
 
 
+def test_who_stops_before_there_is_a_connection_has_waited_for_no_time() -> None:
+    """It was told that there had been none within 15 s."""
+    reactor = MemoryReactorClock()
+    service = Service(reactor)
+    service.startService()
+    assert service.stopService().called
+    assert service.last_error == "given up before there was a connection"
+
+
 def test_a_connection_that_is_there_is_closed_by_the_stop() -> None:
     reactor = MemoryReactorClock()
     service = Service(reactor)
