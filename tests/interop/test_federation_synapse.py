@@ -89,4 +89,6 @@ def test_an_edu_that_synapse_sends_reaches_our_stream(
     assert row["type"] == "org.example.test"
     assert row["user_id"] == target
     assert row["content"]["hello"] == "there"
+    # that there is one is told behind it
+    wait_until("word of the message", lambda: rows_of(tail, "to_device") or None)
     assert rows_of(tail, "to_device") == [[target]]
