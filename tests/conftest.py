@@ -59,9 +59,9 @@ pytest_plugins = [
 TESTS = Path(__file__).parent
 
 
-#: Whose tests count for no coverage floor, and so take half the time: what they have in this
-#: process is whole worlds, and the rest of it are processes of their own.
-UNMEASURED = frozenset({"faults", "interop", "simulation", "stateful"})
+#: Whose tests count for no coverage floor, and so take a third of the time: what they have in this
+#: process is whole worlds, or thousands of inputs, and the rest of it are processes of their own.
+UNMEASURED = frozenset({"faults", "interop", "property", "simulation", "stateful"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

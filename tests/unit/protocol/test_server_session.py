@@ -321,6 +321,17 @@ def test_something_else_ends_a_run_and_another_may_begin_behind_it() -> None:
     assert session.data_to_send().startswith(b"ERROR line 14: ")
 
 
+def test_lines_that_are_no_text_are_no_run() -> None:
+    """Each is looked at, and the one that is to blame is told."""
+    session = server(publishing=True)
+    lines = published(range(5)) + b'PUBLISH s #5 ["\xff"]\n' + published(range(6, 9))
+    events = receive(session, lines, 1.0)
+    assert not any(isinstance(event, PublishRun) for event in events)
+    assert commands(events[:-1]) == list(run(range(5)).commands())
+    assert isinstance(events[-1], Closing)
+    assert "line 6" in session.data_to_send().decode()
+
+
 def test_a_run_is_a_sign_of_life() -> None:
     session = server(publishing=True)
     receive(session, b"PING 1\n", 0.0)

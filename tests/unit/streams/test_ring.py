@@ -131,6 +131,19 @@ def test_what_falls_out_is_folded_when_it_is_much(monkeypatch: pytest.MonkeyPatc
     assert _state(compacted) == [(199, typing("!a", "@199"))]
 
 
+def test_a_look_while_much_is_folded_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold goes on a step with each block; who looks has all of it."""
+    monkeypatch.setattr(ring_module, "FOLD_BYTES", 20_000)
+    monkeypatch.setattr(ring_module, "STEP_ROWS", 10)
+    compacted = CompactedRows(Registry().get("typing"))
+    token = 0
+    while compacted._folding is None:
+        token += 1
+        _fold(compacted, token, typing(f"!{token}", "@1"))
+    assert [found for found, _ in _state(compacted)] == list(range(1, token + 1))
+    assert compacted._folding is None
+
+
 def test_no_fold_does_what_there_is_to_do_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of many keys are folded, and room is made, a step with each that comes."""
     monkeypatch.setattr(ring_module, "FOLD_BYTES", 20_000)
