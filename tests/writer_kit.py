@@ -573,6 +573,15 @@ def test_a_row_that_cannot_be_said_concerns_no_other(
     assert desk.rows() == [b"2"]
 
 
+def test_a_batch_of_one_row_has_one(desk: Desk) -> None:
+    """It is said as an array, too."""
+    desk.publish(1, rows=[b"1,2"], batch=True)
+    desk.publish(2, batch=True)
+    desk.network.run(1)
+    assert str(desk.results[1]) == "alpha: refused (row): it is not one value of JSON"
+    assert desk.rows() == [b"2"]
+
+
 def test_a_producer_that_can_be_none_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="'a b' can be no name of a producer"):
         Desk(producer="a b")

@@ -12,7 +12,6 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from tcprepl import metrics
-from tcprepl.access import Guesses
 from tcprepl.app.lifecycle import Lifecycle
 from tcprepl.app.listening import Listeners
 from tcprepl.app.reload import ASKED, ASKING, all_of
@@ -132,7 +131,7 @@ class FederationWorker:
         self._token = token
         self._source = source
         self._http = http
-        self._gate = Gate(())
+        self._gate = Gate((), now=reactor.seconds)
         self._up_since = 0.0
         #: Why nothing is sent; None when it is.
         self._not_ready: Callable[[], str] | None = lambda: "starting"
@@ -307,7 +306,6 @@ class FederationWorker:
             ConfigError: An address is none, or certificates cannot be read.
             CannotListen: An address is taken, or is not ours.
         """
-        self._gate = Gate((), guesses=Guesses(), now=self._reactor.seconds)
         self._admit(self.config)
         services = SenderServices(
             reactor=self._reactor,

@@ -56,10 +56,11 @@ _OF_THE_ROWS: Final = frozenset(
 _BLANKS: Final = b" \t\r"
 
 
-def _fault_in(rows: Sequence[object]) -> tuple[int, str] | None:
+def _fault_in(rows: Sequence[object], *, joined: bool) -> tuple[int, str] | None:
     """Return which of *rows* cannot be said on a line as a row of its own, and why; or None.
 
-    Whether it fits its stream the server knows.
+    Whether it fits its stream the server knows; and whether it is JSON, unless they are *joined*
+    to an array.
     """
     if not rows:
         return 0, "there are none; expected one or more"
@@ -75,7 +76,7 @@ def _fault_in(rows: Sequence[object]) -> tuple[int, str] | None:
                 return number, "it begins with a byte order mark; expected JSON without"
         if not row.strip(_BLANKS):
             return number, "it is empty; expected JSON"
-        if len(rows) > 1 and not is_json(row):  # else it would be joined with the next
+        if joined and not is_json(row):  # it could be more rows than one, or part of one
             return number, "it is not one value of JSON"
     return None
 
@@ -185,11 +186,12 @@ class ReplicationWriter(Reconnecting):
             return fail(self._failure)
         if self.full:
             return fail(LogUnavailable("the writer holds all that it may: wait for when_room()"))
-        if (fault := _fault_in(rows)) is not None:
+        alone = len(rows) == 1 and not batch
+        if (fault := _fault_in(rows, joined=not alone)) is not None:
             number, text = fault
             return fail(PublishRefused(stream, Reason.ROW.value, number, text))
         kind: type[PublishCommand] = PublishBatchCommand if batch else PublishRowsCommand
-        if len(rows) == 1 and not batch:
+        if alone:
             command = PublishCommand(stream, rows[0].strip(_BLANKS), instance)
         else:
             command = kind(stream, b"[%b]" % b",".join(rows), instance)
